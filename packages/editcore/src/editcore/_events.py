@@ -1,0 +1,115 @@
+"""What the lifecycle hooks are told. Frozen: a new field breaks no plugin, and no plugin changes another's view."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from editcore._values import EditBatch, EditRequest, KnownTarget, Proposal
+
+if TYPE_CHECKING:
+    from editcore._ledger import LedgerEntry
+    from editcore.models import LanguageModel
+
+__all__ = [
+    "AfterBatch",
+    "AfterEvaluation",
+    "AfterRun",
+    "BatchAddition",
+    "BeforeApply",
+    "BeforeBatch",
+    "BeforeRun",
+    "Registration",
+    "Verdict",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registration:
+    """Given to registration hooks."""
+
+    editcore_version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BeforeRun:
+    """A session has its model, editor and backend, and edits nothing yet."""
+
+    model: LanguageModel
+    history: Sequence[LedgerEntry]
+    """Batches that are already active, oldest first: empty for a new run, filled when one is resumed."""
+    directory: Path | None
+    """The run directory, or ``None`` for a session in memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BeforeBatch:
+    """A batch of new requests is about to be solved."""
+
+    model: LanguageModel
+    batch: EditBatch
+    """As given by the user; additions of other extensions are not in it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchAddition:
+    """What an extension adds to a batch: requests that were edited before."""
+
+    requests: tuple[EditRequest, ...]
+    weights: tuple[float, ...]
+    """One positive weight per request; see ``EditBatch.weights``."""
+    known: Mapping[str, KnownTarget] = field(default_factory=dict)
+    """By request id: keys and values that need no optimisation."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BeforeApply:
+    """A proposal is ready; nothing has been written."""
+
+    model: LanguageModel
+    batch: EditBatch
+    proposal: Proposal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """An extension's judgement of a proposal."""
+
+    action: Literal["accept", "scale", "reject"]
+    reason: str
+    scale: float = 1.0
+    """For ``scale``: the factor put on every delta, between 0 and 1."""
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AfterBatch:
+    """A batch is applied and, in a run, durable on disk."""
+
+    model: LanguageModel
+    batch: EditBatch
+    proposal: Proposal
+    entry: LedgerEntry
+    seconds: float
+    """Wall time of the whole batch, without evaluation."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AfterEvaluation:
+    """All edits made so far have been measured."""
+
+    phase: str
+    """``before`` or ``after``, or the number of edits at a checkpoint."""
+    num_edits: int
+    scores: Mapping[str, float]
+    """By metric name (``ES``, ``PS``, ``NS``, ``score``, ...), in percent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AfterRun:
+    """All batches are applied and evaluated."""
+
+    directory: Path | None
+    num_edits: int

@@ -1,0 +1,119 @@
+"""Light descriptions of what plugins offer.
+
+A registration hook returns these instead of classes, so that listing plugins imports nothing heavy. ``target`` and
+``hparams`` are ``"module:Class"`` strings, imported when the thing is used for the first time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+__all__ = [
+    "BackendSpec",
+    "Capabilities",
+    "CommandSpec",
+    "ComponentSpec",
+    "DatasetSpec",
+    "EditorSpec",
+    "EvaluatorSpec",
+    "ExecutorSpec",
+    "ExtensionSpec",
+    "ModelFamilySpec",
+    "Spec",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What every announcement has."""
+
+    name: str
+    """The word users type. Lower case, digits and hyphens; unique within its kind."""
+    target: str
+    """``"module:attribute"``, imported on first use."""
+    summary: str = field(kw_only=True)
+    """One sentence for listings."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What an editor can do, so that core never asks for its name."""
+
+    max_batch: int | None = None
+    """Most requests solved together; ``None`` for no limit. A longer batch is split by the session."""
+    uses_weights: bool = False
+    """True if request weights enter the solve."""
+    multi_layer: bool = False
+    """True if one edit may touch several layers."""
+
+
+@dataclass(frozen=True, slots=True)
+class EditorSpec(Spec):
+    """A method that turns requests into weight deltas. ``target`` is an :class:`editcore.Editor`."""
+
+    hparams: str = field(kw_only=True)
+    """``"module:Class"`` of its :class:`editcore.HParams`; that module imports no torch."""
+    capabilities: Capabilities = field(default_factory=Capabilities, kw_only=True)
+    presets: str | None = field(default=None, kw_only=True)
+    """Package whose ``*.toml`` resources are presets, one file per model (``"edit_rome.presets"``)."""
+
+
+@dataclass(frozen=True, slots=True)
+class BackendSpec(Spec):
+    """A way to put deltas into a model. ``target`` is an :class:`editcore.Backend`."""
+
+    hparams: str | None = field(default=None, kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class ExtensionSpec(Spec):
+    """A companion of a run that listens to the lifecycle hooks. ``target`` is called with ``(hparams, context)``."""
+
+    hparams: str | None = field(default=None, kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluatorSpec(Spec):
+    """A measurement of an edited model. ``target`` is an :class:`editcore.Evaluator`."""
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetSpec(Spec):
+    """A source of fact records. ``target`` is called without arguments and returns a sequence of ``FactRecord``."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutorSpec(Spec):
+    """A place where independent trials run. ``target`` is called with its hyperparameters."""
+
+    hparams: str | None = field(default=None, kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFamilySpec(Spec):
+    """Module paths of an architecture whose structure cannot be found by looking.
+
+    ``target`` is unused by most families and may be empty. ``paths`` overrides what detection would find, by the field
+    names of :class:`editcore.ModelLayout` (``blocks``, ``mlp``, ``projection``, ``final_norm``, ``head``).
+    """
+
+    model_types: tuple[str, ...] = field(kw_only=True)
+    """The ``config.model_type`` values it speaks for."""
+    paths: Mapping[str, str] = field(default_factory=dict, kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class CommandSpec(Spec):
+    """A subcommand of ``editctl``. ``target`` is a ``typer.Typer`` application."""
+
+
+@dataclass(frozen=True, slots=True)
+class ComponentSpec(Spec):
+    """A named part of an extension point that a plugin defines itself.
+
+    ``kind`` names the extension point, with the plugin's name in front: ``"replay.strategy"``. The plugin that owns the
+    kind looks its components up with ``Plugins.components(kind)``.
+    """
+
+    kind: str = field(kw_only=True)
