@@ -1,0 +1,38 @@
+"""What editcore itself offers, announced like everybody's plugins."""
+
+from __future__ import annotations
+
+from editcore._hookspecs import hookimpl
+from editcore._specs import BackendSpec, DatasetSpec, EvaluatorSpec
+
+
+@hookimpl
+def editcore_backends() -> list[BackendSpec]:
+    """The backend that writes into the weights."""
+    return [
+        BackendSpec("raw", target="editcore._backends:RawBackend", summary="Adds the change to the weights themselves.")
+    ]
+
+
+@hookimpl
+def editcore_evaluators() -> list[EvaluatorSpec]:
+    """The measurements of CounterFact."""
+    return [
+        EvaluatorSpec(
+            "counterfact",
+            target="editcore.evaluation:CounterFactEvaluator",
+            summary="Efficacy, paraphrase and neighbourhood: does the new object win over the true one?",
+        )
+    ]
+
+
+@hookimpl
+def editcore_datasets() -> list[DatasetSpec]:
+    """The facts that come with editcore."""
+    return [
+        DatasetSpec(
+            "worldfacts",
+            target="editcore.datasets:load_worldfacts",
+            summary="Counterfactual edits of facts that small models know, in the CounterFact schema.",
+        )
+    ]

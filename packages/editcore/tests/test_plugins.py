@@ -1,0 +1,378 @@
+"""Plugins are found, asked one by one, and a bad one harms nobody else."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from editcore._errors import HParamsError, PluginError, UnknownNameError
+from editcore._events import AfterEvaluation, BatchAddition, BeforeApply, Verdict
+from editcore._hookspecs import RegistrationHooks, hookimpl
+from editcore._plugins import REGISTRATION_HOOKS, PluginInfo, Plugins, lifecycle, resolve
+
+Install = Callable[..., None]
+Load = Callable[..., Plugins]
+
+IMPORTS = """
+from editcore import BackendSpec, CommandSpec, ComponentSpec, EditorSpec, hookimpl
+
+def editor(name):
+    return EditorSpec(name, target=f"{__name__}:Editor", hparams=f"{__name__}:HParams", summary="A method.")
+
+"""
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder on the path, into which distributions are installed."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def install(site: Path) -> Install:
+    """Installs a distribution with one entry point and a module of the given source."""
+
+    def _install(entry: str, body: str, *, distribution: str | None = None) -> None:
+        distribution = distribution or f"edit-{entry}"
+        module = distribution.replace("-", "_")
+        (site / f"{module}.py").write_text(IMPORTS + textwrap.dedent(body), encoding="utf-8")
+        info = site / f"{module}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n", encoding="utf-8")
+        (info / "entry_points.txt").write_text(f"[editcore]\n{entry} = {module}\n", encoding="utf-8")
+
+    return _install
+
+
+@pytest.fixture
+def load(site: Path) -> Load:
+    """Loads the plugins of ``site`` alone, through real distribution metadata."""
+
+    def _load(**options: Any) -> Plugins:
+        found = importlib.metadata.distributions(path=[str(site)])
+        entries = [entry for distribution in found for entry in distribution.entry_points]
+        return Plugins.load(entry_points=entries, **options)
+
+    return _load
+
+
+def announces(name: str) -> str:
+    return f"@hookimpl\ndef editcore_editors(event): return [editor({name!r})]\n"
+
+
+def info(plugins: Plugins, name: str) -> PluginInfo:
+    return next(row for row in plugins.listing() if row.name == name)
+
+
+def test_builtin_plugin_is_installed_and_active() -> None:
+    plugins = Plugins.load()
+    assert info(plugins, "builtin").status == "active"
+    assert plugins.backend("raw").target == "editcore._backends:RawBackend"
+    assert "counterfact" in plugins.evaluators()
+    assert "worldfacts" in plugins.datasets()
+
+
+def test_the_facade_knows_every_registration_hook() -> None:
+    specified = {name for name in vars(RegistrationHooks) if name.startswith("editcore_")}
+    assert set(REGISTRATION_HOOKS) == specified
+
+
+def test_announced_specs_are_found_by_name(install: Install, load: Load) -> None:
+    install("rome", announces("rome"))
+    plugins = load()
+    assert list(plugins.editors()) == ["rome"]
+    assert plugins.editor("rome").target == "edit_rome:Editor"
+    assert info(plugins, "rome") == PluginInfo(
+        name="rome",
+        distribution="edit-rome",
+        version="1.0",
+        status="active",
+        reason="",
+        offers={"editcore_editors": ("rome",)},
+    )
+
+
+def test_an_implementation_may_leave_the_event_out(install: Install, load: Load) -> None:
+    install("rome", announces("rome").replace("(event)", "()"))
+    assert list(load().editors()) == ["rome"]
+
+
+def test_each_hook_is_called_once_and_only_when_its_kind_is_asked_for(install: Install, load: Load) -> None:
+    install(
+        "rome",
+        """
+        calls = []
+
+        @hookimpl
+        def editcore_editors():
+            calls.append("editors")
+            return [editor("rome")]
+
+        @hookimpl
+        def editcore_backends():
+            calls.append("backends")
+            return []
+        """,
+    )
+    plugins = load()
+    calls = sys.modules["edit_rome"].calls
+    assert calls == []
+    plugins.editor("rome")
+    plugins.editors()
+    plugins.editor("rome")
+    assert calls == ["editors"]
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("import nowhere_to_be_found", "ModuleNotFoundError: No module named 'nowhere_to_be_found'"),
+        ("raise ImportError", "ImportError"),
+        ("@hookimpl\ndef editcore_editors(): 1 / 0", "editcore_editors: ZeroDivisionError: division by zero"),
+        (
+            "@hookimpl\ndef editcore_editors(): return 'rome'",
+            "editcore_editors: returned a str, not a list of EditorSpec",
+        ),
+        ("@hookimpl\ndef editcore_editors(): return 7", "editcore_editors: returned an int, not a list of EditorSpec"),
+        (
+            "@hookimpl\ndef editcore_editors(): return [{'name': 'x'}]",
+            "editcore_editors: returned a list with a dict, not of EditorSpec",
+        ),
+        (
+            "@hookimpl\ndef editcore_editors(): return [editor('R-ROME')]",
+            "editcore_editors: the name 'R-ROME' is not made of lower-case letters, digits and hyphens",
+        ),
+        (
+            "@hookimpl\ndef editcore_components():\n"
+            "    return [ComponentSpec('a', target='m:a', kind='A b', summary='.')]",
+            "editcore_components: the kind 'A b' is not made of lower-case letters, digits, hyphens and dots",
+        ),
+        ("@hookimpl\ndef editcore_editorz(): return []", "unknown hook 'editcore_editorz'"),
+    ],
+)
+def test_a_broken_plugin_is_listed_with_its_reason_and_harms_no_other(
+    install: Install, load: Load, body: str, reason: str
+) -> None:
+    install("bad", body)
+    install("good", announces("good"))
+    plugins = load()
+    row = info(plugins, "bad")
+    assert (row.status, row.reason) == ("broken", reason)
+    assert row.offers == {}
+    assert list(plugins.editors()) == ["good"]
+
+
+def test_a_hook_with_an_unknown_argument_is_broken(install: Install, load: Load) -> None:
+    install("bad", "@hookimpl\ndef editcore_editors(event, model): return []")
+    row = info(load(), "bad")
+    assert row.status == "broken"
+    assert "{'model'} are declared in the hookimpl but can not be found in the hookspec" in row.reason
+    assert "\n" not in row.reason
+
+
+def test_one_broken_hook_leaves_the_plugins_other_offers(install: Install, load: Load) -> None:
+    install("half", announces("half") + "@hookimpl\ndef editcore_backends(): raise KeyError('x')\n")
+    plugins = load()
+    assert list(plugins.editors()) == ["half"]
+    assert list(plugins.backends()) == []
+    row = info(plugins, "half")
+    assert (row.status, row.offers) == ("broken", {"editcore_editors": ("half",)})
+
+
+def test_asking_for_a_broken_plugin_says_why(install: Install, load: Load) -> None:
+    install("lora", "import peft_that_is_not_here")
+    with pytest.raises(UnknownNameError) as caught:
+        load().backend("lora")
+    assert str(caught.value) == (
+        "Unknown backend 'lora'. Available: none. The plugin 'lora' (edit-lora 1.0) is installed but broken: "
+        "ModuleNotFoundError: No module named 'peft_that_is_not_here'."
+    )
+
+
+@pytest.mark.parametrize("how", ["argument", "environment"])
+def test_a_blocked_plugin_is_not_imported(
+    install: Install, load: Load, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    install("replay", announces("replay"))
+    install("rome", announces("rome"))
+    if how == "argument":
+        plugins = load(disabled=["replay", "lora"])
+    else:
+        monkeypatch.setenv("EDITCORE_DISABLE_PLUGINS", "lora, replay")
+        plugins = load()
+    assert list(plugins.editors()) == ["rome"]
+    assert "edit_replay" not in sys.modules
+    assert "edit_rome" in sys.modules
+    row = info(plugins, "replay")
+    assert (row.status, row.reason) == ("blocked", "named in EDITCORE_DISABLE_PLUGINS")
+    with pytest.raises(UnknownNameError, match="installed but blocked: named in EDITCORE_DISABLE_PLUGINS"):
+        plugins.editor("replay")
+
+
+def test_two_plugins_with_one_name_are_refused_naming_both_when_asked_for(install: Install, load: Load) -> None:
+    install("rome", announces("rome"))
+    install("rome-fork", announces("rome"), distribution="my-rome")
+    plugins = load()
+    with pytest.raises(PluginError) as caught:
+        plugins.editor("rome")
+    assert "Two plugins offer the editor 'rome': 'rome' of edit-rome 1.0 and 'rome-fork' of my-rome 1.0." in str(
+        caught.value
+    )
+    assert list(plugins.backends()) == []
+    assert [row.status for row in plugins.listing()] == ["active", "active"]
+
+
+def test_unknown_editor_names_what_is_installed_and_the_way_out(install: Install, load: Load) -> None:
+    install("memit", announces("memit"))
+    install("rome", announces("rome"))
+    with pytest.raises(UnknownNameError) as caught:
+        load().editor("memitt")
+    assert str(caught.value) == (
+        "Unknown editor 'memitt'. Available: memit, rome. Did you mean 'memit'? "
+        "(A missing method is usually a missing package: pip install edit-memit)"
+    )
+    with pytest.raises(UnknownNameError, match=r"pip install edit-alphaedit\)"):
+        load().editor("alphaedit")
+
+
+def test_a_name_of_another_kind_is_recognised(install: Install, load: Load) -> None:
+    install("rome", announces("rome"))
+    with pytest.raises(UnknownNameError, match=r"\('rome' is the name of an editor\.\)"):
+        load().backend("rome")
+
+
+def test_components_are_unique_within_their_kind(install: Install, load: Load) -> None:
+    install(
+        "parts",
+        """
+        @hookimpl
+        def editcore_components():
+            return [
+                ComponentSpec("random", target="m:a", kind="replay.strategy", summary="."),
+                ComponentSpec("recent", target="m:b", kind="replay.strategy", summary="."),
+                ComponentSpec("random", target="m:c", kind="other.thing", summary="."),
+            ]
+        """,
+    )
+    plugins = load()
+    assert list(plugins.components("replay.strategy")) == ["random", "recent"]
+    assert plugins.component("other.thing", "random").target == "m:c"
+    assert dict(plugins.components("no.such")) == {}
+    with pytest.raises(UnknownNameError, match=r"Unknown replay\.strategy 'randon'\. .*Did you mean 'random'\?"):
+        plugins.component("replay.strategy", "randon")
+
+
+def test_a_registry_cannot_be_changed(install: Install, load: Load) -> None:
+    install("rome", announces("rome"))
+    with pytest.raises(TypeError):
+        load().editors()["x"] = None  # type: ignore[index]
+
+
+def test_resolve_imports_on_demand() -> None:
+    assert resolve("editcore._plugins:Plugins") is Plugins
+    assert resolve("editcore._plugins:Plugins.load") == Plugins.load
+
+
+@pytest.mark.parametrize(
+    ("target", "sentence"),
+    [
+        ("nowhere", "The target 'nowhere' of a plugin is not of the form 'module:attribute'."),
+        ("nowhere:X", "Cannot load 'nowhere:X': ModuleNotFoundError: No module named 'nowhere'."),
+        ("json:X", "Cannot load 'json:X': AttributeError: module 'json' has no attribute 'X'."),
+    ],
+)
+def test_a_target_that_cannot_be_loaded_is_one_sentence(target: str, sentence: str) -> None:
+    with pytest.raises(PluginError) as caught:
+        resolve(target)
+    assert str(caught.value) == sentence
+
+
+class Extension:
+    """Writes down what it is told, and answers what it is given."""
+
+    def __init__(self, log: list[str], name: str, answer: Any = None) -> None:
+        self.log, self.name, self.answer = log, name, answer
+
+    @hookimpl
+    def editcore_before_batch(self, event: Any) -> Any:
+        self.log.append(self.name)
+        return self.answer
+
+    @hookimpl
+    def editcore_before_apply(self) -> Any:
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+    @hookimpl
+    def editcore_after_evaluation(self, event: AfterEvaluation) -> None:
+        self.log.append(f"{self.name} {event.phase}")
+
+
+class Bystander:
+    """Implements nothing."""
+
+
+def test_extensions_are_told_last_given_first() -> None:
+    log: list[str] = []
+    run = lifecycle({"a": Extension(log, "a"), "none": Bystander(), "b": Extension(log, "b")})
+    run.after_evaluation(AfterEvaluation(phase="after", num_edits=1, scores={}))
+    assert log == ["b after", "a after"]
+    run.before_run(object())  # type: ignore[arg-type]  # nobody listens
+
+
+def test_answers_come_with_the_extensions_name_and_none_is_left_out() -> None:
+    addition = BatchAddition(requests=(), weights=())
+    run = lifecycle({"a": Extension([], "a", addition), "b": Extension([], "b"), "c": Extension([], "c", addition)})
+    assert run.before_batch(object()) == [("c", addition), ("a", addition)]  # type: ignore[arg-type]
+    verdict = Verdict(action="accept", reason="fine")
+    judged = lifecycle({"trust": Extension([], "trust", verdict)})
+    assert judged.before_apply(object()) == [("trust", verdict)]  # type: ignore[arg-type]
+
+
+def test_an_answer_of_the_wrong_type_names_the_extension() -> None:
+    run = lifecycle({"replay": Extension([], "replay", ["facts"])})
+    with pytest.raises(PluginError) as caught:
+        run.before_batch(object())  # type: ignore[arg-type]
+    assert str(caught.value) == (
+        "The plugin 'replay' returned a list from editcore_before_batch, which takes BatchAddition or None."
+    )
+
+
+def test_an_extensions_exception_names_it_and_keeps_its_cause(caplog: pytest.LogCaptureFixture) -> None:
+    cause = RuntimeError("out of coffee")
+    run = lifecycle({"trust": Extension([], "trust", cause)})
+    event: BeforeApply = object()  # type: ignore[assignment]
+    with caplog.at_level(logging.DEBUG, logger="editcore"), pytest.raises(PluginError) as caught:
+        run.before_apply(event)
+    assert str(caught.value) == "The plugin 'trust' failed in editcore_before_apply: RuntimeError: out of coffee."
+    assert caught.value.__cause__ is cause
+    assert "Traceback" in caplog.text
+
+
+def test_an_extensions_own_sentence_passes_unchanged() -> None:
+    sentence = HParamsError("replay: ratio = 7 is out of range.")
+    run = lifecycle({"replay": Extension([], "replay", sentence)})
+    with pytest.raises(HParamsError) as caught:
+        run.before_apply(object())  # type: ignore[arg-type]
+    assert caught.value is sentence
+
+
+def test_an_extension_with_an_unknown_hook_is_refused_by_name() -> None:
+    class Misspelt:
+        @hookimpl
+        def editcore_after_bach(self, event: object) -> None: ...
+
+    with pytest.raises(PluginError) as caught:
+        lifecycle({"late": Misspelt()})
+    assert str(caught.value) == "The plugin 'late' does not fit the hooks: unknown hook 'editcore_after_bach'."
