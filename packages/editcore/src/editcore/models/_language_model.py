@@ -5,9 +5,11 @@ Shapes: ``rows`` texts, ``seq`` their padded length, ``vocab`` the width of the 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 from editcore._errors import HParamsError, ModelError, UnknownNameError
 from editcore._forward import cache_argument
 from editcore._progress import Progress, silent
-from editcore.models._catalogue import CATALOGUE, pull
+from editcore.models._catalogue import CATALOGUE, pull, quiet_transformers
 from editcore.models._layout import ModelLayout, check_layout, detect_layout
 
 if TYPE_CHECKING:
@@ -399,7 +401,8 @@ def _load_weights(source: str, name: str, dtype: torch.dtype, trust_remote_code:
 
 def _from_pretrained(load: Any, source: str, name: str, what: str, **arguments: Any) -> Any:
     try:
-        return load(source, **arguments)
+        with contextlib.nullcontext() if sys.stderr.isatty() else quiet_transformers():
+            return load(source, **arguments)
     except MemoryError as error:
         raise ModelError(f"There is not enough memory to load '{name}'.") from error
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, TypeError, AttributeError) as error:

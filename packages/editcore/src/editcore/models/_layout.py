@@ -507,8 +507,7 @@ def _probe_block(block: nn.Module, call: _Call, projection: str) -> _Parts:
     part, total, without = (_rows(tensor).double() for tensor in (part, total, without))
     difference = total - without
     scale = float((difference * part).sum() / part.square().sum().clamp_min(1e-300))
-    if abs(scale - 1.0) < 4 * tolerance:
-        scale = 1.0
+    scale = 1.0 if abs(scale - 1.0) < 4 * tolerance else float(f"{scale:.6g}")
     deviation = (difference - scale * part).abs().max()
     size = torch.stack([total.abs().max(), without.abs().max(), (scale * part).abs().max()]).max()
     return _Parts(norm, scale, float(deviation / size.clamp_min(1e-300)), dtype)
