@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from editcore.models._catalogue import CATALOGUE, DEFAULT_MODEL, CatalogueEntry, Wheel, local_path, pull
     from editcore.models._language_model import Encoded, LanguageModel
-    from editcore.models._layout import ModelLayout, check_layout, detect_layout
+    from editcore.models._layout import CHECKS, ModelLayout, check_layout, detect_layout
 
 __all__ = [
     "CATALOGUE",
+    "CHECKS",
     "DEFAULT_MODEL",
     "CatalogueEntry",
     "Encoded",
@@ -30,7 +31,7 @@ __all__ = [
 _HOMES = {
     "_catalogue": ("CATALOGUE", "DEFAULT_MODEL", "CatalogueEntry", "Wheel", "local_path", "pull"),
     "_language_model": ("Encoded", "LanguageModel"),
-    "_layout": ("ModelLayout", "check_layout", "detect_layout"),
+    "_layout": ("CHECKS", "ModelLayout", "check_layout", "detect_layout"),
 }
 
 

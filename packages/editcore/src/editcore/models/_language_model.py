@@ -6,10 +6,14 @@ Shapes: ``rows`` texts, ``seq`` their padded length, ``vocab`` the width of the 
 from __future__ import annotations
 
 import contextlib
+import difflib
 import hashlib
 import inspect
 import json
+import socket
 import sys
+import urllib.parse
+import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -400,19 +404,37 @@ def _load_weights(source: str, name: str, dtype: torch.dtype, trust_remote_code:
 
 
 def _from_pretrained(load: Any, source: str, name: str, what: str, **arguments: Any) -> Any:
+    from_hub = not Path(source).is_dir()
+    if from_hub and not _hub_may_answer():
+        arguments["local_files_only"] = True  # what is in the hub's own cache; asking would only retry for a minute
     try:
         with contextlib.nullcontext() if sys.stderr.isatty() else quiet_transformers():
             return load(source, **arguments)
     except MemoryError as error:
         raise ModelError(f"There is not enough memory to load '{name}'.") from error
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, TypeError, AttributeError) as error:
-        if Path(source).is_dir():
+        if not from_hub:
             raise ModelError(f"The {what} in '{name}' cannot be loaded: {_one_line(error)}") from error
-        known = ", ".join(sorted(CATALOGUE))
+        near = difflib.get_close_matches(name, CATALOGUE, n=1)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
         raise ModelError(
-            f"The {what} '{name}' cannot be loaded: it is no folder, no catalogue name ({known}), and the model hub "
-            f"does not answer with it (unknown id, or no network). transformers says: {_one_line(error)}"
+            f"The model '{name}' cannot be loaded: it is no folder and no catalogue name "
+            f"({', '.join(sorted(CATALOGUE))}), and the model hub did not give it (unknown id, or no network).{hint} "
+            f"transformers says: {_one_line(error)}"
         ) from error
+
+
+def _hub_may_answer() -> bool:
+    """False if the hub's address does not resolve and no proxy could resolve it."""
+    from huggingface_hub import constants
+
+    if urllib.request.getproxies():
+        return True
+    try:
+        socket.getaddrinfo(urllib.parse.urlsplit(constants.ENDPOINT).hostname, None)
+    except OSError:
+        return False
+    return True
 
 
 def _prepare_tokenizer(tokenizer: Any, hf: Any, name: str) -> None:

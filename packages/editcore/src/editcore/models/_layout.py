@@ -29,9 +29,17 @@ from transformers.pytorch_utils import Conv1D
 
 from editcore._errors import ModelError
 
-__all__ = ["ModelLayout", "check_layout", "detect_layout", "override_names"]
+__all__ = ["CHECKS", "ModelLayout", "check_layout", "detect_layout", "override_names"]
 
 logger = logging.getLogger(__name__)
+
+CHECKS = (
+    "weight times input is output, in every block",
+    "the projection reads one token and nothing reads it",
+    "the parts of every block add up to its output",
+    "final norm and head give the logits, or their ranking",
+)
+"""What :func:`check_layout` makes sure of."""
 
 _PROBE_TOKENS = 6
 _PROBE_SEED = 20240501
