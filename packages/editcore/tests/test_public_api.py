@@ -55,6 +55,7 @@ PUBLIC = [
     "RequestError",
     "RunError",
     "StatisticsError",
+    "StorageError",
     "SubjectNotFoundError",
     "UnknownNameError",
     "Verdict",

@@ -19,6 +19,7 @@ from editcore._errors import (
     RequestError,
     RunError,
     StatisticsError,
+    StorageError,
     SubjectNotFoundError,
     UnknownNameError,
 )
@@ -112,6 +113,7 @@ __all__ = [
     "RequestError",
     "RunError",
     "StatisticsError",
+    "StorageError",
     "SubjectNotFoundError",
     "UnknownNameError",
     "Verdict",

@@ -62,5 +62,9 @@ class NumericalError(EditcoreError):
     """A solve met a singular system, NaN or Inf; nothing was applied."""
 
 
+class StorageError(EditcoreError):
+    """A file cannot be written: the disk is full, the folder is read-only, ...; what was there is as it was."""
+
+
 class RunError(EditcoreError):
     """A run directory is in the way, unreadable or incomplete."""

@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from editcore._values import EditBatch, EditRequest, KnownTarget, Proposal
-
 if TYPE_CHECKING:
     from editcore._ledger import LedgerEntry
+    from editcore._values import EditBatch, EditRequest, KnownTarget, Proposal
     from editcore.models import LanguageModel
 
 __all__ = [

@@ -1,0 +1,22 @@
+"""Hyperparameters of EMMET; imports no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from editcore.hparams import LocateThenEditHParams
+from pydantic import Field
+
+__all__ = ["EmmetHParams"]
+
+
+class EmmetHParams(LocateThenEditHParams):
+    """EMMET (arXiv 2403.14236). The fields it shares with other methods keep their meaning."""
+
+    emmet_lambda: Annotated[float, Field(ge=0)] = 0.0
+    """λ on the diagonal of the edit system. 0 is the paper's equality constraint (eq. 13): every fact gets all of its
+    residual, and request weights have no effect. Above 0 the solve is the weighted ridge form D + λ·diag(1/w), MEMIT
+    with weight λ·w. The reference code uses 0.1 for batches and 0 for single edits; here λ means the same for every
+    size."""
+    calculate_objective_value: bool = False
+    """Put the objective's three distances (preservation, new edits, old edits) into the diagnostics of each batch."""

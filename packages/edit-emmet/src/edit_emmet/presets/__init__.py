@@ -1,0 +1,1 @@
+"""Measured hyperparameters, one file per model."""

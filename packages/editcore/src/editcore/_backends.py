@@ -1,0 +1,60 @@
+"""The built-in backend: deltas written into the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from editcore._values import FactoredDelta
+from editcore.tracing import add_delta
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from editcore.models import LanguageModel
+
+__all__ = ["RawBackend"]
+
+
+class RawBackend:
+    """Writes ``base + Σ left @ right`` into each touched weight, summed in float64 and rounded once.
+
+    The base weight of every touched module is kept, and the sum always runs from it over the active deltas in their
+    order. A weight therefore depends on the active deltas alone, not on how they came to be active: leaving one out
+    and summing again gives the bits of a run that never had it.
+    """
+
+    def __init__(self) -> None:
+        self._model: LanguageModel | None = None
+        self._base: dict[str, Tensor] = {}
+        self._active: list[Mapping[str, FactoredDelta]] = []
+
+    def open(self, model: LanguageModel) -> None:
+        """Take charge of a model that no delta has touched."""
+        self._model, self._base, self._active = model, {}, []
+
+    def apply(self, deltas: Mapping[str, FactoredDelta]) -> None:
+        """Add one batch's deltas behind those already active."""
+        self._active.append(deltas)
+        self._write(deltas)
+
+    def rebuild(self, active: Sequence[Mapping[str, FactoredDelta]]) -> None:
+        """Make exactly ``active``, in this order, the model's state."""
+        self._active = list(active)
+        self._write({*self._base, *(name for deltas in active for name in deltas)})
+
+    def _write(self, names: Mapping[str, FactoredDelta] | set[str]) -> None:
+        if self._model is None:
+            raise RuntimeError("RawBackend.open was not called")
+        for name in sorted(names):
+            weight = self._model.weight(name)
+            if name not in self._base:
+                self._base[name] = weight.detach().clone()
+            mine = [deltas[name] for deltas in self._active if name in deltas]
+            if mine:
+                add_delta(self._model, name, mine, base=self._base[name])
+            else:
+                with torch.no_grad():
+                    weight.copy_(self._base[name])

@@ -1,0 +1,98 @@
+"""What a plugin's classes must look like. Torch appears in annotations only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from editcore._hparams import HParams
+from editcore._progress import Progress, silent
+from editcore._values import EditBatch, FactoredDelta, FactRecord, Proposal
+
+if TYPE_CHECKING:
+    from editcore._plugins import Plugins
+    from editcore.evaluation import PromptScore
+    from editcore.models import LanguageModel
+    from editcore.statistics import StatisticsStore
+
+__all__ = ["Backend", "EditContext", "Editor", "Evaluator", "ExtensionContext"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EditContext:
+    """What an editor may use besides the model: one object per session."""
+
+    statistics: StatisticsStore
+    """Second moments of the unedited model, computed or read from the cache when first asked for."""
+    seed: int = 0
+    """Seed of everything random in the edit."""
+    progress: Progress = silent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExtensionContext:
+    """What an extension may use: given to its constructor with its hyperparameters."""
+
+    plugins: Plugins
+    """For named components (``plugins.components("replay.strategy")``)."""
+    seed: int = 0
+    progress: Progress = silent
+
+
+@runtime_checkable
+class Editor(Protocol):
+    """Turns requests into weight deltas. Never leaves the model it is given changed.
+
+    A class that implements it is constructed with its hyperparameters: ``MyEditor(hparams)``.
+    """
+
+    hparams: HParams
+
+    def prepare(self, model: LanguageModel, context: EditContext) -> Mapping[str, Any]:
+        """Look at the unedited model once, before the first batch: fetch second moments, sample context templates.
+
+        Returns:
+            What the run should record to be reproducible (``context_templates``, corpus), JSON-able.
+        """
+        ...
+
+    def propose(self, model: LanguageModel, batch: EditBatch, context: EditContext) -> Proposal:
+        """Solve one batch on the model as it is now (earlier batches applied).
+
+        Raises:
+            EditcoreError: a subject is not found, a system is singular, a value is not finite.
+        """
+        ...
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """Puts deltas into a model and takes them out again, to the bit.
+
+    The state of the model is a function of the base weights and the sequence of active deltas: ``rebuild(s)`` after any
+    history gives the same bits as a fresh ``open`` followed by ``apply`` of each element of ``s``.
+    """
+
+    def open(self, model: LanguageModel) -> None:
+        """Take charge of a model that no delta has touched."""
+        ...
+
+    def apply(self, deltas: Mapping[str, FactoredDelta]) -> None:
+        """Add one batch's deltas behind those already active."""
+        ...
+
+    def rebuild(self, active: Sequence[Mapping[str, FactoredDelta]]) -> None:
+        """Make exactly ``active``, in this order, the model's state. ``rebuild([])`` restores the base weights."""
+        ...
+
+
+@runtime_checkable
+class Evaluator(Protocol):
+    """Measures a model on fact records; never changes it."""
+
+    def evaluate(
+        self, model: LanguageModel, records: Sequence[FactRecord], *, progress: Progress = silent
+    ) -> list[PromptScore]:
+        """One score per record and prompt."""
+        ...

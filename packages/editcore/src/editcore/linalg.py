@@ -1,0 +1,167 @@
+"""The algebra of locate-then-edit methods: one constrained or ridge-regularised least-squares update.
+
+Shapes: ``n`` edits, ``m = d_in`` the width of the edited projection's input, ``d = d_out`` of its output. Keys are
+columns in the papers and rows here: ``keys [n, m]``, ``residuals [n, d]``. Every solve runs in float64 on the keys'
+device.
+
+The update is the one of EMMET (arXiv 2403.14236, eq. 13) and, by the identity
+
+    (KᵀC⁻¹K + Λ)⁻¹KᵀC⁻¹ = Λ⁻¹Kᵀ(K Λ⁻¹ Kᵀ + C)⁻¹ ,        Λ = λ·diag(1/w)
+
+also MEMIT's (arXiv 2210.07229, eq. 14): λ = 0 makes every edit an equality constraint, λ > 0 a weighted ridge term.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from editcore._errors import NumericalError
+from editcore._values import FactoredDelta
+
+__all__ = ["Metric", "Update", "solve_update"]
+
+_RANK_TOLERANCE = 1e-10
+"""Directions of the constraint system below this share of the largest are treated as dependent."""
+
+
+class Metric:
+    """A symmetric positive definite ``C' [m, m]`` that prices a change, with its Cholesky factor computed once.
+
+    The cost of a change Δ is tr(Δ C' Δᵀ), which for C' = E[k kᵀ] is the mean squared change of the projection's output
+    over the text behind C.
+    """
+
+    def __init__(self, matrix: Tensor) -> None:
+        self.matrix = matrix.double()
+
+    @classmethod
+    def from_second_moment(cls, moment: Tensor, *, weight: float = 1.0, ridge: float = 0.0) -> Metric:
+        """``C' = weight · C + ridge · I`` (``mom2_update_weight`` and ``update_norm_lambda``)."""
+        matrix = weight * moment.double()
+        if ridge:
+            matrix = matrix + ridge * torch.eye(len(moment), dtype=matrix.dtype, device=matrix.device)
+        return cls(matrix)
+
+    @cached_property
+    def _factor(self) -> tuple[Tensor, float]:
+        """``(L, jitter)`` with ``L Lᵀ = C' + jitter · I``.
+
+        Jitter is zero unless C' is numerically singular, which it is when it comes from fewer tokens than ``m`` or a
+        unit never fires. It then grows from 1e-10 of the mean diagonal, tenfold, until the factorisation exists.
+        """
+        scale = float(self.matrix.diagonal().mean())
+        if not scale > 0:
+            raise NumericalError("The second moment is zero or not finite; compute it anew from more text.")
+        identity = torch.eye(len(self.matrix), dtype=self.matrix.dtype, device=self.matrix.device)
+        jitter = 0.0
+        for exponent in range(-10, 1):
+            factor, info = torch.linalg.cholesky_ex(self.matrix + jitter * identity)
+            if int(info) == 0:
+                return factor, jitter
+            jitter = scale * 10.0**exponent
+        raise NumericalError("The second moment has no Cholesky factor; compute it anew from more text.")
+
+    @property
+    def jitter(self) -> float:
+        """What was added to the diagonal to make the factorisation exist; 0 for a well-posed C'."""
+        return self._factor[1]
+
+    def inverse_times(self, columns: Tensor) -> Tensor:
+        """``C'⁻¹ X`` for ``X [m, n]``, by two triangular solves."""
+        return torch.cholesky_solve(columns.double(), self._factor[0])
+
+    def cost(self, delta: FactoredDelta) -> float:
+        """tr(Δ C' Δᵀ) from the factors alone."""
+        right = delta.right.double()
+        gram_left = delta.left.double().T @ delta.left.double()  # [rank, rank]
+        return float((gram_left * (right @ self.matrix @ right.T)).sum().clamp_min(0.0))
+
+    def condition(self) -> float:
+        """Ratio of the largest to the smallest squared diagonal entry of the Cholesky factor: a lower bound of
+        cond(C')."""
+        diagonal = self._factor[0].diagonal()
+        return float((diagonal.max() / diagonal.min()) ** 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """One solved layer."""
+
+    delta: FactoredDelta
+    """``left [d, n]`` = Rᵀ-side, ``right [n, m]`` = (KᵀC'⁻¹K + Λ)⁻¹KᵀC'⁻¹."""
+    energies: Tensor
+    """q = kᵀC'⁻¹k of each edit, ``[n]``."""
+    fractions: Tensor
+    """Share of its residual that each edit gets, ``⟨Δk, r⟩ / ⟨r, r⟩``, ``[n]``; 1 where the residual is zero."""
+    condition: float
+    """Condition number of the n × n system, dependent directions left out."""
+    dependent: int
+    """Directions that the keys do not span: 0 unless two edits have (nearly) the same key."""
+
+
+def solve_update(
+    keys: Tensor, residuals: Tensor, metric: Metric, *, ridge: float = 0.0, weights: Tensor | None = None
+) -> Update:
+    """The cheapest change that gives every key its residual.
+
+    With ``ridge`` = 0: minimise tr(Δ C' Δᵀ) subject to Δ kᵢ = rᵢ. Weights then have no effect. Constraints that
+    contradict each other (equal keys, different residuals) are met in the least-squares sense.
+
+    With ``ridge`` = λ > 0: minimise Σ wᵢ ‖Δ kᵢ − rᵢ‖² + λ tr(Δ C' Δᵀ).
+
+    The n × n form is solved when n ≤ m, the m × m form otherwise.
+
+    Args:
+        keys: ``[n, m]``
+        residuals: ``[n, d]``
+        weights: ``[n]`` positive, 1 if left out.
+
+    Raises:
+        NumericalError: keys or residuals are not finite.
+    """
+    keys, residuals = keys.double(), residuals.double()
+    if not (torch.isfinite(keys).all() and torch.isfinite(residuals).all()):
+        raise NumericalError("Keys or residuals hold NaN or Inf; nothing was applied. Lower v_lr or the clamp.")
+    solved_keys = metric.inverse_times(keys.T)  # C'⁻¹K, [m, n]
+    gram = keys @ solved_keys  # KᵀC'⁻¹K, [n, n]
+    gram = (gram + gram.T) / 2
+    inverse_weights = torch.ones(len(keys)).to(gram) if weights is None else 1.0 / weights.to(gram)
+    if ridge > 0 and len(keys) > keys.shape[1]:
+        right, condition = _wide_ridge(keys, metric, ridge * inverse_weights)
+        dependent = 0
+    else:
+        right, condition, dependent = _square(gram, solved_keys, ridge * inverse_weights)
+    delta = FactoredDelta(residuals.T.contiguous(), right)
+    reached = (keys @ right.T) @ residuals  # Δ kᵢ, [n, d]
+    asked = (residuals * residuals).sum(1)
+    fractions = torch.where(asked > 0, (reached * residuals).sum(1) / asked.clamp_min(1e-300), torch.ones_like(asked))
+    return Update(delta, gram.diagonal().clone(), fractions, condition, dependent)
+
+
+def _square(gram: Tensor, solved_keys: Tensor, diagonal: Tensor) -> tuple[Tensor, float, int]:
+    """``(KᵀC'⁻¹K + Λ)⁻¹KᵀC'⁻¹`` by the symmetric eigendecomposition of the n × n system.
+
+    The system is scaled to unit diagonal first, so that facts with small keys are not mistaken for dependent ones.
+    Where it is singular (equal keys) the pseudo-inverse gives equal keys the mean of what they ask for.
+    """
+    system = gram + torch.diag(diagonal)
+    scale = system.diagonal().clamp_min(1e-300).rsqrt()
+    values, vectors = torch.linalg.eigh(scale[:, None] * system * scale[None, :])
+    kept = values > _RANK_TOLERANCE * values[-1]
+    inverse = torch.where(kept, 1.0 / torch.where(kept, values, torch.ones_like(values)), torch.zeros_like(values))
+    right = scale[:, None] * (vectors @ (inverse[:, None] * (vectors.T @ (scale[:, None] * solved_keys.T))))
+    return right, float(values[-1] / values[kept][0]), int((~kept).sum())
+
+
+def _wide_ridge(keys: Tensor, metric: Metric, diagonal: Tensor) -> tuple[Tensor, float]:
+    """The same update from the m × m side, ``Λ⁻¹Kᵀ(KΛ⁻¹Kᵀ + C')⁻¹``, for more edits than ``m``."""
+    weighted = keys / diagonal[:, None]  # Λ⁻¹Kᵀ, [n, m]
+    system = keys.T @ weighted + metric.matrix  # [m, m]
+    system = (system + system.T) / 2
+    factor = torch.linalg.cholesky(system)
+    pivots = factor.diagonal()
+    return torch.cholesky_solve(weighted.T, factor).T, float((pivots.max() / pivots.min()) ** 2)

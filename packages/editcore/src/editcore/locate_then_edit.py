@@ -1,0 +1,361 @@
+"""The way of every locate-then-edit method: keys, targets, and one solve per layer.
+
+A method is the function that solves one layer; everything else is here. Several layers share a fact's residual as MEMIT
+does (arXiv 2210.07229, section 4.3): each layer takes an equal part of what is left, keys and residuals are measured
+anew once the layers below have theirs.
+
+Shapes: ``n`` edits, ``contexts`` templates, ``d_in``, ``d_out`` the widths of the edited projection.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from editcore._errors import HParamsError, NumericalError
+from editcore._protocols import EditContext
+from editcore._values import EditBatch, EditEvidence, EditRequest, FactoredDelta, KnownTarget, Proposal
+from editcore.hparams import LocateThenEditHParams
+from editcore.linalg import Metric, Update
+from editcore.targets import Targets, optimise_targets
+from editcore.templates import sample_context_templates
+from editcore.tracing import applied, capture, lookup_row
+
+if TYPE_CHECKING:
+    from editcore.models import LanguageModel
+
+__all__ = ["LayerSolver", "LocateThenEditHParams", "Prepared", "prepare", "propose"]
+
+LayerSolver = Callable[[Tensor, Tensor, Metric, Tensor], Update]
+"""``(keys [n, d_in], residuals [n, d_out], metric, weights [n]) -> Update``."""
+
+_LOW_FRACTION = 0.5
+"""Below this median fraction of the residual, a batch is unlikely to say what it was told; the user is warned."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What was learnt from the unedited model."""
+
+    templates: tuple[str, ...]
+    moments: Mapping[int, Tensor]
+
+
+def prepare(model: LanguageModel, hparams: LocateThenEditHParams, context: EditContext, *, owner: str) -> Prepared:
+    """Check the layers, fetch the second moments, and fix the context templates.
+
+    Raises:
+        HParamsError: a layer does not exist, or the settings do not fit the model.
+    """
+    for layer in hparams.layers:
+        model.check_layer(layer, setting=owner)
+    last = model.layout.num_layers - 1
+    if hparams.v_loss_layer is not None and hparams.v_loss_layer != last:
+        raise HParamsError(
+            f"{owner}: v_loss_layer is {hparams.v_loss_layer}, but the loss is read from the model's own logits, "
+            f"which {model.name} makes from its last block, {last}. Leave v_loss_layer out."
+        )
+    if len(hparams.layers) > 1 and hparams.layer_selection == "all" and model.layout.norm_placement == "post":
+        raise HParamsError(
+            f"{owner}: layers is {list(hparams.layers)}, but in {model.name} a norm follows the edited projection, so "
+            "a residual cannot be spread over several layers. Give one layer, such as --set layers=[1]."
+        )
+    templates = hparams.context_templates
+    if templates is None:
+        templates = sample_context_templates(
+            model, seed=context.seed, count=hparams.context_count, length=hparams.context_length
+        )
+    return Prepared(templates, context.statistics.moments(hparams.layers))
+
+
+@dataclass(slots=True)
+class _Clock:
+    """Wall time by stage."""
+
+    seconds: dict[str, float]
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def propose(
+    model: LanguageModel,
+    batch: EditBatch,
+    context: EditContext,
+    *,
+    hparams: LocateThenEditHParams,
+    prepared: Prepared,
+    solve: LayerSolver,
+    ridge: float,
+    objective: bool = False,
+) -> Proposal:
+    """Solve one batch, layer by layer; the model is back to the bit when this returns or raises.
+
+    Args:
+        ridge: λ of the solve, which turns ``mom2_update_weight = "auto"`` into a number (0 for constraints).
+        objective: add the distances of the objective (preservation, new edits, old edits) to the diagnostics.
+
+    Raises:
+        SubjectNotFoundError: a subject is not found in its tokens.
+        NumericalError: a value is not finite.
+    """
+    clock = _Clock({})
+    layers = _chosen_layers(hparams, batch, context.seed)
+    with clock.stage("targets"):
+        asked = _Asked.optimise(model, batch, layers[-1], hparams, prepared, context)
+    weights = torch.tensor(batch.weights, dtype=torch.float64, device=model.device)
+    deltas: dict[str, FactoredDelta] = {}
+    solved: list[_SolvedLayer] = []
+    for number, layer in enumerate(layers):
+        name = model.layout.weight_name(layer)
+        with applied(model, deltas):
+            with clock.stage("keys"):
+                seen = _look(model, batch.requests, layer, layers[-1], hparams, prepared.templates)
+            residuals = asked.residuals(batch, name, seen, share=1 / (len(layers) - number), model=model)
+            weight_norm = float(model.weight(name).float().norm())
+        with clock.stage("solve"):
+            moment = prepared.moments[layer]
+            weight = _moment_weight(hparams, seen.keys, moment, ridge)
+            metric = Metric.from_second_moment(moment, weight=weight, ridge=hparams.update_norm_lambda)
+            update = solve(seen.keys, residuals, metric, weights)
+        if not (torch.isfinite(update.delta.left).all() and torch.isfinite(update.delta.right).all()):
+            raise NumericalError(f"The update of {name} holds NaN or Inf; nothing was applied.")
+        deltas[name] = update.delta
+        solved.append(_SolvedLayer(name, layer, seen, residuals, update, metric, weight, weight_norm))
+    diagnostics: dict[str, float] = {}
+    for one in solved:
+        diagnostics |= one.diagnostics()
+        if objective:
+            diagnostics |= one.objective(batch.num_new)
+    return Proposal(
+        deltas=deltas,
+        evidence=tuple(asked.evidence(batch, solved[0])),
+        known={request.id: _known(row, solved) for row, request in enumerate(batch.requests)},
+        diagnostics=diagnostics,
+        notes=(*asked.notes(), *solved[0].notes()),
+        seconds=clock.seconds,
+    )
+
+
+def _chosen_layers(hparams: LocateThenEditHParams, batch: EditBatch, seed: int) -> tuple[int, ...]:
+    if hparams.layer_selection == "all":
+        return hparams.layers
+    # A string seed, because it is hashed with sha512: nearby batches draw independently.
+    return (random.Random(f"layer:{seed}:{batch.index}").choice(hparams.layers),)
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What the model shows at one layer for the facts of a batch."""
+
+    keys: Tensor
+    """Weighted mean over the contexts, ``[n, d_in]`` float64."""
+    outputs: Tensor
+    """W k (bias included) of these mean keys, ``[n, d_out]`` float64."""
+    stream: Tensor
+    """Output of the deepest edited block on the bare prompt, ``[n, d_model]`` float64."""
+
+
+def _look(
+    model: LanguageModel,
+    requests: Sequence[EditRequest],
+    layer: int,
+    deepest: int,
+    hparams: LocateThenEditHParams,
+    templates: Sequence[str],
+) -> _Seen:
+    used = templates[:1] if hparams.key_weighting == "prompt" else templates
+    rows = [
+        lookup_row(model, request, template=template, fact_token=hparams.fact_token)
+        for request in requests
+        for template in used
+    ]
+    captured = capture(model, rows, sorted({layer, deepest}))
+    shares = context_weights(len(used), hparams.key_weighting).to(model.device)  # [contexts]
+
+    def mean(values: Tensor) -> Tensor:
+        per_context = values.double().unflatten(0, (len(requests), len(used)))  # [n, contexts, width]
+        return torch.einsum("c,ncw->nw", shares, per_context)
+
+    return _Seen(
+        keys=mean(captured[layer].inputs),
+        # The projection is linear and the shares sum to one, so the mean output is the output of the mean key.
+        outputs=mean(captured[layer].outputs),
+        stream=captured[deepest].block_outputs.double()[:: len(used)],
+    )
+
+
+def context_weights(count: int, weighting: Literal["grouped", "mean", "prompt"]) -> Tensor:
+    """Share of each context in a mean key, ``[count]`` float64, the bare prompt first.
+
+    ``grouped``: ½ for the bare prompt, ½ for the others together (MEMIT's code). ``mean``: all alike (ROME, eq. 3).
+    """
+    if weighting == "mean" or count == 1:
+        return torch.full((count,), 1 / count, dtype=torch.float64)
+    return torch.tensor([0.5] + [0.5 / (count - 1)] * (count - 1), dtype=torch.float64)
+
+
+@dataclass(slots=True)
+class _Asked:
+    """What the facts of a batch ask for: δ for the new ones, stored values for those already known."""
+
+    targets: Targets | None
+    row: Mapping[str, int]
+    """Row in ``targets`` by request id."""
+    start: Tensor | None = None
+    """The stream before the first layer of this batch was updated."""
+
+    @classmethod
+    def optimise(
+        cls,
+        model: LanguageModel,
+        batch: EditBatch,
+        layer: int,
+        hparams: LocateThenEditHParams,
+        prepared: Prepared,
+        context: EditContext,
+    ) -> _Asked:
+        fresh = [request for request in batch.requests if request.id not in batch.known]
+        if not fresh:
+            return cls(None, {})
+        targets = optimise_targets(
+            model, fresh, layer=layer, templates=prepared.templates, hparams=hparams, progress=context.progress
+        )
+        return cls(targets, {request.id: row for row, request in enumerate(fresh)})
+
+    def residuals(self, batch: EditBatch, name: str, seen: _Seen, *, share: float, model: LanguageModel) -> Tensor:
+        """What this layer is asked to add to each fact's output, ``[n, d_out]`` float64.
+
+        A new fact asks for its share of what is left of δ once the layers below have done theirs. A known fact asks for
+        the value it had at this layer when it was solved.
+        """
+        if self.start is None:
+            self.start = seen.stream
+        done = (seen.stream - self.start) / model.layout.residual_scale
+        residuals = torch.empty_like(seen.outputs)
+        for row, request in enumerate(batch.requests):
+            if request.id in self.row:
+                assert self.targets is not None
+                delta = self.targets.deltas[self.row[request.id]].double().to(done.device)
+                residuals[row] = (delta - done[row]) * share
+            else:
+                residuals[row] = _stored_value(batch.known[request.id], name, request).to(done) - seen.outputs[row]
+        return residuals
+
+    def evidence(self, batch: EditBatch, first: _SolvedLayer) -> Iterator[EditEvidence]:
+        """Per request, in the batch's order."""
+        asked = first.residuals.norm(dim=1)
+        for row, request in enumerate(batch.requests):
+            place = self.row.get(request.id)
+            fresh = self.targets if place is not None else None
+            yield EditEvidence(
+                request_id=request.id,
+                replayed=row >= batch.num_new,
+                steps=fresh.steps[place] if fresh and place is not None else 0,
+                target_loss=fresh.losses[place] if fresh and place is not None else None,
+                target_probability=fresh.probabilities[place] if fresh and place is not None else None,
+                delta_norm=float(fresh.deltas[place].norm() if fresh and place is not None else asked[row]),
+                value_norm=float(
+                    fresh.base[place].norm() if fresh and place is not None else first.seen.outputs[row].norm()
+                ),
+                key_norm=float(first.seen.keys[row].norm()),
+                key_energy=float(first.update.energies[row] * first.moment_weight),
+                fraction_reached=float(first.update.fractions[row]),
+            )
+
+    def notes(self) -> tuple[str, ...]:
+        return self.targets.notes if self.targets else ()
+
+
+def _stored_value(known: KnownTarget, name: str, request: EditRequest) -> Tensor:
+    if name not in known.values:
+        raise NumericalError(
+            f"The stored value of '{request.text}' is for {', '.join(known.values)}, not for {name}: "
+            "it was edited with other layers. Edit it anew instead of replaying it."
+        )
+    return known.values[name]
+
+
+def _known(row: int, solved: Sequence[_SolvedLayer]) -> KnownTarget:
+    return KnownTarget(
+        keys={one.name: one.seen.keys[row].cpu() for one in solved},
+        values={one.name: (one.seen.outputs[row] + one.residuals[row]).cpu() for one in solved},
+    )
+
+
+def _moment_weight(hparams: LocateThenEditHParams, keys: Tensor, moment: Tensor, ridge: float) -> float:
+    """w of C' = wC. ``auto``: the w at which the median key alone reaches the fraction f = q/(q + λw) of its
+    residual."""
+    if hparams.mom2_update_weight != "auto":
+        return hparams.mom2_update_weight
+    if ridge == 0:
+        return 1.0  # the scale of C cancels
+    energies = (keys * Metric(moment).inverse_times(keys.T).T).sum(1)  # q = kᵀC⁻¹k, [n]
+    fraction = hparams.mom2_auto_fraction
+    return float(energies.median()) * (1 - fraction) / (fraction * ridge)
+
+
+@dataclass(frozen=True, slots=True)
+class _SolvedLayer:
+    """One layer's numbers."""
+
+    name: str
+    layer: int
+    seen: _Seen
+    residuals: Tensor
+    update: Update
+    metric: Metric
+    moment_weight: float
+    weight_norm: float
+
+    def diagnostics(self) -> dict[str, float]:
+        """Named ``layer_<n>_<what>``."""
+        numbers = {
+            "condition": self.update.condition,
+            "dependent_directions": float(self.update.dependent),
+            "moment_condition": self.metric.condition(),
+            "moment_jitter": self.metric.jitter,
+            "moment_weight": self.moment_weight,
+            "relative_change": self.update.delta.norm() / self.weight_norm,
+        }
+        return {f"layer_{self.layer}_{key}": value for key, value in numbers.items()}
+
+    def objective(self, num_new: int) -> dict[str, float]:
+        """EMMET's objective, term by term: mean squared change over the text, and over new and old edits the mean
+        squared distance to the value asked for."""
+        delta = self.update.delta
+        reached = (self.seen.keys @ delta.right.T.to(self.seen.keys)) @ delta.left.T.to(self.seen.keys)
+        missed = (reached - self.residuals).square().sum(1)  # [n]
+        numbers = {
+            "preservation_distance": self.metric.cost(delta) / self.moment_weight,
+            "new_edit_distance": float(missed[:num_new].mean()) if num_new else 0.0,
+            "old_edit_distance": float(missed[num_new:].mean()) if num_new < len(missed) else 0.0,
+        }
+        return {f"layer_{self.layer}_{key}": value for key, value in numbers.items()}
+
+    def notes(self) -> Iterator[str]:
+        """Sentences about a solve that the user should know of."""
+        median = float(self.update.fractions.median())
+        if median < _LOW_FRACTION:
+            yield (
+                f"The solve gives the median fact {median:.0%} of its residual: the second moment's weight "
+                f"({self.moment_weight:g}) is large for this model's keys. "
+                "Lower mom2_update_weight or set it to 'auto'."
+            )
+        if self.update.dependent:
+            yield (
+                f"{self.update.dependent} of {len(self.residuals)} keys depend on the others (one subject twice?); "
+                "their facts share one value in the least-squares sense."
+            )

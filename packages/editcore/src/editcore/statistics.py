@@ -1,0 +1,181 @@
+"""Second moments C = E[k kᵀ] of the edited projections' inputs, over text, cached by everything that changes them.
+
+One pass serves all layers, stops behind the deepest of them and computes no logits. Products are float32, sums float64.
+
+Shapes: ``d_in`` the width of a projection's input, ``tokens`` the tokens counted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from editcore._errors import StatisticsError
+from editcore._files import write_tensors
+from editcore._paths import cache_dir
+from editcore._progress import Progress, silent
+from editcore.corpora import Corpus, open_corpus
+from editcore.tracing import hooks, stop_after
+
+if TYPE_CHECKING:
+    from editcore.models import LanguageModel
+
+__all__ = ["MomentKey", "StatisticsStore", "cached_moments", "second_moments"]
+
+_log = logging.getLogger(__name__)
+
+_VERSION = 1
+"""Raised when the way moments are computed changes, so that old cache files are not taken for new ones."""
+SEQUENCE_LENGTH = 256
+_ROWS = 8
+TOKENS_PER_WIDTH = 10
+"""Tokens counted per input unit by default: the least that serves (FastMEMIT, arXiv 2506.04226); 40 serves better."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MomentKey:
+    """Everything that changes a second moment."""
+
+    model: str
+    """Fingerprint of the unedited weights."""
+    weight: str
+    """Name of the projection's weight."""
+    corpus: str
+    """Name and parameters of the corpus, with the hash of its content where it has one."""
+    tokens: int
+    sequence_length: int
+    dtype: str
+    version: int = _VERSION
+
+    def digest(self) -> str:
+        """Name of the cache file."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:32]
+
+
+@torch.inference_mode()
+def second_moments(
+    model: LanguageModel, sequences: Tensor, layers: Sequence[int], *, progress: Progress = silent
+) -> dict[int, Tensor]:
+    """C of each layer, ``[d_in, d_in]`` float64, over all tokens of ``sequences [n, seq]`` (no padding)."""
+    width = model.layout.d_ff
+    totals = {layer: torch.zeros(width, width, dtype=torch.float64) for layer in layers}
+
+    def add(layer: int) -> Any:
+        def hook(_module: nn.Module, args: tuple[Any, ...], _output: Any) -> None:
+            keys = args[0].reshape(-1, width).float()  # [tokens, d_in]
+            totals[layer] += (keys.T @ keys).to(totals[layer])
+
+        return hook
+
+    with progress.task("second moments", sequences.numel()) as advance, hooks() as handles:
+        for layer in layers:
+            handles.append(model.projection(layer).register_forward_hook(add(layer)))
+        for rows in sequences.split(_ROWS):
+            with stop_after(model, max(layers)):
+                model.hf.base_model(input_ids=rows.to(model.device), use_cache=False)
+            advance(rows.numel())
+    return {layer: total / sequences.numel() for layer, total in totals.items()}
+
+
+class StatisticsStore:
+    """Second moments of one unedited model over one corpus: in memory, else on disk, else computed.
+
+    Ask for the layers before the model is edited; what was asked for stays in memory for the session.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        *,
+        corpus: str = "self",
+        tokens: int | None = None,
+        seed: int = 0,
+        directory: Path | None = None,
+        progress: Progress = silent,
+    ) -> None:
+        self.model = model
+        self.corpus: Corpus = open_corpus(corpus, seed=seed)
+        self.tokens = tokens or TOKENS_PER_WIDTH * model.layout.d_ff
+        self.directory = (directory or cache_dir() / "statistics") / model.base_fingerprint[:16]
+        self.progress = progress
+        self._moments: dict[int, Tensor] = {}
+
+    def key(self, layer: int) -> MomentKey:
+        """The cache key of a layer."""
+        return MomentKey(
+            model=self.model.base_fingerprint,
+            weight=self.model.layout.weight_name(layer),
+            corpus=self.corpus.identity(),
+            tokens=self.tokens,
+            sequence_length=SEQUENCE_LENGTH,
+            dtype=str(self.model.dtype).removeprefix("torch."),
+        )
+
+    def path(self, layer: int) -> Path:
+        """The cache file of a layer."""
+        return self.directory / f"{self.key(layer).digest()}.safetensors"
+
+    def moments(self, layers: Sequence[int]) -> dict[int, Tensor]:
+        """C of each layer, ``[d_in, d_in]`` float64 on the model's device.
+
+        Raises:
+            StatisticsError: the corpus cannot be read, is empty, or a cache file is damaged.
+        """
+        missing = [layer for layer in layers if layer not in self._moments]
+        unread = [layer for layer in missing if not self.path(layer).exists()]
+        for layer in missing:
+            if layer not in unread:
+                self._moments[layer] = self._read(layer)
+        if unread:
+            sequences = self.corpus.sequences(self.model, self.tokens, SEQUENCE_LENGTH, progress=self.progress)
+            for layer, moment in second_moments(self.model, sequences, unread, progress=self.progress).items():
+                self._write(layer, moment, sequences.numel())
+                self._moments[layer] = moment
+        return {layer: self._moments[layer].to(self.model.device) for layer in layers}
+
+    def _read(self, layer: int) -> Tensor:
+        path, width = self.path(layer), self.model.layout.d_ff
+        try:
+            with safe_open(path, framework="pt") as file:
+                shape = file.get_slice("moment").get_shape()
+                if shape != [width, width]:
+                    raise StatisticsError(f"{path} holds a matrix of shape {shape}, not {[width, width]}; delete it.")
+                moment: Tensor = file.get_tensor("moment")
+                return moment
+        except (SafetensorError, OSError) as error:
+            raise StatisticsError(
+                f"Cannot read the second moment in {path} ({error}); delete it to compute it anew."
+            ) from error
+
+    def _write(self, layer: int, moment: Tensor, counted: int) -> None:
+        key = self.key(layer)
+        metadata = {
+            **{name: str(value) for name, value in asdict(key).items()},
+            "counted_tokens": str(counted),
+            "model_name": self.model.name,
+            "layer": str(layer),
+            "text": self.corpus.content_hash or "",
+        }
+        write_tensors(self.path(layer), {"moment": moment}, metadata)
+
+
+def cached_moments(directory: Path | None = None) -> Iterator[tuple[Path, dict[str, str]]]:
+    """Every cache file with its metadata; unreadable ones are skipped with a warning in the log."""
+    for path in sorted((directory or cache_dir() / "statistics").glob("*/*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = dict(file.metadata() or {})
+        except (SafetensorError, OSError) as error:
+            _log.warning("cannot read %s: %s", path, error)
+            continue
+        if "weight" in metadata:
+            yield path, metadata
