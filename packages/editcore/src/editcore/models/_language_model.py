@@ -9,6 +9,7 @@ import contextlib
 import difflib
 import hashlib
 import inspect
+import itertools
 import json
 import socket
 import sys
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from editcore._errors import HParamsError, ModelError, UnknownNameError
@@ -262,13 +264,22 @@ class LanguageModel:
         filled = [list(row) or [int(start)] for row in rows]
         order = sorted(range(len(filled)), key=lambda index: len(filled[index]))  # stable: equal lengths keep order
         answers: dict[int, list[int]] = {}
-        for first in range(0, len(order), _GENERATED_ROWS):
-            chunk = order[first : first + _GENERATED_ROWS]
+        for chunk in self._generation_chunks(order, filled):
             written = self._continue_rows(
                 [filled[index] for index in chunk], max_new_tokens, generator, top_k, temperature, stop_at_end
             )
             answers.update(zip(chunk, written, strict=True))
         return [answers[index] for index in range(len(filled))]
+
+    def _generation_chunks(self, order: Sequence[int], rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+        """Groups of ``order`` that are continued together."""
+        # Left padding gives queries that may look at nothing. Eager attention takes its softmax in float32, where the
+        # smallest float64 of such a mask is -inf and the row NaN: there, only rows of one length go together.
+        alike = (lambda index: len(rows[index])) if self.dtype == torch.float64 else (lambda index: 0)
+        for _, group in itertools.groupby(order, key=alike):
+            members = list(group)
+            for first in range(0, len(members), _GENERATED_ROWS):
+                yield members[first : first + _GENERATED_ROWS]
 
     @torch.inference_mode()
     def _continue_rows(
@@ -327,9 +338,10 @@ class LanguageModel:
             ModelError: the folder cannot be written.
         """
         try:
-            self.hf.save_pretrained(directory)
-            self.tokenizer.save_pretrained(directory)
-        except OSError as error:
+            with _bars():
+                self.hf.save_pretrained(directory)
+                self.tokenizer.save_pretrained(directory)
+        except (OSError, SafetensorError) as error:
             raise ModelError(f"{self.name} cannot be saved to {directory}: {_one_line(error)}") from error
 
 
@@ -339,6 +351,11 @@ class LanguageModel:
 def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return text if len(text) <= 240 else text[:237] + "..."
+
+
+def _bars() -> contextlib.AbstractContextManager[None]:
+    """The bars of transformers, on a terminal only."""
+    return contextlib.nullcontext() if sys.stderr.isatty() else quiet_transformers()
 
 
 def _device(name: str) -> torch.device:
@@ -405,22 +422,32 @@ def _load_weights(source: str, name: str, dtype: torch.dtype, trust_remote_code:
 
 def _from_pretrained(load: Any, source: str, name: str, what: str, **arguments: Any) -> Any:
     from_hub = not Path(source).is_dir()
-    if from_hub and not _hub_may_answer():
+    offline = from_hub and not _hub_may_answer()
+    if offline:
         arguments["local_files_only"] = True  # what is in the hub's own cache; asking would only retry for a minute
     try:
-        with contextlib.nullcontext() if sys.stderr.isatty() else quiet_transformers():
+        with _bars():
             return load(source, **arguments)
     except MemoryError as error:
         raise ModelError(f"There is not enough memory to load '{name}'.") from error
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError, TypeError, AttributeError) as error:
+    except (
+        OSError,
+        ValueError,
+        ImportError,
+        KeyError,
+        RuntimeError,
+        TypeError,
+        AttributeError,
+        SafetensorError,
+    ) as error:
         if not from_hub:
             raise ModelError(f"The {what} in '{name}' cannot be loaded: {_one_line(error)}") from error
         near = difflib.get_close_matches(name, CATALOGUE, n=1)
         hint = f" Did you mean '{near[0]}'?" if near else ""
+        why = "the model hub cannot be reached" if offline else f"the model hub did not give it: {_one_line(error)}"
         raise ModelError(
-            f"The model '{name}' cannot be loaded: it is no folder and no catalogue name "
-            f"({', '.join(sorted(CATALOGUE))}), and the model hub did not give it (unknown id, or no network).{hint} "
-            f"transformers says: {_one_line(error)}"
+            f"There is no model '{name}': it is no folder, no name of the catalogue ({', '.join(sorted(CATALOGUE))}), "
+            f"and {why.rstrip('.')}.{hint}"
         ) from error
 
 
