@@ -62,7 +62,7 @@ class PreparedRows:
         )
 
 
-class _PrefixLayer(DynamicLayer):
+class _PrefixLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not typed
     """Keys and values of a prefix, to which a forward pass appends its own without keeping them."""
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:

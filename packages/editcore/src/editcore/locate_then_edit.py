@@ -186,7 +186,7 @@ def _look(
     shares = context_weights(len(used), hparams.key_weighting).to(model.device)  # [contexts]
 
     def mean(values: Tensor) -> Tensor:
-        per_context = values.double().unflatten(0, (len(requests), len(used)))  # [n, contexts, width]
+        per_context = values.double().reshape(len(requests), len(used), -1)  # [n, contexts, width]
         return torch.einsum("c,ncw->nw", shares, per_context)
 
     return _Seen(

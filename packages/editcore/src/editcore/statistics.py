@@ -79,7 +79,7 @@ def second_moments(
     with progress.task("second moments", sequences.numel()) as advance, hooks() as handles:
         for layer in layers:
             handles.append(model.projection(layer).register_forward_hook(add(layer)))
-        for rows in sequences.split(_ROWS):
+        for rows in torch.split(sequences, _ROWS):
             with stop_after(model, max(layers)):
                 model.hf.base_model(input_ids=rows.to(model.device), use_cache=False)
             advance(rows.numel())

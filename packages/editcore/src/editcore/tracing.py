@@ -177,7 +177,8 @@ class Captured:
 
 def first_tensor(output: Any) -> Tensor:
     """The hidden states of a module that returns them alone or first in a tuple."""
-    return output[0] if isinstance(output, tuple) else output
+    hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden
 
 
 @contextmanager

@@ -1,0 +1,76 @@
+"""``editctl edit``: one fact, and what it changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from editcore.cli._lazy import loaded_plugins
+
+__all__ = ["app"]
+
+app = typer.Typer()
+
+
+@app.command()
+def edit(
+    ctx: typer.Context,
+    subject: Annotated[str, typer.Option(help="The entity, as it stands in the prompt.")],
+    prompt: Annotated[str, typer.Option(help="A sentence opening with {} for the subject: '{} is a city in'.")],
+    target: Annotated[str, typer.Option(help="What the model shall say next.")],
+    editor: Annotated[str, typer.Option(help="The editing method.")] = "emmet",
+    model: Annotated[str, typer.Option(help="A catalogue name, a model folder or a hub id.")] = "smollm2-135m",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="Type of the weights.")] = "float32",
+    preset: Annotated[str | None, typer.Option(help="The editor's preset.")] = None,
+    corpus: Annotated[
+        str, typer.Option(help="Text behind the second moments: self, docs, hf:NAME or a file.")
+    ] = "self",
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A hyperparameter of the editor.")
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens to show.")] = 20,
+    save: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write the edited model as a normal model folder.")
+    ] = None,
+) -> None:
+    """Write one fact and compare what the model says."""
+    from editcore._errors import RunError
+    from editcore._session import EditSession
+    from editcore._values import EditRequest
+    from editcore.cli._console import TerminalProgress, print_table
+    from editcore.cli._run import settings_from
+
+    request = EditRequest.create(subject=subject, prompt=prompt, target_new=target)
+    if save is not None and save.exists():
+        raise RunError(f"--save {save} is already there; give a directory that does not exist yet.")
+    session = EditSession.open(
+        model,
+        editor=editor,
+        preset=preset,
+        settings=settings_from(assignments or [], {}, editor=editor),
+        corpus=corpus,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+        registry=loaded_plugins(ctx),
+        progress=TerminalProgress(),
+    )
+    before = session.generate([request.text], max_new_tokens=tokens)[0]
+    (result,) = session.edit([request])
+    after = session.generate([request.text], max_new_tokens=tokens)[0]
+    (evidence, *_) = result.proposal.evidence
+    print_table(("", "text"), [("before", request.text + before), ("after", request.text + after)])
+    probability = evidence.target_probability
+    typer.echo(
+        f"\n{result.seconds:.1f} s, {evidence.steps} steps"
+        + (f", probability of '{request.target_new}' while optimising {probability:.2f}" if probability else "")
+    )
+    for note in result.proposal.notes:
+        typer.echo(f"Note: {note}")
+    if save is not None:
+        session.save(save)
+        typer.echo(f"Edited model: {save}")

@@ -1,0 +1,49 @@
+"""``editctl generate``: the edited model of a run beside the original."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from editcore.cli._lazy import loaded_plugins
+
+__all__ = ["app"]
+
+app = typer.Typer()
+
+
+@app.command()
+def generate(
+    ctx: typer.Context,
+    directory: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="What to continue.")],
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens to write.")] = 30,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. [default: the run's]")] = None,
+    save: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write the edited model as a normal model folder.")
+    ] = None,
+) -> None:
+    """Let a run's edited model speak beside the original."""
+    from editcore._errors import RunError
+    from editcore._run import open_run
+    from editcore.cli._console import TerminalProgress, print_table
+
+    if save is not None and save.exists():
+        raise RunError(f"--save {save} is already there; give a directory that does not exist yet.")
+    model, ledger, backend = open_run(
+        directory, device=device, plugins=loaded_plugins(ctx), progress=TerminalProgress()
+    )
+    edited = model.generate(prompts, max_new_tokens=tokens)
+    if save is not None:
+        model.save(save)
+    backend.rebuild([])
+    original = model.generate(prompts, max_new_tokens=tokens)
+    rows = []
+    for prompt, before, after in zip(prompts, original, edited, strict=True):
+        rows += [("original", prompt + before), ("edited", prompt + after)]
+    count = sum(entry.num_new for entry in ledger.entries)
+    print_table(("model", "text"), rows, title=f"{model.name}, {count} edits")
+    if save is not None:
+        typer.echo(f"Edited model: {save}")

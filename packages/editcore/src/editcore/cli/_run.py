@@ -1,0 +1,174 @@
+"""``editctl run``: the main job."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from editcore.cli._lazy import loaded_plugins
+
+if TYPE_CHECKING:
+    from editcore._run import RunResult
+
+__all__ = ["app", "settings_from"]
+
+app = typer.Typer()
+
+
+@app.command()
+def run(
+    ctx: typer.Context,
+    editor: Annotated[str | None, typer.Option(help="The editing method; 'editctl editors' lists them.")] = None,
+    plugin: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="An extension for this run, such as replay; may be given several times."),
+    ] = None,
+    backend: Annotated[str | None, typer.Option(help="How deltas are put into the model. [default: raw]")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A catalogue name, a model folder or a hub id. [default: smollm2-135m]")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="A data set's name or a file of records. [default: worldfacts]")
+    ] = None,
+    edits: Annotated[int | None, typer.Option(help="How many facts to edit. [default: all of the data set]")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Facts solved together. [default: 10]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random. [default: 0]")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. [default: cpu]")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Type of the weights. [default: float32]")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="The editor's preset. [default: the one named like the model, if there is one]")
+    ] = None,
+    corpus: Annotated[
+        str | None, typer.Option(help="Text behind the second moments: self, docs, hf:NAME or a file. [default: self]")
+    ] = None,
+    corpus_tokens: Annotated[
+        int | None, typer.Option(help="Tokens of it. [default: ten times the projection's input width]")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A TOML file with these options and a table per plugin.")
+    ] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="A hyperparameter of the editor, or PLUGIN.KEY=VALUE of another."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Run directory. [default: runs/EDITOR-DATASET-TIME]")
+    ] = None,
+    save: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Also write the edited model as a normal model folder.")
+    ] = None,
+) -> None:
+    """Edit many facts, measure before and after, keep a record.
+
+    Options given here win over those of --config, which win over the preset.
+    """
+    options = {
+        "editor": editor, "backend": backend, "model": model, "dataset": dataset, "edits": edits,
+        "batch_size": batch_size, "seed": seed, "device": device, "dtype": dtype, "preset": preset,
+        "corpus": corpus, "corpus_tokens": corpus_tokens, "plugins": tuple(plugin) if plugin else None,
+    }  # fmt: skip
+    given = {name: value for name, value in options.items() if value is not None}
+    plugins = loaded_plugins(ctx)
+
+    from editcore._errors import HParamsError, RunError
+    from editcore._run import RunConfig, default_directory
+    from editcore._run import run as run_job
+    from editcore.cli._console import TerminalProgress
+
+    values = {**(_read_config(config) if config else {}), **given}
+    if "editor" not in values:
+        installed = ", ".join(sorted(plugins.editors())) or "none; try: pip install edit-emmet"
+        raise HParamsError(f"No editor was given. Installed: {installed}. Choose one with --editor.")
+    values["settings"] = settings_from(assignments or [], values.get("settings", {}), editor=str(values["editor"]))
+    resolved = RunConfig.create(values, plugins)
+    if save is not None and save.exists() and any(save.iterdir() if save.is_dir() else [save]):
+        raise RunError(f"--save {save} is already there; give a directory that does not exist yet.")
+    result = run_job(
+        resolved,
+        out or default_directory(resolved),
+        plugins=plugins,
+        progress=TerminalProgress(),
+        command=["editctl", *sys.argv[1:]],
+        save=save,
+    )
+    show_result(result)
+    if save is not None:
+        typer.echo(f"Edited model: {save}")
+
+
+def settings_from(assignments: list[str], base: dict[str, dict[str, Any]], *, editor: str) -> dict[str, dict[str, Any]]:
+    """``--set`` values by section; a key without a dot belongs to the editor."""
+    from editcore._hparams import parse_assignment
+
+    settings = {section: dict(values) for section, values in base.items()}
+    for assignment in assignments:
+        key, value = parse_assignment(assignment)
+        section, dot, name = key.rpartition(".")
+        settings.setdefault(section if dot else editor, {})[name] = value
+    return settings
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """Options by name, with the tables of a TOML file as ``settings``."""
+    import tomllib
+
+    from editcore._errors import HParamsError
+
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise HParamsError(f"Cannot read the configuration {path}: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise HParamsError(f"{path} is not a TOML file: {error}.") from error
+    tables = {name: value for name, value in values.items() if isinstance(value, dict)}
+    return {name.replace("-", "_"): value for name, value in values.items() if name not in tables} | (
+        {"settings": tables} if tables else {}
+    )
+
+
+def show_result(result: RunResult) -> None:
+    """The table of a finished run."""
+    from editcore.cli._console import make_console, print_table
+
+    console = make_console()
+    names = ("ES", "PS", "NS", "score")
+    console.print()
+    print_table(
+        ("", *names),
+        [
+            ("before", *(_percent(getattr(result.before, name)) for name in names)),
+            ("after", *(_percent(getattr(result.after, name)) for name in names)),
+        ],
+        title=f"{result.edits} edits, percent of prompts (higher is better)",
+        right=names,
+        console=console,
+    )
+    console.print()
+    print_table(
+        ("prompt", "edited to", "before", "after"),
+        [(s.prompt, s.target_new, _first_line(s.before), _first_line(s.after)) for s in result.samples],
+        title="What the model says",
+        console=console,
+    )
+    console.print()
+    stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in result.seconds.items() if seconds >= 0.05)
+    console.print(f"{result.seconds_per_edit:.2f} s per edit; seconds by stage: {stages}")
+    console.print(f"Peak memory {result.peak_memory_bytes / 2**30:.2f} GiB")
+    if result.rejected:
+        console.print(f"{result.rejected} facts were rejected; {result.directory / 'batches.jsonl'} has the reasons.")
+    for note in result.notes:
+        console.print(f"Note: {note}")
+    console.print(f"Everything is in {result.directory}; the picture is {result.directory / 'figures' / 'summary.png'}")
+
+
+def _percent(value: float) -> str:
+    return "-" if value != value else f"{value:.1f}"
+
+
+def _first_line(text: str) -> str:
+    return " ".join(text.split())
