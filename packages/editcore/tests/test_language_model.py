@@ -97,10 +97,14 @@ def test_tokenizers_that_do_not_fit() -> None:
         LanguageModel.wrap(tiny_hf_model("llama", config={"vocab_size": 300}), tiny_tokenizer())
 
 
-def test_the_end_token_pads_where_there_is_no_padding_token() -> None:
+@pytest.mark.parametrize("vocabulary", [640, 578])
+def test_the_end_token_pads_where_no_padding_token_has_a_row(vocabulary: int) -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.pad_token = None
-    model = LanguageModel.wrap(tiny_hf_model("llama"), tokenizer)
+    if vocabulary == 578:
+        tokenizer.add_special_tokens({"pad_token": "<fill>"})
+        assert tokenizer.pad_token_id == 578
+    model = LanguageModel.wrap(tiny_hf_model("llama", config={"vocab_size": vocabulary}), tokenizer)
     assert model.pad_id == tokenizer.eos_token_id
     assert model.encode(["Marie Curie", "The"]).input_ids[1, -1] == tokenizer.eos_token_id
 

@@ -470,17 +470,18 @@ def _prepare_tokenizer(tokenizer: Any, hf: Any, name: str) -> None:
             f"The tokenizer of {name} ({type(tokenizer).__name__}) gives no character offsets, which are needed to "
             "find a subject. Use its fast version (a folder with tokenizer.json)."
         )
-    if tokenizer.pad_token_id is None:
+    rows = hf.get_input_embeddings().weight.shape[0]
+    # A few added tokens without a row are common (Gemma 3 has one for images); a whole vocabulary is a mistake.
+    if tokenizer.vocab_size > rows:
+        raise ModelError(
+            f"The tokenizer of {name} has {tokenizer.vocab_size} tokens, but the model embeds {rows}: they do not "
+            "belong together."
+        )
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= rows:
         fallback = tokenizer.eos_token or tokenizer.unk_token or tokenizer.bos_token
         if fallback is None:
             raise ModelError(f"The tokenizer of {name} has no padding token and no end token to stand in for it.")
         tokenizer.pad_token = fallback
-    rows = hf.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows and max(tokenizer.get_vocab().values()) >= rows:
-        raise ModelError(
-            f"The tokenizer of {name} has {len(tokenizer)} tokens, but the model embeds {rows}: they do not belong "
-            "together."
-        )
 
 
 def _family_paths(plugins: Plugins | None, hf: Any) -> dict[str, str]:
