@@ -1,0 +1,32 @@
+"""Which facts are replayed. A strategy is a function of the records alone, and of the generator it is handed.
+
+Another package offers one as a component of kind ``replay.strategy`` whose target is such a function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from random import Random
+
+from edit_replay.buffer import EditRecord
+
+__all__ = ["Strategy", "priority", "random", "recent"]
+
+Strategy = Callable[[Sequence[EditRecord], int, Random], list[EditRecord]]
+"""``(records, count, rng)``: ``count`` different ones of ``records``, which come in the order in which they were edited
+and are at least ``count``."""
+
+
+def random(records: Sequence[EditRecord], count: int, rng: Random) -> list[EditRecord]:
+    """Uniformly, without repeats."""
+    return rng.sample(records, count)
+
+
+def priority(records: Sequence[EditRecord], count: int, rng: Random) -> list[EditRecord]:
+    """Highest priority first; among equals those replayed least, then the oldest."""
+    return sorted(records, key=lambda record: (-record.priority, record.access_count, record.order))[:count]
+
+
+def recent(records: Sequence[EditRecord], count: int, rng: Random) -> list[EditRecord]:
+    """Latest edited first."""
+    return sorted(records, key=lambda record: -record.order)[:count]

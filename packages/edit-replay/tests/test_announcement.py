@@ -1,0 +1,60 @@
+"""What is announced, without torch, and the settings."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from edit_replay.hparams import ReplayHParams
+from editcore import HParamsError, Plugins
+from editcore._hparams import build, describe
+
+
+def test_the_extension_and_its_strategies_are_announced() -> None:
+    plugins = Plugins.load()
+    assert plugins.extension("replay").hparams == "edit_replay.hparams:ReplayHParams"
+    assert set(plugins.components("replay.strategy")) >= {"random", "priority", "recent"}
+
+
+def test_announcement_settings_buffer_and_strategies_import_no_torch() -> None:
+    code = (
+        "import sys, edit_replay.plugin, edit_replay.hparams, edit_replay.buffer, edit_replay.strategies; "
+        "edit_replay.plugin.editcore_components(); "
+        "print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert answer.stdout.strip() == "[]"
+
+
+def test_every_setting_says_what_it_means() -> None:
+    settings = describe(ReplayHParams)
+    assert [setting.name for setting in settings] == [
+        "replay_rate",
+        "replay_buffer_size",
+        "replay_strategy",
+        "replay_weight",
+        "replay_eviction",
+    ]
+    assert all(setting.meaning and not setting.required for setting in settings)
+
+
+def test_settings_survive_json() -> None:
+    made = ReplayHParams(replay_rate=0.25, replay_strategy="recent", replay_eviction="lru")
+    assert ReplayHParams.model_validate_json(json.dumps(made.model_dump(mode="json"))) == made
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"replay_rate": -0.1}, "replay_rate = -0.1 is out of range. Allowed: ≥ 0"),
+        ({"replay_weight": 0}, "replay_weight = 0 is out of range. Allowed: > 0"),
+        ({"replay_buffer_size": 0}, "replay_buffer_size = 0 is out of range"),
+        ({"replay_eviction": "lfu"}, "replay_eviction"),
+        ({"replay_size": 5}, "unknown setting 'replay_size'"),
+    ],
+)
+def test_bad_settings_are_named(bad: dict[str, object], message: str) -> None:
+    with pytest.raises(HParamsError, match=f"^replay: .*{message}"):
+        build(ReplayHParams, [bad], owner="replay")

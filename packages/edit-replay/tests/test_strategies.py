@@ -1,0 +1,57 @@
+"""Strategies pick different records, and the same ones under the same seed."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+from edit_replay import strategies
+from edit_replay.buffer import EditRecord
+from edit_replay.strategies import Strategy
+from editcore import EditRequest, KnownTarget
+
+ALL = [strategies.random, strategies.priority, strategies.recent]
+
+
+def record(order: int, *, priority: float = 1.0, accesses: int = 0) -> EditRecord:
+    return EditRecord(
+        request=EditRequest(subject=f"S{order}", prompt="{} is", target_new="x"),
+        known=KnownTarget(keys={}, values={}),
+        batch=order,
+        order=order,
+        priority=priority,
+        access_count=accesses,
+    )
+
+
+TEN = [record(order) for order in range(10)]
+
+
+@pytest.mark.parametrize("strategy", ALL)
+@pytest.mark.parametrize("count", [1, 4, 10])
+def test_as_many_different_ones_as_asked_for(strategy: Strategy, count: int) -> None:
+    chosen = strategy(TEN, count, random.Random(0))
+    assert len({id(one) for one in chosen}) == count
+    assert all(one in TEN for one in chosen)
+
+
+@pytest.mark.parametrize("strategy", ALL)
+def test_the_seed_decides(strategy: Strategy) -> None:
+    assert strategy(TEN, 4, random.Random(3)) == strategy(TEN, 4, random.Random(3))
+
+
+def test_random_is_uniform() -> None:
+    rng = random.Random(0)
+    counts = Counter(one.order for _ in range(2000) for one in strategies.random(TEN, 3, rng))
+    # 600 expected each; five standard deviations of a binomial(2000, 0.3) are 102.
+    assert all(abs(counts[order] - 600) < 103 for order in range(10))
+
+
+def test_priority_takes_the_neediest_then_the_least_replayed_then_the_oldest() -> None:
+    records = [record(0, accesses=1), record(1), record(2), record(3, priority=2.0), record(4, priority=0.5)]
+    assert [one.order for one in strategies.priority(records, 5, random.Random(0))] == [3, 1, 2, 0, 4]
+
+
+def test_recent_takes_the_last_edited() -> None:
+    assert [one.order for one in strategies.recent(TEN, 3, random.Random(0))] == [9, 8, 7]
