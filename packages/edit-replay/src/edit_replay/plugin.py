@@ -2,12 +2,6 @@
 
 from editcore import ComponentSpec, ExtensionSpec, hookimpl
 
-_STRATEGIES = {
-    "random": "Any earlier fact, all alike.",
-    "priority": "The facts that the model holds least first.",
-    "recent": "The facts that were edited last.",
-}
-
 
 @hookimpl
 def editcore_extensions() -> list[ExtensionSpec]:
@@ -25,7 +19,9 @@ def editcore_extensions() -> list[ExtensionSpec]:
 @hookimpl
 def editcore_components() -> list[ComponentSpec]:
     """The choices of ``replay_strategy``; another package adds one in the same way."""
+    kind, module = "replay.strategy", "edit_replay.strategies"
     return [
-        ComponentSpec(name, f"edit_replay.strategies:{name}", kind="replay.strategy", summary=summary)
-        for name, summary in _STRATEGIES.items()
+        ComponentSpec("random", f"{module}:random", kind=kind, summary="Any earlier fact, all alike."),
+        ComponentSpec("priority", f"{module}:priority", kind=kind, summary="The facts held least first."),
+        ComponentSpec("recent", f"{module}:recent", kind=kind, summary="The facts that were edited last."),
     ]
