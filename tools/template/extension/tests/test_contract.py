@@ -1,0 +1,29 @@
+"""``template-name`` is announced as plugins are."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from edit_template_name.hparams import TemplateNameHParams
+from editcore import Plugins
+from pydantic import ValidationError
+
+
+def test_it_is_installed_under_its_name() -> None:
+    spec = Plugins.load().extension("template-name")
+    assert spec.summary
+    assert spec.hparams == "edit_template_name.hparams:TemplateNameHParams"
+
+
+def test_announcing_it_imports_no_torch() -> None:
+    code = "import sys, edit_template_name.plugin, edit_template_name.hparams; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_hyperparameters_survive_json_and_refuse_unknown_names() -> None:
+    hparams = TemplateNameHParams(every=3)
+    assert TemplateNameHParams.model_validate_json(hparams.model_dump_json()) == hparams
+    with pytest.raises(ValidationError, match="no_such_setting"):
+        TemplateNameHParams.model_validate({"no_such_setting": 1})
