@@ -145,17 +145,13 @@ def _paraphrases(fields: Fields) -> tuple[str, ...]:
 
 
 def _neighbours(fields: Fields, target_true: str | None) -> tuple[str, ...]:
-    """``locality_prompt`` and KnowEdit's ``locality`` lists, as far as the answer is the edited fact's true object."""
-    found: tuple[str, ...] = ()
-    if fields.get("locality_prompt"):
-        answer = _optional_answer(fields, "locality_ground_truth")
-        if answer is None or answer == target_true:
-            found = _texts(fields, "locality_prompt")
-    locality = fields.get("locality")
-    lists = locality.values() if isinstance(locality, dict) else ()
-    probes = [probe for probes in lists if isinstance(probes, list) for probe in probes if isinstance(probe, dict)]
-    same = [p for p in probes if target_true is not None and _optional_answer(p, "ground_truth") == target_true]
-    return found + tuple(_text(probe, "prompt") for probe in same)
+    """``locality_prompt``, if its answer is the edited fact's true object.
+
+    KnowEdit's ``locality`` lists are no neighbourhood: they ask about the edited subject, and where their answer is the
+    true object they ask the edited fact itself in other words (84 of 84 in its zsRE, 146 of 146 in wiki_counterfact).
+    """
+    answer = _optional_answer(fields, "locality_ground_truth")
+    return _texts(fields, "locality_prompt") if answer is None or answer == target_true else ()
 
 
 def _request(*, subject: str, prompt: str, target_new: str, target_true: str | None, id: str) -> EditRequest:

@@ -167,7 +167,7 @@ def _csv(text: str, name: str) -> Items:
                 raise DatasetError(f"{name}, line {reader.line_num}: more cells than the first line has names.")
             yield reader.line_num, {key: value for key, value in row.items() if value}
     except csv.Error as error:
-        raise DatasetError(f"{name}, line {reader.line_num}: this is no CSV ({error}).") from error
+        raise DatasetError(f"{name}, line {reader.reader.line_num}: this is no CSV ({error}).") from error
 
 
 def _reason(error: Exception) -> str:

@@ -69,7 +69,8 @@ class Metric:
             return (self.mean - half, self.mean + half)
         p = self.mean / 100
         variance = (self.std / 100) ** 2
-        trials = self.cases * p * (1 - p) / variance if variance > 0 else float(self.cases)
+        # Shares within cases vary at most as single prompts do, so there are at least as many trials as cases.
+        trials = max(1.0, p * (1 - p) / variance if variance > 0 else 1.0) * self.cases
         centre = (p + _Z**2 / (2 * trials)) / (1 + _Z**2 / trials)
         half = _Z * math.sqrt(p * (1 - p) / trials + (_Z / (2 * trials)) ** 2) / (1 + _Z**2 / trials)
         return (100 * max(0.0, centre - half), 100 * min(1.0, centre + half))

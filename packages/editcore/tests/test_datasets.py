@@ -1,0 +1,379 @@
+"""Records from every format, and a sentence with file and line for everything that is wrong with one."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from editcore import DatasetError, DatasetSpec, EditRequest, FactRecord, RequestError, UnknownNameError
+from editcore.datasets import _load, check_records, check_requests, load_records, load_worldfacts, parse_record
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
+
+COUNTERFACT = {
+    "case_id": 18,
+    "pararel_idx": 3603,
+    "requested_rewrite": {
+        "prompt": "{}, created by",
+        "relation_id": "P176",
+        "target_new": {"str": "Honda", "id": "Q9584"},
+        "target_true": {"str": "Porsche", "id": "Q40993"},
+        "subject": "Porsche 911",
+    },
+    "paraphrase_prompts": ["Porsche 911 is developed by", "Porsche 911, developed by"],
+    "neighborhood_prompts": ["Porsche 550, developed by "],
+    "attribute_prompts": ["Honda 70, produced by"],
+    "generation_prompts": ["Porsche 911 is sold by"],
+}
+PLAIN = {"subject": "Rome", "prompt": "{} is the capital of", "target_new": "France", "target_true": "Italy"}
+
+
+class Registry:
+    """Data sets by name, without any plugin."""
+
+    def __init__(self, **targets: str) -> None:
+        self._specs = {name: DatasetSpec(name, target=target, summary="") for name, target in targets.items()}
+
+    def datasets(self) -> Mapping[str, DatasetSpec]:
+        return self._specs
+
+    def dataset(self, name: str) -> DatasetSpec:
+        if name not in self._specs:
+            raise UnknownNameError("data set", name, self._specs)
+        return self._specs[name]
+
+
+REGISTRY = Registry(worldfacts="editcore.datasets:load_worldfacts")
+
+
+def load(path: Path | str) -> list[FactRecord]:
+    return load_records(path, plugins=REGISTRY)
+
+
+def write(path: Path, *records: object) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+def only(fields: Mapping[str, Any]) -> FactRecord:
+    (record,) = parse_record(fields)
+    return record
+
+
+def test_counterfact() -> None:
+    record = only(COUNTERFACT)
+    assert record.request == EditRequest(
+        subject="Porsche 911", prompt="{}, created by", target_new="Honda", target_true="Porsche", id="18"
+    )
+    assert record.relation == "P176"
+    assert record.paraphrase_prompts == ("Porsche 911 is developed by", "Porsche 911, developed by")
+    assert record.neighborhood_prompts == ("Porsche 550, developed by",)  # a target brings its own space
+    assert record.generation_prompts == ("Porsche 911 is sold by",)
+
+
+def test_mquake_gives_one_record_per_edit() -> None:
+    rewrite = COUNTERFACT["requested_rewrite"]
+    assert [record.request.id for record in parse_record({"case_id": 7, "requested_rewrite": [rewrite, rewrite]})] == [
+        "7-0",
+        "7-1",
+    ]
+
+
+def test_plain_with_and_without_braces() -> None:
+    filled = {**PLAIN, "prompt": "Rome is the capital of"}
+    assert only(PLAIN) == only(filled)
+    assert only({**PLAIN, "relation": "capital"}).relation == "capital"
+    assert only({**PLAIN, "prompt": "In Romeo's Rome, Rome, unlike Romeo, is in"}).request.prompt == (
+        "In Romeo's Rome, {}, unlike Romeo, is in"
+    )
+    assert only({**PLAIN, "prompt": "The Romes"}).request.prompt == "The {}s"
+
+
+@pytest.mark.parametrize(
+    ("extra", "expected"),
+    [
+        ({"rephrase_kind": "paraphrase"}, ("Rome lies in",)),
+        ({"rephrase_kind": "generation"}, ()),
+        ({}, ("Rome lies in",)),
+        ({"locality_prompt": "Milan is in", "locality_ground_truth": "Italy"}, ()),  # EasyEdit's CounterFact
+    ],
+)
+def test_a_rephrase_prompt_counts_only_where_it_is_a_paraphrase(extra: dict[str, str], expected: tuple[str]) -> None:
+    assert only({**PLAIN, "rephrase_prompt": "Rome lies in", **extra}).paraphrase_prompts == expected
+
+
+def test_a_locality_prompt_counts_only_with_the_true_object() -> None:
+    probe = {**PLAIN, "locality_prompt": "Milan is in"}
+    assert only(probe).neighborhood_prompts == ("Milan is in",)
+    assert only({**probe, "locality_ground_truth": "Italy"}).neighborhood_prompts == ("Milan is in",)
+    assert only({**probe, "locality_ground_truth": "Spain"}).neighborhood_prompts == ()
+
+
+def test_zsre_writes_the_counterfactual_answer() -> None:
+    fields = {
+        "subject": "Watts Humphrey", "src": "What university did Watts Humphrey attend?", "pred": "Trinity College",
+        "rephrase": "Where did Watts Humphrey study?", "alt": "University of Michigan",
+        "answers": ["Illinois Institute of Technology"], "loc": "nq question: who played desmond", "loc_ans": "Carter",
+        "cond": "a >> b || c",
+    }  # fmt: skip
+    record = only(fields)
+    assert record.request.prompt == "What university did {} attend?"
+    assert record.request.target_new == "University of Michigan"
+    assert record.request.target_true == "Illinois Institute of Technology"
+    assert record.paraphrase_prompts == ("Where did Watts Humphrey study?",)
+    assert record.neighborhood_prompts == ()
+    taught = only({key: value for key, value in fields.items() if key != "alt"})
+    assert taught.request.target_new == "Illinois Institute of Technology"
+    assert taught.request.target_true is None
+
+
+def test_knowedit() -> None:
+    record = only(
+        {
+            "subject": "Rome",
+            "prompt": "The country of Rome is",
+            "target_new": "France",
+            "ground_truth": [["Italy"]],
+            "portability": {"Reasoning": [{"prompt": "p", "ground_truth": "g"}]},
+            "locality": {
+                "Relation_Specificity": [
+                    {"prompt": "The country that Rome is in is", "ground_truth": ["Italy", "IT"]},
+                    {"prompt": "The mayor of Rome is", "ground_truth": "someone"},
+                ]
+            },
+        }
+    )
+    assert record.request.target_true == "Italy"
+    assert record.neighborhood_prompts == ()
+    bio = only({"concept": "Ada", "text": "This is a passage about Ada.", "labels": "Ada was a poet.", "locality": {}})
+    assert bio.request.prompt == "This is a passage about {}."
+    assert bio.request.target_new == "Ada was a poet."
+
+
+def test_fastedit() -> None:
+    record = only({"prompt": "{} is in", "subject": "Rome", "target": "France", "queries": ["Where is Rome?"]})
+    assert record.request.target_new == "France"
+    assert record.generation_prompts == ("Where is Rome?",)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".jsonl.gz", ".json.gz", ".csv"])
+def test_every_kind_of_file(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"facts{suffix}"
+    second = {**PLAIN, "subject": "Zürich", "target_true": ""}
+    if ".jsonl" in suffix:
+        text = "\n".join(json.dumps(fields, ensure_ascii=False) for fields in (PLAIN, second)) + "\n\n"
+    elif ".json" in suffix:
+        text = "\ufeff" + json.dumps([PLAIN, second], indent=1)
+    else:
+        text = "subject,prompt,target_new,target_true\nRome,{} is the capital of,France,Italy\n"
+        text += 'Zürich,"{} is the capital of",France,\n'
+    data = text.encode()
+    path.write_bytes(gzip.compress(data) if suffix.endswith(".gz") else data)
+    first, other = load(str(path))
+    assert first == only(PLAIN)
+    assert other.request.subject == "Zürich"
+    assert other.request.target_true is None
+
+
+def test_worldfacts_by_name() -> None:
+    records = load("worldfacts")
+    assert records == load_worldfacts()
+    assert len(records) >= 400
+    assert len({record.request.id for record in records}) == len(records)
+    assert check_records(records)[1] == []
+
+
+def test_ids_are_unique(tmp_path: Path) -> None:
+    one = {**PLAIN, "case_id": 4}
+    records = load(
+        write(tmp_path / "f.jsonl", one, {**one, "target_new": "Spain"}, PLAIN, PLAIN, {**PLAIN, "id": "4-2"})
+    )
+    ids = [record.request.id for record in records]
+    assert len(set(ids)) == 5
+    assert ids[:2] == ["4", "4-2"]
+
+
+BROKEN: list[tuple[object, str]] = [
+    ({**PLAIN, "target_new": " "}, "The field 'target_new' is empty."),
+    ({**PLAIN, "target_new": None}, "The field 'target_new' is missing"),
+    ({"subject": "Rome", "prompt": "{} is in"}, "The field 'target_new' is missing; the fields are: subject, prompt"),
+    ({"prompt": "{} is in", "target_new": "x"}, "The field 'subject' is missing"),
+    ({**PLAIN, "subject": 5}, r"The field 'subject' is int \(5\); expected text."),
+    ({**PLAIN, "prompt": "Paris is in"}, "The subject 'Rome' is not in the prompt 'Paris is in'. Write {} where"),
+    ({**PLAIN, "prompt": "{} and {} are in"}, "must contain {} exactly once"),
+    ({**PLAIN, "paraphrase_prompts": [1]}, "The field 'paraphrase_prompts' is list"),
+    ({"known_id": 0, "attribute": "x"}, "This is no edit in a known format; its fields are: known_id, attribute"),
+    ({"requested_rewrite": "x"}, "The field 'requested_rewrite' is str"),
+    ({"requested_rewrite": {"prompt": "{} is"}}, "The field 'subject' is missing"),
+    ([PLAIN], "a record must be an object, found list"),
+    ({**PLAIN, "locality_prompt": 5}, r"The field 'locality_prompt' is int \(5\); expected a list of texts."),
+]
+
+
+@pytest.mark.parametrize(("record", "message"), BROKEN)
+def test_a_broken_record_is_named_by_file_and_line(tmp_path: Path, record: object, message: str) -> None:
+    message = message.replace("{}", r"\{\}")
+    path = write(tmp_path / "facts.jsonl", PLAIN, record)
+    with pytest.raises(DatasetError, match=rf"facts\.jsonl, line 2: .*{message}"):
+        load(path)
+    array = tmp_path / "facts.json"
+    array.write_text(f"[\n{json.dumps(PLAIN)}\n\n,\n{json.dumps(record, indent=2)}\n]")
+    with pytest.raises(DatasetError, match=rf"facts\.json, line 5: .*{message}"):
+        load(array)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("f.jsonl", b'{"a": 1}\n{"subject": \n', "f.jsonl, line 1: This is no edit"),
+        (
+            "f.jsonl",
+            json.dumps(PLAIN).encode() + b'\n\n{"subject": \n',
+            r"f.jsonl, line 3: this is no JSON \(Expecting",
+        ),
+        ("f.jsonl", b"1" * 5000, "f.jsonl, line 1: this is no JSON"),
+        ("f.jsonl", b"[" * 100_000, r"f.jsonl, line 1: this is no JSON \(nested too deeply"),
+        ("f.json", b"[" * 100_000, r"f.json, line 1: this is no JSON"),
+        ("f.json", b'[\n{"subject" 1}]', r"f.json, line 2: this is no JSON \(Expecting ':' delimiter, column 12"),
+        ("f.json", b'{"subject": 1}', "f.json, line 1: a .json file must be an array"),
+        ("f.json", b"[" + json.dumps(PLAIN).encode() + b"\n x", "f.json, line 2: .*a comma or ] is missing"),
+        ("f.json", b"[" + json.dumps(PLAIN).encode() + b"\n", "f.json, line 2: .*a comma or ] is missing"),
+        ("f.json", b"[" + json.dumps(PLAIN).encode() + b",\n", "f.json, line 2: this is no JSON"),
+        ("f.csv", b"subject,prompt,target_new\nRome,{} is,x,y\n", "f.csv, line 2: more cells than"),
+        ("f.csv", b'subject,prompt\n"Rome" x,{} is\n', "f.csv, line 2: this is no CSV"),
+        ("f.jsonl", b"\n", "f.jsonl: there are no records in it."),
+        ("f.jsonl", b'{}\n"\xff"', "f.jsonl, line 2: this is not UTF-8 text"),
+        ("f.jsonl.gz", b"{}", "this is no complete gzip file"),
+        ("f.jsonl.gz", gzip.compress(b"{}" * 99)[:-9], "this is no complete gzip file"),
+        ("f.txt", b"", "files of type '.txt' are not read. Use .jsonl, .json, .csv"),
+        ("f.pkl", b"\x80\x04N.", "files of type '.pkl' are not read"),
+    ],
+)
+def test_a_broken_file_has_a_sentence(tmp_path: Path, name: str, data: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(DatasetError, match=message):
+        load(tmp_path / name)
+
+
+def test_a_small_archive_of_a_huge_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_load, "MAX_BYTES", 1 << 20)
+    (tmp_path / "f.jsonl.gz").write_bytes(gzip.compress(b" " * (2 << 20)))
+    with pytest.raises(DatasetError, match="more than 1 MiB of text"):
+        load(tmp_path / "f.jsonl.gz")
+
+
+def test_names_and_files_that_do_not_exist(tmp_path: Path) -> None:
+    with pytest.raises(UnknownNameError, match=r"Unknown data set 'worldfact'.*Did you mean 'worldfacts'\?"):
+        load("worldfact")
+    with pytest.raises(DatasetError, match=r"There is no file worldfact\.jsonl\. .*Did you mean 'worldfacts'\?"):
+        load("worldfact.jsonl")
+    with pytest.raises(DatasetError, match="is a folder"):
+        load(tmp_path)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.dictionaries(
+        st.sampled_from(["subject", "prompt", "target_new", "requested_rewrite", "src", "alt", "answers", "target",
+                         "locality", "rephrase_prompt", "paraphrase_prompts", "ground_truth", "case_id", "labels"]),
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.text(max_size=4),
+            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["str", "prompt", "a"]), inner),
+            max_leaves=6,
+        ),
+    )
+)  # fmt: skip
+def test_nothing_but_a_sentence_comes_of_nonsense(fields: dict[str, object]) -> None:
+    with contextlib.suppress(RequestError):
+        assert all(isinstance(record, FactRecord) for record in parse_record(fields))
+
+
+def request(subject: str, target: str, *, id: str = "") -> EditRequest:
+    return EditRequest(subject=subject, prompt="{} is in", target_new=target, id=id)
+
+
+def test_contradicting_requests_are_reported_and_the_last_wins() -> None:
+    asked = [request("Rome", "France", id="1"), request("Oslo", "Peru", id="2"), request("Rome", "Spain", id="3")]
+    kept, notes = check_requests(asked)
+    assert kept == asked[1:]
+    assert notes == [
+        "2 requests contradict each other about 'Rome is in' (subject 'Rome'): 'France' (1), 'Spain' (3). "
+        "The last is kept: 'Spain'."
+    ]
+
+
+def test_repeated_requests_collapse() -> None:
+    asked = [request("Rome", "France", id="1"), request("Rome", "France", id="2")]
+    kept, notes = check_requests(asked)
+    assert kept == [asked[1]]
+    assert notes == ["2 requests ask the same of 'Rome is in' (subject 'Rome'): 'France'. One is kept."]
+    assert check_requests(kept) == (kept, [])
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("xy")), max_size=12), st.integers())
+def test_kept_requests_are_the_last_of_each_fact(pairs: list[tuple[str, str]], seed: int) -> None:
+    asked = [request(subject, target, id=str(index)) for index, (subject, target) in enumerate(pairs)]
+    random.Random(seed).shuffle(asked)
+    kept, notes = check_requests(asked)
+    last = {entry.fact_key: entry for entry in asked}
+    assert {entry.fact_key: entry for entry in kept} == last
+    assert kept == [entry for entry in asked if last[entry.fact_key] is entry]
+    repeated = [key for key in last if sum(entry.fact_key == key for entry in asked) > 1]
+    assert len(notes) == len(repeated)
+
+
+def test_loading_needs_no_torch() -> None:
+    code = (
+        "import sys; from editcore.datasets import load_worldfacts; load_worldfacts(); "
+        "print([name for name in ('torch', 'pandas', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("name", "records", "paraphrases", "neighbours", "contradicting", "facts"),
+    [
+        ("counterfact_dev", 819, 819 * 2, 819 * 10, 1, 818),
+        ("counterfact_flat_dev", 10_960, 1_898, 10_960, 83, 10_843),
+        ("zsre_mend_dev", 500, 500, 0, 0, 500),
+        ("zsre_knowedit_dev", 300, 300, 0, 1, 299),
+        ("knowedit_wiki_counterfact_dev", 300, 0, 0, 0, 300),
+        ("knowedit_wiki_recent_dev", 300, 0, 0, 0, 300),
+        ("mquake_dev", 800, 0, 0, 0, None),  # its chains share facts
+    ],
+)
+def test_the_published_files(
+    name: str, records: int, paraphrases: int, neighbours: int, contradicting: int, facts: int | None
+) -> None:
+    path = SHARED / f"{name}.jsonl.gz"
+    if not path.exists():
+        pytest.skip(f"the development data is not here: {path.name}")
+    found = load(path)
+    assert len(found) == records
+    assert sum(len(record.paraphrase_prompts) for record in found) == paraphrases
+    assert sum(len(record.neighborhood_prompts) for record in found) == neighbours
+    assert len({record.request.id for record in found}) == records
+    kept, notes = check_records(found)
+    assert sum("contradict" in note for note in notes) == contradicting
+    if facts is not None:
+        assert len(kept) == facts
+
+
+@pytest.mark.parametrize("name", ["known_facts", "counterfact_portability_dev"])
+def test_published_files_that_hold_no_edits(name: str) -> None:
+    path = SHARED / f"{name}.jsonl.gz"
+    if not path.exists():
+        pytest.skip(f"the development data is not here: {path.name}")
+    with pytest.raises(DatasetError, match=f"{name}.jsonl.gz, line 1: "):
+        load(path)

@@ -1,0 +1,80 @@
+"""Figures are drawn without a display, say what they show, and are written whole."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from editcore import _figures
+from editcore._errors import EditcoreError
+from editcore.evaluation import Metric, Summary
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+
+def summary(es: float, ps: float, ns: float, **more: float) -> Summary:
+    values = {"ES": es, "PS": ps, "NS": ns, **more}
+    return Summary(metrics={k: Metric(mean=v, std=20.0, cases=40, prompts=80) for k, v in values.items()}, cases=40)
+
+
+def texts(figure: object) -> list[str]:
+    axes = figure.axes[0]  # type: ignore[attr-defined]
+    return [text.get_text() for text in axes.texts]
+
+
+def test_summary_figure_shows_both_sides() -> None:
+    figure = _figures.summary_figure(summary(20, 25, 74), summary(100, 91, 72), title="40 edits")
+    assert texts(figure) == ["20", "25", "74", "29", "100", "91", "72", "86"]
+    axes = figure.axes[0]
+    assert axes.get_ylabel() == "prompts won (%)"
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == ["before (40 facts)", "after (40 facts)", "95 % interval"]
+    assert isinstance(figure.canvas, FigureCanvasAgg)
+
+
+def test_what_cannot_be_computed_is_marked() -> None:
+    nothing = Summary(metrics={}, cases=1)
+    assert texts(_figures.summary_figure(nothing, nothing, title="no true objects")) == ["n/a"] * 8
+
+
+def test_relations_that_lose_most_stand_at_the_top() -> None:
+    before = {"a": summary(0, 0, 70), "b": summary(0, 0, 60), "only before": summary(0, 0, 1)}
+    after = {"a": summary(0, 0, 40), "b": summary(0, 0, 65)}
+    axes = _figures.per_relation_figure(before, after, title="by relation").axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["b", "a"]  # drawn from the bottom up
+    assert axes.get_xlabel() == "NS (%)"
+    _figures.per_relation_figure({}, {}, title="empty")
+
+
+def test_save_writes_a_png_of_200_dpi_or_nothing(tmp_path: Path) -> None:
+    figure = _figures.summary_figure(summary(20, 25, 74), summary(100, 91, 72), title="t")
+    path = tmp_path / "figures" / "summary.png"
+    _figures.save(figure, path)
+    data = path.read_bytes()
+    assert data.startswith(b"\x89PNG")
+    assert int.from_bytes(data[16:20]) == round(_figures.COLUMN_WIDTH * 200)
+    assert list(path.parent.iterdir()) == [path]
+    _figures.save(figure, path)
+    assert path.read_bytes() == data
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that is always full")
+def test_a_failed_save_leaves_the_old_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figure = _figures.summary_figure(summary(20, 25, 74), summary(100, 91, 72), title="t")
+    path = tmp_path / "summary.png"
+    _figures.save(figure, path)
+    data = path.read_bytes()
+    real = figure.savefig
+    monkeypatch.setattr(figure, "savefig", lambda _path, **options: real("/dev/full", **options))
+    with pytest.raises(EditcoreError, match="Cannot write"):
+        _figures.save(figure, path)
+    assert path.read_bytes() == data
+    assert os.listdir(tmp_path) == ["summary.png"]  # noqa: PTH208
+
+
+def test_pyplot_is_never_imported() -> None:
+    code = "import sys; import editcore._figures; print('matplotlib.pyplot' in sys.modules, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
