@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from editcore._errors import HParamsError, NumericalError
+from editcore._errors import HParamsError, NumericalError, RequestError
 from editcore._protocols import EditContext
 from editcore._values import EditBatch, EditEvidence, EditRequest, FactoredDelta, KnownTarget, Proposal
 from editcore.hparams import LocateThenEditHParams
@@ -108,9 +108,12 @@ def propose(
         objective: add the distances of the objective (preservation, new edits, old edits) to the diagnostics.
 
     Raises:
+        RequestError: the batch is empty.
         SubjectNotFoundError: a subject is not found in its tokens.
         NumericalError: a value is not finite.
     """
+    if not batch.requests:
+        raise RequestError("There is nothing to edit: the batch is empty.")
     clock = _Clock({})
     layers = _chosen_layers(hparams, batch, context.seed)
     with clock.stage("targets"):
