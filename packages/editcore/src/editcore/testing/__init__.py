@@ -1,6 +1,9 @@
-"""Helpers for tests, of this repository and of plugins: tiny models made in milliseconds, and facts for them."""
+"""Helpers for tests, of this repository and of plugins: tiny models made in milliseconds, facts for them, and the
+contract suites that every editor and backend has to pass."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from editcore.testing._tiny import (
     TINY_FAMILIES,
@@ -12,12 +15,29 @@ from editcore.testing._tiny import (
     tiny_tokenizer,
 )
 
+if TYPE_CHECKING:
+    from editcore.testing._contracts import BackendContract, EditorContract
+
 __all__ = [
     "TINY_FAMILIES",
     "TINY_MOE_FAMILIES",
+    "BackendContract",
+    "EditorContract",
     "three_facts",
     "tiny_hf_model",
     "tiny_model",
     "tiny_requests",
     "tiny_tokenizer",
 ]
+
+if not TYPE_CHECKING:  # the suites need pytest, tiny models do not
+
+    def __getattr__(name):
+        if name not in {"BackendContract", "EditorContract"}:
+            raise AttributeError(f"module 'editcore.testing' has no attribute {name!r}")
+        import pytest
+
+        pytest.register_assert_rewrite("editcore.testing._contracts")
+        from editcore.testing import _contracts
+
+        return getattr(_contracts, name)

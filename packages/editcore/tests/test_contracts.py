@@ -1,0 +1,489 @@
+"""The contract suites notice what they are for: each class below breaks one clause on purpose and fails that one.
+
+The suites run once, in a process of their own, on plugins that are installed into a temporary folder. (``pytester`` in
+this process would unload what the suites imported, which torch does not survive.)
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from editcore.testing import BackendContract, EditorContract
+
+HONEST_EDITOR = '''
+"""An editor that keeps the contract, and ones that each break a clause."""
+
+import torch
+
+from editcore import EditBatch, FactoredDelta, HParams, Proposal, RequestError
+from editcore.hparams import LocateThenEditHParams
+from editcore.linalg import solve_update
+from editcore.locate_then_edit import prepare, propose
+
+from broken_hparams import BrokenHParams
+
+
+class Honest:
+    def __init__(self, hparams):
+        self.hparams = hparams
+        self.shared = LocateThenEditHParams(layers=(1,), v_num_grad_steps=4, context_templates=("{}",))
+
+    def prepare(self, model, context):
+        self.prepared = prepare(model, self.shared, context, owner="honest")
+        return {}
+
+    def propose(self, model, batch, context):
+        return propose(
+            model, batch, context, hparams=self.shared, prepared=self.prepared, ridge=0.0,
+            solve=lambda keys, residuals, metric, weights: solve_update(keys, residuals, metric),
+        )
+
+
+def edited(model):
+    return model.weight(model.layout.weight_name(1))
+
+
+def with_deltas(proposal, change):
+    deltas = {name: change(name, delta) for name, delta in proposal.deltas.items()}
+    return Proposal(deltas=deltas, evidence=proposal.evidence, known=proposal.known)
+
+
+class Leaky(Honest):
+    """Leaves the edited weight changed."""
+
+    def propose(self, model, batch, context):
+        proposal = super().propose(model, batch, context)
+        edited(model).add_(1e-3)
+        return proposal
+
+
+class Hooked(Honest):
+    """Leaves a hook behind."""
+
+    def propose(self, model, batch, context):
+        proposal = super().propose(model, batch, context)
+        model.block(0).register_forward_hook(lambda *_: None)
+        return proposal
+
+
+class Careless(Honest):
+    """Restores the weight only if nothing goes wrong."""
+
+    def propose(self, model, batch, context):
+        saved = edited(model).clone()
+        edited(model).mul_(1.0001)
+        proposal = super().propose(model, batch, context)
+        edited(model).copy_(saved)
+        return proposal
+
+
+class Silent(Honest):
+    """Says nothing about what it did."""
+
+    def propose(self, model, batch, context):
+        proposal = super().propose(model, batch, context)
+        return Proposal(deltas=proposal.deltas, evidence=(), known={})
+
+
+class Alias(Honest):
+    """Answers with a factor that is the model's own memory: W (W⁺ Δ) = Δ for a weight of full row rank."""
+
+    def propose(self, model, batch, context):
+        def alias(name, delta):
+            weight = model.as_out_in(name, model.weight(name))
+            return FactoredDelta(weight, torch.linalg.pinv(weight.double()) @ delta.dense())
+
+        proposal = with_deltas(super().propose(model, batch, context), alias)
+        return with_deltas(proposal, lambda _, delta: FactoredDelta(delta.left, delta.right.float()))
+
+
+class Stray(Honest):
+    """Changes another weight when it looks at the model."""
+
+    def prepare(self, model, context):
+        provenance = super().prepare(model, context)
+        model.weight(model.layout.weight_name(2)).mul_(1.0001)
+        return provenance
+
+
+class Random(Honest):
+    """Draws from the process's generator."""
+
+    def propose(self, model, batch, context):
+        def shaken(_, delta):
+            return FactoredDelta(delta.left * (1 + 1e-6 * torch.rand(())), delta.right)
+
+        return with_deltas(super().propose(model, batch, context), shaken)
+
+
+class Idle(Honest):
+    """Writes nothing."""
+
+    def propose(self, model, batch, context):
+        proposal = super().propose(model, batch, context)
+        return with_deltas(proposal, lambda _, delta: FactoredDelta(delta.left * 0, delta.right))
+
+
+class Small(Honest):
+    """Takes fewer facts than it says."""
+
+    def propose(self, model, batch, context):
+        if len(batch) > 2:
+            raise RequestError("no more than two")
+        return super().propose(model, batch, context)
+
+
+class Eager(Honest):
+    """Answers when nothing was asked."""
+
+    def propose(self, model, batch, context):
+        if not len(batch):
+            return Proposal(deltas={}, evidence=(), known={})
+        return super().propose(model, batch, context)
+
+
+class Base:
+    """A backend that keeps the contract, summing anew from the base each time."""
+
+    def open(self, model):
+        self.model, self.active = model, []
+        self.base = {name: weight.clone() for name, weight in model.hf.named_parameters()}
+
+    def apply(self, deltas):
+        self.rebuild([*self.active, deltas])
+
+    def rebuild(self, active):
+        self.active = list(active)
+        for name, base in self.base.items():
+            total = base.clone()
+            for deltas in self.active:
+                if name in deltas:
+                    total += self.model.as_out_in(name, deltas[name].dense())
+            self.model.weight(name).copy_(total)
+
+
+class Meddling(Base):
+    """Changes a weight in its last bits when it takes over."""
+
+    def open(self, model):
+        edited(model).mul_(1 + 1e-12)
+        super().open(model)
+
+
+class Forgetful(Base):
+    """Knows the last batch only."""
+
+    def rebuild(self, active):
+        super().rebuild(active[-1:])
+
+
+class Greedy(Base):
+    """Changes the embedding of a token that no test reads."""
+
+    def rebuild(self, active):
+        super().rebuild(active)
+        if active:
+            self.model.hf.get_input_embeddings().weight[-1] += 1
+
+
+class Subtracting(Base):
+    """Takes everything out by subtraction."""
+
+    def rebuild(self, active):
+        if active or not self.active:
+            return super().rebuild(active)
+        for deltas in self.active:
+            for name, delta in deltas.items():
+                self.model.weight(name).sub_(self.model.as_out_in(name, delta.dense()))
+        self.active = []
+
+
+class Sticky(Base):
+    """Keeps what was applied when it rebuilds with fewer."""
+
+    def rebuild(self, active):
+        kept = [deltas for deltas in self.active if not any(deltas is other for other in active)]
+        super().rebuild([*kept, *active] if 1 < len(active) < len(self.active) else active)
+
+
+class Sorting(Base):
+    """Rebuilds in an order of its own."""
+
+    def apply(self, deltas):
+        super().rebuild([*self.active, deltas])
+
+    def rebuild(self, active):
+        super().rebuild(sorted(active, key=min))  # by the first weight, which batches mostly come in
+'''
+
+HPARAMS = '''
+"""Hyperparameters of the editors; imports no torch."""
+
+from editcore import HParams
+from pydantic import ConfigDict, field_serializer
+
+
+class BrokenHParams(HParams):
+    strength: float = 1.0
+    """How much."""
+
+
+class Lossy(BrokenHParams):
+    """Rounds what it writes."""
+
+    @field_serializer("strength")
+    def rounded(self, value: float) -> float:
+        return float(round(value))
+
+
+class Lax(BrokenHParams):
+    """Ignores what it does not know."""
+
+    model_config = ConfigDict(extra="ignore")
+'''
+
+PLUGIN = """
+from editcore import BackendSpec, Capabilities, EditorSpec, hookimpl
+
+EDITORS = {editors!r}
+BACKENDS = {backends!r}
+
+def editor(name, hparams):
+    limit = 2 if name == "limited" else None
+    target = "Honest" if name in ("honest", "limited", "lossy", "lax", "heavy") else name.capitalize()
+    return EditorSpec(name, "broken_parts:" + target, hparams=hparams, summary="A method.",
+                      capabilities=Capabilities(max_batch=limit))
+
+@hookimpl
+def editcore_editors():
+    return [editor(name, hparams) for name, hparams in EDITORS.items()]
+
+@hookimpl
+def editcore_backends():
+    return [BackendSpec(name, "broken_parts:" + name.capitalize(), summary="A backend.") for name in BACKENDS]
+"""
+
+PLAIN = "broken_hparams:BrokenHParams"
+EDITORS: Mapping[str, str] = {
+    **dict.fromkeys(["honest", "limited", "leaky", "hooked", "careless", "silent", "alias", "stray"], PLAIN),
+    **dict.fromkeys(["random", "idle", "small", "eager"], PLAIN),
+    "lossy": "broken_hparams:Lossy",
+    "lax": "broken_hparams:Lax",
+    "heavy": "heavy_hparams:BrokenHParams",
+}
+BACKENDS = ("base", "meddling", "forgetful", "greedy", "subtracting", "sticky", "sorting")
+
+
+def install(folder: Path) -> None:
+    """A distribution whose plugin offers everything above."""
+    (folder / "broken_parts.py").write_text(HONEST_EDITOR, encoding="utf-8")
+    (folder / "broken_hparams.py").write_text(HPARAMS, encoding="utf-8")
+    (folder / "heavy_hparams.py").write_text("import torch\nfrom broken_hparams import BrokenHParams\n", "utf-8")
+    plugin = PLUGIN.format(editors=dict(EDITORS), backends=BACKENDS)
+    (folder / "broken_plugin.py").write_text(plugin, encoding="utf-8")
+    info = folder / "edit_broken-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: edit-broken\nVersion: 1.0\n", encoding="utf-8")
+    (info / "entry_points.txt").write_text("[editcore]\nbroken = broken_plugin\n", encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Names of tests (without parameters) by class."""
+
+    failed: Mapping[str, set[str]]
+    passed: Mapping[str, set[str]]
+    skipped: Mapping[str, set[str]]
+    """Expected failures too."""
+
+
+def outcomes(report: Path) -> Outcomes:
+    found: dict[str, dict[str, set[str]]] = {kind: {} for kind in ("failed", "passed", "skipped")}
+    for case in ElementTree.parse(report).iter("testcase"):
+        kinds = {"failure": "failed", "error": "failed", "skipped": "skipped"}
+        kind = next((kinds[child.tag] for child in case if child.tag in kinds), "passed")
+        owner, test = case.attrib["classname"].rpartition(".")[2], case.attrib["name"].partition("[")[0]
+        found[kind].setdefault(owner, set()).add(test)
+    return Outcomes(**found)
+
+
+def contract_class(name: str, kind: str, body: str) -> str:
+    return f"""
+class Test{name.capitalize()}({kind.capitalize()}Contract):
+    @pytest.fixture
+    def {kind}_name(self):
+        return {name!r}
+
+    {body}
+"""
+
+
+def theirs() -> str:
+    """The test file of a plugin's author."""
+    setting = "hparams = pytest.fixture(lambda self: {'strength': 0.25})"
+    float64 = "make_model = pytest.fixture(lambda self: lambda: tiny_model(dtype=torch.float64))"
+    parts = [
+        "import pytest, torch",
+        "from editcore.testing import BackendContract, EditorContract, tiny_model",
+        *(contract_class(name, "editor", setting) for name in [*EDITORS, "missing"]),
+        *(contract_class(name, "backend", float64) for name in BACKENDS),
+        override("Declared", XFAIL, "assert False"),
+        override("Outdated", XFAIL, "super().test_is_announced(registry, editor_name)"),
+    ]
+    return "\n".join(parts)
+
+
+OVERRIDE = """
+class TestNAME(EditorContract):
+    editor_name = pytest.fixture(lambda self: "honest")
+    hparams = pytest.fixture(lambda self: {})
+
+    MARK
+    def test_is_announced(self, registry, editor_name):
+        BODY
+"""
+XFAIL = "@pytest.mark.xfail(reason='why', strict=True)"
+
+
+def override(name: str, mark: str, body: str) -> str:
+    return OVERRIDE.replace("NAME", name).replace("MARK", mark).replace("BODY", body)
+
+
+# A new process takes longer than all other tests of a class, and only one class differs there.
+SELECTED = (
+    "(not announcement_imports_no_torch or TestHeavy or TestHonest or TestBase) and "
+    "(not TestDeclared and not TestOutdated or test_is_announced)"
+)
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
+    """Everything in one run."""
+    folder = tmp_path_factory.mktemp("theirs")
+    install(folder)
+    (folder / "test_theirs.py").write_text(theirs(), encoding="utf-8")
+    report = folder / "report.xml"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", "-k", SELECTED],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1, done.stdout + done.stderr  # 1: some tests failed, and nothing else went wrong
+    return outcomes(report)
+
+
+BROKEN_EDITORS = {
+    "leaky": "test_propose_leaves_the_model_unchanged",
+    "hooked": "test_propose_leaves_the_model_unchanged",
+    "careless": "test_a_failed_propose_leaves_the_model_unchanged",
+    "silent": "test_a_proposal_is_complete",
+    "alias": "test_deltas_can_be_applied_and_taken_back",
+    "stray": "test_other_weights_stay_as_they_are",
+    "random": "test_the_same_seed_gives_the_same_bits",
+    "idle": "test_the_target_becomes_likelier",
+    "small": "test_a_long_list_is_edited_in_batches_that_it_takes",
+    "eager": "test_an_empty_batch_is_refused",
+    "lossy": "test_hparams_survive_json_and_refuse_unknown_names",
+    "lax": "test_hparams_survive_json_and_refuse_unknown_names",
+    "heavy": "test_announcement_imports_no_torch",
+}
+BROKEN_BACKENDS = {
+    "meddling": "test_opening_changes_nothing",
+    "forgetful": "test_the_effect_is_that_of_the_weight_change",
+    "greedy": "test_other_weights_stay_as_they_are",
+    "subtracting": "test_the_base_comes_back_to_the_bit",
+    "sticky": "test_rebuilding_is_a_fresh_start",
+    "sorting": "test_order_is_kept",
+}
+
+
+@pytest.mark.parametrize("name", ["honest", "limited", "base"])
+def test_what_keeps_the_contract_passes(ran: Outcomes, name: str) -> None:
+    owner = f"Test{name.capitalize()}"
+    assert owner not in ran.failed
+    assert owner not in ran.skipped
+    assert len(ran.passed[owner]) >= 9
+
+
+@pytest.mark.parametrize(("name", "clause"), [*BROKEN_EDITORS.items(), *BROKEN_BACKENDS.items()])
+def test_what_breaks_one_clause_fails_that_one(ran: Outcomes, name: str, clause: str) -> None:
+    assert ran.failed[f"Test{name.capitalize()}"] == {clause}
+
+
+def test_every_clause_is_broken_by_somebody() -> None:
+    for contract, broken in ((EditorContract, BROKEN_EDITORS), (BackendContract, BROKEN_BACKENDS)):
+        clauses = {name for name in vars(contract) if name.startswith("test_")}
+        shared = {"test_announcement_imports_no_torch", "test_hparams_survive_json_and_refuse_unknown_names"}
+        # A name that is not announced fails at once; what both suites share is broken by the editors.
+        expected = clauses - {"test_is_announced"} - (shared if contract is BackendContract else set())
+        assert set(broken.values()) == expected
+
+
+def test_a_name_that_nobody_announces_fails(ran: Outcomes) -> None:
+    assert "test_is_announced" in ran.failed["TestMissing"]
+    assert "TestMissing" not in ran.passed
+
+
+def test_a_test_may_be_switched_off_in_the_open(ran: Outcomes) -> None:
+    assert ran.skipped["TestDeclared"] == {"test_is_announced"}
+
+
+def test_one_that_passes_after_all_has_to_be_switched_on_again(ran: Outcomes) -> None:
+    assert ran.failed["TestOutdated"] == {"test_is_announced"}
+
+
+def define(source: str) -> None:
+    exec(f"import pytest\nfrom editcore.testing import EditorContract\n{source}", {"__name__": "test_theirs"})
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        "",
+        "@pytest.mark.skip(reason='slow')",
+        "@pytest.mark.xfail",
+        "@pytest.mark.xfail(strict=True)",
+        "@pytest.mark.xfail(reason='why')",
+        "@pytest.mark.xfail(False, reason='why', strict=True)",
+        "@pytest.mark.xfail(reason='why', strict=True)\n    @pytest.mark.skip",
+    ],
+)
+def test_a_silent_override_is_refused(mark: str) -> None:
+    with pytest.raises(TypeError, match="TestHonest overrides the standard test test_is_announced"):
+        define(override("Honest", mark, "assert False"))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "class TestHonest(EditorContract):\n    test_is_announced = None",
+        "class Mixin:\n    def test_is_announced(self): pass\nclass TestHonest(Mixin, EditorContract): pass",
+        "class TestHonest(EditorContract):\n    pytestmark = pytest.mark.skip(reason='slow')",
+        "class TestHonest(EditorContract):\n    pytestmark = [pytest.mark.xfail]",
+    ],
+)
+def test_other_ways_to_switch_off_are_refused_too(source: str) -> None:
+    with pytest.raises(TypeError, match=r"TestHonest (overrides the standard test|switches all standard tests off)"):
+        define(source)
+
+
+def test_tests_and_marks_of_ones_own_are_welcome() -> None:
+    define(
+        "class TestMine(EditorContract):\n"
+        "    pytestmark = pytest.mark.filterwarnings('error')\n"
+        "    def test_something_else(self): pass"
+    )
+
+
+def test_tiny_models_need_no_pytest() -> None:
+    code = "import sys; sys.modules['pytest'] = None; from editcore.testing import tiny_model"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
