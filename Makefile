@@ -36,14 +36,14 @@ lint: .venv/.tools ## Check style, types and the direction of imports
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy --strict $(CHECKED)
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 
 test: lint ## Check everything: lint, then all tests, those with the real model included
 	@$(BIN)/editctl models pull $(MODEL) >/dev/null || echo "Without $(MODEL), the tests that need it are skipped."
 	$(OFFLINE) $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile --hypothesis-profile ci
 
 wheels: .venv/.tools ## Build a wheel of every package into dist/
-	@for package in $(PACKAGES); do $(BIN)/python -m build --wheel --no-isolation --outdir dist $$package >/dev/null || exit; done
+	@$(BIN)/python -m pip wheel -qq --no-deps --no-build-isolation --wheel-dir dist $(PACKAGES)
 	@ls dist/*.whl
 
 clean: ## Remove caches and wheels; .venv, runs and models stay
