@@ -179,9 +179,7 @@ class FactoredDelta:
 
     def __post_init__(self) -> None:
         if self.left.ndim != 2 or self.right.ndim != 2 or self.left.shape[1] != self.right.shape[0]:
-            raise ValueError(
-                f"factors of shape {tuple(self.left.shape)} and {tuple(self.right.shape)} do not multiply"
-            )
+            raise ValueError(f"factors of shape {tuple(self.left.shape)} and {tuple(self.right.shape)} do not multiply")
 
     @property
     def rank(self) -> int:

@@ -39,8 +39,11 @@ __all__ = ["Targets", "optimise_targets"]
 ESSENCE_PROMPT = "{} is a"
 """ROME, section 3.1: the prompt on which the subject's essence must not drift."""
 
-_MAX_TOKENS = 1024
-"""Tokens run per step: enough to keep matrix products efficient, few enough that activations stay near a gigabyte."""
+_MAX_TOKENS = {"cpu": 256}
+"""Tokens run per step by device type: enough to keep matrix products efficient, few enough that rows of one chunk are
+about as long as each other (batches of ten CounterFact facts are padded to 1.50 times their tokens at 1,024, to 1.24
+at 256)."""
+_MAX_TOKENS_ELSEWHERE = 8192
 _MAX_LOGITS = 2**25
 """Logits held per step (128 MB in float32; backward needs about four times that)."""
 
@@ -115,7 +118,7 @@ def optimise_targets(
         )
     results: list[_Result | None] = [None] * len(facts)
     with progress.task("optimising targets", len(facts)) as advance:
-        for chunk in _chunks(facts, model.layout.vocab_size):
+        for chunk in _chunks(facts, model):
             solver = _Chunk(model, [facts[index] for index in chunk], layer, hparams, tails=use_tails)
             for index, result in zip(chunk, solver.run(advance), strict=True):
                 results[index] = result
@@ -144,16 +147,17 @@ def _tokenise(
     return _Fact(rows=(*rows, row), essence_position=position)
 
 
-def _chunks(facts: Sequence[_Fact], vocab: int) -> Iterator[list[int]]:
+def _chunks(facts: Sequence[_Fact], model: LanguageModel) -> Iterator[list[int]]:
     """Facts of similar length together, within the budgets of tokens and logits."""
+    max_tokens = _MAX_TOKENS.get(model.device.type, _MAX_TOKENS_ELSEWHERE)
     order = sorted(range(len(facts)), key=lambda index: (facts[index].width, index))
     chunk: list[int] = []
     for index in order:
         trial = [*chunk, index]
         width = max(facts[i].width for i in trial)
         tokens = width * sum(len(facts[i].rows) for i in trial)
-        logits = vocab * sum(facts[i].num_scored for i in trial)
-        if chunk and (tokens > _MAX_TOKENS or logits > _MAX_LOGITS):
+        logits = model.layout.vocab_size * sum(facts[i].num_scored for i in trial)
+        if chunk and (tokens > max_tokens or logits > _MAX_LOGITS):
             yield chunk
             trial = [index]
         chunk = trial
@@ -290,7 +294,7 @@ class _Chunk:
                 results[int(active[position])] = _Result(
                     delta=deltas[position].detach().clone(),
                     base=self.base[active[position]],
-                    loss=float(losses[position]),
+                    loss=float(losses[position].detach()),
                     steps=step,
                     probability=float(probabilities[position]),
                 )

@@ -229,11 +229,12 @@ class LanguageModel:
         top_k: int | None = None,
         temperature: float = 1.0,
     ) -> list[str]:
-        """The continuation of each prompt, without the prompt: greedy, or sampled among the ``top_k`` likeliest tokens.
+        """The continuation of each prompt, without the prompt: greedy, or sampled if a seed is given.
 
         Args:
-            seed: of a private generator; the same seed, prompts and weights give the same text on the CPU. Needed for
-                sampling. Nothing global is seeded.
+            seed: of a private generator; the same seed, prompts and weights give the same text on the CPU. Nothing
+                global is seeded.
+            top_k: sample among this many likeliest tokens; left out, among all.
         """
         rows = [list(row) for row in self.tokenizer(list(prompts), verbose=False)["input_ids"]] if prompts else []
         new = self.generate_ids(rows, max_new_tokens=max_new_tokens, seed=seed, top_k=top_k, temperature=temperature)
@@ -258,7 +259,7 @@ class LanguageModel:
             raise ValueError(f"max_new_tokens must be at least 1, found {max_new_tokens}")
         if top_k is not None and (seed is None or top_k < 1):
             raise ValueError(f"sampling needs a seed and top_k of at least 1, found seed={seed}, top_k={top_k}")
-        generator = torch.Generator().manual_seed(seed) if top_k is not None and seed is not None else None
+        generator = torch.Generator().manual_seed(seed) if seed is not None else None
         tokenizer = self.tokenizer
         start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
         filled = [list(row) or [int(start)] for row in rows]
@@ -556,8 +557,11 @@ def _pad(rows: Sequence[Sequence[int]], pad: int, *, left: bool) -> tuple[Tensor
 
 def _choose(logits: Tensor, generator: torch.Generator | None, top_k: int | None, temperature: float) -> Tensor:
     """Next token of each row, ``[rows]``. Drawn on the CPU, so that a seed means the same on every device."""
-    if generator is None or top_k is None:
+    if generator is None:
         return logits.argmax(dim=-1)
-    best, tokens = logits.float().cpu().topk(min(top_k, logits.shape[-1]), dim=-1)  # [rows, top_k]
+    scores = logits.float().cpu()
+    if top_k is None:
+        return torch.multinomial((scores / temperature).softmax(dim=-1), 1, generator=generator)[:, 0].to(logits.device)
+    best, tokens = scores.topk(min(top_k, scores.shape[-1]), dim=-1)  # [rows, top_k]
     drawn = torch.multinomial((best / temperature).softmax(dim=-1), 1, generator=generator)  # [rows, 1]
     return tokens.gather(-1, drawn).squeeze(-1).to(logits.device)

@@ -1,0 +1,148 @@
+"""The solve against an independent oracle: the optimality conditions, and a dense solution by other means."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from editcore import FactoredDelta, NumericalError
+from editcore.linalg import Metric, solve_update
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+
+def problem(seed: int, n: int, m: int, d: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys [n, m], residuals [n, d] and a well-posed second moment [m, m]."""
+    generator = torch.Generator().manual_seed(seed)
+    samples = torch.randn(4 * m, m, generator=generator, dtype=torch.float64)
+    return (
+        torch.randn(n, m, generator=generator, dtype=torch.float64),
+        torch.randn(n, d, generator=generator, dtype=torch.float64),
+        samples.T @ samples / len(samples),
+    )
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm().clamp_min(1e-30))
+
+
+sizes = st.tuples(st.integers(0, 10_000), st.integers(1, 8), st.integers(8, 20), st.integers(1, 6))
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes)
+def test_without_ridge_every_key_gets_its_residual(size: tuple[int, int, int, int]) -> None:
+    keys, residuals, moment = problem(*size)
+    update = solve_update(keys, residuals, Metric(moment))
+    assert relative(keys @ update.delta.dense().T, residuals) < 1e-8
+    assert torch.allclose(update.fractions, torch.ones(len(keys), dtype=torch.float64), atol=1e-8)
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes)
+def test_without_ridge_no_other_solution_costs_less(size: tuple[int, int, int, int]) -> None:
+    """KKT: the gradient ΔC of the cost is a combination of the constraints' normals, so it vanishes on their null
+    space."""
+    keys, residuals, moment = problem(*size)
+    delta = solve_update(keys, residuals, Metric(moment)).delta.dense()
+    _, singular, right = np.linalg.svd(keys.numpy())
+    free = torch.from_numpy(right[len(singular) :])  # directions that no key sees, [m - n, m]
+    gradient = delta @ moment  # [d, m]
+    assert (gradient @ free.T).norm() <= 1e-8 * gradient.norm()
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes, st.floats(1e-3, 1e3))
+def test_ridge_equals_weighted_least_squares(size: tuple[int, int, int, int], ridge: float) -> None:
+    """The normal equations Δ (K W Kᵀ + λC) = R W Kᵀ, solved densely by numpy."""
+    keys, residuals, moment = problem(*size)
+    weights = torch.rand(len(keys), generator=torch.Generator().manual_seed(size[0]), dtype=torch.float64) + 0.1
+    found = solve_update(keys, residuals, Metric(moment), ridge=ridge, weights=weights).delta.dense()
+    weighted = (weights[:, None] * keys).numpy()
+    system = keys.numpy().T @ weighted + ridge * moment.numpy()
+    expected = np.linalg.solve(system, weighted.T @ residuals.numpy()).T
+    assert relative(found, torch.from_numpy(expected)) < 1e-8
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 1000), st.floats(1e-2, 10.0))
+def test_more_edits_than_width_solves_the_same_problem_from_the_other_side(seed: int, ridge: float) -> None:
+    keys, residuals, moment = problem(seed, 30, 6, 3)
+    weights = torch.linspace(0.5, 2.0, 30, dtype=torch.float64)
+    found = solve_update(keys, residuals, Metric(moment), ridge=ridge, weights=weights).delta.dense()
+    weighted = weights[:, None] * keys
+    expected = torch.linalg.solve(keys.T @ weighted + ridge * moment, weighted.T @ residuals).T
+    assert relative(found, expected) < 1e-8
+
+
+@settings(max_examples=40, deadline=None)
+@given(sizes)
+def test_the_change_lies_in_the_span_of_solved_keys(size: tuple[int, int, int, int]) -> None:
+    keys, residuals, moment = problem(*size)
+    delta = solve_update(keys, residuals, Metric(moment)).delta.dense()
+    span = torch.linalg.solve(moment, keys.T)  # C⁻¹K, [m, n]
+    projector = span @ torch.linalg.pinv(span)
+    assert relative(delta @ projector, delta) < 1e-8
+
+
+@given(st.integers(0, 1000), st.floats(1e-3, 1e3))
+@settings(max_examples=30, deadline=None)
+def test_scale_of_the_second_moment_cancels_without_ridge(seed: int, scale: float) -> None:
+    keys, residuals, moment = problem(seed, 4, 9, 3)
+    one = solve_update(keys, residuals, Metric(moment)).delta.dense()
+    other = solve_update(keys, residuals, Metric.from_second_moment(moment, weight=scale)).delta.dense()
+    assert relative(other, one) < 1e-8
+
+
+def test_weights_have_no_effect_on_constraints_and_move_ridge_fractions() -> None:
+    keys, residuals, moment = problem(3, 4, 9, 3)
+    heavy = torch.tensor([100.0, 1.0, 1.0, 1.0], dtype=torch.float64)
+    plain = solve_update(keys, residuals, Metric(moment))
+    weighted = solve_update(keys, residuals, Metric(moment), weights=heavy)
+    assert relative(weighted.delta.dense(), plain.delta.dense()) < 1e-10
+    light = solve_update(keys, residuals, Metric(moment), ridge=5.0)
+    favoured = solve_update(keys, residuals, Metric(moment), ridge=5.0, weights=heavy)
+    missed = [(keys[0] @ update.delta.dense().T - residuals[0]).norm() for update in (light, favoured)]
+    assert missed[1] < 0.2 * missed[0]
+
+
+def test_equal_keys_share_the_mean_of_what_they_ask() -> None:
+    keys, residuals, moment = problem(5, 3, 9, 4)
+    keys[1] = keys[0]
+    update = solve_update(keys, residuals, Metric(moment))
+    reached = keys @ update.delta.dense().T
+    assert update.dependent == 1
+    assert relative(reached[0], (residuals[0] + residuals[1]) / 2) < 1e-8
+    assert relative(reached[2], residuals[2]) < 1e-8
+
+
+def test_cost_and_norm_come_from_the_factors() -> None:
+    keys, residuals, moment = problem(7, 4, 9, 3)
+    delta = solve_update(keys, residuals, Metric(moment)).delta
+    dense = delta.dense()
+    assert Metric(moment).cost(delta) == pytest.approx(float(torch.trace(dense @ moment @ dense.T)), rel=1e-10)
+    assert delta.norm() == pytest.approx(float(dense.norm()), rel=1e-10)
+
+
+def test_a_singular_second_moment_is_lifted_and_says_so() -> None:
+    keys, residuals, _ = problem(9, 3, 8, 2)
+    few = torch.randn(2, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    metric = Metric(few.T @ few)  # rank 2 of 8
+    update = solve_update(keys, residuals, metric)
+    assert metric.jitter > 0
+    assert relative(keys @ update.delta.dense().T, residuals) < 1e-4
+    assert Metric(torch.eye(8, dtype=torch.float64)).jitter == 0
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_refused(bad: float) -> None:
+    keys, residuals, moment = problem(1, 2, 5, 2)
+    residuals[0, 0] = bad
+    with pytest.raises(NumericalError, match="nothing was applied"):
+        solve_update(keys, residuals, Metric(moment))
+
+
+def test_factors_that_do_not_multiply_are_refused() -> None:
+    with pytest.raises(ValueError, match="do not multiply"):
+        FactoredDelta(torch.zeros(3, 2), torch.zeros(3, 4))

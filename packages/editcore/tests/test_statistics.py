@@ -1,0 +1,100 @@
+"""Second moments: what they are, and that a cache file is only ever taken for what it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from editcore import StatisticsError
+from editcore.corpora import SelfCorpus, open_corpus
+from editcore.statistics import StatisticsStore, cached_moments, second_moments
+from editcore.testing import tiny_model
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "opt"])
+def test_moments_are_the_mean_outer_product_of_projection_inputs(family: str) -> None:
+    """Against a loop over every token of every sequence, one sequence at a time."""
+    model = tiny_model(family)
+    sequences = torch.randint(3, 60, (10, 12), generator=torch.Generator().manual_seed(0))
+    found = second_moments(model, sequences, [0, 2])
+    for layer, moment in found.items():
+        seen: list[torch.Tensor] = []
+        handle = model.projection(layer).register_forward_hook(
+            lambda _module, args, _output, seen=seen: seen.append(args[0].reshape(-1, args[0].shape[-1]))
+        )
+        for row in sequences:
+            model.hf(input_ids=row[None])
+        handle.remove()
+        keys = torch.cat(seen).double()
+        expected = sum(torch.outer(key, key) for key in keys) / len(keys)
+        assert torch.allclose(moment, expected, atol=1e-6)
+        assert moment.dtype == torch.float64
+
+
+def store(model: object, file: Path, **changes: object) -> StatisticsStore:
+    values = {"corpus": str(file), "tokens": 600, "directory": file.parent / "statistics", **changes}
+    return StatisticsStore(model, **values)  # type: ignore[arg-type]
+
+
+def test_a_second_store_reads_what_the_first_computed(corpus_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama")
+    first = store(model, corpus_file).moments([0, 1])
+    monkeypatch.setattr("editcore.statistics.second_moments", lambda *_a, **_k: pytest.fail("computed again"))
+    second = store(model, corpus_file).moments([1, 0])
+    assert torch.equal(first[0], second[0])
+    assert torch.equal(first[1], second[1])
+    listed = list(cached_moments(corpus_file.parent / "statistics"))
+    assert {metadata["layer"] for _, metadata in listed} == {"0", "1"}
+
+
+def test_everything_that_changes_the_answer_changes_the_file(corpus_file: Path) -> None:
+    model, other = tiny_model("llama"), tiny_model("llama", seed=1)
+    text = corpus_file.with_name("other.txt")
+    text.write_text(corpus_file.read_text() + "One more line.\n")
+    paths = {
+        store(model, corpus_file).path(0),
+        store(model, corpus_file).path(1),
+        store(other, corpus_file).path(0),
+        store(model, text).path(0),
+        store(model, corpus_file, tokens=700).path(0),
+        store(model, corpus_file, corpus="self").path(0),
+        store(model, corpus_file, corpus="self", seed=1).path(0),
+    }
+    assert len(paths) == 7
+
+
+def test_the_models_own_text_is_the_same_for_a_seed() -> None:
+    model = tiny_model("llama")
+    one, two, other = (SelfCorpus(seed).sequences(model, 300, 32) for seed in (0, 0, 1))
+    assert one.shape == (10, 32)
+    assert torch.equal(one, two)
+    assert not torch.equal(one, other)
+
+
+def test_documentation_needs_no_file() -> None:
+    model = tiny_model("llama")
+    assert open_corpus("docs").sequences(model, 512, 128).shape == (4, 128)
+
+
+def test_bad_corpora_are_one_sentence(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    with pytest.raises(StatisticsError, match="neither 'self', 'docs'"):
+        open_corpus(str(tmp_path / "missing.txt"))
+    short = tmp_path / "short.txt"
+    short.write_text("Too short.")
+    with pytest.raises(StatisticsError, match="at least"):
+        open_corpus(str(short)).sequences(model, 1000, 256)
+    damaged = tmp_path / "damaged.txt.gz"
+    damaged.write_bytes(b"not gzip")
+    with pytest.raises(StatisticsError, match="Cannot read the corpus"):
+        open_corpus(str(damaged))
+
+
+def test_a_damaged_cache_file_is_named(corpus_file: Path) -> None:
+    model = tiny_model("llama")
+    first = store(model, corpus_file)
+    first.moments([0])
+    first.path(0).write_bytes(first.path(0).read_bytes()[:100])
+    with pytest.raises(StatisticsError, match="delete it"):
+        store(model, corpus_file).moments([0])

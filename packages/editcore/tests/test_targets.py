@@ -1,0 +1,194 @@
+"""Value optimisation against a plain loop: one fact, one row at a time, whole sequences, all logits, no cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from editcore import EditRequest, LanguageModel, NumericalError
+from editcore._rows import fits, forward_logits, prepare_plain, prepare_tails
+from editcore.hparams import LocateThenEditHParams
+from editcore.targets import optimise_targets
+from editcore.testing import TINY_FAMILIES, tiny_model, tiny_requests
+from editcore.tracing import continuation_row, lookup_row
+from torch import Tensor
+
+TEMPLATES = ("{}", "The old story. {}", "I said so. {}")
+
+
+def hparams(**changes: object) -> LocateThenEditHParams:
+    values = {"layers": (1,), "v_num_grad_steps": 6, "v_stop_loss": 0.0, "v_lr": 0.1, **changes}
+    return LocateThenEditHParams.model_validate(values)
+
+
+def oracle(model: LanguageModel, request: EditRequest, layer: int, h: LocateThenEditHParams) -> Tensor:
+    """δ by the textbook: every row alone through ``model.hf`` with all logits, losses summed in a Python loop."""
+    projection = model.projection(layer)
+    delta = torch.zeros(model.layout.d_model, requires_grad=True)
+    optimiser = torch.optim.Adam([delta], lr=h.v_lr)
+
+    def log_probs(ids: Sequence[int], lookup: int, change: Tensor) -> tuple[Tensor, Tensor]:
+        seen = []
+
+        def hook(_module: object, _args: object, output: Tensor) -> Tensor:
+            flat = output.reshape(len(ids), -1)
+            seen.append(flat[lookup].detach())
+            rows = [row + change if index == lookup else row for index, row in enumerate(flat)]
+            return torch.stack(rows).reshape(output.shape)
+
+        handle = projection.register_forward_hook(hook)
+        try:
+            logits = model.hf(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
+        finally:
+            handle.remove()
+        return logits.log_softmax(-1), seen[0]
+
+    essence = lookup_row(model, request.model_copy(update={"prompt": "{} is a"}))
+    reading = essence.lookup if h.kl_position == "lookup" else len(essence.ids) - 1
+    with torch.no_grad():
+        before = log_probs(essence.ids, essence.lookup, torch.zeros_like(delta))[0][reading]
+        bare = lookup_row(model, request)
+        value = log_probs(bare.ids, bare.lookup, torch.zeros_like(delta))[1]
+    for step in range(h.v_num_grad_steps):
+        losses = []
+        for template in TEMPLATES:
+            row = continuation_row(model, request, template=template)
+            predicted, _ = log_probs(row.ids, row.lookup, delta)
+            nll = [-predicted[row.target_start - 1 + t, token] for t, token in enumerate(row.targets)]
+            losses.append(sum(nll) / len(nll))
+        loss = sum(losses) / len(losses)
+        after = log_probs(essence.ids, essence.lookup, delta)[0][reading]
+        loss = loss + h.kl_factor * (after.exp() * (after - before)).sum()
+        if delta.norm() > 0:
+            loss = loss + h.v_weight_decay * delta.norm() / value.norm() ** 2
+        if step == h.v_num_grad_steps - 1:
+            break
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        with torch.no_grad():
+            limit = h.clamp_norm_factor * value.norm()
+            if delta.norm() > limit:
+                delta.mul_(limit / delta.norm())
+    return delta.detach()
+
+
+@pytest.mark.parametrize("shortcut", [True, False])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3_text", "opt", "gptj"])
+def test_delta_equals_the_plain_loop(family: str, shortcut: bool) -> None:
+    model = tiny_model(family)
+    requests = tiny_requests(3)
+    settings = hparams(clamp_norm_factor=1.0)
+    found = optimise_targets(model, requests, layer=1, templates=TEMPLATES, hparams=settings, shortcut=shortcut)
+    for request, delta in zip(requests, found.deltas, strict=True):
+        expected = oracle(model, request, 1, settings)
+        assert torch.cosine_similarity(delta, expected, dim=0) >= 0.99999
+        assert (delta - expected).norm() <= 1e-4 * expected.norm()
+
+
+@pytest.mark.parametrize("family", TINY_FAMILIES)
+@pytest.mark.parametrize("layer", [0, 2])
+def test_tails_give_the_logits_of_whole_rows(family: str, layer: int) -> None:
+    """The shortcut serves every family; where one stops fitting, this test says which."""
+    model = tiny_model(family)
+    rows = [continuation_row(model, request, template=t) for request in tiny_requests(2) for t in TEMPLATES]
+    assert fits(model, rows, layer, tolerance=1e-4)
+
+
+def test_a_family_that_does_not_fit_runs_whole_rows_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, requests = tiny_model("llama"), tiny_requests(2)
+    expected = optimise_targets(model, requests, layer=1, templates=TEMPLATES, hparams=hparams())
+    monkeypatch.setattr("editcore.targets.fits", lambda *_args, **_kwargs: False)
+    found = optimise_targets(model, requests, layer=1, templates=TEMPLATES, hparams=hparams())
+    assert not expected.notes
+    assert "whole rows" in found.notes[0]
+    assert torch.allclose(found.deltas, expected.deltas, atol=1e-4)
+
+
+def test_fits_notices_a_wrong_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama")
+    rows = [continuation_row(model, request, template=t) for request in tiny_requests(2) for t in TEMPLATES]
+    assert fits(model, rows, 1)
+
+    def unmasked(*arguments: object) -> object:
+        prepared = prepare_tails(*arguments)  # type: ignore[arg-type]
+        prepared.mask.fill_(1)
+        return prepared
+
+    monkeypatch.setattr("editcore._rows.prepare_tails", unmasked)
+    assert not fits(model, rows, 1)
+
+
+def test_facts_do_not_depend_on_their_neighbours() -> None:
+    model, requests = tiny_model("llama"), tiny_requests(5)
+    together = optimise_targets(model, requests, layer=1, templates=TEMPLATES, hparams=hparams())
+    alone = optimise_targets(model, requests[2:3], layer=1, templates=TEMPLATES, hparams=hparams())
+    assert torch.allclose(together.deltas[2], alone.deltas[0], atol=1e-5)
+
+
+def test_finished_facts_leave_and_keep_their_value() -> None:
+    """A fact that stops early has the δ it had when it stopped, while others go on."""
+    model, requests = tiny_model("llama"), tiny_requests(4)
+    short = optimise_targets(model, requests, layer=1, templates=TEMPLATES, hparams=hparams(v_num_grad_steps=8))
+    threshold = sorted(short.losses)[1] + 1e-4  # two of the four get there within these steps
+    stopping = hparams(v_num_grad_steps=30, v_stop_loss=threshold)
+    found = optimise_targets(model, requests, layer=1, templates=TEMPLATES, hparams=stopping)
+    assert len(set(found.steps)) > 1, "the facts should stop at different steps for this test to mean something"
+    for row, (steps, loss) in enumerate(zip(found.steps, found.losses, strict=True)):
+        assert loss < threshold or steps == 29
+        upto = hparams(v_num_grad_steps=steps + 1)
+        expected = optimise_targets(model, requests[row : row + 1], layer=1, templates=TEMPLATES, hparams=upto)
+        assert torch.allclose(found.deltas[row], expected.deltas[0], atol=1e-4)
+
+
+def test_a_fact_stops_at_the_probability_asked_for() -> None:
+    model, requests = tiny_model("llama"), tiny_requests(3)
+    free = {"kl_factor": 0.0, "v_weight_decay": 0.0, "clamp_norm_factor": 100.0, "v_num_grad_steps": 30}
+    full = optimise_targets(model, requests, layer=1, templates=TEMPLATES, hparams=hparams(**free))
+    goal = min(full.probabilities) / 2
+    found = optimise_targets(
+        model, requests, layer=1, templates=TEMPLATES, hparams=hparams(**free, v_stop_probability=goal)
+    )
+    assert all(probability >= goal for probability in found.probabilities)
+    assert all(stopped < all_steps for stopped, all_steps in zip(found.steps, full.steps, strict=True))
+
+
+def test_delta_stays_within_the_clamp_and_raises_the_target() -> None:
+    model, requests = tiny_model("gpt2"), tiny_requests(4)
+    settings = hparams(v_num_grad_steps=20, v_lr=0.5, clamp_norm_factor=0.7)
+    found = optimise_targets(model, requests, layer=1, templates=TEMPLATES, hparams=settings)
+    assert (found.deltas.norm(dim=1) <= 0.7 * found.base.norm(dim=1) * (1 + 1e-5)).all()
+    start = optimise_targets(model, requests, layer=1, templates=TEMPLATES, hparams=hparams(v_num_grad_steps=1))
+    assert all(new > old for new, old in zip(found.probabilities, start.probabilities, strict=True))
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model, requests = tiny_model("llama"), tiny_requests(2)
+    fingerprint, forwards = model.fingerprint(), [model.block(layer).__dict__.get("forward") for layer in range(3)]
+    optimise_targets(model, requests, layer=2, templates=TEMPLATES, hparams=hparams())
+    assert model.fingerprint() == fingerprint
+    assert [model.block(layer).__dict__.get("forward") for layer in range(3)] == forwards
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.hf.modules())
+
+
+def test_a_loss_that_is_not_finite_stops_with_a_sentence() -> None:
+    model, requests = tiny_model("llama"), tiny_requests(1)
+    with torch.no_grad():
+        model.projection(2).weight.fill_(float("nan"))
+    with pytest.raises(NumericalError, match="NaN or Inf"):
+        optimise_targets(model, requests, layer=1, templates=TEMPLATES, hparams=hparams(), shortcut=False)
+
+
+def test_added_delta_reaches_only_its_own_row() -> None:
+    model = tiny_model("llama")
+    rows = [continuation_row(model, request) for request in tiny_requests(3)]
+    prepared = prepare_plain(model, rows)
+    index = torch.arange(3)
+    last = torch.tensor([len(row.ids) - 1 for row in rows])
+    delta = torch.zeros(3, model.layout.d_model)
+    before = forward_logits(model, prepared, 1, delta, index, last)
+    delta[1] = 1.0
+    after = forward_logits(model, prepared, 1, delta, index, last)
+    changed = (after - before).abs().amax(1) > 1e-6
+    assert changed.tolist() == [False, True, False]
