@@ -17,7 +17,6 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import editcore
-import editcore.testing
 import pytest
 from editcore import EditSession, Plugins, _hookspecs
 from editcore._ledger import LedgerEntry
@@ -266,8 +265,6 @@ def test_the_guides_settings_are_described(guide: Path) -> None:
 
 def test_the_guides_tests_pass(guide: Path) -> None:
     tests = [path for path, _ in blocks(GUIDE) if path.startswith("tests/")]
-    if not hasattr(editcore.testing, "EditorContract"):
-        tests.remove("tests/test_contract.py")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "--import-mode=importlib", "-p", "no:cacheprovider", *tests],
         capture_output=True,
