@@ -41,9 +41,7 @@ def prompts_of(record: dict[str, Any], *, neighbours: int) -> list[tuple[str, st
     ]
 
 
-def mean_nll(
-    model: Any, tokenizer: Any, queries: Iterable[Query], *, batch_size: int
-) -> dict[Query, float]:
+def mean_nll(model: Any, tokenizer: Any, queries: Iterable[Query], *, batch_size: int) -> dict[Query, float]:
     """Mean negative log-likelihood per token of " " + object after the prompt, per query.
 
     Queries that feed the model the same tokens (all objects of one token after one prompt) share

@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Corpus", "open_corpus"]
 
-_SAMPLED_ROWS = 16
-"""Sequences sampled together: enough to keep the processor busy, few enough that progress shows."""
-
 
 class Corpus(Protocol):
     """A source of token sequences."""
@@ -93,16 +90,14 @@ class SelfCorpus:
         return f"self:ancestral:{self.seed}"
 
     def sequences(self, model: LanguageModel, tokens: int, length: int, *, progress: Progress = silent) -> Tensor:
-        """Sequences that start from the model's own start token and are sampled at temperature 1."""
-        count = -(-tokens // length)
-        rows: list[list[int]] = []
-        with progress.task("sampling the model's own text", count * length) as advance:
-            while len(rows) < count:
-                size = min(_SAMPLED_ROWS, count - len(rows))
-                seed = self.seed * 1_000_003 + len(rows)
-                rows += model.generate_ids([[]] * size, max_new_tokens=length, seed=seed, stop_at_end=False)
-                advance(size * length)
-        return _hashed(self, torch.tensor(rows))
+        """Sequences sampled at temperature 1 from the model's start token, which stays if the tokenizer adds one."""
+        opening = _opening(model)
+        count, body = -(-tokens // length), length - len(opening)
+        with progress.task("sampling the model's own text", count * body) as advance:
+            rows = model.generate_ids(
+                [opening] * count, max_new_tokens=body, seed=self.seed, stop_at_end=False, advance=advance
+            )
+        return _hashed(self, torch.tensor([opening + row for row in rows]))
 
 
 class TextCorpus:
@@ -119,11 +114,11 @@ class TextCorpus:
 
     def sequences(self, model: LanguageModel, tokens: int, length: int, *, progress: Progress = silent) -> Tensor:
         """Sequences from the start of the text, each opened by the start token if the tokenizer adds one."""
-        opening = model.tokenizer("")["input_ids"][:1]
+        opening = _opening(model)
         body = length - len(opening)
         ids: list[int] = []
         for piece in _pieces(self.text):
-            ids += model.tokenizer(piece, add_special_tokens=False)["input_ids"]
+            ids += model.tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"]
             if len(ids) >= tokens:
                 break
         count = min(-(-tokens // length), len(ids) // body)
@@ -132,6 +127,12 @@ class TextCorpus:
         rows = torch.tensor(ids[: count * body]).reshape(count, body)
         first = torch.tensor(opening, dtype=torch.long).expand(count, len(opening))
         return _hashed(self, torch.cat([first, rows], dim=1))
+
+
+def _opening(model: LanguageModel) -> list[int]:
+    """The start token, if the tokenizer puts one before every text."""
+    ids: list[int] = model.tokenizer("")["input_ids"][:1]
+    return ids
 
 
 def _pieces(text: str, size: int = 20_000) -> Iterator[str]:

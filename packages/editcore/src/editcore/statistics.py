@@ -35,8 +35,8 @@ _log = logging.getLogger(__name__)
 
 _VERSION = 1
 """Raised when the way moments are computed changes, so that old cache files are not taken for new ones."""
-SEQUENCE_LENGTH = 256
-_ROWS = 8
+SEQUENCE_LENGTH = 128
+_ROWS = 16
 TOKENS_PER_WIDTH = 10
 """Tokens counted per input unit by default: the least that serves (FastMEMIT, arXiv 2506.04226); 40 serves better."""
 

@@ -15,7 +15,7 @@ import socket
 import sys
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +39,7 @@ __all__ = ["DTYPES", "Encoded", "LanguageModel"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
-_GENERATED_ROWS = 64
+_GENERATED_ROWS = 128
 """Prompts that are continued together."""
 
 
@@ -249,11 +249,13 @@ class LanguageModel:
         top_k: int | None = None,
         temperature: float = 1.0,
         stop_at_end: bool = True,
+        advance: Callable[[int], None] = lambda _tokens: None,
     ) -> list[list[int]]:
         """:meth:`generate` on token ids. An empty row starts from the beginning-of-text token.
 
         Args:
             stop_at_end: end a row at an end token (left out of the answer); otherwise write on past it.
+            advance: called after every step with the number of tokens just written.
         """
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, found {max_new_tokens}")
@@ -267,7 +269,7 @@ class LanguageModel:
         answers: dict[int, list[int]] = {}
         for chunk in self._generation_chunks(order, filled):
             written = self._continue_rows(
-                [filled[index] for index in chunk], max_new_tokens, generator, top_k, temperature, stop_at_end
+                [filled[index] for index in chunk], max_new_tokens, generator, top_k, temperature, stop_at_end, advance
             )
             answers.update(zip(chunk, written, strict=True))
         return [answers[index] for index in range(len(filled))]
@@ -291,6 +293,7 @@ class LanguageModel:
         top_k: int | None,
         temperature: float,
         stop_at_end: bool,
+        advance: Callable[[int], None],
     ) -> list[list[int]]:
         # Left padding, so that every row's last token stands in the last column.
         ids, mask = (part.to(self.device) for part in _pad(rows, self.pad_id, left=True))
@@ -315,6 +318,7 @@ class LanguageModel:
                 ended |= torch.isin(chosen, ends)
                 chosen = chosen.masked_fill(ended, self.pad_id)
             written.append(torch.where(ended, -1, chosen))
+            advance(len(rows))
             if bool(ended.all()):
                 break
             mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
