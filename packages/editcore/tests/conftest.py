@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -13,3 +18,74 @@ def corpus_file(tmp_path: Path) -> Path:
     path = tmp_path / "corpus.txt"
     path.write_text("The old town lies by the river. Anna Berg was born in Rome and works as a painter.\n" * 200)
     return path
+
+
+# What a user has: a folder with a model, a file of facts, and editctl
+
+
+@pytest.fixture
+def toys(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Installs the plugin package of ``toys/`` for one test; gives its module ``parts``."""
+    info = tmp_path_factory.mktemp("site") / "edit_toy-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: edit-toy\nVersion: 1.0\n", encoding="utf-8")
+    (info / "entry_points.txt").write_text("[editcore]\ntoy = edit_toy.plugin\n", encoding="utf-8")
+    for folder in (info.parent, Path(__file__).parent / "toys"):
+        monkeypatch.syspath_prepend(str(folder))
+    from edit_toy import parts
+
+    parts.CALLS.clear()
+    return parts
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tiny model's folder, named as one of the toy's presets, and a cache that no other test sees."""
+    from editcore.testing import tiny_model
+
+    monkeypatch.setenv("EDITCORE_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "small"
+    tiny_model().save(folder)
+    return folder
+
+
+@pytest.fixture
+def facts(tmp_path: Path) -> Path:
+    """Six facts that the tiny tokenizers know, in the schema of CounterFact."""
+    from editcore.testing import tiny_requests
+
+    others = tiny_requests(20)[-2:]
+    lines = [
+        {
+            "case_id": number,
+            "requested_rewrite": {
+                "subject": request.subject,
+                "prompt": request.prompt,
+                "relation_id": f"P{number % 2}",
+                "target_new": {"str": request.target_new},
+                "target_true": {"str": request.target_true},
+            },
+            "paraphrase_prompts": [f"It is known that {request.text}"],
+            "neighborhood_prompts": [request.prompt.replace("{}", other.subject) for other in others],
+        }
+        for number, request in enumerate(tiny_requests(6))
+    ]
+    path = tmp_path / "facts.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def editctl(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., SimpleNamespace]:
+    """Calls ``editctl`` in this process: ``code``, ``out`` and ``err`` of what a user would type."""
+    from editcore.cli import main
+
+    def call(*arguments: object) -> SimpleNamespace:
+        monkeypatch.setattr(sys, "argv", ["editctl", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        printed = capsys.readouterr()
+        return SimpleNamespace(code=ended.value.code or 0, out=printed.out, err=printed.err)
+
+    return call

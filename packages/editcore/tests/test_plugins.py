@@ -203,20 +203,20 @@ def test_asking_for_a_broken_plugin_says_why(install: Install, load: Load) -> No
 def test_a_blocked_plugin_is_not_imported(
     install: Install, load: Load, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    install("replay", announces("replay"))
+    install("quiet", announces("quiet"))
     install("rome", announces("rome"))
     if how == "argument":
-        plugins = load(disabled=["replay", "lora"])
+        plugins = load(disabled=["quiet", "lora"])
     else:
-        monkeypatch.setenv("EDITCORE_DISABLE_PLUGINS", "lora, replay")
+        monkeypatch.setenv("EDITCORE_DISABLE_PLUGINS", "lora, quiet")
         plugins = load()
     assert list(plugins.editors()) == ["rome"]
-    assert "edit_replay" not in sys.modules
+    assert "edit_quiet" not in sys.modules
     assert "edit_rome" in sys.modules
-    row = info(plugins, "replay")
+    row = info(plugins, "quiet")
     assert (row.status, row.reason) == ("blocked", "named in EDITCORE_DISABLE_PLUGINS")
     with pytest.raises(UnknownNameError, match="installed but blocked: named in EDITCORE_DISABLE_PLUGINS"):
-        plugins.editor("replay")
+        plugins.editor("quiet")
 
 
 def test_two_plugins_with_one_name_are_refused_naming_both_when_asked_for(install: Install, load: Load) -> None:

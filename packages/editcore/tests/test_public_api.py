@@ -52,6 +52,7 @@ PUBLIC = [
     "Progress",
     "Proposal",
     "Registration",
+    "ReportsStatistics",
     "RequestError",
     "RunError",
     "StatisticsError",

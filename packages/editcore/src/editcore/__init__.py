@@ -52,7 +52,7 @@ from editcore._specs import (
 if TYPE_CHECKING:
     from editcore._hparams import HParams
     from editcore._plugins import Plugins
-    from editcore._protocols import Backend, EditContext, Editor, Evaluator, ExtensionContext
+    from editcore._protocols import Backend, EditContext, Editor, Evaluator, ExtensionContext, ReportsStatistics
     from editcore._session import EditSession
     from editcore._values import (
         EditBatch,
@@ -110,6 +110,7 @@ __all__ = [
     "Progress",
     "Proposal",
     "Registration",
+    "ReportsStatistics",
     "RequestError",
     "RunError",
     "StatisticsError",
@@ -139,6 +140,7 @@ _ON_FIRST_USE = {
     "ModelLayout": "editcore.models",
     "Plugins": "editcore._plugins",
     "Proposal": "editcore._values",
+    "ReportsStatistics": "editcore._protocols",
 }
 
 if not TYPE_CHECKING:  # a type checker that saw these would believe in every name

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from editcore._errors import RunError, StorageError
-from editcore._files import write_tensors
+from editcore._files import sync_directory, write_tensors
 from editcore._values import EditRequest, FactoredDelta, KnownTarget
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class LedgerEntry:
     """One applied batch."""
 
     batch: int
-    """Its index in the run."""
+    """Its index in the run. Rejected batches have one too, so there may be gaps."""
     requests: tuple[EditRequest, ...]
     """New requests first, replayed ones behind."""
     weights: tuple[float, ...]
@@ -51,6 +51,7 @@ class Ledger:
     def __init__(self, directory: Path | None = None) -> None:
         self.directory = directory
         self.entries: list[LedgerEntry] = []
+        self._size = 0  # of the complete lines on disk, in bytes
 
     @classmethod
     def open(cls, directory: Path) -> Ledger:
@@ -72,10 +73,12 @@ class Ledger:
             raise RunError(
                 f"{directory} is not a run directory: {path.name} cannot be read ({error.strerror})."
             ) from error
-        lines = raw.split(b"\n")
-        complete = lines[:-1]  # what follows the last line end was never finished
+        *complete, rest = raw.split(b"\n")  # what follows the last line end was never finished
         for number, line in enumerate(complete, start=1):
             ledger.entries.append(_read_entry(directory, line, f"{path}, line {number}"))
+        if _is_whole(rest[:-1]):
+            raise RunError(f"{path}, line {len(complete) + 1}: the line end is damaged.")
+        ledger._size = len(raw) - len(rest)
         return ledger
 
     def append(self, entry: LedgerEntry) -> None:
@@ -83,7 +86,10 @@ class Ledger:
 
         Raises:
             StorageError: it cannot be written; the ledger is as it was.
+            RunError: another process has changed the ledger meanwhile.
         """
+        if self.entries and entry.batch <= self.entries[-1].batch:
+            raise ValueError(f"batch {entry.batch} cannot follow batch {self.entries[-1].batch}")
         if self.directory is not None:
             self._write(self.directory, entry)
         self.entries.append(entry)
@@ -95,6 +101,7 @@ class Ledger:
     def _write(self, directory: Path, entry: LedgerEntry) -> None:
         name = f"batch-{entry.batch:05d}.safetensors"
         path = directory / DELTAS_NAME / name
+        self._refuse_foreign(directory / LEDGER_NAME)
         write_tensors(path, _tensors(entry), {"batch": str(entry.batch)})
         record = {
             "batch": entry.batch,
@@ -107,25 +114,51 @@ class Ledger:
             "diagnostics": dict(entry.diagnostics),
         }
         body = json.dumps(record, ensure_ascii=False, sort_keys=True)
-        line = f"{_checksum(body)} {body}\n".encode()
         try:
-            with (directory / LEDGER_NAME).open("ab") as file:
-                start = file.tell()
-                try:
-                    file.write(line)
-                    file.flush()
-                    os.fsync(file.fileno())
-                except OSError:
-                    file.truncate(start)  # half a line would damage the next one
-                    raise
+            self._append_line(directory, f"{_checksum(body)} {body}\n".encode())
         except OSError as error:
+            path.unlink(missing_ok=True)  # no line speaks of it
             raise StorageError(
                 f"Cannot write {directory / LEDGER_NAME}: {error.strerror}. The batch was not kept."
             ) from error
 
+    def _refuse_foreign(self, path: Path) -> None:
+        """Refuse to write behind lines that this process does not know, or without those that it does."""
+        try:
+            with path.open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(self._size)
+                rest = file.read()
+        except FileNotFoundError:
+            size, rest = 0, b""
+        if size < self._size or b"\n" in rest:
+            raise RunError(f"{path} was changed by another process. The batch was not kept.")
+
+    def _append_line(self, directory: Path, line: bytes) -> None:
+        path = directory / LEDGER_NAME
+        # Unbuffered: a buffer that could not be written would be written again before the file is cut.
+        with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "rb+", buffering=0) as file:
+            try:
+                file.truncate(self._size)  # what a crash left of a line
+                file.seek(self._size)
+                written = 0
+                while written < len(line):
+                    written += file.write(line[written:])
+                os.fsync(file.fileno())
+                sync_directory(directory)
+            except BaseException:
+                file.truncate(self._size)  # half a line would damage the next one
+                raise
+        self._size += len(line)
+
 
 def _checksum(body: str) -> str:
     return hashlib.sha256(body.encode()).hexdigest()[:16]
+
+
+def _is_whole(line: bytes) -> bool:
+    checksum, _, body = line.decode("utf-8", errors="replace").partition(" ")
+    return checksum == _checksum(body)
 
 
 def _tensors(entry: LedgerEntry) -> dict[str, Tensor]:
@@ -136,17 +169,17 @@ def _tensors(entry: LedgerEntry) -> dict[str, Tensor]:
     for request_id, known in entry.known.items():
         tensors |= {f"key/{request_id}/{name}": key for name, key in known.keys.items()}
         tensors |= {f"value/{request_id}/{name}": value for name, value in known.values.items()}
-    return tensors
+    # A copy each: safetensors refuses tensors that share memory, as one key under two names does.
+    return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
 def _read_entry(directory: Path, line: bytes, where: str) -> LedgerEntry:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    checksum, _, body = line.decode("utf-8", errors="replace").partition(" ")
-    if checksum != _checksum(body):
+    if not _is_whole(line):
         raise RunError(f"{where}: the checksum does not fit; the line was changed or damaged.")
-    record: dict[str, Any] = json.loads(body)
+    record: dict[str, Any] = json.loads(line.partition(b" ")[2])
     path = directory / DELTAS_NAME / Path(record["file"]).name
     try:
         raw = path.read_bytes()
@@ -178,7 +211,7 @@ def _deltas(tensors: Mapping[str, Tensor]) -> dict[str, FactoredDelta]:
 
 def _known(tensors: Mapping[str, Tensor], request_id: str) -> KnownTarget:
     def named(kind: str) -> dict[str, Tensor]:
-        prefix = f"{kind}/{request_id}/"
-        return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+        owner = f"{kind}/{request_id}"  # an id may have slashes, a weight's name has none
+        return {key.rpartition("/")[2]: tensor for key, tensor in tensors.items() if key.rpartition("/")[0] == owner}
 
     return KnownTarget(keys=named("key"), values=named("value"))

@@ -49,7 +49,16 @@ from editcore._specs import (
     Spec,
 )
 
-__all__ = ["DISABLE_VARIABLE", "REGISTRATION_HOOKS", "Lifecycle", "PluginInfo", "Plugins", "lifecycle", "resolve"]
+__all__ = [
+    "DISABLE_VARIABLE",
+    "REGISTRATION_HOOKS",
+    "Lifecycle",
+    "PluginInfo",
+    "Plugins",
+    "boundary",
+    "lifecycle",
+    "resolve",
+]
 
 GROUP = "editcore"
 DISABLE_VARIABLE = "EDITCORE_DISABLE_PLUGINS"
@@ -283,7 +292,7 @@ class Lifecycle:
     def _call(self, hook: str, event: object) -> list[tuple[str, object]]:
         answers: list[tuple[str, object]] = []
         for name in reversed(list(self._hooks)):
-            with _boundary(f"The plugin '{name}' failed in {hook}: "):
+            with boundary(f"The plugin '{name}' failed in {hook}: "):
                 answers += [(name, answer) for answer in getattr(self._hooks[name], hook)(event=event)]
         return answers
 
@@ -307,7 +316,7 @@ def lifecycle(instances: Mapping[str, object]) -> Lifecycle:
     """
     hooks: dict[str, pluggy.HookRelay] = {}
     for name, instance in instances.items():
-        with _boundary(f"The plugin '{name}' does not fit the hooks: "):
+        with boundary(f"The plugin '{name}' does not fit the hooks: "):
             hooks[name] = _hooks(LifecycleHooks, name, instance)
     return Lifecycle(hooks)
 
@@ -321,7 +330,7 @@ def resolve(target: str) -> Any:
     module, _, attribute = target.partition(":")
     if not module or not attribute:
         raise PluginError(f"The target '{target}' of a plugin is not of the form 'module:attribute'.")
-    with _boundary(f"Cannot load '{target}': "):
+    with boundary(f"Cannot load '{target}': "):
         value: Any = importlib.import_module(module)
         for part in attribute.split("."):
             value = getattr(value, part)
@@ -381,14 +390,14 @@ class _Plugin:
     @contextmanager
     def _recorded(self, prefix: str) -> Iterator[None]:
         try:
-            with _boundary(""):
+            with boundary(""):
                 yield
         except EditcoreError as error:
             self._problems.append(prefix + str(error))
 
 
 @contextmanager
-def _boundary(prefix: str) -> Iterator[None]:
+def boundary(prefix: str) -> Iterator[None]:
     """Run a plugin's code: whatever it raises becomes a :class:`PluginError`.
 
     With a ``prefix`` its message is a sentence that starts so; without, it is the bare reason, for a listing.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from editcore.models import LanguageModel
     from editcore.statistics import StatisticsStore
 
-__all__ = ["Backend", "EditContext", "Editor", "Evaluator", "ExtensionContext"]
+__all__ = ["Backend", "EditContext", "Editor", "Evaluator", "ExtensionContext", "ReportsStatistics"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,4 +95,13 @@ class Evaluator(Protocol):
         self, model: LanguageModel, records: Sequence[FactRecord], *, progress: Progress = silent
     ) -> list[PromptScore]:
         """One score per record and prompt."""
+        ...
+
+
+@runtime_checkable
+class ReportsStatistics(Protocol):
+    """An extension that counts: what it answers stands in ``summary.json`` under ``extensions`` and its name."""
+
+    def statistics(self) -> Mapping[str, float | int | None]:
+        """Its numbers as of now, by ``lower_case`` name. Called once, after the last ``editcore_after_run``."""
         ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import platform
 import shlex
 import time
@@ -16,16 +17,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from editcore._errors import HParamsError, RunError
-from editcore._files import replacing, write_text
+from editcore._errors import HParamsError, RunError, UnknownNameError
+from editcore._files import json_text, replacing, write_text
 from editcore._ledger import LEDGER_NAME, Ledger
 from editcore._memory import peak_memory_bytes
-from editcore._plugins import Plugins, resolve
+from editcore._plugins import Plugins
 from editcore._progress import Progress, silent
-from editcore._session import BatchResult, EditSession
+from editcore._protocols import Backend
+from editcore._session import BatchResult, EditSession, make_backend
 from editcore._values import EditRequest, FactRecord, first_problem
 from editcore.datasets import check_records, load_records
-from editcore.models import LanguageModel
+from editcore.models import CATALOGUE, LanguageModel
 
 if TYPE_CHECKING:
     from editcore.evaluation import PromptScore, Summary
@@ -77,11 +79,15 @@ class RunConfig(BaseModel):
         """A checked configuration; ``--plugin NAME`` of a backend becomes the backend.
 
         Raises:
-            HParamsError: a value is missing, unknown or out of range.
-            UnknownNameError: an editor, backend or extension is not installed.
+            HParamsError: a value is missing or out of range.
+            UnknownNameError: there is no such option.
         """
         values = dict(values)
-        asked = [str(name) for name in values.get("plugins", ())]
+        for name in values:
+            if name not in cls.model_fields:
+                raise UnknownNameError("option", name, cls.model_fields, hint="A plugin's settings stand in its table.")
+        given = values.get("plugins", ())
+        asked = [given] if isinstance(given, str) else [str(name) for name in given]
         chosen = [name for name in asked if name in plugins.backends()]
         if len(chosen) > 1:
             raise HParamsError(f"--plugin names the backends {' and '.join(chosen)}; a run has one backend.")
@@ -125,6 +131,8 @@ class RunResult:
     """Wall time of all batches over all new facts; loading and evaluation are not in it."""
     peak_memory_bytes: int
     notes: tuple[str, ...]
+    extensions: Mapping[str, Mapping[str, Any]]
+    """What extensions count about themselves, by their names."""
 
 
 def run(
@@ -192,6 +200,7 @@ def run(
         seconds_per_edit=sum(batch.seconds for batch in batches) / len(records),
         peak_memory_bytes=peak_memory_bytes(session.model.device),
         notes=tuple(dict.fromkeys([*notes, *(note for batch in batches for note in batch.proposal.notes)])),
+        extensions=session.statistics(),
     )
     _write_results(result, scores_before, scores_after, config)
     if save is not None:
@@ -207,6 +216,10 @@ def _refuse_used(directory: Path) -> None:
             raise RunError(
                 f"{directory} already holds a run ({name} is there). Give another --out, or remove the directory."
             )
+    # Found now rather than after the model was loaded and measured.
+    above = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise RunError(f"The output {directory} cannot be made: {above} is not a folder that can be written to.")
 
 
 def _records(config: RunConfig, plugins: Plugins) -> tuple[list[FactRecord], list[str]]:
@@ -225,11 +238,12 @@ def _records(config: RunConfig, plugins: Plugins) -> tuple[list[FactRecord], lis
 def _edit(
     session: EditSession, requests: Sequence[EditRequest], batch_size: int, directory: Path, progress: Progress
 ) -> list[BatchResult]:
-    """Batch after batch, each logged to ``batches.jsonl`` once it is applied."""
+    """Batch after batch, each logged to ``batches.jsonl`` once it is applied or rejected."""
     results: list[BatchResult] = []
+    size = min(batch_size, session.max_batch or batch_size)  # what the session would split is logged batch by batch
     with progress.task("editing", len(requests)) as advance:
-        for start in range(0, len(requests), batch_size):
-            for result in session.edit(requests[start : start + batch_size]):
+        for start in range(0, len(requests), size):
+            for result in session.edit(requests[start : start + size]):
                 results.append(result)
                 _log_batch(directory, result)
                 advance(result.batch.num_new)
@@ -242,6 +256,7 @@ def _log_batch(directory: Path, result: BatchResult) -> None:
         "batch": result.batch.index,
         "applied": result.applied,
         "reason": result.reason,
+        "verdicts": {name: asdict(verdict) for name, verdict in result.verdicts.items()},
         "new": result.batch.num_new,
         "replayed": len(result.batch) - result.batch.num_new,
         "seconds": result.seconds,
@@ -252,7 +267,7 @@ def _log_batch(directory: Path, result: BatchResult) -> None:
     }
     try:
         with (directory / "batches.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.write(json_text(line) + "\n")
     except OSError as error:
         raise RunError(f"Cannot write {directory / 'batches.jsonl'}: {error.strerror}.") from error
 
@@ -299,6 +314,7 @@ def _write_run(directory: Path, config: RunConfig, session: EditSession, command
         "provenance": dict(session.provenance),
         "model": {
             "name": session.model.name,
+            "folder": _folder(config.model),
             "fingerprint": session.model.base_fingerprint,
             "layout": asdict(session.model.layout),
         },
@@ -313,7 +329,13 @@ def _write_run(directory: Path, config: RunConfig, session: EditSession, command
         "command": shlex.join(command) if command else None,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    write_text(directory / RUN_NAME, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    write_text(directory / RUN_NAME, json_text(record, indent=2) + "\n")
+
+
+def _folder(model: str) -> str | None:
+    """Where a model folder is, so that the run can be opened from any working directory; ``None`` for other models."""
+    path = Path(model).expanduser()
+    return str(path.resolve()) if model not in CATALOGUE and path.is_dir() else None
 
 
 def _versions(plugins: Plugins) -> dict[str, str]:
@@ -338,7 +360,7 @@ def _write_results(
     frame = pd.concat([to_frame(before, phase="before"), to_frame(after, phase="after")], ignore_index=True)
     with replacing(result.directory / "results.parquet") as path:
         frame.to_parquet(path, index=False)
-    title = f"{config.editor} on {config.model}: {result.edits} edits of {Path(config.dataset).name}"
+    title = f"{config.editor} on {Path(config.model).name}: {result.edits} edits of {Path(config.dataset).name}"
     save(summary_figure(result.before, result.after, title=title), result.directory / "figures" / "summary.png")
     summary = {
         "before": result.before.as_json(),
@@ -350,13 +372,14 @@ def _write_results(
         "peak_memory_bytes": result.peak_memory_bytes,
         "samples": [asdict(sample) for sample in result.samples],
         "notes": list(result.notes),
+        "extensions": dict(result.extensions),
     }
-    write_text(result.directory / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    write_text(result.directory / "summary.json", json_text(summary, indent=2) + "\n")
 
 
 def open_run(
     directory: Path, *, device: str | None = None, plugins: Plugins | None = None, progress: Progress = silent
-) -> tuple[LanguageModel, Ledger, Any]:
+) -> tuple[LanguageModel, Ledger, Backend]:
     """The model of a run with its edits applied, the run's ledger, and the backend that holds them.
 
     Raises:
@@ -367,22 +390,23 @@ def open_run(
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         config = RunConfig(**record["config"])
-        expected = record["model"]["fingerprint"]
+        expected, folder = record["model"]["fingerprint"], record["model"].get("folder")
+        settings = record["settings"]
     except OSError as error:
         raise RunError(f"{directory} is not a run directory: {RUN_NAME} cannot be read ({error.strerror}).") from error
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path} is damaged: {' '.join(str(error).split())}.") from error
-    ledger = Ledger.read(directory)
-    spec = plugins.backend(config.backend)
+    ledger = Ledger.open(directory)
+    backend, _ = make_backend(plugins.backend(config.backend), settings.get(config.backend, {}))
+    source = folder if folder is not None and Path(folder).is_dir() else config.model
     model = LanguageModel.load(
-        config.model, device=device or config.device, dtype=config.dtype, plugins=plugins, progress=progress
+        source, device=device or config.device, dtype=config.dtype, plugins=plugins, progress=progress
     )
     if model.base_fingerprint != expected:
         raise RunError(
             f"The model '{config.model}' is not the one of the run: its weights have the fingerprint "
             f"{model.base_fingerprint[:12]}, the run's base had {expected[:12]}."
         )
-    backend = resolve(spec.target)()
     backend.open(model)
     backend.rebuild(ledger.active())
     return model, ledger, backend

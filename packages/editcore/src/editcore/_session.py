@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from editcore._errors import RequestError, UnknownNameError
+import torch
+
+from editcore._errors import HParamsError, NumericalError, PluginError, RequestError, UnknownNameError
 from editcore._events import (
     AfterBatch,
     AfterEvaluation,
@@ -20,12 +23,13 @@ from editcore._events import (
     BeforeRun,
     Verdict,
 )
-from editcore._hparams import HParams, build, load_preset
+from editcore._files import json_text
+from editcore._hparams import HParams, build, describe, list_presets, load_preset
 from editcore._ledger import Ledger, LedgerEntry
-from editcore._plugins import Lifecycle, Plugins, lifecycle, resolve
+from editcore._plugins import Lifecycle, Plugins, boundary, lifecycle, resolve
 from editcore._progress import Progress, silent
-from editcore._protocols import Backend, EditContext, Editor, Evaluator, ExtensionContext
-from editcore._specs import EditorSpec
+from editcore._protocols import Backend, EditContext, Editor, Evaluator, ExtensionContext, ReportsStatistics
+from editcore._specs import BackendSpec, EditorSpec, Spec
 from editcore._values import EditBatch, EditRequest, FactoredDelta, FactRecord, Proposal
 from editcore.models import LanguageModel
 from editcore.statistics import StatisticsStore
@@ -33,7 +37,7 @@ from editcore.statistics import StatisticsStore
 if TYPE_CHECKING:
     from editcore.evaluation import PromptScore, Summary
 
-__all__ = ["BatchResult", "EditSession"]
+__all__ = ["BatchResult", "EditSession", "make_backend"]
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +51,8 @@ class BatchResult:
     applied: bool
     reason: str = ""
     """Why a gate rejected or scaled the batch; empty if it was accepted as it was."""
+    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
+    """By the name of the extension that judged, in the order in which they did."""
     seconds: float = 0.0
 
 
@@ -90,6 +96,8 @@ class EditSession:
         self._editor, self._editor_spec, self._backend = parts.editor, parts.editor_spec, parts.backend
         self._lifecycle = lifecycle
         self.extensions = parts.extensions
+        self.next_batch = ledger.entries[-1].batch + 1 if ledger.entries else 0
+        """Index of the next batch. A rejected batch has used its index up, one that failed has not."""
         # Everything that reads the unedited model happens here, before the first delta.
         self.provenance: Mapping[str, Any] = self._editor.prepare(model, context)
         self._backend.open(model)
@@ -154,38 +162,52 @@ class EditSession:
         """
         if not requests:
             raise RequestError("There is nothing to edit: the list of requests is empty.")
-        size = min(
-            number
-            for number in (batch_size, self._editor_spec.capabilities.max_batch, len(requests))
-            if number is not None
-        )
+        if batch_size is not None and batch_size < 1:
+            raise RequestError(f"A batch has at least one request; batch_size is {batch_size}.")
+        size = min(number for number in (batch_size, self.max_batch, len(requests)) if number is not None)
         starts = range(0, len(requests), size)
         return [self._edit_batch(tuple(requests[start : start + size])) for start in starts]
+
+    @property
+    def max_batch(self) -> int | None:
+        """Most requests that the editor solves together; ``None`` for no limit."""
+        return self._editor_spec.capabilities.max_batch
 
     def _edit_batch(self, requests: tuple[EditRequest, ...]) -> BatchResult:
         start = time.perf_counter()
         _refuse_contradictions(requests)
-        batch = EditBatch.of(requests, index=len(self.ledger.entries))
+        batch = EditBatch.of(requests, index=self.next_batch)
         additions = self._lifecycle.before_batch(BeforeBatch(model=self.model, batch=batch))
         batch = _with_additions(batch, [addition for _, addition in additions])
         proposal = self._editor.propose(self.model, batch, self.context)
         for note in proposal.notes:
             _log.warning("batch %d: %s", batch.index, note)
-        verdicts = self._lifecycle.before_apply(BeforeApply(model=self.model, batch=batch, proposal=proposal))
+        _check_deltas(self.model, proposal, editor=self._editor_spec.name)
+        judged = BeforeApply(model=self.model, batch=batch, proposal=proposal)
+        verdicts = dict(self._lifecycle.before_apply(judged))
         scale, reason = _judge(verdicts)
         if scale == 0:
             _log.warning("batch %d was rejected: %s", batch.index, reason)
+            self.next_batch += 1
             return BatchResult(
-                batch=batch, proposal=proposal, applied=False, reason=reason, seconds=time.perf_counter() - start
+                batch=batch,
+                proposal=proposal,
+                applied=False,
+                reason=reason,
+                verdicts=verdicts,
+                seconds=time.perf_counter() - start,
             )
         entry = _entry(batch, proposal, scale)
         self.ledger.append(entry)
+        self.next_batch += 1
         self._backend.apply(entry.deltas)
         seconds = time.perf_counter() - start
         self._lifecycle.after_batch(
             AfterBatch(model=self.model, batch=batch, proposal=proposal, entry=entry, seconds=seconds)
         )
-        return BatchResult(batch=batch, proposal=proposal, applied=True, reason=reason, seconds=seconds)
+        return BatchResult(
+            batch=batch, proposal=proposal, applied=True, reason=reason, verdicts=verdicts, seconds=seconds
+        )
 
     @property
     def requests(self) -> tuple[EditRequest, ...]:
@@ -207,7 +229,7 @@ class EditSession:
         """
         from editcore.evaluation import summarize
 
-        made: Evaluator = resolve(self.plugins.evaluator(evaluator).target)()
+        made: Evaluator = _make("evaluator", self.plugins.evaluator(evaluator))
         scores = made.evaluate(self.model, records, progress=self.context.progress)
         summary = summarize(scores)
         self._lifecycle.after_evaluation(
@@ -238,6 +260,15 @@ class EditSession:
         """Tell the extensions that all edits are made and measured."""
         self._lifecycle.after_run(AfterRun(directory=self.ledger.directory, num_edits=len(self.requests)))
 
+    def statistics(self) -> dict[str, dict[str, Any]]:
+        """What extensions count about themselves, by their names; see :class:`editcore.ReportsStatistics`."""
+        found = {}
+        for name, extension in self.extensions.items():
+            if isinstance(extension, ReportsStatistics):
+                with boundary(f"The plugin '{name}' failed in statistics: "):
+                    found[name] = json.loads(json_text(dict(extension.statistics())))
+        return found
+
     def close(self) -> None:
         """Take all deltas out: the model has its base bits again."""
         self._backend.rebuild([])
@@ -263,48 +294,93 @@ def _resolve(
         if owner not in named:
             raise UnknownNameError("settings section", owner, named, hint="A section is named after what it sets.")
     resolved: dict[str, HParams] = {}
-    preset_values = _preset(editor_spec, preset, model if isinstance(model, str) else model.name)
-    resolved[editor] = build(resolve(editor_spec.hparams), [preset_values, settings.get(editor, {})], owner=editor)
-    made_editor: Editor = resolve(editor_spec.target)(resolved[editor])
-    made_backend: Backend
-    if backend_spec.hparams:
-        resolved[backend] = build(resolve(backend_spec.hparams), [settings.get(backend, {})], owner=backend)
-        made_backend = resolve(backend_spec.target)(resolved[backend])
-    else:
-        made_backend = resolve(backend_spec.target)()
+    model_name = model if isinstance(model, str) else model.name
+    resolved[editor] = _editor_settings(editor_spec, preset, settings.get(editor, {}), model_name)
+    made_editor: Editor = _make("editor", editor_spec, resolved[editor])
+    made_backend, backend_settings = make_backend(backend_spec, settings.get(backend, {}))
+    if backend_settings is not None:
+        resolved[backend] = backend_settings
     extensions: dict[str, object] = {}
     context = ExtensionContext(plugins=registry, seed=seed, progress=progress)
     for spec in extension_specs:
-        if spec.hparams:
-            resolved[spec.name] = build(resolve(spec.hparams), [settings.get(spec.name, {})], owner=spec.name)
-        extensions[spec.name] = resolve(spec.target)(resolved.get(spec.name), context)
+        own = _settings(spec, spec.hparams, settings.get(spec.name, {}))
+        if own is not None:
+            resolved[spec.name] = own
+        extensions[spec.name] = _make("plugin", spec, own, context)
     return _Parts(
         editor=made_editor, editor_spec=editor_spec, backend=made_backend, extensions=extensions, settings=resolved
     )
 
 
+def make_backend(spec: BackendSpec, settings: Mapping[str, Any]) -> tuple[Backend, HParams | None]:
+    """A backend with its hyperparameters, if it has any.
+
+    Raises:
+        HParamsError: a setting is unknown or wrong.
+        PluginError: the backend's own code failed.
+    """
+    own = _settings(spec, spec.hparams, settings)
+    backend: Backend = _make("backend", spec) if own is None else _make("backend", spec, own)
+    return backend, own
+
+
+def _make(kind: str, spec: Spec, *arguments: object) -> Any:
+    target = resolve(spec.target)
+    with boundary(f"The {kind} '{spec.name}' cannot be set up: "):
+        return target(*arguments)
+
+
+def _settings(spec: Spec, hparams: str | None, given: Mapping[str, Any]) -> HParams | None:
+    if hparams is not None:
+        made: HParams = build(resolve(hparams), [given], owner=spec.name)
+        return made
+    if given:
+        raise HParamsError(f"{spec.name}: unknown setting '{next(iter(given))}'. It has no hyperparameters.")
+    return None
+
+
+def _editor_settings(spec: EditorSpec, preset: str | None, given: Mapping[str, Any], model_name: str) -> HParams:
+    hparams: type[HParams] = resolve(spec.hparams)
+    values = {**_preset(spec, preset, model_name), **given}
+    known = {setting.name: setting for setting in describe(hparams)}
+    missing = [setting for setting in known.values() if setting.required and setting.name not in values]
+    presets = list_presets(spec.presets)
+    # With an unknown name among the values, that one was probably meant: build says so.
+    if missing and presets and preset is None and known.keys() >= values.keys():
+        lacking = missing[0]
+        kind = f"{lacking.type}, {lacking.allowed}" if lacking.allowed else lacking.type
+        example = "[3]" if lacking.type == "list of int" else "VALUE"
+        raise HParamsError(
+            f"{spec.name}: {lacking.name} is required ({kind}), and no preset is named like the model '{model_name}'. "
+            f"Set it, such as --set {lacking.name}={example}, or choose another model's preset with --preset "
+            f"({', '.join(presets)})."
+        )
+    return build(hparams, [values], owner=spec.name)
+
+
 def _preset(spec: EditorSpec, preset: str | None, model_name: str) -> Mapping[str, Any]:
-    if spec.presets is None:
-        return {}
     if preset is not None:
         return load_preset(spec.presets, preset)
-    try:
-        return load_preset(spec.presets, Path(model_name).name)
-    except UnknownNameError:
-        return {}
+    name = Path(model_name).name
+    return load_preset(spec.presets, name) if name in list_presets(spec.presets) else {}
 
 
 def _refuse_contradictions(requests: Sequence[EditRequest]) -> None:
-    seen: dict[tuple[str, str], EditRequest] = {}
+    facts: dict[tuple[str, str], EditRequest] = {}
+    ids: dict[str, EditRequest] = {}
     for request in requests:
-        other = seen.setdefault(request.fact_key, request)
-        if other.target_new != request.target_new:
+        if (other := facts.get(request.fact_key)) is not None:
+            if other.target_new == request.target_new:
+                raise RequestError(f"A request is twice in one batch: '{request.text}' → '{request.target_new}'.")
             raise RequestError(
                 f"Two requests of one batch contradict each other: '{request.text}' → '{other.target_new}' and → "
                 f"'{request.target_new}'. Keep one of them, or put them into different batches."
             )
-        if other is not request:
-            raise RequestError(f"A request is twice in one batch: '{request.text}' → '{request.target_new}'.")
+        if (other := ids.get(request.id)) is not None:
+            raise RequestError(
+                f"Two requests of one batch have the id '{request.id}': '{other.text}' and '{request.text}'."
+            )
+        facts[request.fact_key] = ids[request.id] = request
 
 
 def _with_additions(batch: EditBatch, additions: Sequence[BatchAddition]) -> EditBatch:
@@ -325,13 +401,32 @@ def _with_additions(batch: EditBatch, additions: Sequence[BatchAddition]) -> Edi
     return replace(batch, requests=tuple(requests), weights=tuple(weights), known=known)
 
 
-def _judge(verdicts: Sequence[tuple[str, Verdict]]) -> tuple[float, str]:
+def _check_deltas(model: LanguageModel, proposal: Proposal, *, editor: str) -> None:
+    """Refuse what no backend could write: the ledger must never hold it."""
+    for name, delta in proposal.deltas.items():
+        expected = tuple(model.as_out_in(name, model.weight(name)).shape)
+        found = (delta.left.shape[0], delta.right.shape[1])
+        if found != expected:
+            raise PluginError(
+                f"The editor '{editor}' proposed a change of {found[0]} by {found[1]} for {name}, which is "
+                f"{expected[0]} by {expected[1]} (out, in); nothing was applied."
+            )
+        if not (torch.isfinite(delta.left).all() and torch.isfinite(delta.right).all()):
+            raise NumericalError(f"The editor '{editor}' proposed NaN or Inf for {name}; nothing was applied.")
+
+
+def _judge(verdicts: Mapping[str, Verdict]) -> tuple[float, str]:
     """The scale to apply (0 rejects) and the reasons of those who asked for less than all."""
-    doubts = [(name, verdict) for name, verdict in verdicts if verdict.action != "accept"]
-    reason = "; ".join(f"{name}: {verdict.reason}" for name, verdict in doubts)
-    if any(verdict.action == "reject" for _, verdict in doubts):
+    for name, verdict in verdicts.items():
+        if verdict.action not in ("accept", "scale", "reject"):
+            raise PluginError(f"The plugin '{name}' judged '{verdict.action}'; it may accept, scale or reject.")
+        if verdict.action == "scale" and not 0 <= verdict.scale <= 1:
+            raise PluginError(f"The plugin '{name}' asked for scale {verdict.scale}; it lies between 0 and 1.")
+    doubts = {name: verdict for name, verdict in verdicts.items() if verdict.action != "accept"}
+    reason = "; ".join(f"{name}: {verdict.reason}" for name, verdict in doubts.items())
+    if any(verdict.action == "reject" for verdict in doubts.values()):
         return 0.0, reason
-    return min([1.0, *(verdict.scale for _, verdict in doubts)]), reason
+    return min([1.0, *(verdict.scale for verdict in doubts.values())]), reason
 
 
 def _entry(batch: EditBatch, proposal: Proposal, scale: float) -> LedgerEntry:

@@ -126,9 +126,10 @@ def _read_config(path: Path) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise HParamsError(f"{path} is not a TOML file: {error}.") from error
     tables = {name: value for name, value in values.items() if isinstance(value, dict)}
-    return {name.replace("-", "_"): value for name, value in values.items() if name not in tables} | (
-        {"settings": tables} if tables else {}
-    )
+    options = {name.replace("-", "_"): value for name, value in values.items() if name not in tables}
+    if "plugin" in options:  # as the option is called
+        options.setdefault("plugins", options.pop("plugin"))
+    return options | ({"settings": tables} if tables else {})
 
 
 def show_result(result: RunResult) -> None:

@@ -1,0 +1,331 @@
+"""``editctl run``, ``edit`` and ``generate``: options, files that say what happened, and errors of one paragraph."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from editcore import EditcoreError, Plugins, RunError
+from editcore._ledger import Ledger
+from editcore._run import RunConfig, default_directory, open_run, run
+from editcore.models import LanguageModel
+from editcore.testing import tiny_model
+
+Call = Callable[..., SimpleNamespace]
+
+pytestmark = pytest.mark.usefixtures("toys")
+
+
+@pytest.fixture
+def run_toy(editctl: Call, small: Path, facts: Path, corpus_file: Path, tmp_path: Path) -> Call:
+    """``editctl run`` of the toy editor on the small model; more options may follow. The run is in ``out``."""
+
+    def call(*more: object, editor: str | None = "toy") -> SimpleNamespace:
+        options = ["--model", small, "--dataset", facts, "--corpus", corpus_file, "--corpus-tokens", 2000]
+        options += ["--batch-size", 2, "--out", tmp_path / "out"]
+        return editctl("run", *(["--editor", editor] if editor else []), *options, *more)
+
+    return call
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines, with no number that JSON does not have."""
+    return [strict(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def strict(text: str) -> Any:
+    """JSON without NaN and Infinity."""
+    return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def setting(out: Path, name: str, *, of: str = "toy") -> Any:
+    """A hyperparameter, as the run recorded it."""
+    return json.loads((out / "run.json").read_text())["settings"][of][name]
+
+
+# Options
+
+
+def test_set_wins_over_the_file_and_the_file_over_the_preset(run_toy: Call, tmp_path: Path) -> None:
+    config = tmp_path / "toy.toml"
+    config.write_text("edits = 2\nseed = 7\n[toy]\nv_lr = 0.5\nclamp_norm_factor = 2.0\n", encoding="utf-8")
+    done = run_toy("--config", config, "--set", "v_lr=0.75", "--seed", 8)
+    assert done.code == 0, done.err
+    recorded = json.loads((tmp_path / "out" / "run.json").read_text())
+    toy = recorded["settings"]["toy"]
+    # The preset is the one with the name of the model's folder.
+    assert (toy["v_weight_decay"], toy["clamp_norm_factor"], toy["v_lr"]) == (0.125, 2.0, 0.75)
+    assert toy["layers"] == [1]
+    assert (recorded["config"]["edits"], recorded["config"]["seed"], recorded["seed"]) == (2, 8, 8)
+    assert recorded["config"]["settings"] == {"toy": {"v_lr": 0.75, "clamp_norm_factor": 2.0}}
+
+
+@pytest.mark.parametrize("written", ['plugins = ["gate"]', 'plugin = ["gate"]', 'plugin = "gate"'])
+def test_a_file_may_hold_every_option(
+    editctl: Call, small: Path, facts: Path, corpus_file: Path, tmp_path: Path, written: str
+) -> None:
+    config = tmp_path / "all.toml"
+    config.write_text(
+        f'editor = "toy"\n{written}\nmodel = "{small}"\ndataset = "{facts}"\ncorpus = "{corpus_file}"\n'
+        "corpus-tokens = 2000\nbatch_size = 2\nedits = 4\n[gate]\nbatch = 0\n",
+        encoding="utf-8",
+    )
+    done = editctl("run", "--config", config, "--out", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert "2 facts were rejected" in done.out
+    assert setting(tmp_path / "out", "batch", of="gate") == 0
+
+
+@pytest.mark.parametrize("asked", [("--plugin", "half"), ("--backend", "half")])
+def test_the_name_of_a_backend_selects_it(run_toy: Call, tmp_path: Path, asked: tuple[str, str]) -> None:
+    done = run_toy(*asked, "--set", "half.strength=0.125", "--edits", 2)
+    assert done.code == 0, done.err
+    out = tmp_path / "out"
+    config = json.loads((out / "run.json").read_text())["config"]
+    assert (config["backend"], config["plugins"]) == ("half", [])
+    # Opened again, the backend has its hyperparameters.
+    model, ledger, _ = open_run(out)
+    base = LanguageModel.load(config["model"])
+    name = base.layout.weight_name(1)
+    change = 0.125 * ledger.entries[0].deltas[name].dense()
+    torch.testing.assert_close(model.weight(name).double(), base.weight(name).double() + change, rtol=0, atol=5e-7)
+
+
+def test_two_backends_are_one_too_many(run_toy: Call, tmp_path: Path) -> None:
+    done = run_toy("--plugin", "raw", "--plugin", "half")
+    assert (done.code, done.err) == (2, "Error: --plugin names the backends raw and half; a run has one backend.\n")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_needs_an_editor(run_toy: Call, tmp_path: Path) -> None:
+    done = run_toy(editor=None)
+    assert done.code == 2
+    assert done.err.startswith("Error: No editor was given. Installed: ")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batchsize": 2}, "Unknown option 'batchsize'. .* Did you mean 'batch_size'?"),
+        ({"edits": 0}, "The run's configuration is wrong. edits: "),
+        ({"plugins": ("gate", "gate")}, "A plugin is named twice: --plugin gate --plugin gate"),
+    ],
+)
+def test_a_wrong_configuration_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(EditcoreError, match=message):
+        RunConfig.create({"editor": "toy", **options}, Plugins.load())
+
+
+def test_a_setting_without_preset_is_asked_for(run_toy: Call, small: Path, tmp_path: Path) -> None:
+    done = run_toy("--model", small.rename(tmp_path / "other"))
+    assert done.code == 2
+    assert "toy: layers is required (list of int" in done.err
+    assert "such as --set layers=[3], or choose another model's preset with --preset (small)." in done.err
+    assert not (tmp_path / "out").exists()
+    again = run_toy("--model", tmp_path / "other", "--preset", "small", "--edits", 1)
+    assert again.code == 0, again.err
+    assert setting(tmp_path / "out", "layers") == [1]
+
+
+def test_the_directory_has_a_name_of_its_own() -> None:
+    config = RunConfig(editor="toy", dataset="some/where/facts.v2.jsonl.gz")
+    assert default_directory(config).as_posix().startswith("runs/toy-facts-")
+
+
+# What a run leaves
+
+
+def test_verdicts_and_statistics_are_on_record(run_toy: Call, tmp_path: Path) -> None:
+    done = run_toy("--plugin", "first", "--plugin", "gate", "--set", "gate.action=scale", "--set", "gate.scale=0.5")
+    assert done.code == 0, done.err
+    batches = lines(tmp_path / "out" / "batches.jsonl")
+    assert [(batch["batch"], batch["applied"]) for batch in batches] == [(0, True), (1, True), (2, True)]
+    fine = {"action": "accept", "reason": "fine", "scale": 1.0, "figures": {"checked": 1.0}}
+    odd = {"action": "scale", "reason": "it looks odd", "scale": 0.5, "figures": {"oddness": 0.75, "ratio": None}}
+    assert [batch["verdicts"] for batch in batches] == [{"first": fine}, {"gate": odd, "first": fine}, {"first": fine}]
+    assert [batch["reason"] for batch in batches] == ["", "gate: it looks odd", ""]
+    summary = strict((tmp_path / "out" / "summary.json").read_text())
+    assert summary["extensions"] == {"gate": {"judged": 3, "mean": None}}
+    assert [entry.scale for entry in Ledger.read(tmp_path / "out").entries] == [1.0, 0.5, 1.0]
+
+
+def test_a_rejected_batch_is_logged_and_not_measured(run_toy: Call, tmp_path: Path) -> None:
+    done = run_toy("--plugin", "gate")
+    assert done.code == 0, done.err
+    assert "2 facts were rejected" in done.out
+    out = tmp_path / "out"
+    assert [(batch["batch"], batch["applied"]) for batch in lines(out / "batches.jsonl")] == [
+        (0, True),
+        (1, False),
+        (2, True),
+    ]
+    assert [entry.batch for entry in Ledger.read(out).entries] == [0, 2]
+    summary = strict((out / "summary.json").read_text())
+    assert (summary["edits"], summary["rejected"]) == (4, 2)
+    assert summary["after"]["cases"]["ES"] == 4
+
+
+def test_a_run_whose_batches_are_all_rejected_ends_well(run_toy: Call, editctl: Call, tmp_path: Path) -> None:
+    done = run_toy("--plugin", "gate", "--set", "gate.batch=0", "--edits", 2)
+    assert done.code == 0, done.err
+    summary = strict((tmp_path / "out" / "summary.json").read_text())
+    assert (summary["edits"], summary["rejected"], summary["after"]["ES"]) == (0, 2, None)
+    said = editctl("generate", tmp_path / "out", "Marie Curie was born in")
+    assert said.code == 0, said.err
+    assert "0 edits" in said.out
+
+
+def test_facts_without_true_objects_leave_no_nan(run_toy: Call, tmp_path: Path) -> None:
+    bare = tmp_path / "bare.jsonl"
+    fact = {"subject": "Max Planck", "prompt": "{} works as a", "target_new": "singer"}
+    bare.write_text(json.dumps(fact) + "\n", encoding="utf-8")
+    done = run_toy("--dataset", bare)
+    assert done.code == 0, done.err
+    after = strict((tmp_path / "out" / "summary.json").read_text())["after"]
+    assert [after[name] for name in ("ES", "PS", "NS", "score")] == [None] * 4
+    assert after["rewrite_acc"] in (0.0, 100.0)
+
+
+def test_what_was_edited_before_a_failure_stays(run_toy: Call, tmp_path: Path) -> None:
+    done = run_toy("--set", "fails_at=2")
+    assert (done.code, done.err.splitlines()[-1]) == (2, "Error: Batch 2 cannot be solved.")
+    out = tmp_path / "out"
+    assert [batch["batch"] for batch in lines(out / "batches.jsonl")] == [0, 1]
+    assert not (out / "summary.json").exists()
+    model, ledger, backend = open_run(out)
+    assert [entry.batch for entry in ledger.entries] == [0, 1]
+    expected = LanguageModel.load(str(tmp_path / "small"))
+    name = expected.layout.weight_name(1)
+    total = sum(entry.deltas[name].dense() for entry in ledger.entries)
+    written = (expected.weight(name).double() + total).float()
+    # The backend sums in another order in float64, which may move one rounding to float32.
+    torch.testing.assert_close(model.weight(name), written, rtol=1.2e-7, atol=1e-9)
+    backend.rebuild([])
+    assert torch.equal(model.weight(name), expected.weight(name))
+
+
+def test_batches_that_the_editor_limits_are_logged_one_by_one(run_toy: Call, tmp_path: Path) -> None:
+    done = run_toy("--batch-size", 6, "--set", "layers=[0]", "--set", "fails_at=2", editor="toy-pairs")
+    assert done.code == 2
+    assert [batch["new"] for batch in lines(tmp_path / "out" / "batches.jsonl")] == [2, 2]
+
+
+# Opening a run again
+
+
+def test_a_run_opens_from_any_working_directory(
+    editctl: Call, run_toy: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_toy("--model", "small", "--edits", 2, "--save", "saved").code == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    done = editctl("generate", "../out", "Marie Curie was born in", "My name is", "--tokens", 4, "--save", "edited")
+    assert done.code == 0, done.err
+    rows = [row.split(maxsplit=1) for row in done.out.splitlines() if row.startswith(("original", "edited"))]
+    assert [(kind, text[:8]) for kind, text in rows] == [
+        ("original", "Marie Cu"),
+        ("edited", "Marie Cu"),
+        ("original", "My name "),
+        ("edited", "My name "),
+    ]
+    assert "2 edits" in done.out
+    first, second = (LanguageModel.load(str(path)) for path in (tmp_path / "saved", Path("edited")))
+    assert first.fingerprint() == second.fingerprint()
+
+
+def test_another_model_in_the_same_place_is_noticed(editctl: Call, run_toy: Call, small: Path, tmp_path: Path) -> None:
+    assert run_toy("--edits", 2).code == 0
+    tiny_model(seed=1).save(small)
+    done = editctl("generate", tmp_path / "out", "A")
+    assert done.code == 2
+    assert "is not the one of the run: its weights have the fingerprint" in done.err
+
+
+def test_what_is_no_run_or_damaged_is_said(editctl: Call, tmp_path: Path) -> None:
+    done = editctl("generate", tmp_path / "nothing", "A")
+    assert done.code == 2
+    assert "is not a run directory: run.json cannot be read (No such file or directory)." in done.err
+    (tmp_path / "run.json").write_text("{", encoding="utf-8")
+    assert "run.json is damaged: " in editctl("generate", tmp_path, "A").err
+    (tmp_path / "run.json").write_text('{"config": {"editor": "toy"}}', encoding="utf-8")
+    assert "run.json is damaged: " in editctl("generate", tmp_path, "A").err
+
+
+# One fact
+
+
+def test_one_fact(editctl: Call, small: Path, corpus_file: Path, tmp_path: Path) -> None:
+    options = ["--subject", "Max Planck", "--prompt", "{} works as a", "--target", "singer", "--editor", "toy"]
+    options += ["--model", small, "--corpus", corpus_file, "--tokens", 4, "--save", tmp_path / "saved"]
+    done = editctl("edit", *options)
+    assert done.code == 0, done.err
+    before, after = (row.split(maxsplit=1) for row in done.out.splitlines() if row.startswith(("before", "after")))
+    assert before[1].startswith("Max Planck works as a")
+    assert after[1].startswith("Max Planck works as a")
+    base, edited = (LanguageModel.load(str(path)) for path in (small, tmp_path / "saved"))
+    assert base.fingerprint() != edited.fingerprint()
+    again = editctl("edit", *options)
+    assert again.code == 2
+    assert again.err.startswith("Error: --save ")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"--prompt": "Max Planck works as a"}, "the prompt 'Max Planck works as a' must contain {} exactly once"),
+        ({"--prompt": "{} and {}"}, "found 2 (subject: 'Max Planck')"),
+        ({"--target": " "}, "Bad edit request: target_new: "),
+        ({"--subject": ""}, "Bad edit request: subject: "),
+        ({"--editor": "toi"}, "Unknown editor 'toi'."),
+        ({"--set": "layers=[9]"}, "toy: layer 9 does not exist in "),
+        ({"--set": "v_lr"}, "--set takes KEY=VALUE, found 'v_lr'."),
+        ({"--corpus": "nowhere.txt"}, "Corpus 'nowhere.txt' is neither 'self', 'docs', 'hf:NAME' nor a text file"),
+    ],
+)
+def test_one_fact_that_is_wrong(editctl: Call, small: Path, change: dict[str, str], message: str) -> None:
+    options = {"--subject": "Max Planck", "--prompt": "{} works as a", "--target": "singer", "--editor": "toy"}
+    done = editctl("edit", "--model", small, *(word for pair in {**options, **change}.items() for word in pair))
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("Error: ")
+    assert message in done.err
+
+
+# As a process
+
+
+def test_a_run_as_a_process(small: Path, facts: Path, corpus_file: Path, tmp_path: Path) -> None:
+    """What tests call in their own process is what a shell starts: exit code, streams, files."""
+    site = [path for path in sys.path if Path(path).name.startswith(("toys", "site"))]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(site), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", "from editcore.cli import main; main()", "run", "--editor", "toy"]
+    command += ["--model", str(small), "--dataset", str(facts), "--corpus", str(corpus_file), "--edits", "2"]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "out")], capture_output=True, text=True, env=environment, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Everything is in" in done.stdout
+    assert "editing: 2/2" in done.stderr
+    again = subprocess.run(
+        [*command, "--out", str(tmp_path / "out")], capture_output=True, text=True, env=environment, timeout=300
+    )
+    assert (again.returncode, again.stdout) == (2, "")
+    assert "already holds a run (run.json is there)" in again.stderr
+
+
+def test_a_place_that_cannot_be_written_to_is_found_first(toys: Any, tmp_path: Path) -> None:
+    config = RunConfig(editor="toy", model="no/such/model/anywhere")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"file is a file; give a directory that does not exist yet"):
+        run(config, tmp_path / "file")
+    with pytest.raises(RunError, match=r"cannot be made: .*file is not a folder that can be written to"):
+        run(config, tmp_path / "file" / "out")

@@ -1,0 +1,317 @@
+"""A session edits, measures, speaks with and without its edits, and asks its extensions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from editcore import (
+    EditcoreError,
+    EditRequest,
+    EditSession,
+    FactRecord,
+    HParamsError,
+    LanguageModel,
+    NumericalError,
+    PluginError,
+    RequestError,
+    UnknownNameError,
+)
+from editcore.testing import tiny_model, tiny_requests
+from torch import Tensor
+
+Open = Callable[..., EditSession]
+FACTS = tiny_requests(6)
+
+
+@pytest.fixture
+def open_session(toys: Any, corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Open:
+    """Opens a session of the toy editor on a new tiny model."""
+    monkeypatch.setenv("EDITCORE_CACHE", str(tmp_path / "cache"))
+
+    def _open(model: LanguageModel | None = None, *, editor: str = "toy", **options: Any) -> EditSession:
+        own = options.pop("toy", {})
+        settings = {editor: {"layers": [1], **own}, **options.pop("settings", {})}
+        return EditSession.open(
+            model or tiny_model(),
+            editor=editor,
+            settings=settings,
+            corpus=str(corpus_file),
+            corpus_tokens=1024,
+            **options,
+        )
+
+    return _open
+
+
+def bits(model: LanguageModel) -> dict[str, Tensor]:
+    """A copy of every weight."""
+    return {name: tensor.clone() for name, tensor in model.hf.state_dict().items()}
+
+
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    """Bit for bit."""
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+# Editing
+
+
+def test_a_session_from_beginning_to_end(open_session: Open, tmp_path: Path) -> None:
+    session = open_session()
+    base = bits(session.model)
+    said = session.generate([FACTS[0].text], max_new_tokens=5)
+
+    results = session.edit(FACTS, batch_size=4)
+    assert [(r.batch.index, r.batch.num_new, r.applied, r.reason) for r in results] == [
+        (0, 4, True, ""),
+        (1, 2, True, ""),
+    ]
+    assert session.requests == FACTS
+    edited = bits(session.model)
+    assert [name for name in base if not torch.equal(base[name], edited[name])] == [session.model.layout.weight_name(1)]
+
+    records = [FactRecord(request=request, paraphrase_prompts=(f"So {request.text}",)) for request in FACTS]
+    scores, summary = session.evaluate(records)
+    assert [(score.case_id, score.kind) for score in scores[:2]] == [("tiny-0", "rewrite"), ("tiny-0", "paraphrase")]
+    assert summary.cases == 6
+
+    assert session.generate_unedited([FACTS[0].text], max_new_tokens=5) == said
+    assert same(bits(session.model), edited)
+    session.save(tmp_path / "saved")
+    assert same(bits(LanguageModel.load(str(tmp_path / "saved"))), edited)
+    session.close()
+    assert same(bits(session.model), base)
+
+
+def test_the_edits_are_back_when_speaking_without_them_fails(
+    open_session: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = open_session()
+    session.edit(FACTS[:2])
+    edited = bits(session.model)
+    monkeypatch.setattr(session.model, "generate", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        session.generate_unedited(["A"])
+    assert same(bits(session.model), edited)
+
+
+def test_a_fact_edited_again_counts_once(open_session: Open) -> None:
+    session = open_session()
+    anew = FACTS[0].model_copy(update={"target_new": "Madrid", "id": "anew"})
+    session.edit(FACTS[:3])
+    session.edit([anew])
+    assert session.requests == (*FACTS[1:3], anew)
+
+
+def test_batches_have_as_many_facts_as_the_editor_takes(open_session: Open) -> None:
+    session = open_session(editor="toy-pairs")
+    assert session.max_batch == 2
+    assert [len(result.batch) for result in session.edit(FACTS[:5])] == [2, 2, 1]
+    assert [len(result.batch) for result in session.edit(FACTS[5:], batch_size=7)] == [1]
+
+
+def test_a_resumed_session_has_the_same_bits_and_goes_on(open_session: Open, tmp_path: Path) -> None:
+    whole = open_session()
+    whole.edit(FACTS, batch_size=2)
+    first = open_session(directory=tmp_path / "run")
+    first.edit(FACTS[:4], batch_size=2)
+    resumed = open_session(directory=tmp_path / "run")
+    assert same(bits(resumed.model), bits(first.model))
+    [result] = resumed.edit(FACTS[4:])
+    assert result.batch.index == 2
+    assert same(bits(resumed.model), bits(whole.model))
+
+
+@pytest.mark.parametrize(
+    ("requests", "message"),
+    [
+        ([], "There is nothing to edit: the list of requests is empty."),
+        ([FACTS[0], FACTS[0]], r"A request is twice in one batch: 'Marie Curie was born in' → 'Paris'\."),
+        (
+            [FACTS[0], FACTS[0].model_copy(update={"target_new": "Rome", "id": "x"})],
+            r"Two requests of one batch contradict each other: .* → 'Paris' and → 'Rome'",
+        ),
+        (
+            [FACTS[0], FACTS[1].model_copy(update={"id": FACTS[0].id})],
+            "Two requests of one batch have the id 'tiny-0'",
+        ),
+    ],
+)
+def test_a_list_that_cannot_be_edited_is_refused(open_session: Open, requests: list[EditRequest], message: str) -> None:
+    session = open_session()
+    base = bits(session.model)
+    with pytest.raises(RequestError, match=message):
+        session.edit(requests)
+    assert (session.ledger.entries, session.next_batch) == ([], 0)
+    assert same(bits(session.model), base)
+
+
+def test_a_batch_has_at_least_one_fact(open_session: Open) -> None:
+    with pytest.raises(RequestError, match="batch_size is 0"):
+        open_session().edit(FACTS, batch_size=0)
+
+
+# What goes wrong leaves nothing behind
+
+
+def test_a_batch_that_fails_leaves_those_before_it(open_session: Open, tmp_path: Path) -> None:
+    session = open_session(toy={"fails_at": 2}, directory=tmp_path / "run")
+    with pytest.raises(NumericalError, match=r"Batch 2 cannot be solved\."):
+        session.edit(FACTS, batch_size=2)
+    assert [entry.batch for entry in session.ledger.entries] == [0, 1]
+    assert session.next_batch == 2  # so that a second try draws what the first one drew
+    again = open_session(directory=tmp_path / "run")
+    assert same(bits(again.model), bits(session.model))
+
+
+@pytest.mark.parametrize(
+    ("spoils", "error", "message"),
+    [
+        ("shape", PluginError, r"The editor 'toy' proposed a change of 64 by 32 for .*, which is 32 by 64 \(out, in\)"),
+        ("nan", NumericalError, r"The editor 'toy' proposed NaN or Inf for .*; nothing was applied\."),
+        ("name", EditcoreError, r"nowhere\.weight"),
+    ],
+)
+def test_a_proposal_that_cannot_be_written_never_reaches_the_ledger(
+    open_session: Open, tmp_path: Path, spoils: str, error: type[Exception], message: str
+) -> None:
+    session = open_session(toy={"spoils": spoils}, directory=tmp_path / "run")
+    base = bits(session.model)
+    with pytest.raises(error, match=message):
+        session.edit(FACTS[:2])
+    assert same(bits(session.model), base)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_editor_may_answer_with_one_tensor_for_all_facts(open_session: Open, tmp_path: Path) -> None:
+    open_session(toy={"spoils": "memory"}, directory=tmp_path / "run").edit(FACTS[:2])
+    assert len(open_session(directory=tmp_path / "run").ledger.entries) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "who"),
+    [
+        ({"editor": "dead-editor"}, "editor 'dead-editor'"),
+        ({"backend": "dead-backend"}, "backend 'dead-backend'"),
+        ({"plugins": ["first", "dead-extension"]}, "plugin 'dead-extension'"),
+    ],
+)
+def test_a_plugin_that_cannot_be_made_is_named(open_session: Open, options: dict[str, Any], who: str) -> None:
+    with pytest.raises(PluginError, match=rf"The {who} cannot be set up: ZeroDivisionError: no luck\."):
+        open_session(**options)
+
+
+# Names and settings
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"plugins": ["fist"]}, UnknownNameError, "Unknown plugin 'fist'.* Did you mean 'first'?"),
+        ({"backend": "rwa"}, UnknownNameError, "Unknown backend 'rwa'.* Did you mean 'raw'?"),
+        ({"settings": {"first": {"a": 1}}}, UnknownNameError, "Unknown settings section 'first'"),
+        ({"settings": {"raw": {"a": 1}}}, HParamsError, r"raw: unknown setting 'a'\. It has no hyperparameters\."),
+        ({"toy": {"layer": [1]}}, HParamsError, "toy: unknown setting 'layer'.* Did you mean 'layers'?"),
+        ({"preset": "smal"}, UnknownNameError, "Unknown preset 'smal'. Available: small. Did you mean 'small'?"),
+    ],
+)
+def test_a_wrong_name_says_which_are_right(
+    open_session: Open, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        open_session(**options)
+
+
+def test_without_a_preset_for_the_model_a_required_setting_is_asked_for(toys: Any) -> None:
+    with pytest.raises(HParamsError) as caught:
+        EditSession.open(tiny_model(), editor="toy")
+    assert str(caught.value) == (
+        "toy: layers is required (list of int, not empty, each ≥ 0), and no preset is named like the model "
+        "'tiny-llama'. Set it, such as --set layers=[3], or choose another model's preset with --preset (small)."
+    )
+    with pytest.raises(HParamsError, match="toy: unknown setting 'layer'"):
+        EditSession.open(tiny_model(), editor="toy", settings={"toy": {"layer": 1}})
+    with pytest.raises(HParamsError, match="toy-pairs: layers is required"):  # has no presets at all
+        EditSession.open(tiny_model(), editor="toy-pairs")
+
+
+# Extensions
+
+
+def test_the_extension_given_last_is_told_first(open_session: Open, toys: Any) -> None:
+    session = open_session(plugins=["first", "second"])
+    session.edit(FACTS[:1])
+    session.evaluate([FactRecord(request=FACTS[0])], phase="after")
+    session.finish()
+    hooks = ("before_run", "before_batch", "before_apply", "after_batch", "after_evaluation", "after_run")
+    assert [(name, hook) for name, hook, _ in toys.CALLS] == [(n, h) for h in hooks for n in ("second", "first")]
+    assert {hook: detail for _, hook, detail in toys.CALLS} == dict(zip(hooks, (0, 0, 0, 0, "after", 1), strict=True))
+
+
+def test_a_rejected_batch_changes_nothing_but_the_count(open_session: Open, toys: Any, tmp_path: Path) -> None:
+    session = open_session(plugins=["first", "gate"], directory=tmp_path / "run")
+    [before] = session.edit(FACTS[:2])
+    weights = bits(session.model)
+    [rejected] = session.edit(FACTS[2:4])
+    assert (rejected.applied, rejected.batch.index, rejected.reason) == (False, 1, "gate: it looks odd")
+    assert [(name, verdict.action) for name, verdict in rejected.verdicts.items()] == [
+        ("gate", "reject"),
+        ("first", "accept"),
+    ]
+    assert rejected.verdicts["gate"].figures["oddness"] == 0.75
+    assert same(bits(session.model), weights)
+    assert session.requests == FACTS[:2]
+    [after] = session.edit(FACTS[4:])
+    assert (before.batch.index, after.batch.index, after.applied) == (0, 2, True)
+    assert [entry.batch for entry in session.ledger.entries] == [0, 2]
+    assert [detail for _, hook, detail in toys.CALLS if hook == "after_batch"] == [0, 2]
+    assert sorted(path.name for path in (tmp_path / "run" / "deltas").iterdir()) == [
+        "batch-00000.safetensors",
+        "batch-00002.safetensors",
+    ]
+    assert open_session(directory=tmp_path / "run").next_batch == 3
+
+
+def test_a_scaled_batch_is_scaled_where_it_is_kept_and_where_it_is_written(open_session: Open) -> None:
+    session = open_session(plugins=["gate"], settings={"gate": {"batch": 0, "action": "scale", "scale": 0.25}})
+    name = session.model.layout.weight_name(1)
+    base = session.model.weight(name).double()
+    [result] = session.edit(FACTS[:2])
+    assert (result.applied, result.reason, session.ledger.entries[0].scale) == (True, "gate: it looks odd", 0.25)
+    asked = result.proposal.deltas[name].dense().double()
+    assert torch.equal(session.ledger.entries[0].deltas[name].dense(), 0.25 * asked)
+    # One rounding to float32 of numbers below 8.
+    torch.testing.assert_close(session.model.weight(name).double() - base, 0.25 * asked, rtol=0, atol=5e-7)
+
+
+def test_scale_nothing_is_a_rejection(open_session: Open) -> None:
+    settings = {"gate": {"batch": 0, "action": "scale", "scale": 0.0}}
+    [result] = open_session(plugins=["gate"], settings=settings).edit(FACTS[:1])
+    assert not result.applied
+
+
+@pytest.mark.parametrize(
+    ("gate", "message"),
+    [
+        ({"action": "rejct"}, "The plugin 'gate' judged 'rejct'; it may accept, scale or reject"),
+        ({"action": "scale", "scale": 1.5}, r"The plugin 'gate' asked for scale 1\.5; it lies between 0 and 1"),
+    ],
+)
+def test_a_verdict_that_means_nothing_is_refused(open_session: Open, gate: dict[str, Any], message: str) -> None:
+    session = open_session(plugins=["gate"], settings={"gate": {"batch": 0, **gate}})
+    base = bits(session.model)
+    with pytest.raises(PluginError, match=message):
+        session.edit(FACTS[:1])
+    assert same(bits(session.model), base)
+
+
+def test_extensions_count_for_the_summary(open_session: Open) -> None:
+    session = open_session(plugins=["first", "gate"])
+    session.edit(FACTS[:2], batch_size=1)
+    assert session.statistics() == {"gate": {"judged": 2, "mean": None}}
+    with pytest.raises(PluginError, match=r"The plugin 'miscounting' failed in statistics: TypeError: .*Tensor"):
+        open_session(plugins=["miscounting"]).statistics()

@@ -1,0 +1,43 @@
+"""Announces the toys; imports no torch."""
+
+from editcore import BackendSpec, Capabilities, EditorSpec, ExtensionSpec, hookimpl
+
+HPARAMS = "edit_toy.hparams:{}HParams"
+
+
+@hookimpl
+def editcore_editors() -> list[EditorSpec]:
+    """One that works, one that takes two facts at a time, one that cannot be made."""
+    toy, presets = HPARAMS.format("Toy"), "edit_toy.presets"
+    return [
+        EditorSpec("toy", "edit_toy.parts:ToyEditor", hparams=toy, presets=presets, summary="Works."),
+        EditorSpec(
+            "toy-pairs",
+            "edit_toy.parts:ToyEditor",
+            hparams=toy,
+            summary="Takes two facts at a time.",
+            capabilities=Capabilities(max_batch=2),
+        ),
+        EditorSpec("dead-editor", "edit_toy.parts:Dead", hparams=toy, presets=presets, summary="Cannot be made."),
+    ]
+
+
+@hookimpl
+def editcore_backends() -> list[BackendSpec]:
+    """One with a hyperparameter, one that cannot be made."""
+    return [
+        BackendSpec("half", "edit_toy.parts:HalfBackend", hparams=HPARAMS.format("Half"), summary="Writes less."),
+        BackendSpec("dead-backend", "edit_toy.parts:Dead", summary="Cannot be made."),
+    ]
+
+
+@hookimpl
+def editcore_extensions() -> list[ExtensionSpec]:
+    """Two that record what they are told, one that judges, two that fail."""
+    return [
+        ExtensionSpec("first", "edit_toy.parts:First", summary="Records."),
+        ExtensionSpec("second", "edit_toy.parts:Second", summary="Records."),
+        ExtensionSpec("gate", "edit_toy.parts:Gate", hparams=HPARAMS.format("Gate"), summary="Judges."),
+        ExtensionSpec("dead-extension", "edit_toy.parts:Dead", summary="Cannot be made."),
+        ExtensionSpec("miscounting", "edit_toy.parts:Miscounting", summary="Fails when asked for statistics."),
+    ]
