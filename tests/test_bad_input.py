@@ -1,0 +1,210 @@
+"""What a user can get wrong: each has its sentence, exit code 2, no traceback, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from editcore._hparams import list_presets
+
+Call = Callable[..., SimpleNamespace]
+
+FACT = {"subject": "Max Planck", "prompt": "{} works as a", "target_new": "singer", "target_true": "doctor"}
+
+
+@pytest.fixture
+def refused(
+    editctl: Call,
+    tiny_folder: Path,
+    tiny_facts: Path,
+    tiny_corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[..., str]:
+    """Runs a good command with more options behind it, and checks that it is refused as it should be: its sentence."""
+    monkeypatch.setattr("editcore.models._language_model._hub_may_answer", lambda: False)
+    out = tmp_path / "out"
+    options = ["run", "--editor", "emmet", "--model", tiny_folder, "--dataset", tiny_facts, "--corpus", tiny_corpus]
+    options += ["--corpus-tokens", 2000, "--set", "layers=[1]", "--set", "v_num_grad_steps=3", "--out", out]
+
+    def call(*more: object) -> str:
+        done = editctl(*options, *more)
+        assert (done.code, done.out) == (2, ""), done.err
+        [sentence] = [line for line in done.err.splitlines() if line.startswith("Error: ")]
+        assert done.err.endswith(f"{sentence}\n"), "something follows the sentence"
+        assert "Traceback" not in done.err
+        assert not out.exists()
+        assert list(Path.cwd().iterdir()) == []
+        return sentence.removeprefix("Error: ")
+
+    return call
+
+
+def records_file(path: Path, *records: dict[str, Any] | str) -> Path:
+    """A file of records; a text is a line as it stands."""
+    rows = (record if isinstance(record, str) else json.dumps(record) for record in records)
+    path.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "meant"),
+    [
+        (("--editor", "emmett"), "editor", "emmet"),
+        (("--plugin", "repaly"), "plugin", "replay"),
+        (("--backend", "rwa"), "backend", "raw"),
+        (("--dataset", "worldfact"), "data set", "worldfacts"),
+        (("--dtype", "float23"), "dtype", "float32"),
+        (("--preset", "smollm2-135"), "preset", "smollm2-135m"),
+        (("--set", "replay.replay_rate=1"), "settings section", None),
+    ],
+)
+def test_unknown_names(refused: Callable[..., str], options: tuple[str, str], kind: str, meant: str | None) -> None:
+    sentence = refused(*options)
+    asked = options[1].partition(".")[0]
+    assert sentence.startswith(f"Unknown {kind} '{asked}'. Available: ")
+    if meant:
+        assert f"Did you mean '{meant}'?" in sentence
+
+
+def test_a_missing_package_is_suggested(refused: Callable[..., str]) -> None:
+    assert "pip install edit-alphaedit" in refused("--editor", "alphaedit")
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        ("v_lrate=1", "emmet: unknown setting 'v_lrate'. It has: "),
+        ("v_lr=-1", "emmet: v_lr = -1 is out of range. Allowed: > 0."),
+        ("v_lr=fast", 'emmet: v_lr = "fast" has the wrong type. Expected: float, > 0.'),
+        ("v_lr=nan", "emmet: v_lr = "),
+        ("layers=1", "emmet: layers = 1 has the wrong type. Expected: list of int"),
+        ("layers=[]", "emmet: layers = [] is out of range. Allowed: not empty"),
+        ("layers=[2, 1]", "emmet: layers must ascend without repeats, found [2, 1]."),
+        ("layers=[3]", "emmet: layer 3 does not exist in "),
+        ("layers=[-1]", "emmet: layers = [-1] is out of range."),
+        ("v_loss_layer=0", "emmet: v_loss_layer is 0, but the loss is read from the model's own logits"),
+        ("fact_token=subject_lst", 'emmet: fact_token = "subject_lst" is not known. Allowed: '),
+        ("emmet_lambda", "--set takes KEY=VALUE, found 'emmet_lambda'."),
+    ],
+)
+def test_settings(refused: Callable[..., str], value: str, sentence: str) -> None:
+    assert refused("--set", value).startswith(sentence)
+
+
+def test_a_misspelt_setting_is_guessed(refused: Callable[..., str]) -> None:
+    assert refused("--set", "v_lrate=1").endswith("Did you mean 'v_lr'?")
+    assert "(it has 3 blocks, 0 to 2)" in refused("--set", "layers=[3]")
+
+
+def test_a_plugins_settings_are_checked_too(refused: Callable[..., str]) -> None:
+    sentence = refused("--plugin", "replay", "--set", "replay.replay_rate=-1")
+    assert sentence == "replay: replay_rate = -1 is out of range. Allowed: ≥ 0."
+    assert "replay.strategy" in refused("--plugin", "replay", "--set", "replay.replay_strategy=rand")
+
+
+def test_layers_without_a_preset(editctl: Call, tiny_folder: Path, tiny_facts: Path, tmp_path: Path) -> None:
+    options = ["--model", tiny_folder, "--dataset", tiny_facts, "--out", tmp_path / "out"]
+    done = editctl("run", "--editor", "emmet", *options)
+    assert done.code == 2
+    assert done.err.startswith("Error: emmet: layers is required (list of int, not empty, each ≥ 0), and no preset is")
+    assert f"named like the model '{tiny_folder}'. Set it, such as --set layers=[3], or choose another" in done.err
+    presets = ", ".join(list_presets("edit_emmet.presets"))
+    assert f"model's preset with --preset ({presets})." in done.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"prompt": "works as a"}, "line 2: The subject 'Max Planck' is not in the prompt 'works as a'."),
+        ({"subject": "Max Plank", "prompt": "Max Planck is"}, "line 2: The subject 'Max Plank' is not in the prompt"),
+        ({"prompt": "{} and {}"}, "line 2: Bad edit request: the prompt '{} and {}' must contain {} exactly once"),
+        ({"target_new": "  "}, "line 2: The field 'target_new' is empty."),
+        ({"target_new": None}, "line 2: The field 'target_new' is missing"),
+        ({"subject": ""}, "line 2: The field 'subject' is empty."),
+        ({"prompt": 3}, "line 2: The field 'prompt' is int (3); expected text."),
+    ],
+)
+def test_requests(refused: Callable[..., str], tmp_path: Path, change: dict[str, Any], sentence: str) -> None:
+    path = records_file(tmp_path / "facts.jsonl", {**FACT, "subject": "Niels Bohr"}, {**FACT, **change})
+    assert refused("--dataset", path).startswith(f"{path}, {sentence}")
+
+
+def test_a_line_that_is_no_json_is_named(refused: Callable[..., str], tmp_path: Path) -> None:
+    path = records_file(tmp_path / "facts.jsonl", FACT, "", '{"subject": "Max')
+    sentence = refused("--dataset", path)
+    assert sentence.startswith(f"{path}, line 3: this is no JSON (")
+
+
+def test_data_that_is_not_there_or_too_little(refused: Callable[..., str], tiny_facts: Path, tmp_path: Path) -> None:
+    assert refused("--dataset", "worldfact.jsonl").startswith("There is no file worldfact.jsonl. ")
+    assert refused("--edits", 7) == (f"--edits 7 is more than the data set '{tiny_facts}' has; it has 6 records.")
+    assert refused("--edits", 0).startswith("The run's configuration is wrong. edits: ")
+    assert refused("--batch-size", 0).startswith("The run's configuration is wrong. batch_size: ")
+    assert "there are no records in it" in refused("--dataset", records_file(tmp_path / "empty.jsonl"))
+
+
+def test_models(refused: Callable[..., str], tiny_folder: Path, tmp_path: Path) -> None:
+    sentence = refused("--model", "smollm2-135n")
+    assert sentence.startswith("There is no model 'smollm2-135n': it is no folder, no name of the catalogue (")
+    assert sentence.endswith("Did you mean 'smollm2-135m'?")
+    assert refused("--model", tmp_path / "none") == f"There is no model folder '{tmp_path / 'none'}'."
+    mute = tmp_path / "mute"
+    shutil.copytree(tiny_folder, mute, ignore=shutil.ignore_patterns("tokenizer*", "special_tokens*"))
+    assert refused("--model", mute).startswith(f"The folder '{mute}' has no tokenizer (tokenizer.json).")
+    weightless = tmp_path / "weightless"
+    shutil.copytree(tiny_folder, weightless, ignore=shutil.ignore_patterns("*.safetensors"))
+    assert "has a config.json but no weights" in refused("--model", weightless)
+
+
+def test_devices_and_corpora(refused: Callable[..., str]) -> None:
+    assert refused("--device", "cud").startswith("Device 'cud' cannot be used here. Available: cpu")
+    assert refused("--corpus", "sefl").startswith(
+        "Corpus 'sefl' is neither 'self', 'docs', 'hf:NAME' nor a text file that exists"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (None, "Cannot read the configuration {}: No such file or directory."),
+        ("edits: 3\n", "{} is not a TOML file: "),
+        ("batchsize = 3\n", "Unknown option 'batchsize'. Available: "),
+        ("edits = 'many'\n", "The run's configuration is wrong. edits: "),
+        ("[emmet]\nv_lrr = 1\n", "emmet: unknown setting 'v_lrr'."),
+        ("[emet]\nv_lr = 1\n", "Unknown settings section 'emet'. Available: emmet, raw. Did you mean 'emmet'?"),
+    ],
+)
+def test_configuration_files(refused: Callable[..., str], tmp_path: Path, content: str | None, sentence: str) -> None:
+    path = tmp_path / "run.toml"
+    if content is not None:
+        path.write_text(content, encoding="utf-8")
+    assert refused("--config", path).startswith(sentence.replace("{}", str(path)))
+
+
+def test_a_directory_with_a_run_is_left_alone(
+    editctl: Call, tiny_folder: Path, tiny_facts: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("run.json", "ledger.jsonl"):
+        (out / name).write_text("precious", encoding="utf-8")
+        options = ["--model", tiny_folder, "--dataset", tiny_facts, "--set", "layers=[1]", "--out", out]
+        done = editctl("run", "--editor", "emmet", *options)
+        assert (done.code, done.out) == (2, "")
+        assert done.err == (
+            f"Error: {out} already holds a run ({name} is there). Give another --out, or remove the directory.\n"
+        )
+        assert [path.read_text() for path in out.iterdir()] == ["precious"]
+        (out / name).unlink()
+
+
+def test_a_place_to_save_to_that_is_taken(refused: Callable[..., str], tiny_folder: Path) -> None:
+    sentence = refused("--save", tiny_folder)
+    assert sentence == f"--save {tiny_folder} is already there; give a directory that does not exist yet."
