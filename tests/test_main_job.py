@@ -1,0 +1,90 @@
+"""The main job as a user runs it: `editctl run` on the real default model, and what it must reach."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from editcore.models import DEFAULT_MODEL, local_path
+
+COUNTERFACT = Path(__file__).parents[2] / "shared" / "data" / "counterfact_dev.jsonl.gz"
+
+pytestmark = [
+    pytest.mark.model,
+    pytest.mark.skipif(local_path(DEFAULT_MODEL) is None, reason=f"{DEFAULT_MODEL} is not here: editctl models pull"),
+]
+
+
+def editctl(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """A subprocess with the threads that the machine has: this is the one heavy test."""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    script = str(Path(sys.executable).parent / "editctl")
+    return subprocess.run([script, *arguments], capture_output=True, text=True, env=environment, check=False)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run of 20 facts in batches of 10; second moments from Python's documentation, which needs no sampling."""
+    out = tmp_path_factory.mktemp("main-job") / "run"
+    done = editctl(
+        "run", "--editor", "emmet", "--plugin", "replay", "--edits", "20", "--batch-size", "10",
+        "--corpus", "docs", "--out", str(out),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return out, done.stdout
+
+
+def test_it_reaches_what_it_promises(finished: tuple[Path, str]) -> None:
+    summary = json.loads((finished[0] / "summary.json").read_text())
+    before, after = summary["before"], summary["after"]
+    assert before["ES"] < 50, "the unedited model should prefer the true objects"
+    assert after["ES"] >= 95
+    assert after["PS"] >= 85
+    assert after["NS"] >= before["NS"] - 5
+    assert summary["edits"] == 20
+
+
+def test_the_table_and_the_files_agree(finished: tuple[Path, str]) -> None:
+    out, printed = finished
+    summary = json.loads((out / "summary.json").read_text())
+    for phase in ("before", "after"):
+        numbers = [f"{summary[phase][name]:.1f}" for name in ("ES", "PS", "NS", "score")]
+        line = next(line for line in printed.splitlines() if line.startswith(phase))
+        assert line.split()[1:] == numbers
+    frame = pd.read_parquet(out / "results.parquet")
+    for phase in ("before", "after"):
+        rewrite = frame[(frame["phase"] == phase) & (frame["kind"] == "rewrite")]
+        assert len(rewrite) == 20
+        assert 100 * rewrite["success"].mean() == pytest.approx(summary[phase]["ES"])
+    for sample in summary["samples"]:
+        assert sample["prompt"] in printed
+
+
+def test_the_edited_model_says_the_new_fact_and_the_original_does_not(finished: tuple[Path, str]) -> None:
+    out, _ = finished
+    sample = json.loads((out / "summary.json").read_text())["samples"][0]
+    done = editctl("generate", str(out), sample["prompt"], "--tokens", "8")
+    assert done.returncode == 0, done.stderr
+    original, edited = (line for line in done.stdout.splitlines() if line.startswith(("original", "edited")))
+    assert sample["target_new"] in edited
+    assert sample["target_new"] not in original
+    assert " ".join(sample["after"].split()) in " ".join(edited.split())
+
+
+@pytest.mark.skipif(not COUNTERFACT.exists(), reason="../shared/data/counterfact_dev.jsonl.gz is not here")
+def test_counterfact(tmp_path: Path) -> None:
+    """20 genuine CounterFact records in batches of 10, on the preset."""
+    done = editctl(
+        "run", "--editor", "emmet", "--dataset", str(COUNTERFACT), "--edits", "20", "--batch-size", "10",
+        "--corpus", "docs", "--out", str(tmp_path / "run"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["after"]["ES"] >= 95
+    assert summary["after"]["PS"] >= 85
+    assert summary["after"]["NS"] >= summary["before"]["NS"] - 4
