@@ -365,6 +365,20 @@ def _preset(spec: EditorSpec, preset: str | None, model_name: str) -> Mapping[st
     return load_preset(spec.presets, name) if name in list_presets(spec.presets) else {}
 
 
+def default_editor(registry: Plugins, model_name: str) -> str:
+    """The editor for someone who names none: the first by name that has a preset for the model, or the only one.
+
+    Raises:
+        HParamsError: no editor is installed, or none of several has such a preset.
+    """
+    editors = registry.editors()
+    fitting = [name for name in sorted(editors) if Path(model_name).name in list_presets(editors[name].presets)]
+    if fitting or len(editors) == 1:
+        return [*fitting, *editors][0]
+    installed = ", ".join(sorted(editors)) or "none"
+    raise HParamsError(f"No editor was given, and none has a preset for {model_name}. Installed: {installed}.")
+
+
 def _refuse_contradictions(requests: Sequence[EditRequest]) -> None:
     facts: dict[tuple[str, str], EditRequest] = {}
     ids: dict[str, EditRequest] = {}

@@ -20,7 +20,9 @@ def edit(
     subject: Annotated[str, typer.Option(help="The entity, as it stands in the prompt.")],
     prompt: Annotated[str, typer.Option(help="A sentence opening with {} for the subject: '{} is a city in'.")],
     target: Annotated[str, typer.Option(help="What the model shall say next.")],
-    editor: Annotated[str, typer.Option(help="The editing method.")] = "emmet",
+    editor: Annotated[
+        str | None, typer.Option(help="The editing method. [default: the first that has a preset for the model]")
+    ] = None,
     model: Annotated[str, typer.Option(help="A catalogue name, a model folder or a hub id.")] = "smollm2-135m",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="Type of the weights.")] = "float32",
@@ -39,7 +41,7 @@ def edit(
 ) -> None:
     """Write one fact and compare what the model says."""
     from editcore._errors import RunError
-    from editcore._session import EditSession
+    from editcore._session import EditSession, default_editor
     from editcore._values import EditRequest
     from editcore.cli._console import TerminalProgress, print_table
     from editcore.cli._run import settings_from
@@ -47,6 +49,8 @@ def edit(
     request = EditRequest.create(subject=subject, prompt=prompt, target_new=target)
     if save is not None and save.exists():
         raise RunError(f"--save {save} is already there; give a directory that does not exist yet.")
+    plugins = loaded_plugins(ctx)
+    editor = editor or default_editor(plugins, model)
     session = EditSession.open(
         model,
         editor=editor,
@@ -56,7 +60,7 @@ def edit(
         seed=seed,
         device=device,
         dtype=dtype,
-        registry=loaded_plugins(ctx),
+        registry=plugins,
         progress=TerminalProgress(),
     )
     before = session.generate([request.text], max_new_tokens=tokens)[0]

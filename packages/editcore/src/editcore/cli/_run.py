@@ -82,7 +82,7 @@ def run(
 
     values = {**(_read_config(config) if config else {}), **given}
     if "editor" not in values:
-        installed = ", ".join(sorted(plugins.editors())) or "none; try: pip install edit-emmet"
+        installed = ", ".join(sorted(plugins.editors())) or "none"
         raise HParamsError(f"No editor was given. Installed: {installed}. Choose one with --editor.")
     values["settings"] = settings_from(assignments or [], values.get("settings", {}), editor=str(values["editor"]))
     resolved = RunConfig.create(values, plugins)
