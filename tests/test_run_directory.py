@@ -167,7 +167,7 @@ def test_the_command_prints_a_table(done: SimpleNamespace) -> None:
     for phase in ("before", "after"):
         numbers = [f"{summary[phase][name]:.1f}" for name in ("ES", "PS", "NS", "score")]
         assert [phase, *numbers] in table
-    assert "6 edits, percent of prompts" in done.out
+    assert "6 edits; percent, higher is better" in done.out
     assert "s per edit; seconds by stage: " in done.out
     assert "Peak memory " in done.out
     assert f"Everything is in {done.directory}" in done.out

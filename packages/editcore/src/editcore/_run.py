@@ -360,7 +360,8 @@ def _write_results(
     frame = pd.concat([to_frame(before, phase="before"), to_frame(after, phase="after")], ignore_index=True)
     with replacing(result.directory / "results.parquet") as path:
         frame.to_parquet(path, index=False)
-    title = f"{config.editor} on {Path(config.model).name}: {result.edits} edits of {Path(config.dataset).name}"
+    method = " + ".join([config.editor, *config.plugins])
+    title = f"{method} on {Path(config.model).name}: {result.edits} edits of {Path(config.dataset).name}"
     save(summary_figure(result.before, result.after, title=title), result.directory / "figures" / "summary.png")
     summary = {
         "before": result.before.as_json(),
