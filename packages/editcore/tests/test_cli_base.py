@@ -294,6 +294,14 @@ class Clock:
         return self.now
 
 
+def test_progress_without_a_finished_step_yet_says_nothing() -> None:
+    clock, stream = Clock(), io.StringIO()
+    with TerminalProgress(Console(file=stream, width=200), clock=clock).task("solving", 4) as advance:
+        clock.now = 60.0
+        advance(0)
+        assert stream.getvalue() == ""
+
+
 def test_off_a_terminal_progress_is_a_line_now_and_then_and_at_the_end() -> None:
     clock, stream = Clock(), io.StringIO()
     progress = TerminalProgress(Console(file=stream, width=200), clock=clock)

@@ -104,7 +104,7 @@ class TerminalProgress:
             nonlocal done, last
             done += steps
             now = self._clock()
-            if done < total and now - last >= self._between:
+            if 0 < done < total and now - last >= self._between:
                 last = now
                 remaining = (now - start) / done * (total - done)
                 self._console.print(
