@@ -129,9 +129,7 @@ def test_a_neighbour_never_names_the_edited_subject(records: list[Record]) -> No
             assert subject not in prompt.casefold(), (subject, prompt)
 
 
-def test_neighbours_share_the_true_object(
-    records: list[Record], objects_of: dict[tuple[str, str], set[str]]
-) -> None:
+def test_neighbours_share_the_true_object(records: list[Record], objects_of: dict[tuple[str, str], set[str]]) -> None:
     for record in records:
         rewrite = record["requested_rewrite"]
         true = rewrite["target_true"]["str"]
@@ -171,9 +169,7 @@ def test_new_targets_are_balanced(records: list[Record]) -> None:
 
 
 def test_the_committed_file_is_what_the_tool_builds() -> None:
-    done = subprocess.run(
-        [sys.executable, str(TOOL), "--check"], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, str(TOOL), "--check"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

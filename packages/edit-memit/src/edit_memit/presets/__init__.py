@@ -1,0 +1,1 @@
+"""Published hyperparameters, one file per model."""
