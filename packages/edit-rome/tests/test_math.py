@@ -80,6 +80,18 @@ def test_the_change_is_that_of_the_formula(family: str, mode: str, asks: str, co
     assert delta.rank == 1
 
 
+def test_without_the_second_moment_the_key_is_the_direction(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("gpt2", dtype=torch.float64)
+    with monkeypatch.context() as patch:
+        patch.setattr(StatisticsStore, "moments", lambda *_: pytest.fail("no text is needed"))
+        hparams, proposal = propose(model, corpus, mom2_adjustment=False)
+    oracle = Oracle(model, corpus, hparams)
+    oracle.moment = np.eye(len(oracle.moment))
+    expected = oracle.change("mean", "shift")
+    [delta] = proposal.deltas.values()
+    assert np.linalg.norm(delta.dense().numpy() - expected) <= 1e-8 * np.linalg.norm(expected)
+
+
 def test_the_modes_differ(corpus: Path) -> None:
     model = tiny_model("llama", dtype=torch.float64)
     name = model.layout.weight_name(1)

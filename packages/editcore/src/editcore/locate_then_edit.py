@@ -72,7 +72,16 @@ def prepare(model: LanguageModel, hparams: LocateThenEditHParams, context: EditC
         templates = sample_context_templates(
             model, seed=context.seed, count=hparams.context_count, length=hparams.context_length
         )
-    return Prepared(templates, context.statistics.moments(hparams.layers))
+    if hparams.mom2_adjustment:
+        return Prepared(templates, context.statistics.moments(hparams.layers))
+    return Prepared(templates, {layer: _no_moment(model, layer) for layer in hparams.layers})
+
+
+def _no_moment(model: LanguageModel, layer: int) -> Tensor:
+    """C = I, where the text is not to be asked."""
+    name = model.layout.weight_name(layer)
+    d_in = model.as_out_in(name, model.weight(name)).shape[1]
+    return torch.eye(d_in, dtype=torch.float64, device=model.device)
 
 
 @dataclass(slots=True)

@@ -1,1 +1,1 @@
-"""Published hyperparameters, one file per model."""
+"""Hyperparameters, one file per model."""
