@@ -277,9 +277,9 @@ def test_any_fields_give_toml_or_a_sentence(
 
 
 PIECES = (
-    "layers: [1]\n", "alg_name: TOY\n", "v_lr: 5e-1\n", "- ", ": ", "? ", "!!float x", "!!binary =",
-    "!!python/name:os ", "&a ", "*a ", "<<: ", "{", "}", "[", "]", ",", "'", '"', "|\n ", ">-\n ", "%YAML 99\n", "---\n",
-    "...\n", "#", "\\x", "\t", "\n", "2001-99-99", "1:60", "0o9", ".inf", "\x07", "\ufeff", "\u2028", "é",
+    "layers: [1]\n", "alg_name: TOY\n", "v_lr: 5e-1\n", "- ", ": ", "? ", "!!float x", "!!binary =", "&a ", "*a ",
+    "<<: ", "!!python/name:os ", "{", "}", "[", "]", ",", "'", '"', "|\n ", ">-\n ", "%YAML 99\n", "---\n", "...\n", "#",
+    "\\x", "\t", "\n", "2001-99-99", "1:60", "0o9", ".inf", "\x07", "\ufeff", "\u2028", "é",
 )  # fmt: skip
 pieces = st.sampled_from(PIECES)
 

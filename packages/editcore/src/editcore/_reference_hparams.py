@@ -12,7 +12,6 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from editcore._errors import HParamsError
 from editcore._hparams import HParams, Setting, build, describe, to_toml
@@ -111,14 +110,10 @@ def _parse_yaml(text: str) -> object:
     read where it is known what a field takes. Tags and aliases mean nothing in such a file."""
     import yaml
 
-    class Loader(yaml.BaseLoader):  # type: ignore[misc]
-        def compose_node(self, parent: Any, index: Any) -> Any:
-            if self.check_event(yaml.AliasEvent):
-                raise yaml.YAMLError("it uses an alias, which is not supported here")
-            return super().compose_node(parent, index)
-
     try:
-        values: object = yaml.load(text, Loader=Loader)  # makes dicts, lists and texts only
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.BaseLoader)):
+            raise ValueError("it uses an alias, which is not supported here")
+        values: object = yaml.load(text, Loader=yaml.BaseLoader)  # makes dicts, lists and texts only
     except (yaml.YAMLError, OverflowError) as error:  # an escape such as "\UFFFFFFFF" overflows
         raise ValueError(str(error)) from error
     return values
