@@ -74,7 +74,7 @@ def test_the_update_is_the_closed_form(corpus: Path) -> None:
 
 def test_several_layers_together_reach_the_value(corpus: Path) -> None:
     """After the last layer the residual stream has moved by δ: each layer took its share of what was left."""
-    model = tiny_model("llama", dtype=torch.float64)
+    model = tiny_model("llama", num_layers=4, dtype=torch.float64)
     batch = EditBatch.of(tiny_requests(3))
     _, proposal = propose(model, corpus, batch, layers=(0, 1, 2))
     rows = [lookup_row(model, request) for request in batch.requests]
@@ -82,6 +82,7 @@ def test_several_layers_together_reach_the_value(corpus: Path) -> None:
     with applied(model, proposal.deltas):
         moved = capture(model, rows, [2])[2].block_outputs - before
     asked = torch.tensor([evidence.delta_norm for evidence in proposal.evidence], dtype=torch.float64)
+    assert (asked > 1e-3).all(), "the edit must ask for something"
     assert torch.allclose(moved.norm(dim=1), asked, rtol=1e-6)
     assert list(proposal.deltas) == [model.layout.weight_name(layer) for layer in (0, 1, 2)]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from editcore import FactoredDelta, NumericalError
-from editcore.linalg import Metric, solve_update
+from editcore.linalg import Metric, hold_at, solve_update
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -146,3 +146,49 @@ def test_values_that_are_not_finite_are_refused(bad: float) -> None:
 def test_factors_that_do_not_multiply_are_refused() -> None:
     with pytest.raises(ValueError, match="do not multiply"):
         FactoredDelta(torch.zeros(3, 2), torch.zeros(3, 4))
+
+
+@settings(max_examples=40, deadline=None)
+@given(sizes)
+def test_an_update_held_elsewhere_gives_those_keys_their_residual(size: tuple[int, int, int, int]) -> None:
+    """Δ = R (KᵀC⁻¹K')⁻¹KᵀC⁻¹ by numpy's inverses, with K' near K, as the keys of one fact are."""
+    keys, residuals, moment = problem(*size)
+    held = keys + 0.2 * torch.randn(keys.shape, generator=torch.Generator().manual_seed(size[0]), dtype=torch.float64)
+    metric = Metric(moment)
+    update = hold_at(solve_update(keys, residuals, metric), keys, held, metric)
+    inverse = np.linalg.inv(moment.numpy())
+    system = keys.numpy() @ inverse @ held.numpy().T
+    expected = residuals.numpy().T @ np.linalg.inv(system) @ keys.numpy() @ inverse
+    assert relative(update.delta.dense(), torch.from_numpy(expected)) < 1e-8 * np.linalg.cond(system)
+    assert np.allclose(update.energies, np.diagonal(system))
+    assert update.alignments is not None
+    assert (update.alignments.abs() <= 1 + 1e-12).all()
+
+
+def test_an_update_held_where_it_was_solved_is_itself() -> None:
+    keys, residuals, moment = problem(0, 3, 8, 4)
+    metric = Metric(moment)
+    update = solve_update(keys, residuals, metric)
+    again = hold_at(update, keys, keys, metric)
+    assert relative(again.delta.dense(), update.delta.dense()) < 1e-10
+    assert again.alignments is not None
+    assert torch.allclose(again.alignments, torch.ones(3, dtype=torch.float64))
+
+
+def test_one_fact_pays_for_being_held_elsewhere() -> None:
+    """1/cos² times the cheapest change that holds there."""
+    keys, residuals, moment = problem(1, 1, 8, 4)
+    held = problem(2, 1, 8, 4)[0]
+    metric = Metric(moment)
+    update = hold_at(solve_update(keys, residuals, metric), keys, held, metric)
+    cheapest = solve_update(held, residuals, metric)
+    assert update.alignments is not None
+    ratio = metric.cost(update.delta) / metric.cost(cheapest.delta)
+    assert ratio == pytest.approx(float(update.alignments[0]) ** -2, rel=1e-8)
+
+
+def test_orthogonal_keys_cannot_be_held() -> None:
+    keys, residuals = torch.eye(1, 4), torch.ones(1, 2)
+    metric = Metric(torch.eye(4))
+    with pytest.raises(NumericalError, match="orthogonal"):
+        hold_at(solve_update(keys, residuals, metric), keys, torch.eye(4)[1:2], metric)

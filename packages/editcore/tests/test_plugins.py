@@ -39,12 +39,13 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture
-def install(site: Path) -> Install:
+def install(site: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     """Installs a distribution with one entry point and a module of the given source."""
 
     def _install(entry: str, body: str, *, distribution: str | None = None) -> None:
         distribution = distribution or f"edit-{entry}"
         module = distribution.replace("-", "_")
+        monkeypatch.delitem(sys.modules, module, raising=False)  # a real package of that name may be loaded
         (site / f"{module}.py").write_text(IMPORTS + textwrap.dedent(body), encoding="utf-8")
         info = site / f"{module}-1.0.dist-info"
         info.mkdir()

@@ -17,7 +17,7 @@ import difflib
 import importlib.resources
 import json
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -154,8 +154,11 @@ def load_preset(package: str | None, name: str) -> dict[str, object]:
     return table
 
 
-def to_toml(hparams: HParams) -> str:
+def to_toml(hparams: HParams, *, only: Collection[str] | None = None) -> str:
     """Write hyperparameters as the TOML of a preset; :func:`build` reads them back unchanged.
+
+    Args:
+        only: the fields to write, all unless given.
 
     >>> class Example(HParams):
     ...     layers: tuple[int, ...] = (3,)
@@ -165,7 +168,7 @@ def to_toml(hparams: HParams) -> str:
     """
     defaults = {name: field.default for name, field in type(hparams).model_fields.items()}
     lines = []
-    for name, value in hparams.model_dump(mode="json").items():
+    for name, value in hparams.model_dump(mode="json", include=None if only is None else set(only)).items():
         if value is not None:
             lines.append(f"{name} = {_toml(value)}")
         elif defaults[name] is not None:
@@ -176,13 +179,16 @@ def to_toml(hparams: HParams) -> str:
 def _toml(value: object) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, dict):
+        pairs = ", ".join(f"{_toml(key)} = {_toml(part)}" for key, part in value.items())
+        return f"{{ {pairs} }}" if pairs else "{}"
     if isinstance(value, str):
         # A JSON string is a TOML basic string, but for DEL, which TOML wants escaped.
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, bool | int | float):
         return json.dumps(value)
     raise TypeError(
-        f"a hyperparameter is a number, a text, a truth value or a list of them, not {type(value).__name__}"
+        f"a hyperparameter is a number, a text, a truth value, or a list or table of them, not {type(value).__name__}"
     )
 
 

@@ -49,6 +49,9 @@ class LocateThenEditHParams(HParams):
     kl_position: Literal["last", "lookup"] = "last"
     """Where the essence term reads the next-token distribution: at the end of "{subject} is a" (ROME, eq. 4), or at the
     lookup token (the reference code)."""
+    mom2_adjustment: bool = True
+    """Price a change by the second moment C of the model's keys. False takes C = I, for which no text is needed, as
+    several published settings of ROME do."""
     mom2_update_weight: Annotated[float, Field(gt=0)] | Literal["auto"] = 1.0
     """Weight w of the second moment, C' = w·C + update_norm_lambda·I. Without a ridge term its scale cancels. ``auto``
     takes the weight at which the batch's median key reaches ``mom2_auto_fraction`` of its residual."""

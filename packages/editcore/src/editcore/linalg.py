@@ -13,7 +13,7 @@ also MEMIT's (arXiv 2210.07229, eq. 14): λ = 0 makes every edit an equality con
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor
 from editcore._errors import NumericalError
 from editcore._values import FactoredDelta
 
-__all__ = ["Metric", "Update", "solve_update"]
+__all__ = ["Metric", "Update", "hold_at", "solve_update"]
 
 _RANK_TOLERANCE = 1e-10
 """Directions of the constraint system below this share of the largest are treated as dependent."""
@@ -94,13 +94,16 @@ class Update:
     delta: FactoredDelta
     """``left [d, n]`` = Rᵀ-side, ``right [n, m]`` = (KᵀC'⁻¹K + Λ)⁻¹KᵀC'⁻¹."""
     energies: Tensor
-    """q = kᵀC'⁻¹k of each edit, ``[n]``."""
+    """q = kᵀC'⁻¹k of each edit, ``[n]``; of two keys, one on each side, after :func:`hold_at`."""
     fractions: Tensor
     """Share of its residual that each edit gets, ``⟨Δk, r⟩ / ⟨r, r⟩``, ``[n]``; 1 where the residual is zero."""
     condition: float
     """Condition number of the n × n system, dependent directions left out."""
     dependent: int
     """Directions that the keys do not span: 0 unless two edits have (nearly) the same key."""
+    alignments: Tensor | None = None
+    """Cosine in C'⁻¹ between the key a change is written along and the key that it is held at, ``[n]``; ``None`` where
+    they are one."""
 
 
 def solve_update(
@@ -140,6 +143,41 @@ def solve_update(
     asked = (residuals * residuals).sum(1)
     fractions = torch.where(asked > 0, (reached * residuals).sum(1) / asked.clamp_min(1e-300), torch.ones_like(asked))
     return Update(delta, gram.diagonal().clone(), fractions, condition, dependent)
+
+
+def hold_at(update: Update, keys: Tensor, held: Tensor, metric: Metric) -> Update:
+    """An exact update (λ = 0) for ``keys``, rescaled within its row space so that the keys ``held`` get the residuals.
+
+    Δ = R (KᵀC'⁻¹K_held)⁻¹KᵀC'⁻¹, which for one fact is ROME's reference code: written along C'⁻¹k, divided by
+    k_heldᵀC'⁻¹k. The cheapest change that holds there is written along C'⁻¹k_held; this one costs 1/cos² times as much,
+    with the cosine of ``alignments``.
+
+    Args:
+        keys: ``[n, m]`` that ``update`` was solved for.
+        held: ``[n, m]``
+
+    Raises:
+        NumericalError: the keys are orthogonal to those the update is written along.
+    """
+    keys, held = keys.double(), held.double()
+    right = update.delta.right
+    reached = right @ held.T  # [n, n], the identity if held is keys
+    scaled, info = torch.linalg.solve_ex(reached, right)
+    if int(info) != 0 or not torch.isfinite(scaled).all():
+        raise NumericalError(
+            "The key that a fact is held at is orthogonal to the one it is written along; nothing was applied. "
+            "Use the same key for both."
+        )
+    solved = metric.inverse_times(held.T)  # C'⁻¹K_held, [m, n]
+    energies = (solved.T * keys).sum(1)
+    own = ((solved.T * held).sum(1) * update.energies).clamp_min(1e-300).sqrt()
+    return replace(
+        update,
+        delta=FactoredDelta(update.delta.left, scaled),
+        energies=energies,
+        fractions=torch.ones_like(update.fractions),
+        alignments=energies / own,
+    )
 
 
 def _square(gram: Tensor, solved_keys: Tensor, diagonal: Tensor) -> tuple[Tensor, float, int]:

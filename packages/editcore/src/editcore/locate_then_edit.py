@@ -23,7 +23,7 @@ from editcore._errors import HParamsError, NumericalError, RequestError
 from editcore._protocols import EditContext
 from editcore._values import EditBatch, EditEvidence, EditRequest, FactoredDelta, KnownTarget, Proposal
 from editcore.hparams import LocateThenEditHParams
-from editcore.linalg import Metric, Update
+from editcore.linalg import Metric, Update, hold_at
 from editcore.targets import Targets, optimise_targets
 from editcore.templates import sample_context_templates
 from editcore.tracing import applied, capture, lookup_row
@@ -72,7 +72,16 @@ def prepare(model: LanguageModel, hparams: LocateThenEditHParams, context: EditC
         templates = sample_context_templates(
             model, seed=context.seed, count=hparams.context_count, length=hparams.context_length
         )
-    return Prepared(templates, context.statistics.moments(hparams.layers))
+    if hparams.mom2_adjustment:
+        return Prepared(templates, context.statistics.moments(hparams.layers))
+    return Prepared(templates, {layer: _no_moment(model, layer) for layer in hparams.layers})
+
+
+def _no_moment(model: LanguageModel, layer: int) -> Tensor:
+    """C = I, where the text is not to be asked."""
+    name = model.layout.weight_name(layer)
+    d_in = model.as_out_in(name, model.weight(name)).shape[1]
+    return torch.eye(d_in, dtype=torch.float64, device=model.device)
 
 
 @dataclass(slots=True)
@@ -100,12 +109,18 @@ def propose(
     solve: LayerSolver,
     ridge: float,
     objective: bool = False,
+    held_at: Literal["keys", "bare"] = "keys",
+    asks: Literal["shift", "value"] = "shift",
 ) -> Proposal:
     """Solve one batch, layer by layer; the model is back to the bit when this returns or raises.
 
     Args:
         ridge: λ of the solve, which turns ``mom2_update_weight = "auto"`` into a number (0 for constraints).
         objective: add the distances of the objective (preservation, new edits, old edits) to the diagnostics.
+        held_at: the key that gets the residual: the one the solve is given (the mean over the contexts), or the bare
+            prompt's, to which the solved change is then rescaled (:func:`editcore.linalg.hold_at`; λ must be 0).
+        asks: what a new fact asks for: δ more than its key gives now, or the bare prompt's value h₀ + δ. The two differ
+            by W(k_bare − k) where the key is a mean over contexts.
 
     Raises:
         RequestError: the batch is empty.
@@ -125,14 +140,17 @@ def propose(
         name = model.layout.weight_name(layer)
         with applied(model, deltas):
             with clock.stage("keys"):
-                seen = _look(model, batch.requests, layer, layers[-1], hparams, prepared.templates)
-            residuals = asked.residuals(batch, name, seen, share=1 / (len(layers) - number), model=model)
+                seen = _look(model, batch.requests, layer, layers[-1], hparams, prepared.templates, held_at=held_at)
+            share = 1 / (len(layers) - number)
+            residuals = asked.residuals(batch, name, seen, share=share, asks=asks, model=model)
             weight_norm = float(model.weight(name).float().norm())
         with clock.stage("solve"):
             moment = prepared.moments[layer]
             weight = _moment_weight(hparams, seen.keys, moment, ridge)
             metric = Metric.from_second_moment(moment, weight=weight, ridge=hparams.update_norm_lambda)
             update = solve(seen.keys, residuals, metric, weights)
+            if held_at == "bare":
+                update = hold_at(update, seen.keys, seen.held_keys, metric)
         if not (torch.isfinite(update.delta.left).all() and torch.isfinite(update.delta.right).all()):
             raise NumericalError(f"The update of {name} holds NaN or Inf; nothing was applied.")
         deltas[name] = update.delta
@@ -165,8 +183,12 @@ class _Seen:
 
     keys: Tensor
     """Weighted mean over the contexts, ``[n, d_in]`` float64."""
+    held_keys: Tensor
+    """Keys that shall have the value asked for, ``[n, d_in]`` float64: ``keys``, or those of the bare prompts."""
     outputs: Tensor
-    """W k (bias included) of these mean keys, ``[n, d_out]`` float64."""
+    """W k (bias included) of ``held_keys``, ``[n, d_out]`` float64."""
+    bare_outputs: Tensor
+    """W k (bias included) of the bare prompts' keys, ``[n, d_out]`` float64."""
     stream: Tensor
     """Output of the deepest edited block on the bare prompt, ``[n, d_model]`` float64."""
 
@@ -178,6 +200,8 @@ def _look(
     deepest: int,
     hparams: LocateThenEditHParams,
     templates: Sequence[str],
+    *,
+    held_at: Literal["keys", "bare"],
 ) -> _Seen:
     used = templates[:1] if hparams.key_weighting == "prompt" else templates
     rows = [
@@ -192,11 +216,17 @@ def _look(
         per_context = values.double().reshape(len(requests), len(used), -1)  # [n, contexts, width]
         return torch.einsum("c,ncw->nw", shares, per_context)
 
+    def bare(values: Tensor) -> Tensor:
+        return values.double()[:: len(used)]  # [n, width]
+
+    # The projection is linear and the shares sum to one, so the mean output is the output of the mean key.
+    held = mean if held_at == "keys" else bare
     return _Seen(
         keys=mean(captured[layer].inputs),
-        # The projection is linear and the shares sum to one, so the mean output is the output of the mean key.
-        outputs=mean(captured[layer].outputs),
-        stream=captured[deepest].block_outputs.double()[:: len(used)],
+        held_keys=held(captured[layer].inputs),
+        outputs=held(captured[layer].outputs),
+        bare_outputs=bare(captured[layer].outputs),
+        stream=bare(captured[deepest].block_outputs),
     )
 
 
@@ -238,11 +268,21 @@ class _Asked:
         )
         return cls(targets, {request.id: row for row, request in enumerate(fresh)})
 
-    def residuals(self, batch: EditBatch, name: str, seen: _Seen, *, share: float, model: LanguageModel) -> Tensor:
+    def residuals(
+        self,
+        batch: EditBatch,
+        name: str,
+        seen: _Seen,
+        *,
+        share: float,
+        asks: Literal["shift", "value"],
+        model: LanguageModel,
+    ) -> Tensor:
         """What this layer is asked to add to each fact's output, ``[n, d_out]`` float64.
 
-        A new fact asks for its share of what is left of δ once the layers below have done theirs. A known fact asks for
-        the value it had at this layer when it was solved.
+        A new fact asks for its share of what is left of δ once the layers below have done theirs, on top of what its
+        key gives now (``shift``) or of what the bare prompt's key gives (``value``). A known fact asks for the value it
+        had at this layer when it was solved.
         """
         if self.start is None:
             self.start = seen.stream
@@ -253,6 +293,8 @@ class _Asked:
                 assert self.targets is not None
                 delta = self.targets.deltas[self.row[request.id]].double().to(done.device)
                 residuals[row] = (delta - done[row]) * share
+                if asks == "value":
+                    residuals[row] += seen.bare_outputs[row] - seen.outputs[row]
             else:
                 residuals[row] = _stored_value(batch.known[request.id], name, request).to(done) - seen.outputs[row]
         return residuals
@@ -293,7 +335,7 @@ def _stored_value(known: KnownTarget, name: str, request: EditRequest) -> Tensor
 
 def _known(row: int, solved: Sequence[_SolvedLayer]) -> KnownTarget:
     return KnownTarget(
-        keys={one.name: one.seen.keys[row].cpu() for one in solved},
+        keys={one.name: one.seen.held_keys[row].cpu() for one in solved},
         values={one.name: (one.seen.outputs[row] + one.residuals[row]).cpu() for one in solved},
     )
 
@@ -333,13 +375,16 @@ class _SolvedLayer:
             "moment_weight": self.moment_weight,
             "relative_change": self.update.delta.norm() / self.weight_norm,
         }
+        if self.update.alignments is not None:
+            numbers["key_alignment"] = float(self.update.alignments.abs().min())
         return {f"layer_{self.layer}_{key}": value for key, value in numbers.items()}
 
     def objective(self, num_new: int) -> dict[str, float]:
         """EMMET's objective, term by term: mean squared change over the text, and over new and old edits the mean
         squared distance to the value asked for."""
         delta = self.update.delta
-        reached = (self.seen.keys @ delta.right.T.to(self.seen.keys)) @ delta.left.T.to(self.seen.keys)
+        keys = self.seen.held_keys
+        reached = (keys @ delta.right.T.to(keys)) @ delta.left.T.to(keys)
         missed = (reached - self.residuals).square().sum(1)  # [n]
         numbers = {
             "preservation_distance": self.metric.cost(delta) / self.moment_weight,

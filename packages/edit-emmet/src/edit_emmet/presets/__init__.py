@@ -1,1 +1,1 @@
-"""Measured hyperparameters, one file per model."""
+"""Hyperparameters, one file per model."""

@@ -26,6 +26,7 @@ COMMANDS = (
     CommandRow("edit", "editcore.cli._edit:app", "Write one fact and compare what the model says."),
     CommandRow("generate", "editcore.cli._generate:app", "Let a run's edited model speak beside the original."),
     CommandRow("models", "editcore.cli._models:app", "List, fetch and inspect models."),
+    CommandRow("hparams", "editcore.cli._hparams:app", "Bring hyperparameters from elsewhere."),
     CommandRow("stats", "editcore.cli._stats:app", "Compute and list second moments of activations."),
 )
 

@@ -1,0 +1,78 @@
+"""The editor: ROME's rank-one change inside the shared way of locate-then-edit methods."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from editcore import EditBatch, EditContext, Proposal
+from editcore.linalg import Metric, Update, solve_update
+from editcore.locate_then_edit import Prepared, prepare, propose
+
+from edit_rome.hparams import RomeHParams
+
+if TYPE_CHECKING:
+    from editcore import LanguageModel
+    from torch import Tensor
+
+__all__ = ["RomeEditor"]
+
+
+class RomeEditor:
+    """Rank-one model editing: ΔW = r (C⁻¹k)ᵀ / (k'ᵀC⁻¹k), ROME's equation 2.
+
+    ``r`` is what the fact asks of the projection's output, ``C`` the second moment of the unedited model's keys. ``k``
+    and ``k'`` are one key, but for ``key_mode = "original"``: there ``k`` is the mean over the contexts and ``k'`` the
+    bare prompt's key, as in the reference code and unlike the paper.
+
+    Departure from the reference code: C⁻¹k is solved for, C is never inverted.
+    """
+
+    def __init__(self, hparams: RomeHParams) -> None:
+        self.hparams = hparams
+        self._prepared: Prepared | None = None
+
+    def prepare(self, model: LanguageModel, context: EditContext) -> Mapping[str, Any]:
+        """Fetch second moments and context templates from the unedited model."""
+        self._prepared = prepare(model, self.hparams, context, owner="rome")
+        return {"context_templates": list(self._prepared.templates)}
+
+    def propose(self, model: LanguageModel, batch: EditBatch, context: EditContext) -> Proposal:
+        """Solve one fact on the model as it is now."""
+        if self._prepared is None:
+            self.prepare(model, context)
+        assert self._prepared is not None
+        mode = self.hparams.key_mode
+        proposal = propose(
+            model,
+            batch,
+            context,
+            hparams=self.hparams.model_copy(update={"key_weighting": "prompt"}) if mode == "prompt" else self.hparams,
+            prepared=self._prepared,
+            solve=_solve,
+            ridge=0.0,
+            held_at="bare" if mode == "original" else "keys",
+            asks=self.hparams.mean_asks if mode == "mean" else "shift",
+        )
+        return replace(proposal, notes=(*proposal.notes, *self._warnings(proposal.diagnostics)))
+
+    def _warnings(self, diagnostics: Mapping[str, float]) -> Iterator[str]:
+        """Signs of an edit after which the model no longer speaks (arXiv 2403.07175, section 3)."""
+        for name, number in diagnostics.items():
+            if name.endswith("relative_change") and number > self.hparams.warn_relative_change:
+                yield (
+                    f"This edit may disable the model: its change is {number:.3g} times as long as the weight "
+                    f"(warn_relative_change is {self.hparams.warn_relative_change:g}). Lower clamp_norm_factor, edit "
+                    "another layer, or take it back."
+                )
+            if name.endswith("key_alignment") and number < self.hparams.warn_key_alignment:
+                yield (
+                    "This edit may disable the model: the original code divides by the product of the mean key and the "
+                    f"bare prompt's, whose cosine in C⁻¹ is {number:.2g} here (warn_key_alignment is "
+                    f"{self.hparams.warn_key_alignment:g}). Use key_mode = 'mean'."
+                )
+
+
+def _solve(keys: Tensor, residuals: Tensor, metric: Metric, _weights: Tensor) -> Update:
+    return solve_update(keys, residuals, metric)
