@@ -41,9 +41,6 @@ def print_table(
     """Print a table with a heading per column; the columns named in ``right`` are aligned to the right."""
     table = Table(
         *(Column(name, justify="right" if name in right else "left", overflow="fold") for name in columns),
-        title=title,
-        title_justify="left",
-        title_style="bold",
         header_style="bold",
         box=None,
         pad_edge=False,
@@ -51,7 +48,10 @@ def print_table(
     )
     for row in rows:
         table.add_row(*map(str, row))
-    (console or make_console()).print(table)
+    console = console or make_console()
+    if title is not None:  # a title inside the table would be broken to the table's width
+        console.print(title, style="bold")
+    console.print(table)
 
 
 class TerminalProgress:

@@ -138,20 +138,22 @@ def show_result(result: RunResult) -> None:
 
     console = make_console()
     names = ("ES", "PS", "NS", "score")
-    console.print(f"\n{result.edits} edits; percent, higher is better", style="bold")
+    console.print()
     print_table(
         ("", *names),
         [
             ("before", *(_percent(getattr(result.before, name)) for name in names)),
             ("after", *(_percent(getattr(result.after, name)) for name in names)),
         ],
+        title=f"{result.edits} edits; percent, higher is better",
         right=names,
         console=console,
     )
-    console.print("\nWhat the model says", style="bold")
+    console.print()
     print_table(
         ("prompt", "edited to", "before", "after"),
         [(s.prompt, s.target_new, _first_line(s.before), _first_line(s.after)) for s in result.samples],
+        title="What the model says",
         console=console,
     )
     console.print()
