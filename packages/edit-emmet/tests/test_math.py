@@ -113,6 +113,12 @@ def test_the_objective_adds_up(corpus: Path) -> None:
     moment = context_for(model, corpus).statistics.moments([1])[1]
     expected = float(torch.trace(delta @ moment @ delta.T))
     assert exact.diagnostics["layer_1_preservation_distance"] == pytest.approx(expected, rel=1e-8)
+    _, normed = propose(
+        model, corpus, batch, calculate_objective_value=True, mom2_update_weight=3.0, update_norm_lambda=0.5
+    )
+    delta = normed.deltas[model.layout.weight_name(1)].dense()
+    expected = float(torch.trace(delta @ moment @ delta.T))
+    assert normed.diagnostics["layer_1_preservation_distance"] == pytest.approx(expected, rel=1e-8)
 
 
 def test_random_layer_selection_draws_one_layer_per_batch_from_the_seed(corpus: Path) -> None:

@@ -154,7 +154,7 @@ def propose(
         if not (torch.isfinite(update.delta.left).all() and torch.isfinite(update.delta.right).all()):
             raise NumericalError(f"The update of {name} holds NaN or Inf; nothing was applied.")
         deltas[name] = update.delta
-        solved.append(_SolvedLayer(name, layer, seen, residuals, update, metric, weight, weight_norm))
+        solved.append(_SolvedLayer(name, layer, seen, residuals, update, metric, moment, weight, weight_norm))
     diagnostics: dict[str, float] = {}
     for one in solved:
         diagnostics |= one.diagnostics()
@@ -362,6 +362,8 @@ class _SolvedLayer:
     residuals: Tensor
     update: Update
     metric: Metric
+    moment: Tensor
+    """C itself, ``[d_in, d_in]``; ``metric`` has its weight and ``update_norm_lambda`` in it."""
     moment_weight: float
     weight_norm: float
 
@@ -387,7 +389,7 @@ class _SolvedLayer:
         reached = (keys @ delta.right.T.to(keys)) @ delta.left.T.to(keys)
         missed = (reached - self.residuals).square().sum(1)  # [n]
         numbers = {
-            "preservation_distance": self.metric.cost(delta) / self.moment_weight,
+            "preservation_distance": Metric(self.moment).cost(delta),
             "new_edit_distance": float(missed[:num_new].mean()) if num_new else 0.0,
             "old_edit_distance": float(missed[num_new:].mean()) if num_new < len(missed) else 0.0,
         }
