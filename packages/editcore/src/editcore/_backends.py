@@ -23,7 +23,7 @@ class RawBackend:
 
     The base weight of every touched module is kept, and the sum always runs from it over the active deltas in their
     order. A weight therefore depends on the active deltas alone, not on how they came to be active: leaving one out
-    and summing again gives the bits of a run that never had it.
+    and summing again gives the bits that the others give when applied alone.
     """
 
     def __init__(self) -> None:
