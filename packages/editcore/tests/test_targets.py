@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import pytest
 import torch
 from editcore import EditRequest, LanguageModel, NumericalError
-from editcore._rows import fits, forward_logits, prepare_plain, prepare_tails
+from editcore._rows import Beginnings, fits, forward_logits, prepare_plain, prepare_tails
 from editcore.hparams import LocateThenEditHParams
 from editcore.targets import optimise_targets
 from editcore.testing import TINY_FAMILIES, tiny_model, tiny_requests
-from editcore.tracing import continuation_row, lookup_row
+from editcore.tracing import TokenRow, continuation_row, lookup_row
 from torch import Tensor
 
 TEMPLATES = ("{}", "The old story. {}", "I said so. {}")
@@ -87,13 +87,16 @@ def test_delta_equals_the_plain_loop(family: str, shortcut: bool) -> None:
         assert (delta - expected).norm() <= 1e-4 * expected.norm()
 
 
+def by_context(model: LanguageModel) -> list[list[TokenRow]]:
+    return [[continuation_row(model, request, template=t) for request in tiny_requests(3)] for t in TEMPLATES]
+
+
 @pytest.mark.parametrize("family", TINY_FAMILIES)
 @pytest.mark.parametrize("layer", [0, 2])
 def test_tails_give_the_logits_of_whole_rows(family: str, layer: int) -> None:
     """The shortcut serves every family; where one stops fitting, this test says which."""
     model = tiny_model(family)
-    rows = [continuation_row(model, request, template=t) for request in tiny_requests(2) for t in TEMPLATES]
-    assert fits(model, rows, layer, tolerance=1e-4)
+    assert fits(model, by_context(model), layer)
 
 
 def test_a_family_that_does_not_fit_runs_whole_rows_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,8 +111,7 @@ def test_a_family_that_does_not_fit_runs_whole_rows_and_says_so(monkeypatch: pyt
 
 def test_fits_notices_a_wrong_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("llama")
-    rows = [continuation_row(model, request, template=t) for request in tiny_requests(2) for t in TEMPLATES]
-    assert fits(model, rows, 1)
+    assert fits(model, by_context(model), 1)
 
     def unmasked(*arguments: object) -> object:
         prepared = prepare_tails(*arguments)  # type: ignore[arg-type]
@@ -117,7 +119,7 @@ def test_fits_notices_a_wrong_mask(monkeypatch: pytest.MonkeyPatch) -> None:
         return prepared
 
     monkeypatch.setattr("editcore._rows.prepare_tails", unmasked)
-    assert not fits(model, rows, 1)
+    assert not fits(model, by_context(model), 1)
 
 
 def test_facts_do_not_depend_on_their_neighbours() -> None:

@@ -1,14 +1,61 @@
-"""How much memory the process has used."""
+"""Memory: how much the process has used, how much is left, and what to do when there is too little."""
 
 from __future__ import annotations
 
+import logging
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["peak_memory_bytes"]
+__all__ = ["free_memory_bytes", "in_halves", "is_out_of_memory", "peak_memory_bytes", "release"]
+
+_log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def in_halves(work: Callable[[Sequence[Item]], list[Result]], items: Sequence[Item]) -> list[Result]:
+    """``work(items)``; where memory runs out, the same on each half of ``items``, and so on down to one item.
+
+    ``work`` gives one result per item and must leave nothing behind when it fails.
+    """
+    try:
+        return work(items)
+    except (RuntimeError, MemoryError) as error:
+        if len(items) < 2 or not is_out_of_memory(error):
+            raise
+        _log.warning("out of memory with %d at once; going on with half as many", len(items))
+    # Outside the handler, so that the failed attempt's tensors are not held by its traceback.
+    release()
+    middle = len(items) // 2
+    return [*in_halves(work, items[:middle]), *in_halves(work, items[middle:])]
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an exception says that an allocation failed, on whatever device."""
+    import torch
+
+    # The CPU's allocator raises a plain RuntimeError.
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+
+
+def release() -> None:
+    """Give cached memory of an accelerator back to it."""
+    import torch
+
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
+
+
+def free_memory_bytes(device: torch.device) -> int:
+    """Memory of an accelerator that nothing has taken."""
+    import torch
+
+    return int(torch.accelerator.get_memory_info(device)[0])
 
 
 def peak_memory_bytes(device: torch.device) -> int:

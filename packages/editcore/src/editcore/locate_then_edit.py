@@ -13,7 +13,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -24,7 +24,7 @@ from editcore._protocols import EditContext
 from editcore._values import EditBatch, EditEvidence, EditRequest, FactoredDelta, KnownTarget, Proposal
 from editcore.hparams import LocateThenEditHParams
 from editcore.linalg import Metric, Update, hold_at
-from editcore.targets import Targets, optimise_targets
+from editcore.targets import Targets, optimise_targets, tails_fit
 from editcore.templates import sample_context_templates
 from editcore.tracing import applied, capture, lookup_row
 
@@ -46,6 +46,8 @@ class Prepared:
 
     templates: tuple[str, ...]
     moments: Mapping[int, Tensor]
+    shortcuts: dict[int, bool] = field(default_factory=dict)
+    """By layer, whether the value optimisation may compute only what δ can change; found with the first batch."""
 
 
 def prepare(model: LanguageModel, hparams: LocateThenEditHParams, context: EditContext, *, owner: str) -> Prepared:
@@ -263,8 +265,18 @@ class _Asked:
         fresh = [request for request in batch.requests if request.id not in batch.known]
         if not fresh:
             return cls(None, {})
+        if layer not in prepared.shortcuts:
+            prepared.shortcuts[layer] = tails_fit(
+                model, fresh[0], layer=layer, templates=prepared.templates, hparams=hparams
+            )
         targets = optimise_targets(
-            model, fresh, layer=layer, templates=prepared.templates, hparams=hparams, progress=context.progress
+            model,
+            fresh,
+            layer=layer,
+            templates=prepared.templates,
+            hparams=hparams,
+            shortcut=prepared.shortcuts[layer],
+            progress=context.progress,
         )
         return cls(targets, {request.id: row for row, request in enumerate(fresh)})
 

@@ -10,23 +10,27 @@ by Adam, projected to ‖δ‖ ≤ clamp_norm_factor · ‖h₀‖ after every s
 the edited projection, which is what the update of its weight can change; in models without a norm behind the projection
 this is the same as adding it to the residual stream, where MEMIT's reference code does.
 
-All facts of a batch share one tensor of rows. Each fact has its own Adam state and its own stop, so its δ does not
-depend on its neighbours.
+Facts are optimised side by side, and each has its own steps and its own stop: what finishes makes room for the next in
+line. A fact's δ therefore does not depend on its neighbours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from editcore._errors import NumericalError
+from editcore._memory import free_memory_bytes, is_out_of_memory, release
 from editcore._progress import Progress, silent
-from editcore._rows import PreparedRows, fits, forward_logits, prepare_plain, prepare_tails
+from editcore._rows import Beginnings, PreparedRows, fits, forward_logits, passes, prepare_plain, prepare_tails
 from editcore._values import EditRequest
 from editcore.tracing import TokenRow, capture, continuation_row, lookup_row
 
@@ -34,18 +38,20 @@ if TYPE_CHECKING:
     from editcore.hparams import LocateThenEditHParams
     from editcore.models import LanguageModel
 
-__all__ = ["Targets", "optimise_targets"]
+__all__ = ["Targets", "optimise_targets", "tails_fit"]
+
+_log = logging.getLogger(__name__)
 
 ESSENCE_PROMPT = "{} is a"
 """ROME, section 3.1: the prompt on which the subject's essence must not drift."""
 
-_MAX_TOKENS = {"cpu": 256}
-"""Tokens run per step by device type: enough to keep matrix products efficient, few enough that rows of one chunk are
-about as long as each other (batches of ten CounterFact facts are padded to 1.50 times their tokens at 1,024, to 1.24
-at 256)."""
+_MAX_TOKENS = {"cpu": 512}
+"""Tokens whose activations are held at once; more are no faster."""
 _MAX_TOKENS_ELSEWHERE = 8192
+_ACTIVATION_BYTES = 3 * 2**28
+"""Memory for those activations on a CPU; elsewhere half of what is free."""
 _MAX_LOGITS = 2**25
-"""Logits held per step (128 MB in float32; backward needs about four times that)."""
+"""Logits held at once (128 MB in float32; backward needs about twice that)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,14 +75,9 @@ class _Fact:
     """Token rows of one fact: its contexts, then one row for the essence term."""
 
     rows: tuple[TokenRow, ...]
-    """The bare prompt first; the last row is the essence prompt if ``has_essence``."""
+    """The bare prompt first; the last row is the essence prompt if ``essence_position`` is set."""
     essence_position: int | None
     """Token of the last row where the KL term reads the distribution; ``None`` without that term."""
-
-    @property
-    def width(self) -> int:
-        """Tokens from the lookup token on, of the longest row."""
-        return max(len(row.ids) - row.lookup for row in self.rows)
 
     @property
     def num_contexts(self) -> int:
@@ -87,6 +88,16 @@ class _Fact:
         """Positions whose logits are needed."""
         return sum(len(row.targets) for row in self.rows) + (self.essence_position is not None)
 
+    def inputs(self, number: int) -> TokenRow:
+        """A row as the model reads it: the last target token is asked for, never read."""
+        row = self.rows[number]
+        return replace(row, ids=row.ids[:-1]) if row.targets else row
+
+    def tail(self, number: int) -> int:
+        """Tokens of a row from the lookup token on."""
+        row = self.inputs(number)
+        return len(row.ids) - row.lookup
+
 
 def optimise_targets(
     model: LanguageModel,
@@ -95,15 +106,15 @@ def optimise_targets(
     layer: int,
     templates: Sequence[str],
     hparams: LocateThenEditHParams,
-    shortcut: bool = True,
+    shortcut: bool | None = None,
     progress: Progress = silent,
 ) -> Targets:
     """The δ of every request at ``layer``.
 
     Args:
         templates: contexts with ``{}`` for the prompt; the first must be the bare ``"{}"``.
-        shortcut: compute only what δ can change, if the model family allows it (it is checked); otherwise, or when
-            ``False``, run whole rows and say so in ``notes``.
+        shortcut: compute only what δ can change, which :func:`tails_fit` says whether the model's family allows (it is
+            asked if this is ``None``). Otherwise whole rows are run, and ``notes`` says so.
 
     Raises:
         SubjectNotFoundError: a subject is not found in its tokens.
@@ -111,18 +122,14 @@ def optimise_targets(
     """
     facts = [_tokenise(model, request, templates, hparams) for request in requests]
     notes: list[str] = []
-    use_tails = shortcut and fits(model, facts[0].rows, layer)
-    if shortcut and not use_tails:
+    tails = _facts_fit(model, facts[0], layer) if shortcut is None else shortcut
+    if not tails:
         notes.append(
-            f"{type(model.hf).__name__}: the prefix cache does not reproduce its logits; whole rows were run instead."
+            f"{type(model.hf).__name__}: the value optimisation ran whole rows, because a prefix cache "
+            "does not reproduce this model's logits."
         )
-    results: list[_Result | None] = [None] * len(facts)
     with progress.task("optimising targets", len(facts)) as advance:
-        for chunk in _chunks(facts, model):
-            solver = _Chunk(model, [facts[index] for index in chunk], layer, hparams, tails=use_tails)
-            for index, result in zip(chunk, solver.run(advance), strict=True):
-                results[index] = result
-    done = [result for result in results if result is not None]
+        done = _Solver(model, facts, layer, hparams, tails=tails).run(advance)
     return Targets(
         deltas=torch.stack([result.delta for result in done]),
         base=torch.stack([result.base for result in done]),
@@ -131,6 +138,23 @@ def optimise_targets(
         probabilities=tuple(result.probability for result in done),
         notes=tuple(notes),
     )
+
+
+def tails_fit(
+    model: LanguageModel,
+    request: EditRequest,
+    *,
+    layer: int,
+    templates: Sequence[str],
+    hparams: LocateThenEditHParams,
+) -> bool:
+    """Whether the shortcut of :func:`optimise_targets` reproduces this model's logits, tried on one request."""
+    return _facts_fit(model, _tokenise(model, request, templates, hparams), layer)
+
+
+def _facts_fit(model: LanguageModel, fact: _Fact, layer: int) -> bool:
+    numbers = sorted({0, min(1, fact.num_contexts - 1), len(fact.rows) - 1})  # one row of every kind
+    return fits(model, [[fact.inputs(number)] for number in numbers], layer)
 
 
 def _tokenise(
@@ -147,22 +171,18 @@ def _tokenise(
     return _Fact(rows=(*rows, row), essence_position=position)
 
 
-def _chunks(facts: Sequence[_Fact], model: LanguageModel) -> Iterator[list[int]]:
-    """Facts of similar length together, within the budgets of tokens and logits."""
-    max_tokens = _MAX_TOKENS.get(model.device.type, _MAX_TOKENS_ELSEWHERE)
-    order = sorted(range(len(facts)), key=lambda index: (facts[index].width, index))
-    chunk: list[int] = []
-    for index in order:
-        trial = [*chunk, index]
-        width = max(facts[i].width for i in trial)
-        tokens = width * sum(len(facts[i].rows) for i in trial)
-        logits = model.layout.vocab_size * sum(facts[i].num_scored for i in trial)
-        if chunk and (tokens > max_tokens or logits > _MAX_LOGITS):
-            yield chunk
-            trial = [index]
-        chunk = trial
-    if chunk:
-        yield chunk
+def _by_context(facts: Sequence[_Fact]) -> list[list[TokenRow]]:
+    """The rows of each context, which begin alike, and the essence rows."""
+    return [[fact.inputs(number) for fact in facts] for number in range(len(facts[0].rows))]
+
+
+def _token_budget(model: LanguageModel, layer: int) -> int:
+    """Tokens whose activations, kept for the backward pass by the blocks above ``layer``, fit the memory."""
+    layout, kind = model.layout, model.device.type
+    # Per block about a dozen tensors as wide as the residual stream and four as wide as the MLP.
+    per_token = (layout.num_layers - layer) * (12 * layout.d_model + 4 * layout.d_ff) * model.dtype.itemsize
+    memory = _ACTIVATION_BYTES if kind == "cpu" else free_memory_bytes(model.device) // 2
+    return max(1, min(_MAX_TOKENS.get(kind, _MAX_TOKENS_ELSEWHERE), memory // per_token))
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,12 +195,13 @@ class _Result:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Layout:
-    """Which tokens of which rows enter which fact's loss. ``rows`` rows, ``tokens`` scored target tokens, ``n``
-    facts."""
+class _Pass:
+    """Rows of about one length, and what of them enters which fact's loss. ``rows`` rows, ``tokens`` scored target
+    tokens, ``essences`` essence rows."""
 
+    prepared: PreparedRows
     row_fact: Tensor
-    """``[rows]``"""
+    """``[rows]`` place of the row's fact among those optimised now."""
     row_share: Tensor
     """``[rows]`` 1 / (number of contexts) for a context, 0 for an essence row."""
     token_row: Tensor
@@ -192,147 +213,237 @@ class _Layout:
     token_share: Tensor
     """``[tokens]`` 1 / T of its row."""
     essence_row: Tensor
-    """``[n]``, or ``[0]`` without the essence term."""
+    """``[essences]``"""
     essence_position: Tensor
-    """``[n]`` or ``[0]``"""
-
-    def select(self, facts: Tensor) -> tuple[_Layout, Tensor]:
-        """The layout of some facts, renumbered, and the rows that belong to them."""
-        number = torch.full((int(self.row_fact.max()) + 1,), -1, device=facts.device)
-        number[facts] = torch.arange(len(facts), device=facts.device)
-        rows = (number[self.row_fact] >= 0).nonzero()[:, 0]
-        row_number = torch.full((len(self.row_fact),), -1, device=facts.device)
-        row_number[rows] = torch.arange(len(rows), device=facts.device)
-        kept = row_number[self.token_row] >= 0
-        essence = facts if len(self.essence_row) else facts[:0]
-        return _Layout(
-            row_fact=number[self.row_fact[rows]],
-            row_share=self.row_share[rows],
-            token_row=row_number[self.token_row[kept]],
-            token_position=self.token_position[kept],
-            token_label=self.token_label[kept],
-            token_share=self.token_share[kept],
-            essence_row=row_number[self.essence_row[essence]],
-            essence_position=self.essence_position[essence],
-        ), rows
+    """``[essences]``"""
 
 
-def _layout(facts: Sequence[_Fact], *, tails: bool, device: torch.device) -> _Layout:
-    lists: dict[str, list[float]] = {name: [] for name in _Layout.__slots__}
-    for number, fact in enumerate(facts):
-        for row in fact.rows:
-            index = len(lists["row_fact"])
-            start = row.lookup if tails else 0  # the token that column 0 of the prepared ids holds
-            lists["row_fact"].append(number)
-            lists["row_share"].append(1 / fact.num_contexts if row.targets else 0.0)
-            for offset, label in enumerate(row.targets):
-                lists["token_row"].append(index)
-                lists["token_position"].append(row.target_start - 1 + offset - start)
-                lists["token_label"].append(label)
-                lists["token_share"].append(1 / len(row.targets))
-            if not row.targets:
-                assert fact.essence_position is not None
-                lists["essence_row"].append(index)
-                lists["essence_position"].append(fact.essence_position - start)
-    return _Layout(
-        **{
-            name: torch.tensor(values, device=device, dtype=torch.float32 if name.endswith("share") else torch.long)
-            for name, values in lists.items()
-        }
-    )
+_Row = tuple[int, int]
+"""(fact, number of the row in it)"""
 
 
-class _Chunk:
-    """The facts of one chunk: what they lose at given δ."""
+class _Solver:
+    """The facts of one call: ``n`` in all, ``a`` of them optimised side by side."""
 
     def __init__(
         self, model: LanguageModel, facts: Sequence[_Fact], layer: int, hparams: LocateThenEditHParams, *, tails: bool
     ) -> None:
-        rows = [row for fact in facts for row in fact.rows]
-        self.model, self.layer, self.hparams = model, layer, hparams
-        self.prepared = prepare_tails(model, rows, layer) if tails else prepare_plain(model, rows)
-        self.layout = _layout(facts, tails=tails, device=model.device)
+        self.model, self.facts, self.layer, self.hparams = model, facts, layer, hparams
+        self.beginnings = Beginnings(model, _by_context(facts)) if tails else None
         # h₀ comes from the bare prompt alone, each fact's first row.
-        self.base = capture(model, [fact.rows[0] for fact in facts], [layer])[layer].outputs.float()
-        self.essence: Tensor | None = None
-        if hparams.kl_factor > 0:
-            with torch.no_grad():
-                logits = self._logits(self.prepared, self.layout, torch.zeros_like(self.base))
-            self.essence = logits[len(self.layout.token_row) :].float().log_softmax(-1)
+        self.base = capture(model, [fact.inputs(0) for fact in facts], [layer])[layer].outputs.float()
+        self.deltas = torch.zeros_like(self.base)
+        self.adam = _Adam(self.deltas, lr=hparams.v_lr)
+        self.essence: dict[int, Tensor] = {}
+        """log p at δ = 0 where the essence term reads it, ``[vocab]``, of the facts that have begun."""
+        self.budget = _token_budget(model, layer)
+        # Neighbours in the queue are of similar length, so that little is padded.
+        self.queue = deque(sorted(range(len(facts)), key=lambda fact: (max(self._lengths(fact)), fact)))
+        self.active: list[int] = []
+        self.passes: list[_Pass] = []
+        self.store: PreparedRows | None = None
+        self.stored: list[_Row] = []
 
-    def _logits(self, prepared: PreparedRows, layout: _Layout, deltas: Tensor) -> Tensor:
-        """Logits of the scored target tokens, then of the essence positions."""
-        return forward_logits(
-            self.model,
-            prepared,
-            self.layer,
-            deltas[layout.row_fact],
-            torch.cat([layout.token_row, layout.essence_row]),
-            torch.cat([layout.token_position, layout.essence_position]),
-        )
+    def _length(self, row: _Row) -> int:
+        fact, number = self.facts[row[0]], row[1]
+        return fact.tail(number) if self.beginnings else len(fact.inputs(number).ids)
+
+    def _lengths(self, fact: int) -> list[int]:
+        return [self._length(row) for row in self._rows([fact])]
+
+    def _rows(self, facts: Sequence[int]) -> list[_Row]:
+        return [(fact, number) for fact in facts for number in range(len(self.facts[fact].rows))]
 
     def run(self, advance: Callable[[int], None]) -> list[_Result]:
         """Optimise every fact; the results are in the order of the facts."""
-        hparams = self.hparams
-        parameters = [nn.Parameter(torch.zeros_like(base)) for base in self.base]
-        optimiser = torch.optim.Adam(parameters, lr=hparams.v_lr)
-        limits = hparams.clamp_norm_factor * self.base.norm(dim=1)
-        results: list[_Result | None] = [None] * len(parameters)
-        active = torch.arange(len(parameters), device=self.base.device)
-        layout, prepared = self.layout, self.prepared
-        for step in range(hparams.v_num_grad_steps):
-            deltas = torch.stack([parameters[index] for index in active.tolist()])
-            losses, probabilities = self._losses(prepared, layout, deltas, active)
-            if not torch.isfinite(losses).all():
-                raise NumericalError("The value optimisation met NaN or Inf; nothing was applied. Lower v_lr.")
-            done = losses < hparams.v_stop_loss
-            if hparams.v_stop_probability is not None:
-                done = done | (probabilities >= hparams.v_stop_probability)
-            if step == hparams.v_num_grad_steps - 1:  # as in the reference code, the last evaluation takes no step
-                done = torch.ones_like(done)
-            for position in done.nonzero()[:, 0].tolist():
-                results[int(active[position])] = _Result(
-                    delta=deltas[position].detach().clone(),
-                    base=self.base[active[position]],
-                    loss=float(losses[position].detach()),
-                    steps=step,
-                    probability=float(probabilities[position]),
-                )
-            advance(int(done.sum()))
-            if bool(done.all()):
-                break
-            optimiser.zero_grad(set_to_none=True)  # a fact without a gradient is not stepped
-            losses[~done].sum().backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            with torch.no_grad():
-                for index in active.tolist():
-                    norm = parameters[index].norm()
-                    if norm > limits[index]:
-                        parameters[index].mul_(limits[index] / norm)
-            if bool(done.any()):
-                active = active[~done]
-                layout, rows = self.layout.select(active)
-                prepared = self.prepared.select(rows)
-        return [result for result in results if result is not None]
+        results: dict[int, _Result] = {}
+        changed = True
+        while self.queue or self.active:
+            try:
+                if changed:
+                    self._admit()
+                    self._plan()
+                finished = self._step()
+            except (RuntimeError, MemoryError) as error:
+                if len(self.active) < 2 or not is_out_of_memory(error):
+                    raise
+                finished = {}
+                self._halve()
+            results |= finished
+            self.active = [fact for fact in self.active if fact not in finished]
+            changed = bool(finished) or not self.passes
+            advance(len(finished))
+        return [results[fact] for fact in range(len(self.facts))]
 
-    def _losses(self, prepared: PreparedRows, layout: _Layout, deltas: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss and target probability of each active fact, both ``[active]``."""
-        hparams, scored = self.hparams, len(layout.token_row)
-        logits = self._logits(prepared, layout, deltas).float()
-        nll = functional.cross_entropy(logits[:scored], layout.token_label.to(logits.device), reduction="none")
-        row_nll = torch.zeros(len(layout.row_fact), device=nll.device).index_add(
-            0, layout.token_row, nll * layout.token_share
+    def _admit(self) -> None:
+        """Once half of the budget is free, fill it."""
+        tokens = sum(sum(self._lengths(fact)) for fact in self.active)
+        logits = sum(self.facts[fact].num_scored for fact in self.active) * self.model.layout.vocab_size
+        if self.active and tokens > self.budget // 2:
+            return
+        new: list[int] = []
+        while self.queue:
+            tokens += sum(self._lengths(self.queue[0]))
+            logits += self.facts[self.queue[0]].num_scored * self.model.layout.vocab_size
+            if (self.active or new) and (tokens > self.budget or logits > _MAX_LOGITS):
+                break
+            new.append(self.queue.popleft())
+        if new and self.beginnings is not None:
+            rows = self._rows(new)
+            inputs = [self.facts[fact].inputs(number) for fact, number in rows]
+            numbers = [number for _, number in rows]
+            prepared = prepare_tails(self.model, inputs, self.layer, self.beginnings, numbers)
+            kept = [row for row in self.stored if row[0] in self.active]
+            parts = [self._take(kept), prepared] if kept else [prepared]
+            self.store, self.stored = PreparedRows.join(parts), [*kept, *rows]
+        self.active += new
+
+    def _halve(self) -> None:
+        """Put half of the active facts back into the queue, with the steps they have taken."""
+        middle = len(self.active) // 2
+        _log.warning("out of memory with %d facts at once; going on with %d", len(self.active), middle)
+        self.queue.extendleft(reversed(self.active[middle:]))
+        self.active, self.passes = self.active[:middle], []
+        self.budget = max(1, sum(sum(self._lengths(fact)) for fact in self.active))
+        release()
+
+    def _take(self, rows: Sequence[_Row]) -> PreparedRows:
+        """Prepared rows out of the store, padded to the longest of them."""
+        assert self.store is not None
+        place = {row: index for index, row in enumerate(self.stored)}
+        return self.store.take(
+            torch.tensor([place[row] for row in rows], device=self.store.ids.device),
+            past=max(1, *(self.facts[fact].rows[number].lookup for fact, number in rows)),
+            tail=max(self._length(row) for row in rows),
         )
-        nothing = torch.zeros(len(deltas), device=nll.device)
-        losses = nothing.index_add(0, layout.row_fact, row_nll * layout.row_share)
-        probabilities = nothing.index_add(0, layout.row_fact, (-row_nll.detach()).exp() * layout.row_share)
-        if self.essence is not None:
-            log_new, log_old = logits[scored:].log_softmax(-1), self.essence[active]
-            losses = losses + hparams.kl_factor * (log_new.exp() * (log_new - log_old)).sum(-1)
+
+    def _plan(self) -> None:
+        """Cut the rows of the active facts into passes."""
+        self.passes = []  # frees what they hold
+        rows = sorted(self._rows(self.active), key=lambda row: (self._length(row), row))
+        cuts = passes([self._length(row) for row in rows], self.model.device)
+        self.passes = [self._pass(rows[cut]) for cut in cuts]
+
+    def _pass(self, rows: Sequence[_Row]) -> _Pass:
+        inputs = [self.facts[fact].inputs(number) for fact, number in rows]
+        lists: dict[str, list[float]] = {name: [] for name in _Pass.__slots__ if name != "prepared"}
+        for index, ((fact, number), row) in enumerate(zip(rows, inputs, strict=True)):
+            start = row.lookup if self.beginnings else 0  # the token that column 0 of the prepared ids holds
+            whole = self.facts[fact].rows[number]
+            lists["row_fact"].append(self.active.index(fact))
+            lists["row_share"].append(1 / self.facts[fact].num_contexts if whole.targets else 0.0)
+            for offset, label in enumerate(whole.targets):
+                lists["token_row"].append(index)
+                lists["token_position"].append(whole.target_start - 1 + offset - start)
+                lists["token_label"].append(label)
+                lists["token_share"].append(1 / len(whole.targets))
+            if not whole.targets:
+                position = self.facts[fact].essence_position
+                assert position is not None
+                lists["essence_row"].append(index)
+                lists["essence_position"].append(position - start)
+        tensors = {
+            name: torch.tensor(
+                values, device=self.model.device, dtype=torch.float32 if name.endswith("share") else torch.long
+            )
+            for name, values in lists.items()
+        }
+        prepared = self._take(rows) if self.beginnings else prepare_plain(self.model, inputs)
+        return _Pass(prepared=prepared, **tensors)
+
+    def _step(self) -> dict[int, _Result]:
+        """Evaluate the active facts and move those that are not done; the results of those that are."""
+        hparams, index = self.hparams, torch.tensor(self.active, device=self.base.device)
+        delta = self.deltas[index].requires_grad_()  # [a, d_out]
+        losses, probabilities = self._losses(delta, self.base[index])
+        if not torch.isfinite(losses).all():
+            raise NumericalError("The value optimisation met NaN or Inf; nothing was applied. Lower v_lr.")
+        done = losses < hparams.v_stop_loss
+        if hparams.v_stop_probability is not None:
+            done = done | (probabilities >= hparams.v_stop_probability)
+        # As in the reference code, the last evaluation takes no step.
+        done = done | (self.adam.steps[index] == hparams.v_num_grad_steps - 1)
+        going = ~done
+        if bool(going.any()):
+            (gradient,) = torch.autograd.grad(losses[going].sum(), delta)
+            moved, limit = index[going], hparams.clamp_norm_factor * self.base[index[going]].norm(dim=1)
+            self.adam.step(moved, gradient[going])
+            norm = self.deltas[moved].norm(dim=1)
+            self.deltas[moved] *= (limit / norm.clamp_min(1e-30)).clamp_max(1.0)[:, None]
+        finished = {}
+        for place in done.nonzero()[:, 0].tolist():
+            fact = self.active[place]
+            self.essence.pop(fact, None)
+            finished[fact] = _Result(
+                delta=delta[place].detach().clone(),
+                base=self.base[fact],
+                loss=float(losses[place].detach()),
+                steps=int(self.adam.steps[fact]),
+                probability=float(probabilities[place]),
+            )
+        return finished
+
+    def _losses(self, delta: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and target probability of the active facts, both ``[a]``."""
+        hparams = self.hparams
         # ‖δ‖ over ‖h₀‖ squared, as the reference code has it; the paper's text squares neither.
-        base = self.base[active]
-        losses = losses + hparams.v_weight_decay * _norm(deltas) / base.square().sum(1)
+        losses = hparams.v_weight_decay * _norm(delta) / base.square().sum(1)
+        probabilities = torch.zeros_like(losses)
+        for one in self.passes:
+            scored = len(one.token_row)
+            with _computing_in(hparams.compute_dtype, self.model.device.type):
+                logits = forward_logits(
+                    self.model,
+                    one.prepared,
+                    self.layer,
+                    delta[one.row_fact],
+                    torch.cat([one.token_row, one.essence_row]),
+                    torch.cat([one.token_position, one.essence_position]),
+                )
+            logits = logits.float()
+            nll = functional.cross_entropy(logits[:scored], one.token_label.to(logits.device), reduction="none")
+            row_nll = torch.zeros_like(one.row_share).index_add(0, one.token_row, nll.to(delta) * one.token_share)
+            losses = losses.index_add(0, one.row_fact, row_nll * one.row_share)
+            with torch.no_grad():
+                probabilities.index_add_(0, one.row_fact, (-row_nll).exp() * one.row_share)
+            if len(one.essence_row):
+                places = one.row_fact[one.essence_row]
+                drift = self._drift([self.active[place] for place in places.tolist()], logits[scored:])
+                losses = losses.index_add(0, places, hparams.kl_factor * drift.to(delta))
         return losses, probabilities
+
+    def _drift(self, facts: Sequence[int], logits: Tensor) -> Tensor:
+        """KL(p_δ ‖ p) of each fact's essence row, ``[essences]``; p is what its first evaluation gives, at δ = 0."""
+        log_new = logits.log_softmax(-1)
+        for fact, row in zip(facts, log_new.detach(), strict=True):
+            self.essence.setdefault(fact, row.clone())
+        log_old = torch.stack([self.essence[fact] for fact in facts])
+        return (log_new.exp() * (log_new - log_old)).sum(-1)
+
+
+class _Adam:
+    """Adam (arXiv 1412.6980, algorithm 1) on rows that take their steps at different times."""
+
+    def __init__(self, values: Tensor, *, lr: float, betas: tuple[float, float] = (0.9, 0.999)) -> None:
+        self.values, self.lr, self.betas, self.epsilon = values, lr, betas, 1e-8
+        self.first, self.second = torch.zeros_like(values), torch.zeros_like(values)
+        self.steps = torch.zeros(len(values), dtype=torch.long, device=values.device)
+
+    @torch.no_grad()
+    def step(self, rows: Tensor, gradient: Tensor) -> None:
+        """Move ``rows [r]`` by their ``gradient [r, d]``."""
+        beta1, beta2 = self.betas
+        self.steps[rows] += 1
+        steps = self.steps[rows, None].to(gradient)
+        first = self.first[rows] = beta1 * self.first[rows] + (1 - beta1) * gradient
+        second = self.second[rows] = beta2 * self.second[rows] + (1 - beta2) * gradient.square()
+        corrected = (second / (1 - beta2**steps)).sqrt() + self.epsilon
+        self.values[rows] -= self.lr * first / (1 - beta1**steps) / corrected
+
+
+def _computing_in(dtype: str, device: str) -> AbstractContextManager[object]:
+    """Matrix products in ``dtype``; δ, the loss and Adam stay in float32."""
+    return nullcontext() if dtype == "model" else torch.autocast(device, dtype=getattr(torch, dtype))
 
 
 def _norm(rows: Tensor) -> Tensor:
