@@ -7,6 +7,7 @@ PYTHON ?= python3
 # Tried when python3 is too old; never when PYTHON was given.
 OTHERS := $(if $(filter file default,$(origin PYTHON)),python3.13 python3.12 python3.11 python3.14)
 MODEL ?= smollm2-135m
+EDITS ?= 20
 # Test processes: one per core, four at most. Each computes with one thread, so that results do not depend on it.
 WORKERS ?= logical
 
@@ -21,7 +22,7 @@ export HF_HUB_DISABLE_PROGRESS_BARS := 1
 # No test reaches a hub.
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 OMP_NUM_THREADS=1
 
-.PHONY: help install demo test lint wheels clean
+.PHONY: help install demo bench test lint wheels clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
@@ -31,6 +32,10 @@ install: .venv/.tools ## Make .venv and install the packages and the tools into 
 demo: .venv/.installed ## Write 40 facts into the default model and measure what became of it
 	@$(BIN)/editctl models pull $(MODEL) >/dev/null
 	$(BIN)/editctl run --model $(MODEL) --editor emmet --plugin replay --edits 40 --batch-size 10
+
+bench: .venv/.tools ## Measure what an edit costs against the plain way of doing it (EDITS=20 of them)
+	@$(BIN)/editctl models pull $(MODEL) >/dev/null
+	$(BIN)/python tools/bench.py --model $(MODEL) --edits $(EDITS) --json bench.json
 
 lint: .venv/.tools ## Check style, types and the direction of imports
 	$(BIN)/ruff check

@@ -76,6 +76,26 @@ def test_more_edits_than_width_solves_the_same_problem_from_the_other_side(seed:
     assert relative(found, expected) < 1e-8
 
 
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 1000))
+def test_more_constraints_than_width_are_met_in_the_least_squares_sense(seed: int) -> None:
+    keys, residuals, moment = problem(seed, 30, 6, 3)
+    update = solve_update(keys, residuals, Metric(moment))
+    assert relative(update.delta.dense(), torch.linalg.lstsq(keys, residuals).solution.T) < 1e-8
+    assert update.dependent == 24
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 1000), st.floats(1e-2, 1e3), st.sampled_from([0.0, 0.3]))
+def test_a_scaled_metric_has_the_factor_of_the_scaled_matrix(seed: int, weight: float, ridge: float) -> None:
+    moment = problem(seed, 1, 6, 1)[2]
+    known = Metric(moment)
+    scaled = known.scaled(weight=weight, ridge=ridge)
+    factor, jitter = scaled.factor
+    assert jitter == 0.0
+    assert relative(factor @ factor.T, weight * moment + ridge * torch.eye(6, dtype=torch.float64)) < 1e-12
+
+
 @settings(max_examples=40, deadline=None)
 @given(sizes)
 def test_the_change_lies_in_the_span_of_solved_keys(size: tuple[int, int, int, int]) -> None:
@@ -91,7 +111,7 @@ def test_the_change_lies_in_the_span_of_solved_keys(size: tuple[int, int, int, i
 def test_scale_of_the_second_moment_cancels_without_ridge(seed: int, scale: float) -> None:
     keys, residuals, moment = problem(seed, 4, 9, 3)
     one = solve_update(keys, residuals, Metric(moment)).delta.dense()
-    other = solve_update(keys, residuals, Metric.from_second_moment(moment, weight=scale)).delta.dense()
+    other = solve_update(keys, residuals, Metric(moment).scaled(weight=scale)).delta.dense()
     assert relative(other, one) < 1e-8
 
 

@@ -98,3 +98,19 @@ def test_a_damaged_cache_file_is_named(corpus_file: Path) -> None:
     first.path(0).write_bytes(first.path(0).read_bytes()[:100])
     with pytest.raises(StatisticsError, match="delete it"):
         store(model, corpus_file).moments([0])
+
+
+def test_the_factor_is_kept_beside_the_moment_and_goes_with_it(corpus_file: Path) -> None:
+    model = tiny_model("llama")
+    first = store(model, corpus_file)
+    metric = first.metrics([1])[1]
+    factor, jitter = metric.factor
+    [path] = first.path(1).parent.glob("*.cholesky.safetensors")
+    again = store(model, corpus_file).metrics([1])[1]
+    assert "factor" in again.__dict__, "read, not computed"
+    assert torch.equal(again.factor[0], factor)
+    assert again.factor[1] == jitter
+    assert torch.equal(again.matrix, first.moments([1])[1])
+    first.path(1).unlink()
+    store(model, corpus_file).moments([1])
+    assert not path.exists(), "a moment computed anew has no factor yet"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 from editcore import EditRequest, LanguageModel, NumericalError
-from editcore._rows import Beginnings, fits, forward_logits, prepare_plain, prepare_tails
+from editcore._rows import fits, forward_logits, prepare_plain, prepare_tails
 from editcore.hparams import LocateThenEditHParams
 from editcore.targets import optimise_targets
 from editcore.testing import TINY_FAMILIES, tiny_model, tiny_requests

@@ -19,9 +19,9 @@ Result = TypeVar("Result")
 
 
 def in_halves(work: Callable[[Sequence[Item]], list[Result]], items: Sequence[Item]) -> list[Result]:
-    """``work(items)``; where memory runs out, the same on each half of ``items``, and so on down to one item.
+    """``work(items)``; where memory runs out, what it gives for each half of ``items``, joined, and so on down to one.
 
-    ``work`` gives one result per item and must leave nothing behind when it fails.
+    ``work`` must leave nothing behind when it fails.
     """
     try:
         return work(items)

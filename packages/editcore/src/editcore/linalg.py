@@ -35,19 +35,27 @@ class Metric:
     over the text behind C.
     """
 
-    def __init__(self, matrix: Tensor) -> None:
+    def __init__(self, matrix: Tensor, *, factor: tuple[Tensor, float] | None = None) -> None:
+        """``factor``: ``(L, jitter)`` with ``L Lᵀ = C' + jitter · I``, where it is known already."""
         self.matrix = matrix.double()
+        if factor is not None:
+            self.factor = factor
 
-    @classmethod
-    def from_second_moment(cls, moment: Tensor, *, weight: float = 1.0, ridge: float = 0.0) -> Metric:
-        """``C' = weight · C + ridge · I`` (``mom2_update_weight`` and ``update_norm_lambda``)."""
-        matrix = weight * moment.double()
+    def scaled(self, *, weight: float = 1.0, ridge: float = 0.0) -> Metric:
+        """``weight · C' + ridge · I`` (``mom2_update_weight`` and ``update_norm_lambda``).
+
+        Without a ridge the Cholesky factor is scaled too instead of being computed anew.
+        """
         if ridge:
-            matrix = matrix + ridge * torch.eye(len(moment), dtype=matrix.dtype, device=matrix.device)
-        return cls(matrix)
+            identity = torch.eye(len(self.matrix), dtype=self.matrix.dtype, device=self.matrix.device)
+            return Metric(weight * self.matrix + ridge * identity)
+        if weight == 1.0:
+            return self
+        factor, jitter = self.factor
+        return Metric(weight * self.matrix, factor=(weight**0.5 * factor, weight * jitter))
 
     @cached_property
-    def _factor(self) -> tuple[Tensor, float]:
+    def factor(self) -> tuple[Tensor, float]:
         """``(L, jitter)`` with ``L Lᵀ = C' + jitter · I``.
 
         Jitter is zero unless C' is numerically singular, which it is when it comes from fewer tokens than ``m`` or a
@@ -68,11 +76,11 @@ class Metric:
     @property
     def jitter(self) -> float:
         """What was added to the diagonal to make the factorisation exist; 0 for a well-posed C'."""
-        return self._factor[1]
+        return self.factor[1]
 
     def inverse_times(self, columns: Tensor) -> Tensor:
         """``C'⁻¹ X`` for ``X [m, n]``, by two triangular solves."""
-        return torch.cholesky_solve(columns.double(), self._factor[0])
+        return torch.cholesky_solve(columns.double(), self.factor[0])
 
     def cost(self, delta: FactoredDelta) -> float:
         """tr(Δ C' Δᵀ) from the factors alone."""
@@ -83,7 +91,7 @@ class Metric:
     def condition(self) -> float:
         """Ratio of the largest to the smallest squared diagonal entry of the Cholesky factor: a lower bound of
         cond(C')."""
-        diagonal = self._factor[0].diagonal()
+        diagonal = self.factor[0].diagonal()
         return float((diagonal.max() / diagonal.min()) ** 2)
 
 
@@ -116,7 +124,7 @@ def solve_update(
 
     With ``ridge`` = λ > 0: minimise Σ wᵢ ‖Δ kᵢ − rᵢ‖² + λ tr(Δ C' Δᵀ).
 
-    The n × n form is solved when n ≤ m, the m × m form otherwise.
+    The n × n form is solved when n ≤ m, the m × m form otherwise, where ``dependent`` counts what exceeds m.
 
     Args:
         keys: ``[n, m]``
@@ -130,19 +138,22 @@ def solve_update(
     if not (torch.isfinite(keys).all() and torch.isfinite(residuals).all()):
         raise NumericalError("Keys or residuals hold NaN or Inf; nothing was applied. Lower v_lr or the clamp.")
     solved_keys = metric.inverse_times(keys.T)  # C'⁻¹K, [m, n]
-    gram = keys @ solved_keys  # KᵀC'⁻¹K, [n, n]
-    gram = (gram + gram.T) / 2
-    inverse_weights = torch.ones(len(keys)).to(gram) if weights is None else 1.0 / weights.to(gram)
+    inverse_weights = torch.ones_like(keys[:, 0]) if weights is None else 1.0 / weights.to(keys)
     if ridge > 0 and len(keys) > keys.shape[1]:
         right, condition = _wide_ridge(keys, metric, ridge * inverse_weights)
         dependent = 0
+    elif len(keys) > keys.shape[1]:
+        right, condition = _wide(keys, metric)
+        dependent = len(keys) - keys.shape[1]
     else:
-        right, condition, dependent = _square(gram, solved_keys, ridge * inverse_weights)
+        right, condition, dependent = _square(keys, solved_keys, ridge * inverse_weights)
     delta = FactoredDelta(residuals.T.contiguous(), right)
-    reached = (keys @ right.T) @ residuals  # Δ kᵢ, [n, d]
+    # Δ kᵢ, [n, d], by way of whichever is smaller: n × n or m × d.
+    reached = keys @ (right.T @ residuals) if len(keys) > keys.shape[1] else (keys @ right.T) @ residuals
     asked = (residuals * residuals).sum(1)
     fractions = torch.where(asked > 0, (reached * residuals).sum(1) / asked.clamp_min(1e-300), torch.ones_like(asked))
-    return Update(delta, gram.diagonal().clone(), fractions, condition, dependent)
+    energies = (keys * solved_keys.T).sum(1)
+    return Update(delta, energies, fractions, condition, dependent)
 
 
 def hold_at(update: Update, keys: Tensor, held: Tensor, metric: Metric) -> Update:
@@ -180,19 +191,33 @@ def hold_at(update: Update, keys: Tensor, held: Tensor, metric: Metric) -> Updat
     )
 
 
-def _square(gram: Tensor, solved_keys: Tensor, diagonal: Tensor) -> tuple[Tensor, float, int]:
+def _square(keys: Tensor, solved_keys: Tensor, diagonal: Tensor) -> tuple[Tensor, float, int]:
     """``(KᵀC'⁻¹K + Λ)⁻¹KᵀC'⁻¹`` by the symmetric eigendecomposition of the n × n system.
 
     The system is scaled to unit diagonal first, so that facts with small keys are not mistaken for dependent ones.
     Where it is singular (equal keys) the pseudo-inverse gives equal keys the mean of what they ask for.
     """
-    system = gram + torch.diag(diagonal)
+    gram = keys @ solved_keys  # KᵀC'⁻¹K, [n, n]
+    system = (gram + gram.T) / 2 + torch.diag(diagonal)
     scale = system.diagonal().clamp_min(1e-300).rsqrt()
     values, vectors = torch.linalg.eigh(scale[:, None] * system * scale[None, :])
     kept = values > _RANK_TOLERANCE * values[-1]
     inverse = torch.where(kept, 1.0 / torch.where(kept, values, torch.ones_like(values)), torch.zeros_like(values))
     right = scale[:, None] * (vectors @ (inverse[:, None] * (vectors.T @ (scale[:, None] * solved_keys.T))))
     return right, float(values[-1] / values[kept][0]), int((~kept).sum())
+
+
+def _wide(keys: Tensor, metric: Metric) -> tuple[Tensor, float]:
+    """The same update from the m × m side for more constraints than ``m``: with C' = LLᵀ and K̃ = L⁻¹K,
+    (KᵀC'⁻¹K)⁺KᵀC'⁻¹ = K̃ᵀ(K̃K̃ᵀ)⁺L⁻¹, which meets them in the least-squares sense."""
+    factor = metric.factor[0]
+    whitened = torch.linalg.solve_triangular(factor, keys.T, upper=False)  # K̃, [m, n]
+    values, vectors = torch.linalg.eigh(whitened @ whitened.T)
+    kept = values > _RANK_TOLERANCE * values[-1]
+    inverse = torch.where(kept, 1.0 / torch.where(kept, values, torch.ones_like(values)), torch.zeros_like(values))
+    spread = vectors @ (inverse[:, None] * (vectors.T @ whitened))  # (K̃K̃ᵀ)⁺K̃, [m, n]
+    right = torch.linalg.solve_triangular(factor.T, spread, upper=True).T
+    return right, float(values[-1] / values[kept][0])
 
 
 def _wide_ridge(keys: Tensor, metric: Metric, diagonal: Tensor) -> tuple[Tensor, float]:

@@ -45,7 +45,8 @@ class Prepared:
     """What was learnt from the unedited model."""
 
     templates: tuple[str, ...]
-    moments: Mapping[int, Tensor]
+    metrics: Mapping[int, Metric]
+    """By layer, the second moment C of the unedited model's keys."""
     shortcuts: dict[int, bool] = field(default_factory=dict)
     """By layer, whether the value optimisation may compute only what δ can change; found with the first batch."""
 
@@ -75,15 +76,10 @@ def prepare(model: LanguageModel, hparams: LocateThenEditHParams, context: EditC
             model, seed=context.seed, count=hparams.context_count, length=hparams.context_length
         )
     if hparams.mom2_adjustment:
-        return Prepared(templates, context.statistics.moments(hparams.layers))
-    return Prepared(templates, {layer: _no_moment(model, layer) for layer in hparams.layers})
-
-
-def _no_moment(model: LanguageModel, layer: int) -> Tensor:
-    """C = I, where the text is not to be asked."""
-    name = model.layout.weight_name(layer)
-    d_in = model.as_out_in(name, model.weight(name)).shape[1]
-    return torch.eye(d_in, dtype=torch.float64, device=model.device)
+        return Prepared(templates, context.statistics.metrics(hparams.layers))
+    # C = I, where the text is not to be asked.
+    identity = Metric(torch.eye(model.layout.d_ff, dtype=torch.float64, device=model.device))
+    return Prepared(templates, dict.fromkeys(hparams.layers, identity))
 
 
 @dataclass(slots=True)
@@ -147,16 +143,16 @@ def propose(
             residuals = asked.residuals(batch, name, seen, share=share, asks=asks, model=model)
             weight_norm = float(model.weight(name).float().norm())
         with clock.stage("solve"):
-            moment = prepared.moments[layer]
-            weight = _moment_weight(hparams, seen.keys, moment, ridge)
-            metric = Metric.from_second_moment(moment, weight=weight, ridge=hparams.update_norm_lambda)
+            text = prepared.metrics[layer]
+            weight = _moment_weight(hparams, seen.keys, text, ridge)
+            metric = text.scaled(weight=weight, ridge=hparams.update_norm_lambda)
             update = solve(seen.keys, residuals, metric, weights)
             if held_at == "bare":
                 update = hold_at(update, seen.keys, seen.held_keys, metric)
         if not (torch.isfinite(update.delta.left).all() and torch.isfinite(update.delta.right).all()):
             raise NumericalError(f"The update of {name} holds NaN or Inf; nothing was applied.")
         deltas[name] = update.delta
-        solved.append(_SolvedLayer(name, layer, seen, residuals, update, metric, moment, weight, weight_norm))
+        solved.append(_SolvedLayer(name, layer, seen, residuals, update, metric, text, weight, weight_norm))
     diagnostics: dict[str, float] = {}
     for one in solved:
         diagnostics |= one.diagnostics()
@@ -352,14 +348,14 @@ def _known(row: int, solved: Sequence[_SolvedLayer]) -> KnownTarget:
     )
 
 
-def _moment_weight(hparams: LocateThenEditHParams, keys: Tensor, moment: Tensor, ridge: float) -> float:
+def _moment_weight(hparams: LocateThenEditHParams, keys: Tensor, text: Metric, ridge: float) -> float:
     """w of C' = wC. ``auto``: the w at which the median key alone reaches the fraction f = q/(q + λw) of its
     residual."""
     if hparams.mom2_update_weight != "auto":
         return hparams.mom2_update_weight
     if ridge == 0:
         return 1.0  # the scale of C cancels
-    energies = (keys * Metric(moment).inverse_times(keys.T).T).sum(1)  # q = kᵀC⁻¹k, [n]
+    energies = (keys * text.inverse_times(keys.T).T).sum(1)  # q = kᵀC⁻¹k, [n]
     fraction = hparams.mom2_auto_fraction
     return float(energies.median()) * (1 - fraction) / (fraction * ridge)
 
@@ -374,8 +370,8 @@ class _SolvedLayer:
     residuals: Tensor
     update: Update
     metric: Metric
-    moment: Tensor
-    """C itself, ``[d_in, d_in]``; ``metric`` has its weight and ``update_norm_lambda`` in it."""
+    text: Metric
+    """C itself; ``metric`` has its weight and ``update_norm_lambda`` in it."""
     moment_weight: float
     weight_norm: float
 
@@ -401,7 +397,7 @@ class _SolvedLayer:
         reached = (keys @ delta.right.T.to(keys)) @ delta.left.T.to(keys)
         missed = (reached - self.residuals).square().sum(1)  # [n]
         numbers = {
-            "preservation_distance": Metric(self.moment).cost(delta),
+            "preservation_distance": self.text.cost(delta),
             "new_edit_distance": float(missed[:num_new].mean()) if num_new else 0.0,
             "old_edit_distance": float(missed[num_new:].mean()) if num_new < len(missed) else 0.0,
         }

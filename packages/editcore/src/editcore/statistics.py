@@ -21,9 +21,11 @@ from torch import Tensor, nn
 
 from editcore._errors import StatisticsError
 from editcore._files import write_tensors
+from editcore._memory import in_halves
 from editcore._paths import cache_dir
 from editcore._progress import Progress, silent
 from editcore.corpora import Corpus, open_corpus
+from editcore.linalg import Metric
 from editcore.tracing import hooks, stop_after
 
 if TYPE_CHECKING:
@@ -68,20 +70,27 @@ def second_moments(
     """C of each layer, ``[d_in, d_in]`` float64, over all tokens of ``sequences [n, seq]`` (no padding)."""
     width = model.layout.d_ff
     totals = {layer: torch.zeros(width, width, dtype=torch.float64) for layer in layers}
+    products: dict[int, Tensor] = {}
 
-    def add(layer: int) -> Any:
+    def multiply(layer: int) -> Any:
         def hook(_module: nn.Module, args: tuple[Any, ...], _output: Any) -> None:
             keys = args[0].reshape(-1, width).float()  # [tokens, d_in]
-            totals[layer] += (keys.T @ keys).to(totals[layer])
+            products[layer] = keys.T @ keys
 
         return hook
 
+    def run(rows: Sequence[Tensor]) -> list[dict[int, Tensor]]:
+        with stop_after(model, max(layers)):
+            model.hf.base_model(input_ids=torch.stack(list(rows)).to(model.device), use_cache=False)
+        return [dict(products)]
+
     with progress.task("second moments", sequences.numel()) as advance, hooks() as handles:
         for layer in layers:
-            handles.append(model.projection(layer).register_forward_hook(add(layer)))
+            handles.append(model.projection(layer).register_forward_hook(multiply(layer)))
         for rows in torch.split(sequences, _ROWS):
-            with stop_after(model, max(layers)):
-                model.hf.base_model(input_ids=rows.to(model.device), use_cache=False)
+            for found in in_halves(run, list(rows)):
+                for layer, product in found.items():
+                    totals[layer] += product.to(totals[layer])
             advance(rows.numel())
     return {layer: total / sequences.numel() for layer, total in totals.items()}
 
@@ -108,6 +117,7 @@ class StatisticsStore:
         self.directory = (directory or cache_dir() / "statistics") / model.base_fingerprint[:16]
         self.progress = progress
         self._moments: dict[int, Tensor] = {}
+        self._metrics: dict[int, Metric] = {}
 
     def key(self, layer: int) -> MomentKey:
         """The cache key of a layer."""
@@ -123,6 +133,9 @@ class StatisticsStore:
     def path(self, layer: int) -> Path:
         """The cache file of a layer."""
         return self.directory / f"{self.key(layer).digest()}.safetensors"
+
+    def _factor_path(self, layer: int) -> Path:
+        return self.path(layer).with_suffix(".cholesky.safetensors")
 
     def moments(self, layers: Sequence[int]) -> dict[int, Tensor]:
         """C of each layer, ``[d_in, d_in]`` float64 on the model's device.
@@ -142,18 +155,45 @@ class StatisticsStore:
                 self._moments[layer] = moment
         return {layer: self._moments[layer].to(self.model.device) for layer in layers}
 
+    def metrics(self, layers: Sequence[int]) -> dict[int, Metric]:
+        """The same with its Cholesky factor, which is kept in the session and beside the moment on disk.
+
+        Raises:
+            StatisticsError: as :meth:`moments`.
+            NumericalError: a moment has no factor.
+        """
+        moments = self.moments(layers)
+        for layer in layers:
+            if layer not in self._metrics:
+                self._metrics[layer] = self._factorised(layer, moments[layer])
+        return {layer: self._metrics[layer] for layer in layers}
+
+    def _factorised(self, layer: int, moment: Tensor) -> Metric:
+        path = self._factor_path(layer)
+        if path.exists():
+            factor = self._read_matrix(path, "factor").to(moment)
+            with safe_open(path, framework="pt") as file:
+                return Metric(moment, factor=(factor, float(file.metadata()["jitter"])))
+        metric = Metric(moment)
+        factor, jitter = metric.factor
+        write_tensors(path, {"factor": factor.cpu()}, {"jitter": repr(jitter)})
+        return metric
+
     def _read(self, layer: int) -> Tensor:
-        path, width = self.path(layer), self.model.layout.d_ff
+        return self._read_matrix(self.path(layer), "moment")
+
+    def _read_matrix(self, path: Path, name: str) -> Tensor:
+        width = self.model.layout.d_ff
         try:
             with safe_open(path, framework="pt") as file:
-                shape = file.get_slice("moment").get_shape()
+                shape = file.get_slice(name).get_shape()
                 if shape != [width, width]:
                     raise StatisticsError(f"{path} holds a matrix of shape {shape}, not {[width, width]}; delete it.")
-                moment: Tensor = file.get_tensor("moment")
-                return moment
+                matrix: Tensor = file.get_tensor(name)
+                return matrix
         except (SafetensorError, OSError) as error:
             raise StatisticsError(
-                f"Cannot read the second moment in {path} ({error}); delete it to compute it anew."
+                f"Cannot read the {name} in {path} ({error}); delete it to compute it anew."
             ) from error
 
     def _write(self, layer: int, moment: Tensor, counted: int) -> None:
@@ -165,6 +205,7 @@ class StatisticsStore:
             "layer": str(layer),
             "text": self.corpus.content_hash or "",
         }
+        self._factor_path(layer).unlink(missing_ok=True)  # of an earlier file under this key
         write_tensors(self.path(layer), {"moment": moment}, metadata)
 
 

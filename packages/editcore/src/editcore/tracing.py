@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from editcore._errors import SubjectNotFoundError
+from editcore._memory import in_halves
 from editcore._values import EditRequest, FactoredDelta
 
 if TYPE_CHECKING:
@@ -219,11 +220,15 @@ def capture(
     """
     order = sorted(range(len(rows)), key=lambda index: len(rows[index].ids))
     parts: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {layer: [] for layer in layers}
-    for chunk in _chunks(order, [len(row.ids) for row in rows], max_tokens):
+
+    def run(chunk: Sequence[int]) -> list[dict[int, tuple[Tensor, Tensor, Tensor]]]:
         ids, mask = pad_rows([rows[index].ids for index in chunk], model.pad_id, device=model.device)
-        lookups = torch.tensor([rows[index].lookup for index in chunk])
-        for layer, part in _capture_chunk(model, ids, mask, lookups, layers).items():
-            parts[layer].append(part)
+        return [_capture_chunk(model, ids, mask, torch.tensor([rows[index].lookup for index in chunk]), layers)]
+
+    for chunk in _chunks(order, [len(row.ids) for row in rows], max_tokens):
+        for found in in_halves(run, chunk):
+            for layer, part in found.items():
+                parts[layer].append(part)
     restore = torch.tensor(order).argsort()
     return {
         layer: Captured(*(torch.cat(pieces)[restore.to(pieces[0].device)] for pieces in zip(*chunks, strict=True)))

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from editcore._errors import ModelError, RequestError
 from editcore._forward import logits_at
+from editcore._memory import in_halves
 from editcore._progress import Progress, silent
 from editcore.tracing import join_continuation, pad_rows
 
@@ -100,12 +101,16 @@ def score_targets(
         readers[row_of[pair.inputs]].append(index)
     budget = max_tokens or (CPU_TOKENS if model.device.type == "cpu" else ACCELERATOR_TOKENS)
     scores: dict[int, TargetScore] = {}
+
+    def score(chunk: Sequence[int]) -> list[tuple[int, TargetScore]]:
+        indices = [index for row in chunk for index in readers[row]]
+        owners = [place for place, row in enumerate(chunk) for _ in readers[row]]
+        found = _score_chunk(model, [rows[row] for row in chunk], [pairs[index] for index in indices], owners)
+        return list(zip(indices, found, strict=True))
+
     with torch.inference_mode(), progress.task(description, len(rows)) as advance:
         for chunk in _chunks(rows, [[pairs[index] for index in reader] for reader in readers], model, budget):
-            indices = [index for row in chunk for index in readers[row]]
-            owners = [place for place, row in enumerate(chunk) for _ in readers[row]]
-            found = _score_chunk(model, [rows[row] for row in chunk], [pairs[index] for index in indices], owners)
-            scores.update(zip(indices, found, strict=True))
+            scores |= in_halves(score, chunk)
             advance(len(chunk))
     return [scores[index] for index in range(len(pairs))]
 
