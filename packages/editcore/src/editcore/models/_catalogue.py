@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import importlib.util
 import json
@@ -389,7 +390,7 @@ def _convert(entry: CatalogueEntry, gguf: Path, folder: Path, progress: Progress
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-    with progress.task(f"Converting {entry.name}", 3) as advance, quiet_transformers():
+    with progress.task(f"Converting {entry.name}", 3) as advance, quiet_transformers(), _reading_gguf_once():
         tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
         tokenizer.save_pretrained(folder)
         again = AutoTokenizer.from_pretrained(str(folder))
@@ -448,6 +449,19 @@ def quiet_transformers() -> Iterator[None]:
     finally:
         if shown:
             transformers_logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def _reading_gguf_once() -> Iterator[None]:
+    """transformers opens the file anew for the tokenizer, the configuration and the weights; each takes seconds."""
+    import gguf
+
+    reader = gguf.GGUFReader
+    gguf.GGUFReader = functools.cache(reader)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader = reader
 
 
 @contextlib.contextmanager
