@@ -223,7 +223,7 @@ _Row = tuple[int, int]
 
 
 class _Solver:
-    """The facts of one call: ``n`` in all, ``a`` of them optimised side by side."""
+    """The facts of one call: ``n`` in all, ``active`` of them optimised side by side."""
 
     def __init__(
         self, model: LanguageModel, facts: Sequence[_Fact], layer: int, hparams: LocateThenEditHParams, *, tails: bool
@@ -354,7 +354,7 @@ class _Solver:
     def _step(self) -> dict[int, _Result]:
         """Evaluate the active facts and move those that are not done; the results of those that are."""
         hparams, index = self.hparams, torch.tensor(self.active, device=self.base.device)
-        delta = self.deltas[index].requires_grad_()  # [a, d_out]
+        delta = self.deltas[index].requires_grad_()  # [active, d_out]
         losses, probabilities = self._losses(delta, self.base[index])
         if not torch.isfinite(losses).all():
             raise NumericalError("The value optimisation met NaN or Inf; nothing was applied. Lower v_lr.")
@@ -384,7 +384,7 @@ class _Solver:
         return finished
 
     def _losses(self, delta: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss and target probability of the active facts, both ``[a]``."""
+        """Loss and target probability of the active facts, both ``[active]``."""
         hparams = self.hparams
         # ‖δ‖ over ‖h₀‖ squared, as the reference code has it; the paper's text squares neither.
         losses = hparams.v_weight_decay * _norm(delta) / base.square().sum(1)
@@ -431,7 +431,7 @@ class _Adam:
 
     @torch.no_grad()
     def step(self, rows: Tensor, gradient: Tensor) -> None:
-        """Move ``rows [r]`` by their ``gradient [r, d]``."""
+        """Move ``rows`` of the values by their ``gradient [rows, d_out]``."""
         beta1, beta2 = self.betas
         self.steps[rows] += 1
         steps = self.steps[rows, None].to(gradient)
