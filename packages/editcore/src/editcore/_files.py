@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +18,7 @@ from editcore._errors import StorageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["json_text", "replacing", "sync_directory", "write_tensors", "write_text"]
+__all__ = ["json_text", "replacing", "sync_directory", "uninterrupted", "write_tensors", "write_text"]
 
 
 @contextmanager
@@ -53,6 +55,23 @@ def sync_directory(directory: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits until the block is done: what belongs together is done together."""
+    usual = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or usual is None:
+        yield  # signals go to the main thread, and a handler that is not Python's cannot be put back
+        return
+    asked: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _frame: asked.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    if asked:
+        signal.raise_signal(signal.SIGINT)
 
 
 def write_text(path: Path, text: str) -> None:
