@@ -80,6 +80,7 @@ __all__ = [
     "AfterBatch",
     "AfterEvaluation",
     "AfterRun",
+    "AfterUndo",
     "Backend",
     "BackendSpec",
     "BatchAddition",

@@ -39,8 +39,8 @@ class BeforeRun:
 
     model: LanguageModel
     history: Sequence[LedgerEntry]
-    """Batches that are already active, without the edits that are undone, oldest first: empty for a new run, filled when
-    one is resumed."""
+    """Batches that are already active, without the edits that are undone, oldest first: empty for a new run, filled
+    when one is resumed."""
     directory: Path | None
     """The run directory, or ``None`` for a session in memory."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import tempfile
 import threading
@@ -18,7 +19,15 @@ from editcore._errors import StorageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["json_text", "replacing", "sync_directory", "uninterrupted", "write_tensors", "write_text"]
+__all__ = [
+    "json_text",
+    "remove_leftovers",
+    "replacing",
+    "sync_directory",
+    "uninterrupted",
+    "write_tensors",
+    "write_text",
+]
 
 
 @contextmanager
@@ -44,6 +53,13 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise StorageError(f"Cannot write {path}: {error.strerror or error}.") from error
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Remove the temporary files of :func:`replacing` whose process was killed. Nothing else may write there now."""
+    for path in directory.iterdir() if directory.is_dir() else ():
+        if re.fullmatch(r"\..+(\.\w+)\.[a-z0-9_]{8}\1", path.name):
+            path.unlink(missing_ok=True)
 
 
 def sync_directory(directory: Path) -> None:

@@ -177,9 +177,9 @@ class LifecycleHooks:
     def editcore_after_undo(self, event: AfterUndo) -> None:
         """React to edits that were undone or redone.
 
-        Called once per undo or redo of a session, after the ledger is durable and the model is rebuilt. What was kept of
-        the undone edits must go, and that of the redone ones come back: ``event.history`` holds what is active, as in
-        ``editcore_before_run``. The model must not be changed. The return value is ignored.
+        Called once per undo or redo of a session, after the ledger is durable and the model is rebuilt. What was kept
+        of the undone edits must go, and that of the redone ones come back: ``event.history`` holds what is active, as
+        in ``editcore_before_run``. The model must not be changed. The return value is ignored.
         """
         raise NotImplementedError
 

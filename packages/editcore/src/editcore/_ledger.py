@@ -130,8 +130,8 @@ class Ledger:
             ledger.header = header
         elif ledger.header.fingerprint != header.fingerprint:
             raise RunError(
-                f"{directory / LEDGER_NAME} is about another model: its edits were made for weights with the "
-                f"fingerprint {ledger.header.fingerprint[:12]}, those of '{header.model}' have {header.fingerprint[:12]}."
+                f"{directory / LEDGER_NAME} is about another model: its edits were made for weights with "
+                f"the fingerprint {ledger.header.fingerprint[:12]}, those of '{header.model}' have {header.fingerprint[:12]}."
             )
         return ledger
 
@@ -210,6 +210,15 @@ class Ledger:
     def active(self) -> list[Mapping[str, FactoredDelta]]:
         """The deltas that make up the model's state, in order."""
         return [entry.deltas for entry in self.history()]
+
+    def batch(self, index: int) -> LedgerEntry:
+        """The batch of that index, as it was solved."""
+        return self._by_index[index]
+
+    def written(self) -> Iterator[EditRequest]:
+        """Every request that a batch wrote, whatever is undone, oldest first."""
+        for entry in self.entries:
+            yield from entry.new_requests
 
     def undone(self, batch: int) -> frozenset[str]:
         """Ids of the edits of a batch that are undone."""

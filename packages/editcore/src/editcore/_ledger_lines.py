@@ -1,7 +1,7 @@
 """The lines of ``ledger.jsonl``: what each kind says, and how it is written and read.
 
-A line is a checksum, a space, a JSON object and a line end. Numbers that JSON has not stand as the texts ``"Infinity"``,
-``"-Infinity"`` and ``"NaN"``; every other number reads back to the bit. This module imports no torch.
+A line is a checksum, a space, a JSON object and a line end. Numbers that JSON has not stand as the texts
+``"Infinity"``, ``"-Infinity"`` and ``"NaN"``; every other number reads back to the bit. This module imports no torch.
 """
 
 from __future__ import annotations

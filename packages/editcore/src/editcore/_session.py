@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 __all__ = ["BatchResult", "EditSession", "make_backend"]
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -310,9 +312,10 @@ class EditSession:
 
     def generate_unedited(self, prompts: Sequence[str], *, max_new_tokens: int = 20) -> list[str]:
         """Greedy continuations by the base model; the edits are back when this returns."""
-        return self._without_edits(lambda: self.model.generate(prompts, max_new_tokens=max_new_tokens))
+        return self.without_edits(lambda: self.model.generate(prompts, max_new_tokens=max_new_tokens))
 
-    def _without_edits(self, action: Callable[[], list[str]]) -> list[str]:
+    def without_edits(self, action: Callable[[], T]) -> T:
+        """Do something with the base model; the edits are back when this returns."""
         self._backend.rebuild([])
         try:
             return action()
