@@ -112,7 +112,7 @@ class Ledger:
         self.note = ""
         """What reading it had to leave out; empty if it was whole."""
         self._by_index: dict[int, LedgerEntry] = {}
-        self._revisions: dict[tuple[int, frozenset[str]], Mapping[str, FactoredDelta]] = {}
+        self._revisions: dict[int, dict[frozenset[str], Mapping[str, FactoredDelta]]] = {}
         self._undone: dict[int, frozenset[str]] = {}
         self._size = 0  # of the complete lines on disk, in bytes
 
@@ -130,8 +130,9 @@ class Ledger:
             ledger.header = header
         elif ledger.header.fingerprint != header.fingerprint:
             raise RunError(
-                f"{directory / LEDGER_NAME} is about another model: its edits were made for weights with "
-                f"the fingerprint {ledger.header.fingerprint[:12]}, those of '{header.model}' have {header.fingerprint[:12]}."
+                f"{directory / LEDGER_NAME} is about another model: its edits were made for weights with the "
+                f"fingerprint {ledger.header.fingerprint[:12]}, those of '{header.model}' have "
+                f"{header.fingerprint[:12]}."
             )
         return ledger
 
@@ -224,9 +225,15 @@ class Ledger:
         """Ids of the edits of a batch that are undone."""
         return self._undone.get(batch, frozenset())
 
+    def revisions(self, batch: int) -> list[LedgerEntry]:
+        """What a batch was solved as without some of its edits, whether it is used or not."""
+        entry = self._by_index[batch]
+        return [entry.without(undone, deltas) for undone, deltas in self._revisions.get(batch, {}).items()]
+
     def is_solved(self, batch: int, undone: frozenset[str]) -> bool:
         """Whether it is known what a batch is without some of its edits."""
-        return undone in (frozenset(), frozenset(self._by_index[batch].new_ids)) or (batch, undone) in self._revisions
+        whole_or_nothing = undone in (frozenset(), frozenset(self._by_index[batch].new_ids))
+        return whole_or_nothing or undone in self._revisions.get(batch, {})
 
     def append(self, entry: LedgerEntry) -> None:
         """Keep a batch; with a directory, make it durable first.
@@ -263,7 +270,7 @@ class Ledger:
             StorageError, RunError: as :meth:`append`.
         """
         without = tuple(name for name in self._by_index[batch].new_ids if name in undone)
-        number = 1 + sum(index == batch for index, _ in self._revisions)
+        number = 1 + len(self._revisions.get(batch, {}))
 
         def line(file: TensorFile | None) -> Line:
             assert file is not None
@@ -330,7 +337,7 @@ class Ledger:
         entry = self._by_index.get(batch)
         if entry is None or not entry.applied or not undone < set(entry.new_ids):
             raise ValueError(f"batch {batch} cannot be without {', '.join(sorted(undone))}")
-        self._revisions[batch, undone] = deltas
+        self._revisions.setdefault(batch, {})[undone] = deltas
 
     def _mark(self, kind: Literal["undo", "redo"], edits: Sequence[tuple[int, str]]) -> None:
         self._undone |= self._marked(kind, edits)
@@ -358,7 +365,7 @@ class Ledger:
             return entry
         if undone == set(entry.new_ids):
             return None
-        return entry.without(undone, self._revisions[entry.batch, undone])
+        return entry.without(undone, self._revisions[entry.batch][undone])
 
     # On disk
 

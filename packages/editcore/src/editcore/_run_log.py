@@ -84,8 +84,7 @@ def _line(entry: LedgerEntry, seconds: float | None, stages: Mapping[str, float]
 
 
 class Before(BaseModel):
-    """What the unedited model scored and said. It is kept while the run goes on, so that a resumed one need not measure it
-    again."""
+    """What the unedited model scored and said: kept while the run goes on, so that a resumed one need not measure it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 

@@ -190,7 +190,7 @@ def resolve(
         ridge: as for :func:`propose`. Its ``held_at`` must have been ``keys``: other keys are not kept.
 
     Returns:
-        ``None`` for a batch that touches several layers, where keys of the upper ones depend on what the lower ones got.
+        ``None`` for a batch of several layers, where keys of the upper ones depend on what the lower ones got.
     """
     if len(deltas) != 1:
         return None
