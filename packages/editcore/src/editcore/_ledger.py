@@ -16,12 +16,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from editcore._errors import RunError, StorageError
+from pydantic import ValidationError
+
+from editcore._errors import PluginError, RunError, StorageError
 from editcore._events import Verdict
 from editcore._files import sync_directory, write_tensors
 from editcore._ledger_lines import BatchLine, HeaderLine, Line, RevisionLine, TensorFile, UndoLine, decode, encode
 from editcore._ledger_lines import is_whole as is_whole_line
-from editcore._values import EditEvidence, EditRequest, FactoredDelta, KnownTarget
+from editcore._values import EditEvidence, EditRequest, FactoredDelta, KnownTarget, first_problem
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,6 +78,29 @@ class LedgerEntry:
     def new_ids(self) -> tuple[str, ...]:
         """The ids of :attr:`new_requests`."""
         return tuple(request.id for request in self.new_requests)
+
+    def line(self, file: TensorFile | None) -> BatchLine:
+        """The entry without its tensors, which are in ``file``.
+
+        Raises:
+            PluginError: a plugin's diagnostics or verdicts are not what they should be.
+        """
+        try:
+            return BatchLine(
+                batch=self.batch,
+                file=file,
+                scale=self.scale,
+                num_new=self.num_new,
+                requests=self.requests,
+                weights=self.weights,
+                diagnostics=self.diagnostics,
+                evidence=self.evidence,
+                notes=self.notes,
+                reason=self.reason,
+                verdicts=self.verdicts,
+            )
+        except ValidationError as error:
+            raise PluginError(f"Batch {self.batch} cannot be kept: {first_problem(error)}.") from error
 
     def kept_rows(self, undone: Collection[str]) -> list[int]:
         """Indices of the requests that stay when some of the new ones are undone."""
@@ -216,6 +241,15 @@ class Ledger:
         """The batch of that index, as it was solved."""
         return self._by_index[index]
 
+    def facts(self) -> tuple[EditRequest, ...]:
+        """What is active, by subject and prompt, oldest first; a fact edited again counts where it was edited last."""
+        latest: dict[tuple[str, str], EditRequest] = {}
+        for entry in self.history():
+            for request in entry.new_requests:
+                latest.pop(request.fact_key, None)
+                latest[request.fact_key] = request
+        return tuple(latest.values())
+
     def written(self) -> Iterator[EditRequest]:
         """Every request that a batch wrote, whatever is undone, oldest first."""
         for entry in self.entries:
@@ -244,23 +278,7 @@ class Ledger:
         """
         self._check(entry)
         tensors = _tensors(entry) if entry.applied else None
-
-        def line(file: TensorFile | None) -> Line:
-            return BatchLine(
-                batch=entry.batch,
-                file=file,
-                scale=entry.scale,
-                num_new=entry.num_new,
-                requests=entry.requests,
-                weights=entry.weights,
-                diagnostics=entry.diagnostics,
-                evidence=entry.evidence,
-                notes=entry.notes,
-                reason=entry.reason,
-                verdicts=entry.verdicts,
-            )
-
-        self._write(line, f"batch-{entry.batch:05d}.safetensors", tensors)
+        self._write(entry.line, f"batch-{entry.batch:05d}.safetensors", tensors)
         self._add(entry)
 
     def revise(self, batch: int, undone: frozenset[str], deltas: Mapping[str, FactoredDelta]) -> None:

@@ -196,9 +196,9 @@ def _run(
     save: Path | None,
 ) -> RunResult:
     clock = _Stages()
-    records, notes = _records(config, plugins) if record is None else (_recorded(directory), list(record.notes))
+    records, notes = _records(config, plugins) if record is None else (recorded(directory), list(record.notes))
     with clock.stage("model"):
-        session = _session(config, directory, record, plugins, progress)
+        session = open_fresh(config, directory, record, plugins, progress)
     prompts = [one.request.text for one in records[:_SAMPLES]]
     with clock.stage("before"):
         before = Before.read(directory) if record is not None else None
@@ -240,17 +240,24 @@ def _run(
     return result
 
 
-def _session(
+def open_fresh(
     config: RunConfig, directory: Path, record: RunRecord | None, plugins: Plugins, progress: Progress
 ) -> EditSession:
-    """A run's session; one that was begun has its settings resolved already, whatever presets say now."""
+    """The session of a run in its directory, with what is there already.
+
+    One that was begun has its settings resolved, whatever presets say now.
+    """
+    named = {config.editor, config.backend, *config.plugins}
+    settings = (
+        config.settings if record is None else {name: record.settings[name] for name in record.settings.keys() & named}
+    )
     return EditSession.open(
         config.model if record is None else record.source,
         editor=config.editor,
         plugins=config.plugins,
         backend=config.backend,
         preset=config.preset if record is None else None,
-        settings=config.settings if record is None else record.settings,
+        settings=settings,
         corpus=config.corpus,
         corpus_tokens=config.corpus_tokens,
         seed=config.seed,
@@ -280,7 +287,7 @@ def _measure(session: EditSession, records: Sequence[FactRecord], prompts: Seque
 def _seconds_per_edit(log: Sequence[Mapping[str, Any]]) -> float:
     """Over the batches whose time is known."""
     timed = [line for line in log if line["seconds"] is not None]
-    return sum(line["seconds"] for line in timed) / max(1, sum(line["new"] for line in timed))
+    return float(sum(line["seconds"] for line in timed)) / max(1, sum(line["new"] for line in timed))
 
 
 def _refuse_used(directory: Path) -> None:
@@ -538,7 +545,7 @@ def _refuse_unlike(record: RunRecord, config: RunConfig, directory: Path) -> Non
             )
 
 
-def _recorded(directory: Path) -> list[FactRecord]:
+def recorded(directory: Path) -> list[FactRecord]:
     """The records that the run began with."""
     path = directory / REQUESTS_NAME
     try:
@@ -579,7 +586,7 @@ def open_session(directory: Path, *, plugins: Plugins | None = None, progress: P
     """
     plugins = plugins or Plugins.load()
     record = RunRecord.read(directory)
-    session = _session(record.config, directory, record, plugins, progress)
+    session = open_fresh(record.config, directory, record, plugins, progress)
     record.check(session.model)
     return session
 

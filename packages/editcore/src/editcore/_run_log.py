@@ -84,7 +84,7 @@ def _line(entry: LedgerEntry, seconds: float | None, stages: Mapping[str, float]
 
 
 class Before(BaseModel):
-    """What the unedited model scored and said: kept while the run goes on, so that a resumed one need not measure it."""
+    """What the unedited model scored and said, kept while the run goes on: a resumed one need not measure it again."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 

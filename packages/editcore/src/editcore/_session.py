@@ -159,9 +159,18 @@ class EditSession:
             plugins=registry,
         )
 
-    def edit(self, requests: Sequence[EditRequest], *, batch_size: int | None = None) -> list[BatchResult]:
+    def edit(
+        self,
+        requests: Sequence[EditRequest],
+        *,
+        batch_size: int | None = None,
+        known: Mapping[str, KnownTarget] | None = None,
+    ) -> list[BatchResult]:
         """Write facts, ``batch_size`` at a time (all at once if left out), each batch durable before the next one
         starts.
+
+        Args:
+            known: by request id, keys and values that need no optimisation.
 
         Raises:
             RequestError: no request, or two requests of one batch contradict each other.
@@ -173,19 +182,18 @@ class EditSession:
             raise RequestError(f"A batch has at least one request; batch_size is {batch_size}.")
         size = min(number for number in (batch_size, self.max_batch, len(requests)) if number is not None)
         starts = range(0, len(requests), size)
-        return [self._edit_batch(tuple(requests[start : start + size])) for start in starts]
+        return [self._edit_batch(tuple(requests[start : start + size]), known or {}) for start in starts]
 
     @property
     def max_batch(self) -> int | None:
         """Most requests that the editor solves together; ``None`` for no limit."""
         return self._editor_spec.capabilities.max_batch
 
-    def _edit_batch(
-        self, requests: tuple[EditRequest, ...], known: Mapping[str, KnownTarget] | None = None
-    ) -> BatchResult:
+    def _edit_batch(self, requests: tuple[EditRequest, ...], known: Mapping[str, KnownTarget]) -> BatchResult:
         start = time.perf_counter()
         _refuse_contradictions(requests)
-        batch = replace(EditBatch.of(requests, index=self.next_batch), known=known or {})
+        mine = {one.id: known[one.id] for one in requests if one.id in known}
+        batch = replace(EditBatch.of(requests, index=self.next_batch), known=mine)
         additions = self._lifecycle.before_batch(BeforeBatch(model=self.model, batch=batch))
         batch = _with_additions(batch, [addition for _, addition in additions])
         proposal = self._editor.propose(self.model, batch, self.context)
@@ -281,12 +289,7 @@ class EditSession:
     @property
     def requests(self) -> tuple[EditRequest, ...]:
         """The facts that are active, oldest first; a fact edited again counts where it was edited last."""
-        latest: dict[tuple[str, str], EditRequest] = {}
-        for entry in self.ledger.history():
-            for request in entry.new_requests:
-                latest.pop(request.fact_key, None)
-                latest[request.fact_key] = request
-        return tuple(latest.values())
+        return self.ledger.facts()
 
     def evaluate(
         self, records: Sequence[FactRecord], *, phase: str = "after", evaluator: str = "counterfact"

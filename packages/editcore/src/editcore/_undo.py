@@ -1,7 +1,7 @@
 """Taking edits out of a ledger and back in: which edits are meant, and what their batches are without them.
 
-An id stands for the edit in every batch that wrote it; a batch stands for all edits it wrote. A replayed fact belongs to
-the batch that wrote it.
+An id stands for the edit in every batch that wrote it; a batch stands for all edits it wrote. A replayed fact belongs
+to the batch that wrote it.
 """
 
 from __future__ import annotations
