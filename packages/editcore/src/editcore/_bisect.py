@@ -63,12 +63,9 @@ def bisect(
         good = next((count for count in (0, *reversed(writers)) if says(count)), None)
         if good is None:
             raise RequestError(
-                f"The model never said '{expect.strip()}' after '{prompt}': unedited it says '{_line(answers[0])}'"
-                + (
-                    ", and so it was after each batch that wrote this fact."
-                    if writers
-                    else ", and no batch wrote this."
-                )
+                f"There is no state to search from in which the model says '{expect.strip()}' after '{prompt}': "
+                f"unedited it says '{_line(answers[0])}', and "
+                + ("the batches that wrote this fact did not change that." if writers else "no batch wrote this fact.")
             )
         bad = len(history)
         while bad - good > 1:

@@ -287,7 +287,8 @@ def _measure(session: EditSession, records: Sequence[FactRecord], prompts: Seque
 def _seconds_per_edit(log: Sequence[Mapping[str, Any]]) -> float:
     """Over the batches whose time is known."""
     timed = [line for line in log if line["seconds"] is not None]
-    return float(sum(line["seconds"] for line in timed)) / max(1, sum(line["new"] for line in timed))
+    seconds, facts = (sum(float(line[name]) for line in timed) for name in ("seconds", "new"))
+    return seconds / max(1.0, facts)
 
 
 def _refuse_used(directory: Path) -> None:

@@ -42,10 +42,8 @@ def change(
         raise RunError(f"There is nothing to {kind}: no edit was named.")
     changed = [(entry, name) for entry, name in meant if (name in ledger.undone(entry)) == (kind == "redo")]
     if not changed:
-        state = "undone already" if kind == "undo" else "not undone"
-        raise RunError(
-            f"There is nothing to {kind}: {', '.join(repr(name) for _, name in meant)} {_are(meant)} {state}."
-        )
+        state = "undone already" if kind == "undo" else "active"
+        raise RunError(f"There is nothing to {kind}: {_named(meant)} {state}.")
     entries = {entry.batch: entry for entry in ledger.entries}
     for batch in dict.fromkeys(batch for batch, _ in changed):
         undone = ledger.undone(batch) ^ {name for index, name in changed if index == batch}
@@ -84,5 +82,6 @@ def _no_edit(ledger: Ledger, name: str) -> str:
     return f"There is no edit '{name}' in the ledger.{hint}"
 
 
-def _are(edits: Mapping[tuple[int, str], None]) -> str:
-    return "is" if len(edits) == 1 else "are"
+def _named(edits: Mapping[tuple[int, str], None]) -> str:
+    (_, first), *rest = edits
+    return f"'{first}' is" if not rest else f"all {len(edits)} edits are"

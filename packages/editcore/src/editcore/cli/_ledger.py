@@ -60,7 +60,7 @@ def show(
         return
     active = len(found.facts())
     header = f"{found.header.model}, {found.header.editor}; " if found.header else ""
-    title = f"{header}{len(found.batches)} batches, {active} facts active"
+    title = f"{header}batches: {len(found.batches)}, active facts: {active}"
     if edits:
         rows = [(row["id"], row["batch"], row["state"], row["prompt"], row["target_new"]) for row in _edit_rows(found)]
         print_table(("edit", "batch", "state", "prompt", "edited to"), rows, title=title, right=("batch",))
@@ -271,7 +271,7 @@ def _change(ctx: typer.Context, kind: Literal["undo", "redo"], edits: list[str],
         changed = change(found, kind, edits, batches, solve=solve)
     rows = [(one.id, one.text, one.target_new) for one in changed]
     print_table(("edit", "prompt", "edited to"), rows, title="Undone" if kind == "undo" else "Active again")
-    typer.echo(f"{len(found.facts())} facts are active.")
+    typer.echo(f"Active facts: {len(found.facts())}.")
 
 
 def _batch_rows(found: Ledger) -> Iterator[dict[str, object]]:

@@ -93,7 +93,7 @@ def run(
         typer.echo(f"The run in {out} is finished; there is nothing to resume.")
         return
     begun = RunRecord.read(out) if resume and out is not None and has_begun(out) else None
-    resolved = _config(values, assignments or [], plugins, begun)
+    resolved = _config(values, assignments or [], plugins, begun, resume=resume)
     if save is not None and save.exists() and any(save.iterdir() if save.is_dir() else [save]):
         raise RunError(f"--save {save} is already there; give a directory that does not exist yet.")
     directory = out or default_directory(resolved)
@@ -117,13 +117,17 @@ def run(
         typer.echo(f"Edited model: {save}")
 
 
-def _config(values: dict[str, Any], assignments: list[str], plugins: Plugins, begun: RunRecord | None) -> RunConfig:
+def _config(
+    values: dict[str, Any], assignments: list[str], plugins: Plugins, begun: RunRecord | None, *, resume: bool
+) -> RunConfig:
     """What was asked for; of a run that was begun, its own configuration with what was asked for in it."""
     from editcore._errors import HParamsError
     from editcore._run import RunConfig
 
     base = begun.config.model_dump() if begun else {}
     if "editor" not in {**base, **values}:
+        if resume:
+            raise HParamsError("There is no run in --out that could be resumed, and no --editor to begin one with.")
         installed = ", ".join(sorted(plugins.editors())) or "none"
         raise HParamsError(f"No editor was given. Installed: {installed}. Choose one with --editor.")
     editor = str({**base, **values}["editor"])
