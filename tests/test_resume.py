@@ -70,7 +70,7 @@ def assert_same(found: dict[str, object], expected: dict[str, object]) -> None:
 
 
 class Syncs:
-    """Stands for ``os.fsync`` and does something else at one call; a run calls it before and after whatever must last."""
+    """Stands for ``os.fsync``, which a run calls for whatever must last, and does something else at one call."""
 
     def __init__(self, patch: pytest.MonkeyPatch, at: int, act: Callable[[], None]) -> None:
         self.calls, self._at, self._act, self._real = 0, at, act, os.fsync
@@ -239,7 +239,7 @@ def test_everything_comes_from_the_run(
         (("--editor", "memit"), "--editor: memit was asked for, but the run in "),
         (("--edits", 3), "--edits: 3 was asked for, but the run in "),
         (("--set", "v_num_grad_steps=3"), "--set: {"),
-        (("--backend", "rwa"), "Unknown backend 'rwa'"),
+        (("--backend", "lora"), "--backend: lora was asked for, but the run in "),
     ],
 )
 def test_what_contradicts_the_run_is_refused(
@@ -268,7 +268,7 @@ def test_damage_is_said_before_anything_is_written(editctl: Call, stopped: Path)
         ("run.json", "is damaged"),
     ):
         content = (stopped / name).read_bytes()
-        (stopped / name).write_bytes(b"{" + content[2:])
+        (stopped / name).write_bytes(b"x" + content[1:])
         done = editctl("run", "--resume", "--out", stopped)
         assert done.code == 2, name
         assert sentence in done.err

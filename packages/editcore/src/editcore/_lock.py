@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import secrets
 import socket
 import sys
 from collections.abc import Iterator
@@ -37,11 +38,19 @@ class _Holder:
     """When the process began, in the kernel's ticks, which tells it from a later one with its number; ``None`` where
     the system does not say."""
     since: str
+    token: str
+    """Tells two attempts of one process apart."""
 
     @classmethod
     def this_process(cls) -> _Holder:
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        return cls(pid=os.getpid(), host=socket.gethostname(), started=_started(os.getpid()), since=now)
+        return cls(
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            started=_started(os.getpid()),
+            since=now,
+            token=secrets.token_hex(8),
+        )
 
     @classmethod
     def read(cls, path: Path) -> _Holder | None:
@@ -93,9 +102,9 @@ def locked(directory: Path) -> Iterator[None]:
         raise StorageError(f"Cannot make {directory}: {error.strerror}.") from error
     me = _Holder.this_process()
     try:
-        with _alone(directory):
-            _take(path, me)
         try:
+            with _alone(directory):
+                _take(path, me)
             yield
         finally:
             if _Holder.read(path) == me:

@@ -181,8 +181,8 @@ def run(
         record = RunRecord.read(directory) if begun else None
         if record is not None:
             _refuse_unlike(record, config, directory)
-            for folder in (directory, directory / DELTAS_NAME, directory / "figures"):
-                remove_leftovers(folder)
+        for folder in (directory, directory / DELTAS_NAME, directory / "figures"):
+            remove_leftovers(folder)
         return _run(config, directory, record, plugins, progress, command, save)
 
 
