@@ -95,7 +95,8 @@ def test_a_fact_edited_anew_counts_where_it_was_edited_last() -> None:
 def test_the_batch_that_changed_an_answer_is_found(broken: int) -> None:
     model, backend = tiny_model(), RawBackend()
     history = [
-        entry_of(model, index, (one,), size=2.0 if index == broken else 1e-6) for index, one in enumerate(FACTS[:7])
+        entry_of(model, index, (one,), size=20.0 if index == broken else 1e-6, layers=(0, 1, 2))
+        for index, one in enumerate(FACTS[:7])
     ]
     backend.open(model)
     prompt = "Emmy Noether was born in"
@@ -115,9 +116,10 @@ def test_the_batch_that_changed_an_answer_is_found(broken: int) -> None:
 def test_an_answer_that_an_edit_brought_is_searched_from_there() -> None:
     model, backend = tiny_model(), RawBackend()
     backend.open(model)
-    sizes = [1e-6, 2.0, 1e-6, 1e-6, 2.0, 1e-6]
+    sizes = [1e-6, 20.0, 1e-6, 1e-6, 20.0, 1e-6]
     history = [
-        entry_of(model, index, (one,), size=size) for index, (one, size) in enumerate(zip(FACTS, sizes, strict=False))
+        entry_of(model, index, (one,), size=size, layers=(0, 1, 2))
+        for index, (one, size) in enumerate(zip(FACTS, sizes, strict=False))
     ]
     backend.rebuild([one.deltas for one in history[:2]])
     [brought] = model.generate([FACTS[1].text], max_new_tokens=3)
@@ -228,8 +230,13 @@ def test_verify_names_every_damage(tmp_path: Path) -> None:
         "cannot be read",
     ):
         assert sum(what in problem for problem in found.problems) == 1
-    assert len(found.notes) == 2
+    assert len(found.notes) == 1
     assert (found.lines, found.files) == (6, 4)
+    (tmp_path / "ledger.jsonl").write_bytes(b"".join(lines[:5]))
+    assert [Path(note.partition(":")[0]).name for note in verify(tmp_path).notes] == [
+        "batch-00004.safetensors",
+        "batch-00009.safetensors",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -281,7 +288,9 @@ def test_a_line_with_a_good_checksum_and_a_bad_content(tmp_path: Path, change: d
 
 def test_a_ledger_of_another_model_is_refused(tmp_path: Path) -> None:
     Ledger(tmp_path, HEADER).append(entry_of(tiny_model(), 0, FACTS[:1]))
-    with pytest.raises(RunError, match=r"is about another model: .* fingerprint ffffffffffff, those of 'b' have 000000"):
+    with pytest.raises(
+        RunError, match=r"is about another model: .* fingerprint ffffffffffff, those of 'b' have 000000"
+    ):
         Ledger.open(tmp_path, HeaderLine(model="b", fingerprint="0" * 64, editor="toy"))
 
 

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
     from editcore.models import LanguageModel
 
-__all__ = ["EditPack", "Manifest", "read_pack", "write_pack"]
+__all__ = ["EditPack", "Manifest", "content_hash", "read_pack", "write_pack"]
 
-_MANIFEST, _HASH = "editpack", "content_hash"
+MANIFEST, HASH = "editpack", "content_hash"
 
 
 class Manifest(BaseModel):
@@ -121,7 +121,7 @@ def write_pack(directory: Path, path: Path) -> EditPack:
         for side, factor in (("left", delta.left), ("right", delta.right))
     }
     text = manifest.model_dump_json()
-    write_tensors(path, tensors, {_MANIFEST: text, _HASH: _content_hash(text, tensors)})
+    write_tensors(path, tensors, {MANIFEST: text, HASH: content_hash(text, tensors)})
     return EditPack(path, manifest, tuple(entry.deltas for entry in history))
 
 
@@ -136,7 +136,7 @@ def read_pack(path: Path) -> EditPack:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            if _MANIFEST not in metadata:
+            if MANIFEST not in metadata:
                 raise RunError(f"{path} is not an edit pack: it has no manifest.")
             # The file's own table has been held against its length, so no tensor is larger than what is there.
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
@@ -144,10 +144,10 @@ def read_pack(path: Path) -> EditPack:
         raise RunError(f"{path} cannot be read ({error.strerror or error}).") from error
     except (SafetensorError, ValueError) as error:
         raise RunError(f"{path} is not an edit pack: {error}.") from error
-    if metadata.get(_HASH) != _content_hash(metadata[_MANIFEST], tensors):
+    if metadata.get(HASH) != content_hash(metadata[MANIFEST], tensors):
         raise RunError(f"{path} was changed or damaged after it was written: its content hash differs.")
     try:
-        manifest = Manifest.model_validate_json(metadata[_MANIFEST])
+        manifest = Manifest.model_validate_json(metadata[MANIFEST])
         return EditPack(path, manifest, _deltas(manifest, tensors))
     except ValidationError as error:
         raise RunError(
@@ -170,7 +170,8 @@ def _deltas(manifest: Manifest, tensors: Mapping[str, Tensor]) -> tuple[Mapping[
     return tuple(found[batch.batch] for batch in manifest.batches)
 
 
-def _content_hash(manifest: str, tensors: Mapping[str, Tensor]) -> str:
+def content_hash(manifest: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the manifest's text and every tensor: name, type, shape and bytes."""
     digest = hashlib.sha256(manifest.encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()

@@ -234,7 +234,6 @@ def _run(
         extensions=session.statistics(),
     )
     _write_results(result, before.scores, after.scores, config)
-    Before.remove(directory)
     if save is not None:
         session.save(save)
     return result
@@ -455,6 +454,7 @@ def _write_results(
         "notes": list(result.notes),
         "extensions": dict(result.extensions),
     }
+    Before.remove(result.directory)  # before the summary, which says that the run is finished
     write_text(result.directory / SUMMARY_NAME, json_text(summary, indent=2) + "\n")
 
 

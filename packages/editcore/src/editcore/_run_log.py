@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -59,11 +59,9 @@ class BatchLog:
             raise RunError(f"{self._path} cannot be read ({error.strerror}).") from error
         found = {}
         for line in lines:
-            try:
-                fields = json.loads(line)
-                found[int(fields["batch"])] = (fields["seconds"], dict(fields["stages"]))
-            except (ValueError, KeyError, TypeError):  # cut off
-                continue
+            with contextlib.suppress(ValidationError):  # cut off
+                times = _Times.model_validate_json(line)
+                found[times.batch] = (times.seconds, times.stages)
         return found
 
 
@@ -81,6 +79,14 @@ def _line(entry: LedgerEntry, seconds: float | None, stages: Mapping[str, float]
         "diagnostics": dict(entry.diagnostics),
         "evidence": [asdict(evidence) for evidence in entry.evidence],
     }
+
+
+class _Times(BaseModel):
+    """What of a line is not in the ledger."""
+
+    batch: int
+    seconds: float | None
+    stages: dict[str, float]
 
 
 class Before(BaseModel):

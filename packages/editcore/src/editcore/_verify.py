@@ -51,9 +51,9 @@ def verify(directory: Path, *, progress: Progress = silent) -> Verification:
                 problems += _damage(view)
             advance(1)
     notes = [ledger.note] if ledger.note else []
-    return Verification(
-        lines=len(read), files=len(files), problems=tuple(problems), notes=(*notes, *_strangers(directory, files))
-    )
+    if not any(isinstance(line, RunError) for line in read):  # otherwise it is not known what they speak of
+        notes += _strangers(directory, files)
+    return Verification(lines=len(read), files=len(files), problems=tuple(problems), notes=tuple(notes))
 
 
 def _damage(entry: LedgerEntry) -> Iterator[str]:

@@ -179,6 +179,9 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise HParamsError(f"Cannot read the configuration {path}: {error.strerror}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise HParamsError(f"{path} is not a TOML file: {error}.") from error
+    except (RecursionError, ValueError) as error:  # a number or a date that Python does not have
+        what = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise HParamsError(f"{path} is not a configuration: {what}.") from error
     tables = {name: value for name, value in values.items() if isinstance(value, dict)}
     options = {name.replace("-", "_"): value for name, value in values.items() if name not in tables}
     if "plugin" in options:  # as the option is called
