@@ -1,4 +1,4 @@
-"""Readers of files take what is odd or damaged with an error of ours, or take it. ``tools/fuzz.py`` tries more of it."""
+"""Readers of files take what is odd or damaged, or refuse it with an error of ours. ``tools/fuzz.py`` tries more."""
 
 from __future__ import annotations
 

@@ -317,7 +317,7 @@ def _configs(folder: Path) -> list[bytes]:
     return [
         b'editor = "emmet"\nplugins = ["replay"]\nedits = 100\nbatch-size = 20\n\n[emmet]\nlayers = [3]\n'
         b'clamp_norm_factor = 2.0\nmom2_update_weight = "auto"\n\n[replay]\nreplay_rate = 1.0\n',
-        b'editor = "memit"\nlayers = [1, 2]\nv_lr = 1e-1\nfact_token = "subject_last"\n',
+        b'editor = "memit"\n[memit]\nlayers = [1, 2]\nv_lr = 1e-1\nfact_token = "subject_last"\n',
     ]
 
 

@@ -24,7 +24,7 @@ app = typer.Typer(no_args_is_help=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. [default: the run's]")]
-Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Ids of edits; 'show --edits' lists them.")]
+Ids = Annotated[list[str] | None, typer.Argument(metavar="ID...", help="Ids of edits; 'show --edits' lists them.")]
 Batches = Annotated[list[int] | None, typer.Option("--batch", metavar="N", help="All edits of a batch.")]
 
 

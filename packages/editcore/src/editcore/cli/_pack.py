@@ -32,7 +32,7 @@ def pack(
 def apply(
     ctx: typer.Context,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A file that 'editctl pack' wrote.")],
-    prompts: Annotated[list[str] | None, typer.Argument(metavar="[PROMPT]...", help="What to continue.")] = None,
+    prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="What to continue.")] = None,
     model: Annotated[
         str | None, typer.Option(help="A catalogue name, a model folder or a hub id. [default: the pack's]")
     ] = None,

@@ -82,6 +82,7 @@ def run(
     plugins = loaded_plugins(ctx)
 
     from editcore._errors import EditcoreError, HParamsError, RunError
+    from editcore._lock import LOCK_NAME, locked
     from editcore._run import RunRecord, default_directory, has_begun, is_finished
     from editcore._run import run as run_job
     from editcore.cli._console import TerminalProgress
@@ -90,6 +91,9 @@ def run(
     if resume and out is None:
         raise HParamsError("--resume needs --out DIR, the directory of the run.")
     if resume and out is not None and is_finished(out):
+        if (out / LOCK_NAME).exists():  # its process was killed after the last write, or is about to end
+            with locked(out):
+                pass
         typer.echo(f"The run in {out} is finished; there is nothing to resume.")
         return
     begun = RunRecord.read(out) if resume and out is not None and has_begun(out) else None
