@@ -106,7 +106,11 @@ def _start(command: Sequence[str], directory: Path, log: Path) -> int:
     """``editctl run`` in a child, its output in a file; its process id."""
     import editcore._run
     import editcore.cli
-    import editcore.cli._run  # the parent imports once for all children
+    import editcore.cli._run
+    import matplotlib.backends.backend_agg
+    import pandas as pd  # the parent imports once for all children
+
+    pd.DataFrame({"a": [1]}).to_parquet(os.devnull)
 
     child = os.fork()
     if child:
