@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import json
 import os
 import random
@@ -23,6 +24,7 @@ __all__ = ["main"]
 
 TIMES = {"seconds", "seconds_per_edit", "peak_memory_bytes", "stages", "started", "command"}
 """Fields that may differ."""
+_HEAVY = ("editcore._run", "editcore._figures", "matplotlib.backends.backend_agg", "pandas", "pyarrow.parquet")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -104,13 +106,10 @@ def _plain(line: dict[str, object]) -> dict[str, object]:
 
 def _start(command: Sequence[str], directory: Path, log: Path) -> int:
     """``editctl run`` in a child, its output in a file; its process id."""
-    import editcore._run
     import editcore.cli
-    import editcore.cli._run
-    import matplotlib.backends.backend_agg
-    import pandas as pd  # the parent imports once for all children
 
-    pd.DataFrame({"a": [1]}).to_parquet(os.devnull)
+    for module in _HEAVY:  # the parent imports once for all children
+        importlib.import_module(module)
 
     child = os.fork()
     if child:
