@@ -199,7 +199,8 @@ def test_a_directory_with_a_run_is_left_alone(
         done = editctl("run", "--editor", "emmet", *options)
         assert (done.code, done.out) == (2, "")
         assert done.err == (
-            f"Error: {out} already holds a run ({name} is there). Give another --out, or remove the directory.\n"
+            f"Error: {out} already holds a run ({name} is there). Go on with it with --resume, give another --out, "
+            "or remove the directory.\n"
         )
         assert [path.read_text() for path in out.iterdir()] == ["precious"]
         (out / name).unlink()

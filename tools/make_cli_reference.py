@@ -34,7 +34,7 @@ def reference() -> str:
         command = waiting.pop(0)
         text = _help(command)
         pages.append(f"## editctl{''.join(f' {word}' for word in command)}\n\n```text\n{text}```\n")
-        waiting[:0] = [(*command, name) for name in _subcommands(text)]
+        waiting[:0] = [(*command, *_arguments(text), name) for name in _subcommands(text)]
     return "\n".join(pages)
 
 
@@ -67,6 +67,12 @@ def _subcommands(text: str) -> list[str]:
     """The names that a help page lists under "Commands:"."""
     _, _, listed = text.partition("\nCommands:\n")
     return re.findall(r"^  ([a-z][a-z0-9-]*)", listed, re.MULTILINE)
+
+
+def _arguments(text: str) -> list[str]:
+    """What stands before the subcommand: ``RUN`` of ``editctl ledger [OPTIONS] RUN COMMAND [ARGS]...``."""
+    usage = re.search(r"^Usage: .*\[OPTIONS\] (.*)COMMAND \[ARGS\]", text, re.MULTILINE)
+    return usage[1].replace("{", "").replace("}", "").split() if usage else []
 
 
 def main(arguments: list[str] | None = None) -> int:

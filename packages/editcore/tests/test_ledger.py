@@ -11,7 +11,9 @@ import pytest
 import torch
 from editcore import EditRequest, FactoredDelta, KnownTarget, RunError, StorageError
 from editcore._ledger import Ledger, LedgerEntry
+from editcore._ledger_lines import HeaderLine
 
+HEADER = HeaderLine(model="tiny", fingerprint="f" * 64, editor="toy")
 WEIGHT = "model.layers.1.mlp.down_proj.weight"
 
 
@@ -54,7 +56,7 @@ def assert_same(found: LedgerEntry, expected: LedgerEntry) -> None:
 @pytest.fixture
 def written(tmp_path: Path) -> Path:
     """A directory with batches 0, 1 and 3; batch 2 was rejected."""
-    ledger = Ledger(tmp_path)
+    ledger = Ledger(tmp_path, HEADER)
     for batch in (0, 1, 3):
         ledger.append(entry(batch))
     return tmp_path
@@ -72,8 +74,8 @@ def test_what_was_written_is_read(written: Path) -> None:
         assert_same(found, entry(found.batch))
     files = ["batch-00000.safetensors", "batch-00001.safetensors", "batch-00003.safetensors"]
     assert names(written) == [*(f"deltas/{name}" for name in files), "ledger.jsonl"]
-    record = json.loads((written / "ledger.jsonl").read_text().splitlines()[2].partition(" ")[2])
-    assert (record["batch"], record["file"], record["num_new"], record["scale"]) == (3, files[2], 1, 0.25)
+    record = json.loads((written / "ledger.jsonl").read_text().splitlines()[3].partition(" ")[2])
+    assert (record["batch"], record["file"]["name"], record["num_new"], record["scale"]) == (3, files[2], 1, 0.25)
 
 
 def test_a_ledger_in_memory_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +86,7 @@ def test_a_ledger_in_memory_writes_nothing(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_directory_without_a_ledger_has_an_empty_one(tmp_path: Path) -> None:
-    assert Ledger.open(tmp_path / "new").entries == []
+    assert Ledger.open(tmp_path / "new", HEADER).entries == []
     assert not (tmp_path / "new").exists()
     with pytest.raises(RunError, match=r"is not a run directory: ledger\.jsonl cannot be read"):
         Ledger.read(tmp_path / "new")
@@ -97,7 +99,7 @@ def test_batch_numbers_increase(written: Path) -> None:
 
 def test_ids_may_have_slashes(tmp_path: Path) -> None:
     odd = entry(0, ids=("a", "a/b"))
-    Ledger(tmp_path).append(odd)
+    Ledger(tmp_path, HEADER).append(odd)
     assert_same(Ledger.read(tmp_path).entries[0], odd)
 
 
@@ -109,7 +111,7 @@ def test_facts_may_share_a_tensor(tmp_path: Path) -> None:
         batch=0, requests=one.requests, weights=one.weights, num_new=1, deltas=one.deltas,
         known={"a": known, "b": known}, diagnostics={},
     )  # fmt: skip
-    Ledger(tmp_path).append(shared)
+    Ledger(tmp_path, HEADER).append(shared)
     assert_same(Ledger.read(tmp_path).entries[0], shared)
 
 
@@ -151,14 +153,14 @@ def test_a_flipped_bit_in_a_tensor_file_is_named(written: Path, place: int) -> N
     damaged = bytearray(path.read_bytes())
     damaged[place] ^= 4
     path.write_bytes(damaged)
-    with pytest.raises(RunError, match=r"line 2: .*batch-00001\.safetensors is not the file that was written"):
-        Ledger.read(written)
+    with pytest.raises(RunError, match=r"line 3: .*batch-00001\.safetensors is not the file that was written"):
+        Ledger.read(written).entries[1].deltas[WEIGHT]
 
 
 def test_a_missing_tensor_file_is_named(written: Path) -> None:
     (written / "deltas" / "batch-00003.safetensors").unlink()
-    with pytest.raises(RunError, match=r"line 3: .*batch-00003\.safetensors cannot be read \(No such file"):
-        Ledger.read(written)
+    with pytest.raises(RunError, match=r"line 4: .*batch-00003\.safetensors cannot be read \(No such file"):
+        Ledger.read(written).active()[2][WEIGHT]
 
 
 def test_tensors_are_on_the_disk_before_the_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +172,7 @@ def test_tensors_are_on_the_disk_before_the_line(tmp_path: Path, monkeypatch: py
         real(handle)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    Ledger(tmp_path).append(entry(0))
+    Ledger(tmp_path, HEADER).append(entry(0))
     tensors, folder, line, root = synced
     assert tensors.startswith(".batch-00000.safetensors.")
     assert (folder, line, root) == ("deltas", "ledger.jsonl", tmp_path.name)
@@ -214,7 +216,7 @@ def test_a_line_that_is_written_by_halves_is_taken_back(written: Path, monkeypat
     monkeypatch.setattr("editcore._ledger.write_tensors", lambda path, *_: path.write_bytes(b""))
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 20, limits[1]))
-        with pytest.raises(StorageError, match=r"ledger\.jsonl: File too large\. The batch was not kept\."):
+        with pytest.raises(StorageError, match=r"ledger\.jsonl: File too large\. The ledger is as it was\."):
             ledger.append(entry(4))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -226,7 +228,7 @@ def test_another_process_that_writes_is_noticed(written: Path) -> None:
     ours, theirs = Ledger.read(written), Ledger.read(written)
     theirs.append(entry(4))
     kept = names(written)
-    with pytest.raises(RunError, match=r"ledger\.jsonl was changed by another process\. The batch was not kept\."):
+    with pytest.raises(RunError, match=r"ledger\.jsonl was changed by another process\."):
         ours.append(entry(4))
     assert names(written) == kept
     assert_same(Ledger.read(written).entries[-1], entry(4))
@@ -234,10 +236,10 @@ def test_another_process_that_writes_is_noticed(written: Path) -> None:
     with pytest.raises(RunError, match="was changed by another process"):
         theirs.append(entry(5))
     with pytest.raises(RunError, match="was changed by another process"):
-        Ledger(written_again(written)).append(entry(0))
+        Ledger(written_again(written), HEADER).append(entry(0))
 
 
 def written_again(directory: Path) -> Path:
     """A ledger that was not read before it is written to."""
-    Ledger(directory).append(entry(0))
+    Ledger(directory, HEADER).append(entry(0))
     return directory

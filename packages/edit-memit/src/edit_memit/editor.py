@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from editcore import EditBatch, EditContext, Proposal
+from editcore import EditBatch, EditContext, FactoredDelta, Proposal
 from editcore.linalg import Metric, Update, solve_update
-from editcore.locate_then_edit import Prepared, prepare, propose
+from editcore.locate_then_edit import Prepared, prepare, propose, resolve
 
 from edit_memit.hparams import MemitHParams
 
@@ -47,6 +47,29 @@ class MemitEditor:
             self.prepare(model, context)
         assert self._prepared is not None
         return propose(model, batch, context, hparams=self.hparams, prepared=self._prepared, solve=_solve, ridge=_RIDGE)
+
+    def resolve(
+        self,
+        model: LanguageModel,
+        batch: EditBatch,
+        deltas: Mapping[str, FactoredDelta],
+        rows: Sequence[int],
+        context: EditContext,
+    ) -> Mapping[str, FactoredDelta] | None:
+        """Solve a batch of one layer again without some of its facts."""
+        if self._prepared is None:
+            self.prepare(model, context)
+        assert self._prepared is not None
+        return resolve(
+            model,
+            batch,
+            deltas,
+            rows,
+            hparams=self.hparams,
+            prepared=self._prepared,
+            solve=_solve,
+            ridge=_RIDGE,
+        )
 
 
 def _solve(keys: Tensor, residuals: Tensor, metric: Metric, weights: Tensor) -> Update:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from editcore import (
     AfterBatch,
+    AfterUndo,
     BatchAddition,
     BeforeBatch,
     BeforeRun,
@@ -57,10 +58,7 @@ class ReplayExtension:
     @hookimpl
     def editcore_before_run(self, event: BeforeRun) -> None:
         """Rebuild the buffer from the batches that are already applied."""
-        self.buffer = self._empty_buffer()
-        for entry in event.history:
-            self._absorb(entry.batch, entry.requests, entry.num_new, entry.known)
-        self._check(event.model)
+        self._rebuild(event)
 
     @hookimpl
     def editcore_before_batch(self, event: BeforeBatch) -> BatchAddition | None:
@@ -90,6 +88,11 @@ class ReplayExtension:
         self._absorb(event.batch.index, event.batch.requests, event.batch.num_new, event.proposal.known)
         self._check(event.model)
 
+    @hookimpl
+    def editcore_after_undo(self, event: AfterUndo) -> None:
+        """Rebuild the buffer from what is active now: facts that are undone are no longer replayed."""
+        self._rebuild(event)
+
     def statistics(self) -> dict[str, float | int | None]:
         """For results: the buffer's counts, and how well the model holds what is in it."""
         strengths = [record.strength for record in self.buffer.records if record.strength is not None]
@@ -102,6 +105,12 @@ class ReplayExtension:
 
     def _empty_buffer(self) -> ReplayBuffer:
         return ReplayBuffer(self.hparams.replay_buffer_size, eviction=self.hparams.replay_eviction)
+
+    def _rebuild(self, event: BeforeRun | AfterUndo) -> None:
+        self.buffer = self._empty_buffer()
+        for entry in event.history:
+            self._absorb(entry.batch, entry.requests, entry.num_new, entry.known)
+        self._check(event.model)
 
     def _absorb(
         self, batch: int, requests: Sequence[EditRequest], num_new: int, known: Mapping[str, KnownTarget]

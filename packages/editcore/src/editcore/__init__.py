@@ -27,6 +27,7 @@ from editcore._events import (
     AfterBatch,
     AfterEvaluation,
     AfterRun,
+    AfterUndo,
     BatchAddition,
     BeforeApply,
     BeforeBatch,
@@ -52,7 +53,15 @@ from editcore._specs import (
 if TYPE_CHECKING:
     from editcore._hparams import HParams
     from editcore._plugins import Plugins
-    from editcore._protocols import Backend, EditContext, Editor, Evaluator, ExtensionContext, ReportsStatistics
+    from editcore._protocols import (
+        Backend,
+        EditContext,
+        Editor,
+        Evaluator,
+        ExtensionContext,
+        ReportsStatistics,
+        Resolves,
+    )
     from editcore._session import EditSession
     from editcore._values import (
         EditBatch,
@@ -71,6 +80,7 @@ __all__ = [
     "AfterBatch",
     "AfterEvaluation",
     "AfterRun",
+    "AfterUndo",
     "Backend",
     "BackendSpec",
     "BatchAddition",
@@ -112,6 +122,7 @@ __all__ = [
     "Registration",
     "ReportsStatistics",
     "RequestError",
+    "Resolves",
     "RunError",
     "StatisticsError",
     "StorageError",
@@ -141,6 +152,7 @@ _ON_FIRST_USE = {
     "Plugins": "editcore._plugins",
     "Proposal": "editcore._values",
     "ReportsStatistics": "editcore._protocols",
+    "Resolves": "editcore._protocols",
 }
 
 if not TYPE_CHECKING:  # a type checker that saw these would believe in every name

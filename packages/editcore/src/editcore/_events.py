@@ -16,6 +16,7 @@ __all__ = [
     "AfterBatch",
     "AfterEvaluation",
     "AfterRun",
+    "AfterUndo",
     "BatchAddition",
     "BeforeApply",
     "BeforeBatch",
@@ -38,7 +39,8 @@ class BeforeRun:
 
     model: LanguageModel
     history: Sequence[LedgerEntry]
-    """Batches that are already active, oldest first: empty for a new run, filled when one is resumed."""
+    """Batches that are already active, without the edits that are undone, oldest first: empty for a new run, filled
+    when one is resumed."""
     directory: Path | None
     """The run directory, or ``None`` for a session in memory."""
 
@@ -93,6 +95,19 @@ class AfterBatch:
     entry: LedgerEntry
     seconds: float
     """Wall time of the whole batch, without evaluation."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AfterUndo:
+    """Edits were taken out of the model, or put back."""
+
+    model: LanguageModel
+    history: Sequence[LedgerEntry]
+    """What is active now, oldest first, as in :class:`BeforeRun`."""
+    undone: tuple[EditRequest, ...]
+    """Requests that are out now and were not before."""
+    redone: tuple[EditRequest, ...]
+    """Requests that are back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +19,15 @@ from editcore._errors import StorageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["json_text", "replacing", "sync_directory", "write_tensors", "write_text"]
+__all__ = [
+    "json_text",
+    "remove_leftovers",
+    "replacing",
+    "sync_directory",
+    "uninterrupted",
+    "write_tensors",
+    "write_text",
+]
 
 
 @contextmanager
@@ -44,6 +55,13 @@ def replacing(path: Path) -> Iterator[Path]:
         raise StorageError(f"Cannot write {path}: {error.strerror or error}.") from error
 
 
+def remove_leftovers(directory: Path) -> None:
+    """Remove the temporary files of :func:`replacing` whose process was killed. Nothing else may write there now."""
+    for path in directory.iterdir() if directory.is_dir() else ():
+        if re.fullmatch(r"\..+(\.\w+)\.[a-z0-9_]{8}\1", path.name):
+            path.unlink(missing_ok=True)
+
+
 def sync_directory(directory: Path) -> None:
     """Make a new or renamed file's name durable, where the system can open a directory."""
     if os.name != "posix":
@@ -53,6 +71,23 @@ def sync_directory(directory: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits until the block is done: what belongs together is done together."""
+    usual = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or usual is None:
+        yield  # signals go to the main thread, and a handler that is not Python's cannot be put back
+        return
+    asked: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _frame: asked.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    if asked:
+        signal.raise_signal(signal.SIGINT)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,4 +1,4 @@
-"""The hooks of editcore: nine registrations and six moments in a run.
+"""The hooks of editcore: nine registrations and seven moments in a run.
 
 Registration hooks are implemented at module level in a plugin's ``plugin.py`` and only announce. Lifecycle hooks are
 implemented as methods of an extension, and are called only in the runs that ask for it (``--plugin NAME``).
@@ -14,6 +14,7 @@ from editcore._events import (
     AfterBatch,
     AfterEvaluation,
     AfterRun,
+    AfterUndo,
     BatchAddition,
     BeforeApply,
     BeforeBatch,
@@ -169,6 +170,16 @@ class LifecycleHooks:
 
         Called once per applied batch, in the order of the batches, after the deltas are in the model and durable in the
         ledger, before any evaluation. The model must not be changed. The return value is ignored.
+        """
+        raise NotImplementedError
+
+    @hookspec
+    def editcore_after_undo(self, event: AfterUndo) -> None:
+        """React to edits that were undone or redone.
+
+        Called once per undo or redo of a session, after the ledger is durable and the model is rebuilt. What was kept
+        of the undone edits must go, and that of the redone ones come back: ``event.history`` holds what is active, as
+        in ``editcore_before_run``. The model must not be changed. The return value is ignored.
         """
         raise NotImplementedError
 

@@ -116,7 +116,7 @@ def parse_assignment(text: str) -> tuple[str, object]:
         raise HParamsError(f"--set takes KEY=VALUE, found '{text}'. For example: --set kl_factor=0.1")
     try:
         parsed = tomllib.loads(f"value = {value}")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return key, value
     if parsed.keys() != {"value"} or not isinstance(parsed["value"], bool | int | float | str | list | dict):
         return key, value

@@ -28,6 +28,7 @@ from editcore._events import (
     AfterBatch,
     AfterEvaluation,
     AfterRun,
+    AfterUndo,
     BatchAddition,
     BeforeApply,
     BeforeBatch,
@@ -280,6 +281,10 @@ class Lifecycle:
     def after_batch(self, event: AfterBatch) -> None:
         """``editcore_after_batch``"""
         self._call("editcore_after_batch", event)
+
+    def after_undo(self, event: AfterUndo) -> None:
+        """``editcore_after_undo``"""
+        self._call("editcore_after_undo", event)
 
     def after_evaluation(self, event: AfterEvaluation) -> None:
         """``editcore_after_evaluation``"""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from editcore.models import LanguageModel
     from editcore.statistics import StatisticsStore
 
-__all__ = ["Backend", "EditContext", "Editor", "Evaluator", "ExtensionContext", "ReportsStatistics"]
+__all__ = ["Backend", "EditContext", "Editor", "Evaluator", "ExtensionContext", "ReportsStatistics", "Resolves"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +62,38 @@ class Editor(Protocol):
 
         Raises:
             EditcoreError: a subject is not found, a system is singular, a value is not finite.
+        """
+        ...
+
+
+@runtime_checkable
+class Resolves(Protocol):
+    """An editor that can solve a batch again without some of its facts, from what the ledger keeps of it alone.
+
+    Without it, and where it answers ``None``, the rest of the batch is proposed again, with the targets it had, on the
+    model as it was before the batch.
+    """
+
+    def resolve(
+        self,
+        model: LanguageModel,
+        batch: EditBatch,
+        deltas: Mapping[str, FactoredDelta],
+        rows: Sequence[int],
+        context: EditContext,
+    ) -> Mapping[str, FactoredDelta] | None:
+        """What the editor would have proposed for some requests of a batch, on the model that it saw then.
+
+        It must depend on the arguments and on what :meth:`Editor.prepare` learnt alone, not on the model's present
+        weights: undoing in any order then gives the same bits.
+
+        Args:
+            batch: as it was solved, with the key and value of every request in ``known``.
+            deltas: as they were solved (and scaled) for all of it.
+            rows: indices of the requests that stay, in ascending order; at least one.
+
+        Returns:
+            Deltas, scaled as ``deltas`` are, or ``None`` if what is kept does not suffice (several layers).
         """
         ...
 

@@ -18,25 +18,41 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from editcore._errors import HParamsError, RunError, UnknownNameError
-from editcore._files import json_text, replacing, write_text
-from editcore._ledger import LEDGER_NAME, Ledger
+from editcore._files import json_text, remove_leftovers, replacing, write_text
+from editcore._ledger import DELTAS_NAME, LEDGER_NAME, Ledger
+from editcore._lock import locked
 from editcore._memory import peak_memory_bytes
 from editcore._plugins import Plugins
 from editcore._progress import Progress, silent
 from editcore._protocols import Backend
-from editcore._session import BatchResult, EditSession, make_backend
+from editcore._run_log import BatchLog, Before
+from editcore._session import EditSession, make_backend
 from editcore._values import EditRequest, FactRecord, first_problem
 from editcore.datasets import check_records, load_records
+from editcore.evaluation import summarize
 from editcore.models import CATALOGUE, LanguageModel
 
 if TYPE_CHECKING:
     from editcore.evaluation import PromptScore, Summary
 
-__all__ = ["RunConfig", "RunResult", "Sample", "open_run", "run"]
+__all__ = [
+    "RunConfig",
+    "RunRecord",
+    "RunResult",
+    "Sample",
+    "has_begun",
+    "is_finished",
+    "open_run",
+    "open_session",
+    "run",
+    "write_run",
+]
 
 _log = logging.getLogger(__name__)
 
 RUN_NAME = "run.json"
+REQUESTS_NAME = "requests.jsonl"
+SUMMARY_NAME = "summary.json"
 _VERSIONED = ("editcore", "torch", "transformers", "numpy", "pandas", "safetensors", "tokenizers")
 _SAMPLES = 3
 _SAMPLE_TOKENS = 8
@@ -143,69 +159,135 @@ def run(
     progress: Progress = silent,
     command: Sequence[str] = (),
     save: Path | None = None,
+    resume: bool = False,
 ) -> RunResult:
     """Edit, measure and write the run directory; with ``save``, the edited model as a normal folder too.
 
-    What can be wrong with names, settings, data and the directory is found before anything is written.
+    What can be wrong with names, settings, data and the directory is found before anything is written. Whatever ends
+    the process, a run that has its ``run.json`` can be resumed: weights, ledger and results are then, to the bit, those
+    of a run that nothing had ended.
+
+    Args:
+        resume: go on with the run in ``directory``, if one was begun there; ``config`` must be that run's.
 
     Raises:
         EditcoreError: the input is wrong, or a batch could not be solved; batches before it stay in the directory.
     """
     plugins = plugins or Plugins.load()
-    _refuse_used(directory)
+    begun = resume and has_begun(directory)
+    if not begun:
+        _refuse_used(directory)
+    with locked(directory):
+        record = RunRecord.read(directory) if begun else None
+        if record is not None:
+            _refuse_unlike(record, config, directory)
+        for folder in (directory, directory / DELTAS_NAME, directory / "figures"):
+            remove_leftovers(folder)
+        return _run(config, directory, record, plugins, progress, command, save)
+
+
+def _run(
+    config: RunConfig,
+    directory: Path,
+    record: RunRecord | None,
+    plugins: Plugins,
+    progress: Progress,
+    command: Sequence[str],
+    save: Path | None,
+) -> RunResult:
     clock = _Stages()
-    records, notes = _records(config, plugins)
+    records, notes = _records(config, plugins) if record is None else (recorded(directory), list(record.notes))
     with clock.stage("model"):
-        session = EditSession.open(
-            config.model,
-            editor=config.editor,
-            plugins=config.plugins,
-            backend=config.backend,
-            preset=config.preset,
-            settings=config.settings,
-            corpus=config.corpus,
-            corpus_tokens=config.corpus_tokens,
-            seed=config.seed,
-            device=config.device,
-            dtype=config.dtype,
-            directory=directory,
-            registry=plugins,
-            progress=progress,
-        )
+        session = open_fresh(config, directory, record, plugins, progress)
+    prompts = [one.request.text for one in records[:_SAMPLES]]
     with clock.stage("before"):
-        scores_before, before = session.evaluate(records, phase="before")
-        prompts = [record.request.text for record in records[:_SAMPLES]]
-        said_before = session.generate(prompts, max_new_tokens=_SAMPLE_TOKENS)
-    _write_run(directory, config, session, command)
-    write_text(directory / "requests.jsonl", "".join(record.model_dump_json() + "\n" for record in records))
-    batches = _edit(session, [record.request for record in records], config.batch_size, directory, progress)
-    kept = _kept(records, batches)
+        before = Before.read(directory) if record is not None else None
+        if before is None:
+            before = session.without_edits(lambda: _measure(session, records, prompts, phase="before"))
+    if record is None:
+        _write_begun(directory, config, session, command, records, notes, before)
+    else:
+        record.compare(session)
+    log = BatchLog(directory, session.ledger)
+    _edit(session, [one.request for one in records], config.batch_size, log, progress)
+    for line in log.lines:
+        clock.add_batch(line)
+    active, applied = ({one.id for one in requests} for requests in (session.requests, session.ledger.written()))
     with clock.stage("after"):
-        scores_after, after = session.evaluate(kept, phase="after")
-        said_after = session.generate(prompts, max_new_tokens=_SAMPLE_TOKENS)
+        kept = [one for one in records if one.request.id in active]
+        after = _measure(session, kept, prompts, phase="after")
     session.finish()
-    for batch in batches:
-        clock.add_batch(batch)
     result = RunResult(
         directory=directory,
-        before=before,
-        after=after,
+        before=summarize(before.scores),
+        after=summarize(after.scores),
         samples=tuple(
-            Sample(prompt=record.request.text, target_new=record.request.target_new, before=old, after=new)
-            for record, old, new in zip(records, said_before, said_after, strict=False)
+            Sample(prompt=one.request.text, target_new=one.request.target_new, before=old, after=new)
+            for one, old, new in zip(records, before.said, after.said, strict=False)
         ),
         edits=len(session.requests),
-        rejected=len(records) - len(kept),
+        rejected=sum(one.request.id not in applied for one in records),
         seconds=clock.seconds,
-        seconds_per_edit=sum(batch.seconds for batch in batches) / len(records),
+        seconds_per_edit=_seconds_per_edit(log.lines),
         peak_memory_bytes=peak_memory_bytes(session.model.device),
-        notes=tuple(dict.fromkeys([*notes, *(note for batch in batches for note in batch.proposal.notes)])),
+        notes=tuple(dict.fromkeys([*notes, *(note for entry in session.ledger.batches for note in entry.notes)])),
         extensions=session.statistics(),
     )
-    _write_results(result, scores_before, scores_after, config)
+    _write_results(result, before.scores, after.scores, config)
     if save is not None:
         session.save(save)
     return result
+
+
+def open_fresh(
+    config: RunConfig, directory: Path, record: RunRecord | None, plugins: Plugins, progress: Progress
+) -> EditSession:
+    """The session of a run in its directory, with what is there already.
+
+    One that was begun has its settings resolved, whatever presets say now.
+    """
+    named = {config.editor, config.backend, *config.plugins}
+    settings = (
+        config.settings if record is None else {name: record.settings[name] for name in record.settings.keys() & named}
+    )
+    return EditSession.open(
+        config.model if record is None else record.source,
+        editor=config.editor,
+        plugins=config.plugins,
+        backend=config.backend,
+        preset=config.preset if record is None else None,
+        settings=settings,
+        corpus=config.corpus,
+        corpus_tokens=config.corpus_tokens,
+        seed=config.seed,
+        device=config.device,
+        dtype=config.dtype,
+        directory=directory,
+        registry=plugins,
+        progress=progress,
+    )
+
+
+def has_begun(directory: Path) -> bool:
+    """Whether there is a run that can be opened, and resumed unless it is finished."""
+    return (directory / RUN_NAME).exists()
+
+
+def is_finished(directory: Path) -> bool:
+    """Whether there is a run that was measured to its end."""
+    return has_begun(directory) and (directory / SUMMARY_NAME).exists()
+
+
+def _measure(session: EditSession, records: Sequence[FactRecord], prompts: Sequence[str], *, phase: str) -> Before:
+    scores, _ = session.evaluate(records, phase=phase)
+    return Before(scores=tuple(scores), said=tuple(session.generate(prompts, max_new_tokens=_SAMPLE_TOKENS)))
+
+
+def _seconds_per_edit(log: Sequence[Mapping[str, Any]]) -> float:
+    """Over the batches whose time is known."""
+    timed = [line for line in log if line["seconds"] is not None]
+    seconds, facts = (sum(float(line[name]) for line in timed) for name in ("seconds", "new"))
+    return seconds / max(1.0, facts)
 
 
 def _refuse_used(directory: Path) -> None:
@@ -214,7 +296,8 @@ def _refuse_used(directory: Path) -> None:
     for name in (RUN_NAME, LEDGER_NAME):
         if (directory / name).exists():
             raise RunError(
-                f"{directory} already holds a run ({name} is there). Give another --out, or remove the directory."
+                f"{directory} already holds a run ({name} is there). Go on with it with --resume, give another --out, "
+                "or remove the directory."
             )
     # Found now rather than after the model was loaded and measured.
     above = next(path for path in (directory, *directory.absolute().parents) if path.exists())
@@ -236,45 +319,17 @@ def _records(config: RunConfig, plugins: Plugins) -> tuple[list[FactRecord], lis
 
 
 def _edit(
-    session: EditSession, requests: Sequence[EditRequest], batch_size: int, directory: Path, progress: Progress
-) -> list[BatchResult]:
-    """Batch after batch, each logged to ``batches.jsonl`` once it is applied or rejected."""
-    results: list[BatchResult] = []
+    session: EditSession, requests: Sequence[EditRequest], batch_size: int, log: BatchLog, progress: Progress
+) -> None:
+    """Batch after batch of what the ledger does not have yet, each logged once it is applied or rejected."""
+    handled = {name for entry in session.ledger.batches for name in entry.new_ids}
+    waiting = [request for request in requests if request.id not in handled]
     size = min(batch_size, session.max_batch or batch_size)  # what the session would split is logged batch by batch
-    with progress.task("editing", len(requests)) as advance:
-        for start in range(0, len(requests), size):
-            for result in session.edit(requests[start : start + size]):
-                results.append(result)
-                _log_batch(directory, result)
+    with progress.task("editing", len(waiting)) as advance:
+        for start in range(0, len(waiting), size):
+            for result in session.edit(waiting[start : start + size]):
+                log.add(session.ledger.batch(result.batch.index), result.seconds, result.proposal.seconds)
                 advance(result.batch.num_new)
-    return results
-
-
-def _log_batch(directory: Path, result: BatchResult) -> None:
-    proposal = result.proposal
-    line = {
-        "batch": result.batch.index,
-        "applied": result.applied,
-        "reason": result.reason,
-        "verdicts": {name: asdict(verdict) for name, verdict in result.verdicts.items()},
-        "new": result.batch.num_new,
-        "replayed": len(result.batch) - result.batch.num_new,
-        "seconds": result.seconds,
-        "stages": dict(proposal.seconds),
-        "notes": list(proposal.notes),
-        "diagnostics": dict(proposal.diagnostics),
-        "evidence": [asdict(evidence) for evidence in proposal.evidence],
-    }
-    try:
-        with (directory / "batches.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json_text(line) + "\n")
-    except OSError as error:
-        raise RunError(f"Cannot write {directory / 'batches.jsonl'}: {error.strerror}.") from error
-
-
-def _kept(records: Sequence[FactRecord], batches: Sequence[BatchResult]) -> list[FactRecord]:
-    rejected = {request.id for batch in batches if not batch.applied for request in batch.batch.new_requests}
-    return [record for record in records if record.request.id not in rejected]
 
 
 class _Stages:
@@ -289,11 +344,11 @@ class _Stages:
     def add(self, name: str, seconds: float) -> None:
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
-    def add_batch(self, batch: BatchResult) -> None:
-        """A batch's time by the stages that its proposal names; the rest is ``other``."""
-        for name, seconds in batch.proposal.seconds.items():
+    def add_batch(self, line: Mapping[str, Any]) -> None:
+        """A logged batch's time by the stages that its proposal named; the rest is ``other``."""
+        for name, seconds in line["stages"].items():
             self.add(name, seconds)
-        self.add("other", batch.seconds - sum(batch.proposal.seconds.values()))
+        self.add("other", (line["seconds"] or 0.0) - sum(line["stages"].values()))
 
 
 class _Stopwatch:
@@ -307,7 +362,30 @@ class _Stopwatch:
         self._stages.add(self._name, time.perf_counter() - self._start)
 
 
-def _write_run(directory: Path, config: RunConfig, session: EditSession, command: Sequence[str]) -> None:
+def _write_begun(
+    directory: Path,
+    config: RunConfig,
+    session: EditSession,
+    command: Sequence[str],
+    records: Sequence[FactRecord],
+    notes: Sequence[str],
+    before: Before,
+) -> None:
+    """What a run needs to be resumed; with ``run.json``, which comes last, it is begun."""
+    before.write(directory)
+    write_text(directory / REQUESTS_NAME, "".join(record.model_dump_json() + "\n" for record in records))
+    write_run(directory, config, session, command=command, notes=notes)
+
+
+def write_run(
+    directory: Path,
+    config: RunConfig,
+    session: EditSession,
+    *,
+    command: Sequence[str] = (),
+    notes: Sequence[str] = (),
+) -> None:
+    """Write ``run.json``: everything that decides the result, and what was learnt from the unedited model."""
     record = {
         "config": config.model_dump(mode="json"),
         "settings": {name: settings.model_dump(mode="json") for name, settings in session.settings.items()},
@@ -326,6 +404,7 @@ def _write_run(directory: Path, config: RunConfig, session: EditSession, command
         "python": platform.python_version(),
         "platform": platform.platform(),
         "seed": config.seed,
+        "notes": list(notes),
         "command": shlex.join(command) if command else None,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -375,7 +454,107 @@ def _write_results(
         "notes": list(result.notes),
         "extensions": dict(result.extensions),
     }
-    write_text(result.directory / "summary.json", json_text(summary, indent=2) + "\n")
+    Before.remove(result.directory)  # before the summary, which says that the run is finished
+    write_text(result.directory / SUMMARY_NAME, json_text(summary, indent=2) + "\n")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """What ``run.json`` says of a run."""
+
+    config: RunConfig
+    settings: Mapping[str, Mapping[str, Any]]
+    """Every hyperparameter, by the name of editor, backend or extension."""
+    model: Mapping[str, Any]
+    """Name, folder if it is one, fingerprint and layout."""
+    versions: Mapping[str, str]
+    provenance: Mapping[str, Any]
+    notes: tuple[str, ...]
+
+    @classmethod
+    def read(cls, directory: Path) -> RunRecord:
+        """The record of a run directory.
+
+        Raises:
+            RunError: there is none, or it is damaged.
+        """
+        path = directory / RUN_NAME
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            return cls(
+                config=RunConfig(**record["config"]),
+                settings={name: dict(values) for name, values in record["settings"].items()},
+                model={"folder": None, **record["model"], "fingerprint": str(record["model"]["fingerprint"])},
+                versions=dict(record["versions"]),
+                provenance=dict(record["provenance"]),
+                notes=tuple(map(str, record["notes"])),
+            )
+        except OSError as error:
+            raise RunError(
+                f"{directory} is not a run directory: {RUN_NAME} cannot be read ({error.strerror})."
+            ) from error
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise RunError(f"{path} is damaged: {' '.join(str(error).split())}.") from error
+
+    @property
+    def source(self) -> str:
+        """Where the model is loaded from."""
+        folder = self.model["folder"]
+        return folder if isinstance(folder, str) and Path(folder).is_dir() else self.config.model
+
+    def check(self, model: LanguageModel) -> None:
+        """Refuse a model with other weights than the run's.
+
+        Raises:
+            RunError: they differ.
+        """
+        expected = self.model["fingerprint"]
+        if model.base_fingerprint != expected:
+            raise RunError(
+                f"The model '{self.config.model}' is not the one of the run: its weights have the fingerprint "
+                f"{model.base_fingerprint[:12]}, the run's base had {expected[:12]}."
+            )
+
+    def compare(self, session: EditSession) -> None:
+        """Warn of what may keep a resumed run from giving the bits of an uninterrupted one.
+
+        Raises:
+            RunError: the model has other weights than the run's.
+        """
+        self.check(session.model)
+        now = _versions(session.plugins)
+        for name, version_then in self.versions.items():
+            if now.get(name) != version_then:
+                _log.warning("%s was %s when the run began and is %s now.", name, version_then, now.get(name))
+        if json.loads(json_text(dict(session.provenance))) != self.provenance:
+            _log.warning("What the editor learns from the unedited model is not what it was when the run began.")
+
+
+def _refuse_unlike(record: RunRecord, config: RunConfig, directory: Path) -> None:
+    if is_finished(directory):
+        raise RunError(
+            f"The run in {directory} is finished; there is nothing to resume. "
+            "'editctl generate RUN PROMPT' speaks with its model."
+        )
+    for name in RunConfig.model_fields:
+        was, asked = getattr(record.config, name), getattr(config, name)
+        if was != asked:
+            option = "--set" if name == "settings" else f"--{name.replace('_', '-')}"
+            raise RunError(
+                f"{option}: {asked} was asked for, but the run in {directory} has {was}. A resumed run takes "
+                "everything from its run.json; leave the option out, or start a new run with another --out."
+            )
+
+
+def recorded(directory: Path) -> list[FactRecord]:
+    """The records that the run began with."""
+    path = directory / REQUESTS_NAME
+    try:
+        return [FactRecord.model_validate_json(line) for line in path.read_bytes().splitlines()]
+    except OSError as error:
+        raise RunError(f"{path} cannot be read ({error.strerror}); the run cannot be resumed.") from error
+    except ValidationError as error:
+        raise RunError(f"{path} is damaged ({first_problem(error)}); the run cannot be resumed.") from error
 
 
 def open_run(
@@ -387,30 +566,30 @@ def open_run(
         RunError: there is no run, a file is damaged, or the model has other weights than the run's.
     """
     plugins = plugins or Plugins.load()
-    path = directory / RUN_NAME
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        config = RunConfig(**record["config"])
-        expected, folder = record["model"]["fingerprint"], record["model"].get("folder")
-        settings = record["settings"]
-    except OSError as error:
-        raise RunError(f"{directory} is not a run directory: {RUN_NAME} cannot be read ({error.strerror}).") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path} is damaged: {' '.join(str(error).split())}.") from error
-    ledger = Ledger.open(directory)
-    backend, _ = make_backend(plugins.backend(config.backend), settings.get(config.backend, {}))
-    source = folder if folder is not None and Path(folder).is_dir() else config.model
+    record = RunRecord.read(directory)
+    config = record.config
+    ledger = Ledger.read(directory)
+    backend, _ = make_backend(plugins.backend(config.backend), record.settings.get(config.backend, {}))
     model = LanguageModel.load(
-        source, device=device or config.device, dtype=config.dtype, plugins=plugins, progress=progress
+        record.source, device=device or config.device, dtype=config.dtype, plugins=plugins, progress=progress
     )
-    if model.base_fingerprint != expected:
-        raise RunError(
-            f"The model '{config.model}' is not the one of the run: its weights have the fingerprint "
-            f"{model.base_fingerprint[:12]}, the run's base had {expected[:12]}."
-        )
+    record.check(model)
     backend.open(model)
     backend.rebuild(ledger.active())
     return model, ledger, backend
+
+
+def open_session(directory: Path, *, plugins: Plugins | None = None, progress: Progress = silent) -> EditSession:
+    """The session of a run, with the extensions and settings that it had.
+
+    Raises:
+        RunError: as :func:`open_run`.
+    """
+    plugins = plugins or Plugins.load()
+    record = RunRecord.read(directory)
+    session = open_fresh(record.config, directory, record, plugins, progress)
+    record.check(session.model)
+    return session
 
 
 def default_directory(config: RunConfig) -> Path:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 
@@ -17,20 +17,23 @@ from editcore._events import (
     AfterBatch,
     AfterEvaluation,
     AfterRun,
+    AfterUndo,
     BatchAddition,
     BeforeApply,
     BeforeBatch,
     BeforeRun,
     Verdict,
 )
-from editcore._files import json_text
+from editcore._files import json_text, uninterrupted
 from editcore._hparams import HParams, build, describe, list_presets, load_preset
 from editcore._ledger import Ledger, LedgerEntry
+from editcore._ledger_lines import HeaderLine
 from editcore._plugins import Lifecycle, Plugins, boundary, lifecycle, resolve
 from editcore._progress import Progress, silent
-from editcore._protocols import Backend, EditContext, Editor, Evaluator, ExtensionContext, ReportsStatistics
+from editcore._protocols import Backend, EditContext, Editor, Evaluator, ExtensionContext, ReportsStatistics, Resolves
 from editcore._specs import BackendSpec, EditorSpec, Spec
-from editcore._values import EditBatch, EditRequest, FactoredDelta, FactRecord, Proposal
+from editcore._undo import change
+from editcore._values import EditBatch, EditRequest, FactoredDelta, FactRecord, KnownTarget, Proposal
 from editcore.models import LanguageModel
 from editcore.statistics import StatisticsStore
 
@@ -40,6 +43,8 @@ if TYPE_CHECKING:
 __all__ = ["BatchResult", "EditSession", "make_backend"]
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,14 +101,15 @@ class EditSession:
         self._editor, self._editor_spec, self._backend = parts.editor, parts.editor_spec, parts.backend
         self._lifecycle = lifecycle
         self.extensions = parts.extensions
-        self.next_batch = ledger.entries[-1].batch + 1 if ledger.entries else 0
+        self.next_batch = ledger.batches[-1].batch + 1 if ledger.batches else 0
         """Index of the next batch. A rejected batch has used its index up, one that failed has not."""
         # Everything that reads the unedited model happens here, before the first delta.
         self.provenance: Mapping[str, Any] = self._editor.prepare(model, context)
         self._backend.open(model)
-        if ledger.entries:
-            self._backend.rebuild(ledger.active())
-        self._lifecycle.before_run(BeforeRun(model=model, history=tuple(ledger.entries), directory=ledger.directory))
+        history = ledger.history()
+        if history:
+            self._backend.rebuild([entry.deltas for entry in history])
+        self._lifecycle.before_run(BeforeRun(model=model, history=history, directory=ledger.directory))
 
     @classmethod
     def open(
@@ -143,18 +149,28 @@ class EditSession:
         if isinstance(model, str):
             model = LanguageModel.load(model, device=device, dtype=dtype, plugins=registry, progress=progress)
         store = StatisticsStore(model, corpus=corpus, tokens=corpus_tokens, seed=seed, progress=progress)
+        header = HeaderLine(model=model.name, fingerprint=model.base_fingerprint, editor=editor)
         return cls(
             model,
             parts,
-            ledger=Ledger.open(directory) if directory is not None else Ledger(),
+            ledger=Ledger.open(directory, header) if directory is not None else Ledger(header=header),
             context=EditContext(statistics=store, seed=seed, progress=progress),
             lifecycle=lifecycle(parts.extensions),
             plugins=registry,
         )
 
-    def edit(self, requests: Sequence[EditRequest], *, batch_size: int | None = None) -> list[BatchResult]:
+    def edit(
+        self,
+        requests: Sequence[EditRequest],
+        *,
+        batch_size: int | None = None,
+        known: Mapping[str, KnownTarget] | None = None,
+    ) -> list[BatchResult]:
         """Write facts, ``batch_size`` at a time (all at once if left out), each batch durable before the next one
         starts.
+
+        Args:
+            known: by request id, keys and values that need no optimisation.
 
         Raises:
             RequestError: no request, or two requests of one batch contradict each other.
@@ -166,58 +182,114 @@ class EditSession:
             raise RequestError(f"A batch has at least one request; batch_size is {batch_size}.")
         size = min(number for number in (batch_size, self.max_batch, len(requests)) if number is not None)
         starts = range(0, len(requests), size)
-        return [self._edit_batch(tuple(requests[start : start + size])) for start in starts]
+        return [self._edit_batch(tuple(requests[start : start + size]), known or {}) for start in starts]
 
     @property
     def max_batch(self) -> int | None:
         """Most requests that the editor solves together; ``None`` for no limit."""
         return self._editor_spec.capabilities.max_batch
 
-    def _edit_batch(self, requests: tuple[EditRequest, ...]) -> BatchResult:
+    def _edit_batch(self, requests: tuple[EditRequest, ...], known: Mapping[str, KnownTarget]) -> BatchResult:
         start = time.perf_counter()
         _refuse_contradictions(requests)
-        batch = EditBatch.of(requests, index=self.next_batch)
+        mine = {one.id: known[one.id] for one in requests if one.id in known}
+        batch = replace(EditBatch.of(requests, index=self.next_batch), known=mine)
         additions = self._lifecycle.before_batch(BeforeBatch(model=self.model, batch=batch))
         batch = _with_additions(batch, [addition for _, addition in additions])
         proposal = self._editor.propose(self.model, batch, self.context)
         for note in proposal.notes:
             _log.warning("batch %d: %s", batch.index, note)
-        _check_deltas(self.model, proposal, editor=self._editor_spec.name)
+        _check_deltas(self.model, proposal.deltas, editor=self._editor_spec.name)
         judged = BeforeApply(model=self.model, batch=batch, proposal=proposal)
         verdicts = dict(self._lifecycle.before_apply(judged))
         scale, reason = _judge(verdicts)
-        if scale == 0:
+        entry = _entry(batch, proposal, scale, reason, verdicts)
+        if not entry.applied:
             _log.warning("batch %d was rejected: %s", batch.index, reason)
+        with uninterrupted():
+            self.ledger.append(entry)
             self.next_batch += 1
-            return BatchResult(
-                batch=batch,
-                proposal=proposal,
-                applied=False,
-                reason=reason,
-                verdicts=verdicts,
-                seconds=time.perf_counter() - start,
-            )
-        entry = _entry(batch, proposal, scale)
-        self.ledger.append(entry)
-        self.next_batch += 1
-        self._backend.apply(entry.deltas)
-        seconds = time.perf_counter() - start
-        self._lifecycle.after_batch(
-            AfterBatch(model=self.model, batch=batch, proposal=proposal, entry=entry, seconds=seconds)
-        )
+            if entry.applied:
+                self._backend.apply(entry.deltas)
+            seconds = time.perf_counter() - start
+            if entry.applied:
+                self._lifecycle.after_batch(
+                    AfterBatch(model=self.model, batch=batch, proposal=proposal, entry=entry, seconds=seconds)
+                )
         return BatchResult(
-            batch=batch, proposal=proposal, applied=True, reason=reason, verdicts=verdicts, seconds=seconds
+            batch=batch, proposal=proposal, applied=entry.applied, reason=reason, verdicts=verdicts, seconds=seconds
         )
+
+    def undo(self, *edits: str, batches: Sequence[int] = ()) -> tuple[EditRequest, ...]:
+        """Take edits out, by id or with whole batches, in any order; the model is then as if they had never been made.
+
+        A batch that keeps some of its edits is solved again without the others, from what the ledger has of it: for one
+        layer that is what the batch would have been without them. Later batches stay as they were solved.
+
+        Returns:
+            The requests that are out now and were not before.
+
+        Raises:
+            RunError: there is no such edit or batch, or all are undone already.
+            StorageError: the ledger cannot be written; nothing was changed.
+        """
+        return self._change("undo", edits, batches)
+
+    def redo(self, *edits: str, batches: Sequence[int] = ()) -> tuple[EditRequest, ...]:
+        """Put undone edits back; a batch that is complete again has its first bits. As :meth:`undo` otherwise."""
+        return self._change("redo", edits, batches)
+
+    def _change(
+        self, kind: Literal["undo", "redo"], edits: Sequence[str], batches: Sequence[int]
+    ) -> tuple[EditRequest, ...]:
+        with uninterrupted():
+            changed = change(self.ledger, kind, edits, batches, solve=self.solve_without)
+            history = self.ledger.history()
+            self._backend.rebuild([entry.deltas for entry in history])
+            self._lifecycle.after_undo(
+                AfterUndo(
+                    model=self.model,
+                    history=history,
+                    undone=changed if kind == "undo" else (),
+                    redone=changed if kind == "redo" else (),
+                )
+            )
+        return changed
+
+    def solve_without(self, entry: LedgerEntry, undone: frozenset[str]) -> Mapping[str, FactoredDelta]:
+        """The deltas of a batch without some of its new requests; the model is as before when this returns.
+
+        Raises:
+            NumericalError: the rest cannot be solved.
+        """
+        rows = entry.kept_rows(undone)
+        batch = EditBatch(
+            index=entry.batch, requests=entry.requests, weights=entry.weights, num_new=entry.num_new, known=entry.known
+        )
+        deltas = None
+        if isinstance(self._editor, Resolves):
+            deltas = self._editor.resolve(self.model, batch, entry.deltas, rows, self.context)
+        if deltas is None:
+            deltas = self._propose_again(entry.without(undone, {}))
+        _check_deltas(self.model, deltas, editor=self._editor_spec.name)
+        return {name: FactoredDelta(delta.left.cpu(), delta.right.cpu()) for name, delta in deltas.items()}
+
+    def _propose_again(self, entry: LedgerEntry) -> Mapping[str, FactoredDelta]:
+        """Propose a batch with the targets it had, on the model with the active batches before it."""
+        batch = EditBatch(
+            index=entry.batch, requests=entry.requests, weights=entry.weights, num_new=entry.num_new, known=entry.known
+        )
+        self._backend.rebuild([earlier.deltas for earlier in self.ledger.history() if earlier.batch < entry.batch])
+        try:
+            proposal = self._editor.propose(self.model, batch, self.context)
+        finally:
+            self._backend.rebuild(self.ledger.active())
+        return {name: FactoredDelta(delta.left * entry.scale, delta.right) for name, delta in proposal.deltas.items()}
 
     @property
     def requests(self) -> tuple[EditRequest, ...]:
         """The facts that are active, oldest first; a fact edited again counts where it was edited last."""
-        latest: dict[tuple[str, str], EditRequest] = {}
-        for entry in self.ledger.entries:
-            for request in entry.requests[: entry.num_new]:
-                latest.pop(request.fact_key, None)
-                latest[request.fact_key] = request
-        return tuple(latest.values())
+        return self.ledger.facts()
 
     def evaluate(
         self, records: Sequence[FactRecord], *, phase: str = "after", evaluator: str = "counterfact"
@@ -243,9 +315,10 @@ class EditSession:
 
     def generate_unedited(self, prompts: Sequence[str], *, max_new_tokens: int = 20) -> list[str]:
         """Greedy continuations by the base model; the edits are back when this returns."""
-        return self._without_edits(lambda: self.model.generate(prompts, max_new_tokens=max_new_tokens))
+        return self.without_edits(lambda: self.model.generate(prompts, max_new_tokens=max_new_tokens))
 
-    def _without_edits(self, action: Callable[[], list[str]]) -> list[str]:
+    def without_edits(self, action: Callable[[], T]) -> T:
+        """Do something with the base model; the edits are back when this returns."""
         self._backend.rebuild([])
         try:
             return action()
@@ -415,9 +488,9 @@ def _with_additions(batch: EditBatch, additions: Sequence[BatchAddition]) -> Edi
     return replace(batch, requests=tuple(requests), weights=tuple(weights), known=known)
 
 
-def _check_deltas(model: LanguageModel, proposal: Proposal, *, editor: str) -> None:
+def _check_deltas(model: LanguageModel, deltas: Mapping[str, FactoredDelta], *, editor: str) -> None:
     """Refuse what no backend could write: the ledger must never hold it."""
-    for name, delta in proposal.deltas.items():
+    for name, delta in deltas.items():
         expected = tuple(model.as_out_in(name, model.weight(name)).shape)
         found = (delta.left.shape[0], delta.right.shape[1])
         if found != expected:
@@ -443,18 +516,25 @@ def _judge(verdicts: Mapping[str, Verdict]) -> tuple[float, str]:
     return min([1.0, *(verdict.scale for verdict in doubts.values())]), reason
 
 
-def _entry(batch: EditBatch, proposal: Proposal, scale: float) -> LedgerEntry:
+def _entry(
+    batch: EditBatch, proposal: Proposal, scale: float, reason: str, verdicts: Mapping[str, Verdict]
+) -> LedgerEntry:
     # Kept as solved, in float64: the sum over batches is rounded once, when a weight is written.
     deltas = {
         name: FactoredDelta((delta.left * scale).cpu(), delta.right.cpu()) for name, delta in proposal.deltas.items()
     }
+    applied = scale > 0
     return LedgerEntry(
         batch=batch.index,
         requests=batch.requests,
         weights=batch.weights,
         num_new=batch.num_new,
-        deltas=deltas,
-        known=proposal.known,
+        deltas=deltas if applied else {},
+        known=proposal.known if applied else {},
         diagnostics=proposal.diagnostics,
         scale=scale,
+        evidence=proposal.evidence,
+        notes=proposal.notes,
+        reason=reason,
+        verdicts=verdicts,
     )

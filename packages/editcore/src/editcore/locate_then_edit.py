@@ -31,7 +31,7 @@ from editcore.tracing import applied, capture, lookup_row
 if TYPE_CHECKING:
     from editcore.models import LanguageModel
 
-__all__ = ["LayerSolver", "LocateThenEditHParams", "Prepared", "prepare", "propose"]
+__all__ = ["LayerSolver", "LocateThenEditHParams", "Prepared", "prepare", "propose", "resolve"]
 
 LayerSolver = Callable[[Tensor, Tensor, Metric, Tensor], Update]
 """``(keys [n, d_in], residuals [n, d_out], metric, weights [n]) -> Update``."""
@@ -166,6 +166,43 @@ def propose(
         notes=(*asked.notes(), *solved[0].notes()),
         seconds=clock.seconds,
     )
+
+
+def resolve(
+    model: LanguageModel,
+    batch: EditBatch,
+    deltas: Mapping[str, FactoredDelta],
+    rows: Sequence[int],
+    *,
+    hparams: LocateThenEditHParams,
+    prepared: Prepared,
+    solve: LayerSolver,
+    ridge: float,
+) -> dict[str, FactoredDelta] | None:
+    """Solve some requests of a batch again, from their stored keys and residuals; see :class:`editcore.Resolves`.
+
+    Of Δ = R (KᵀC'⁻¹K + Λ)⁻¹KᵀC'⁻¹ the ledger has K and, as the left factor, R. Fewer columns of both give what
+    :func:`propose` would have given for those requests at the time, without running the model.
+
+    Args:
+        ridge: as for :func:`propose`. Its ``held_at`` must have been ``keys``: other keys are not kept.
+
+    Returns:
+        ``None`` for a batch of several layers, where keys of the upper ones depend on what the lower ones got.
+    """
+    if len(deltas) != 1:
+        return None
+    [(name, delta)] = deltas.items()
+    chosen = [batch.requests[row].id for row in rows]
+    if delta.rank != len(batch) or any(name not in batch.known[one].keys for one in chosen):
+        return None
+    keys = torch.stack([batch.known[one].keys[name] for one in chosen]).to(model.device)  # [n, d_in]
+    residuals = delta.left.T[list(rows)].to(model.device)  # [n, d_out]
+    weights = torch.tensor([batch.weights[row] for row in rows], dtype=torch.float64, device=model.device)
+    text = prepared.metrics[model.layout.layer_of(name)]
+    weight = _moment_weight(hparams, keys, text, ridge)
+    metric = text.scaled(weight=weight, ridge=hparams.update_norm_lambda)
+    return {name: solve(keys, residuals, metric, weights).delta}
 
 
 def _chosen_layers(hparams: LocateThenEditHParams, batch: EditBatch, seed: int) -> tuple[int, ...]:

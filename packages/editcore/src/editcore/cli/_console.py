@@ -13,7 +13,9 @@ from rich.progress import Progress as Bars
 from rich.table import Column, Table
 from rich.text import Text
 
-__all__ = ["TerminalProgress", "make_console", "print_table"]
+from editcore._files import json_text
+
+__all__ = ["TerminalProgress", "make_console", "print_json", "print_table"]
 
 _UNBROKEN = 10_000
 """Width of output that no terminal shows: whoever reads it wants whole lines."""
@@ -52,6 +54,11 @@ def print_table(
     if title is not None:  # a title inside the table would be broken to the table's width
         console.print(title, style="bold")
     console.print(table)
+
+
+def print_json(value: object) -> None:
+    """Print for programs."""
+    print(json_text(value, indent=2))
 
 
 class TerminalProgress:

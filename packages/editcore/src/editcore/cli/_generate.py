@@ -43,7 +43,7 @@ def generate(
     rows = []
     for prompt, before, after in zip(prompts, original, edited, strict=True):
         rows += [("original", prompt + before), ("edited", prompt + after)]
-    count = sum(entry.num_new for entry in ledger.entries)
+    count = sum(entry.num_new for entry in ledger.history())
     print_table(("model", "text"), rows, title=f"{model.name}, {count} edits")
     if save is not None:
         typer.echo(f"Edited model: {save}")

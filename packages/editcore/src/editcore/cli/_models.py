@@ -20,13 +20,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")
 @app.command("list")
 def list_models(as_json: AsJson = False) -> None:
     """List the models that can be fetched by name, and which are here."""
+    from editcore.cli._console import print_json, print_table
     from editcore.models import CATALOGUE, DEFAULT_MODEL, local_path
 
     if as_json:
-        _print_json([_entry_facts(entry) for entry in CATALOGUE.values()])
+        print_json([_entry_facts(entry) for entry in CATALOGUE.values()])
         return
-    from editcore.cli._console import print_table
-
     print_table(
         ("model", "here", "download", "on disk", "licence", "summary"),
         [
@@ -79,7 +78,7 @@ def show_model(
     ] = False,
 ) -> None:
     """Load a model, find its layout, check it by a forward pass, and print what was found."""
-    from editcore.cli._console import TerminalProgress
+    from editcore.cli._console import TerminalProgress, print_json, print_table
     from editcore.cli._lazy import loaded_plugins
     from editcore.models import LanguageModel
 
@@ -88,9 +87,8 @@ def show_model(
     )
     facts = _model_facts(model)
     if as_json:
-        _print_json(facts)
+        print_json(facts)
         return
-    from editcore.cli._console import print_table
 
     for title, part in facts.items():
         rows = part.items() if isinstance(part, dict) else [("", part)]
@@ -154,9 +152,3 @@ def _text(value: object) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return "none" if value is None or value == "" else str(value)
-
-
-def _print_json(value: object) -> None:
-    import json
-
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))

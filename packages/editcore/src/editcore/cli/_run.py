@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +12,8 @@ import typer
 from editcore.cli._lazy import loaded_plugins
 
 if TYPE_CHECKING:
-    from editcore._run import RunResult
+    from editcore._plugins import Plugins
+    from editcore._run import RunConfig, RunRecord, RunResult
 
 __all__ = ["app", "settings_from"]
 
@@ -62,10 +64,14 @@ def run(
     save: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Also write the edited model as a normal model folder.")
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out where it stopped; begin it if there is none.")
+    ] = False,
 ) -> None:
     """Edit many facts, measure before and after, keep a record.
 
-    Options given here win over those of --config, which win over the preset.
+    Options given here win over those of --config, which win over the preset. A run that was interrupted, by whatever,
+    goes on with --resume --out DIR.
     """
     options = {
         "editor": editor, "backend": backend, "model": model, "dataset": dataset, "edits": edits,
@@ -75,30 +81,82 @@ def run(
     given = {name: value for name, value in options.items() if value is not None}
     plugins = loaded_plugins(ctx)
 
-    from editcore._errors import HParamsError, RunError
-    from editcore._run import RunConfig, default_directory
+    from editcore._errors import EditcoreError, HParamsError, RunError
+    from editcore._lock import LOCK_NAME, locked
+    from editcore._run import RunRecord, default_directory, has_begun, is_finished
     from editcore._run import run as run_job
     from editcore.cli._console import TerminalProgress
 
     values = {**(_read_config(config) if config else {}), **given}
-    if "editor" not in values:
-        installed = ", ".join(sorted(plugins.editors())) or "none"
-        raise HParamsError(f"No editor was given. Installed: {installed}. Choose one with --editor.")
-    values["settings"] = settings_from(assignments or [], values.get("settings", {}), editor=str(values["editor"]))
-    resolved = RunConfig.create(values, plugins)
+    if resume and out is None:
+        raise HParamsError("--resume needs --out DIR, the directory of the run.")
+    if resume and out is not None and is_finished(out):
+        if (out / LOCK_NAME).exists():  # its process was killed after the last write, or is about to end
+            with locked(out):
+                pass
+        typer.echo(f"The run in {out} is finished; there is nothing to resume.")
+        return
+    begun = RunRecord.read(out) if resume and out is not None and has_begun(out) else None
+    resolved = _config(values, assignments or [], plugins, begun, resume=resume)
     if save is not None and save.exists() and any(save.iterdir() if save.is_dir() else [save]):
         raise RunError(f"--save {save} is already there; give a directory that does not exist yet.")
-    result = run_job(
-        resolved,
-        out or default_directory(resolved),
-        plugins=plugins,
-        progress=TerminalProgress(),
-        command=["editctl", *sys.argv[1:]],
-        save=save,
-    )
+    directory = out or default_directory(resolved)
+    ours = resume or not has_begun(directory)
+    try:
+        result = run_job(
+            resolved,
+            directory,
+            plugins=plugins,
+            progress=TerminalProgress(),
+            command=["editctl", *sys.argv[1:]],
+            save=save,
+            resume=resume,
+        )
+    except (EditcoreError, KeyboardInterrupt) as error:
+        if ours:
+            _say_how_to_go_on(directory, interrupted=isinstance(error, KeyboardInterrupt))
+        raise
     show_result(result)
     if save is not None:
         typer.echo(f"Edited model: {save}")
+
+
+def _config(
+    values: dict[str, Any], assignments: list[str], plugins: Plugins, begun: RunRecord | None, *, resume: bool
+) -> RunConfig:
+    """What was asked for; of a run that was begun, its own configuration with what was asked for in it."""
+    from editcore._errors import HParamsError
+    from editcore._run import RunConfig
+
+    base = begun.config.model_dump() if begun else {}
+    if "editor" not in {**base, **values}:
+        if resume:
+            raise HParamsError("There is no run in --out that could be resumed, and no --editor to begin one with.")
+        installed = ", ".join(sorted(plugins.editors())) or "none"
+        raise HParamsError(f"No editor was given. Installed: {installed}. Choose one with --editor.")
+    editor = str({**base, **values}["editor"])
+    asked = settings_from(assignments, values.get("settings", {}), editor=editor)
+    settings = {section: dict(known) for section, known in base.get("settings", {}).items()}
+    for section, given in asked.items():
+        resolved = begun.settings.get(section, {}) if begun else {}
+        settings.setdefault(section, {}).update(
+            {name: value for name, value in given.items() if name not in resolved or resolved[name] != value}
+        )
+    return RunConfig.create({**base, **values, "settings": settings}, plugins)
+
+
+def _say_how_to_go_on(directory: Path, *, interrupted: bool) -> None:
+    from editcore._lock import LOCK_NAME
+    from editcore._run import has_begun, is_finished
+
+    if not has_begun(directory) or is_finished(directory):
+        if interrupted:
+            typer.echo("Interrupted before anything was written.", err=True)
+        return
+    if not (directory / LOCK_NAME).exists():  # otherwise somebody else is at it
+        said = "Interrupted. " if interrupted else ""
+        command = shlex.join(["editctl", "run", "--resume", "--out", str(directory)])
+        typer.echo(f"{said}What is written stays; go on with: {command}", err=True)
 
 
 def settings_from(assignments: list[str], base: dict[str, dict[str, Any]], *, editor: str) -> dict[str, dict[str, Any]]:
@@ -125,6 +183,9 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise HParamsError(f"Cannot read the configuration {path}: {error.strerror}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise HParamsError(f"{path} is not a TOML file: {error}.") from error
+    except (RecursionError, ValueError) as error:  # a number or a date that Python does not have
+        what = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise HParamsError(f"{path} is not a configuration: {what}.") from error
     tables = {name: value for name, value in values.items() if isinstance(value, dict)}
     options = {name.replace("-", "_"): value for name, value in values.items() if name not in tables}
     if "plugin" in options:  # as the option is called

@@ -1,0 +1,103 @@
+"""A batch without one of its facts is what it would have been without that fact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from editcore import EditBatch, EditSession, FactoredDelta, Resolves
+from editcore.testing import tiny_model, tiny_requests
+
+REQUESTS = tiny_requests(6)
+Open = Callable[..., EditSession]
+
+
+@pytest.fixture
+def open_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Open:
+    """Opens a session of emmet on a new tiny model in float64."""
+    monkeypatch.setenv("EDITCORE_CACHE", str(tmp_path / "cache"))
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text(" ".join(request.text for request in tiny_requests(80)) * 4, encoding="utf-8")
+
+    def _open(**emmet: Any) -> EditSession:
+        settings = {"layers": [1], "context_templates": ["{}"], "v_num_grad_steps": 3, **emmet}
+        return EditSession.open(
+            tiny_model(dtype=torch.float64),
+            editor="emmet",
+            settings={"emmet": settings},
+            corpus=str(corpus),
+            corpus_tokens=2000,
+        )
+
+    return _open
+
+
+def dense(deltas: Any) -> dict[str, torch.Tensor]:
+    return {name: delta.dense() for name, delta in deltas.items()}
+
+
+@pytest.mark.parametrize(
+    "emmet",
+    [
+        {},
+        {"emmet_lambda": 0.5},
+        {"emmet_lambda": 0.5, "mom2_update_weight": "auto"},
+        {"emmet_lambda": 0.1, "update_norm_lambda": 0.3},
+    ],
+)
+def test_the_rest_of_a_batch_is_what_it_would_have_been(open_session: Open, emmet: dict[str, Any]) -> None:
+    """Against the editor itself, which is given the rest and its targets on the model of that time."""
+    session = open_session(**emmet)
+    session.edit(REQUESTS[:2])
+    session.edit(REQUESTS[2:])
+    first, whole = session.ledger.entries
+    for gone in ({REQUESTS[2].id}, {REQUESTS[3].id, REQUESTS[5].id}):
+        rows = whole.kept_rows(gone)
+        found = session.solve_without(whole, frozenset(gone))
+        fresh = open_session(**emmet)
+        fresh.edit(first.requests, known=first.known)
+        rest = [whole.requests[row] for row in rows]
+        fresh.edit(rest, known=whole.known)
+        expected = fresh.ledger.entries[-1].deltas
+        for name, change in dense(expected).items():
+            # Known targets ask for W k + δ, from which W k is taken away again: two roundings in float64.
+            torch.testing.assert_close(found[name].dense(), change, rtol=1e-9, atol=1e-11)
+            assert (found[name].dense() - whole.deltas[name].dense()).abs().max() > 1e-6
+
+
+def test_what_a_gate_scaled_stays_scaled(open_session: Open) -> None:
+    session = open_session()
+    session.edit(REQUESTS[:3])
+    [entry] = session.ledger.entries
+    batch = EditBatch(index=0, requests=entry.requests, weights=entry.weights, num_new=3, known=entry.known)
+    editor = session._editor
+    assert isinstance(editor, Resolves)
+    halved = {name: FactoredDelta(delta.left / 2, delta.right) for name, delta in entry.deltas.items()}
+    whole, half = (editor.resolve(session.model, batch, one, [0, 2], session.context) for one in (entry.deltas, halved))
+    assert whole is not None
+    assert half is not None
+    for name, delta in whole.items():
+        torch.testing.assert_close(half[name].dense(), delta.dense() / 2, rtol=1e-12, atol=0)
+
+
+def test_several_layers_are_proposed_again(open_session: Open) -> None:
+    session = open_session(layers=[0, 1])
+    session.edit(REQUESTS[:2])
+    session.edit(REQUESTS[2:5])
+    before = {name: tensor.clone() for name, tensor in session.model.hf.state_dict().items()}
+    first, second = session.ledger.entries
+    batch = EditBatch(index=1, requests=second.requests, weights=second.weights, num_new=3, known=second.known)
+    editor = session._editor
+    assert isinstance(editor, Resolves)
+    assert editor.resolve(session.model, batch, second.deltas, [0], session.context) is None
+    found = session.solve_without(second, frozenset({REQUESTS[3].id}))
+    fresh = open_session(layers=[0, 1])
+    fresh.edit(first.requests, known=first.known)
+    fresh.edit([REQUESTS[2], REQUESTS[4]], known=second.known)
+    for name, change in dense(fresh.ledger.entries[-1].deltas).items():
+        torch.testing.assert_close(found[name].dense(), change, rtol=1e-6, atol=1e-9)
+    after = session.model.hf.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)

@@ -1,0 +1,124 @@
+"""What a run keeps beside its ledger: the log of its batches, and what was measured before the first one."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from editcore._errors import RunError, StorageError
+from editcore._files import json_text, write_text
+from editcore._ledger import Ledger, LedgerEntry
+from editcore._values import first_problem
+from editcore.evaluation import PromptScore
+
+__all__ = ["BatchLog", "Before"]
+
+LOG_NAME = "batches.jsonl"
+BEFORE_NAME = "before.json"
+
+
+class BatchLog:
+    """``batches.jsonl``: a line per batch, applied or rejected.
+
+    Everything but the times comes from the ledger. A log that a crash left behind is made whole from it; a batch whose
+    time was lost has ``null`` there.
+    """
+
+    def __init__(self, directory: Path, ledger: Ledger) -> None:
+        self._path = directory / LOG_NAME
+        times = self._times()
+        self.lines = [_line(entry, *times.get(entry.batch, (None, {}))) for entry in ledger.batches]
+        if self.lines or self._path.exists():
+            write_text(self._path, "".join(f"{json_text(line)}\n" for line in self.lines))
+
+    def add(self, entry: LedgerEntry, seconds: float, stages: Mapping[str, float]) -> None:
+        """Log a batch that the ledger has.
+
+        Raises:
+            StorageError: the file cannot be written; the ledger has the batch all the same.
+        """
+        line = _line(entry, seconds, stages)
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json_text(line) + "\n")
+        except OSError as error:
+            raise StorageError(f"Cannot write {self._path}: {error.strerror}.") from error
+        self.lines.append(line)
+
+    def _times(self) -> dict[int, tuple[float | None, dict[str, float]]]:
+        try:
+            lines = self._path.read_bytes().split(b"\n")
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            raise RunError(f"{self._path} cannot be read ({error.strerror}).") from error
+        found = {}
+        for line in lines:
+            with contextlib.suppress(ValidationError):  # cut off
+                times = _Times.model_validate_json(line)
+                found[times.batch] = (times.seconds, times.stages)
+        return found
+
+
+def _line(entry: LedgerEntry, seconds: float | None, stages: Mapping[str, float]) -> dict[str, Any]:
+    return {
+        "batch": entry.batch,
+        "applied": entry.applied,
+        "reason": entry.reason,
+        "verdicts": {name: asdict(verdict) for name, verdict in entry.verdicts.items()},
+        "new": entry.num_new,
+        "replayed": len(entry.requests) - entry.num_new,
+        "seconds": seconds,
+        "stages": dict(stages),
+        "notes": list(entry.notes),
+        "diagnostics": dict(entry.diagnostics),
+        "evidence": [asdict(evidence) for evidence in entry.evidence],
+    }
+
+
+class _Times(BaseModel):
+    """What of a line is not in the ledger."""
+
+    batch: int
+    seconds: float | None
+    stages: dict[str, float]
+
+
+class Before(BaseModel):
+    """What the unedited model scored and said, kept while the run goes on: a resumed one need not measure it again."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+    scores: tuple[PromptScore, ...]
+    said: tuple[str, ...]
+
+    @classmethod
+    def read(cls, directory: Path) -> Before | None:
+        """``None`` if there is none.
+
+        Raises:
+            RunError: the file is damaged.
+        """
+        path = directory / BEFORE_NAME
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise RunError(f"{path} cannot be read ({error.strerror}).") from error
+        except ValidationError as error:
+            raise RunError(f"{path} is damaged ({first_problem(error)}). Remove it to measure anew.") from error
+
+    def write(self, directory: Path) -> None:
+        """Keep it, whole or not at all."""
+        write_text(directory / BEFORE_NAME, self.model_dump_json() + "\n")
+
+    @staticmethod
+    def remove(directory: Path) -> None:
+        """The results have it now."""
+        (directory / BEFORE_NAME).unlink(missing_ok=True)

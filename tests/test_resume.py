@@ -1,0 +1,336 @@
+"""Whatever ends a run, resuming it leaves what an uninterrupted run leaves, but for times."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from edit_emmet.editor import EmmetEditor
+from editcore._ledger import Ledger
+from editcore._run import open_run
+
+ROOT = Path(__file__).resolve().parent.parent
+Call = Callable[..., SimpleNamespace]
+TIMES = {"seconds", "seconds_per_edit", "peak_memory_bytes", "stages", "started", "command"}
+
+
+@pytest.fixture
+def options(tiny_folder: Path, tiny_facts: Path, tiny_corpus: Path) -> list[object]:
+    """A run of four facts in two batches, with replay by priority."""
+    return [
+        "run", "--editor", "emmet", "--plugin", "replay", "--model", tiny_folder, "--dataset", tiny_facts,
+        "--corpus", tiny_corpus, "--corpus-tokens", 2000, "--edits", 4, "--batch-size", 2,
+        "--set", "layers=[1]", "--set", "v_num_grad_steps=2", "--set", "context_count=1", "--set", "context_length=2",
+        "--set", "replay.replay_strategy=priority", "--set", "replay.replay_eviction=lru",
+        "--set", "replay.replay_buffer_size=3",
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def whole(editctl: Call, options: list[object], tmp_path: Path) -> dict[str, object]:
+    """What a run leaves that nothing ended."""
+    done = editctl(*options, "--out", tmp_path / "whole")
+    assert done.code == 0, done.err
+    return contents(tmp_path / "whole")
+
+
+def contents(directory: Path) -> dict[str, object]:
+    """Every file without the times in it, and the weights."""
+    model, _, _ = open_run(directory)
+    found: dict[str, object] = {"weights": model.fingerprint()}
+    for path in sorted(directory.rglob("*")):
+        if path.is_file():
+            name = str(path.relative_to(directory))
+            if path.suffix in (".json", ".jsonl") and name != "ledger.jsonl":
+                lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
+                found[name] = [timeless(json.loads(line)) for line in lines]
+            else:
+                found[name] = path.read_bytes()
+    return found
+
+
+def timeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: timeless(part) for name, part in value.items() if name not in TIMES}
+    return [timeless(part) for part in value] if isinstance(value, list) else value
+
+
+def assert_same(found: dict[str, object], expected: dict[str, object]) -> None:
+    assert sorted(found) == sorted(expected)
+    assert [name for name in expected if found[name] != expected[name]] == []
+
+
+class Syncs:
+    """Stands for ``os.fsync``, which a run calls for whatever must last, and does something else at one call."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, at: int, act: Callable[[], None]) -> None:
+        self.calls, self._at, self._act, self._real = 0, at, act, os.fsync
+        patch.setattr(os, "fsync", self)
+
+    def __call__(self, handle: int) -> None:
+        self.calls += 1
+        if self.calls == self._at:
+            self._act()
+        self._real(handle)
+
+
+def count_syncs(editctl: Call, options: list[object], out: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    with monkeypatch.context() as patch:
+        syncs = Syncs(patch, 0, lambda: None)
+        assert editctl(*options, "--out", out).code == 0
+    return syncs.calls
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_process_that_dies_between_any_two_durable_writes(
+    editctl: Call, options: list[object], whole: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A child ends itself like SIGKILL does, without any clean-up, at each call in turn; then the run is resumed."""
+    calls = count_syncs(editctl, options, tmp_path / "counted", monkeypatch)
+    assert calls > 20
+    lines: list[bytes] = []
+    for at in range(1, calls + 1):
+        out = tmp_path / f"at-{at}"
+        child = os.fork()
+        if not child:
+            Syncs(monkeypatch, at, lambda: os._exit(77))
+            editctl(*options, "--out", out)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 77, f"call {at} was not reached"
+        before = (out / "ledger.jsonl").read_bytes() if (out / "ledger.jsonl").exists() else b""
+        done = editctl(*options, "--out", out, "--resume")
+        assert done.code == 0, f"call {at}: {done.err}"
+        assert_same(contents(out), whole)
+        complete = before[: before.rfind(b"\n") + 1]
+        assert (out / "ledger.jsonl").read_bytes().startswith(complete)
+        lines.append(complete)
+    assert len({len(one) for one in lines}) == 3, "no batch, one batch and two batches were met"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_disk_that_refuses_at_any_durable_write(
+    editctl: Call,
+    options: list[object],
+    whole: dict[str, object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+) -> None:
+    calls = count_syncs(editctl, options, tmp_path / "counted", monkeypatch)
+
+    def refuse() -> None:
+        raise OSError(number, os.strerror(number))
+
+    for at in range(1, calls, 6) if number == errno.ENOSPC else (2, 11):
+        out = tmp_path / f"at-{at}"
+        with monkeypatch.context() as patch:
+            Syncs(patch, at, refuse)
+            done = editctl(*options, "--out", out)
+        assert done.code == 2
+        [sentence] = [line for line in done.err.splitlines() if line.startswith("Error: ")]
+        assert os.strerror(number) in sentence
+        assert "Traceback" not in done.err
+        assert not [path for path in out.rglob(".*") if path.is_file()]
+        if (out / "run.json").exists():
+            assert f"go on with: editctl run --resume --out {out}" in done.err
+        again = editctl(*options, "--out", out, "--resume")
+        assert again.code == 0, f"call {at}: {again.err}"
+        assert_same(contents(out), whole)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own with little room; ``mount -o remount`` changes it."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if not mount("-t", "tmpfs", "-o", "size=64k", "tmpfs", disk):
+        pytest.skip("mounting is not permitted here")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def mount(*arguments: object) -> bool:
+    try:
+        return subprocess.run(["mount", *map(str, arguments)], capture_output=True).returncode == 0
+    except OSError:
+        return False
+
+
+def test_a_disk_that_is_really_full_and_then_read_only(
+    editctl: Call, options: list[object], whole: dict[str, object], small_disk: Path
+) -> None:
+    out, sentences = small_disk / "out", []
+    for size in range(64, 1024, 32):
+        assert mount("-o", f"remount,size={size}k", small_disk)
+        done = editctl(*options, "--out", out, "--resume")
+        if done.code == 0:
+            break
+        sentences += [line for line in done.err.splitlines() if line.startswith("Error: ")]
+        assert (done.code, "Traceback" in done.err) == (2, False)
+    assert_same(contents(out), whole)
+    assert len(sentences) > 1
+    assert all(sentence.startswith("Error: Cannot write ") for sentence in sentences)
+    assert all("No space left on device" in sentence for sentence in sentences)
+    assert mount("-o", "remount,ro", small_disk)
+    done = editctl("ledger", out, "undo", "0")
+    assert (done.code, done.err) == (2, f"Error: Cannot write {out / 'run.lock'}: Read-only file system.\n")
+    assert editctl("ledger", out, "verify").code == 0
+
+
+def test_ctrl_c_says_how_to_go_on(
+    editctl: Call, options: list[object], whole: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    propose = EmmetEditor.propose
+
+    def interrupted(self: EmmetEditor, model: Any, batch: Any, context: Any) -> Any:
+        if batch.index == 1:
+            raise KeyboardInterrupt
+        return propose(self, model, batch, context)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EmmetEditor, "propose", interrupted)
+        done = editctl(*options, "--out", out)
+    assert done.code == 130
+    assert done.err.endswith(f"Interrupted. What is written stays; go on with: editctl run --resume --out {out}\n")
+    assert len(Ledger.read(out).entries) == 1
+    assert not (out / "run.lock").exists()
+    assert editctl("run", "--resume", "--out", out).code == 0
+    assert_same(contents(out), whole)
+
+
+def test_ctrl_c_waits_for_a_batch_that_is_being_written(
+    editctl: Call, options: list[object], whole: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    append = Ledger.append
+
+    def pressed(self: Ledger, entry: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        append(self, entry)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "append", pressed)
+        assert editctl(*options, "--out", out).code == 130
+    assert [entry.batch for entry in Ledger.read(out).entries] == [0]
+    assert editctl("run", "--resume", "--out", out).code == 0
+    assert_same(contents(out), whole)
+
+
+def test_ctrl_c_before_anything_is_written_leaves_nothing(
+    editctl: Call, options: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_arguments: object, **_more: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(EmmetEditor, "prepare", interrupted)
+    done = editctl(*options, "--out", tmp_path / "deep" / "out")
+    assert (done.code, done.err.splitlines()[-1]) == (130, "Interrupted before anything was written.")
+    assert not (tmp_path / "deep").exists()
+
+
+# What resuming takes, and what it refuses
+
+
+@pytest.fixture
+def stopped(editctl: Call, options: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A run that was ended after its first batch."""
+    out = tmp_path / "stopped"
+    propose = EmmetEditor.propose
+
+    def interrupted(self: EmmetEditor, model: Any, batch: Any, context: Any) -> Any:
+        if batch.index == 1:
+            raise KeyboardInterrupt
+        return propose(self, model, batch, context)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EmmetEditor, "propose", interrupted)
+        assert editctl(*options, "--out", out).code == 130
+    return out
+
+
+def test_everything_comes_from_the_run(
+    editctl: Call, stopped: Path, whole: dict[str, object], tiny_facts: Path, tmp_path: Path
+) -> None:
+    """The data file may have changed; what is given again and agrees is no error."""
+    done = editctl(
+        "run", "--resume", "--out", stopped, "--seed", 0, "--set", "v_num_grad_steps=2", "--plugin", "replay"
+    )
+    assert done.code == 0, done.err
+    assert_same(contents(stopped), whole)
+    again = editctl("run", "--resume", "--out", stopped)
+    assert (again.code, again.out) == (0, f"The run in {stopped} is finished; there is nothing to resume.\n")
+
+
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        (("--seed", 4), "--seed: 4 was asked for, but the run in "),
+        (("--editor", "memit"), "--editor: memit was asked for, but the run in "),
+        (("--edits", 3), "--edits: 3 was asked for, but the run in "),
+        (("--set", "v_num_grad_steps=3"), "--set: {"),
+        (("--backend", "lora"), "--backend: lora was asked for, but the run in "),
+    ],
+)
+def test_what_contradicts_the_run_is_refused(
+    editctl: Call, stopped: Path, option: tuple[object, ...], sentence: str
+) -> None:
+    before = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
+    done = editctl("run", "--resume", "--out", stopped, *option)
+    assert done.code == 2
+    assert f"Error: {sentence}" in done.err
+    assert before == {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
+
+
+def test_what_resume_needs(editctl: Call, tmp_path: Path) -> None:
+    done = editctl("run", "--resume")
+    assert (done.code, done.err) == (2, "Error: --resume needs --out DIR, the directory of the run.\n")
+    done = editctl("run", "--resume", "--out", tmp_path / "nothing")
+    assert done.err == "Error: There is no run in --out that could be resumed, and no --editor to begin one with.\n"
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_damage_is_said_before_anything_is_written(editctl: Call, stopped: Path) -> None:
+    for name, sentence in (
+        ("requests.jsonl", "is damaged"),
+        ("before.json", "is damaged"),
+        ("ledger.jsonl", "line 1: the checksum does not fit"),
+        ("run.json", "is damaged"),
+    ):
+        content = (stopped / name).read_bytes()
+        (stopped / name).write_bytes(b"x" + content[1:])
+        done = editctl("run", "--resume", "--out", stopped)
+        assert done.code == 2, name
+        assert sentence in done.err
+        (stopped / name).write_bytes(content)
+    assert len(Ledger.read(stopped).entries) == 1
+
+
+def test_an_undo_in_between_is_kept(editctl: Call, stopped: Path) -> None:
+    gone = Ledger.read(stopped).entries[0].new_ids[0]
+    done = editctl("ledger", stopped, "undo", gone)
+    assert done.code == 0, done.err
+    assert editctl("run", "--resume", "--out", stopped).code == 0
+    summary = json.loads((stopped / "summary.json").read_text())
+    assert (summary["edits"], summary["rejected"], summary["after"]["cases"]["ES"]) == (3, 0, 3)
+
+
+# At random moments
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_kills_at_random_moments(tmp_path: Path) -> None:
+    tool = [sys.executable, str(ROOT / "tools" / "kill_test.py"), "--kills", "4", "--batches", "3"]
+    environment = {**os.environ, "EDITCORE_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(tool, capture_output=True, text=True, env=environment, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("4 processes killed in ")
