@@ -52,7 +52,17 @@ from editcore._specs import (
 if TYPE_CHECKING:
     from editcore._hparams import HParams
     from editcore._plugins import Plugins
-    from editcore._protocols import Backend, EditContext, Editor, Evaluator, ExtensionContext, ReportsStatistics
+    from editcore._protocols import (
+        Backend,
+        BackendContext,
+        EditContext,
+        Editor,
+        Evaluator,
+        ExtensionContext,
+        OverlaysWeights,
+        ReportsStatistics,
+        TakesContext,
+    )
     from editcore._session import EditSession
     from editcore._values import (
         EditBatch,
@@ -72,6 +82,7 @@ __all__ = [
     "AfterEvaluation",
     "AfterRun",
     "Backend",
+    "BackendContext",
     "BackendSpec",
     "BatchAddition",
     "BeforeApply",
@@ -105,6 +116,7 @@ __all__ = [
     "ModelFamilySpec",
     "ModelLayout",
     "NumericalError",
+    "OverlaysWeights",
     "PluginError",
     "Plugins",
     "Progress",
@@ -116,6 +128,7 @@ __all__ = [
     "StatisticsError",
     "StorageError",
     "SubjectNotFoundError",
+    "TakesContext",
     "UnknownNameError",
     "Verdict",
     "__version__",
@@ -124,6 +137,7 @@ __all__ = [
 
 _ON_FIRST_USE = {
     "Backend": "editcore._protocols",
+    "BackendContext": "editcore._protocols",
     "EditBatch": "editcore._values",
     "EditContext": "editcore._protocols",
     "EditEvidence": "editcore._values",
@@ -137,10 +151,12 @@ _ON_FIRST_USE = {
     "HParams": "editcore._hparams",
     "KnownTarget": "editcore._values",
     "LanguageModel": "editcore.models",
+    "OverlaysWeights": "editcore._protocols",
     "ModelLayout": "editcore.models",
     "Plugins": "editcore._plugins",
     "Proposal": "editcore._values",
     "ReportsStatistics": "editcore._protocols",
+    "TakesContext": "editcore._protocols",
 }
 
 if not TYPE_CHECKING:  # a type checker that saw these would believe in every name

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from editcore._backends import open_backend
 from editcore._errors import HParamsError, RunError, UnknownNameError
 from editcore._files import json_text, replacing, write_text
 from editcore._ledger import LEDGER_NAME, Ledger
@@ -28,6 +29,7 @@ from editcore._session import BatchResult, EditSession, make_backend
 from editcore._values import EditRequest, FactRecord, first_problem
 from editcore.datasets import check_records, load_records
 from editcore.models import CATALOGUE, LanguageModel
+from editcore.statistics import StatisticsStore
 
 if TYPE_CHECKING:
     from editcore.evaluation import PromptScore, Summary
@@ -132,7 +134,7 @@ class RunResult:
     peak_memory_bytes: int
     notes: tuple[str, ...]
     extensions: Mapping[str, Mapping[str, Any]]
-    """What extensions count about themselves, by their names."""
+    """What extensions and the backend count about themselves, by their names."""
 
 
 def run(
@@ -408,7 +410,14 @@ def open_run(
             f"The model '{config.model}' is not the one of the run: its weights have the fingerprint "
             f"{model.base_fingerprint[:12]}, the run's base had {expected[:12]}."
         )
-    backend.open(model)
+    open_backend(
+        backend,
+        model,
+        statistics=lambda: StatisticsStore(
+            model, corpus=config.corpus, tokens=config.corpus_tokens, seed=config.seed, progress=progress
+        ),
+        directory=directory,
+    )
     backend.rebuild(ledger.active())
     return model, ledger, backend
 

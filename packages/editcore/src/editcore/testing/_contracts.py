@@ -35,7 +35,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from editcore._backends import RawBackend
+from editcore._backends import RawBackend, save_edited
 from editcore._errors import EditcoreError, HParamsError, RequestError
 from editcore._hparams import HParams, build
 from editcore._plugins import DISABLE_VARIABLE, Plugins, resolve
@@ -520,9 +520,13 @@ class BackendContract(_Contract):
             for name, delta in deltas.items():
                 add_delta(reference, name, [delta])
             expected = _logits(reference)
-            effect = float((expected - base).abs().max())
-            off = float((_logits(made.model) - expected).abs().max()) / effect
+            off = self._off(_logits(made.model), expected, base)
             assert off <= self.effect_tolerance, f"logits are off by {off:.1e} of the largest effect"
+
+    @staticmethod
+    def _off(found: Tensor, expected: Tensor, base: Tensor) -> float:
+        """Largest difference of logits, in units of the largest effect of the edits."""
+        return float((found - expected).abs().max() / (expected - base).abs().max())
 
     def test_other_weights_stay_as_they_are(
         self, opened: Callable[[], _Opened], batches: tuple[Deltas, Deltas, Deltas]
@@ -572,6 +576,33 @@ class BackendContract(_Contract):
         made.backend.rebuild([b])
         made.backend.apply(a)
         assert not opened().apply([b, a]).see().differences(made.model)
+
+    def test_saving_leaves_the_model_as_it_is(
+        self, opened: Callable[[], _Opened], batches: tuple[Deltas, Deltas, Deltas], tmp_path: Path
+    ) -> None:
+        """Weights and logits, to the bit; and the next batch finds what it would have found."""
+        a, b, c = batches
+        made = opened().apply([a, b])
+        before = made.see()
+        save_edited(made.model, made.backend, tmp_path / "saved")
+        assert not before.differences(made.model), "saving changed the model"
+        made.backend.apply(c)
+        assert not opened().apply([a, b, c]).see().differences(made.model), "saving changed what comes after it"
+
+    def test_what_was_saved_loads_as_the_edited_model(
+        self,
+        make_model: MakeModel,
+        opened: Callable[[], _Opened],
+        batches: tuple[Deltas, Deltas, Deltas],
+        tmp_path: Path,
+    ) -> None:
+        """``from_pretrained`` needs nothing of the backend: the names are those of the base, the edits are in it."""
+        base = make_model()
+        made = opened().apply(batches)
+        save_edited(made.model, made.backend, tmp_path / "saved")
+        loaded = LanguageModel.load(str(tmp_path / "saved"), dtype=str(base.dtype).removeprefix("torch."))
+        off = self._off(_logits(loaded), _logits(made.model), _logits(base))
+        assert off <= self.effect_tolerance, f"the saved model's logits are off by {off:.1e} of the largest effect"
 
 
 def _backend(spec: BackendSpec, hparams: Mapping[str, object]) -> Backend:
