@@ -34,7 +34,7 @@ from editcore.statistics import StatisticsStore
 if TYPE_CHECKING:
     from editcore.evaluation import PromptScore, Summary
 
-__all__ = ["RunConfig", "RunResult", "Sample", "open_run", "run"]
+__all__ = ["RunConfig", "RunRecord", "RunResult", "Sample", "open_run", "run"]
 
 _log = logging.getLogger(__name__)
 
@@ -316,7 +316,7 @@ def _write_run(directory: Path, config: RunConfig, session: EditSession, command
         "provenance": dict(session.provenance),
         "model": {
             "name": session.model.name,
-            "folder": _folder(config.model),
+            "folder": folder_of(config.model),
             "fingerprint": session.model.base_fingerprint,
             "layout": asdict(session.model.layout),
         },
@@ -334,7 +334,7 @@ def _write_run(directory: Path, config: RunConfig, session: EditSession, command
     write_text(directory / RUN_NAME, json_text(record, indent=2) + "\n")
 
 
-def _folder(model: str) -> str | None:
+def folder_of(model: str) -> str | None:
     """Where a model folder is, so that the run can be opened from any working directory; ``None`` for other models."""
     path = Path(model).expanduser()
     return str(path.resolve()) if model not in CATALOGUE and path.is_dir() else None
@@ -380,6 +380,78 @@ def _write_results(
     write_text(result.directory / "summary.json", json_text(summary, indent=2) + "\n")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """What a run directory's ``run.json`` says."""
+
+    config: RunConfig
+    settings: Mapping[str, Mapping[str, Any]]
+    """Resolved hyperparameters by the name of the editor, backend or extension."""
+    fingerprint: str
+    """Of the unedited model."""
+    layout: Mapping[str, Any]
+    """The fields of its :class:`editcore.ModelLayout`."""
+    folder: str | None
+    """Where the model's folder was, if it came from one."""
+    raw: Mapping[str, Any]
+    """All of it."""
+
+    @classmethod
+    def read(cls, directory: Path) -> RunRecord:
+        """The record of a run directory.
+
+        Raises:
+            RunError: there is no run, or its record is damaged.
+        """
+        path = directory / RUN_NAME
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            return cls(
+                config=RunConfig(**raw["config"]),
+                settings=raw["settings"],
+                fingerprint=raw["model"]["fingerprint"],
+                layout=raw["model"]["layout"],
+                folder=raw["model"].get("folder"),
+                raw=raw,
+            )
+        except OSError as error:
+            raise RunError(
+                f"{directory} is not a run directory: {RUN_NAME} cannot be read ({error.strerror})."
+            ) from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RunError(f"{path} is damaged: {' '.join(str(error).split())}.") from error
+
+    @property
+    def source(self) -> str:
+        """What the model is loaded from."""
+        return self.folder if self.folder is not None and Path(self.folder).is_dir() else self.config.model
+
+    def load_model(
+        self, *, device: str | None = None, plugins: Plugins | None = None, progress: Progress = silent
+    ) -> LanguageModel:
+        """The run's unedited model.
+
+        Raises:
+            RunError: it has other weights than the run's.
+        """
+        model = LanguageModel.load(
+            self.source, device=device or self.config.device, dtype=self.config.dtype, plugins=plugins, progress=progress
+        )
+        if model.base_fingerprint != self.fingerprint:
+            raise RunError(
+                f"The model '{self.config.model}' is not the one of the run: its weights have the fingerprint "
+                f"{model.base_fingerprint[:12]}, the run's base had {self.fingerprint[:12]}."
+            )
+        return model
+
+    def open_statistics(self, model: LanguageModel, *, progress: Progress = silent) -> StatisticsStore:
+        """The second moments that the run was made with: in the cache, or computed from ``model``, unedited."""
+        config = self.config
+        return StatisticsStore(
+            model, corpus=config.corpus, tokens=config.corpus_tokens, seed=config.seed, progress=progress
+        )
+
+
 def open_run(
     directory: Path, *, device: str | None = None, plugins: Plugins | None = None, progress: Progress = silent
 ) -> tuple[LanguageModel, Ledger, Backend]:
@@ -389,33 +461,15 @@ def open_run(
         RunError: there is no run, a file is damaged, or the model has other weights than the run's.
     """
     plugins = plugins or Plugins.load()
-    path = directory / RUN_NAME
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        config = RunConfig(**record["config"])
-        expected, folder = record["model"]["fingerprint"], record["model"].get("folder")
-        settings = record["settings"]
-    except OSError as error:
-        raise RunError(f"{directory} is not a run directory: {RUN_NAME} cannot be read ({error.strerror}).") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path} is damaged: {' '.join(str(error).split())}.") from error
+    record = RunRecord.read(directory)
     ledger = Ledger.open(directory)
-    backend, _ = make_backend(plugins.backend(config.backend), settings.get(config.backend, {}))
-    source = folder if folder is not None and Path(folder).is_dir() else config.model
-    model = LanguageModel.load(
-        source, device=device or config.device, dtype=config.dtype, plugins=plugins, progress=progress
-    )
-    if model.base_fingerprint != expected:
-        raise RunError(
-            f"The model '{config.model}' is not the one of the run: its weights have the fingerprint "
-            f"{model.base_fingerprint[:12]}, the run's base had {expected[:12]}."
-        )
+    name = record.config.backend
+    backend, _ = make_backend(plugins.backend(name), record.settings.get(name, {}))
+    model = record.load_model(device=device, plugins=plugins, progress=progress)
     open_backend(
         backend,
         model,
-        statistics=lambda: StatisticsStore(
-            model, corpus=config.corpus, tokens=config.corpus_tokens, seed=config.seed, progress=progress
-        ),
+        statistics=lambda: record.open_statistics(model, progress=progress),
         directory=directory,
     )
     backend.rebuild(ledger.active())

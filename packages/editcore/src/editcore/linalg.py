@@ -66,6 +66,11 @@ class Metric:
         raise NumericalError("The second moment has no Cholesky factor; compute it anew from more text.")
 
     @property
+    def factor(self) -> Tensor:
+        """L with L Lᵀ = C' (plus :attr:`jitter` on the diagonal), lower triangular ``[m, m]``: ‖Δ L‖² is the cost."""
+        return self._factor[0]
+
+    @property
     def jitter(self) -> float:
         """What was added to the diagonal to make the factorisation exist; 0 for a well-posed C'."""
         return self._factor[1]
