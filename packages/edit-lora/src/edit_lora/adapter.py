@@ -24,7 +24,6 @@ from safetensors.torch import save_file
 from edit_lora.factors import balanced, join, padded
 
 if TYPE_CHECKING:
-    from editcore import LanguageModel
     from torch import Tensor
 
 __all__ = ["CONFIG_NAME", "WEIGHTS_NAME", "Adapter", "check_name", "combine"]
@@ -74,9 +73,10 @@ class Adapter:
             pairs.setdefault(match[1], {})[match[2]] = tensor
         factors = {}
         for path, pair in sorted(pairs.items()):
-            if pair.keys() != {"A", "B"} or pair["A"].ndim != 2 or pair["B"].shape[1:] != pair["A"].shape[:1]:
-                raise ModelError(f"{directory / WEIGHTS_NAME} is damaged: the factors of '{path}' do not belong together.")
-            factors[path] = FactoredDelta(pair["B"].double() * _scaling(config, path, len(pair["A"])), pair["A"].double())
+            down, up = pair.get("A"), pair.get("B")
+            if down is None or up is None or down.ndim != 2 or up.shape[1:] != down.shape[:1]:
+                raise ModelError(f"{directory / WEIGHTS_NAME} is damaged: the factors of '{path}' do not fit together.")
+            factors[path] = FactoredDelta(up.double() * _scaling(config, path, len(down)), down.double())
         if not factors:
             raise ModelError(f"{directory / WEIGHTS_NAME} holds no factors.")
         return cls(
@@ -115,18 +115,18 @@ class Adapter:
         factors = {path: FactoredDelta(one.left * factor, one.right) for path, one in self.factors.items()}
         return replace(self, factors=factors)
 
-    def check_base(self, model: LanguageModel, *, force: bool = False) -> None:
-        """Refuse a model that the adapter was not made for, where the adapter says what it was made for.
+    def check_base(self, name: str, fingerprint: str, *, force: bool = False) -> None:
+        """Refuse a base that the adapter was not made for, where the adapter says what it was made for.
 
         Raises:
             ModelError: the fingerprints differ.
         """
-        if force or self.base_fingerprint in (None, model.base_fingerprint):
+        if force or self.base_fingerprint in (None, fingerprint):
             return
         raise ModelError(
             f"The adapter was made for {self.base_model} with the fingerprint {str(self.base_fingerprint)[:12]}; "
-            f"{model.name} has {model.base_fingerprint[:12]}. An adapter is a difference to one set of weights, in one "
-            "type. Load that base, or use --force to put the adapter onto this one."
+            f"{name} has {fingerprint[:12]}. An adapter is a difference to one set of weights, in one type. Take that "
+            "base, or use --force to put the adapter onto this one."
         )
 
     def check_modules(self, shape: Callable[[str], tuple[int, int]]) -> None:
@@ -166,9 +166,8 @@ def combine(adapters: Sequence[Adapter], weights: Sequence[float], *, force: boo
         if len(shapes) > 1:
             raise ModelError(f"The adapters differ in the shape of '{path}'; they belong to different models.")
     [fingerprint] = made_for if len(made_for) == 1 else [None]
-    return replace(
-        adapters[0], factors={path: join(deltas) for path, deltas in sorted(parts.items())}, base_fingerprint=fingerprint
-    )
+    factors = {path: join(deltas) for path, deltas in sorted(parts.items())}
+    return replace(adapters[0], factors=factors, base_fingerprint=fingerprint)
 
 
 def check_name(name: str) -> None:
@@ -192,7 +191,8 @@ def _read_config(directory: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         found = config.get("peft_type") if isinstance(config, dict) else None
         raise ModelError(f"{path} describes {found or 'no adapter'}; only LORA adapters can be read.")
-    more = [name for name in _NOT_PLAIN if config.get(name)] + (["bias"] if config.get("bias", "none") != "none" else [])
+    more = [name for name in _NOT_PLAIN if config.get(name)]
+    more += ["bias"] if config.get("bias", "none") != "none" else []
     if more:
         raise ModelError(f"{directory} is no plain LoRA adapter: it uses {', '.join(more)}.")
     return config

@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from editcore import HParamsError, RunError, UnknownNameError
-from editcore.runs import json_text, making, write_text
+from editcore.runs import RunRecord, json_text, making, write_text
 
 from edit_lora.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter
 
-__all__ = ["KeptAdapter", "keep", "read_attached", "remove", "rescale"]
+__all__ = ["KeptAdapter", "check_attachable", "keep", "read_attached", "remove", "rescale"]
 
 _FOLDER = "adapters"
 _LIST = "attached.json"
@@ -49,6 +49,22 @@ def read_attached(run: Path) -> dict[str, KeptAdapter]:
         return {name: KeptAdapter(directory=run / _FOLDER / name, **kept) for name, kept in listed.items()}
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise RunError(f"{path} is damaged: {' '.join(str(error).split())}.") from error
+
+
+def check_attachable(run: Path, adapter: Adapter, *, force: bool) -> None:
+    """Refuse a run that cannot hold the adapter, before anything is copied.
+
+    Raises:
+        RunError: there is no run, or it keeps its edits in the weights.
+        ModelError: the adapter was made for another base (``force`` overrides).
+    """
+    record = RunRecord.read(run)
+    if record.config.backend != "lora":
+        raise RunError(
+            f"{run} has the backend '{record.config.backend}', which holds no adapters beside the edits. Attach to a "
+            "run that was made with --plugin lora; 'editctl export' and 'editctl import' turn this one into such a run."
+        )
+    adapter.check_base(record.config.model, record.model["fingerprint"], force=force)
 
 
 def keep(run: Path, name: str, source: Path, *, scale: float, forced: bool) -> None:

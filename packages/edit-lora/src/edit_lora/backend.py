@@ -46,8 +46,8 @@ class LoraBackend:
     adapter is cut from the exact sum whenever it changes, so that what is kept never depends on earlier cuts. The base
     weights are not written to, unless ``allow_fallback`` puts one projection's edits there.
 
-    A session's backend is ``session.backend``: :meth:`attach` puts other adapters beside the edits. They stay when edits
-    are taken out, until :meth:`detach`.
+    A session's backend is ``session.backend``: :meth:`attach` puts other adapters beside the edits. They stay when
+    edits are taken out, until :meth:`detach`.
     """
 
     def __init__(self, hparams: LoraHParams) -> None:
@@ -125,7 +125,7 @@ class LoraBackend:
         check_name(name)
         if name == EDITS or name in self._attached:
             raise HParamsError(f"The name '{name}' is taken; the model has {', '.join([EDITS, *self._attached])}.")
-        adapter.check_base(self._model, force=force)
+        adapter.check_base(self._model.name, self._model.base_fingerprint, force=force)
         adapter.check_modules(self._overlay.shape)
         for path, delta in adapter.factors.items():
             self._overlay.put(name, path, delta, scale=scale)
@@ -221,7 +221,7 @@ class LoraBackend:
     def _metric(self, layer: int) -> Metric:
         if layer not in self._metrics:
             if self._context is None:
-                raise PluginError("lora: a bounded rank needs the second moments, and this backend was given no context.")
+                raise PluginError("lora: a bounded rank needs second moments, and the backend was given no context.")
             with ExitStack() as stack:  # what is not cached is computed by running the unedited model
                 now = {name: self._model.weight(name).detach().clone() for name in self._base}
                 stack.callback(self._restore, now)

@@ -105,7 +105,8 @@ def dual_keys(right: Tensor, moment: Tensor) -> Tensor:
     gram = seen @ right.T
     scale = gram.diagonal().clamp_min(1e-300).rsqrt()  # to unit diagonal: keys differ in length by orders
     inverse = torch.linalg.pinv(scale[:, None] * (gram + gram.T) / 2 * scale, hermitian=True, rtol=1e-12)
-    return scale[:, None] * (inverse @ (scale[:, None] * seen))
+    keys: Tensor = scale[:, None] * (inverse @ (scale[:, None] * seen))
+    return keys
 
 
 def refine(

@@ -28,8 +28,8 @@ class LoraHParams(HParams):
     """Cut to the rank by a singular value decomposition. False keeps the ``lora_rank`` largest of the edits' own
     rank-one terms."""
     lora_fit_steps: Annotated[int, Field(ge=0, le=10_000)] = 0
-    """L-BFGS steps that refine the cut factors: their error on the edited keys, and by ``lora_criterion``, each in units
-    of what the exact change has there."""
+    """L-BFGS steps that refine the cut factors: their error on the edited keys, and by ``lora_criterion``, each in
+    units of what the exact change has there."""
     lora_residual_threshold: Annotated[float, Field(gt=0, le=1)] | None = None
     """Largest ‖Δ - BA‖ / ‖Δ‖, by ``lora_criterion``, that a cut may leave at a projection; ``none`` for any."""
     allow_fallback: bool = False

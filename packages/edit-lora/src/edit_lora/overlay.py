@@ -1,8 +1,8 @@
 """Adapters on the linear modules of a model in memory, by peft's own layers.
 
-A module with an adapter is wrapped in a ``LoraLayer`` at its place in the model, so that whatever calls it or hooks onto
-it sees the adapter's effect. Its weight stays the same parameter object, and when the last adapter leaves, so does the
-wrapper.
+A module with an adapter is wrapped in a ``LoraLayer`` at its place in the model, so that whatever calls it or hooks
+onto it sees the adapter's effect. Its weight stays the same parameter object, and when the last adapter leaves, so does
+the wrapper.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ class Overlay:
         rank = delta.rank
         alpha = float(rank) if alpha is None else alpha
         layer = self._layers.get(path)
-        base = self._hf.get_submodule(path) if layer is None else layer.get_base_layer()
+        base: Any = self._hf.get_submodule(path) if layer is None else layer.get_base_layer()
         config = LoraConfig(
             r=rank,
-            lora_alpha=alpha,  # type: ignore[arg-type]  # a ratio, wherever it is used
+            lora_alpha=alpha,
             init_lora_weights=False,
             fan_in_fan_out=isinstance(base, Conv1D),
             inference_mode=True,
@@ -74,7 +74,8 @@ class Overlay:
                 layer.update_layer(adapter, rank, lora_alpha=alpha, config=config)
         # Low-precision bases keep exact factors: what they add is rounded once, with the module's output.
         dtype = torch.promote_types(base.weight.dtype, torch.float32)
-        for linear, factor in ((layer.lora_A[adapter], delta.right), (layer.lora_B[adapter], delta.left * (rank / alpha))):
+        factors = ((layer.lora_A[adapter], delta.right), (layer.lora_B[adapter], delta.left * (rank / alpha)))
+        for linear, factor in factors:
             linear.weight = nn.Parameter(factor.to(base.weight.device, dtype).contiguous(), requires_grad=False)
         layer.scaling[adapter] = scale * alpha / rank
         layer.set_adapter(list(layer.lora_A), inference_mode=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from editcore._errors import StorageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["json_text", "making", "refuse_existing", "replacing", "sync_directory", "write_tensors", "write_text"]
+__all__ = ["json_text", "replacing", "sync_directory", "write_tensors", "write_text"]
 
 
 @contextmanager
@@ -43,42 +42,6 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise StorageError(f"Cannot write {path}: {error.strerror or error}.") from error
-
-
-@contextmanager
-def making(directory: Path) -> Iterator[Path]:
-    """A temporary folder beside ``directory`` to fill; on success it takes that name, else nothing is left of it.
-
-    Raises:
-        StorageError: ``directory`` is there already, or cannot be made.
-    """
-    refuse_existing(directory)
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
-    except OSError as error:
-        raise StorageError(f"Cannot make {directory}: {error.strerror or error}.") from error
-    try:
-        yield temporary
-        try:
-            temporary.chmod(0o755)  # mkdtemp makes it private
-            temporary.rename(directory)
-        except OSError as error:
-            raise StorageError(f"Cannot make {directory}: {error.strerror or error}.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def refuse_existing(directory: Path) -> None:
-    """Refuse a place for something new where something is.
-
-    Raises:
-        StorageError: there is a file, or a folder that is not empty.
-    """
-    if directory.is_dir() and not any(directory.iterdir()):
-        return
-    if directory.exists() or directory.is_symlink():
-        raise StorageError(f"{directory} is already there; give a directory that does not exist yet.")
 
 
 def sync_directory(directory: Path) -> None:

@@ -382,37 +382,28 @@ def _write_results(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRecord:
-    """What a run directory's ``run.json`` says."""
+    """What ``run.json`` says of a run."""
 
     config: RunConfig
     settings: Mapping[str, Mapping[str, Any]]
-    """Resolved hyperparameters by the name of the editor, backend or extension."""
-    fingerprint: str
-    """Of the unedited model."""
-    layout: Mapping[str, Any]
-    """The fields of its :class:`editcore.ModelLayout`."""
-    folder: str | None
-    """Where the model's folder was, if it came from one."""
-    raw: Mapping[str, Any]
-    """All of it."""
+    """Every hyperparameter, by the name of editor, backend or extension."""
+    model: Mapping[str, Any]
+    """Name, folder if it is one, fingerprint and layout."""
 
     @classmethod
     def read(cls, directory: Path) -> RunRecord:
         """The record of a run directory.
 
         Raises:
-            RunError: there is no run, or its record is damaged.
+            RunError: there is none, or it is damaged.
         """
         path = directory / RUN_NAME
         try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
+            record = json.loads(path.read_text(encoding="utf-8"))
             return cls(
-                config=RunConfig(**raw["config"]),
-                settings=raw["settings"],
-                fingerprint=raw["model"]["fingerprint"],
-                layout=raw["model"]["layout"],
-                folder=raw["model"].get("folder"),
-                raw=raw,
+                config=RunConfig(**record["config"]),
+                settings={name: dict(values) for name, values in record["settings"].items()},
+                model={"folder": None, **record["model"], "fingerprint": str(record["model"]["fingerprint"])},
             )
         except OSError as error:
             raise RunError(
@@ -423,33 +414,22 @@ class RunRecord:
 
     @property
     def source(self) -> str:
-        """What the model is loaded from."""
-        return self.folder if self.folder is not None and Path(self.folder).is_dir() else self.config.model
+        """Where the model is loaded from."""
+        folder = self.model["folder"]
+        return folder if isinstance(folder, str) and Path(folder).is_dir() else self.config.model
 
-    def load_model(
-        self, *, device: str | None = None, plugins: Plugins | None = None, progress: Progress = silent
-    ) -> LanguageModel:
-        """The run's unedited model.
+    def check(self, model: LanguageModel) -> None:
+        """Refuse a model with other weights than the run's.
 
         Raises:
-            RunError: it has other weights than the run's.
+            RunError: they differ.
         """
-        model = LanguageModel.load(
-            self.source, device=device or self.config.device, dtype=self.config.dtype, plugins=plugins, progress=progress
-        )
-        if model.base_fingerprint != self.fingerprint:
+        expected = self.model["fingerprint"]
+        if model.base_fingerprint != expected:
             raise RunError(
                 f"The model '{self.config.model}' is not the one of the run: its weights have the fingerprint "
-                f"{model.base_fingerprint[:12]}, the run's base had {self.fingerprint[:12]}."
+                f"{model.base_fingerprint[:12]}, the run's base had {expected[:12]}."
             )
-        return model
-
-    def open_statistics(self, model: LanguageModel, *, progress: Progress = silent) -> StatisticsStore:
-        """The second moments that the run was made with: in the cache, or computed from ``model``, unedited."""
-        config = self.config
-        return StatisticsStore(
-            model, corpus=config.corpus, tokens=config.corpus_tokens, seed=config.seed, progress=progress
-        )
 
 
 def open_run(
@@ -462,18 +442,28 @@ def open_run(
     """
     plugins = plugins or Plugins.load()
     record = RunRecord.read(directory)
+    config = record.config
     ledger = Ledger.open(directory)
-    name = record.config.backend
-    backend, _ = make_backend(plugins.backend(name), record.settings.get(name, {}))
-    model = record.load_model(device=device, plugins=plugins, progress=progress)
+    backend, _ = make_backend(plugins.backend(config.backend), record.settings.get(config.backend, {}))
+    model = LanguageModel.load(
+        record.source, device=device or config.device, dtype=config.dtype, plugins=plugins, progress=progress
+    )
+    record.check(model)
     open_backend(
         backend,
         model,
-        statistics=lambda: record.open_statistics(model, progress=progress),
+        statistics=lambda: statistics_of(config, model, progress=progress),
         directory=directory,
     )
     backend.rebuild(ledger.active())
     return model, ledger, backend
+
+
+def statistics_of(config: RunConfig, model: LanguageModel, *, progress: Progress = silent) -> StatisticsStore:
+    """The second moments that a run is made with: in the cache, or computed from ``model``, unedited."""
+    return StatisticsStore(
+        model, corpus=config.corpus, tokens=config.corpus_tokens, seed=config.seed, progress=progress
+    )
 
 
 def default_directory(config: RunConfig) -> Path:

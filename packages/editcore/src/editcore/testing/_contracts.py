@@ -20,6 +20,7 @@ Models are random and tiny, so the suites say nothing about how well a method ed
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import random
@@ -35,7 +36,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from editcore._backends import RawBackend, save_edited
+from editcore._backends import RawBackend, open_backend, save_edited
 from editcore._errors import EditcoreError, HParamsError, RequestError
 from editcore._hparams import HParams, build
 from editcore._plugins import DISABLE_VARIABLE, Plugins, resolve
@@ -80,6 +81,15 @@ class _Contract:
     def registry(self) -> Plugins:
         """The plugins that are installed."""
         return Plugins.load()
+
+    @pytest.fixture
+    def corpus(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+        """A text file behind the second moments, and a cache that no other test sees."""
+        monkeypatch.setenv("EDITCORE_CACHE", str(tmp_path / "cache"))
+        words = " ".join(request.text for request in tiny_requests(80)).split()
+        path = tmp_path / "corpus.txt"
+        path.write_text(" ".join(random.Random(0).choices(words, k=_CORPUS_WORDS)), encoding="utf-8")
+        return str(path)
 
 
 def _standard_tests(cls: type) -> dict[str, object]:
@@ -240,15 +250,6 @@ class EditorContract(_Contract):
     def requests_to_edit(self) -> tuple[EditRequest, ...]:
         """Facts that do not contradict each other, more than one batch of two."""
         return tiny_requests(5)
-
-    @pytest.fixture
-    def corpus(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-        """A text file behind the second moments, and a cache that no other test sees."""
-        monkeypatch.setenv("EDITCORE_CACHE", str(tmp_path / "cache"))
-        words = " ".join(request.text for request in tiny_requests(80)).split()
-        path = tmp_path / "corpus.txt"
-        path.write_text(" ".join(random.Random(0).choices(words, k=_CORPUS_WORDS)), encoding="utf-8")
-        return str(path)
 
     @pytest.fixture
     def spec(self, registry: Plugins, editor_name: str) -> EditorSpec:
@@ -464,9 +465,11 @@ class BackendContract(_Contract):
         return registry.backend(backend_name)
 
     @pytest.fixture
-    def opened(self, spec: BackendSpec, hparams: dict[str, object], make_model: MakeModel) -> Callable[[], _Opened]:
+    def opened(
+        self, spec: BackendSpec, hparams: dict[str, object], make_model: MakeModel, corpus: str
+    ) -> Callable[[], _Opened]:
         """Makes a new model and a backend that is in charge of it."""
-        return lambda: _Opened.make(make_model(), _backend(spec, hparams))
+        return lambda: _Opened.make(make_model(), _backend(spec, hparams), corpus)
 
     @pytest.fixture
     def batches(self, make_model: MakeModel) -> tuple[Deltas, Deltas, Deltas]:
@@ -500,12 +503,12 @@ class BackendContract(_Contract):
             _survives_json(resolve(spec.hparams), hparams, spec.name)
 
     def test_opening_changes_nothing(
-        self, make_model: MakeModel, spec: BackendSpec, hparams: dict[str, object]
+        self, make_model: MakeModel, spec: BackendSpec, hparams: dict[str, object], corpus: str
     ) -> None:
         """Weights and logits are those of the model that was handed over, to the bit."""
         model = make_model()
         before = _Seen.of(model, [name for name, _ in model.hf.named_parameters()])
-        _backend(spec, hparams).open(model)
+        _Opened.make(model, _backend(spec, hparams), corpus)
         assert not before.differences(model)
 
     def test_the_effect_is_that_of_the_weight_change(
@@ -624,9 +627,10 @@ class _Opened:
     names: Sequence[str]
 
     @classmethod
-    def make(cls, model: LanguageModel, backend: Backend) -> _Opened:
+    def make(cls, model: LanguageModel, backend: Backend, corpus: str) -> _Opened:
         names = [name for name, _ in model.hf.named_parameters()]
-        backend.open(model)
+        store = functools.partial(StatisticsStore, model, corpus=corpus, tokens=_CORPUS_TOKENS)
+        open_backend(backend, model, statistics=store)
         return cls(model, backend, names)
 
     def apply(self, batches: Sequence[Deltas]) -> _Opened:
