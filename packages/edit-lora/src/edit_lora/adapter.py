@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from editcore import FactoredDelta, HParamsError, ModelError
+from editcore.runs import json_text, write_text
 from peft import LoraConfig
 from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
@@ -26,10 +27,12 @@ from edit_lora.factors import balanced, join, padded
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["CONFIG_NAME", "WEIGHTS_NAME", "Adapter", "check_name", "combine"]
+__all__ = ["CONFIG_NAME", "ORIGIN_NAME", "WEIGHTS_NAME", "Adapter", "check_name", "combine"]
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
+ORIGIN_NAME = "editcore.json"
+"""Beside peft's two files: the fingerprint of the base, for which peft has no field."""
 _PREFIX = "base_model.model."  # of every module, in peft's files
 _NOT_PLAIN = (
     "use_dora", "lora_bias", "modules_to_save", "trainable_token_indices", "target_parameters", "layer_replication",
@@ -64,7 +67,7 @@ class Adapter:
             ModelError: a file is missing or damaged, or the adapter is more than a plain LoRA.
         """
         config = _read_config(directory)
-        tensors, metadata = _read_tensors(directory / WEIGHTS_NAME)
+        tensors = _read_tensors(directory / WEIGHTS_NAME)
         pairs: dict[str, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():
             match = re.fullmatch(re.escape(_PREFIX) + r"(.+)\.lora_([AB])\.weight", key)
@@ -82,7 +85,7 @@ class Adapter:
         return cls(
             factors=factors,
             base_model=str(config.get("base_model_name_or_path") or ""),
-            base_fingerprint=metadata.get("base_fingerprint"),
+            base_fingerprint=_read_fingerprint(directory / ORIGIN_NAME),
             in_out=bool(config.get("fan_in_fan_out")),
         )
 
@@ -107,8 +110,10 @@ class Adapter:
             even = padded(balanced(delta), rank)
             tensors[f"{_PREFIX}{path}.lora_A.weight"] = even.right.float().contiguous().cpu()
             tensors[f"{_PREFIX}{path}.lora_B.weight"] = even.left.float().contiguous().cpu()
-        metadata = {"format": "pt", **({"base_fingerprint": self.base_fingerprint} if self.base_fingerprint else {})}
-        save_file(tensors, directory / WEIGHTS_NAME, metadata)
+        save_file(tensors, directory / WEIGHTS_NAME, {"format": "pt"})
+        if self.base_fingerprint is not None:
+            origin = {"base_model": self.base_model, "base_fingerprint": self.base_fingerprint}
+            write_text(directory / ORIGIN_NAME, json_text(origin, indent=2) + "\n")
 
     def scaled(self, factor: float) -> Adapter:
         """The same adapter, ``factor`` times as strong."""
@@ -198,19 +203,27 @@ def _read_config(directory: Path) -> dict[str, Any]:
     return config
 
 
-def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read_fingerprint(path: Path) -> str | None:
+    if not path.exists():
+        return None
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["base_fingerprint"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path} is damaged: {' '.join(str(error).split())}.") from error
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
     if not path.exists():
         hint = " (a .bin file is a pickle, which is not read)" if path.with_suffix(".bin").exists() else ""
         raise ModelError(f"{path.parent} is no adapter: it has no {WEIGHTS_NAME}{hint}.")
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  no mapping
-            metadata = dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path} cannot be read: {error}.") from error
     if bad := next((key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()), None):
         raise ModelError(f"{path} holds NaN or Inf in '{bad}'.")
-    return tensors, metadata
+    return tensors
 
 
 def _scaling(config: Mapping[str, Any], path: str, rank: int) -> float:

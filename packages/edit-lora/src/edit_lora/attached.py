@@ -11,7 +11,7 @@ from pathlib import Path
 from editcore import HParamsError, RunError, UnknownNameError
 from editcore.runs import RunRecord, json_text, making, write_text
 
-from edit_lora.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter
+from edit_lora.adapter import CONFIG_NAME, ORIGIN_NAME, WEIGHTS_NAME, Adapter
 
 __all__ = ["KeptAdapter", "check_attachable", "keep", "read_attached", "remove", "rescale"]
 
@@ -80,8 +80,9 @@ def keep(run: Path, name: str, source: Path, *, scale: float, forced: bool) -> N
     target = run / _FOLDER / name
     shutil.rmtree(target, ignore_errors=True)  # what a crash left between the copy and the list
     with making(target) as folder:
-        for file in (CONFIG_NAME, WEIGHTS_NAME):
-            shutil.copyfile(source / file, folder / file)
+        for file in (CONFIG_NAME, WEIGHTS_NAME, ORIGIN_NAME):
+            if (source / file).exists():
+                shutil.copyfile(source / file, folder / file)
     kept = KeptAdapter(directory=target, source=str(source), scale=scale, forced=forced)
     _write(run, {**listed, name: kept})
 
