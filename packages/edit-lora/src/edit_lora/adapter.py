@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from editcore import FactoredDelta, HParamsError, ModelError
-from editcore.runs import json_text, write_text
+from editcore.runs import json_text, write_tensors, write_text
 from peft import LoraConfig
 from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from edit_lora.factors import balanced, join, padded
 
@@ -108,9 +107,9 @@ class Adapter:
         tensors = {}
         for path, delta in self.factors.items():
             even = padded(balanced(delta), rank)
-            tensors[f"{_PREFIX}{path}.lora_A.weight"] = even.right.float().contiguous().cpu()
-            tensors[f"{_PREFIX}{path}.lora_B.weight"] = even.left.float().contiguous().cpu()
-        save_file(tensors, directory / WEIGHTS_NAME, {"format": "pt"})
+            tensors[f"{_PREFIX}{path}.lora_A.weight"] = even.right.float()
+            tensors[f"{_PREFIX}{path}.lora_B.weight"] = even.left.float()
+        write_tensors(directory / WEIGHTS_NAME, tensors, {"format": "pt"})
         if self.base_fingerprint is not None:
             origin = {"base_model": self.base_model, "base_fingerprint": self.base_fingerprint}
             write_text(directory / ORIGIN_NAME, json_text(origin, indent=2) + "\n")

@@ -28,11 +28,10 @@ def making(directory: Path) -> Iterator[Path]:
         raise StorageError(f"Cannot make {directory}: {error.strerror or error}.") from error
     try:
         yield temporary
-        try:
-            temporary.chmod(0o755)  # mkdtemp makes it private
-            temporary.rename(directory)
-        except OSError as error:
-            raise StorageError(f"Cannot make {directory}: {error.strerror or error}.") from error
+        temporary.chmod(0o755)  # mkdtemp makes it private
+        temporary.rename(directory)
+    except OSError as error:
+        raise StorageError(f"Cannot make {directory}: {error.strerror or error}.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from editcore._backends import save_edited
-from editcore._files import json_text, write_text
+from editcore._files import json_text, write_tensors, write_text
 from editcore._folders import making, refuse_existing
 from editcore._hparams import build
 from editcore._ledger import Ledger, LedgerEntry
@@ -32,6 +32,7 @@ __all__ = [
     "silent",
     "statistics_of",
     "write_ledger",
+    "write_tensors",
     "write_text",
 ]
 
