@@ -32,7 +32,7 @@ def export(
     run: Run,
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="What to write; it must not exist yet.")],
     form: Annotated[
-        str, typer.Option("--format", help="peft: a LoRA adapter. merged: the whole edited model. [default: peft]")
+        str, typer.Option("--format", help="peft: a LoRA adapter. merged: the whole edited model.")
     ] = "peft",
     rank: Annotated[
         int | None,
@@ -214,7 +214,7 @@ def scale(
 
 @adapters_app.command()
 def combine(
-    adapters: Annotated[list[Path], typer.Argument(metavar="ADAPTER...", help="Folders with adapter_config.json.")],
+    adapters: Annotated[list[Path], typer.Argument(metavar="ADAPTER", help="Folders with adapter_config.json.")],
     out: New,
     weights: Annotated[
         list[float] | None, typer.Option("--weight", metavar="W", help="One per adapter, in their order. [default: 1]")
@@ -240,7 +240,7 @@ def combine(
 @adapters_app.command()
 def merge(
     ctx: typer.Context,
-    adapters: Annotated[list[Path], typer.Argument(metavar="ADAPTER...", help="Folders with adapter_config.json.")],
+    adapters: Annotated[list[Path], typer.Argument(metavar="ADAPTER", help="Folders with adapter_config.json.")],
     out: New,
     model: Annotated[str | None, typer.Option(help="The base. [default: the one that the first adapter names]")] = None,
     dtype: Annotated[str, typer.Option(help="Type of the weights.")] = "float32",
