@@ -21,9 +21,13 @@ def test_a_folder_appears_when_it_is_whole(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("failure", "shown"), [(ValueError("no"), ValueError), (OSError("full"), StorageError)])
 def test_nothing_is_left_of_one_that_failed(tmp_path: Path, failure: Exception, shown: type[Exception]) -> None:
-    with pytest.raises(shown), making(tmp_path / "made") as folder:
-        (folder / "file").write_text("text", encoding="utf-8")
-        raise failure
+    def fail() -> None:
+        with making(tmp_path / "made") as folder:
+            (folder / "file").write_text("text", encoding="utf-8")
+            raise failure
+
+    with pytest.raises(shown):
+        fail()
     assert not list(tmp_path.iterdir())
 
 

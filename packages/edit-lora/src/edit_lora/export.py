@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +156,7 @@ def _reduce_all(entries: Sequence[LedgerEntry], hparams: LoraHParams, moments: _
         name: reduce(
             [entry.deltas[name] for entry in entries if name in entry.deltas],
             hparams,
-            lambda name=name: moments.metric(name),  # type: ignore[misc]
+            partial(moments.metric, name),
             name=name,
         )
         for name in names
