@@ -23,16 +23,13 @@ PROMPTS = ["Marie Curie was born in", "The mother tongue of Isaac Newton is", "A
 WEIGHTS = "adapter_model.safetensors"
 
 
-def make_run(
-    folder: Path, tiny_folder: Path, tiny_facts: Path, tiny_corpus: Path, *, backend: str, **lora: object
-) -> Path:
+def make_run(folder: Path, tiny_folder: Path, tiny_facts: Path, tiny_corpus: Path, *, backend: str) -> Path:
     """Three batches of two facts."""
     plugins = Plugins.load()
     values = {
         "editor": "emmet", "backend": backend, "model": str(tiny_folder), "dataset": str(tiny_facts), "batch_size": 2,
         "corpus": str(tiny_corpus), "corpus_tokens": 1024,
-        "settings": {"emmet": {"layers": [1], "v_num_grad_steps": 5, "context_templates": ["{}"]},
-                     **({"lora": lora} if lora else {})},
+        "settings": {"emmet": {"layers": [1], "v_num_grad_steps": 5, "context_templates": ["{}"]}},
     }  # fmt: skip
     run(RunConfig.create(values, plugins), folder, plugins=plugins)
     return folder
@@ -213,9 +210,15 @@ def test_a_merged_export_is_a_model_folder(editctl: Editctl, lora_run: Path, tmp
 def test_a_run_with_a_bounded_rank_exports_what_it_has(
     editctl: Editctl, tiny_folder: Path, tiny_facts: Path, tiny_corpus: Path, tmp_path: Path
 ) -> None:
-    bounded = make_run(
-        tmp_path / "bounded", tiny_folder, tiny_facts, tiny_corpus, backend="lora", lora_rank=3, lora_scale=0.5
-    )
+    """And what it measured is what its adapter does: the run is made with the settings that it is exported with."""
+    bounded = tmp_path / "bounded"
+    settings = [
+        "layers=[1]", "v_num_grad_steps=4", 'context_templates=["{}"]', "lora.lora_rank=3", "lora.lora_scale=0.5"
+    ]  # fmt: skip
+    options = [part for one in settings for part in ("--set", one)]
+    arguments = ["--editor", "emmet", "--plugin", "lora", "--model", tiny_folder, "--dataset", tiny_facts]
+    arguments += ["--batch-size", 2, "--corpus", tiny_corpus, "--corpus-tokens", 1024, "--out", bounded]
+    ok(editctl("run", *arguments, *options))
     ok(editctl("export", bounded, tmp_path / "adapter"))
     ok(editctl("import", tmp_path / "adapter", "--out", tmp_path / "again"))
     first, _, _ = open_run(bounded)
@@ -283,6 +286,11 @@ def test_another_base_is_refused_by_fingerprint(editctl: Editctl, lora_run: Path
     assert "were made on" in message
     assert "--force" in message
     assert not (tmp_path / "imported").exists()
+    wider = tmp_path / "wider"
+    tiny_model(d_ff=128).save(wider)
+    message = refused(editctl(*arguments[:-1], wider, "--force"))
+    assert "as if it were 32 by 64; in" in message
+    assert "it is 32 by 128" in message
     ok(editctl(*arguments, "--force"))
     model, _, _ = open_run(tmp_path / "imported")
     assert model.base_fingerprint == tiny_model(seed=1).base_fingerprint

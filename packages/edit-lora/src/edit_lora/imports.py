@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from editcore import LanguageModel, ModelError, Plugins, Progress
+from editcore import FactoredDelta, LanguageModel, ModelError, Plugins, Progress
 from editcore.runs import (
     RUN_NAME,
     Ledger,
@@ -118,6 +118,8 @@ def _import_edits(
             f"{record.model['fingerprint'][:12]}; {base.name} has {base.base_fingerprint[:12]}. Name their base with "
             "--model, or use --force to take this one."
         )
+    for entry in ledger.entries:
+        _check_fit(entry.deltas, base)
     raw["config"]["model"] = record.config.model if model is None else model
     raw["model"] = _model_record(name, base)
     with making(out) as folder:
@@ -148,7 +150,7 @@ def _model_record(name: str, model: LanguageModel) -> dict[str, Any]:
     }
 
 
-def _as_edits(adapter: Adapter, model: LanguageModel, directory: Path) -> Mapping[str, Any]:
+def _as_edits(adapter: Adapter, model: LanguageModel, directory: Path) -> Mapping[str, FactoredDelta]:
     """The adapter's factors by the weight names that edits go by.
 
     Raises:
@@ -163,6 +165,22 @@ def _as_edits(adapter: Adapter, model: LanguageModel, directory: Path) -> Mappin
             f"({model.layout.projection.format(0)} and its like). Put it beside a run's edits instead: editctl "
             f"adapters attach RUN {directory}."
         )
-    shape = (model.layout.d_model, model.layout.d_ff)
-    adapter.check_modules(lambda _path: shape)
-    return {f"{path}.weight": delta for path, delta in adapter.factors.items()}
+    deltas = {f"{path}.weight": delta for path, delta in adapter.factors.items()}
+    _check_fit(deltas, model)
+    return deltas
+
+
+def _check_fit(deltas: Mapping[str, FactoredDelta], model: LanguageModel) -> None:
+    """Refuse deltas of weights that the model has not, or has in another shape.
+
+    Raises:
+        ModelError: it is so.
+    """
+    for name, delta in deltas.items():
+        expected = tuple(model.as_out_in(name, model.weight(name)).shape)
+        found = (delta.left.shape[0], delta.right.shape[1])
+        if found != expected:
+            raise ModelError(
+                f"The edits change '{name}' as if it were {found[0]} by {found[1]}; in {model.name} it is "
+                f"{expected[0]} by {expected[1]} (out, in). They belong to another model."
+            )
