@@ -180,9 +180,16 @@ def _write_edits(
     """The run directory inside the adapter's folder: what it takes to go on from the edits."""
     inside = folder / EDITS_FOLDER
     write_ledger(inside, entries)
-    active = {request.id for entry in entries for request in entry.requests[: entry.num_new]}
-    for name, keep in (("requests.jsonl", lambda line: line["request"]["id"] in active), ("batches.jsonl", bool)):
-        write_text(inside / name, "".join(f"{json_text(line)}\n" for line in _lines(run / name) if keep(line)))
+    active = {entry.batch: {request.id for request in entry.requests} for entry in entries}
+    known = set().union(*active.values())
+    records = [line for line in _lines(run / "requests.jsonl") if line["request"]["id"] in known]
+    batches = [
+        {**line, "evidence": [one for one in line["evidence"] if one["request_id"] in active[line["batch"]]]}
+        for line in _lines(run / "batches.jsonl")
+        if line["batch"] in active
+    ]
+    for name, lines in (("requests.jsonl", records), ("batches.jsonl", batches)):
+        write_text(inside / name, "".join(f"{json_text(line)}\n" for line in lines))
     raw = json.loads((run / RUN_NAME).read_text(encoding="utf-8"))
     raw["config"]["backend"] = "lora"
     raw["settings"] = {**record.settings, "lora": hparams.model_dump(mode="json")}

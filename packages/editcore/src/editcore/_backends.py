@@ -29,9 +29,16 @@ def open_backend(
     statistics: Callable[[], StatisticsStore],
     directory: Path | None = None,
 ) -> None:
-    """Put a backend in charge of an unedited model, with the context that it asks for."""
+    """Put a backend in charge of an unedited model, with the context that it asks for.
+
+    Args:
+        statistics: opens the store of second moments; called only when some are needed.
+    """
+
+    def moments(layers: Sequence[int]) -> Mapping[int, Tensor]:
+        return statistics().moments(layers)
+
     if isinstance(backend, TakesContext):
-        moments = lambda layers: statistics().moments(layers)  # noqa: E731  opened when first needed
         backend.take(BackendContext(moments=moments, directory=directory))
     backend.open(model)
 
