@@ -12,8 +12,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from editcore import LanguageModel, Plugins
+from edit_lora.backend import LoraBackend
+from edit_lora.hparams import LoraHParams
+from editcore import FactoredDelta, LanguageModel, Plugins
+from editcore._backends import RawBackend
 from editcore._run import run
+from editcore.models import DEFAULT_MODEL, local_path
 from editcore.runs import Ledger, RunConfig, active_entries, open_run, write_ledger
 from safetensors.torch import load_file, save_file
 
@@ -426,3 +430,32 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
     assert (tmp_path / "full" / "file").read_text() == "mine"
     assert not (lora_run / "adapters").exists()
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+# The real model
+
+
+@pytest.mark.model
+@pytest.mark.skipif(local_path(DEFAULT_MODEL) is None, reason=f"{DEFAULT_MODEL} is not here: editctl models pull")
+def test_on_the_real_model_the_adapter_says_what_the_weights_say() -> None:
+    """A change of rank 250 in 25 batches, as large as the weight itself."""
+    model = LanguageModel.load(DEFAULT_MODEL)
+    name, generator = model.layout.weight_name(3), torch.Generator().manual_seed(0)
+    size = float(model.weight(name).norm()) / (250 * model.layout.d_model * model.layout.d_ff) ** 0.5
+    batches = [
+        {
+            name: FactoredDelta(
+                torch.randn(model.layout.d_model, 10, generator=generator, dtype=torch.float64) * size,
+                torch.randn(10, model.layout.d_ff, generator=generator, dtype=torch.float64),
+            )
+        }
+        for _ in range(25)
+    ]
+    found = []
+    for backend in (RawBackend(), LoraBackend(LoraHParams())):
+        backend.open(model)
+        backend.rebuild(batches)
+        found.append(logits(model))
+        backend.rebuild([])
+    assert (found[0] - logits(model)).abs().max() > 1
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-3)
