@@ -57,7 +57,7 @@ def reduce(
     if hparams.lora_rank is None or exact.rank <= hparams.lora_rank:
         return Reduction(delta=balanced(exact), exact_rank=exact.rank)
     moment = metric()
-    priced = moment.factor if hparams.lora_criterion == "weighted" else None
+    priced = moment.factor[0] if hparams.lora_criterion == "weighted" else None
     cut = (project if hparams.lora_use_svd else strongest_terms)(exact, hparams.lora_rank, priced)
     keys = torch.cat([dual_keys(delta.right.double(), moment.matrix) for delta in deltas])
     if hparams.lora_fit_steps:
@@ -66,7 +66,7 @@ def reduce(
         delta=balanced(cut),
         exact_rank=exact.rank,
         kept_frobenius=_kept(exact, cut),
-        kept_weighted=_kept(exact, cut, moment.factor),
+        kept_weighted=_kept(exact, cut, moment.factor[0]),
         kept_keys=_kept(exact, cut, keys.T),
     )
     kept = found.kept_weighted if priced is not None else found.kept_frobenius

@@ -47,7 +47,7 @@ class Metric:
         return cls(matrix)
 
     @cached_property
-    def _factor(self) -> tuple[Tensor, float]:
+    def factor(self) -> tuple[Tensor, float]:
         """``(L, jitter)`` with ``L Lᵀ = C' + jitter · I``.
 
         Jitter is zero unless C' is numerically singular, which it is when it comes from fewer tokens than ``m`` or a
@@ -66,18 +66,13 @@ class Metric:
         raise NumericalError("The second moment has no Cholesky factor; compute it anew from more text.")
 
     @property
-    def factor(self) -> Tensor:
-        """L with L Lᵀ = C' (plus :attr:`jitter` on the diagonal), lower triangular ``[m, m]``: ‖Δ L‖² is the cost."""
-        return self._factor[0]
-
-    @property
     def jitter(self) -> float:
         """What was added to the diagonal to make the factorisation exist; 0 for a well-posed C'."""
-        return self._factor[1]
+        return self.factor[1]
 
     def inverse_times(self, columns: Tensor) -> Tensor:
         """``C'⁻¹ X`` for ``X [m, n]``, by two triangular solves."""
-        return torch.cholesky_solve(columns.double(), self._factor[0])
+        return torch.cholesky_solve(columns.double(), self.factor[0])
 
     def cost(self, delta: FactoredDelta) -> float:
         """tr(Δ C' Δᵀ) from the factors alone."""
@@ -88,7 +83,7 @@ class Metric:
     def condition(self) -> float:
         """Ratio of the largest to the smallest squared diagonal entry of the Cholesky factor: a lower bound of
         cond(C')."""
-        diagonal = self._factor[0].diagonal()
+        diagonal = self.factor[0].diagonal()
         return float((diagonal.max() / diagonal.min()) ** 2)
 
 
