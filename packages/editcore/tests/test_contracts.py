@@ -20,6 +20,8 @@ from editcore.testing import BackendContract, EditorContract
 HONEST_EDITOR = '''
 """An editor that keeps the contract, and ones that each break a clause."""
 
+import contextlib
+
 import torch
 
 from editcore import EditBatch, FactoredDelta, HParams, Proposal, RequestError
@@ -221,6 +223,35 @@ class Sorting(Base):
 
     def rebuild(self, active):
         super().rebuild(sorted(active, key=min))  # by the first weight, which batches mostly come in
+
+
+class Baking(Base):
+    """Leaves behind what it wrote for saving."""
+
+    @contextlib.contextmanager
+    def written(self):
+        edited(self.model).mul_(1 + 1e-12)
+        yield
+
+
+class Box(torch.nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+class Wrapping(Base):
+    """Wraps a module and does not say so, which renames its weight in what is saved."""
+
+    def rebuild(self, active):
+        super().rebuild(active)
+        parent, _, child = self.model.layout.projection.format(1).rpartition(".")
+        module = self.model.projection(1)
+        inner = module.inner if isinstance(module, Box) else module
+        setattr(self.model.hf.get_submodule(parent), child, Box(inner) if active else inner)
 '''
 
 HPARAMS = '''
@@ -278,7 +309,7 @@ EDITORS: Mapping[str, str] = {
     "lax": "broken_hparams:Lax",
     "heavy": "heavy_hparams:BrokenHParams",
 }
-BACKENDS = ("base", "meddling", "forgetful", "greedy", "subtracting", "sticky", "sorting")
+BACKENDS = ("base", "meddling", "forgetful", "greedy", "subtracting", "sticky", "sorting", "baking", "wrapping")
 
 
 def install(folder: Path) -> None:
@@ -403,6 +434,8 @@ BROKEN_BACKENDS = {
     "subtracting": "test_the_base_comes_back_to_the_bit",
     "sticky": "test_rebuilding_is_a_fresh_start",
     "sorting": "test_order_is_kept",
+    "baking": "test_saving_leaves_the_model_as_it_is",
+    "wrapping": "test_what_was_saved_loads_as_the_edited_model",
 }
 
 

@@ -55,12 +55,15 @@ if TYPE_CHECKING:
     from editcore._plugins import Plugins
     from editcore._protocols import (
         Backend,
+        BackendContext,
         EditContext,
         Editor,
         Evaluator,
         ExtensionContext,
+        OverlaysWeights,
         ReportsStatistics,
         Resolves,
+        TakesContext,
     )
     from editcore._session import EditSession
     from editcore._values import (
@@ -82,6 +85,7 @@ __all__ = [
     "AfterRun",
     "AfterUndo",
     "Backend",
+    "BackendContext",
     "BackendSpec",
     "BatchAddition",
     "BeforeApply",
@@ -115,6 +119,7 @@ __all__ = [
     "ModelFamilySpec",
     "ModelLayout",
     "NumericalError",
+    "OverlaysWeights",
     "PluginError",
     "Plugins",
     "Progress",
@@ -127,6 +132,7 @@ __all__ = [
     "StatisticsError",
     "StorageError",
     "SubjectNotFoundError",
+    "TakesContext",
     "UnknownNameError",
     "Verdict",
     "__version__",
@@ -135,6 +141,7 @@ __all__ = [
 
 _ON_FIRST_USE = {
     "Backend": "editcore._protocols",
+    "BackendContext": "editcore._protocols",
     "EditBatch": "editcore._values",
     "EditContext": "editcore._protocols",
     "EditEvidence": "editcore._values",
@@ -149,10 +156,12 @@ _ON_FIRST_USE = {
     "KnownTarget": "editcore._values",
     "LanguageModel": "editcore.models",
     "ModelLayout": "editcore.models",
+    "OverlaysWeights": "editcore._protocols",
     "Plugins": "editcore._plugins",
     "Proposal": "editcore._values",
     "ReportsStatistics": "editcore._protocols",
     "Resolves": "editcore._protocols",
+    "TakesContext": "editcore._protocols",
 }
 
 if not TYPE_CHECKING:  # a type checker that saw these would believe in every name

@@ -1,12 +1,15 @@
-"""The built-in backend: deltas written into the weights."""
+"""The built-in backend, which writes deltas into the weights; and how any backend is opened and saved."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from editcore._protocols import Backend, BackendContext, OverlaysWeights, TakesContext
 from editcore._values import FactoredDelta
 from editcore.tracing import add_delta
 
@@ -14,8 +17,40 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from editcore.models import LanguageModel
+    from editcore.statistics import StatisticsStore
 
-__all__ = ["RawBackend"]
+__all__ = ["RawBackend", "open_backend", "save_edited"]
+
+
+def open_backend(
+    backend: Backend,
+    model: LanguageModel,
+    *,
+    statistics: Callable[[], StatisticsStore],
+    directory: Path | None = None,
+) -> None:
+    """Put a backend in charge of an unedited model, with the context that it asks for.
+
+    Args:
+        statistics: opens the store of second moments; called only when some are needed.
+    """
+
+    def moments(layers: Sequence[int]) -> Mapping[int, Tensor]:
+        return statistics().moments(layers)
+
+    if isinstance(backend, TakesContext):
+        backend.take(BackendContext(moments=moments, directory=directory))
+    backend.open(model)
+
+
+def save_edited(model: LanguageModel, backend: Backend, directory: Path) -> None:
+    """Write the model with its edits as a folder that ``from_pretrained`` loads, whatever the backend.
+
+    Raises:
+        ModelError: the folder cannot be written.
+    """
+    with backend.written() if isinstance(backend, OverlaysWeights) else contextlib.nullcontext():
+        model.save(directory)
 
 
 class RawBackend:

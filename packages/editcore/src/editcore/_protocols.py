@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from editcore._hparams import HParams
@@ -11,12 +13,25 @@ from editcore._progress import Progress, silent
 from editcore._values import EditBatch, FactoredDelta, FactRecord, Proposal
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from editcore._plugins import Plugins
     from editcore.evaluation import PromptScore
     from editcore.models import LanguageModel
     from editcore.statistics import StatisticsStore
 
-__all__ = ["Backend", "EditContext", "Editor", "Evaluator", "ExtensionContext", "ReportsStatistics", "Resolves"]
+__all__ = [
+    "Backend",
+    "BackendContext",
+    "EditContext",
+    "Editor",
+    "Evaluator",
+    "ExtensionContext",
+    "OverlaysWeights",
+    "ReportsStatistics",
+    "Resolves",
+    "TakesContext",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +53,17 @@ class ExtensionContext:
     """For named components (``plugins.components("replay.strategy")``)."""
     seed: int = 0
     progress: Progress = silent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendContext:
+    """What a backend may use besides the model: given to those that ask for it (:class:`TakesContext`)."""
+
+    moments: Callable[[Sequence[int]], Mapping[int, Tensor]]
+    """Second moments of the unedited model by layer, ``[d_in, d_in]`` float64. Ask while no delta is in the model: what
+    is neither in memory nor in the cache is computed by running it."""
+    directory: Path | None = None
+    """The run directory, or ``None`` for a session in memory."""
 
 
 @runtime_checkable
@@ -111,11 +137,34 @@ class Backend(Protocol):
         ...
 
     def apply(self, deltas: Mapping[str, FactoredDelta]) -> None:
-        """Add one batch's deltas behind those already active."""
+        """Add one batch's deltas behind those already active.
+
+        Raises:
+            EditcoreError: the backend cannot express them; the model is as it was.
+        """
         ...
 
     def rebuild(self, active: Sequence[Mapping[str, FactoredDelta]]) -> None:
         """Make exactly ``active``, in this order, the model's state. ``rebuild([])`` restores the base weights."""
+        ...
+
+
+@runtime_checkable
+class TakesContext(Protocol):
+    """A backend that needs more than the model."""
+
+    def take(self, context: BackendContext) -> None:
+        """Called once, right before ``open``."""
+        ...
+
+
+@runtime_checkable
+class OverlaysWeights(Protocol):
+    """A backend that keeps deltas beside the weights, in modules that it wraps."""
+
+    def written(self) -> AbstractContextManager[None]:
+        """The model as ``from_pretrained`` knows it, with what the overlay adds written into its weights: inside the
+        block only. Models are saved in there."""
         ...
 
 
@@ -132,7 +181,8 @@ class Evaluator(Protocol):
 
 @runtime_checkable
 class ReportsStatistics(Protocol):
-    """An extension that counts: what it answers stands in ``summary.json`` under ``extensions`` and its name."""
+    """An extension or backend that counts: what it answers stands in ``summary.json`` under ``extensions`` and its
+    name."""
 
     def statistics(self) -> Mapping[str, float | int | None]:
         """Its numbers as of now, by ``lower_case`` name. Called once, after the last ``editcore_after_run``."""

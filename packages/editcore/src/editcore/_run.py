@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from editcore._backends import open_backend
 from editcore._errors import HParamsError, RunError, UnknownNameError
 from editcore._files import json_text, remove_leftovers, replacing, write_text
 from editcore._ledger import DELTAS_NAME, LEDGER_NAME, Ledger
@@ -31,6 +32,7 @@ from editcore._values import EditRequest, FactRecord, first_problem
 from editcore.datasets import check_records, load_records
 from editcore.evaluation import summarize
 from editcore.models import CATALOGUE, LanguageModel
+from editcore.statistics import StatisticsStore
 
 if TYPE_CHECKING:
     from editcore.evaluation import PromptScore, Summary
@@ -148,7 +150,7 @@ class RunResult:
     peak_memory_bytes: int
     notes: tuple[str, ...]
     extensions: Mapping[str, Mapping[str, Any]]
-    """What extensions count about themselves, by their names."""
+    """What extensions and the backend count about themselves, by their names."""
 
 
 def run(
@@ -392,7 +394,7 @@ def write_run(
         "provenance": dict(session.provenance),
         "model": {
             "name": session.model.name,
-            "folder": _folder(config.model),
+            "folder": folder_of(config.model),
             "fingerprint": session.model.base_fingerprint,
             "layout": asdict(session.model.layout),
         },
@@ -411,7 +413,7 @@ def write_run(
     write_text(directory / RUN_NAME, json_text(record, indent=2) + "\n")
 
 
-def _folder(model: str) -> str | None:
+def folder_of(model: str) -> str | None:
     """Where a model folder is, so that the run can be opened from any working directory; ``None`` for other models."""
     path = Path(model).expanduser()
     return str(path.resolve()) if model not in CATALOGUE and path.is_dir() else None
@@ -574,7 +576,12 @@ def open_run(
         record.source, device=device or config.device, dtype=config.dtype, plugins=plugins, progress=progress
     )
     record.check(model)
-    backend.open(model)
+    open_backend(
+        backend,
+        model,
+        statistics=lambda: statistics_of(config, model, progress=progress),
+        directory=directory,
+    )
     backend.rebuild(ledger.active())
     return model, ledger, backend
 
@@ -590,6 +597,13 @@ def open_session(directory: Path, *, plugins: Plugins | None = None, progress: P
     session = open_fresh(record.config, directory, record, plugins, progress)
     record.check(session.model)
     return session
+
+
+def statistics_of(config: RunConfig, model: LanguageModel, *, progress: Progress = silent) -> StatisticsStore:
+    """The second moments that a run is made with: in the cache, or computed from ``model``, unedited."""
+    return StatisticsStore(
+        model, corpus=config.corpus, tokens=config.corpus_tokens, seed=config.seed, progress=progress
+    )
 
 
 def default_directory(config: RunConfig) -> Path:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 
+from editcore._backends import open_backend, save_edited
 from editcore._errors import HParamsError, NumericalError, PluginError, RequestError, UnknownNameError
 from editcore._events import (
     AfterBatch,
@@ -68,6 +69,7 @@ class _Parts:
     editor: Editor
     editor_spec: EditorSpec
     backend: Backend
+    backend_name: str
     extensions: Mapping[str, object]
     settings: Mapping[str, HParams]
     """Resolved hyperparameters by name of editor, backend and extension."""
@@ -99,13 +101,14 @@ class EditSession:
         self.context = context
         self.settings = parts.settings
         self._editor, self._editor_spec, self._backend = parts.editor, parts.editor_spec, parts.backend
+        self._backend_name = parts.backend_name
         self._lifecycle = lifecycle
         self.extensions = parts.extensions
         self.next_batch = ledger.batches[-1].batch + 1 if ledger.batches else 0
         """Index of the next batch. A rejected batch has used its index up, one that failed has not."""
         # Everything that reads the unedited model happens here, before the first delta.
         self.provenance: Mapping[str, Any] = self._editor.prepare(model, context)
-        self._backend.open(model)
+        open_backend(self._backend, model, statistics=lambda: context.statistics, directory=ledger.directory)
         history = ledger.history()
         if history:
             self._backend.rebuild([entry.deltas for entry in history])
@@ -185,6 +188,11 @@ class EditSession:
         return [self._edit_batch(tuple(requests[start : start + size]), known or {}) for start in starts]
 
     @property
+    def backend(self) -> Backend:
+        """What holds the deltas; a backend may offer more than the protocol asks for."""
+        return self._backend
+
+    @property
     def max_batch(self) -> int | None:
         """Most requests that the editor solves together; ``None`` for no limit."""
         return self._editor_spec.capabilities.max_batch
@@ -207,10 +215,15 @@ class EditSession:
         if not entry.applied:
             _log.warning("batch %d was rejected: %s", batch.index, reason)
         with uninterrupted():
-            self.ledger.append(entry)
-            self.next_batch += 1
             if entry.applied:
-                self._backend.apply(entry.deltas)
+                self._backend.apply(entry.deltas)  # first: what it refuses must not be in the ledger
+            try:
+                self.ledger.append(entry)
+            except BaseException:
+                if entry.applied:
+                    self._backend.rebuild(self.ledger.active())
+                raise
+            self.next_batch += 1
             seconds = time.perf_counter() - start
             if entry.applied:
                 self._lifecycle.after_batch(
@@ -327,16 +340,17 @@ class EditSession:
 
     def save(self, directory: Path | str) -> None:
         """Write the edited model as a folder that ``from_pretrained`` loads."""
-        self.model.save(Path(directory))
+        save_edited(self.model, self._backend, Path(directory))
 
     def finish(self) -> None:
         """Tell the extensions that all edits are made and measured."""
         self._lifecycle.after_run(AfterRun(directory=self.ledger.directory, num_edits=len(self.requests)))
 
     def statistics(self) -> dict[str, dict[str, Any]]:
-        """What extensions count about themselves, by their names; see :class:`editcore.ReportsStatistics`."""
+        """What extensions and the backend count about themselves, by their names; see
+        :class:`editcore.ReportsStatistics`."""
         found = {}
-        for name, extension in self.extensions.items():
+        for name, extension in {self._backend_name: self._backend, **self.extensions}.items():
             if isinstance(extension, ReportsStatistics):
                 with boundary(f"The plugin '{name}' failed in statistics: "):
                     found[name] = json.loads(json_text(dict(extension.statistics())))
@@ -381,7 +395,12 @@ def _resolve(
             resolved[spec.name] = own
         extensions[spec.name] = _make("plugin", spec, own, context)
     return _Parts(
-        editor=made_editor, editor_spec=editor_spec, backend=made_backend, extensions=extensions, settings=resolved
+        editor=made_editor,
+        editor_spec=editor_spec,
+        backend=made_backend,
+        backend_name=backend,
+        extensions=extensions,
+        settings=resolved,
     )
 
 

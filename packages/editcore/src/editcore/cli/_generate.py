@@ -26,6 +26,7 @@ def generate(
     ] = None,
 ) -> None:
     """Let a run's edited model speak beside the original."""
+    from editcore._backends import save_edited
     from editcore._errors import RunError
     from editcore._run import open_run
     from editcore.cli._console import TerminalProgress, print_table
@@ -37,7 +38,7 @@ def generate(
     )
     edited = model.generate(prompts, max_new_tokens=tokens)
     if save is not None:
-        model.save(save)
+        save_edited(model, backend, save)
     backend.rebuild([])
     original = model.generate(prompts, max_new_tokens=tokens)
     rows = []

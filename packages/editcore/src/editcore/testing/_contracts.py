@@ -20,6 +20,7 @@ Models are random and tiny, so the suites say nothing about how well a method ed
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import random
@@ -35,7 +36,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from editcore._backends import RawBackend
+from editcore._backends import RawBackend, open_backend, save_edited
 from editcore._errors import EditcoreError, HParamsError, RequestError
 from editcore._hparams import HParams, build
 from editcore._plugins import DISABLE_VARIABLE, Plugins, resolve
@@ -80,6 +81,15 @@ class _Contract:
     def registry(self) -> Plugins:
         """The plugins that are installed."""
         return Plugins.load()
+
+    @pytest.fixture
+    def corpus(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+        """A text file behind the second moments, and a cache that no other test sees."""
+        monkeypatch.setenv("EDITCORE_CACHE", str(tmp_path / "cache"))
+        words = " ".join(request.text for request in tiny_requests(80)).split()
+        path = tmp_path / "corpus.txt"
+        path.write_text(" ".join(random.Random(0).choices(words, k=_CORPUS_WORDS)), encoding="utf-8")
+        return str(path)
 
 
 def _standard_tests(cls: type) -> dict[str, object]:
@@ -240,15 +250,6 @@ class EditorContract(_Contract):
     def requests_to_edit(self) -> tuple[EditRequest, ...]:
         """Facts that do not contradict each other, more than one batch of two."""
         return tiny_requests(5)
-
-    @pytest.fixture
-    def corpus(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-        """A text file behind the second moments, and a cache that no other test sees."""
-        monkeypatch.setenv("EDITCORE_CACHE", str(tmp_path / "cache"))
-        words = " ".join(request.text for request in tiny_requests(80)).split()
-        path = tmp_path / "corpus.txt"
-        path.write_text(" ".join(random.Random(0).choices(words, k=_CORPUS_WORDS)), encoding="utf-8")
-        return str(path)
 
     @pytest.fixture
     def spec(self, registry: Plugins, editor_name: str) -> EditorSpec:
@@ -464,9 +465,11 @@ class BackendContract(_Contract):
         return registry.backend(backend_name)
 
     @pytest.fixture
-    def opened(self, spec: BackendSpec, hparams: dict[str, object], make_model: MakeModel) -> Callable[[], _Opened]:
+    def opened(
+        self, spec: BackendSpec, hparams: dict[str, object], make_model: MakeModel, corpus: str
+    ) -> Callable[[], _Opened]:
         """Makes a new model and a backend that is in charge of it."""
-        return lambda: _Opened.make(make_model(), _backend(spec, hparams))
+        return lambda: _Opened.make(make_model(), _backend(spec, hparams), corpus)
 
     @pytest.fixture
     def batches(self, make_model: MakeModel) -> tuple[Deltas, Deltas, Deltas]:
@@ -500,12 +503,12 @@ class BackendContract(_Contract):
             _survives_json(resolve(spec.hparams), hparams, spec.name)
 
     def test_opening_changes_nothing(
-        self, make_model: MakeModel, spec: BackendSpec, hparams: dict[str, object]
+        self, make_model: MakeModel, spec: BackendSpec, hparams: dict[str, object], corpus: str
     ) -> None:
         """Weights and logits are those of the model that was handed over, to the bit."""
         model = make_model()
         before = _Seen.of(model, [name for name, _ in model.hf.named_parameters()])
-        _backend(spec, hparams).open(model)
+        _Opened.make(model, _backend(spec, hparams), corpus)
         assert not before.differences(model)
 
     def test_the_effect_is_that_of_the_weight_change(
@@ -520,9 +523,13 @@ class BackendContract(_Contract):
             for name, delta in deltas.items():
                 add_delta(reference, name, [delta])
             expected = _logits(reference)
-            effect = float((expected - base).abs().max())
-            off = float((_logits(made.model) - expected).abs().max()) / effect
+            off = self._off(_logits(made.model), expected, base)
             assert off <= self.effect_tolerance, f"logits are off by {off:.1e} of the largest effect"
+
+    @staticmethod
+    def _off(found: Tensor, expected: Tensor, base: Tensor) -> float:
+        """Largest difference of logits, in units of the largest effect of the edits."""
+        return float((found - expected).abs().max() / (expected - base).abs().max())
 
     def test_other_weights_stay_as_they_are(
         self, opened: Callable[[], _Opened], batches: tuple[Deltas, Deltas, Deltas]
@@ -573,6 +580,33 @@ class BackendContract(_Contract):
         made.backend.apply(a)
         assert not opened().apply([b, a]).see().differences(made.model)
 
+    def test_saving_leaves_the_model_as_it_is(
+        self, opened: Callable[[], _Opened], batches: tuple[Deltas, Deltas, Deltas], tmp_path: Path
+    ) -> None:
+        """Weights and logits, to the bit; and the next batch finds what it would have found."""
+        a, b, c = batches
+        made = opened().apply([a, b])
+        before = made.see()
+        save_edited(made.model, made.backend, tmp_path / "saved")
+        assert not before.differences(made.model), "saving changed the model"
+        made.backend.apply(c)
+        assert not opened().apply([a, b, c]).see().differences(made.model), "saving changed what comes after it"
+
+    def test_what_was_saved_loads_as_the_edited_model(
+        self,
+        make_model: MakeModel,
+        opened: Callable[[], _Opened],
+        batches: tuple[Deltas, Deltas, Deltas],
+        tmp_path: Path,
+    ) -> None:
+        """``from_pretrained`` needs nothing of the backend: the names are those of the base, the edits are in it."""
+        base = make_model()
+        made = opened().apply(batches)
+        save_edited(made.model, made.backend, tmp_path / "saved")
+        loaded = LanguageModel.load(str(tmp_path / "saved"), dtype=str(base.dtype).removeprefix("torch."))
+        off = self._off(_logits(loaded), _logits(made.model), _logits(base))
+        assert off <= self.effect_tolerance, f"the saved model's logits are off by {off:.1e} of the largest effect"
+
 
 def _backend(spec: BackendSpec, hparams: Mapping[str, object]) -> Backend:
     made: Any = resolve(spec.target)
@@ -593,9 +627,10 @@ class _Opened:
     names: Sequence[str]
 
     @classmethod
-    def make(cls, model: LanguageModel, backend: Backend) -> _Opened:
+    def make(cls, model: LanguageModel, backend: Backend, corpus: str) -> _Opened:
         names = [name for name, _ in model.hf.named_parameters()]
-        backend.open(model)
+        store = functools.partial(StatisticsStore, model, corpus=corpus, tokens=_CORPUS_TOKENS)
+        open_backend(backend, model, statistics=store)
         return cls(model, backend, names)
 
     def apply(self, batches: Sequence[Deltas]) -> _Opened:

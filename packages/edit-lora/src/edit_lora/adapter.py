@@ -1,0 +1,232 @@
+"""A LoRA adapter as a value: read from and written to the folder that peft reads and writes.
+
+What an adapter adds to a module is kept as one thin product in (out, in) orientation, its scaling inside; ranks, alphas
+and paddings are matters of the files.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import sqrt
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from editcore import FactoredDelta, HParamsError, ModelError
+from editcore.runs import json_text, write_tensors, write_text
+from peft import LoraConfig
+from peft.utils.other import get_pattern_key
+from safetensors import SafetensorError, safe_open
+
+from edit_lora.factors import balanced, join, padded
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["CONFIG_NAME", "ORIGIN_NAME", "WEIGHTS_NAME", "Adapter", "check_name", "combine"]
+
+CONFIG_NAME = "adapter_config.json"
+WEIGHTS_NAME = "adapter_model.safetensors"
+ORIGIN_NAME = "editcore.json"
+"""Beside peft's two files: the fingerprint of the base, for which peft has no field."""
+_PREFIX = "base_model.model."  # of every module, in peft's files
+_NOT_PLAIN = (
+    "use_dora", "lora_bias", "modules_to_save", "trainable_token_indices", "target_parameters", "layer_replication",
+    "alora_invocation_tokens", "use_bdlora", "arrow_config", "kasa_config", "use_qalora",
+)  # fmt: skip
+"""Fields of a configuration that add something else than a product of two factors."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapter:
+    """What an adapter adds to a base model."""
+
+    factors: Mapping[str, FactoredDelta]
+    """By module path: the change of its weight, float64, (out, in) whatever the module stores."""
+    base_model: str
+    """Name, folder or hub id of the base."""
+    base_fingerprint: str | None = None
+    """Of the base's weights; ``None`` if whoever made the adapter did not say."""
+    in_out: bool = False
+    """True if the modules store (in, out), as ``Conv1D`` does; peft's ``fan_in_fan_out``."""
+
+    @property
+    def rank(self) -> int:
+        """The largest rank at any module."""
+        return max(delta.rank for delta in self.factors.values())
+
+    @classmethod
+    def read(cls, directory: Path) -> Adapter:
+        """The adapter in a folder.
+
+        Raises:
+            ModelError: a file is missing or damaged, or the adapter is more than a plain LoRA.
+        """
+        config = _read_config(directory)
+        tensors = _read_tensors(directory / WEIGHTS_NAME)
+        pairs: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            match = re.fullmatch(re.escape(_PREFIX) + r"(.+)\.lora_([AB])\.weight", key)
+            if match is None:
+                raise ModelError(f"{directory} is no plain LoRA adapter of linear modules: it holds '{key}'.")
+            pairs.setdefault(match[1], {})[match[2]] = tensor
+        factors = {}
+        for path, pair in sorted(pairs.items()):
+            down, up = pair.get("A"), pair.get("B")
+            if down is None or up is None or down.ndim != 2 or up.shape[1:] != down.shape[:1]:
+                raise ModelError(f"{directory / WEIGHTS_NAME} is damaged: the factors of '{path}' do not fit together.")
+            factors[path] = FactoredDelta(up.double() * _scaling(config, path, len(down)), down.double())
+        if not factors:
+            raise ModelError(f"{directory / WEIGHTS_NAME} holds no factors.")
+        return cls(
+            factors=factors,
+            base_model=str(config.get("base_model_name_or_path") or ""),
+            base_fingerprint=_read_fingerprint(directory / ORIGIN_NAME),
+            in_out=bool(config.get("fan_in_fan_out")),
+        )
+
+    def write(self, directory: Path, *, rank: int | None = None) -> None:
+        """Write configuration and weights into a folder that is there, as ``PeftModel.save_pretrained`` does: float32,
+        one rank for all modules (the largest, or ``rank``), α equal to it, modules by their full path."""
+        rank = self.rank if rank is None else rank
+        config = LoraConfig(
+            r=rank,
+            lora_alpha=rank,
+            target_modules=list(self.factors),
+            fan_in_fan_out=self.in_out,
+            bias="none",
+            task_type="CAUSAL_LM",
+            base_model_name_or_path=self.base_model,
+            inference_mode=True,
+        )
+        config.target_modules = sorted(self.factors)  # peft makes a set of them, whose order varies
+        config.save_pretrained(str(directory))
+        tensors = {}
+        for path, delta in self.factors.items():
+            even = padded(balanced(delta), rank)
+            tensors[f"{_PREFIX}{path}.lora_A.weight"] = even.right.float()
+            tensors[f"{_PREFIX}{path}.lora_B.weight"] = even.left.float()
+        write_tensors(directory / WEIGHTS_NAME, tensors, {"format": "pt"})
+        if self.base_fingerprint is not None:
+            origin = {"base_model": self.base_model, "base_fingerprint": self.base_fingerprint}
+            write_text(directory / ORIGIN_NAME, json_text(origin, indent=2) + "\n")
+
+    def scaled(self, factor: float) -> Adapter:
+        """The same adapter, ``factor`` times as strong."""
+        factors = {path: FactoredDelta(one.left * factor, one.right) for path, one in self.factors.items()}
+        return replace(self, factors=factors)
+
+    def check_base(self, name: str, fingerprint: str, *, force: bool = False) -> None:
+        """Refuse a base that the adapter was not made for, where the adapter says what it was made for.
+
+        Raises:
+            ModelError: the fingerprints differ.
+        """
+        if force or self.base_fingerprint in (None, fingerprint):
+            return
+        raise ModelError(
+            f"The adapter was made for {self.base_model} with the fingerprint {str(self.base_fingerprint)[:12]}; "
+            f"{name} has {fingerprint[:12]}. An adapter is a difference to one set of weights, in one type. Take that "
+            "base, or use --force to put the adapter onto this one."
+        )
+
+    def check_modules(self, shape: Callable[[str], tuple[int, int]]) -> None:
+        """Refuse a model whose modules the factors do not fit; ``shape`` gives (out, in) of a module.
+
+        Raises:
+            ModelError: a module is missing, not linear, or of another shape.
+        """
+        for path, delta in self.factors.items():
+            expected, found = shape(path), (delta.left.shape[0], delta.right.shape[1])
+            if found != expected:
+                raise ModelError(
+                    f"The adapter changes '{path}' as if it were {found[0]} by {found[1]}; it is {expected[0]} by "
+                    f"{expected[1]} (out, in). The adapter belongs to another model."
+                )
+
+
+def combine(adapters: Sequence[Adapter], weights: Sequence[float], *, force: bool = False) -> Adapter:
+    """One adapter that does what all do together, each times its weight: peft's ``cat``.
+
+    Ranks add up, to the width of the module at the most.
+
+    Raises:
+        ModelError: the adapters were made for different bases (``force`` overrides), or for other shapes.
+    """
+    made_for = {one.base_fingerprint: one.base_model for one in adapters if one.base_fingerprint is not None}
+    if len(made_for) > 1 and not force:
+        bases = " and ".join(f"{name} ({fingerprint[:12]})" for fingerprint, name in made_for.items())
+        raise ModelError(f"The adapters were made for different bases, {bases}. --force combines them all the same.")
+    scaled = [one.scaled(weight) for one, weight in zip(adapters, weights, strict=True)]
+    parts: dict[str, list[FactoredDelta]] = {}
+    for one in scaled:
+        for path, delta in one.factors.items():
+            parts.setdefault(path, []).append(delta)
+    for path, deltas in parts.items():
+        shapes = {(delta.left.shape[0], delta.right.shape[1]) for delta in deltas}
+        if len(shapes) > 1:
+            raise ModelError(f"The adapters differ in the shape of '{path}'; they belong to different models.")
+    [fingerprint] = made_for if len(made_for) == 1 else [None]
+    factors = {path: join(deltas) for path, deltas in sorted(parts.items())}
+    return replace(adapters[0], factors=factors, base_fingerprint=fingerprint)
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that peft's module dictionaries or a folder would not take.
+
+    Raises:
+        HParamsError: it has other characters than letters, digits, hyphens and underscores.
+    """
+    if re.fullmatch(r"[A-Za-z0-9_-]+", name) is None:
+        raise HParamsError(f"An adapter's name is made of letters, digits, '-' and '_'; found '{name}'.")
+
+
+def _read_config(directory: Path) -> dict[str, Any]:
+    path = directory / CONFIG_NAME
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(f"{directory} is no adapter: {CONFIG_NAME} cannot be read ({error.strerror}).") from error
+    except ValueError as error:
+        raise ModelError(f"{path} is damaged: {' '.join(str(error).split())}.") from error
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        found = config.get("peft_type") if isinstance(config, dict) else None
+        raise ModelError(f"{path} describes {found or 'no adapter'}; only LORA adapters can be read.")
+    more = [name for name in _NOT_PLAIN if config.get(name)]
+    more += ["bias"] if config.get("bias", "none") != "none" else []
+    if more:
+        raise ModelError(f"{directory} is no plain LoRA adapter: it uses {', '.join(more)}.")
+    return config
+
+
+def _read_fingerprint(path: Path) -> str | None:
+    if not path.exists():
+        return None
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["base_fingerprint"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path} is damaged: {' '.join(str(error).split())}.") from error
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    if not path.exists():
+        hint = " (a .bin file is a pickle, which is not read)" if path.with_suffix(".bin").exists() else ""
+        raise ModelError(f"{path.parent} is no adapter: it has no {WEIGHTS_NAME}{hint}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  no mapping
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} cannot be read: {error}.") from error
+    if bad := next((key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()), None):
+        raise ModelError(f"{path} holds NaN or Inf in '{bad}'.")
+    return tensors
+
+
+def _scaling(config: Mapping[str, Any], path: str, rank: int) -> float:
+    """α/r of a module, or α/√r (rank-stabilised), with its own α where the configuration gives one."""
+    own = config.get("alpha_pattern") or {}
+    alpha = float(own.get(get_pattern_key(list(own), path), config.get("lora_alpha", rank)))
+    return alpha / (sqrt(rank) if config.get("use_rslora") else rank)

@@ -1,0 +1,231 @@
+"""The backend: active edits as one adapter beside the weights, and other adapters beside it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from editcore import BackendContext, FactoredDelta, HParamsError, PluginError, UnknownNameError
+from editcore.linalg import Metric
+from editcore.tracing import add_delta
+
+from edit_lora.adapter import Adapter, check_name, combine
+from edit_lora.attached import read_attached
+from edit_lora.hparams import LoraHParams
+from edit_lora.overlay import Overlay
+from edit_lora.reduction import Reduction, reduce
+
+if TYPE_CHECKING:
+    from editcore import LanguageModel
+    from torch import Tensor
+
+__all__ = ["EDITS", "Attached", "LoraBackend"]
+
+_log = logging.getLogger(__name__)
+
+EDITS = "edits"
+"""Name of the adapter that holds the session's edits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """An adapter beside the edits."""
+
+    adapter: Adapter
+    scale: float
+
+
+class LoraBackend:
+    """Keeps ``Σ left @ right`` of the active deltas as a peft adapter at each touched projection.
+
+    Exact by default: B holds the left factors, A the right ones, side by side. With ``lora_rank``, each projection's
+    adapter is cut from the exact sum whenever it changes, so that what is kept never depends on earlier cuts. The base
+    weights are not written to, unless ``allow_fallback`` puts one projection's edits there.
+
+    A session's backend is ``session.backend``: :meth:`attach` puts other adapters beside the edits. They stay when
+    edits are taken out, until :meth:`detach`.
+    """
+
+    def __init__(self, hparams: LoraHParams) -> None:
+        self.hparams = hparams
+        self._context: BackendContext | None = None
+        self._metrics: dict[int, Metric] = {}
+        self._active: list[Mapping[str, FactoredDelta]] = []
+        self._held: dict[str, Reduction] = {}
+        self._base: dict[str, Tensor] = {}
+        """Bits of the weights that hold their edits themselves."""
+        self._attached: dict[str, Attached] = {}
+
+    def take(self, context: BackendContext) -> None:
+        """Keep what a bounded rank needs to know of the model's text, and where a run's adapters are."""
+        self._context = context
+
+    def open(self, model: LanguageModel) -> None:
+        """Take charge of a model that no delta has touched; adapters attached to its run are put on."""
+        self._model, self._overlay = model, Overlay(model.hf)
+        self._metrics, self._active, self._held, self._base, self._attached = {}, [], {}, {}, {}
+        if self._context is not None and self._context.directory is not None:
+            for name, kept in read_attached(self._context.directory).items():
+                self.attach(name, kept.adapter(), scale=kept.scale, force=kept.forced)
+
+    def apply(self, deltas: Mapping[str, FactoredDelta]) -> None:
+        """Add one batch's deltas behind those already active.
+
+        Raises:
+            NumericalError: a rank leaves out too much (``lora_residual_threshold``); the model is as it was.
+        """
+        self._realise([*self._active, deltas], deltas)
+
+    def rebuild(self, active: Sequence[Mapping[str, FactoredDelta]]) -> None:
+        """Make exactly ``active``, in this order, the model's edits."""
+        self._realise(list(active), {*self._held, *(name for deltas in active for name in deltas)})
+
+    def statistics(self) -> dict[str, float | int | None]:
+        """For results: ranks, and the least share of a change that any projection keeps, by each measure."""
+        held = self._held.values()
+        return {
+            "modules": len(held),
+            "raw_modules": len(self._base),
+            "exact_rank": max((one.exact_rank for one in held), default=0),
+            "rank": max((one.delta.rank for one in held if not one.fell_back), default=0),
+            "kept_frobenius": min((one.kept_frobenius for one in held), default=None),
+            "kept_weighted": min((one.kept_weighted for one in held), default=None),
+            "kept_keys": min((one.kept_keys for one in held), default=None),
+        }
+
+    @contextmanager
+    def written(self) -> Iterator[None]:
+        """The model with all adapters in its weights and no wrapper, inside the block only."""
+        adapted = {name: one for name, one in self._held.items() if name not in self._base}
+        bits = {name: self._model.weight(name).detach().clone() for name in adapted}
+        with ExitStack() as stack:
+            stack.callback(self._restore, bits)
+            for name, one in adapted.items():
+                add_delta(self._model, name, self._in_weight(name, one))
+            stack.enter_context(self._overlay.merged(list(self._attached)))
+            stack.enter_context(self._overlay.removed())
+            yield
+
+    @property
+    def attached(self) -> Mapping[str, Attached]:
+        """The adapters beside the edits, by name."""
+        return dict(self._attached)
+
+    def attach(self, name: str, adapter: Adapter, *, scale: float = 1.0, force: bool = False) -> None:
+        """Put an adapter beside the edits.
+
+        Raises:
+            HParamsError: the name is taken or not one that peft takes.
+            ModelError: the adapter was made for another base (``force`` overrides), or does not fit the modules.
+        """
+        check_name(name)
+        if name == EDITS or name in self._attached:
+            raise HParamsError(f"The name '{name}' is taken; the model has {', '.join([EDITS, *self._attached])}.")
+        adapter.check_base(self._model.name, self._model.base_fingerprint, force=force)
+        adapter.check_modules(self._overlay.shape)
+        for path, delta in adapter.factors.items():
+            self._overlay.put(name, path, delta, scale=scale)
+        self._attached[name] = Attached(adapter, scale)
+
+    def detach(self, name: str) -> None:
+        """Take an attached adapter off.
+
+        Raises:
+            UnknownNameError: there is none of that name.
+        """
+        for path in self._find(name).adapter.factors:
+            self._overlay.take(name, path)
+        del self._attached[name]
+
+    def scale(self, name: str, scale: float) -> None:
+        """Set the strength of an attached adapter.
+
+        Raises:
+            UnknownNameError: there is none of that name.
+        """
+        found = self._find(name)
+        for path in found.adapter.factors:
+            self._overlay.rescale(name, path, scale)
+        self._attached[name] = replace(found, scale=scale)
+
+    def combine(self, names: Sequence[str], name: str) -> None:
+        """Replace attached adapters by one, named ``name``, that does what they do together: peft's ``cat``.
+
+        Raises:
+            UnknownNameError: there is no adapter of one of the names.
+        """
+        found = [self._find(one) for one in names]
+        made = combine([one.adapter for one in found], [one.scale for one in found])
+        check_name(name)
+        if name == EDITS or name in self._attached.keys() - set(names):
+            raise HParamsError(f"The name '{name}' is taken; the model has {', '.join([EDITS, *self._attached])}.")
+        for one in names:
+            self.detach(one)
+        self.attach(name, made, force=True)  # the parts were checked
+
+    def _find(self, name: str) -> Attached:
+        if name not in self._attached:
+            raise UnknownNameError("adapter", name, self._attached)
+        return self._attached[name]
+
+    def _realise(self, active: list[Mapping[str, FactoredDelta]], names: Mapping[str, object] | set[str]) -> None:
+        mine = {name: [deltas[name] for deltas in active if name in deltas] for name in sorted(names)}
+        found = {name: self._reduce(name, deltas) for name, deltas in mine.items() if deltas}  # may refuse
+        self._active = active
+        for name in mine:
+            self._clear(name)
+            if name in found:
+                self._put(name, found[name])
+
+    def _reduce(self, name: str, deltas: Sequence[FactoredDelta]) -> Reduction:
+        here = [FactoredDelta(one.left.to(self._model.device), one.right.to(self._model.device)) for one in deltas]
+        layer = self._model.layout.layer_of(name)
+        found = reduce(here, self.hparams, lambda: self._metric(layer), name=name)
+        if not found.whole:
+            _log.info("%s: rank %d of %d keeps %.1f %% on ordinary text", name, found.delta.rank, found.exact_rank,
+                      100 * found.kept_weighted)  # fmt: skip
+        if found.fell_back:
+            _log.warning("%s: rank %s leaves out too much; its edits are written into the weight", name,
+                         self.hparams.lora_rank)  # fmt: skip
+        return found
+
+    def _put(self, name: str, found: Reduction) -> None:
+        self._held[name] = found
+        if found.fell_back:
+            self._base[name] = self._model.weight(name).detach().clone()
+            add_delta(self._model, name, self._in_weight(name, found))
+        else:
+            path, scale = name.removesuffix(".weight"), self.hparams.lora_scale
+            self._overlay.put(EDITS, path, found.delta, alpha=self.hparams.lora_alpha, scale=scale)
+
+    def _clear(self, name: str) -> None:
+        self._held.pop(name, None)
+        self._overlay.take(EDITS, name.removesuffix(".weight"))
+        if name in self._base:
+            self._restore({name: self._base.pop(name)})
+
+    def _in_weight(self, name: str, found: Reduction) -> list[FactoredDelta]:
+        """What to add to a weight: the deltas themselves where all of them are kept, so that the sum has raw's bits."""
+        deltas = [active[name] for active in self._active if name in active] if found.whole else [found.delta]
+        return [FactoredDelta(delta.left * self.hparams.lora_scale, delta.right) for delta in deltas]
+
+    @torch.no_grad()
+    def _restore(self, bits: Mapping[str, Tensor]) -> None:
+        for name, saved in bits.items():
+            self._model.weight(name).copy_(saved)
+
+    def _metric(self, layer: int) -> Metric:
+        if layer not in self._metrics:
+            if self._context is None:
+                raise PluginError("lora: a bounded rank needs second moments, and the backend was given no context.")
+            with ExitStack() as stack:  # what is not cached is computed by running the unedited model
+                now = {name: self._model.weight(name).detach().clone() for name in self._base}
+                stack.callback(self._restore, now)
+                self._restore(self._base)
+                stack.enter_context(self._overlay.removed())
+                self._metrics[layer] = Metric(self._context.moments([layer])[layer])
+        return self._metrics[layer]

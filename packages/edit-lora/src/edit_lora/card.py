@@ -1,0 +1,111 @@
+"""The README of an adapter: which base, which edits, and how well they were written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from editcore.runs import LedgerEntry, RunRecord
+
+from edit_lora.reduction import Reduction
+
+__all__ = ["model_card"]
+
+_ROWS = 200
+"""Facts listed; a card is for reading."""
+
+
+def model_card(
+    record: RunRecord,
+    entries: Sequence[LedgerEntry],
+    modules: Mapping[str, Reduction],
+    *,
+    rank: int,
+    evidence: Mapping[str, Mapping[str, Any]],
+    title: str,
+) -> str:
+    """Markdown with the front matter that hubs read."""
+    folder = record.model["folder"]
+    base = Path(folder).name if folder is not None else record.config.model
+    facts = [request for entry in entries for request in entry.requests[: entry.num_new]]
+    rows = [
+        f"| {_cell(one.text)} | {_cell(one.target_new)} | {_probability(evidence.get(one.id, {}))} |"
+        for one in facts[:_ROWS]
+    ]
+    more = [f"\n{len(facts) - _ROWS} more are in `edits/ledger.jsonl`."] if len(facts) > _ROWS else []
+    return "\n".join(
+        [
+            "---",
+            *([f"base_model: {base}"] if folder is None else []),
+            "library_name: peft",
+            "pipeline_tag: text-generation",
+            "tags:",
+            *([f"- base_model:adapter:{base}"] if folder is None else []),
+            "- lora",
+            "- knowledge-editing",
+            "---",
+            "",
+            f"# {title}",
+            "",
+            f"{len(facts)} edited facts for {base}, as a LoRA adapter.",
+            "",
+            "```python",
+            "from peft import PeftModel",
+            "from transformers import AutoModelForCausalLM",
+            "",
+            f'base = AutoModelForCausalLM.from_pretrained("{base}")',
+            f'model = PeftModel.from_pretrained(base, "{title}")',
+            "```",
+            "",
+            "| | |",
+            "|---|---|",
+            f"| base model | {base} |",
+            f"| its fingerprint | `{record.model['fingerprint']}` |",
+            f"| its type | {record.config.dtype} |",
+            f"| editor | {record.config.editor} |",
+            f"| data set | {_cell(Path(record.config.dataset).name)} |",
+            f"| batches | {len(entries)} |",
+            f"| rank | {rank} |",
+            f"| edited weights | {', '.join(f'`{name}`' for name in modules)} |",
+            f"| kept of the edits | {_kept(modules)} |",
+            f"| made with | {_versions()} |",
+            "",
+            "The adapter is a difference to exactly those weights; on other ones, a quantised copy included, it does",
+            "less. `edits/` holds the edits one by one, for `editctl import`; peft does not read it.",
+            "",
+            "## Edits",
+            "",
+            "Probability: of the target's tokens while the fact was solved, in the mean over contexts.",
+            "",
+            "| prompt | answer | probability |",
+            "|---|---|---|",
+            *(rows or ["| (unknown) | | |"]),
+            *more,
+            "",
+        ]
+    )
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _probability(evidence: Mapping[str, Any]) -> str:
+    value = evidence.get("target_probability")
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _kept(modules: Mapping[str, Reduction]) -> str:
+    if all(one.whole for one in modules.values()):
+        return "all: exact to float32 rounding"
+    worst = min(modules.values(), key=lambda one: one.kept_weighted)
+    return (
+        f"rank {worst.delta.rank} of {worst.exact_rank}: {worst.kept_weighted:.1%} on ordinary text, "
+        f"{worst.kept_keys:.1%} at the edited keys, {worst.kept_frobenius:.1%} of ‖Δ‖²"
+    )
+
+
+def _versions() -> str:
+    return ", ".join(f"{name} {version(name)}" for name in ("editcore", "edit-lora", "peft", "transformers"))

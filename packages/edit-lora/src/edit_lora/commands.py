@@ -1,0 +1,287 @@
+"""``editctl export``, ``import`` and ``adapters``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from editcore.cli.tools import TerminalProgress, loaded_plugins, print_table
+
+if TYPE_CHECKING:
+    from edit_lora.export import Exported
+
+__all__ = ["adapters_app", "export_app", "import_app"]
+
+export_app = typer.Typer()
+import_app = typer.Typer()
+adapters_app = typer.Typer(no_args_is_help=True)
+
+_FORMATS, _CRITERIA, _ENGINES = ("peft", "merged"), ("weighted", "frobenius"), ("vllm",)
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+Folder = Annotated[Path, typer.Argument(metavar="ADAPTER", help="A folder with adapter_config.json.")]
+New = Annotated[Path, typer.Option("--out", metavar="DIR", help="What to write; it must not exist yet.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The adapter's name in the run.")]
+Force = Annotated[bool, typer.Option("--force", help="Take a base that the adapter was not made for.")]
+
+
+@export_app.command()
+def export(
+    ctx: typer.Context,
+    run: Run,
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="What to write; it must not exist yet.")],
+    form: Annotated[
+        str, typer.Option("--format", help="peft: a LoRA adapter. merged: the whole edited model.")
+    ] = "peft",
+    rank: Annotated[
+        int | None,
+        typer.Option(min=1, help="Largest rank. [default: the run's lora_rank, or as many as the edits need]"),
+    ] = None,
+    criterion: Annotated[
+        str | None,
+        typer.Option(help="What a bounded rank keeps: weighted or frobenius. [default: the run's lora_criterion]"),
+    ] = None,
+    pad_for: Annotated[
+        str | None, typer.Option(help="Pad with zeros up to a rank that this engine serves: vllm.")
+    ] = None,
+) -> None:
+    """Write a run's edits as a LoRA adapter that peft loads, or as a whole model.
+
+    The adapter is exact unless its rank is bounded. It needs nothing of editcore to be loaded, and carries the edits
+    one by one for 'editctl import'.
+    """
+    from editcore import HParamsError, UnknownNameError
+
+    from edit_lora.export import export_adapter, export_merged
+
+    choices = {"format": (form, _FORMATS), "criterion": (criterion, _CRITERIA), "engine": (pad_for, _ENGINES)}
+    for kind, (asked, known) in choices.items():
+        if asked is not None and asked not in known:
+            raise UnknownNameError(kind, asked, known)
+    if form == "merged":
+        given = {"--rank": rank, "--criterion": criterion, "--pad-for": pad_for}
+        if used := [option for option, value in given.items() if value is not None]:
+            raise HParamsError(f"{used[0]} is for --format peft; a merged model has the run's edits as they are.")
+        export_merged(run, directory, plugins=loaded_plugins(ctx), progress=TerminalProgress())
+        typer.echo(f"Edited model: {directory}")
+        return
+    done = export_adapter(
+        run,
+        directory,
+        rank=rank,
+        criterion=criterion,
+        pad_for=pad_for,
+        plugins=loaded_plugins(ctx),
+        progress=TerminalProgress(),
+    )
+    _print_exported(done)
+    typer.echo(f"Adapter of rank {done.rank} with {done.edits} edits: {directory}")
+
+
+def _print_exported(done: Exported) -> None:
+    if all(one.whole for one in done.modules.values()):
+        return
+    print_table(
+        ("weight", "rank", "of", "kept on text", "at the keys", "of ‖Δ‖²"),
+        [
+            (
+                name,
+                one.delta.rank,
+                one.exact_rank,
+                *(f"{kept:.1%}" for kept in (one.kept_weighted, one.kept_keys, one.kept_frobenius)),
+            )
+            for name, one in done.modules.items()
+        ],
+        right=("rank", "of", "kept on text", "at the keys", "of ‖Δ‖²"),
+    )
+
+
+@import_app.command("import")
+def import_(
+    ctx: typer.Context,
+    adapter: Folder,
+    out: New,
+    model: Annotated[str | None, typer.Option(help="The base. [default: the one that the adapter names]")] = None,
+    editor: Annotated[
+        str | None, typer.Option(help="For further edits, where the adapter names none. [default: the model's]")
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Read an adapter back into a run directory.
+
+    An adapter of 'editctl export' brings its edits one by one. Any other plain LoRA of MLP output projections becomes
+    one batch of unknown facts.
+    """
+    from edit_lora.imports import import_adapter
+
+    done = import_adapter(
+        adapter,
+        out,
+        model=model,
+        editor=editor,
+        force=force,
+        plugins=loaded_plugins(ctx),
+        progress=TerminalProgress(),
+    )
+    what = f"{done.edits} edits" if done.edits else "unknown facts"
+    typer.echo(f"Run with {what} in {done.batches} batches on {done.model}: {out}")
+
+
+@adapters_app.callback()
+def adapters() -> None:
+    """Attach, scale, combine and merge LoRA adapters.
+
+    A run made with --plugin lora takes any number of adapters beside its edits.
+    """
+
+
+@adapters_app.command("list")
+def list_(run: Run) -> None:
+    """List the adapters that are attached to a run."""
+    from edit_lora.attached import read_attached
+
+    _check_run(run)
+    rows = []
+    for name, kept in read_attached(run).items():
+        adapter = kept.adapter()
+        rows.append((name, f"{kept.scale:g}", adapter.rank, len(adapter.factors), kept.source))
+    if not rows:
+        typer.echo(f"{run} has no adapters beside its edits.")
+        return
+    print_table(("name", "scale", "rank", "modules", "from"), rows, right=("scale", "rank", "modules"))
+
+
+@adapters_app.command()
+def show(adapter: Folder) -> None:
+    """Say what an adapter is made for and what it changes."""
+    from edit_lora.adapter import Adapter
+
+    found = Adapter.read(adapter)
+    typer.echo(f"base: {found.base_model or 'unknown'}")
+    typer.echo(f"fingerprint: {found.base_fingerprint or 'unknown'}")
+    print_table(
+        ("module", "rank", "‖Δ‖"),
+        [(path, delta.rank, f"{delta.norm():.4g}") for path, delta in found.factors.items()],
+        right=("rank", "‖Δ‖"),
+    )
+
+
+@adapters_app.command()
+def attach(
+    run: Run,
+    adapter: Folder,
+    name: Annotated[str | None, typer.Option(help="Its name in the run. [default: the folder's]")] = None,
+    scale: Annotated[float, typer.Option(help="Its strength.")] = 1.0,
+    force: Force = False,
+) -> None:
+    """Put an adapter beside a run's edits.
+
+    The run keeps a copy. 'editctl generate' and whatever else opens the run sees it.
+    """
+    from edit_lora.adapter import Adapter, check_name
+    from edit_lora.attached import check_attachable, keep
+
+    found = Adapter.read(adapter)
+    name = name if name is not None else adapter.resolve().name
+    check_name(name)
+    check_attachable(run, found, force=force)
+    keep(run, name, adapter, scale=scale, forced=force)
+    typer.echo(f"Attached {name} at strength {scale:g} to {run}")
+
+
+@adapters_app.command()
+def detach(run: Run, name: Name) -> None:
+    """Take an adapter off a run."""
+    from edit_lora.attached import remove
+
+    _check_run(run)
+    remove(run, name)
+    typer.echo(f"Detached {name} from {run}")
+
+
+@adapters_app.command()
+def scale(
+    run: Run, name: Name, strength: Annotated[float, typer.Argument(metavar="STRENGTH", help="0 switches it off.")]
+) -> None:
+    """Set the strength of an attached adapter."""
+    from edit_lora.attached import rescale
+
+    _check_run(run)
+    rescale(run, name, strength)
+    typer.echo(f"{name} has strength {strength:g} in {run}")
+
+
+@adapters_app.command()
+def combine(
+    adapters: Annotated[list[Path], typer.Argument(metavar="ADAPTER", help="Folders with adapter_config.json.")],
+    out: New,
+    weights: Annotated[
+        list[float] | None, typer.Option("--weight", metavar="W", help="One per adapter, in their order. [default: 1]")
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Write one adapter that does what several do together.
+
+    Ranks add up (peft's 'cat'); nothing is lost.
+    """
+    from editcore.runs import making
+
+    from edit_lora.adapter import Adapter
+    from edit_lora.adapter import combine as combined
+
+    found = [Adapter.read(adapter) for adapter in adapters]
+    made = combined(found, _weights(weights, len(found)), force=force)
+    with making(out) as folder:
+        made.write(folder)
+    typer.echo(f"Adapter of rank {made.rank}: {out}")
+
+
+@adapters_app.command()
+def merge(
+    ctx: typer.Context,
+    adapters: Annotated[list[Path], typer.Argument(metavar="ADAPTER", help="Folders with adapter_config.json.")],
+    out: New,
+    model: Annotated[str | None, typer.Option(help="The base. [default: the one that the first adapter names]")] = None,
+    dtype: Annotated[str, typer.Option(help="Type of the weights.")] = "float32",
+    weights: Annotated[
+        list[float] | None, typer.Option("--weight", metavar="W", help="One per adapter, in their order. [default: 1]")
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Write a whole model with adapters in its weights."""
+    from editcore import LanguageModel, ModelError
+    from editcore.runs import making
+
+    from edit_lora.adapter import Adapter
+    from edit_lora.backend import LoraBackend
+    from edit_lora.hparams import LoraHParams
+
+    found = [Adapter.read(adapter) for adapter in adapters]
+    strengths = _weights(weights, len(found))
+    name = model or found[0].base_model
+    if not name:
+        raise ModelError(f"{adapters[0]} does not say which model it is for; name it with --model.")
+    with making(out) as folder:
+        base = LanguageModel.load(name, dtype=dtype, plugins=loaded_plugins(ctx), progress=TerminalProgress())
+        backend = LoraBackend(LoraHParams())
+        backend.open(base)
+        for number, (adapter, strength) in enumerate(zip(found, strengths, strict=True)):
+            backend.attach(f"adapter-{number}", adapter, scale=strength, force=force)
+        with backend.written():
+            base.save(folder)
+    typer.echo(f"Model: {out}")
+
+
+def _weights(given: list[float] | None, count: int) -> list[float]:
+    from editcore import HParamsError
+
+    if given is not None and len(given) != count:
+        raise HParamsError(f"{count} adapters were given and {len(given)} weights; give --weight once per adapter.")
+    return given if given is not None else [1.0] * count
+
+
+def _check_run(run: Path) -> None:
+    from editcore.runs import RunRecord
+
+    RunRecord.read(run)

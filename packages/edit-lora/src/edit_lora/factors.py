@@ -1,0 +1,150 @@
+"""Thin factors of a change: joined, balanced, and cut to a rank.
+
+A change Δ is a product ``left @ right``, float64, and never made dense: every decomposition here is of thin factors and
+small cores.
+
+Shapes: ``left [d_out, rank]``, ``right [rank, d_in]``; a metric is given by L with L Lᵀ = C, ``[d_in, d_in]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from editcore import FactoredDelta
+from torch import Tensor
+
+__all__ = ["balanced", "dual_keys", "energy", "join", "padded", "project", "refine", "residual", "strongest_terms"]
+
+
+def join(deltas: Sequence[FactoredDelta]) -> FactoredDelta:
+    """The sum of changes: their factors side by side, in the given order.
+
+    Where that is more than the narrower side of the weight, an orthonormal basis of that side takes their place: no
+    change of a weight has a higher rank.
+    """
+    left = torch.cat([delta.left.double() for delta in deltas], dim=1)
+    right = torch.cat([delta.right.double() for delta in deltas], dim=0)
+    if left.shape[1] <= min(left.shape[0], right.shape[1]):
+        return FactoredDelta(left, right)
+    if left.shape[0] <= right.shape[1]:
+        basis, rest = torch.linalg.qr(left)  # [d_out, d_out], [d_out, rank]
+        return FactoredDelta(basis, rest @ right)
+    basis, rest = torch.linalg.qr(right.T)  # [d_in, d_in], [d_in, rank]
+    return FactoredDelta(left @ rest.T, basis.T)
+
+
+def balanced(delta: FactoredDelta) -> FactoredDelta:
+    """The same change with each rank-one term's length shared alike, so that neither factor leaves a narrow type's
+    range: ‖column of left‖ = ‖row of right‖."""
+    tall, wide = delta.left.norm(dim=0), delta.right.norm(dim=1)  # [rank]
+    zero = (tall == 0) | (wide == 0)  # of a term without effect nothing is kept
+    ratio = (wide / tall.masked_fill(zero, 1.0)).sqrt().masked_fill(zero, 1.0)
+    left, right = delta.left * ratio, delta.right / ratio[:, None]
+    return FactoredDelta(left.masked_fill(zero, 0.0), right.masked_fill(zero[:, None], 0.0))
+
+
+def padded(delta: FactoredDelta, rank: int) -> FactoredDelta:
+    """The same change with zeros up to ``rank``."""
+    more = rank - delta.rank
+    if more < 0:
+        raise ValueError(f"a change of rank {delta.rank} does not fit rank {rank}")
+    return FactoredDelta(
+        torch.nn.functional.pad(delta.left, (0, more)), torch.nn.functional.pad(delta.right, (0, 0, 0, more))
+    )
+
+
+def project(delta: FactoredDelta, rank: int, metric: Tensor | None = None) -> FactoredDelta:
+    """The change BA of a rank that leaves ‖(Δ − BA) L‖ least; without a metric, ‖Δ − BA‖ (Eckart and Young 1936).
+
+    The minimiser is U Uᵀ Δ with U the leading left singular vectors of Δ L: an orthogonal projection of the outputs, so
+    that B = U, A = UᵀΔ and no system with L is solved. With left = Q T and right L = S Pᵀ, U = Q · (left singular
+    vectors of T S), a core of the factors' rank.
+    """
+    basis, core, weighted = _core(delta, metric)
+    directions, _, _ = torch.linalg.svd(core @ weighted, full_matrices=False)
+    kept = directions[:, :rank]  # [rank of left, rank]
+    return FactoredDelta(basis @ kept, (kept.T @ core) @ delta.right)
+
+
+def _core(delta: FactoredDelta, metric: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """``(Q, T, S)`` with left = Q T and right L = S Pᵀ, P with orthonormal columns: ‖Δ L‖ = ‖T S‖."""
+    basis, core = torch.linalg.qr(delta.left.double())
+    right = delta.right.double()
+    seen = right if metric is None else right @ metric
+    return basis, core, torch.linalg.qr(seen.T, mode="r").R.T
+
+
+def strongest_terms(delta: FactoredDelta, rank: int, metric: Tensor | None = None) -> FactoredDelta:
+    """The largest rank-one terms of a change by ‖column‖ · ‖row L‖, as they are and in their order."""
+    right = delta.right if metric is None else delta.right @ metric
+    lengths = delta.left.norm(dim=0) * right.norm(dim=1)
+    kept = lengths.argsort(descending=True, stable=True)[:rank].sort().values
+    return FactoredDelta(delta.left[:, kept], delta.right[kept])
+
+
+def residual(exact: FactoredDelta, found: FactoredDelta) -> FactoredDelta:
+    """Δ − BA, as factors."""
+    return FactoredDelta(torch.cat([exact.left, -found.left], dim=1), torch.cat([exact.right, found.right], dim=0))
+
+
+def energy(delta: FactoredDelta, metric: Tensor | None = None) -> float:
+    """‖Δ L‖², without a metric ‖Δ‖²; from orthonormal bases, so that terms that cancel cost no digits."""
+    _, core, weighted = _core(delta, metric)
+    return float((core @ weighted).square().sum())
+
+
+def dual_keys(right: Tensor, moment: Tensor) -> Tensor:
+    """For each row of one batch's ``right``, the input that excites it alone: ``K (right C rightᵀ)⁻¹ right C``,
+    ``[rank, d_in]``, the shortest such input in C⁻¹.
+
+    A closed-form edit writes ``right = (KᵀC⁻¹K)⁻¹KᵀC⁻¹``; then these are its keys K, to the letter. A ridge or a scale
+    mixes them within their span.
+    """
+    seen = right @ moment  # [rank, d_in]
+    gram = seen @ right.T
+    scale = gram.diagonal().clamp_min(1e-300).rsqrt()  # to unit diagonal: keys differ in length by orders
+    inverse = torch.linalg.pinv(scale[:, None] * (gram + gram.T) / 2 * scale, hermitian=True, rtol=1e-12)
+    keys: Tensor = scale[:, None] * (inverse @ (scale[:, None] * seen))
+    return keys
+
+
+def refine(
+    exact: FactoredDelta, found: FactoredDelta, keys: Tensor, steps: int, metric: Tensor | None = None
+) -> FactoredDelta:
+    """Lower ‖(Δ − BA)Kᵀ‖² / ‖ΔKᵀ‖² + ‖(Δ − BA)L‖² / ‖ΔL‖² from where ``found`` stands, by L-BFGS.
+
+    The second term keeps what the cut kept away from the keys ``K [n, d_in]``. B stays within the span of the exact
+    change's outputs, where its gradient lies. The best point seen is answered, so the sum never rises.
+    """
+    basis, core = torch.linalg.qr(exact.left.double())
+    start = balanced(found)
+    outputs = (basis.T @ start.left).detach().requires_grad_(True)  # [rank of left, rank]
+    inputs = start.right.detach().clone().requires_grad_(True)  # [rank, d_in]
+    change = core @ exact.right  # [rank of left, d_in]
+
+    def seen(part: Tensor) -> tuple[Tensor, Tensor]:
+        return part @ keys.T, part if metric is None else part @ metric
+
+    wholes = [max(float(whole.square().sum()), 1e-300) for whole in seen(change)]
+
+    def loss() -> Tensor:
+        on_keys, elsewhere = (missed.square().sum() for missed in seen(change - outputs @ inputs))
+        return on_keys / wholes[0] + elsewhere / wholes[1]
+
+    optimiser = torch.optim.LBFGS(
+        [outputs, inputs], max_iter=steps, max_eval=25 * steps, line_search_fn="strong_wolfe", tolerance_grad=1e-12
+    )
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        value = loss()
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    with torch.enable_grad():
+        before = float(loss().detach())
+        optimiser.step(closure)  # type: ignore[no-untyped-call]
+        after = float(loss().detach())
+    better = after < before  # NaN is not
+    return FactoredDelta(basis @ outputs.detach(), inputs.detach()) if better else found

@@ -1,0 +1,186 @@
+"""An adapter folder as a run directory: its edits one by one if it carries them, else one batch of unknown facts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from editcore import FactoredDelta, LanguageModel, ModelError, Plugins, Progress
+from editcore.runs import (
+    RUN_NAME,
+    Ledger,
+    LedgerEntry,
+    RunConfig,
+    RunRecord,
+    default_editor,
+    folder_of,
+    json_text,
+    making,
+    refuse_existing,
+    write_ledger,
+    write_text,
+)
+
+from edit_lora.adapter import WEIGHTS_NAME, Adapter
+from edit_lora.export import EDITS_FOLDER
+from edit_lora.hparams import LoraHParams
+
+__all__ = ["Imported", "import_adapter"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Imported:
+    """What an import made."""
+
+    batches: int
+    edits: int
+    """Facts that are known by name; 0 for an adapter that does not say what it changes."""
+    model: str
+
+
+def import_adapter(
+    directory: Path,
+    out: Path,
+    *,
+    model: str | None = None,
+    editor: str | None = None,
+    force: bool = False,
+    plugins: Plugins,
+    progress: Progress,
+) -> Imported:
+    """Make a run directory of an adapter folder, its base checked by fingerprint.
+
+    Args:
+        model: the base; left out, the one that the adapter names.
+        editor: what further edits are made with, for an adapter that does not say; left out, the default for the model.
+        force: take a base with another fingerprint, or weights that are not those which the edits were exported as.
+
+    Raises:
+        ModelError: there is no adapter, it was made for another base, or it changes modules that edits cannot.
+        StorageError: ``out`` is there already, or cannot be written.
+    """
+    refuse_existing(out)
+    inside = directory / EDITS_FOLDER
+    if (inside / RUN_NAME).exists():
+        return _import_edits(directory, inside, out, model=model, force=force, plugins=plugins, progress=progress)
+    adapter = Adapter.read(directory)
+    name = model or adapter.base_model
+    if not name:
+        raise ModelError(f"{directory} does not say which model it is for; name it with --model.")
+    base = LanguageModel.load(name, plugins=plugins, progress=progress)
+    adapter.check_base(base.name, base.base_fingerprint, force=force)
+    deltas = _as_edits(adapter, base, directory)
+    config = RunConfig(
+        editor=editor or default_editor(plugins, name), backend="lora", model=name, dataset=str(directory)
+    )
+    plugins.editor(config.editor)
+    entry = LedgerEntry(batch=0, requests=(), weights=(), num_new=0, deltas=deltas, known={}, diagnostics={})
+    record = {
+        "config": config.model_dump(mode="json"),
+        "settings": {"lora": LoraHParams().model_dump(mode="json")},
+        "model": _model_record(name, base),
+        "provenance": {},
+        "versions": {},
+        "notes": [f"Imported from {directory}."],
+    }
+    with making(out) as folder:
+        write_ledger(folder, [entry])
+        write_text(folder / "requests.jsonl", "")
+        write_text(folder / RUN_NAME, json_text(record, indent=2) + "\n")
+    return Imported(batches=1, edits=0, model=name)
+
+
+def _import_edits(
+    directory: Path,
+    inside: Path,
+    out: Path,
+    *,
+    model: str | None,
+    force: bool,
+    plugins: Plugins,
+    progress: Progress,
+) -> Imported:
+    record = RunRecord.read(inside)
+    ledger = Ledger.read(inside)
+    raw = json.loads((inside / RUN_NAME).read_text(encoding="utf-8"))
+    if not force:
+        _check_weights(directory, raw.get("exported", {}).get("adapter_sha256"))
+    name = model or record.source
+    base = LanguageModel.load(name, dtype=record.config.dtype, plugins=plugins, progress=progress)
+    if base.base_fingerprint != record.model["fingerprint"] and not force:
+        raise ModelError(
+            f"The edits in {directory} were made on {record.config.model} with the fingerprint "
+            f"{record.model['fingerprint'][:12]}; {base.name} has {base.base_fingerprint[:12]}. Name their base with "
+            "--model, or use --force to take this one."
+        )
+    for entry in ledger.entries:
+        _check_fit(entry.deltas, base)
+    raw["config"]["model"] = record.config.model if model is None else model
+    raw["model"] = _model_record(name, base)
+    with making(out) as folder:
+        shutil.copytree(inside, folder, dirs_exist_ok=True)
+        write_text(folder / RUN_NAME, json_text(raw, indent=2) + "\n")
+    edits = sum(entry.num_new for entry in ledger.entries)
+    return Imported(batches=len(ledger.entries), edits=edits, model=name)
+
+
+def _check_weights(directory: Path, expected: object) -> None:
+    try:
+        found = hashlib.sha256((directory / WEIGHTS_NAME).read_bytes()).hexdigest()
+    except OSError as error:
+        raise ModelError(f"{directory} is no adapter: {WEIGHTS_NAME} cannot be read ({error.strerror}).") from error
+    if found != expected:
+        raise ModelError(
+            f"{directory / WEIGHTS_NAME} is not what the edits beside it were written as. --force takes the edits as "
+            f"they are; to take the weights instead, remove {directory / EDITS_FOLDER}."
+        )
+
+
+def _model_record(name: str, model: LanguageModel) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "folder": folder_of(name),
+        "fingerprint": model.base_fingerprint,
+        "layout": asdict(model.layout),
+    }
+
+
+def _as_edits(adapter: Adapter, model: LanguageModel, directory: Path) -> Mapping[str, FactoredDelta]:
+    """The adapter's factors by the weight names that edits go by.
+
+    Raises:
+        ModelError: it changes other modules than MLP output projections, or the shapes differ.
+    """
+    names = {model.layout.projection.format(layer) for layer in range(model.layout.num_layers)}
+    foreign = sorted(set(adapter.factors) - names)
+    if foreign:
+        more = f" and {len(foreign) - 1} more modules" if len(foreign) > 1 else ""
+        raise ModelError(
+            f"{directory} changes {foreign[0]}{more}, and an edit can hold MLP output projections alone "
+            f"({model.layout.projection.format(0)} and its like). Put it beside a run's edits instead: editctl "
+            f"adapters attach RUN {directory}."
+        )
+    deltas = {f"{path}.weight": delta for path, delta in adapter.factors.items()}
+    _check_fit(deltas, model)
+    return deltas
+
+
+def _check_fit(deltas: Mapping[str, FactoredDelta], model: LanguageModel) -> None:
+    """Refuse deltas of weights that the model has not, or has in another shape.
+
+    Raises:
+        ModelError: it is so.
+    """
+    for name, delta in deltas.items():
+        expected = tuple(model.as_out_in(name, model.weight(name)).shape)
+        found = (delta.left.shape[0], delta.right.shape[1])
+        if found != expected:
+            raise ModelError(
+                f"The edits change '{name}' as if it were {found[0]} by {found[1]}; in {model.name} it is "
+                f"{expected[0]} by {expected[1]} (out, in). They belong to another model."
+            )
