@@ -71,6 +71,8 @@ class RunConfig(BaseModel):
     """Text behind the second moments: self, docs, hf:NAME or a file."""
     corpus_tokens: Annotated[int, Field(ge=1)] | None = None
     """Tokens counted; left out, ten times the width of the projection's input."""
+    chat_template: bool = False
+    """Whether the model's chat template stands around every prompt, of edits and of measurements."""
     settings: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)
     """Hyperparameters by the name of the editor, backend or extension."""
 
@@ -168,6 +170,7 @@ def run(
             seed=config.seed,
             device=config.device,
             dtype=config.dtype,
+            chat_template=config.chat_template,
             directory=directory,
             registry=plugins,
             progress=progress,
@@ -317,6 +320,7 @@ def _write_run(directory: Path, config: RunConfig, session: EditSession, command
             "folder": _folder(config.model),
             "fingerprint": session.model.base_fingerprint,
             "layout": asdict(session.model.layout),
+            "prompt_form": asdict(session.model.prompt_form),
         },
         "statistics": {
             "corpus": session.context.statistics.corpus.identity(),
@@ -379,9 +383,17 @@ def _write_results(
 
 
 def open_run(
-    directory: Path, *, device: str | None = None, plugins: Plugins | None = None, progress: Progress = silent
+    directory: Path,
+    *,
+    device: str | None = None,
+    chat_template: bool | None = None,
+    plugins: Plugins | None = None,
+    progress: Progress = silent,
 ) -> tuple[LanguageModel, Ledger, Backend]:
     """The model of a run with its edits applied, the run's ledger, and the backend that holds them.
+
+    Args:
+        chat_template: whether to put the chat template around prompts; left out, as the run did.
 
     Raises:
         RunError: there is no run, a file is damaged, or the model has other weights than the run's.
@@ -401,7 +413,12 @@ def open_run(
     backend, _ = make_backend(plugins.backend(config.backend), settings.get(config.backend, {}))
     source = folder if folder is not None and Path(folder).is_dir() else config.model
     model = LanguageModel.load(
-        source, device=device or config.device, dtype=config.dtype, plugins=plugins, progress=progress
+        source,
+        device=device or config.device,
+        dtype=config.dtype,
+        chat_template=config.chat_template if chat_template is None else chat_template,
+        plugins=plugins,
+        progress=progress,
     )
     if model.base_fingerprint != expected:
         raise RunError(

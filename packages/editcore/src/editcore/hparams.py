@@ -11,6 +11,9 @@ from editcore._hparams import HParams
 __all__ = ["LocateThenEditHParams"]
 
 
+_Length = Annotated[int, Field(ge=1, le=100)]
+
+
 class LocateThenEditHParams(HParams):
     """Where a fact is written and how its value is found. Methods add their own fields."""
 
@@ -24,8 +27,9 @@ class LocateThenEditHParams(HParams):
     """Contexts with ``{}`` for the prompt, the first being ``"{}"``; left out, they are sampled from the model."""
     context_count: Annotated[int, Field(ge=0, le=100)] = 5
     """Contexts to sample beside the bare prompt. MEMIT's reference code: 5."""
-    context_length: Annotated[int, Field(ge=1, le=100)] = 10
-    """Tokens of a sampled context. MEMIT's reference code: 10."""
+    context_length: _Length | Annotated[tuple[_Length, ...], Field(min_length=1)] = 10
+    """Tokens of a sampled context; of several lengths, the contexts take one after the other in turn. MEMIT's reference
+    code: 10. ROME's: as many of 5 as of 10."""
     key_weighting: Literal["grouped", "mean", "prompt"] = "grouped"
     """How keys of the contexts are averaged: the bare prompt ½ and the others ½ together (MEMIT's code), all alike
     (ROME, eq. 3), or the bare prompt alone."""
