@@ -27,7 +27,7 @@ from editcore.tracing import TokenRow, hooks, pad_rows
 if TYPE_CHECKING:
     from editcore.models import LanguageModel
 
-__all__ = ["PreparedRows", "forward_logits", "prepare_plain", "prepare_tails"]
+__all__ = ["PreparedRows", "forward_logits", "prepare_plain", "prepare_tails", "standing_aside"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,21 +161,25 @@ def forward_logits(
         cache = DynamicCache()
         cache.layers = [_PrefixLayer(keys, values) for keys, values in prepared.past]
         arguments |= {cache_argument(model.hf): cache, "use_cache": True}
-    with hooks() as handles, _standing_aside(model, layer, prepared):
+    with hooks() as handles, standing_aside(model, layer, prepared.hidden, tuples=prepared.tuples):
         handles.append(model.projection(layer).register_forward_hook(add_delta))
         return logits_at(model, prepared.ids, prepared.mask, rows, positions, **arguments)
 
 
 @contextmanager
-def _standing_aside(model: LanguageModel, layer: int, prepared: PreparedRows) -> Iterator[None]:
-    """Blocks below ``layer`` hand on ``prepared.hidden`` instead of computing it."""
-    if prepared.hidden is None:
+def standing_aside(model: LanguageModel, layer: int, hidden: Tensor | None, *, tuples: bool) -> Iterator[None]:
+    """Blocks below ``layer`` hand on ``hidden`` instead of computing it; with ``None`` they do as always.
+
+    Args:
+        hidden: what enters the block ``layer``, ``[rows, seq, d_model]``.
+        tuples: whether blocks return a tuple.
+    """
+    if hidden is None:
         yield
         return
-    hidden = prepared.hidden
 
     def forward(*_args: Any, **_kwargs: Any) -> Any:
-        return (hidden,) if prepared.tuples else hidden
+        return (hidden,) if tuples else hidden
 
     blocks = [model.block(index) for index in range(layer)]
     replaced = [block.__dict__.get("forward") for block in blocks]  # a forward set on the instance (accelerate does)

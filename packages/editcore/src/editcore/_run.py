@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import platform
 import shlex
 import time
@@ -21,6 +20,7 @@ from editcore._errors import HParamsError, RunError, UnknownNameError
 from editcore._files import json_text, replacing, write_text
 from editcore._ledger import LEDGER_NAME, Ledger
 from editcore._memory import peak_memory_bytes
+from editcore._paths import check_writable, timed_directory
 from editcore._plugins import Plugins
 from editcore._progress import Progress, silent
 from editcore._protocols import Backend
@@ -220,9 +220,7 @@ def _refuse_used(directory: Path) -> None:
                 f"{directory} already holds a run ({name} is there). Give another --out, or remove the directory."
             )
     # Found now rather than after the model was loaded and measured.
-    above = next(path for path in (directory, *directory.absolute().parents) if path.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise RunError(f"The output {directory} cannot be made: {above} is not a folder that can be written to.")
+    check_writable(directory)
 
 
 def _records(config: RunConfig, plugins: Plugins) -> tuple[list[FactRecord], list[str]]:
@@ -432,5 +430,4 @@ def open_run(
 
 def default_directory(config: RunConfig) -> Path:
     """``runs/EDITOR-DATASET-TIME``, in the working directory."""
-    stem = Path(config.dataset).name.split(".")[0]
-    return Path("runs") / f"{config.editor}-{stem}-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
+    return timed_directory(f"{config.editor}-{Path(config.dataset).name.split('.')[0]}")

@@ -19,8 +19,10 @@ class LocateThenEditHParams(HParams):
 
     layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
     """Blocks whose MLP output projection is rewritten, in ascending order; the value is optimised at the last one."""
-    layer_selection: Literal["all", "random"] = "all"
-    """``all`` edits every layer in ``layers``; ``random`` draws one of them per batch with the run's seed."""
+    layer_selection: Literal["all", "random", "traced"] = "all"
+    """``all`` edits every layer in ``layers``; ``random`` draws one of them per batch with the run's seed; ``traced``
+    takes the one where causal tracing of the model found the greatest effect of the MLPs at the subject's last token
+    (``editctl trace MODEL`` comes first)."""
     fact_token: Literal["subject_last", "subject_first", "subject_first_after_last", "last"] = "subject_last"
     """Token whose representation is rewritten. ROME, section 2: the subject's last."""
     context_templates: tuple[str, ...] | None = None

@@ -25,6 +25,8 @@ COMMANDS = (
     CommandRow("run", "editcore.cli._run:app", "Edit many facts, measure before and after, keep a record."),
     CommandRow("edit", "editcore.cli._edit:app", "Write one fact and compare what the model says."),
     CommandRow("generate", "editcore.cli._generate:app", "Let a run's edited model speak beside the original."),
+    CommandRow("onboard", "editcore.cli._onboard:app", "Find out how a new model is edited, and write its presets."),
+    CommandRow("trace", "editcore.cli._trace:app", "Find where a model keeps what it knows."),
     CommandRow("models", "editcore.cli._models:app", "List, fetch and inspect models."),
     CommandRow("hparams", "editcore.cli._hparams:app", "Bring hyperparameters from elsewhere."),
     CommandRow("stats", "editcore.cli._stats:app", "Compute and list second moments of activations."),
