@@ -145,7 +145,7 @@ def tracing_figure(tracing: Tracing, *, title: str) -> Figure:
     kinds = list(tracing.effects)
     figure, panels = _stacked(len(kinds), height=0.55 + 1.2 * len(kinds))
     largest = max(float(np.nanmax(np.abs(effect), initial=0.0)) for effect in tracing.effects.values())
-    image = None
+    image: Any = None
     for axes, kind in zip(panels, kinds, strict=True):
         # Red and blue around white: told apart by every common form of colour vision, and zero is nothing.
         image = axes.imshow(

@@ -189,7 +189,6 @@ def _known_facts(
                 if score.correct:
                     known.append(fact)
                 if len(known) == num:
-                    advance(len(facts) - start)
                     return known, asked
             advance(len(chunk))
     return known, asked

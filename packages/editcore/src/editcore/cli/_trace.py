@@ -95,8 +95,8 @@ def show_tracing(tracing: Tracing) -> None:
     )
     if "attention" not in tracing.effects:
         typer.echo("The attention's output projection of this model cannot be told, so attentions were not restored.")
-    best = ", ".join(map(str, tracing.ranked_layers()[:_SHOWN]))
-    typer.echo(f"Layers whose MLPs carry most at the subject's last token: {best}.")
+    named = ", ".join(map(str, tracing.ranked_layers()[:_SHOWN]))
+    typer.echo(f"Layers whose MLPs carry most at the subject's last token: {named}.")
 
 
 def write_tracing(tracing: Tracing, directory: Path) -> list[Path]:
