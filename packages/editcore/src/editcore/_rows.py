@@ -12,8 +12,7 @@ Shapes: ``rows`` of one chunk, ``tail`` tokens from the lookup token on, ``past`
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +21,12 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from editcore._forward import cache_argument, logits_at
-from editcore.tracing import TokenRow, hooks, pad_rows
+from editcore.tracing import TokenRow, hooks, pad_rows, standing_aside
 
 if TYPE_CHECKING:
     from editcore.models import LanguageModel
 
-__all__ = ["PreparedRows", "forward_logits", "prepare_plain", "prepare_tails", "standing_aside"]
+__all__ = ["PreparedRows", "forward_logits", "prepare_plain", "prepare_tails"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,35 +163,6 @@ def forward_logits(
     with hooks() as handles, standing_aside(model, layer, prepared.hidden, tuples=prepared.tuples):
         handles.append(model.projection(layer).register_forward_hook(add_delta))
         return logits_at(model, prepared.ids, prepared.mask, rows, positions, **arguments)
-
-
-@contextmanager
-def standing_aside(model: LanguageModel, layer: int, hidden: Tensor | None, *, tuples: bool) -> Iterator[None]:
-    """Blocks below ``layer`` hand on ``hidden`` instead of computing it; with ``None`` they do as always.
-
-    Args:
-        hidden: what enters the block ``layer``, ``[rows, seq, d_model]``.
-        tuples: whether blocks return a tuple.
-    """
-    if hidden is None:
-        yield
-        return
-
-    def forward(*_args: Any, **_kwargs: Any) -> Any:
-        return (hidden,) if tuples else hidden
-
-    blocks = [model.block(index) for index in range(layer)]
-    replaced = [block.__dict__.get("forward") for block in blocks]  # a forward set on the instance (accelerate does)
-    try:
-        for block in blocks:
-            block.forward = forward
-        yield
-    finally:
-        for block, earlier in zip(blocks, replaced, strict=True):
-            if earlier is None:
-                del block.forward
-            else:
-                block.forward = earlier
 
 
 def fits(model: LanguageModel, rows: Sequence[TokenRow], layer: int, *, tolerance: float = 1e-3) -> bool:

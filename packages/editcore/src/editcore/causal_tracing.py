@@ -33,11 +33,10 @@ from editcore._files import json_text, write_text
 from editcore._forward import logits_at
 from editcore._paths import cache_dir
 from editcore._progress import Progress, silent
-from editcore._rows import standing_aside
 from editcore.datasets import KnownFact
 from editcore.evaluation import score_targets
 from editcore.models._layout import attention_output, replace_first
-from editcore.tracing import first_tensor, hooks, join_continuation
+from editcore.tracing import first_tensor, hooks, join_continuation, standing_aside
 
 if TYPE_CHECKING:
     from editcore.models import LanguageModel

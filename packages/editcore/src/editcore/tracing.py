@@ -34,6 +34,7 @@ __all__ = [
     "last_index_covering",
     "lookup_row",
     "pad_rows",
+    "standing_aside",
     "stop_after",
 ]
 
@@ -204,6 +205,35 @@ def stop_after(model: LanguageModel, layer: int) -> Iterator[None]:
     with hooks() as handles, contextlib.suppress(_Enough):
         handles.append(model.block(layer).register_forward_hook(stop))
         yield
+
+
+@contextmanager
+def standing_aside(model: LanguageModel, count: int, hidden: Tensor | None, *, tuples: bool) -> Iterator[None]:
+    """The first ``count`` blocks hand on ``hidden`` instead of computing it; with ``None`` they do as always.
+
+    Args:
+        hidden: what enters the block ``count``, ``[rows, seq, d_model]``.
+        tuples: whether blocks return a tuple.
+    """
+    if hidden is None:
+        yield
+        return
+
+    def forward(*_args: Any, **_kwargs: Any) -> Any:
+        return (hidden,) if tuples else hidden
+
+    blocks = [model.block(index) for index in range(count)]
+    replaced = [block.__dict__.get("forward") for block in blocks]  # a forward set on the instance (accelerate does)
+    try:
+        for block in blocks:
+            block.forward = forward
+        yield
+    finally:
+        for block, earlier in zip(blocks, replaced, strict=True):
+            if earlier is None:
+                del block.forward
+            else:
+                block.forward = earlier
 
 
 @torch.inference_mode()
