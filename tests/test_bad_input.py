@@ -113,7 +113,7 @@ def test_layers_without_a_preset(editctl: Call, tiny_folder: Path, tiny_facts: P
     done = editctl("run", "--editor", "emmet", *options)
     assert done.code == 2
     assert done.err.startswith("Error: emmet: layers is required (list of int, not empty, each ≥ 0), and no preset is")
-    assert f"named like the model '{tiny_folder}'. Set it, such as --set layers=[3], or choose another" in done.err
+    assert f"named like the model '{tiny_folder}'. Set it, such as --set layers=[3], let 'editctl onboard" in done.err
     presets = ", ".join(list_presets("edit_emmet.presets"))
     assert f"model's preset with --preset ({presets})." in done.err
     assert not (tmp_path / "out").exists()

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.resources
-import tomllib
+from editcore.testing import check_presets
 
-import pytest
-from edit_memit.hparams import MemitHParams
-from editcore._hparams import build, list_presets, load_preset
-
-PRESETS = "edit_memit.presets"
-PUBLISHED: dict[str, tuple[tuple[int, ...], int, float, int, float, float, float]] = {
-    # layers, steps, v_lr, v_loss_layer, clamp, weight decay, w
+FIELDS = (
+    "layers",
+    "v_num_grad_steps",
+    "v_lr",
+    "v_loss_layer",
+    "clamp_norm_factor",
+    "v_weight_decay",
+    "mom2_update_weight",
+)
+PUBLISHED = {
     "gpt2-xl": ((13, 14, 15, 16, 17), 20, 0.5, 47, 0.75, 0.5, 20000),
     "gpt-j-6b": ((3, 4, 5, 6, 7, 8), 25, 0.5, 27, 0.75, 0.5, 15000),
     "llama-2-7b": ((4, 5, 6, 7, 8), 25, 0.5, 31, 4, 0.001, 15000),
@@ -21,32 +23,18 @@ PUBLISHED: dict[str, tuple[tuple[int, ...], int, float, int, float, float, float
     "qwen2-7b": ((4, 5, 6, 7, 8), 25, 0.5, 27, 4, 0.001, 15000),
     "qwen2.5-7b": ((4, 5, 6, 7, 8), 25, 0.5, 27, 4, 0.001, 15000),
 }
+COMMON = {
+    "kl_factor": 0.0625,
+    "kl_position": "lookup",
+    "v_stop_loss": 0.05,
+    "context_count": 5,
+    "context_length": 10,
+    "key_weighting": "grouped",
+}
 
 
-def test_every_published_model_has_a_preset() -> None:
-    assert set(PUBLISHED) <= set(list_presets(PRESETS))
-
-
-@pytest.mark.parametrize("name", list_presets(PRESETS))
-def test_a_preset_is_read_and_says_where_it_is_from(name: str) -> None:
-    assert build(MemitHParams, [load_preset(PRESETS, name)], owner="memit").layers
-    text = importlib.resources.files(PRESETS).joinpath(f"{name}.toml").read_text("utf-8")
-    assert text.startswith("# ")
-    assert not {"device", "model_name"} & set(tomllib.loads(text))
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_a_published_preset_has_the_published_numbers(name: str) -> None:
-    found = build(MemitHParams, [load_preset(PRESETS, name)], owner="memit")
-    numbers = (
-        found.layers,
-        found.v_num_grad_steps,
-        found.v_lr,
-        found.v_loss_layer,
-        found.clamp_norm_factor,
-        found.v_weight_decay,
-        found.mom2_update_weight,
+def test_presets() -> None:
+    check_presets(
+        "memit",
+        {name: dict(zip(FIELDS, values, strict=True)) | COMMON for name, values in PUBLISHED.items()},
     )
-    assert numbers == PUBLISHED[name]
-    assert (found.kl_factor, found.kl_position, found.v_stop_loss) == (0.0625, "lookup", 0.05)
-    assert (found.context_count, found.context_length, found.key_weighting) == (5, 10, "grouped")

@@ -129,7 +129,8 @@ def test_a_setting_without_preset_is_asked_for(run_toy: Call, small: Path, tmp_p
     done = run_toy("--model", small.rename(tmp_path / "other"))
     assert done.code == 2
     assert "toy: layers is required (list of int" in done.err
-    assert "such as --set layers=[3], or choose another model's preset with --preset (small)." in done.err
+    assert "such as --set layers=[3], let 'editctl onboard " in done.err
+    assert "or choose another model's preset with --preset (small)." in done.err
     assert not (tmp_path / "out").exists()
     again = run_toy("--model", tmp_path / "other", "--preset", "small", "--edits", 1)
     assert again.code == 0, again.err

@@ -117,7 +117,7 @@ def test_a_yaml_file_becomes_settings(read) -> None:
             "layer_selection": "all",
             "fact_token": "subject_last",
             "context_count": 21,
-            "context_length": 10,
+            "context_length": [*10 * [5], *11 * [10]],
             "v_num_grad_steps": 25,
             "v_lr": 0.5,
             "v_loss_layer": 31,
@@ -187,6 +187,12 @@ def test_a_backend_that_is_not_installed_is_said(read) -> None:
 def test_flags_that_choose_the_key(read, flags: str, mode: str) -> None:
     [values] = read(f"alg_name: TOY\nlayers: [1]\n{flags}\n").settings.values()
     assert values.key_mode == mode
+
+
+@pytest.mark.parametrize(("params", "length"), [("[[5, 10], [10, 10]]", [5, 10]), ("[[10, 20]]", 10)])
+def test_contexts_of_several_lengths_are_mixed(read, params: str, length: object) -> None:
+    table = tomllib.loads(read(f"alg_name: TOY\nlayers: [1]\ncontext_template_length_params: {params}\n").toml())
+    assert (table["toy"]["context_count"], table["toy"]["context_length"]) == (20, length)
 
 
 @pytest.mark.parametrize("params", ["[]", "5", "[[5]]", "[[a, 1]]", "[[5, 10], 3]", "{}"])

@@ -231,7 +231,8 @@ def test_without_a_preset_for_the_model_a_required_setting_is_asked_for(toys: An
         EditSession.open(tiny_model(), editor="toy")
     assert str(caught.value) == (
         "toy: layers is required (list of int, not empty, each ≥ 0), and no preset is named like the model "
-        "'tiny-llama'. Set it, such as --set layers=[3], or choose another model's preset with --preset (small)."
+        "'tiny-llama'. Set it, such as --set layers=[3], let 'editctl onboard tiny-llama' find it, or choose another "
+        "model's preset with --preset (small)."
     )
     with pytest.raises(HParamsError, match="toy: unknown setting 'layer'"):
         EditSession.open(tiny_model(), editor="toy", settings={"toy": {"layer": 1}})

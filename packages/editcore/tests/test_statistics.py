@@ -72,6 +72,18 @@ def test_the_models_own_text_is_the_same_for_a_seed() -> None:
     assert not torch.equal(one, other)
 
 
+def test_more_layers_later_need_no_second_sample(corpus_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama")
+    asked = store(model, corpus_file, corpus="self", tokens=128)
+    first = asked.moments([0])
+    monkeypatch.setattr(model, "generate_ids", None)
+    both = asked.moments([0, 1])
+    assert torch.equal(both[0], first[0])
+    monkeypatch.undo()
+    expected = second_moments(model, SelfCorpus(0).sequences(model, 128, 128), [1])
+    assert torch.equal(both[1], expected[1])
+
+
 def test_documentation_needs_no_file() -> None:
     model = tiny_model("llama")
     assert open_corpus("docs").sequences(model, 512, 128).shape == (4, 128)

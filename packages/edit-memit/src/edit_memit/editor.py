@@ -39,7 +39,7 @@ class MemitEditor:
     def prepare(self, model: LanguageModel, context: EditContext) -> Mapping[str, Any]:
         """Fetch second moments and context templates from the unedited model."""
         self._prepared = prepare(model, self.hparams, context, owner="memit")
-        return {"context_templates": list(self._prepared.templates)}
+        return self._prepared.provenance()
 
     def propose(self, model: LanguageModel, batch: EditBatch, context: EditContext) -> Proposal:
         """Solve one batch on the model as it is now, layer by layer."""

@@ -7,15 +7,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from editcore._files import replacing
 
 if TYPE_CHECKING:
+    from editcore.causal_tracing import Tracing
     from editcore.evaluation import Summary
 
-__all__ = ["AFTER", "BEFORE", "new_figure", "per_relation_figure", "save", "summary_figure"]
+__all__ = [
+    "AFTER",
+    "BEFORE",
+    "layers_figure",
+    "new_figure",
+    "per_relation_figure",
+    "save",
+    "summary_figure",
+    "tracing_figure",
+]
 
 # The blue of Okabe and Ito's palette and a pale grey-blue: they differ in lightness, so that colour-blind readers and
 # grey prints tell them apart.
@@ -37,16 +48,23 @@ _NAMES: Mapping[str, str] = {
 
 def new_figure(*, width: float = COLUMN_WIDTH, height: float = 3.1) -> tuple[Figure, Any]:
     """An empty figure in the house style, and its axes."""
+    figure, [axes] = _stacked(1, width=width, height=height)
+    return figure, axes
+
+
+def _stacked(count: int, *, width: float = COLUMN_WIDTH, height: float) -> tuple[Figure, list[Any]]:
+    """A figure of several panels, one above the other, with a common horizontal axis."""
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(INK)
-    axes.tick_params(labelsize=8, colors=INK, length=3)
-    axes.set_axisbelow(True)
-    return figure, axes
+    panels = list(figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0])
+    for axes in panels:
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+        for side in ("left", "bottom"):
+            axes.spines[side].set_color(INK)
+        axes.tick_params(labelsize=8, colors=INK, length=3)
+        axes.set_axisbelow(True)
+    return figure, panels
 
 
 def save(figure: Figure, path: Path | str) -> None:
@@ -117,6 +135,56 @@ def per_relation_figure(
     return figure
 
 
+_KINDS: Mapping[str, str] = {"hidden": "block output", "mlp": "MLPs", "attention": "attentions"}
+
+
+def tracing_figure(tracing: Tracing, *, title: str) -> Figure:
+    """Average indirect effects by role of the token and layer: one panel for each kind of state, one colour scale."""
+    from editcore.causal_tracing import ROLES
+
+    kinds = list(tracing.effects)
+    figure, panels = _stacked(len(kinds), height=0.55 + 1.2 * len(kinds))
+    largest = max(float(np.nanmax(np.abs(effect), initial=0.0)) for effect in tracing.effects.values())
+    image: Any = None
+    for axes, kind in zip(panels, kinds, strict=True):
+        # Red and blue around white: told apart by every common form of colour vision, and zero is nothing.
+        image = axes.imshow(
+            tracing.effects[kind], aspect="auto", cmap="RdBu_r", vmin=-largest or -1, vmax=largest or 1,
+            interpolation="nearest",
+        )  # fmt: skip
+        axes.set_yticks(range(len(ROLES)), [f"{role} ({n})" for role, n in zip(ROLES, tracing.counts, strict=True)])
+        axes.tick_params(axis="y", length=0, labelsize=6.5)
+        around = "" if kind == "hidden" or tracing.window == 1 else f" of {tracing.window} layers around"
+        axes.set_title(f"{_KINDS[kind]}{around} restored", fontsize=8, color=INK, loc="left", pad=3)
+    panels[-1].set_xlabel("layer", fontsize=8.5, color=INK)
+    panels[-1].xaxis.get_major_locator().set_params(integer=True)
+    bar = figure.colorbar(image, ax=panels, shrink=0.8, pad=0.02)
+    bar.set_label("indirect effect on p(attribute)", fontsize=8, color=INK)
+    bar.ax.tick_params(labelsize=7, colors=INK)
+    figure.suptitle(title, fontsize=9.5, color=INK, x=0.02, ha="left")
+    return figure
+
+
+def layers_figure(trials: Mapping[int, Summary], before: Summary, *, chosen: int, title: str) -> Figure:
+    """ES, PS, NS and score after editing each layer alone, in percent; the NS before any edit as a line to hold."""
+    figure, axes = new_figure()
+    layers = sorted(trials)
+    marks = {"ES": ("o", "#0072B2"), "PS": ("s", "#E69F00"), "NS": ("^", "#009E73"), "score": ("D", INK)}
+    axes.axvline(chosen, color=GRID, linewidth=8, zorder=0)
+    for name, (marker, colour) in marks.items():
+        values = [_values(trials[layer], [name])[0] for layer in layers]
+        axes.plot(layers, values, marker=marker, markersize=4, linewidth=1, color=colour, label=name)
+    if not math.isnan(before.NS):
+        axes.axhline(before.NS, color=marks["NS"][1], linewidth=1, linestyle=":", label="NS before")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    _percent_axis(axes.yaxis, axes.set_yticks)
+    axes.set_ylim(0, 105)
+    axes.set_xlabel("layer edited", fontsize=8.5, color=INK)
+    axes.set_ylabel("prompts won (%)", fontsize=8.5, color=INK)
+    _head(figure, axes, title, columns=5)
+    return figure
+
+
 def _values(summary: Summary, names: Sequence[str]) -> list[float]:
     percentages = summary.percentages()
     return [percentages.get(name, math.nan) for name in names]
@@ -157,9 +225,9 @@ def _percent_axis(axis: Any, set_ticks: Any) -> None:
     axis.grid(color=GRID, linewidth=0.6)
 
 
-def _head(figure: Figure, axes: Any, title: str) -> None:
+def _head(figure: Figure, axes: Any, title: str, *, columns: int = 3) -> None:
     figure.suptitle(title, fontsize=9.5, color=INK, x=0.02, ha="left")
     axes.legend(
-        fontsize=8, frameon=False, ncols=3, loc="lower left", bbox_to_anchor=(-0.01, 1.0), borderaxespad=0.2,
+        fontsize=8, frameon=False, ncols=columns, loc="lower left", bbox_to_anchor=(-0.01, 1.0), borderaxespad=0.2,
         handlelength=1.2, handletextpad=0.5, columnspacing=1.2, labelcolor=INK,
     )  # fmt: skip

@@ -19,6 +19,8 @@ import json
 import tomllib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -26,7 +28,17 @@ from pydantic_core import ErrorDetails
 
 from editcore._errors import HParamsError, PluginError, UnknownNameError
 
-__all__ = ["HParams", "Setting", "build", "describe", "list_presets", "load_preset", "parse_assignment", "to_toml"]
+__all__ = [
+    "HParams",
+    "Setting",
+    "build",
+    "describe",
+    "list_presets",
+    "load_preset",
+    "parse_assignment",
+    "preset_models",
+    "to_toml",
+]
 
 
 class HParams(BaseModel):
@@ -123,34 +135,63 @@ def parse_assignment(text: str) -> tuple[str, object]:
     return key, parsed["value"]
 
 
-def list_presets(package: str | None) -> tuple[str, ...]:
-    """Names of the presets in a package, sorted: its ``*.toml`` resources. None for a plugin without presets."""
-    if package is None:
+def list_presets(source: str | Path | None) -> tuple[str, ...]:
+    """Names of the presets in a package (its name) or a folder (its path), sorted: the ``*.toml`` files there. None for
+    a plugin without presets and for a folder that does not exist."""
+    if source is None or (isinstance(source, Path) and not source.is_dir()):
         return ()
     try:
-        files = list(importlib.resources.files(package).iterdir())
+        files = list(_folder(source).iterdir())
     except ModuleNotFoundError as error:
-        raise PluginError(f"The package of presets '{package}' cannot be found: {error}.") from error
+        raise PluginError(f"The package of presets '{source}' cannot be found: {error}.") from error
     return tuple(sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml")))
 
 
-def load_preset(package: str | None, name: str) -> dict[str, object]:
+def load_preset(source: str | Path | None, name: str) -> dict[str, object]:
     """The hyperparameters of one preset.
 
     Raises:
         UnknownNameError: there is no such preset.
-        HParamsError: the file is not a flat TOML table.
+        HParamsError: the file is not a flat TOML table, or its ``names`` are no list of texts.
     """
-    presets = list_presets(package)
-    if package is None or name not in presets:
+    table = _read_preset(source, name)
+    table.pop(_NAMES, None)
+    return table
+
+
+def preset_models(source: str | Path | None, name: str) -> tuple[str, ...]:
+    """What else the models of a preset are called: ``names = ["Llama-2-7b-hf"]`` in its file.
+
+    Raises:
+        UnknownNameError, HParamsError: as :func:`load_preset`.
+    """
+    return tuple(_read_preset(source, name).get(_NAMES, ()))
+
+
+_NAMES = "names"
+"""The one key of a preset that is no hyperparameter."""
+
+
+def _folder(source: str | Path) -> Traversable:
+    return source if isinstance(source, Path) else importlib.resources.files(source)
+
+
+def _read_preset(source: str | Path | None, name: str) -> dict[str, Any]:
+    presets = list_presets(source)
+    if source is None or name not in presets:
         raise UnknownNameError("preset", name, presets)
     try:
-        table = tomllib.loads(importlib.resources.files(package).joinpath(f"{name}.toml").read_text("utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise HParamsError(f"The preset '{name}' of {package} is not valid TOML: {error}.") from error
+        table = tomllib.loads(_folder(source).joinpath(f"{name}.toml").read_text("utf-8"))
+    except OSError as error:
+        raise HParamsError(f"The preset '{name}' of {source} cannot be read: {error.strerror or error}.") from error
+    except ValueError as error:  # no TOML, or no UTF-8
+        raise HParamsError(f"The preset '{name}' of {source} is not valid TOML: {error}.") from error
     nested = [key for key, value in table.items() if isinstance(value, dict)]
     if nested:
-        raise HParamsError(f"The preset '{name}' of {package} must be a flat table, found the section [{nested[0]}].")
+        raise HParamsError(f"The preset '{name}' of {source} must be a flat table, found the section [{nested[0]}].")
+    names = table.get(_NAMES, [])
+    if not isinstance(names, list) or not all(isinstance(one, str) and one for one in names):
+        raise HParamsError(f"The preset '{name}' of {source} has names that are no list of texts: names = [\"MODEL\"].")
     return table
 
 

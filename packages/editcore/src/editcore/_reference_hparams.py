@@ -225,8 +225,12 @@ def _added(values: Fields, editor: _Owner) -> Iterator[tuple[str, tuple[object, 
         yield "kl_position", ("lookup", "the code that such files are for reads the essence term there")
 
 
+_MOST_CONTEXTS = 100
+"""More are refused by the settings, and need no list here."""
+
+
 def _context_counts(value: object, settings: Collection[str]) -> Fields:
-    """``[[5, 10], [10, 10]]``, pairs of length and number: as many contexts in all, of the greatest length."""
+    """``[[5, 10], [10, 10]]``, pairs of length and number: as many contexts in all, of these lengths in turn."""
     if not {"context_count", "context_length"} <= set(settings) or not isinstance(value, list):
         return {}
     pairs = [[_number(part) for part in pair] if isinstance(pair, list) else [] for pair in value]
@@ -234,7 +238,9 @@ def _context_counts(value: object, settings: Collection[str]) -> Fields:
     counts = [pair[1] for pair in pairs if len(pair) == 2 and isinstance(pair[1], int)]
     if not value or not len(lengths) == len(counts) == len(pairs):
         return {}
-    return {"context_count": sum(counts), "context_length": max(lengths)}
+    if len(set(counts)) > 1 and min(counts) >= 0 and sum(counts) <= _MOST_CONTEXTS:  # then one length per context
+        lengths = [length for length, count in zip(lengths, counts, strict=True) for _ in range(count)]
+    return {"context_count": sum(counts), "context_length": lengths[0] if len(set(lengths)) == 1 else lengths}
 
 
 def _key_mode(mode: str) -> Callable[[object, Collection[str]], Fields]:

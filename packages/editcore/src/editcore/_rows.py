@@ -13,8 +13,7 @@ Shapes: ``rows`` of one chunk, ``tail`` tokens from the lookup token on, ``past`
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,7 @@ from torch.nn import functional
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from editcore._forward import cache_argument, logits_at
-from editcore.tracing import TokenRow, first_tensor, hooks, pad_rows, stop_after
+from editcore.tracing import TokenRow, first_tensor, hooks, pad_rows, standing_aside, stop_after
 
 if TYPE_CHECKING:
     from editcore.models import LanguageModel
@@ -342,7 +341,8 @@ def forward_logits(
             handles.append(model.projection(layer).register_forward_hook(_adding(delta, prepared)))
             return logits_at(model, prepared.ids, prepared.mask, rows, positions, **arguments)
     arguments |= {cache_argument(model.hf): _cache(prepared.past), "use_cache": True}
-    with _standing_aside(model, layer, prepared.edited, delta):
+    hidden = _with_delta(model, layer, prepared.edited, delta)
+    with standing_aside(model, layer + 1, hidden, tuples=prepared.edited.tuples):
         return logits_at(model, prepared.ids, prepared.mask, rows, positions, **arguments)
 
 
@@ -359,9 +359,8 @@ def _adding(delta: Tensor, prepared: PreparedRows) -> Callable[[nn.Module, tuple
     return hook
 
 
-@contextmanager
-def _standing_aside(model: LanguageModel, layer: int, edited: _Edited, delta: Tensor) -> Iterator[None]:
-    """Blocks up to ``layer`` hand on what ``layer`` gives with δ instead of computing it.
+def _with_delta(model: LanguageModel, layer: int, edited: _Edited, delta: Tensor) -> Tensor:
+    """What the edited block gives with δ, ``[rows, tail, d_model]``.
 
     The block adds its projection's output o to the residual stream, scaled or through a norm P, and nothing else reads
     o; so with δ it gives P(o + δ) − P(o) more at the lookup token, which is column 0.
@@ -373,23 +372,7 @@ def _standing_aside(model: LanguageModel, layer: int, edited: _Edited, delta: Te
         change = norm(moved) - norm(projected)
     else:
         change = (moved - projected) * model.layout.residual_scale
-    hidden = torch.cat([edited.outputs[:, :1] + change[:, None], edited.outputs[:, 1:]], dim=1)
-
-    def forward(*_args: Any, **_kwargs: Any) -> Any:
-        return (hidden,) if edited.tuples else hidden
-
-    blocks = [model.block(index) for index in range(layer + 1)]
-    replaced = [block.__dict__.get("forward") for block in blocks]  # a forward set on the instance (accelerate does)
-    try:
-        for block in blocks:
-            block.forward = forward
-        yield
-    finally:
-        for block, earlier in zip(blocks, replaced, strict=True):
-            if earlier is None:
-                del block.forward
-            else:
-                block.forward = earlier
+    return torch.cat([edited.outputs[:, :1] + change[:, None], edited.outputs[:, 1:]], dim=1)
 
 
 def fits(model: LanguageModel, groups: Sequence[Sequence[TokenRow]], layer: int) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import platform
 import shlex
 import time
@@ -23,6 +22,7 @@ from editcore._files import json_text, remove_leftovers, replacing, write_text
 from editcore._ledger import DELTAS_NAME, LEDGER_NAME, Ledger
 from editcore._lock import locked
 from editcore._memory import peak_memory_bytes
+from editcore._paths import check_writable, timed_directory
 from editcore._plugins import Plugins
 from editcore._progress import Progress, silent
 from editcore._protocols import Backend
@@ -89,6 +89,8 @@ class RunConfig(BaseModel):
     """Text behind the second moments: self, docs, hf:NAME or a file."""
     corpus_tokens: Annotated[int, Field(ge=1)] | None = None
     """Tokens counted; left out, ten times the width of the projection's input."""
+    chat_template: bool = False
+    """Whether the model's chat template stands around every prompt, of edits and of measurements."""
     settings: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)
     """Hyperparameters by the name of the editor, backend or extension."""
 
@@ -264,6 +266,7 @@ def open_fresh(
         seed=config.seed,
         device=config.device,
         dtype=config.dtype,
+        chat_template=config.chat_template,
         directory=directory,
         registry=plugins,
         progress=progress,
@@ -302,9 +305,7 @@ def _refuse_used(directory: Path) -> None:
                 "or remove the directory."
             )
     # Found now rather than after the model was loaded and measured.
-    above = next(path for path in (directory, *directory.absolute().parents) if path.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise RunError(f"The output {directory} cannot be made: {above} is not a folder that can be written to.")
+    check_writable(directory)
 
 
 def _records(config: RunConfig, plugins: Plugins) -> tuple[list[FactRecord], list[str]]:
@@ -397,6 +398,7 @@ def write_run(
             "folder": folder_of(config.model),
             "fingerprint": session.model.base_fingerprint,
             "layout": asdict(session.model.layout),
+            "prompt_form": asdict(session.model.prompt_form),
         },
         "statistics": {
             "corpus": session.context.statistics.corpus.identity(),
@@ -560,9 +562,17 @@ def recorded(directory: Path) -> list[FactRecord]:
 
 
 def open_run(
-    directory: Path, *, device: str | None = None, plugins: Plugins | None = None, progress: Progress = silent
+    directory: Path,
+    *,
+    device: str | None = None,
+    chat_template: bool | None = None,
+    plugins: Plugins | None = None,
+    progress: Progress = silent,
 ) -> tuple[LanguageModel, Ledger, Backend]:
     """The model of a run with its edits applied, the run's ledger, and the backend that holds them.
+
+    Args:
+        chat_template: whether to put the chat template around prompts; left out, as the run did.
 
     Raises:
         RunError: there is no run, a file is damaged, or the model has other weights than the run's.
@@ -573,7 +583,12 @@ def open_run(
     ledger = Ledger.read(directory)
     backend, _ = make_backend(plugins.backend(config.backend), record.settings.get(config.backend, {}))
     model = LanguageModel.load(
-        record.source, device=device or config.device, dtype=config.dtype, plugins=plugins, progress=progress
+        record.source,
+        device=device or config.device,
+        dtype=config.dtype,
+        chat_template=config.chat_template if chat_template is None else chat_template,
+        plugins=plugins,
+        progress=progress,
     )
     record.check(model)
     open_backend(
@@ -608,5 +623,4 @@ def statistics_of(config: RunConfig, model: LanguageModel, *, progress: Progress
 
 def default_directory(config: RunConfig) -> Path:
     """``runs/EDITOR-DATASET-TIME``, in the working directory."""
-    stem = Path(config.dataset).name.split(".")[0]
-    return Path("runs") / f"{config.editor}-{stem}-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
+    return timed_directory(f"{config.editor}-{Path(config.dataset).name.split('.')[0]}")

@@ -26,10 +26,11 @@ from editcore._events import (
     Verdict,
 )
 from editcore._files import json_text, uninterrupted
-from editcore._hparams import HParams, build, describe, list_presets, load_preset
+from editcore._hparams import HParams, build, describe
 from editcore._ledger import Ledger, LedgerEntry
 from editcore._ledger_lines import HeaderLine
 from editcore._plugins import Lifecycle, Plugins, boundary, lifecycle, resolve
+from editcore._presets import get_preset, preset_for, presets_of
 from editcore._progress import Progress, silent
 from editcore._protocols import Backend, EditContext, Editor, Evaluator, ExtensionContext, ReportsStatistics, Resolves
 from editcore._specs import BackendSpec, EditorSpec, Spec
@@ -129,6 +130,7 @@ class EditSession:
         seed: int = 0,
         device: str = "cpu",
         dtype: str = "float32",
+        chat_template: bool = False,
         directory: Path | None = None,
         registry: Plugins | None = None,
         progress: Progress = silent,
@@ -142,6 +144,7 @@ class EditSession:
             preset: a preset of the editor; left out, the one named like the model is used where there is one.
             settings: hyperparameters by the name of the editor, backend or extension: ``{"emmet": {"layers": [3]}}``.
             corpus: text behind the second moments; see :func:`editcore.corpora.open_corpus`.
+            chat_template: put the model's chat template around every prompt, of edits and of measurements.
             directory: where the ledger is kept; left out, it is kept in memory. Batches that are there are applied.
 
         Raises:
@@ -150,7 +153,11 @@ class EditSession:
         registry = registry or Plugins.load()
         parts = _resolve(registry, model, editor, plugins, backend, preset, settings or {}, seed, progress)
         if isinstance(model, str):
-            model = LanguageModel.load(model, device=device, dtype=dtype, plugins=registry, progress=progress)
+            model = LanguageModel.load(
+                model, device=device, dtype=dtype, chat_template=chat_template, plugins=registry, progress=progress
+            )
+        elif chat_template:
+            model.use_chat_template()
         store = StatisticsStore(model, corpus=corpus, tokens=corpus_tokens, seed=seed, progress=progress)
         header = HeaderLine(model=model.name, fingerprint=model.base_fingerprint, editor=editor)
         return cls(
@@ -433,10 +440,13 @@ def _settings(spec: Spec, hparams: str | None, given: Mapping[str, Any]) -> HPar
 
 def _editor_settings(spec: EditorSpec, preset: str | None, given: Mapping[str, Any], model_name: str) -> HParams:
     hparams: type[HParams] = resolve(spec.hparams)
-    values = {**_preset(spec, preset, model_name), **given}
+    chosen = get_preset(spec, preset) if preset is not None else preset_for(spec, model_name)
+    if chosen is not None and chosen.note:
+        _log.warning("%s", chosen.note)
+    values = {**(chosen.values() if chosen is not None else {}), **given}
     known = {setting.name: setting for setting in describe(hparams)}
     missing = [setting for setting in known.values() if setting.required and setting.name not in values]
-    presets = list_presets(spec.presets)
+    presets = presets_of(spec)
     # With an unknown name among the values, that one was probably meant: build says so.
     if missing and presets and preset is None and known.keys() >= values.keys():
         lacking = missing[0]
@@ -444,17 +454,10 @@ def _editor_settings(spec: EditorSpec, preset: str | None, given: Mapping[str, A
         example = "[3]" if lacking.type == "list of int" else "VALUE"
         raise HParamsError(
             f"{spec.name}: {lacking.name} is required ({kind}), and no preset is named like the model '{model_name}'. "
-            f"Set it, such as --set {lacking.name}={example}, or choose another model's preset with --preset "
-            f"({', '.join(presets)})."
+            f"Set it, such as --set {lacking.name}={example}, let 'editctl onboard {model_name}' find it, or choose "
+            f"another model's preset with --preset ({', '.join(presets)})."
         )
     return build(hparams, [values], owner=spec.name)
-
-
-def _preset(spec: EditorSpec, preset: str | None, model_name: str) -> Mapping[str, Any]:
-    if preset is not None:
-        return load_preset(spec.presets, preset)
-    name = Path(model_name).name
-    return load_preset(spec.presets, name) if name in list_presets(spec.presets) else {}
 
 
 def default_editor(registry: Plugins, model_name: str) -> str:
@@ -464,7 +467,7 @@ def default_editor(registry: Plugins, model_name: str) -> str:
         HParamsError: no editor is installed, or none of several has such a preset.
     """
     editors = registry.editors()
-    fitting = [name for name in sorted(editors) if Path(model_name).name in list_presets(editors[name].presets)]
+    fitting = [name for name in sorted(editors) if preset_for(editors[name], model_name) is not None]
     if fitting or len(editors) == 1:
         return [*fitting, *editors][0]
     installed = ", ".join(sorted(editors)) or "none"

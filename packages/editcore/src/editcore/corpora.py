@@ -84,20 +84,27 @@ class SelfCorpus:
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
         self.content_hash: str | None = None
+        self._sampled: tuple[tuple[str, int, int], Tensor] | None = None
 
     def identity(self) -> str:
         """Name, way of sampling and seed."""
         return f"self:ancestral:{self.seed}"
 
     def sequences(self, model: LanguageModel, tokens: int, length: int, *, progress: Progress = silent) -> Tensor:
-        """Sequences sampled at temperature 1 from the model's start token, which stays if the tokenizer adds one."""
-        opening = _opening(model)
-        count, body = -(-tokens // length), length - len(opening)
-        with progress.task("sampling the model's own text", count * body) as advance:
-            rows = model.generate_ids(
-                [opening] * count, max_new_tokens=body, seed=self.seed, stop_at_end=False, advance=advance
-            )
-        return _hashed(self, torch.tensor([opening + row for row in rows]))
+        """Sequences sampled at temperature 1 from the model's start token, which stays if the tokenizer adds one.
+
+        The last sample is kept for the next layers that are asked for.
+        """
+        key = (model.base_fingerprint, tokens, length)
+        if self._sampled is None or self._sampled[0] != key:
+            opening = _opening(model)
+            count, body = -(-tokens // length), length - len(opening)
+            with progress.task("sampling the model's own text", count * body) as advance:
+                rows = model.generate_ids(
+                    [opening] * count, max_new_tokens=body, seed=self.seed, stop_at_end=False, advance=advance
+                )
+            self._sampled = (key, _hashed(self, torch.tensor([opening + row for row in rows])))
+        return self._sampled[1]
 
 
 class TextCorpus:

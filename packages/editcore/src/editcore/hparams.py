@@ -11,21 +11,27 @@ from editcore._hparams import HParams
 __all__ = ["LocateThenEditHParams"]
 
 
+_Length = Annotated[int, Field(ge=1, le=100)]
+
+
 class LocateThenEditHParams(HParams):
     """Where a fact is written and how its value is found. Methods add their own fields."""
 
     layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
     """Blocks whose MLP output projection is rewritten, in ascending order; the value is optimised at the last one."""
-    layer_selection: Literal["all", "random"] = "all"
-    """``all`` edits every layer in ``layers``; ``random`` draws one of them per batch with the run's seed."""
+    layer_selection: Literal["all", "random", "traced"] = "all"
+    """``all`` edits every layer in ``layers``; ``random`` draws one of them per batch with the run's seed; ``traced``
+    takes the one where causal tracing of the model found the greatest effect of the MLPs at the subject's last token
+    (``editctl trace MODEL`` comes first)."""
     fact_token: Literal["subject_last", "subject_first", "subject_first_after_last", "last"] = "subject_last"
     """Token whose representation is rewritten. ROME, section 2: the subject's last."""
     context_templates: tuple[str, ...] | None = None
     """Contexts with ``{}`` for the prompt, the first being ``"{}"``; left out, they are sampled from the model."""
     context_count: Annotated[int, Field(ge=0, le=100)] = 5
     """Contexts to sample beside the bare prompt. MEMIT's reference code: 5."""
-    context_length: Annotated[int, Field(ge=1, le=100)] = 10
-    """Tokens of a sampled context. MEMIT's reference code: 10."""
+    context_length: _Length | Annotated[tuple[_Length, ...], Field(min_length=1)] = 10
+    """Tokens of a sampled context; of several lengths, the contexts take one after the other in turn. MEMIT's reference
+    code: 10. ROME's: as many of 5 as of 10."""
     key_weighting: Literal["grouped", "mean", "prompt"] = "grouped"
     """How keys of the contexts are averaged: the bare prompt ½ and the others ½ together (MEMIT's code), all alike
     (ROME, eq. 3), or the bare prompt alone."""

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from torch import Tensor
 from editcore._errors import HParamsError, NumericalError, RequestError
 from editcore._protocols import EditContext
 from editcore._values import EditBatch, EditEvidence, EditRequest, FactoredDelta, KnownTarget, Proposal
+from editcore.causal_tracing import traced_layer
 from editcore.hparams import LocateThenEditHParams
 from editcore.linalg import Metric, Update, hold_at
 from editcore.targets import Targets, optimise_targets, tails_fit
@@ -47,15 +48,22 @@ class Prepared:
     templates: tuple[str, ...]
     metrics: Mapping[int, Metric]
     """By layer, the second moment C of the unedited model's keys."""
+    layers: tuple[int, ...]
+    """Those that may be edited; ``layer_selection`` says how many of them a batch takes."""
     shortcuts: dict[int, bool] = field(default_factory=dict)
     """By layer, whether the value optimisation may compute only what δ can change; found with the first batch."""
+
+    def provenance(self) -> dict[str, Any]:
+        """What a run records of it, JSON-able."""
+        return {"context_templates": list(self.templates), "layers": list(self.layers)}
 
 
 def prepare(model: LanguageModel, hparams: LocateThenEditHParams, context: EditContext, *, owner: str) -> Prepared:
     """Check the layers, fetch the second moments, and fix the context templates.
 
     Raises:
-        HParamsError: a layer does not exist, or the settings do not fit the model.
+        HParamsError: a layer does not exist, the settings do not fit the model, or a tracing of it is asked for and is
+            not there.
     """
     for layer in hparams.layers:
         model.check_layer(layer, setting=owner)
@@ -70,16 +78,19 @@ def prepare(model: LanguageModel, hparams: LocateThenEditHParams, context: EditC
             f"{owner}: layers is {list(hparams.layers)}, but in {model.name} a norm follows the edited projection, so "
             "a residual cannot be spread over several layers. Give one layer, such as --set layers=[1]."
         )
+    layers = hparams.layers
+    if hparams.layer_selection == "traced":
+        layers = (traced_layer(model, layers, owner=owner),)
     templates = hparams.context_templates
     if templates is None:
         templates = sample_context_templates(
             model, seed=context.seed, count=hparams.context_count, length=hparams.context_length
         )
     if hparams.mom2_adjustment:
-        return Prepared(templates, context.statistics.metrics(hparams.layers))
+        return Prepared(templates, context.statistics.metrics(layers), layers)
     # C = I, where the text is not to be asked.
     identity = Metric(torch.eye(model.layout.d_ff, dtype=torch.float64, device=model.device))
-    return Prepared(templates, dict.fromkeys(hparams.layers, identity))
+    return Prepared(templates, dict.fromkeys(layers, identity), layers)
 
 
 @dataclass(slots=True)
@@ -128,7 +139,7 @@ def propose(
     if not batch.requests:
         raise RequestError("There is nothing to edit: the batch is empty.")
     clock = _Clock({})
-    layers = _chosen_layers(hparams, batch, context.seed)
+    layers = _chosen_layers(hparams.layer_selection, prepared.layers, batch, context.seed)
     with clock.stage("targets"):
         asked = _Asked.optimise(model, batch, layers[-1], hparams, prepared, context)
     weights = torch.tensor(batch.weights, dtype=torch.float64, device=model.device)
@@ -205,11 +216,11 @@ def resolve(
     return {name: solve(keys, residuals, metric, weights).delta}
 
 
-def _chosen_layers(hparams: LocateThenEditHParams, batch: EditBatch, seed: int) -> tuple[int, ...]:
-    if hparams.layer_selection == "all":
-        return hparams.layers
+def _chosen_layers(selection: str, layers: tuple[int, ...], batch: EditBatch, seed: int) -> tuple[int, ...]:
+    if selection != "random":
+        return layers
     # A string seed, because it is hashed with sha512: nearby batches draw independently.
-    return (random.Random(f"layer:{seed}:{batch.index}").choice(hparams.layers),)
+    return (random.Random(f"layer:{seed}:{batch.index}").choice(layers),)
 
 
 @dataclass(frozen=True, slots=True)

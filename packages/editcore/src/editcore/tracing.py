@@ -35,6 +35,7 @@ __all__ = [
     "last_index_covering",
     "lookup_row",
     "pad_rows",
+    "standing_aside",
     "stop_after",
 ]
 
@@ -71,7 +72,8 @@ def lookup_row(
 ) -> TokenRow:
     """Tokens of the filled prompt inside ``template``, and the lookup token from the tokenizer's character offsets.
 
-    Padding and special tokens never move it, because the position is found in the text and not counted in tokens.
+    Padding and special tokens never move it, because the position is found in the text and not counted in tokens. What
+    the model's prompt form puts around the whole is in the row, too.
 
     Raises:
         SubjectNotFoundError: no token covers the subject, or there is no token after it where one is asked for.
@@ -79,7 +81,8 @@ def lookup_row(
     before, _, after = template.partition("{}")
     start = len(before) + request.prompt.index("{}")
     text = before + request.text + after
-    ids, offsets = _encode(model, text)
+    ids, offsets = model.read_prompt(text)
+    start += len(model.prompt_form.before)
     return TokenRow(ids, _lookup_index(offsets, text, start, request.subject, fact_token, len(ids)), len(ids))
 
 
@@ -90,7 +93,7 @@ def continuation_row(
     template: str = "{}",
     fact_token: FactToken = "subject_last",
 ) -> TokenRow:
-    """:func:`lookup_row` followed by the tokens of ``" " + target_new``.
+    """:func:`lookup_row` followed by the tokens of ``" " + target_new`` (in a chat, of ``target_new``).
 
     The prompt and the target are tokenised apart and joined, which is how the target will be generated. Where the
     tokenizer merges across the border (the joint encoding differs), the joint encoding is used.
@@ -105,23 +108,23 @@ def continuation_row(
 def join_continuation(
     model: LanguageModel, text: str, text_ids: tuple[int, ...], target: str
 ) -> tuple[tuple[int, ...], int]:
-    """Ids of ``text`` continued by ``target``, and the index of the first target token."""
-    continuation = target if target.startswith(" ") else " " + target
+    """Ids of the prompt ``text`` continued by ``target``, and the index of the first target token.
+
+    Args:
+        text_ids: those of the prompt alone.
+    """
+    continuation = model.prompt_form.continuation(target)
     alone = tuple(model.tokenizer(continuation, add_special_tokens=False)["input_ids"])
-    joint, offsets = _encode(model, text + continuation)
+    joint, offsets = model.read_prompt(text, then=continuation)
     while joint and offsets[-1] == (0, 0):  # a tokenizer that appends an end token would end the target with it
         joint, offsets = joint[:-1], offsets[:-1]
     if joint == text_ids + alone:
         return joint, len(text_ids)
     if joint[: len(text_ids)] == text_ids:
         return joint, len(text_ids)
-    first = next(index for index, (_, end) in enumerate(offsets) if end > len(text))
+    end_of_prompt = len(model.prompt_form.wrap(text))
+    first = next(index for index, (_, end) in enumerate(offsets) if end > end_of_prompt)
     return joint, first
-
-
-def _encode(model: LanguageModel, text: str) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
-    encoded = model.tokenizer(text, return_offsets_mapping=True)
-    return tuple(encoded["input_ids"]), tuple((int(a), int(b)) for a, b in encoded["offset_mapping"])
 
 
 def _lookup_index(
@@ -203,6 +206,35 @@ def stop_after(model: LanguageModel, layer: int) -> Iterator[None]:
     with hooks() as handles, contextlib.suppress(_Enough):
         handles.append(model.block(layer).register_forward_hook(stop))
         yield
+
+
+@contextmanager
+def standing_aside(model: LanguageModel, count: int, hidden: Tensor | None, *, tuples: bool) -> Iterator[None]:
+    """The first ``count`` blocks hand on ``hidden`` instead of computing it; with ``None`` they do as always.
+
+    Args:
+        hidden: what enters the block ``count``, ``[rows, seq, d_model]``.
+        tuples: whether blocks return a tuple.
+    """
+    if hidden is None:
+        yield
+        return
+
+    def forward(*_args: Any, **_kwargs: Any) -> Any:
+        return (hidden,) if tuples else hidden
+
+    blocks = [model.block(index) for index in range(count)]
+    replaced = [block.__dict__.get("forward") for block in blocks]  # a forward set on the instance (accelerate does)
+    try:
+        for block in blocks:
+            block.forward = forward
+        yield
+    finally:
+        for block, earlier in zip(blocks, replaced, strict=True):
+            if earlier is None:
+                del block.forward
+            else:
+                block.forward = earlier
 
 
 @torch.inference_mode()

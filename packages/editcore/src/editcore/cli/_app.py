@@ -28,6 +28,8 @@ COMMANDS = (
     CommandRow("ledger", "editcore.cli._ledger:app", "Look at the edits of a run, and take them back."),
     CommandRow("pack", "editcore.cli._pack:pack_app", "Put the active edits of a run into one file."),
     CommandRow("apply", "editcore.cli._pack:apply_app", "Apply a file of edits to a model."),
+    CommandRow("onboard", "editcore.cli._onboard:app", "Find out how a new model is edited, and write its presets."),
+    CommandRow("trace", "editcore.cli._trace:app", "Find where a model keeps what it knows."),
     CommandRow("models", "editcore.cli._models:app", "List, fetch and inspect models."),
     CommandRow("hparams", "editcore.cli._hparams:app", "Bring hyperparameters from elsewhere."),
     CommandRow("stats", "editcore.cli._stats:app", "Compute and list second moments of activations."),
@@ -94,15 +96,11 @@ def plugins(
 @app.command()
 def editors(ctx: typer.Context) -> None:
     """List the editing methods that are installed."""
-    from editcore._hparams import list_presets
     from editcore.cli._console import print_table
 
     print_table(
         ("editor", "presets", "summary"),
-        [
-            (spec.name, ", ".join(list_presets(spec.presets)), spec.summary)
-            for spec in loaded_plugins(ctx).editors().values()
-        ],
+        [(spec.name, _presets(spec), spec.summary) for spec in loaded_plugins(ctx).editors().values()],
     )
 
 
@@ -163,19 +161,22 @@ def _settings(spec: Spec) -> list[Setting]:
     return _hparams.describe(resolve(hparams)) if hparams else []
 
 
-def _presets(spec: Spec) -> tuple[str, ...]:
-    from editcore._hparams import list_presets
+def _presets(spec: Spec) -> str:
+    """The names of its presets, the user's own marked as such."""
+    from editcore._presets import presets_of
 
-    return list_presets(getattr(spec, "presets", None))
+    return ", ".join(f"{name} (yours)" if preset.own else name for name, preset in presets_of(spec).items())
 
 
 def _description_json(kind: str, spec: Spec) -> dict[str, object]:
     from dataclasses import asdict
 
+    from editcore._presets import presets_of
+
     return {
         "kind": kind,
         **asdict(spec),
-        "presets": _presets(spec),
+        "presets": list(presets_of(spec)),
         "settings": [asdict(setting) for setting in _settings(spec)],
     }
 
@@ -185,7 +186,7 @@ def _print_description(kind: str, spec: Spec) -> None:
 
     typer.echo(f"{spec.name} ({kind}): {spec.summary}")
     if presets := _presets(spec):
-        typer.echo(f"Presets: {', '.join(presets)}")
+        typer.echo(f"Presets: {presets}")
     settings = _settings(spec)
     if not settings:
         typer.echo("It has no hyperparameters.")

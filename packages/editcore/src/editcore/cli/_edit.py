@@ -27,6 +27,9 @@ def edit(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="Type of the weights.")] = "float32",
     preset: Annotated[str | None, typer.Option(help="The editor's preset.")] = None,
+    chat_template: Annotated[
+        bool, typer.Option("--chat-template", help="Put the model's chat template around the prompt (instruct models).")
+    ] = False,
     corpus: Annotated[
         str, typer.Option(help="Text behind the second moments: self, docs, hf:NAME or a file.")
     ] = "self",
@@ -60,6 +63,7 @@ def edit(
         seed=seed,
         device=device,
         dtype=dtype,
+        chat_template=chat_template,
         registry=plugins,
         progress=TerminalProgress(),
     )
@@ -67,7 +71,8 @@ def edit(
     (result,) = session.edit([request])
     after = session.generate([request.text], max_new_tokens=tokens)[0]
     (evidence, *_) = result.proposal.evidence
-    print_table(("", "text"), [("before", request.text + before), ("after", request.text + after)])
+    shown = session.model.prompt_form.shown
+    print_table(("", "text"), [("before", shown(request.text, before)), ("after", shown(request.text, after))])
     probability = evidence.target_probability
     typer.echo(
         f"\n{result.seconds:.1f} s, {evidence.steps} steps"

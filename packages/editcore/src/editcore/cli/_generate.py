@@ -21,6 +21,13 @@ def generate(
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="What to continue.")],
     tokens: Annotated[int, typer.Option(min=1, help="Tokens to write.")] = 30,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. [default: the run's]")] = None,
+    chat_template: Annotated[
+        bool | None,
+        typer.Option(
+            "--chat-template/--no-chat-template",
+            help="Whether the model's chat template stands around the prompts. [default: as in the run]",
+        ),
+    ] = None,
     save: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write the edited model as a normal model folder.")
     ] = None,
@@ -34,7 +41,11 @@ def generate(
     if save is not None and save.exists():
         raise RunError(f"--save {save} is already there; give a directory that does not exist yet.")
     model, ledger, backend = open_run(
-        directory, device=device, plugins=loaded_plugins(ctx), progress=TerminalProgress()
+        directory,
+        device=device,
+        chat_template=chat_template,
+        plugins=loaded_plugins(ctx),
+        progress=TerminalProgress(),
     )
     edited = model.generate(prompts, max_new_tokens=tokens)
     if save is not None:
@@ -43,7 +54,8 @@ def generate(
     original = model.generate(prompts, max_new_tokens=tokens)
     rows = []
     for prompt, before, after in zip(prompts, original, edited, strict=True):
-        rows += [("original", prompt + before), ("edited", prompt + after)]
+        shown = model.prompt_form.shown
+        rows += [("original", shown(prompt, before)), ("edited", shown(prompt, after))]
     count = sum(entry.num_new for entry in ledger.history())
     print_table(("model", "text"), rows, title=f"{model.name}, {count} edits")
     if save is not None:

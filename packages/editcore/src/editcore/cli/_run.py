@@ -43,6 +43,10 @@ def run(
     preset: Annotated[
         str | None, typer.Option(help="The editor's preset. [default: the one named like the model, if there is one]")
     ] = None,
+    chat_template: Annotated[
+        bool | None,
+        typer.Option("--chat-template", help="Put the model's chat template around every prompt (instruct models)."),
+    ] = None,
     corpus: Annotated[
         str | None, typer.Option(help="Text behind the second moments: self, docs, hf:NAME or a file. [default: self]")
     ] = None,
@@ -76,7 +80,8 @@ def run(
     options = {
         "editor": editor, "backend": backend, "model": model, "dataset": dataset, "edits": edits,
         "batch_size": batch_size, "seed": seed, "device": device, "dtype": dtype, "preset": preset,
-        "corpus": corpus, "corpus_tokens": corpus_tokens, "plugins": tuple(plugin) if plugin else None,
+        "chat_template": chat_template, "corpus": corpus, "corpus_tokens": corpus_tokens,
+        "plugins": tuple(plugin) if plugin else None,
     }  # fmt: skip
     given = {name: value for name, value in options.items() if value is not None}
     plugins = loaded_plugins(ctx)

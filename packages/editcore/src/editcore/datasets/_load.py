@@ -21,7 +21,7 @@ from editcore._specs import DatasetSpec
 from editcore._values import FactRecord, first_problem
 from editcore.datasets._formats import parse_record
 
-__all__ = ["load_records", "load_worldfacts"]
+__all__ = ["is_path", "load_records", "load_worldfacts", "missing_file", "read_items"]
 
 MAX_BYTES = 1 << 30
 """Largest file that is read, after decompression. CounterFact has 45 MB."""
@@ -60,16 +60,16 @@ def load_records(name_or_path: str | Path, *, plugins: Registry) -> list[FactRec
         DatasetError: there is no such file, or it cannot be read; the message names the file and the line.
     """
     name = str(name_or_path)
-    if isinstance(name_or_path, str) and not _is_path(name):
+    if isinstance(name_or_path, str) and not is_path(name):
         return _registered(name, plugins)
     path = Path(name_or_path).expanduser()
     if not path.is_file():
-        raise DatasetError(_missing(path, name, plugins))
-    return _records(_items(path), str(path))
+        raise DatasetError(missing_file(path, name, plugins))
+    return _records(read_items(path), str(path))
 
 
-def _is_path(name: str) -> bool:
-    """Names of data sets have neither dots nor slashes. A file in the way of a name is not read."""
+def is_path(name: str) -> bool:
+    """Whether a file is meant: names of data sets have no dots and no slashes. A file in the way of one is not read."""
     return re.search(r"[./\\~]", name) is not None
 
 
@@ -79,7 +79,8 @@ def _registered(name: str, plugins: Registry) -> list[FactRecord]:
     return list(_unique(records))
 
 
-def _missing(path: Path, name: str, plugins: Registry) -> str:
+def missing_file(path: Path, name: str, plugins: Registry) -> str:
+    """What to say of a file that is not there."""
     if path.is_dir():
         return f"{path} is a folder; a data set is a file ({', '.join(SUFFIXES)}, each also .gz)."
     names = plugins.datasets()
@@ -87,7 +88,12 @@ def _missing(path: Path, name: str, plugins: Registry) -> str:
     return f"There is no file {name}. {hint}" if hint else f"There is no file {name}."
 
 
-def _items(path: Path) -> Items:
+def read_items(path: Path) -> Items:
+    """The records of a file as they stand there, each with its line.
+
+    Raises:
+        DatasetError: the file cannot be read, or is of another type.
+    """
     suffix = path.suffix if path.suffix != ".gz" else path.with_suffix("").suffix
     readers: Mapping[str, Callable[[str, str], Items]] = {".jsonl": _json_lines, ".json": _json_array, ".csv": _csv}
     if suffix not in readers:

@@ -81,10 +81,10 @@ def score_targets(
 ) -> list[TargetScore]:
     """Score ``targets[i]`` as the continuation of ``prompts[i]``, in the order given.
 
-    Prompt and target are joined with one space. Their tokens are those of the prompt followed by those of
-    ``" " + target`` where the joint text is tokenised that way; where a tokenizer merges across the border, the joint
-    encoding is used, and the target begins with the token that reaches beyond the prompt. Special tokens that the
-    tokenizer puts in front (BOS) are kept; those it appends are dropped.
+    Prompt and target are joined as the model's prompt form says: with one space, in a chat with none. Their tokens are
+    those of the prompt followed by those of ``" " + target`` where the joint text is tokenised that way; where a
+    tokenizer merges across the border, the joint encoding is used, and the target begins with the token that reaches
+    beyond the prompt. Special tokens that the tokenizer puts in front (BOS) are kept; those it appends are dropped.
 
     Args:
         max_tokens: padded tokens of one forward pass; left out, it follows from the device.
@@ -122,7 +122,7 @@ def _tokenise(model: LanguageModel, prompts: Sequence[str], targets: Sequence[st
         if (prompt, target) in known:
             continue
         if prompt not in alone:
-            alone[prompt] = tuple(model.tokenizer(prompt)["input_ids"])
+            alone[prompt] = model.read_prompt(prompt)[0]
         ids, start = join_continuation(model, prompt, alone[prompt], target)
         if start == 0 or start >= len(ids):
             raise RequestError(f"Cannot score {target!r} after {prompt!r}: a prompt and a target need a token each.")

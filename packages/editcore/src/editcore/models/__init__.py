@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from editcore.models._catalogue import CATALOGUE, DEFAULT_MODEL, CatalogueEntry, Wheel, local_path, pull
     from editcore.models._language_model import Encoded, LanguageModel
     from editcore.models._layout import CHECKS, ModelLayout, check_layout, detect_layout
+    from editcore.models._prompt_form import PromptForm
 
 __all__ = [
     "CATALOGUE",
@@ -21,6 +22,7 @@ __all__ = [
     "Encoded",
     "LanguageModel",
     "ModelLayout",
+    "PromptForm",
     "Wheel",
     "check_layout",
     "detect_layout",
@@ -32,6 +34,7 @@ _HOMES = {
     "_catalogue": ("CATALOGUE", "DEFAULT_MODEL", "CatalogueEntry", "Wheel", "local_path", "pull"),
     "_language_model": ("Encoded", "LanguageModel"),
     "_layout": ("CHECKS", "ModelLayout", "check_layout", "detect_layout"),
+    "_prompt_form": ("PromptForm",),
 }
 
 

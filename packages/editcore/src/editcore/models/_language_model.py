@@ -29,6 +29,7 @@ from editcore._forward import cache_argument
 from editcore._progress import Progress, silent
 from editcore.models._catalogue import CATALOGUE, pull, quiet_transformers
 from editcore.models._layout import ModelLayout, check_layout, detect_layout
+from editcore.models._prompt_form import PLAIN, PromptForm, chat_form
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -68,12 +69,15 @@ class LanguageModel:
     tokenizer: PreTrainedTokenizerBase
     layout: ModelLayout
     name: str
+    prompt_form: PromptForm
+    """What stands around every prompt: nothing, until :meth:`use_chat_template`."""
 
     def __init__(self, hf: Any, tokenizer: Any, layout: ModelLayout, *, name: str) -> None:
         self.hf = hf
         self.tokenizer = tokenizer
         self.layout = layout
         self.name = name
+        self.prompt_form = PLAIN
         self._base_fingerprint: str | None = None
         self._parameters = dict(hf.named_parameters(remove_duplicate=False))
 
@@ -88,12 +92,14 @@ class LanguageModel:
         device: str = "cpu",
         dtype: str = "float32",
         trust_remote_code: bool = False,
+        chat_template: bool = False,
         plugins: Plugins | None = None,
         progress: Progress = silent,
     ) -> LanguageModel:
         """A model by catalogue name (fetched on first use), folder, or hub id.
 
         Args:
+            chat_template: see :meth:`use_chat_template`.
             plugins: their model families may name the modules of an architecture.
 
         Raises:
@@ -102,12 +108,15 @@ class LanguageModel:
         torch_device, torch_dtype = _device(device), _dtype(dtype)
         source = _source(str(name_or_path), progress)
         tokenizer = _load_tokenizer(source, str(name_or_path), trust_remote_code)
+        form = chat_form(tokenizer, name=str(name_or_path)) if chat_template else PLAIN
         hf = _load_weights(source, str(name_or_path), torch_dtype, trust_remote_code)
         try:
             hf = hf.to(torch_device)
         except RuntimeError as error:
             raise ModelError(f"'{name_or_path}' does not fit on device '{device}': {_one_line(error)}") from error
-        return cls.wrap(hf, tokenizer, name=str(name_or_path), plugins=plugins)
+        model = cls.wrap(hf, tokenizer, name=str(name_or_path), plugins=plugins)
+        model.prompt_form = form
+        return model
 
     @classmethod
     def wrap(
@@ -220,25 +229,54 @@ class LanguageModel:
         offsets = tuple(tuple((int(a), int(b)) for a, b in row) for row in encoded["offset_mapping"])
         return Encoded(ids.to(self.device), mask.to(self.device), offsets)
 
+    def use_chat_template(self) -> None:
+        """From now on a prompt is the user's turn of a chat, and what follows it the start of the assistant's answer.
+
+        Raises:
+            ModelError: the tokenizer has no chat template, or one that does not keep the user's text.
+        """
+        self.prompt_form = chat_form(self.tokenizer, name=self.name)
+
+    def read_prompt(self, prompt: str, *, then: str = "") -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
+        """Ids of a prompt in its form, continued by ``then``, and each token's characters in that whole text
+        (``prompt_form.wrap(prompt) + then``); special tokens have (0, 0)."""
+        form = self.prompt_form
+        encoded = self.tokenizer(
+            form.wrap(prompt) + then,
+            add_special_tokens=form.special_tokens,
+            return_offsets_mapping=True,
+            verbose=False,
+        )
+        return tuple(encoded["input_ids"]), tuple((int(a), int(b)) for a, b in encoded["offset_mapping"])
+
     def generate(
         self,
         prompts: Sequence[str],
         *,
-        max_new_tokens: int = 20,
+        max_new_tokens: int | Sequence[int] = 20,
         seed: int | None = None,
         top_k: int | None = None,
         temperature: float = 1.0,
+        raw: bool = False,
     ) -> list[str]:
         """The continuation of each prompt, without the prompt: greedy, or sampled if a seed is given.
 
         Args:
+            max_new_tokens: for all, or one number per prompt.
+            raw: continue the texts as they are, whatever the form of prompts.
             seed: of a private generator; the same seed, prompts and weights give the same text on the CPU. Nothing
                 global is seeded.
             top_k: sample among this many likeliest tokens; left out, among all.
         """
-        rows = [list(row) for row in self.tokenizer(list(prompts), verbose=False)["input_ids"]] if prompts else []
-        new = self.generate_ids(rows, max_new_tokens=max_new_tokens, seed=seed, top_k=top_k, temperature=temperature)
-        return [self._continuation(row, ids) for row, ids in zip(rows, new, strict=True)]
+        if not prompts:
+            return []
+        limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
+        if raw:
+            rows = [list(row) for row in self.tokenizer(list(prompts), verbose=False)["input_ids"]]
+        else:
+            rows = [list(self.read_prompt(prompt)[0]) for prompt in prompts]
+        new = self.generate_ids(rows, max_new_tokens=max(limits), seed=seed, top_k=top_k, temperature=temperature)
+        return [self._continuation(row, ids[:limit]) for row, ids, limit in zip(rows, new, limits, strict=True)]
 
     def generate_ids(
         self,

@@ -29,7 +29,15 @@ from transformers.pytorch_utils import Conv1D
 
 from editcore._errors import ModelError
 
-__all__ = ["CHECKS", "ModelLayout", "check_layout", "detect_layout", "override_names"]
+__all__ = [
+    "CHECKS",
+    "ModelLayout",
+    "attention_output",
+    "check_layout",
+    "detect_layout",
+    "override_names",
+    "replace_first",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -314,7 +322,8 @@ def _first(output: Any) -> Tensor:
     return tensor
 
 
-def _replace_first(output: Any, tensor: Tensor) -> Any:
+def replace_first(output: Any, tensor: Tensor) -> Any:
+    """A module's output with other hidden states, which it gives alone or first in a tuple."""
     return (tensor, *output[1:]) if isinstance(output, tuple) else tensor
 
 
@@ -395,7 +404,7 @@ def _readings(block: nn.Module, call: _Call, *, since: str = "") -> tuple[dict[s
             inputs[name] = args[0]
             # The graph starts at a leaf; the clone behind it may be changed in place (Falcon adds attention to it).
             leaves[name] = _first(output).detach().requires_grad_(True)
-            return _replace_first(output, leaves[name].clone())
+            return replace_first(output, leaves[name].clone())
 
         return hook
 
@@ -448,6 +457,27 @@ def _projection(hf_model: Any, blocks: str, given: str | None) -> tuple[str, int
             f"the linear modules {', '.join(readings) or 'none'}. A plugin can name it with a ModelFamilySpec."
         )
     return f"{blocks}.{found[0]}", d_model
+
+
+def attention_output(hf_model: Any, layout: ModelLayout) -> str | None:
+    """Path of the attention's output projection, with ``{}``; ``None`` where that cannot be told.
+
+    It is the one linear module of a block that writes ``d_model`` numbers from what others write at other tokens.
+    """
+    block = _module(hf_model, layout.blocks.format(0))
+    (call,) = _block_calls(hf_model, layout.blocks, [0])
+    readings, d_model = _readings(block, call)
+    found = [name for name, reading in readings.items() if reading.width == d_model and reading.other]
+    if len(found) != 1:
+        return None
+    path = f"{layout.blocks}.{found[0]}"
+    kinds = set()
+    for layer in range(layout.num_layers):
+        try:
+            kinds.add(type(hf_model.get_submodule(path.format(layer))))
+        except AttributeError:  # blocks of several kinds
+            return None
+    return path if len(kinds) == 1 else None
 
 
 def _final_norm(hf_model: Any, last_block: str, head: str, d_model: int) -> str:
@@ -536,7 +566,7 @@ def _run_parts(block: nn.Module, projection: str, call: _Call, *, zero: bool) ->
     def on_projection(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
         seen.projection = _first(output).clone()
         seen.norms.clear()
-        return _replace_first(output, torch.zeros_like(_first(output))) if zero else None
+        return replace_first(output, torch.zeros_like(_first(output))) if zero else None
 
     def on_norm(name: str) -> Any:
         def hook(_module: nn.Module, args: tuple[Any, ...], output: Any) -> None:

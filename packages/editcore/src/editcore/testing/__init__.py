@@ -1,10 +1,11 @@
-"""Helpers for tests, of this repository and of plugins: tiny models made in milliseconds, facts for them, and the
-contract suites that every editor and backend has to pass."""
+"""Helpers for tests, of this repository and of plugins: tiny models made in milliseconds, facts for them, and what
+every editor, its presets and every backend have to pass."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from editcore.testing._presets import check_presets
 from editcore.testing._tiny import (
     TINY_FAMILIES,
     TINY_MOE_FAMILIES,
@@ -23,6 +24,7 @@ __all__ = [
     "TINY_MOE_FAMILIES",
     "BackendContract",
     "EditorContract",
+    "check_presets",
     "three_facts",
     "tiny_hf_model",
     "tiny_model",

@@ -1,0 +1,159 @@
+"""From a model that nobody has edited to presets: the trials, their order, and what is left behind."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from editcore import FactRecord, HParamsError, ModelError, PluginError, Plugins, RunError, UnknownNameError
+from editcore._onboard import (
+    FAST,
+    Bench,
+    Trial,
+    best,
+    candidate_layers,
+    preset_paths,
+    span_below,
+    tunable_editors,
+    write_presets,
+)
+from editcore._presets import own_folder, preset_for
+from editcore.causal_tracing import ROLES, Tracing
+from editcore.evaluation import Metric, Summary
+from editcore.models import LanguageModel
+from editcore.statistics import StatisticsStore
+from editcore.testing import tiny_model, tiny_requests
+
+
+def summary(es: float, ps: float, ns: float, em: float = 0.0) -> Summary:
+    values = {"ES": es, "PS": ps, "NS": ns, "EM": em}
+    return Summary(metrics={k: Metric(mean=v, std=1.0, cases=4, prompts=8) for k, v in values.items()}, cases=4)
+
+
+def trial(*scores: float, **fields: Any) -> Trial:
+    return Trial(editor="toy", settings={"layers": (1,)}, summary=summary(*scores) if scores else None, **fields)
+
+
+def tracing(mlp: list[float], used: int = 3) -> Tracing:
+    effects = np.zeros((len(ROLES), len(mlp)))
+    effects[ROLES.index("last subject token")] = mlp
+    return Tracing(
+        model="m", fingerprint="f", effects={"hidden": effects, "mlp": effects}, counts=(1,) * 6, asked=9, used=used,
+        clean=0.5, corrupted=0.1, noise=3.0, draws=1, window=1, seed=0,
+    )  # fmt: skip
+
+
+def test_tracing_proposes_layers() -> None:
+    assert candidate_layers(6, 2, tracing([0.1, 0.4, 0.2, 0.3, 0.0, 0.9])) == [1, 3], "never the last block"
+    assert candidate_layers(6, 99, tracing([0.1, 0.4, 0.2, 0.3, 0.0, 0.9])) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("layers", "count", "expected"),
+    [(30, 6, [0, 6, 11, 17, 22, 28]), (3, 6, [0, 1]), (1, 6, [0]), (12, 1, [0]), (12, 2, [0, 10])],
+)
+def test_without_facts_they_are_spread(layers: int, count: int, expected: list[int]) -> None:
+    assert candidate_layers(layers, count, None) == expected
+    assert candidate_layers(layers, count, tracing([0.0] * layers, used=0)) == expected
+
+
+def test_a_span_ends_at_the_layer_and_fits_the_depth() -> None:
+    assert span_below(8, 32) == (4, 5, 6, 7, 8)
+    assert span_below(1, 32) == (0, 1)
+    assert span_below(3, 12) == (2, 3)
+    assert span_below(0, 12) == (0,)
+    assert len(span_below(40, 96)) == 5
+
+
+def test_the_best_trial_has_the_score_then_the_margins() -> None:
+    low, high, decided = trial(100, 80, 50), trial(100, 90, 70, 10.0), trial(100, 90, 70, 20.0)
+    assert best([low, high, trial(), decided]) is decided
+    assert best([high, replace(high, seconds=9.0)]) is high
+    with pytest.raises(ModelError, match=r"can edit this model\. no luck"):
+        best([trial(problem="no luck"), trial(problem="none either")])
+
+
+@pytest.fixture
+def bench(toys: Any, corpus_file: Path, small: Path) -> Bench:
+    records = [FactRecord(request=request, paraphrase_prompts=(f"So {request.text}",)) for request in tiny_requests(3)]
+    model = tiny_model()
+    return Bench(model, records, StatisticsStore(model, corpus=str(corpus_file), tokens=600))
+
+
+def test_trials_edit_and_leave_the_model_as_it_was(bench: Bench) -> None:
+    spec = Plugins.load().editor("toy")
+    before = bench.model.fingerprint()
+    scan = bench.scan(spec, [0, 1])
+    assert bench.model.fingerprint() == before
+    assert {layer: one.settings["layers"] for layer, one in scan.items()} == {0: (0,), 1: (1,)}
+    for one in scan.values():
+        assert one.summary is not None
+        assert one.settings.items() >= FAST.items()
+        assert one.summary.metrics["EM"].mean > bench.before.metrics["EM"].mean
+    assert len(bench.trials) == 2
+    bench.scan(spec, [1])
+    assert len(bench.trials) == 2, "what has been tried is not tried again"
+    assert [one.settings["clamp_norm_factor"] for one in bench.clamps(spec, 0)] == [0.5, 1.5]
+
+
+def test_an_editor_of_single_facts_writes_them_one_by_one(bench: Bench) -> None:
+    spec = Plugins.load().editor("toy-pairs")
+    assert spec.capabilities.max_batch == 2
+    [one] = bench.alternatives(spec, {"layers": (0,), "clamp_norm_factor": 2.0})
+    assert one.summary is not None
+    assert one.settings["clamp_norm_factor"] == 2.0
+
+
+def test_settings_that_do_not_work_are_a_result_too(bench: Bench) -> None:
+    spec = Plugins.load().editor("toy")
+    failed = bench.scan(spec, [7])[7]
+    assert failed.summary is None
+    assert "layer 7 does not exist" in failed.problem
+    before = bench.model.fingerprint()
+    crashed = bench._try(spec, {"layers": (1,), "fails_at": 0})
+    assert "cannot be solved" in crashed.problem
+    assert bench.model.fingerprint() == before
+
+
+def test_editors_are_found_by_their_settings(toys: Any) -> None:
+    plugins = Plugins.load()
+    assert all(spec.name != "dead" for spec in tunable_editors(plugins, ["toy"]))
+    with pytest.raises(UnknownNameError, match="Did you mean 'toy'"):
+        tunable_editors(plugins, ["toyy"])
+
+
+def test_an_editor_without_layers_has_nothing_to_find(monkeypatch: pytest.MonkeyPatch, toys: Any) -> None:
+    monkeypatch.setattr("editcore._onboard._settings_of", lambda spec: set())
+    with pytest.raises(PluginError, match="'toy' has no setting 'layers'"):
+        tunable_editors(Plugins.load(), ["toy"])
+    with pytest.raises(PluginError, match="No installed editor"):
+        tunable_editors(Plugins.load())
+
+
+def test_presets_say_what_they_reached_and_are_found(toys: Any, small: Path) -> None:
+    spec = Plugins.load().editor("toy")
+    paths = preset_paths([spec], str(small), replace=False)
+    assert paths == {"toy": own_folder("toy") / "small.toml"}
+    done = trial(100, 95.5, 80, toml="layers = [0]\n")
+    write_presets([done], paths, measured="3 facts", before=summary(10, 20, 85))
+    text = paths["toy"].read_text()
+    assert text == (
+        "# Measured by editctl onboard on 3 facts.\n"
+        "# ES / PS / NS: 100 / 95.5 / 80 after editing, 10 / 20 / 85 before.\nlayers = [0]\n"
+    )
+    found = preset_for(spec, str(small))
+    assert found is not None
+    assert (found.own, dict(found.values())) == (True, {"layers": [0]})
+    with pytest.raises(RunError, match=r"presets of yours for .*small already.*Give --replace"):
+        preset_paths([spec], str(small), replace=False)
+    assert preset_paths([spec], str(small), replace=True) == paths
+
+
+def test_a_wrong_value_in_a_trial_is_the_trials_problem(bench: Bench) -> None:
+    spec = Plugins.load().editor("toy")
+    assert "out of range" in bench._try(spec, {"layers": (0,), "clamp_norm_factor": -1.0}).problem
+    assert isinstance(bench.model, LanguageModel)
+    assert issubclass(HParamsError, Exception)
