@@ -308,7 +308,7 @@ def test_weights_that_are_not_the_edits_are_refused(editctl: Editctl, lora_run: 
     message = refused(editctl("import", adapter, "--out", tmp_path / "imported"))
     assert "is not what the edits beside it were written as" in message
     shutil.rmtree(adapter / "edits")
-    assert "Run with unknown facts in 1 batches" in ok(
+    assert "Run with unknown facts in 1 batch on" in ok(
         editctl("import", adapter, "--out", tmp_path / "imported", "--editor", "emmet")
     )
 
@@ -328,7 +328,7 @@ def test_an_adapter_of_a_stranger_is_one_batch_of_unknown_facts(
 
     made = theirs(["down_proj"], "theirs")
     out = ok(editctl("import", tmp_path / "theirs", "--out", tmp_path / "run", "--editor", "emmet"))
-    assert "Run with unknown facts in 1 batches" in out
+    assert "Run with unknown facts in 1 batch on" in out
     model, ledger, _ = open_run(tmp_path / "run")
     encoded = model.encode(PROMPTS)
     with torch.inference_mode():
@@ -420,6 +420,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
         (("import", tmp_path / "adapter", "--out", tmp_path / "full"), "is already there"),
         (("adapters", "attach", raw_run, tmp_path / "adapter"), "has the backend 'raw'"),
         (("adapters", "attach", lora_run, tmp_path / "adapter", "--name", "a.b"), "found 'a.b'"),
+        (("adapters", "attach", lora_run, tmp_path / "adapter", "--name", "edits"), "The name 'edits' is taken"),
         (("adapters", "list", tmp_path), "is not a run directory"),
         (("adapters", "merge", tmp_path / "adapter", "--out", tmp_path / "full"), "is already there"),
         (("adapters", "combine", tmp_path / "adapter", "--out", tmp_path / "x", "--weight", 1, "--weight", 2),

@@ -188,7 +188,10 @@ def test_names_and_modules_are_checked() -> None:
         backend.attach("a.b", adapter(model))
     with pytest.raises(HParamsError, match="The name 'edits' is taken"):
         backend.attach("edits", adapter(model))
-    with pytest.raises(UnknownNameError, match=r"Unknown adapter 'mine'\. Available: none"):
+    backend.attach("taken", adapter(model))
+    with pytest.raises(HParamsError, match="The name 'taken' is taken; the model has taken"):
+        backend.attach("taken", adapter(model))
+    with pytest.raises(UnknownNameError, match=r"Unknown adapter 'mine'\. Available: taken"):
         backend.detach("mine")
     with pytest.raises(ModelError, match="as if it were 32 by 64; it is 32 by 128"):
         opened(tiny_model(d_ff=128)).attach("mine", adapter(model), force=True)

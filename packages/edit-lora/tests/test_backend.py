@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from edit_lora.backend import EDITS, LoraBackend
+from edit_lora.adapter import EDITS
+from edit_lora.backend import LoraBackend
 from edit_lora.hparams import LoraHParams
 from editcore import BackendContext, EditSession, FactoredDelta, LanguageModel, NumericalError
 from editcore.testing import TINY_FAMILIES, tiny_model, tiny_requests

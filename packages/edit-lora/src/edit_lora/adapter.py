@@ -26,8 +26,10 @@ from edit_lora.factors import balanced, join, padded
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["CONFIG_NAME", "ORIGIN_NAME", "WEIGHTS_NAME", "Adapter", "check_name", "combine"]
+__all__ = ["CONFIG_NAME", "EDITS", "ORIGIN_NAME", "WEIGHTS_NAME", "Adapter", "check_name", "combine"]
 
+EDITS = "edits"
+"""Name of the adapter that holds a session's edits."""
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 ORIGIN_NAME = "editcore.json"
@@ -175,11 +177,13 @@ def combine(adapters: Sequence[Adapter], weights: Sequence[float], *, force: boo
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that peft's module dictionaries or a folder would not take.
+    """Refuse a name that peft's module dictionaries or a folder would not take, and that of the edits.
 
     Raises:
-        HParamsError: it has other characters than letters, digits, hyphens and underscores.
+        HParamsError: it is ``edits``, or has other characters than letters, digits, hyphens and underscores.
     """
+    if name == EDITS:
+        raise HParamsError(f"The name '{EDITS}' is taken: it is that of the edits themselves. Give another.")
     if re.fullmatch(r"[A-Za-z0-9_-]+", name) is None:
         raise HParamsError(f"An adapter's name is made of letters, digits, '-' and '_'; found '{name}'.")
 

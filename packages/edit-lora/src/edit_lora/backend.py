@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ from editcore import BackendContext, FactoredDelta, HParamsError, PluginError, U
 from editcore.linalg import Metric
 from editcore.tracing import add_delta
 
-from edit_lora.adapter import Adapter, check_name, combine
+from edit_lora.adapter import EDITS, Adapter, check_name, combine
 from edit_lora.attached import read_attached
 from edit_lora.hparams import LoraHParams
 from edit_lora.overlay import Overlay
@@ -23,12 +23,9 @@ if TYPE_CHECKING:
     from editcore import LanguageModel
     from torch import Tensor
 
-__all__ = ["EDITS", "Attached", "LoraBackend"]
+__all__ = ["Attached", "LoraBackend"]
 
 _log = logging.getLogger(__name__)
-
-EDITS = "edits"
-"""Name of the adapter that holds the session's edits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +119,7 @@ class LoraBackend:
             HParamsError: the name is taken or not one that peft takes.
             ModelError: the adapter was made for another base (``force`` overrides), or does not fit the modules.
         """
-        check_name(name)
-        if name == EDITS or name in self._attached:
-            raise HParamsError(f"The name '{name}' is taken; the model has {', '.join([EDITS, *self._attached])}.")
+        self._check_free(name, self._attached)
         adapter.check_base(self._model.name, self._model.base_fingerprint, force=force)
         adapter.check_modules(self._overlay.shape)
         for path, delta in adapter.factors.items():
@@ -160,12 +155,15 @@ class LoraBackend:
         """
         found = [self._find(one) for one in names]
         made = combine([one.adapter for one in found], [one.scale for one in found])
-        check_name(name)
-        if name == EDITS or name in self._attached.keys() - set(names):
-            raise HParamsError(f"The name '{name}' is taken; the model has {', '.join([EDITS, *self._attached])}.")
+        self._check_free(name, self._attached.keys() - set(names))
         for one in names:
             self.detach(one)
         self.attach(name, made, force=True)  # the parts were checked
+
+    def _check_free(self, name: str, taken: Collection[str]) -> None:
+        check_name(name)
+        if name in taken:
+            raise HParamsError(f"The name '{name}' is taken; the model has {', '.join(sorted(taken))}. Give another.")
 
     def _find(self, name: str) -> Attached:
         if name not in self._attached:

@@ -125,7 +125,8 @@ def import_(
         progress=TerminalProgress(),
     )
     what = f"{done.edits} edits" if done.edits else "unknown facts"
-    typer.echo(f"Run with {what} in {done.batches} batches on {done.model}: {out}")
+    batches = "1 batch" if done.batches == 1 else f"{done.batches} batches"
+    typer.echo(f"Run with {what} in {batches} on {done.model}: {out}")
 
 
 @adapters_app.callback()
