@@ -17,7 +17,6 @@ from editcore.runs import (
     Ledger,
     LedgerEntry,
     RunRecord,
-    active_entries,
     build,
     json_text,
     making,
@@ -78,7 +77,7 @@ def export_adapter(
         StorageError: ``out`` is there already, or cannot be written.
     """
     record, ledger = RunRecord.read(run), Ledger.read(run)
-    entries = active_entries(ledger)
+    entries = ledger.history()
     if not any(entry.deltas for entry in entries):
         raise RunError(f"{run} has no active edits; there is nothing to export.")
     hparams = _hparams(record, rank=rank, criterion=criterion)
@@ -95,7 +94,7 @@ def export_adapter(
     written_rank = _served_rank(adapter.rank) if pad_for == "vllm" else adapter.rank
     with making(out) as folder:
         adapter.write(folder, rank=written_rank)
-        _write_edits(folder, run, record, entries, hparams)
+        _write_edits(folder, run, record, ledger, hparams)
         card = model_card(record, entries, modules, rank=written_rank, evidence=_evidence(run), title=out.name)
         write_text(folder / "README.md", card)
     return Exported(rank=written_rank, modules=modules, edits=sum(entry.num_new for entry in entries))
@@ -174,12 +173,12 @@ def _served_rank(rank: int) -> int:
     return found
 
 
-def _write_edits(
-    folder: Path, run: Path, record: RunRecord, entries: Sequence[LedgerEntry], hparams: LoraHParams
-) -> None:
+def _write_edits(folder: Path, run: Path, record: RunRecord, ledger: Ledger, hparams: LoraHParams) -> None:
     """The run directory inside the adapter's folder: what it takes to go on from the edits."""
     inside = folder / EDITS_FOLDER
-    write_ledger(inside, entries)
+    entries = ledger.history()
+    assert ledger.header is not None
+    write_ledger(inside, entries, ledger.header)
     active = {entry.batch: {request.id for request in entry.requests} for entry in entries}
     known = set().union(*active.values())
     records = [line for line in _lines(run / "requests.jsonl") if line["request"]["id"] in known]

@@ -12,7 +12,10 @@ from typing import Any
 
 from editcore import FactoredDelta, LanguageModel, ModelError, Plugins, Progress
 from editcore.runs import (
+    DELTAS_NAME,
+    LEDGER_NAME,
     RUN_NAME,
+    HeaderLine,
     Ledger,
     LedgerEntry,
     RunConfig,
@@ -89,7 +92,8 @@ def import_adapter(
         "notes": [f"Imported from {directory}."],
     }
     with making(out) as folder:
-        write_ledger(folder, [entry])
+        header = HeaderLine(model=base.name, fingerprint=base.base_fingerprint, editor=config.editor)
+        write_ledger(folder, [entry], header)
         write_text(folder / "requests.jsonl", "")
         write_text(folder / RUN_NAME, json_text(record, indent=2) + "\n")
     return Imported(batches=1, edits=0, model=name)
@@ -118,15 +122,17 @@ def _import_edits(
             f"{record.model['fingerprint'][:12]}; {base.name} has {base.base_fingerprint[:12]}. Name their base with "
             "--model, or use --force to take this one."
         )
-    for entry in ledger.entries:
+    entries = ledger.history()
+    for entry in entries:
         _check_fit(entry.deltas, base)
+    header = HeaderLine(model=base.name, fingerprint=base.base_fingerprint, editor=record.config.editor)
     raw["config"]["model"] = record.config.model if model is None else model
     raw["model"] = _model_record(name, base)
     with making(out) as folder:
-        shutil.copytree(inside, folder, dirs_exist_ok=True)
+        shutil.copytree(inside, folder, ignore=shutil.ignore_patterns(LEDGER_NAME, DELTAS_NAME), dirs_exist_ok=True)
+        write_ledger(folder, entries, header)
         write_text(folder / RUN_NAME, json_text(raw, indent=2) + "\n")
-    edits = sum(entry.num_new for entry in ledger.entries)
-    return Imported(batches=len(ledger.entries), edits=edits, model=name)
+    return Imported(batches=len(entries), edits=sum(entry.num_new for entry in entries), model=name)
 
 
 def _check_weights(directory: Path, expected: object) -> None:

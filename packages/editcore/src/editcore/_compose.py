@@ -13,7 +13,7 @@ from editcore._ledger import Ledger
 from editcore._lock import locked
 from editcore._plugins import Plugins
 from editcore._progress import Progress, silent
-from editcore._run import REQUESTS_NAME, RunRecord, open_fresh, recorded, write_run
+from editcore._run import REQUESTS_NAME, RunRecord, make_session, recorded, write_run
 from editcore._values import EditRequest, FactRecord, KnownTarget
 
 __all__ = ["Composition", "Conflict", "compose"]
@@ -96,7 +96,7 @@ def compose(
         }
     )
     with locked(out):
-        session = open_fresh(config, out, records[0], plugins, progress)
+        session = make_session(config, out, records[0], plugins, progress)
         requests = _renamed([fact.request for fact in facts])
         known = {request.id: fact.known for request, fact in zip(requests, facts, strict=True)}
         results = session.edit(requests, known=known)

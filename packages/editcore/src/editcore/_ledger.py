@@ -37,7 +37,7 @@ V = TypeVar("V")
 LEDGER_NAME = "ledger.jsonl"
 DELTAS_NAME = "deltas"
 MAX_BYTES = 1 << 30
-"""Largest ``ledger.jsonl`` that is read. 10,000 edits take about 15 MB."""
+"""Largest ``ledger.jsonl`` that is read. 10,000 edits take 3 to 7 MB."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,7 +219,7 @@ class Ledger:
             elif isinstance(line, RevisionLine):
                 self._add_revision(line.batch, frozenset(line.without), self._stored(line.file, where, ()).lazy_deltas)
             else:
-                self._mark(line.kind, line.edits)
+                self._undone |= self._marked(line.kind, line.edits)
         except ValueError as error:
             raise RunError(f"{where}: {error}.") from error
 
@@ -343,6 +343,8 @@ class Ledger:
                 f"batch {entry.batch} has {len(entry.requests)} requests, {len(entry.weights)} weights and "
                 f"{entry.num_new} new requests"
             )
+        if any(not weight > 0 for weight in entry.weights):
+            raise ValueError(f"batch {entry.batch} has weights that are not positive")
         if len({request.id for request in entry.requests}) < len(entry.requests):
             raise ValueError(f"batch {entry.batch} has an id twice")
 
@@ -356,9 +358,6 @@ class Ledger:
         if entry is None or not entry.applied or not undone < set(entry.new_ids):
             raise ValueError(f"batch {batch} cannot be without {', '.join(sorted(undone))}")
         self._revisions.setdefault(batch, {})[undone] = deltas
-
-    def _mark(self, kind: Literal["undo", "redo"], edits: Sequence[tuple[int, str]]) -> None:
-        self._undone |= self._marked(kind, edits)
 
     def _marked(self, kind: Literal["undo", "redo"], edits: Sequence[tuple[int, str]]) -> dict[int, frozenset[str]]:
         changed: dict[int, frozenset[str]] = {}

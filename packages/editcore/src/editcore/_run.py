@@ -44,8 +44,10 @@ __all__ = [
     "Sample",
     "has_begun",
     "is_finished",
+    "make_session",
     "open_run",
     "open_session",
+    "recorded",
     "run",
     "write_run",
 ]
@@ -202,7 +204,7 @@ def _run(
     clock = _Stages()
     records, notes = _records(config, plugins) if record is None else (recorded(directory), list(record.notes))
     with clock.stage("model"):
-        session = open_fresh(config, directory, record, plugins, progress)
+        session = make_session(config, directory, record, plugins, progress)
     prompts = [one.request.text for one in records[:_SAMPLES]]
     with clock.stage("before"):
         before = Before.read(directory) if record is not None else None
@@ -243,17 +245,16 @@ def _run(
     return result
 
 
-def open_fresh(
+def make_session(
     config: RunConfig, directory: Path, record: RunRecord | None, plugins: Plugins, progress: Progress
 ) -> EditSession:
     """The session of a run in its directory, with what is there already.
 
-    One that was begun has its settings resolved, whatever presets say now.
+    Args:
+        record: of a run that was begun, whose settings are resolved, whatever presets say now.
     """
     named = {config.editor, config.backend, *config.plugins}
-    settings = (
-        config.settings if record is None else {name: record.settings[name] for name in record.settings.keys() & named}
-    )
+    settings = {name: values for name, values in (record or config).settings.items() if record is None or name in named}
     return EditSession.open(
         config.model if record is None else record.source,
         editor=config.editor,
@@ -609,7 +610,7 @@ def open_session(directory: Path, *, plugins: Plugins | None = None, progress: P
     """
     plugins = plugins or Plugins.load()
     record = RunRecord.read(directory)
-    session = open_fresh(record.config, directory, record, plugins, progress)
+    session = make_session(record.config, directory, record, plugins, progress)
     record.check(session.model)
     return session
 

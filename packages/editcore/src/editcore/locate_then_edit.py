@@ -193,7 +193,8 @@ def resolve(
     """Solve some requests of a batch again, from their stored keys and residuals; see :class:`editcore.Resolves`.
 
     Of Δ = R (KᵀC'⁻¹K + Λ)⁻¹KᵀC'⁻¹ the ledger has K and, as the left factor, R. Fewer columns of both give what
-    :func:`propose` would have given for those requests at the time, without running the model.
+    :func:`propose` would have given for those requests at the time, without running the model. The solve must be of
+    this form: one column of the left factor per request, and a right factor that depends on keys and weights alone.
 
     Args:
         ridge: as for :func:`propose`. Its ``held_at`` must have been ``keys``: other keys are not kept.
@@ -213,7 +214,8 @@ def resolve(
     text = prepared.metrics[model.layout.layer_of(name)]
     weight = _moment_weight(hparams, keys, text, ridge)
     metric = text.scaled(weight=weight, ridge=hparams.update_norm_lambda)
-    return {name: solve(keys, residuals, metric, weights).delta}
+    right = solve(keys, residuals, metric, weights).delta.right
+    return {name: FactoredDelta(delta.left[:, list(rows)].to(right), right)}
 
 
 def _chosen_layers(selection: str, layers: tuple[int, ...], batch: EditBatch, seed: int) -> tuple[int, ...]:

@@ -9,18 +9,21 @@ from editcore._backends import save_edited
 from editcore._files import json_text, write_tensors, write_text
 from editcore._folders import making, refuse_existing
 from editcore._hparams import build
-from editcore._ledger import Ledger, LedgerEntry
+from editcore._ledger import DELTAS_NAME, LEDGER_NAME, Ledger, LedgerEntry
+from editcore._ledger_lines import HeaderLine
 from editcore._progress import silent
 from editcore._run import RUN_NAME, RunConfig, RunRecord, folder_of, open_run, statistics_of
 from editcore._session import default_editor
 
 __all__ = [
+    "DELTAS_NAME",
+    "LEDGER_NAME",
     "RUN_NAME",
+    "HeaderLine",
     "Ledger",
     "LedgerEntry",
     "RunConfig",
     "RunRecord",
-    "active_entries",
     "build",
     "default_editor",
     "folder_of",
@@ -37,17 +40,12 @@ __all__ = [
 ]
 
 
-def active_entries(ledger: Ledger) -> tuple[LedgerEntry, ...]:
-    """The batches that make up the model's state, in order."""
-    return tuple(ledger.entries)
-
-
-def write_ledger(directory: Path, entries: Iterable[LedgerEntry]) -> None:
+def write_ledger(directory: Path, entries: Iterable[LedgerEntry], header: HeaderLine) -> None:
     """A new ledger of batches that were made elsewhere.
 
     Raises:
         StorageError: it cannot be written.
     """
-    ledger = Ledger(directory)
+    ledger = Ledger(directory, header)
     for entry in entries:
         ledger.append(entry)
