@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from editcore import _figures
 from editcore._errors import EditcoreError
+from editcore.causal_tracing import KINDS, Tracing
 from editcore.evaluation import Metric, Summary
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -46,6 +49,43 @@ def test_relations_that_lose_most_stand_at_the_top() -> None:
     assert [label.get_text() for label in axes.get_yticklabels()] == ["b", "a"]  # drawn from the bottom up
     assert axes.get_xlabel() == "NS (%)"
     _figures.per_relation_figure({}, {}, title="empty")
+
+
+def tracing(kinds: Sequence[str] = KINDS) -> Tracing:
+    effects = np.linspace(-0.1, 0.3, 24).reshape(6, 4)
+    effects[1] = np.nan
+    return Tracing(
+        model="m", fingerprint="f", effects=dict.fromkeys(kinds, effects), counts=(3, 0, 3, 3, 2, 3), asked=9, used=3,
+        clean=0.5, corrupted=0.1, noise=3.0, draws=1, window=2, seed=0,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kinds", [KINDS, KINDS[:2]])
+def test_a_tracing_has_a_panel_for_each_kind_and_one_scale(kinds: Sequence[str]) -> None:
+    """Where the attention's output is not known, there is no panel for it."""
+    *panels, bar = _figures.tracing_figure(tracing(kinds), title="t").axes
+    assert [axes.get_title(loc="left") for axes in panels] == [
+        "block output restored",
+        "MLPs of 2 layers around restored",
+        "attentions of 2 layers around restored",
+    ][: len(kinds)]
+    assert {axes.images[0].get_clim() for axes in panels} == {(-0.3, 0.3)}, "zero is white"
+    assert [label.get_text() for label in panels[0].get_yticklabels()][:3] == [
+        "first subject token (3)",
+        "middle subject tokens (0)",
+        "last subject token (3)",
+    ]
+    assert bar.get_ylabel() == "indirect effect on p(attribute)"
+
+
+def test_a_scan_shows_each_layer_and_what_was_there_before() -> None:
+    trials = {7: summary(90, 80, 60), 2: summary(100, 90, 70)}
+    axes = _figures.layers_figure(trials, summary(10, 20, 75), chosen=2, title="t").axes[0]
+    lines = {line.get_label(): line for line in axes.lines}
+    assert list(lines["ES"].get_xdata()) == [2, 7]
+    assert list(lines["NS"].get_ydata()) == [70, 60]
+    assert set(lines["NS before"].get_ydata()) == {75}
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["ES", "PS", "NS", "score", "NS before"]
 
 
 def test_save_writes_a_png_of_200_dpi_or_nothing(tmp_path: Path) -> None:

@@ -140,6 +140,7 @@ def trace(
 
     Raises:
         RequestError: there are no facts, a subject is not in its prompt, or its tokens cannot be found.
+        HParamsError: a number is not positive.
     """
     if not facts:
         raise RequestError("There is nothing to trace: the list of facts is empty.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,7 +23,10 @@ __all__ = ["app"]
 
 app = typer.Typer()
 
-_BATCH = 10
+_NEXT_EDITS = 40
+"""Facts of the run that is proposed."""
+_GOOD = 90.0
+"""ES below which the settings found are not good."""
 
 
 @app.command()
@@ -62,9 +65,10 @@ def onboard(
 
     Causal tracing proposes layers, short trials of real edits decide. The model stays as it is.
     """
-    from editcore._onboard import Bench, candidate_layers, preset_paths, tunable_editors
+    from editcore._onboard import Bench, candidate_layers, preset_paths, tunable_editors, write_presets
     from editcore._paths import fresh_directory
     from editcore._presets import model_stem
+    from editcore.causal_tracing import trace as trace_model
     from editcore.cli._console import TerminalProgress
     from editcore.datasets import check_records, load_known_facts, load_records
     from editcore.models import LanguageModel
@@ -73,7 +77,8 @@ def onboard(
     plugins, progress = loaded_plugins(ctx), TerminalProgress()
     specs = tunable_editors(plugins, editor or ())
     paths = preset_paths(specs, model, replace=replace)
-    records, _ = check_records(load_records(dataset, plugins=plugins)[:edits])
+    available = load_records(dataset, plugins=plugins)
+    records, _ = check_records(available[:edits])
     facts = load_known_facts(dataset, plugins=plugins) if trace else []
     directory = fresh_directory(out, f"onboard-{model_stem(model)}")
     loaded = LanguageModel.load(
@@ -81,18 +86,15 @@ def onboard(
     )
     statistics = StatisticsStore(loaded, corpus=corpus, tokens=corpus_tokens, seed=seed, progress=progress)
     _show_layout(loaded)
-    from editcore.causal_tracing import trace as trace_model
-
     tracing = trace_model(loaded, facts, num=trace, seed=seed, progress=progress) if trace else None
     layers = candidate_layers(loaded.layout.num_layers, candidates, tracing)
     _show_candidates(loaded, tracing, layers)
     _show_cost(specs, layers, len(records), statistics)
     statistics.moments(layers)
     bench = Bench(loaded, records, statistics, seed=seed, progress=progress)
-    chosen = _trials(bench, specs, layers)
-    _write_results(bench, tracing, chosen[0], layers, directory)
-    from editcore._onboard import write_presets
-
+    scan = bench.scan(specs[0], layers)
+    chosen = _trials(bench, specs, scan)
+    _write_results(bench, tracing, scan, directory)
     measured = (
         f"{len(records)} facts of {Path(dataset).name}; second moments from {Path(corpus).name}, seed {seed}; "
         f"model {loaded.base_fingerprint[:12]}"
@@ -101,22 +103,28 @@ def onboard(
         measured += ", with its chat template"
     for path in write_presets(chosen, paths, measured=measured, before=bench.before):
         typer.echo(f"Wrote {path}")
+    winner = max(chosen, key=lambda trial: trial.rank)
+    if winner.summary is not None and not winner.summary.ES >= _GOOD:
+        typer.echo(
+            f"Note: even the best settings write {winner.summary.ES:.0f} % of the facts. More --candidates may find a "
+            "better layer; a model that knows nothing cannot be told anything, either."
+        )
     options = {"--dataset": (dataset, "worldfacts"), "--corpus": (corpus, "self"),
                "--corpus-tokens": (corpus_tokens, None), "--seed": (seed, 0), "--device": (device, "cpu"),
                "--dtype": (dtype, "float32")}  # fmt: skip
     more = [word for name, (value, usual) in options.items() if value != usual for word in (name, str(value))]
-    winner = max(chosen, key=lambda trial: trial.rank)
-    command = ["editctl", "run", "--editor", winner.editor, "--model", model, "--batch-size", str(_BATCH), *more]
-    typer.echo(f"\nNext: {shlex.join([*command, *(['--chat-template'] if chat_template else [])])}")
+    more += ["--chat-template"] if chat_template else []
+    count = min(_NEXT_EDITS, len(available))
+    command = ["editctl", "run", "--editor", winner.editor, "--model", model, "--edits", str(count), *more]
+    typer.echo(f"\nNext: {shlex.join(command)}")
 
 
-def _trials(bench: Bench, specs: list[EditorSpec], layers: list[int]) -> list[Trial]:
+def _trials(bench: Bench, specs: list[EditorSpec], scan: Mapping[int, Trial]) -> list[Trial]:
     """The best trial of each editor, the one that scanned first; those that cannot edit the model are left out."""
     from editcore._onboard import best
 
-    scanner = specs[0]
-    scanned = best(bench.scan(scanner, layers).values())
-    found = best([scanned, *bench.clamps(scanner, scanned.settings["layers"][0])])
+    scanned = best(scan.values())
+    found = best([scanned, *bench.clamps(specs[0], scanned.settings["layers"][0])])
     chosen = []
     for spec in specs:
         tried = bench.alternatives(spec, found.settings)
@@ -184,24 +192,23 @@ def _percents(summary: Summary) -> tuple[str, ...]:
     return tuple("-" if value != value else f"{value:.1f}" for value in values)
 
 
-def _write_results(
-    bench: Bench, tracing: Tracing | None, winner: Trial, layers: Iterable[int], directory: Path
-) -> None:
+def _write_results(bench: Bench, tracing: Tracing | None, scan: Mapping[int, Trial], directory: Path) -> None:
     """``trials.csv``, the layer scan's picture, and the tracing's table and picture where there is one."""
     import pandas as pd
 
     from editcore._figures import layers_figure, save
     from editcore._files import write_text
+    from editcore._onboard import best
+    from editcore._presets import model_stem
     from editcore.cli._trace import write_tracing
 
-    write_text(directory / "trials.csv", pd.DataFrame([trial.row() for trial in bench.trials]).to_csv(index=False))
-    scan = {
-        layer: trial.summary for layer, trial in zip(layers, bench.trials, strict=False) if trial.summary is not None
-    }  # the layers were tried first, one after the other
-    picture = directory / "figures" / "layers.png"
-    title = f"Editing one layer of {bench.model.name}: {bench.trials[0].editor}, {len(bench.records)} facts"
-    save(layers_figure(scan, bench.before, chosen=winner.settings["layers"][-1], title=title), picture)
-    written = [directory / "trials.csv", picture]
+    table, picture = directory / "trials.csv", directory / "figures" / "layers.png"
+    write_text(table, pd.DataFrame([trial.row() for trial in bench.trials]).to_csv(index=False))
+    worked = {layer: trial.summary for layer, trial in scan.items() if trial.summary is not None}
+    first = best(scan.values())
+    title = f"Editing one layer of {model_stem(bench.model.name)}: {first.editor}, {len(bench.records)} facts"
+    save(layers_figure(worked, bench.before, chosen=first.settings["layers"][0], title=title), picture)
+    written = [table, picture]
     if tracing is not None and tracing.used:
         written += write_tracing(tracing, directory)
     for path in written:

@@ -105,8 +105,9 @@ def write_tracing(tracing: Tracing, directory: Path) -> list[Path]:
 
     from editcore._figures import save, tracing_figure
     from editcore._files import write_text
+    from editcore._presets import model_stem
 
     table, picture = directory / "tracing.csv", directory / "figures" / "tracing.png"
     write_text(table, pd.DataFrame(tracing.rows()).to_csv(index=False))
-    save(tracing_figure(tracing, title=f"Causal tracing of {tracing.model}, {tracing.used} facts"), picture)
+    save(tracing_figure(tracing, title=f"Causal tracing of {model_stem(tracing.model)}, {tracing.used} facts"), picture)
     return [table, picture]

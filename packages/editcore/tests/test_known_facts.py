@@ -1,0 +1,77 @@
+"""True facts, for tracing: from ROME's format and from records of edits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from editcore import DatasetError, Plugins, UnknownNameError
+from editcore.datasets import KnownFact, load_known_facts
+
+SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
+KNOWN = {
+    "known_id": 1,
+    "subject": "Beats Music",
+    "attribute": "Apple",
+    "template": "{} is owned by",
+    "prediction": " Apple, which",
+    "prompt": "Beats Music is owned by ",
+}
+PLAIN = {"subject": "Rome", "prompt": "{} is the capital of", "target_new": "France", "target_true": "Italy"}
+
+
+def load(path: Path | str) -> list[KnownFact]:
+    return load_known_facts(path, plugins=Plugins.load())
+
+
+def test_both_formats_may_share_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "facts.jsonl"
+    untrue = {name: value for name, value in PLAIN.items() if name != "target_true"}
+    path.write_text("".join(json.dumps(row) + "\n" for row in (KNOWN, PLAIN, untrue)))
+    assert load(path) == [
+        KnownFact("Beats Music", "Beats Music is owned by", "Apple"),
+        KnownFact("Rome", "Rome is the capital of", "Italy"),
+    ]
+
+
+def test_a_data_set_gives_what_was_true_before() -> None:
+    facts = load("worldfacts")
+    assert facts[0] == KnownFact("Cebu", "The island of Cebu belongs to", "the Philippines")
+    assert len(facts) > 400
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({**KNOWN, "attribute": " "}, "line 1: The field 'attribute' must be a text, found ' '."),
+        ({**KNOWN, "prompt": "It is owned by"}, "line 1: The subject 'Beats Music' is not in the prompt"),
+        ({"attribute": "Apple"}, "line 1: The field 'subject' must be a text, found None."),
+        ([], "line 1: a record must be an object, found list."),
+        ({"case": 1}, "line 1: This is no edit in a known format"),
+        ({**PLAIN, "target_true": None}, "there is no true fact in it"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, record: Any, message: str) -> None:
+    path = tmp_path / "facts.jsonl"
+    path.write_text(json.dumps(record) + "\n")
+    with pytest.raises(DatasetError) as caught:
+        load(path)
+    assert message in str(caught.value)
+
+
+def test_what_is_not_there() -> None:
+    with pytest.raises(UnknownNameError, match="Did you mean 'worldfacts'"):
+        load("wordfacts")
+    with pytest.raises(DatasetError, match=r"There is no file none\.json"):
+        load("none.json")
+
+
+def test_the_published_file() -> None:
+    path = SHARED / "known_facts.jsonl.gz"
+    if not path.exists():
+        pytest.skip(f"the development data is not here: {path.name}")
+    facts = load(path)
+    assert len(facts) == 1209
+    assert all(fact.subject in fact.prompt for fact in facts)
