@@ -18,7 +18,7 @@ from editcore import FactoredDelta, LanguageModel, Plugins
 from editcore._backends import RawBackend
 from editcore._run import run
 from editcore.models import DEFAULT_MODEL, local_path
-from editcore.runs import Ledger, RunConfig, active_entries, open_run, write_ledger
+from editcore.runs import RunConfig, open_run
 from safetensors.torch import load_file, save_file
 
 Editctl = Callable[..., SimpleNamespace]
@@ -68,10 +68,10 @@ def refused(called: SimpleNamespace) -> str:
     return str(called.err)
 
 
-def without(source: Path, target: Path, batch: int) -> Path:
-    """A run directory with one batch undone."""
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns("ledger.jsonl", "deltas"))
-    write_ledger(target, [entry for entry in active_entries(Ledger.read(source)) if entry.batch != batch])
+def without(editctl: Editctl, source: Path, target: Path, *batches: int) -> Path:
+    """A copy of a run with batches undone."""
+    shutil.copytree(source, target)
+    ok(editctl("ledger", target, "undo", *(part for batch in batches for part in ("--batch", batch))))
     return target
 
 
@@ -242,9 +242,9 @@ def test_the_round_trip_without_a_batch_is_the_adapter_made_without_it(
     ok(editctl("export", made, tmp_path / "first"))
     out = ok(editctl("import", tmp_path / "first", "--out", tmp_path / "imported"))
     assert "Run with 6 edits in 3 batches" in out
-    undone = without(tmp_path / "imported", tmp_path / "undone", batch=1)
+    undone = without(editctl, tmp_path / "imported", tmp_path / "undone", 1)
     ok(editctl("export", undone, tmp_path / "again"))
-    ok(editctl("export", without(made, tmp_path / "never", batch=1), tmp_path / "direct"))
+    ok(editctl("export", without(editctl, made, tmp_path / "never", 1), tmp_path / "direct"))
     again, direct = (tmp_path / name for name in ("again", "direct"))
     assert (again / WEIGHTS).read_bytes() == (direct / WEIGHTS).read_bytes()
     assert (again / WEIGHTS).read_bytes() != (tmp_path / "first" / WEIGHTS).read_bytes()
@@ -348,7 +348,7 @@ def test_an_adapter_of_a_stranger_is_one_batch_of_unknown_facts(
 def test_adapters_are_attached_scaled_and_detached(editctl: Editctl, lora_run: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     shutil.copytree(lora_run, mine)
-    ok(editctl("export", without(lora_run, tmp_path / "less", batch=0), tmp_path / "extra"))
+    ok(editctl("export", without(editctl, lora_run, tmp_path / "less", 0), tmp_path / "extra"))
     plain = logits(open_run(mine)[0])
     assert "has no adapters" in ok(editctl("adapters", "list", mine))
     assert "Attached extra at strength 0.5" in ok(
@@ -377,9 +377,8 @@ def test_adapters_are_attached_scaled_and_detached(editctl: Editctl, lora_run: P
 def test_adapters_are_combined_and_merged(editctl: Editctl, lora_run: Path, tiny_folder: Path, tmp_path: Path) -> None:
     """The first batch and the others, each alone, make the whole together."""
     for batch in (0, 1, 2):
-        lesser = tmp_path / f"only-{batch}"
-        shutil.copytree(lora_run, lesser, ignore=shutil.ignore_patterns("ledger.jsonl", "deltas"))
-        write_ledger(lesser, [entry for entry in active_entries(Ledger.read(lora_run)) if entry.batch == batch])
+        others = sorted({0, 1, 2} - {batch})
+        lesser = without(editctl, lora_run, tmp_path / f"only-{batch}", *others)
         ok(editctl("export", lesser, tmp_path / f"adapter-{batch}"))
     parts = [tmp_path / f"adapter-{batch}" for batch in (0, 1, 2)]
     assert "Adapter of rank 6" in ok(editctl("adapters", "combine", *parts, "--out", tmp_path / "all"))
@@ -404,9 +403,8 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
 ) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("mine")
-    empty = without(raw_run, tmp_path / "one", batch=0)
-    write_ledger(tmp_path / "none", [])
-    shutil.copy(raw_run / "run.json", tmp_path / "none")
+    empty = without(editctl, raw_run, tmp_path / "one", 0)
+    without(editctl, raw_run, tmp_path / "none", 0, 1, 2)
     ok(editctl("export", empty, tmp_path / "adapter"))
     for arguments, complaint in [
         (("export", tmp_path, tmp_path / "x"), "is not a run directory"),
@@ -415,7 +413,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
         (("export", raw_run, tmp_path / "x", "--pad-for", "vlm"), "Did you mean 'vllm'?"),
         (("export", raw_run, tmp_path / "x", "--criterion", "best"), "Unknown criterion 'best'"),
         (("export", raw_run, tmp_path / "x", "--format", "merged", "--rank", 4), "--rank is for --format peft"),
-        (("export", tmp_path / "none", tmp_path / "x"), "cannot be read"),
+        (("export", tmp_path / "none", tmp_path / "x"), "no active edits"),
         (("import", tmp_path, "--out", tmp_path / "x"), "is no adapter"),
         (("import", tmp_path / "adapter", "--out", tmp_path / "full"), "is already there"),
         (("adapters", "attach", raw_run, tmp_path / "adapter"), "has the backend 'raw'"),
