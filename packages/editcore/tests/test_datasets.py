@@ -178,7 +178,7 @@ def test_every_kind_of_file(tmp_path: Path, suffix: str) -> None:
         text = "subject,prompt,target_new,target_true\nRome,{} is the capital of,France,Italy\n"
         text += 'Zürich,"{} is the capital of",France,\n'
     data = text.encode()
-    path.write_bytes(gzip.compress(data) if suffix.endswith(".gz") else data)
+    path.write_bytes(gzip.compress(data, mtime=0) if suffix.endswith(".gz") else data)
     first, other = load(str(path))
     assert first == only(PLAIN)
     assert other.request.subject == "Zürich"
@@ -254,7 +254,7 @@ def test_a_broken_record_is_named_by_file_and_line(tmp_path: Path, record: objec
         ("f.jsonl", b"\n", "f.jsonl: there are no records in it."),
         ("f.jsonl", b'{}\n"\xff"', "f.jsonl, line 2: this is not UTF-8 text"),
         ("f.jsonl.gz", b"{}", "this is no complete gzip file"),
-        ("f.jsonl.gz", gzip.compress(b"{}" * 99)[:-9], "this is no complete gzip file"),
+        ("f.jsonl.gz", gzip.compress(b"{}" * 99, mtime=0)[:-9], "this is no complete gzip file"),
         ("f.txt", b"", "files of type '.txt' are not read. Use .jsonl, .json, .csv"),
         ("f.pkl", b"\x80\x04N.", "files of type '.pkl' are not read"),
     ],
