@@ -152,7 +152,7 @@ def test_pull_from_a_folder(wheels: Path) -> None:
     assert local_path("tiny") == folder
     assert [path.name for path in folder.parent.iterdir()] == ["tiny"]
 
-    record = json.loads((folder / "base.json").read_text())
+    record = json.loads((folder / "editcore.json").read_text())
     assert [source["package"] for source in record["sources"]] == ["editcore-tiny-part1", "editcore-tiny-part2"]
     assert record["gguf"]["sha256"] == _entry().gguf_sha256
     config = json.loads((folder / "config.json").read_text())
@@ -188,7 +188,7 @@ def test_the_slower_of_two_uses_the_folder_of_the_faster(wheels: Path, monkeypat
     monkeypatch.setattr(_catalogue, "_convert", overtaken)
     folder = pull("tiny", from_dir=wheels)
     assert [path.name for path in folder.parent.iterdir()] == ["tiny"]
-    assert (folder / "base.json").is_file()
+    assert (folder / "editcore.json").is_file()
 
 
 def test_two_processes_at_once(wheels: Path, tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ _catalogue.CATALOGUE = {{"tiny": entry}}
 def convert(entry, source, folder, progress):
     folder.mkdir()
     (folder / "model").write_bytes(source.read_bytes())
-    (folder / "base.json").write_text("{{}}")
+    (folder / "editcore.json").write_text("{{}}")
     Path(sys.argv[1]).touch()
     deadline = time.monotonic() + 20
     while not Path(sys.argv[2]).exists() and time.monotonic() < deadline:

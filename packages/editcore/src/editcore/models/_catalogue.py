@@ -35,7 +35,7 @@ __all__ = ["CATALOGUE", "DEFAULT_MODEL", "CatalogueEntry", "Wheel", "local_path"
 
 logger = logging.getLogger(__name__)
 
-PROVENANCE_FILE = "base.json"
+PROVENANCE_FILE = "editcore.json"
 """Written last; a folder that has it is complete."""
 
 _CHUNK = 1 << 20
