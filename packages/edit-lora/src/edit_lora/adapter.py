@@ -32,7 +32,7 @@ EDITS = "edits"
 """Name of the adapter that holds a session's edits."""
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
-ORIGIN_NAME = "editcore.json"
+ORIGIN_NAME = "base.json"
 """Beside peft's two files: the fingerprint of the base, for which peft has no field."""
 _PREFIX = "base_model.model."  # of every module, in peft's files
 _NOT_PLAIN = (
