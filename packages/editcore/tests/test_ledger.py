@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from editcore import EditRequest, FactoredDelta, KnownTarget, RunError, StorageError
+from editcore._files import remove_leftovers, replacing
 from editcore._ledger import Ledger, LedgerEntry
 from editcore._ledger_lines import HeaderLine
 
@@ -243,3 +244,19 @@ def written_again(directory: Path) -> Path:
     """A ledger that was not read before it is written to."""
     Ledger(directory, HEADER).append(entry(0))
     return directory
+
+
+def test_what_a_killed_process_left_behind_is_removed(tmp_path: Path) -> None:
+    """Temporary files of ours and of safetensors, which writes through one of its own; nothing else."""
+    left = [".summary.json.k2_x9abc.json", ".batch-00001.safetensors.abcdefgh.safetensors", ".tmp81iT0v"]
+    kept = ["summary.json", ".hidden", ".tmp", "batch-00001.safetensors", "tmp81iT0v"]
+    for name in (*left, *kept):
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == set(kept)
+    with pytest.raises(ZeroDivisionError), replacing(tmp_path / "table.csv") as temporary:
+        name = temporary.name
+        raise ZeroDivisionError
+    (tmp_path / name).touch()
+    remove_leftovers(tmp_path)
+    assert not (tmp_path / name).exists(), "the names that replacing takes are those that are removed"

@@ -30,6 +30,10 @@ __all__ = [
 ]
 
 
+_LEFTOVER = re.compile(r"\..+(\.\w+)\.[a-z0-9_]{8}\1|\.tmp[A-Za-z0-9]{6}")
+"""Ours, and those through which safetensors writes a file."""
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside ``path`` to write to; on success it is flushed to disk and takes the name ``path``.
@@ -58,7 +62,7 @@ def replacing(path: Path) -> Iterator[Path]:
 def remove_leftovers(directory: Path) -> None:
     """Remove the temporary files of :func:`replacing` whose process was killed. Nothing else may write there now."""
     for path in directory.iterdir() if directory.is_dir() else ():
-        if re.fullmatch(r"\..+(\.\w+)\.[a-z0-9_]{8}\1", path.name):
+        if _LEFTOVER.fullmatch(path.name):
             path.unlink(missing_ok=True)
 
 
