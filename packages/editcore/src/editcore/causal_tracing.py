@@ -184,13 +184,13 @@ def _known_facts(
         for start in range(0, len(facts), _CHUNK):
             chunk = facts[start : start + _CHUNK]
             scores = score_targets(model, [fact.prompt for fact in chunk], [fact.attribute for fact in chunk])
+            advance(len(chunk))
             for fact, score in zip(chunk, scores, strict=True):
                 asked += 1
                 if score.correct:
                     known.append(fact)
                 if len(known) == num:
                     return known, asked
-            advance(len(chunk))
     return known, asked
 
 
