@@ -18,5 +18,3 @@ class EmmetHParams(LocateThenEditHParams):
     residual, and request weights have no effect. Above 0 the solve is the weighted ridge form D + λ·diag(1/w), MEMIT
     with weight λ·w. The reference code uses 0.1 for batches and 0 for single edits; here λ means the same for every
     size."""
-    calculate_objective_value: bool = False
-    """Put the objective's three distances (preservation, new edits, old edits) into the diagnostics of each batch."""

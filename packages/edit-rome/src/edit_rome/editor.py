@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from editcore import EditBatch, EditContext, Proposal
-from editcore.linalg import Metric, Update, solve_update
-from editcore.locate_then_edit import Prepared, prepare, propose
+from editcore.locate_then_edit import LocateThenEdit, propose
 
 from edit_rome.hparams import RomeHParams
 
 if TYPE_CHECKING:
     from editcore import LanguageModel
-    from torch import Tensor
 
 __all__ = ["RomeEditor"]
 
 
-class RomeEditor:
+class RomeEditor(LocateThenEdit):
     """Rank-one model editing: ΔW = r (C⁻¹k)ᵀ / (k'ᵀC⁻¹k), ROME's equation 2.
 
     ``r`` is what the fact asks of the projection's output, ``C`` the second moment of the unedited model's keys. ``k``
@@ -29,29 +27,20 @@ class RomeEditor:
     Departure from the reference code: C⁻¹k is solved for, C is never inverted.
     """
 
-    def __init__(self, hparams: RomeHParams) -> None:
-        self.hparams = hparams
-        self._prepared: Prepared | None = None
-
-    def prepare(self, model: LanguageModel, context: EditContext) -> Mapping[str, Any]:
-        """Fetch second moments and context templates from the unedited model."""
-        self._prepared = prepare(model, self.hparams, context, owner="rome")
-        return self._prepared.provenance()
+    name = "rome"
+    hparams: RomeHParams
 
     def propose(self, model: LanguageModel, batch: EditBatch, context: EditContext) -> Proposal:
         """Solve one fact on the model as it is now."""
-        if self._prepared is None:
-            self.prepare(model, context)
-        assert self._prepared is not None
         mode = self.hparams.key_mode
         proposal = propose(
             model,
             batch,
             context,
             hparams=self.hparams.model_copy(update={"key_weighting": "prompt"}) if mode == "prompt" else self.hparams,
-            prepared=self._prepared,
-            solve=_solve,
-            ridge=0.0,
+            prepared=self.prepared(model, context),
+            solve=self.solve,
+            ridge=self.ridge,
             held_at="bare" if mode == "original" else "keys",
             asks=self.hparams.mean_asks if mode == "mean" else "shift",
         )
@@ -72,7 +61,3 @@ class RomeEditor:
                     f"bare prompt's, whose cosine in C⁻¹ is {number:.2g} here (warn_key_alignment is "
                     f"{self.hparams.warn_key_alignment:g}). Use key_mode = 'mean'."
                 )
-
-
-def _solve(keys: Tensor, residuals: Tensor, metric: Metric, _weights: Tensor) -> Update:
-    return solve_update(keys, residuals, metric)

@@ -69,6 +69,9 @@ class LocateThenEditHParams(HParams):
     update_norm_lambda: Annotated[float, Field(ge=0)] = 0.0
     """Weight of ‖ΔW‖² in the objective. EMMET's reference code: 0."""
 
+    calculate_objective_value: bool = False
+    """Put the objective's three distances (preservation, new edits, old edits) into the diagnostics of each batch."""
+
     @model_validator(mode="after")
     def _check(self) -> LocateThenEditHParams:
         if list(self.layers) != sorted(set(self.layers)):

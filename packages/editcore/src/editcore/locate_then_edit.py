@@ -1,8 +1,8 @@
 """The way of every locate-then-edit method: keys, targets, and one solve per layer.
 
-A method is the function that solves one layer; everything else is here. Several layers share a fact's residual as MEMIT
-does (arXiv 2210.07229, section 4.3): each layer takes an equal part of what is left, keys and residuals are measured
-anew once the layers below have theirs.
+A method is how one layer is solved; everything else is here (:class:`LocateThenEdit`). Several layers share a fact's
+residual as MEMIT does (arXiv 2210.07229, section 4.3): each layer takes an equal part of what is left, keys and
+residuals are measured anew once the layers below have theirs.
 
 Shapes: ``n`` edits, ``contexts`` templates, ``d_in``, ``d_out`` the widths of the edited projection.
 """
@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from editcore._protocols import EditContext
 from editcore._values import EditBatch, EditEvidence, EditRequest, FactoredDelta, KnownTarget, Proposal
 from editcore.causal_tracing import traced_layer
 from editcore.hparams import LocateThenEditHParams
-from editcore.linalg import Metric, Update, hold_at
+from editcore.linalg import Metric, Update, hold_at, solve_update
 from editcore.targets import Targets, optimise_targets, tails_fit
 from editcore.templates import sample_context_templates
 from editcore.tracing import applied, capture, lookup_row
@@ -32,7 +32,7 @@ from editcore.tracing import applied, capture, lookup_row
 if TYPE_CHECKING:
     from editcore.models import LanguageModel
 
-__all__ = ["LayerSolver", "LocateThenEditHParams", "Prepared", "prepare", "propose", "resolve"]
+__all__ = ["LayerSolver", "LocateThenEdit", "LocateThenEditHParams", "Prepared", "prepare", "propose", "resolve"]
 
 LayerSolver = Callable[[Tensor, Tensor, Metric, Tensor], Update]
 """``(keys [n, d_in], residuals [n, d_out], metric, weights [n]) -> Update``."""
@@ -117,7 +117,6 @@ def propose(
     prepared: Prepared,
     solve: LayerSolver,
     ridge: float,
-    objective: bool = False,
     held_at: Literal["keys", "bare"] = "keys",
     asks: Literal["shift", "value"] = "shift",
 ) -> Proposal:
@@ -125,7 +124,6 @@ def propose(
 
     Args:
         ridge: λ of the solve, which turns ``mom2_update_weight = "auto"`` into a number (0 for constraints).
-        objective: add the distances of the objective (preservation, new edits, old edits) to the diagnostics.
         held_at: the key that gets the residual: the one the solve is given (the mean over the contexts), or the bare
             prompt's, to which the solved change is then rescaled (:func:`editcore.linalg.hold_at`; λ must be 0).
         asks: what a new fact asks for: δ more than its key gives now, or the bare prompt's value h₀ + δ. The two differ
@@ -160,14 +158,14 @@ def propose(
             update = solve(seen.keys, residuals, metric, weights)
             if held_at == "bare":
                 update = hold_at(update, seen.keys, seen.held_keys, metric)
-        if not (torch.isfinite(update.delta.left).all() and torch.isfinite(update.delta.right).all()):
+        if not update.delta.is_finite():
             raise NumericalError(f"The update of {name} holds NaN or Inf; nothing was applied.")
         deltas[name] = update.delta
         solved.append(_SolvedLayer(name, layer, seen, residuals, update, metric, text, weight, weight_norm))
     diagnostics: dict[str, float] = {}
     for one in solved:
         diagnostics |= one.diagnostics()
-        if objective:
+        if hparams.calculate_objective_value:
             diagnostics |= one.objective(batch.num_new)
     return Proposal(
         deltas=deltas,
@@ -216,6 +214,73 @@ def resolve(
     metric = text.scaled(weight=weight, ridge=hparams.update_norm_lambda)
     right = solve(keys, residuals, metric, weights).delta.right
     return {name: FactoredDelta(delta.left[:, list(rows)].to(right), right)}
+
+
+class LocateThenEdit:
+    """An editor of this kind. Subclasses give their :attr:`name`, and what differs of :attr:`ridge` and :meth:`solve`.
+
+    Without a change it is the shared solve of :func:`editcore.linalg.solve_update` with :attr:`ridge`.
+    """
+
+    name: ClassVar[str]
+    """As it is announced; error messages begin with it."""
+    right_from_keys: ClassVar[bool] = False
+    """True if the solve's left factor has one column per request, and its right factor depends on keys and weights
+    alone. A batch without some of its facts is then solved from the ledger (:func:`resolve`)."""
+
+    def __init__(self, hparams: LocateThenEditHParams) -> None:
+        self.hparams = hparams
+        self._prepared: Prepared | None = None
+
+    @property
+    def ridge(self) -> float:
+        """λ of the solve; 0 makes every fact a constraint."""
+        return 0.0
+
+    def solve(self, keys: Tensor, residuals: Tensor, metric: Metric, weights: Tensor) -> Update:
+        """The change of one layer.
+
+        Args:
+            keys: ``[n, d_in]``
+            residuals: ``[n, d_out]``
+            weights: ``[n]``
+        """
+        return solve_update(keys, residuals, metric, ridge=self.ridge, weights=weights)
+
+    def prepare(self, model: LanguageModel, context: EditContext) -> Mapping[str, Any]:
+        """Fetch second moments and context templates from the unedited model."""
+        self._prepared = prepare(model, self.hparams, context, owner=self.name)
+        return self._prepared.provenance()
+
+    def prepared(self, model: LanguageModel, context: EditContext) -> Prepared:
+        """What :meth:`prepare` learnt; of a model that it was not shown, it is learnt now."""
+        if self._prepared is None:
+            self.prepare(model, context)
+        assert self._prepared is not None
+        return self._prepared
+
+    def propose(self, model: LanguageModel, batch: EditBatch, context: EditContext) -> Proposal:
+        """Solve one batch on the model as it is now."""
+        prepared = self.prepared(model, context)
+        return propose(
+            model, batch, context, hparams=self.hparams, prepared=prepared, solve=self.solve, ridge=self.ridge
+        )
+
+    def resolve(
+        self,
+        model: LanguageModel,
+        batch: EditBatch,
+        deltas: Mapping[str, FactoredDelta],
+        rows: Sequence[int],
+        context: EditContext,
+    ) -> Mapping[str, FactoredDelta] | None:
+        """Solve a batch of one layer again without some of its facts; see :class:`editcore.Resolves`."""
+        if not self.right_from_keys:
+            return None
+        prepared = self.prepared(model, context)
+        return resolve(
+            model, batch, deltas, rows, hparams=self.hparams, prepared=prepared, solve=self.solve, ridge=self.ridge
+        )
 
 
 def _chosen_layers(selection: str, layers: tuple[int, ...], batch: EditBatch, seed: int) -> tuple[int, ...]:
