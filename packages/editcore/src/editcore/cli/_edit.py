@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from editcore.cli._lazy import loaded_plugins
+from editcore.cli._options import ChatTemplate, Corpus, Device, Dtype, ModelOption, Save, refuse_used_save
 
 __all__ = ["app"]
 
@@ -23,35 +23,27 @@ def edit(
     editor: Annotated[
         str | None, typer.Option(help="The editing method. [default: the first that has a preset for the model]")
     ] = None,
-    model: Annotated[str, typer.Option(help="A catalogue name, a model folder or a hub id.")] = "smollm2-135m",
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="Type of the weights.")] = "float32",
+    model: ModelOption = "smollm2-135m",
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
     preset: Annotated[str | None, typer.Option(help="The editor's preset.")] = None,
-    chat_template: Annotated[
-        bool, typer.Option("--chat-template", help="Put the model's chat template around the prompt (instruct models).")
-    ] = False,
-    corpus: Annotated[
-        str, typer.Option(help="Text behind the second moments: self, docs, hf:NAME or a file.")
-    ] = "self",
+    chat_template: ChatTemplate = False,
+    corpus: Corpus = "self",
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     assignments: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A hyperparameter of the editor.")
     ] = None,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens to show.")] = 20,
-    save: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write the edited model as a normal model folder.")
-    ] = None,
+    save: Save = None,
 ) -> None:
     """Write one fact and compare what the model says."""
-    from editcore._errors import RunError
     from editcore._session import EditSession, default_editor
     from editcore._values import EditRequest
     from editcore.cli._console import TerminalProgress, print_table
     from editcore.cli._run import settings_from
 
     request = EditRequest.create(subject=subject, prompt=prompt, target_new=target)
-    if save is not None and save.exists():
-        raise RunError(f"--save {save} is already there; give a directory that does not exist yet.")
+    refuse_used_save(save)
     plugins = loaded_plugins(ctx)
     editor = editor or default_editor(plugins, model)
     session = EditSession.open(

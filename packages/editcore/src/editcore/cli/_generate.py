@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from editcore.cli._lazy import loaded_plugins
+from editcore.cli._options import RunDevice, Save, refuse_used_save
 
 __all__ = ["app"]
 
@@ -20,7 +21,7 @@ def generate(
     directory: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="What to continue.")],
     tokens: Annotated[int, typer.Option(min=1, help="Tokens to write.")] = 30,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. [default: the run's]")] = None,
+    device: RunDevice = None,
     chat_template: Annotated[
         bool | None,
         typer.Option(
@@ -28,18 +29,14 @@ def generate(
             help="Whether the model's chat template stands around the prompts. [default: as in the run]",
         ),
     ] = None,
-    save: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write the edited model as a normal model folder.")
-    ] = None,
+    save: Save = None,
 ) -> None:
     """Let a run's edited model speak beside the original."""
     from editcore._backends import save_edited
-    from editcore._errors import RunError
     from editcore._run import open_run
     from editcore.cli._console import TerminalProgress, print_table
 
-    if save is not None and save.exists():
-        raise RunError(f"--save {save} is already there; give a directory that does not exist yet.")
+    refuse_used_save(save)
     model, ledger, backend = open_run(
         directory,
         device=device,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from editcore.cli._lazy import loaded_plugins
+from editcore.cli._options import RunDevice
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -23,7 +24,6 @@ __all__ = ["app"]
 app = typer.Typer(no_args_is_help=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. [default: the run's]")]
 Ids = Annotated[list[str] | None, typer.Argument(metavar="ID...", help="Ids of edits; 'show --edits' lists them.")]
 Batches = Annotated[list[int] | None, typer.Option("--batch", metavar="N", help="All edits of a batch.")]
 
@@ -137,7 +137,7 @@ def bisect(
     ctx: typer.Context,
     failing: Annotated[str, typer.Option(metavar="PROMPT", help="A prompt whose answer went wrong.")],
     expect: Annotated[str, typer.Option(metavar="TEXT", help="How the answer should begin.")],
-    device: Device = None,
+    device: RunDevice = None,
 ) -> None:
     """Find the batch after which an answer changed."""
     from editcore._bisect import bisect as search
@@ -163,7 +163,7 @@ def blame(
         str | None, typer.Option(metavar="TEXT", help="Whose first token is scored. [default: what the model says]")
     ] = None,
     top: Annotated[int, typer.Option(min=1, metavar="N", help="Edits to show.")] = 10,
-    device: Device = None,
+    device: RunDevice = None,
     as_json: AsJson = False,
 ) -> None:
     """Rank edits by what they add to the logit of an answer."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from editcore.cli._lazy import loaded_plugins
+from editcore.cli._options import ChatTemplate, Corpus, Device, Dtype, ModelArgument
 
 if TYPE_CHECKING:
     from editcore._onboard import Bench, Trial
@@ -32,7 +33,7 @@ _GOOD = 90.0
 @app.command()
 def onboard(
     ctx: typer.Context,
-    model: Annotated[str, typer.Argument(help="A catalogue name, a model folder or a hub id.")],
+    model: ModelArgument,
     editor: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="Write presets for these alone; the first tries the layers. [default: all]"),
@@ -43,18 +44,14 @@ def onboard(
     trace: Annotated[int, typer.Option(min=0, help="Facts to trace; 0 leaves tracing out.")] = 6,
     edits: Annotated[int, typer.Option(min=1, help="Facts to edit in each trial.")] = 6,
     candidates: Annotated[int, typer.Option(min=1, help="Layers to try.")] = 6,
-    corpus: Annotated[
-        str, typer.Option(help="Text behind the second moments: self, docs, hf:NAME or a file.")
-    ] = "self",
+    corpus: Corpus = "self",
     corpus_tokens: Annotated[
         int | None, typer.Option(min=1, help="Tokens of it. [default: ten times the projection's input width]")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="Type of the weights.")] = "float32",
-    chat_template: Annotated[
-        bool, typer.Option("--chat-template", help="Put the model's chat template around every prompt.")
-    ] = False,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    chat_template: ChatTemplate = False,
     replace: Annotated[bool, typer.Option("--replace", help="Write over presets of yours for this model.")] = False,
     out: Annotated[
         Path | None,

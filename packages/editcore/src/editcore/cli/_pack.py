@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from editcore.cli._lazy import loaded_plugins
+from editcore.cli._options import Device, Dtype, Save, refuse_used_save
 
 __all__ = ["apply_app", "pack_app"]
 
@@ -38,20 +39,16 @@ def apply(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Apply to another base model than the pack's, too.")] = False,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens to write.")] = 30,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="Type of the weights.")] = "float32",
-    save: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write the edited model as a normal model folder.")
-    ] = None,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    save: Save = None,
 ) -> None:
     """Apply a file of edits to a model."""
-    from editcore._errors import RunError
     from editcore._pack import read_pack
     from editcore.cli._console import TerminalProgress, print_table
     from editcore.models import LanguageModel
 
-    if save is not None and save.exists():
-        raise RunError(f"--save {save} is already there; give a directory that does not exist yet.")
+    refuse_used_save(save)
     packed = read_pack(file)
     loaded = LanguageModel.load(
         model or packed.manifest.model,

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from editcore.cli._lazy import loaded_plugins
+from editcore.cli._options import Device, Dtype, ModelOption
 
 __all__ = ["app"]
 
@@ -17,14 +18,14 @@ app = typer.Typer(no_args_is_help=True, help="Compute and list second moments of
 def compute(
     ctx: typer.Context,
     layers: Annotated[list[int], typer.Option("--layer", help="A block; may be given several times.")],
-    model: Annotated[str, typer.Option(help="A catalogue name, a model folder or a hub id.")] = "smollm2-135m",
+    model: ModelOption = "smollm2-135m",
     corpus: Annotated[str, typer.Option(help="self, docs, hf:NAME or a file.")] = "self",
     corpus_tokens: Annotated[
         int | None, typer.Option(min=1, help="Tokens. [default: ten times the projection's input width]")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of a sampled corpus.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="Type of the weights.")] = "float32",
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
 ) -> None:
     """Compute second moments into the cache: all layers in one pass; what is there already is kept."""
     from editcore.cli._console import TerminalProgress, print_table

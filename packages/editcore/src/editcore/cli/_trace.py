@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from editcore.cli._lazy import loaded_plugins
+from editcore.cli._options import ChatTemplate, Device, Dtype, ModelArgument
 
 if TYPE_CHECKING:
     from editcore.causal_tracing import Tracing
@@ -22,7 +23,7 @@ _SHOWN = 5
 @app.command()
 def trace(
     ctx: typer.Context,
-    model: Annotated[str, typer.Argument(help="A catalogue name, a model folder or a hub id.")],
+    model: ModelArgument,
     facts: Annotated[
         str, typer.Option(help="True facts: a data set's name, or a file (ROME's known_1000 format, or records).")
     ] = "worldfacts",
@@ -33,11 +34,9 @@ def trace(
         int | None, typer.Option(min=1, help="Layers restored together. [default: 10/48 of the depth]")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="Type of the weights.")] = "float32",
-    chat_template: Annotated[
-        bool, typer.Option("--chat-template", help="Put the model's chat template around every prompt.")
-    ] = False,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    chat_template: ChatTemplate = False,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where table and picture go. [default: runs/trace-MODEL-TIME]")
     ] = None,
