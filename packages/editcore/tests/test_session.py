@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from editcore import (
     EditcoreError,
     EditRequest,
     EditSession,
+    FactoredDelta,
     FactRecord,
     HParamsError,
     LanguageModel,
@@ -20,6 +23,7 @@ from editcore import (
     RequestError,
     UnknownNameError,
 )
+from editcore.runs import Ledger, LedgerEntry, write_ledger
 from editcore.testing import tiny_model, tiny_requests
 from torch import Tensor
 
@@ -316,3 +320,75 @@ def test_extensions_count_for_the_summary(open_session: Open) -> None:
     assert session.statistics() == {"gate": {"judged": 2, "mean": None}}
     with pytest.raises(PluginError, match=r"The plugin 'miscounting' failed in statistics: TypeError: .*Tensor"):
         open_session(plugins=["miscounting"]).statistics()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "complaint"),
+    [
+        (
+            lambda e: replace(e, deltas={n: FactoredDelta(d.right.T, d.left.T) for n, d in e.deltas.items()}),
+            "was not made",
+        ),
+        (
+            lambda e: replace(e, deltas=dict(zip(["nowhere.weight"], e.deltas.values(), strict=True))),
+            "has no weight 'nowhere.weight'",
+        ),
+        (
+            lambda e: replace(e, deltas={n: FactoredDelta(d.left * math.inf, d.right) for n, d in e.deltas.items()}),
+            "Inf",
+        ),
+        (
+            lambda e: replace(e, known={i: replace(k, keys=cut(k.keys)) for i, k in e.known.items()}),
+            "key of the edit '",
+        ),
+        (
+            lambda e: replace(e, known={i: replace(k, values=cut(k.values)) for i, k in e.known.items()}),
+            "finite numbers",
+        ),
+    ],
+)
+def test_a_ledger_that_does_not_fit_the_model_is_refused_before_anything_is_written(
+    open_session: Open, tmp_path: Path, spoil: Callable[[LedgerEntry], LedgerEntry], complaint: str
+) -> None:
+    """Its lines and hashes are whole: somebody wrote it for another model, or on purpose."""
+    session = open_session(directory=tmp_path / "run")
+    session.edit(FACTS[:2])
+    session.edit(FACTS[2:])
+    first, second = session.ledger.entries
+    assert session.ledger.header is not None
+    write_ledger(tmp_path / "forged", [first, spoil(second)], session.ledger.header)
+    model = tiny_model()
+    before = bits(model)
+    for undone in (False, True):  # what is undone could be redone
+        if undone:
+            ledger = Ledger.read(tmp_path / "forged")
+            ledger.mark("undo", [(second.batch, name) for name in second.new_ids])
+        with pytest.raises(EditcoreError, match=complaint):
+            open_session(model, directory=tmp_path / "forged")
+        assert same(before, bits(model))
+
+
+def cut(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without the last number of each."""
+    return {name: tensor[:-1] for name, tensor in tensors.items()}
+
+
+def test_an_undo_that_the_backend_refuses_is_not_in_the_ledger(
+    open_session: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = open_session(directory=tmp_path / "run")
+    session.edit(FACTS, batch_size=2)
+    before, active = bits(session.model), session.requests
+    rebuild = session.backend.rebuild
+
+    def refuses(deltas: Any) -> None:
+        if len(deltas) == 2:
+            raise NumericalError("Too little rank.")
+        rebuild(deltas)
+
+    monkeypatch.setattr(session.backend, "rebuild", refuses)
+    with pytest.raises(NumericalError, match="Too little rank"):
+        session.undo(batches=[1])
+    assert session.requests == active
+    assert same(before, bits(session.model))
+    assert Ledger.read(tmp_path / "run").facts() == active

@@ -28,6 +28,7 @@ from editcore.runs import (
     write_ledger,
     write_text,
 )
+from editcore.tracing import misfits
 
 from edit_lora.adapter import WEIGHTS_NAME, Adapter
 from edit_lora.export import EDITS_FOLDER
@@ -182,11 +183,8 @@ def _check_fit(deltas: Mapping[str, FactoredDelta], model: LanguageModel) -> Non
     Raises:
         ModelError: it is so.
     """
-    for name, delta in deltas.items():
-        expected = tuple(model.as_out_in(name, model.weight(name)).shape)
-        found = (delta.left.shape[0], delta.right.shape[1])
-        if found != expected:
-            raise ModelError(
-                f"The edits change '{name}' as if it were {found[0]} by {found[1]}; in {model.name} it is "
-                f"{expected[0]} by {expected[1]} (out, in). They belong to another model."
-            )
+    for name, found, expected in misfits(model, deltas):
+        raise ModelError(
+            f"The edits change '{name}' as if it were {found[0]} by {found[1]}; in {model.name} it is "
+            f"{expected[0]} by {expected[1]} (out, in). They belong to another model."
+        )

@@ -1,4 +1,4 @@
-"""The built-in backend, which writes deltas into the weights; and how any backend is opened and saved."""
+"""The built-in backend, which writes deltas into the weights; and how any backend is opened, filled and saved."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from editcore._errors import RunError
 from editcore._protocols import Backend, BackendContext, OverlaysWeights, TakesContext
 from editcore._values import FactoredDelta
-from editcore.tracing import add_delta
+from editcore.tracing import add_delta, misfits
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from editcore._ledger import Ledger, LedgerEntry
     from editcore.models import LanguageModel
     from editcore.statistics import StatisticsStore
 
-__all__ = ["RawBackend", "open_backend", "save_edited"]
+__all__ = ["RawBackend", "open_backend", "rebuild", "save_edited"]
 
 
 def open_backend(
@@ -41,6 +43,38 @@ def open_backend(
     if isinstance(backend, TakesContext):
         backend.take(BackendContext(moments=moments, directory=directory))
     backend.open(model)
+
+
+def rebuild(backend: Backend, model: LanguageModel, ledger: Ledger) -> None:
+    """Make what is active in a ledger the state of a model, in whose charge ``backend`` is already.
+
+    Raises:
+        RunError: what the ledger holds does not fit the model's weights, or is not finite; the model is as it was.
+    """
+    for entry in ledger.entries:  # undone ones, too: a redo finds them checked
+        for solved in (entry, *ledger.revisions(entry.batch)):
+            _check(solved, model, f"{ledger.directory or 'The ledger'}, batch {entry.batch}")
+    if history := ledger.history():
+        backend.rebuild([entry.deltas for entry in history])
+
+
+def _check(entry: LedgerEntry, model: LanguageModel, where: str) -> None:
+    for name, found, expected in misfits(model, entry.deltas):
+        raise RunError(
+            f"{where}: the change of {name} is {found[0]} by {found[1]}, in '{model.name}' the weight is "
+            f"{expected[0]} by {expected[1]} (out, in). It was not made for this model."
+        )
+    for name, delta in entry.deltas.items():
+        if not delta.is_finite():
+            raise RunError(f"{where}: the change of {name} holds NaN or Inf.")
+    for request_id, known in entry.known.items():
+        for kind, tensors, side in (("value", known.values, 0), ("key", known.keys, 1)):
+            for name, tensor in tensors.items():
+                width = model.as_out_in(name, model.weight(name)).shape[side]
+                if tuple(tensor.shape) != (width,) or not tensor.isfinite().all():
+                    raise RunError(
+                        f"{where}: the {kind} of the edit '{request_id}' at {name} has to be {width} finite numbers."
+                    )
 
 
 def save_edited(model: LanguageModel, backend: Backend, directory: Path) -> None:

@@ -22,6 +22,7 @@ from editcore._ledger import Ledger
 from editcore._ledger_lines import BatchLine
 from editcore._run import RunRecord
 from editcore._values import EditRequest, FactoredDelta, first_problem
+from editcore.tracing import misfits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,14 +81,11 @@ class EditPack:
                 "its edits may say anything; --force applies them all the same."
             )
         for deltas in self.deltas:
-            for name, delta in deltas.items():
-                expected = tuple(model.as_out_in(name, model.weight(name)).shape)
-                found = (delta.left.shape[0], delta.right.shape[1])
-                if found != expected:
-                    raise RunError(
-                        f"{self.path}: the change of {name} is {found[0]} by {found[1]}, in '{model.name}' the weight "
-                        f"is {expected[0]} by {expected[1]}."
-                    )
+            for name, found, expected in misfits(model, deltas):
+                raise RunError(
+                    f"{self.path}: the change of {name} is {found[0]} by {found[1]}, in '{model.name}' the weight "
+                    f"is {expected[0]} by {expected[1]}."
+                )
         backend = RawBackend()
         backend.open(model)
         backend.rebuild(self.deltas)

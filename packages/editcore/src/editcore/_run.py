@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from editcore._backends import open_backend
+from editcore._backends import open_backend, rebuild
 from editcore._errors import HParamsError, RunError, UnknownNameError
 from editcore._files import json_text, remove_leftovers, replacing, write_text
 from editcore._ledger import DELTAS_NAME, LEDGER_NAME, Ledger
@@ -598,7 +598,7 @@ def open_run(
         statistics=lambda: statistics_of(config, model, progress=progress),
         directory=directory,
     )
-    backend.rebuild(ledger.active())
+    rebuild(backend, model, ledger)
     return model, ledger, backend
 
 

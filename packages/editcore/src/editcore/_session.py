@@ -10,9 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-import torch
-
-from editcore._backends import open_backend, save_edited
+from editcore._backends import open_backend, rebuild, save_edited
 from editcore._errors import HParamsError, NumericalError, PluginError, RequestError, UnknownNameError
 from editcore._events import (
     AfterBatch,
@@ -38,6 +36,7 @@ from editcore._undo import change
 from editcore._values import EditBatch, EditRequest, FactoredDelta, FactRecord, KnownTarget, Proposal
 from editcore.models import LanguageModel
 from editcore.statistics import StatisticsStore
+from editcore.tracing import misfits
 
 if TYPE_CHECKING:
     from editcore.evaluation import PromptScore, Summary
@@ -110,10 +109,8 @@ class EditSession:
         # Everything that reads the unedited model happens here, before the first delta.
         self.provenance: Mapping[str, Any] = self._editor.prepare(model, context)
         open_backend(self._backend, model, statistics=lambda: context.statistics, directory=ledger.directory)
-        history = ledger.history()
-        if history:
-            self._backend.rebuild([entry.deltas for entry in history])
-        self._lifecycle.before_run(BeforeRun(model=model, history=history, directory=ledger.directory))
+        rebuild(self._backend, model, ledger)
+        self._lifecycle.before_run(BeforeRun(model=model, history=ledger.history(), directory=ledger.directory))
 
     @classmethod
     def open(
@@ -263,9 +260,16 @@ class EditSession:
         self, kind: Literal["undo", "redo"], edits: Sequence[str], batches: Sequence[int]
     ) -> tuple[EditRequest, ...]:
         with uninterrupted():
+            before = {entry.batch: self.ledger.undone(entry.batch) for entry in self.ledger.entries}
             changed = change(self.ledger, kind, edits, batches, solve=self.solve_without)
             history = self.ledger.history()
-            self._backend.rebuild([entry.deltas for entry in history])
+            try:
+                self._backend.rebuild([entry.deltas for entry in history])
+            except BaseException:  # what a backend refuses must not stay in the ledger
+                marked = [(batch, name) for batch, out in before.items() for name in out ^ self.ledger.undone(batch)]
+                self.ledger.mark("redo" if kind == "undo" else "undo", marked)
+                self._backend.rebuild(self.ledger.active())
+                raise
             self._lifecycle.after_undo(
                 AfterUndo(
                     model=self.model,
@@ -512,15 +516,13 @@ def _with_additions(batch: EditBatch, additions: Sequence[BatchAddition]) -> Edi
 
 def _check_deltas(model: LanguageModel, deltas: Mapping[str, FactoredDelta], *, editor: str) -> None:
     """Refuse what no backend could write: the ledger must never hold it."""
+    for name, found, expected in misfits(model, deltas):
+        raise PluginError(
+            f"The editor '{editor}' proposed a change of {found[0]} by {found[1]} for {name}, which is "
+            f"{expected[0]} by {expected[1]} (out, in); nothing was applied."
+        )
     for name, delta in deltas.items():
-        expected = tuple(model.as_out_in(name, model.weight(name)).shape)
-        found = (delta.left.shape[0], delta.right.shape[1])
-        if found != expected:
-            raise PluginError(
-                f"The editor '{editor}' proposed a change of {found[0]} by {found[1]} for {name}, which is "
-                f"{expected[0]} by {expected[1]} (out, in); nothing was applied."
-            )
-        if not (torch.isfinite(delta.left).all() and torch.isfinite(delta.right).all()):
+        if not delta.is_finite():
             raise NumericalError(f"The editor '{editor}' proposed NaN or Inf for {name}; nothing was applied.")
 
 

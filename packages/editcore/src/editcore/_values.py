@@ -190,6 +190,10 @@ class FactoredDelta:
         """The change itself, ``[d_out, d_in]``."""
         return self.left @ self.right
 
+    def is_finite(self) -> bool:
+        """Whether no entry of the factors is NaN or infinite."""
+        return bool(self.left.isfinite().all() and self.right.isfinite().all())
+
     def norm(self) -> float:
         """Frobenius norm, from the factors alone: ``‖LR‖² = tr((LᵀL)(RRᵀ))``."""
         gram_left = self.left.T @ self.left  # [rank, rank]

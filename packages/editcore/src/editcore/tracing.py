@@ -34,6 +34,7 @@ __all__ = [
     "join_continuation",
     "last_index_covering",
     "lookup_row",
+    "misfits",
     "pad_rows",
     "standing_aside",
     "stop_after",
@@ -325,6 +326,21 @@ def applied(model: LanguageModel, deltas: Mapping[str, FactoredDelta]) -> Iterat
         with torch.no_grad():
             for name, bits in saved.items():
                 model.weight(name).copy_(bits)
+
+
+def misfits(
+    model: LanguageModel, deltas: Mapping[str, FactoredDelta]
+) -> Iterator[tuple[str, tuple[int, int], tuple[int, int]]]:
+    """``(weight name, found, expected)`` of each delta whose size, (out, in), is not that of its weight.
+
+    Raises:
+        ModelError: the model has no such weight.
+    """
+    for name, delta in deltas.items():
+        d_out, d_in = model.as_out_in(name, model.weight(name)).shape
+        found = (delta.left.shape[0], delta.right.shape[1])
+        if found != (d_out, d_in):
+            yield name, found, (d_out, d_in)
 
 
 @torch.no_grad()
