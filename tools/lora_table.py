@@ -114,7 +114,7 @@ def measure(
     if form.name != "raw":
         session.backend.rebuild([])
         backend = LoraBackend(hparams_of(form))
-        backend.take(BackendContext(moments=session.context.statistics.moments))
+        backend.take(BackendContext(metrics=session.context.statistics.metrics))
         backend.open(session.model)
         backend.rebuild([] if form.name == "none" else active)
         kept |= {name: value for name, value in backend.statistics().items() if value is not None}

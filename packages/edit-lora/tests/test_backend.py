@@ -11,6 +11,7 @@ from edit_lora.adapter import EDITS
 from edit_lora.backend import LoraBackend
 from edit_lora.hparams import LoraHParams
 from editcore import BackendContext, EditSession, FactoredDelta, LanguageModel, NumericalError
+from editcore.linalg import Metric
 from editcore.testing import TINY_FAMILIES, tiny_model, tiny_requests
 from editcore.tracing import add_delta
 from peft.tuners.lora import LoraLayer
@@ -51,7 +52,7 @@ def written(model: LanguageModel, active: Sequence[Deltas]) -> LanguageModel:
 
 def opened(model: LanguageModel, **hparams: object) -> LoraBackend:
     backend = LoraBackend(LoraHParams.model_validate(hparams))
-    backend.take(BackendContext(moments=lambda layers: {layer: moment(model) for layer in layers}))
+    backend.take(BackendContext(metrics=lambda layers: {layer: Metric(moment(model)) for layer in layers}))
     backend.open(model)
     return backend
 

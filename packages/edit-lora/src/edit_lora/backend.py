@@ -225,5 +225,5 @@ class LoraBackend:
                 stack.callback(self._restore, now)
                 self._restore(self._base)
                 stack.enter_context(self._overlay.removed())
-                self._metrics[layer] = Metric(self._context.moments([layer])[layer])
+                self._metrics[layer] = self._context.metrics([layer])[layer]
         return self._metrics[layer]

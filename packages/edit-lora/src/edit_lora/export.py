@@ -146,7 +146,7 @@ class _Moments:
             record.check(self._model)
         layer = self._model.layout.layer_of(name)
         store = statistics_of(config, self._model, progress=self._progress)
-        return Metric(store.moments([layer])[layer].cpu())
+        return store.metrics([layer])[layer]
 
 
 def _reduce_all(entries: Sequence[LedgerEntry], hparams: LoraHParams, moments: _Moments) -> dict[str, Reduction]:

@@ -56,7 +56,7 @@ def reduce(
     exact = join(deltas)
     if hparams.lora_rank is None or exact.rank <= hparams.lora_rank:
         return Reduction(delta=balanced(exact), exact_rank=exact.rank)
-    moment = metric()
+    moment = metric().to(exact.left.device)
     priced = moment.factor[0] if hparams.lora_criterion == "weighted" else None
     cut = (project if hparams.lora_use_svd else strongest_terms)(exact, hparams.lora_rank, priced)
     keys = torch.cat([dual_keys(delta.right.double(), moment.matrix) for delta in deltas])

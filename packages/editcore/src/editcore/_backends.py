@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from editcore._ledger import Ledger, LedgerEntry
+    from editcore.linalg import Metric
     from editcore.models import LanguageModel
     from editcore.statistics import StatisticsStore
 
@@ -37,11 +38,11 @@ def open_backend(
         statistics: opens the store of second moments; called only when some are needed.
     """
 
-    def moments(layers: Sequence[int]) -> Mapping[int, Tensor]:
-        return statistics().moments(layers)
+    def metrics(layers: Sequence[int]) -> Mapping[int, Metric]:
+        return statistics().metrics(layers)
 
     if isinstance(backend, TakesContext):
-        backend.take(BackendContext(moments=moments, directory=directory))
+        backend.take(BackendContext(metrics=metrics, directory=directory))
     backend.open(model)
 
 

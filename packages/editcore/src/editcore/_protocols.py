@@ -13,10 +13,9 @@ from editcore._progress import Progress, silent
 from editcore._values import EditBatch, FactoredDelta, FactRecord, Proposal
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from editcore._plugins import Plugins
     from editcore.evaluation import PromptScore
+    from editcore.linalg import Metric
     from editcore.models import LanguageModel
     from editcore.statistics import StatisticsStore
 
@@ -59,8 +58,8 @@ class ExtensionContext:
 class BackendContext:
     """What a backend may use besides the model: given to those that ask for it (:class:`TakesContext`)."""
 
-    moments: Callable[[Sequence[int]], Mapping[int, Tensor]]
-    """Second moments of the unedited model by layer, ``[d_in, d_in]`` float64. Ask while no delta is in the model: what
+    metrics: Callable[[Sequence[int]], Mapping[int, Metric]]
+    """Second moments of the unedited model by layer, with their factors. Ask while no delta is in the model: what
     is neither in memory nor in the cache is computed by running it."""
     directory: Path | None = None
     """The run directory, or ``None`` for a session in memory."""

@@ -54,6 +54,13 @@ class Metric:
         factor, jitter = self.factor
         return Metric(weight * self.matrix, factor=(weight**0.5 * factor, weight * jitter))
 
+    def to(self, device: torch.device) -> Metric:
+        """The same on ``device``."""
+        if device == self.matrix.device:
+            return self
+        factor, jitter = self.factor
+        return Metric(self.matrix.to(device), factor=(factor.to(device), jitter))
+
     @cached_property
     def factor(self) -> tuple[Tensor, float]:
         """``(L, jitter)`` with ``L Lᵀ = C' + jitter · I``.
