@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ __all__ = [
     "layers_figure",
     "new_figure",
     "per_relation_figure",
+    "png",
     "save",
     "summary_figure",
     "tracing_figure",
@@ -74,7 +76,14 @@ def save(figure: Figure, path: Path | str) -> None:
         StorageError: the disk is full or the folder read-only; nothing is left behind.
     """
     with replacing(Path(path)) as temporary:
-        figure.savefig(temporary, format="png", dpi=DPI)
+        temporary.write_bytes(png(figure))
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as the content of a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI)
+    return buffer.getvalue()
 
 
 def summary_figure(before: Summary, after: Summary, *, title: str) -> Figure:

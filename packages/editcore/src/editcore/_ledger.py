@@ -259,6 +259,24 @@ class Ledger:
         """Ids of the edits of a batch that are undone."""
         return self._undone.get(batch, frozenset())
 
+    def state(self, entry: LedgerEntry) -> str:
+        """What became of a batch: ``active``, ``partly undone``, ``undone`` or ``rejected``."""
+        undone = len(self.undone(entry.batch))
+        if not entry.applied:
+            return "rejected"
+        return "active" if not undone else "undone" if undone == entry.num_new else "partly undone"
+
+    def states(self) -> dict[tuple[int, str], str]:
+        """What became of every edit, by batch and id: ``active``, ``edited anew``, ``undone`` or ``rejected``."""
+        active = {fact.id for fact in self.facts()}
+        found = {}
+        for entry in self.batches:
+            undone = self.undone(entry.batch)
+            for name in entry.new_ids:
+                written = "undone" if name in undone else "active" if name in active else "edited anew"
+                found[entry.batch, name] = written if entry.applied else "rejected"
+        return found
+
     def revisions(self, batch: int) -> list[LedgerEntry]:
         """What a batch was solved as without some of its edits, whether it is used or not."""
         entry = self._by_index[batch]

@@ -8,7 +8,7 @@ import platform
 import shlex
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -57,6 +57,8 @@ _log = logging.getLogger(__name__)
 RUN_NAME = "run.json"
 REQUESTS_NAME = "requests.jsonl"
 SUMMARY_NAME = "summary.json"
+RESULTS_NAME = "results.parquet"
+FIGURES_NAME = "figures"
 _VERSIONED = ("editcore", "torch", "transformers", "numpy", "pandas", "safetensors", "tokenizers")
 _SAMPLES = 3
 _SAMPLE_TOKENS = 8
@@ -124,6 +126,12 @@ class RunConfig(BaseModel):
             raise HParamsError(f"A plugin is named twice: --plugin {' --plugin '.join(config.plugins)}.")
         return config
 
+    def title(self, edits: int) -> str:
+        """What stands over a run's results: by what, on what, and how many facts of which data were edited."""
+        method = " + ".join([self.editor, *self.plugins])
+        counted = f"{edits} edit" if edits == 1 else f"{edits} edits"
+        return f"{method} on {Path(self.model).name}: {counted} of {Path(self.dataset).name}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
@@ -187,7 +195,7 @@ def run(
         record = RunRecord.read(directory) if begun else None
         if record is not None:
             _refuse_unlike(record, config, directory)
-        for folder in (directory, directory / DELTAS_NAME, directory / "figures"):
+        for folder in (directory, directory / DELTAS_NAME, directory / FIGURES_NAME):
             remove_leftovers(folder)
         return _run(config, directory, record, plugins, progress, command, save)
 
@@ -442,11 +450,10 @@ def _write_results(
     from editcore.evaluation import to_frame
 
     frame = pd.concat([to_frame(before, phase="before"), to_frame(after, phase="after")], ignore_index=True)
-    with replacing(result.directory / "results.parquet") as path:
+    with replacing(result.directory / RESULTS_NAME) as path:
         frame.to_parquet(path, index=False)
-    method = " + ".join([config.editor, *config.plugins])
-    title = f"{method} on {Path(config.model).name}: {result.edits} edits of {Path(config.dataset).name}"
-    save(summary_figure(result.before, result.after, title=title), result.directory / "figures" / "summary.png")
+    figure = summary_figure(result.before, result.after, title=config.title(result.edits))
+    save(figure, result.directory / FIGURES_NAME / "summary.png")
     summary = {
         "before": result.before.as_json(),
         "after": result.after.as_json(),
@@ -475,6 +482,10 @@ class RunRecord:
     versions: Mapping[str, str]
     provenance: Mapping[str, Any]
     notes: tuple[str, ...]
+    command: str | None = None
+    """The command line; ``None`` for a run made from Python."""
+    machine: Mapping[str, str] = field(default_factory=dict)
+    """``python``, ``platform``, and when it ``started``."""
 
     @classmethod
     def read(cls, directory: Path) -> RunRecord:
@@ -493,6 +504,8 @@ class RunRecord:
                 versions=dict(record["versions"]),
                 provenance=dict(record["provenance"]),
                 notes=tuple(map(str, record["notes"])),
+                command=record.get("command"),
+                machine={name: str(record[name]) for name in ("python", "platform", "started") if name in record},
             )
         except OSError as error:
             raise RunError(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from editcore._ledger import Ledger, LedgerEntry
     from editcore._session import EditSession
-    from editcore._values import EditRequest, FactoredDelta
+    from editcore._values import FactoredDelta
 
 __all__ = ["app"]
 
@@ -276,13 +276,11 @@ def _change(ctx: typer.Context, kind: Literal["undo", "redo"], edits: list[str],
 
 def _batch_rows(found: Ledger) -> Iterator[dict[str, object]]:
     for entry in found.batches:
-        undone = len(found.undone(entry.batch))
-        state = "partly undone" if undone else "active"
         yield {
             "batch": entry.batch,
-            "state": "rejected" if not entry.applied else "undone" if undone == entry.num_new else state,
+            "state": found.state(entry),
             "new": entry.num_new,
-            "undone": undone,
+            "undone": len(found.undone(entry.batch)),
             "replayed": len(entry.requests) - entry.num_new,
             "scale": entry.scale,
             "reason": entry.reason,
@@ -290,21 +288,13 @@ def _batch_rows(found: Ledger) -> Iterator[dict[str, object]]:
 
 
 def _edit_rows(found: Ledger) -> Iterator[dict[str, object]]:
-    active = {fact.id for fact in found.facts()}
+    states = found.states()
     for entry in found.batches:
         for request in entry.new_requests:
             yield {
                 "id": request.id,
                 "batch": entry.batch,
-                "state": _state(found, entry, request, active),
+                "state": states[entry.batch, request.id],
                 "prompt": request.text,
                 "target_new": request.target_new,
             }
-
-
-def _state(found: Ledger, entry: LedgerEntry, request: EditRequest, active: set[str]) -> str:
-    if not entry.applied:
-        return "rejected"
-    if request.id in found.undone(entry.batch):
-        return "undone"
-    return "active" if request.id in active else "edited anew"

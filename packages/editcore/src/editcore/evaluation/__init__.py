@@ -16,6 +16,7 @@ from editcore.evaluation._scores import (
     Summary,
     summarize,
     summarize_by_relation,
+    summarize_frame,
     to_frame,
 )
 
@@ -34,6 +35,7 @@ __all__ = [
     "score_targets",
     "summarize",
     "summarize_by_relation",
+    "summarize_frame",
     "to_frame",
 ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
@@ -13,7 +13,16 @@ import numpy as np
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Kind", "Metric", "PromptScore", "Summary", "summarize", "summarize_by_relation", "to_frame"]
+__all__ = [
+    "Kind",
+    "Metric",
+    "PromptScore",
+    "Summary",
+    "summarize",
+    "summarize_by_relation",
+    "summarize_frame",
+    "to_frame",
+]
 
 Kind = Literal["rewrite", "paraphrase", "neighborhood"]
 
@@ -156,6 +165,23 @@ def summarize_by_relation(scores: Iterable[PromptScore]) -> dict[str, Summary]:
         if score.relation is not None:
             groups.setdefault(score.relation, []).append(score)
     return {relation: summarize(groups[relation]) for relation in sorted(groups)}
+
+
+def summarize_frame(frame: pd.DataFrame) -> Summary:
+    """What :func:`summarize` makes of the scores behind rows of :func:`to_frame`, which are all of one phase."""
+    metrics: dict[str, Metric] = {}
+    for kind in KINDS:
+        rows = frame[frame["kind"] == kind]
+        for name, column, share in (
+            (_SUCCESS[kind], "success", True),
+            (_MAGNITUDE[kind], "magnitude", False),
+            (f"{kind}_acc", "accuracy", True),
+        ):
+            known = rows[rows[column].notna()]
+            metric = _metric(list(known["case_id"]), list(known[column]), share=share)
+            if metric is not None:
+                metrics[name] = replace(metric, prompts=int(known["prompts"].sum()))
+    return Summary(metrics=MappingProxyType(metrics), cases=int(frame["case_id"].nunique()))
 
 
 def _metric(case_ids: Sequence[str], values: Sequence[float | None], *, share: bool) -> Metric | None:
