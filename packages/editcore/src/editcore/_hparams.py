@@ -38,6 +38,7 @@ __all__ = [
     "parse_assignment",
     "preset_models",
     "to_toml",
+    "toml_lines",
 ]
 
 
@@ -215,6 +216,15 @@ def to_toml(hparams: HParams, *, only: Collection[str] | None = None) -> str:
         elif defaults[name] is not None:
             lines.append(f'{name} = "none"')
     return "".join(f"{line}\n" for line in lines)
+
+
+def toml_lines(values: Mapping[str, object]) -> str:
+    """Settings as lines of TOML; what is unset is written as ``"none"``, which :func:`build` reads as that.
+
+    >>> toml_lines({"layers": [3], "clamp": None})
+    'layers = [3]\\nclamp = "none"\\n'
+    """
+    return "".join(f"{name} = {_toml('none' if value is None else value)}\n" for name, value in values.items())
 
 
 def _toml(value: object) -> str:

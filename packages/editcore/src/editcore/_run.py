@@ -570,9 +570,9 @@ def recorded(directory: Path) -> list[FactRecord]:
     try:
         return [FactRecord.model_validate_json(line) for line in path.read_bytes().splitlines()]
     except OSError as error:
-        raise RunError(f"{path} cannot be read ({error.strerror}); the run cannot be resumed.") from error
+        raise RunError(f"{path} cannot be read ({error.strerror}).") from error
     except ValidationError as error:
-        raise RunError(f"{path} is damaged ({first_problem(error)}); the run cannot be resumed.") from error
+        raise RunError(f"{path} is damaged ({first_problem(error)}).") from error
 
 
 def open_run(

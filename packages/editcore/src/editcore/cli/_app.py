@@ -26,6 +26,7 @@ COMMANDS = (
     CommandRow("edit", "editcore.cli._edit:app", "Write one fact and compare what the model says."),
     CommandRow("generate", "editcore.cli._generate:app", "Let a run's edited model speak beside the original."),
     CommandRow("ledger", "editcore.cli._ledger:app", "Look at the edits of a run, and take them back."),
+    CommandRow("report", "editcore.cli._report:app", "Write a page about a run or a sweep."),
     CommandRow("pack", "editcore.cli._pack:pack_app", "Put the active edits of a run into one file."),
     CommandRow("apply", "editcore.cli._pack:apply_app", "Apply a file of edits to a model."),
     CommandRow("onboard", "editcore.cli._onboard:app", "Find out how a new model is edited, and write its presets."),

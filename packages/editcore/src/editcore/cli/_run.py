@@ -231,6 +231,7 @@ def show_result(result: RunResult) -> None:
     for note in result.notes:
         console.print(f"Note: {note}")
     console.print(f"Everything is in {result.directory}; the picture is {result.directory / 'figures' / 'summary.png'}")
+    console.print(f"A page about it: {shlex.join(['editctl', 'report', str(result.directory)])}")
 
 
 def _percent(value: float) -> str:

@@ -9,7 +9,19 @@ import importlib.resources
 import re
 from string import Template
 
-from editcore.report._document import Block, Cell, Code, Document, Notice, Paragraph, Picture, Row, Section, Table, Tiles
+from editcore.report._document import (
+    Block,
+    Cell,
+    Code,
+    Document,
+    Notice,
+    Paragraph,
+    Picture,
+    Row,
+    Section,
+    Table,
+    Tiles,
+)
 
 __all__ = ["page"]
 

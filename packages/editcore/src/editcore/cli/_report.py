@@ -1,0 +1,30 @@
+"""``editctl report``: a run or a sweep as a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["app"]
+
+app = typer.Typer()
+
+
+@app.command()
+def report(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run directory, or that of a sweep.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where to write it. [default: report, in DIR]")
+    ] = None,
+) -> None:
+    """Write a page about a run or a sweep, with its figures and a Markdown summary.
+
+    The page is one file: it can be sent, opened without a network, and printed.
+    """
+    from editcore.report import make_report
+
+    made = make_report(directory, out)
+    typer.echo(f"Page: {made.page}")
+    typer.echo(f"Summary: {made.summary}, with {len(made.figures)} figures in {made.directory / 'figures'}")

@@ -1,0 +1,150 @@
+"""What a finished run left in its directory, read and checked for a report."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from editcore._errors import RunError
+from editcore._ledger import Ledger
+from editcore._run import RESULTS_NAME, SUMMARY_NAME, RunRecord, recorded
+from editcore._values import FactRecord, first_problem
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Refusal", "RunResults", "RunSummary"]
+
+_COLUMNS = ("phase", "case_id", "relation", "kind", "prompts", "success", "magnitude", "accuracy", "nll_new")
+
+
+class _Said(BaseModel):
+    prompt: str
+    target_new: str
+    before: str
+    after: str
+
+
+class Refusal(BaseModel):
+    """A fact that an extension kept out."""
+
+    batch: int
+    id: str
+    prompt: str
+    target_new: str
+    by: str = ""
+    reason: str
+    figures: Mapping[str, float | None] = {}
+
+
+class RunSummary(BaseModel):
+    """``summary.json``, as far as a report reads it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    edits: int
+    rejected: int
+    seconds_per_edit: float | None
+    seconds: Mapping[str, float | None]
+    peak_memory_bytes: int
+    samples: Sequence[_Said]
+    notes: Sequence[str]
+    extensions: Mapping[str, Mapping[str, Any]]
+    rejections: Sequence[Refusal] = ()
+    checkpoints: Sequence[Mapping[str, Any]] = ()
+    """What was measured between the first edit and the last."""
+    forgetting: Mapping[str, Any] = {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResults:
+    """A finished run."""
+
+    directory: Path
+    record: RunRecord
+    facts: Sequence[FactRecord]
+    """What the run was asked to edit."""
+    ledger: Ledger
+    summary: RunSummary
+    scores: pd.DataFrame
+    """``results.parquet``; see :func:`editcore.evaluation.to_frame`."""
+
+    @classmethod
+    def read(cls, directory: Path) -> RunResults:
+        """Read a run directory.
+
+        Raises:
+            RunError: the run is not finished, or a file is missing or damaged.
+        """
+        record = RunRecord.read(directory)
+        if not (directory / SUMMARY_NAME).exists():
+            again = shlex.join(["editctl", "run", "--resume", "--out", str(directory)])
+            raise RunError(
+                f"The run in {directory} has no results yet ({SUMMARY_NAME} is not there); finish it first with: {again}"
+            )
+        return cls(
+            directory=directory,
+            record=record,
+            facts=recorded(directory),
+            ledger=Ledger.read(directory),
+            summary=_summary(directory / SUMMARY_NAME),
+            scores=_scores(directory / RESULTS_NAME),
+        )
+
+    def phase(self, name: str) -> pd.DataFrame:
+        """The scores ``before`` or ``after`` the edits."""
+        return self.scores[self.scores["phase"] == name]
+
+    @property
+    def is_older_than_ledger(self) -> bool:
+        """Whether edits were undone or redone since the facts were measured."""
+        asked = {one.request.id for one in self.facts}
+        active = {fact.id for fact in self.ledger.facts()} & asked
+        return set(self.phase("after")["case_id"]) != active
+
+    @property
+    def refusals(self) -> list[Refusal]:
+        """Every fact that was kept out: alone, as the summary says, or with its whole batch."""
+        found = {(one.batch, one.id): one for one in self.summary.rejections}
+        for entry in self.ledger.batches:
+            for request in () if entry.applied else entry.new_requests:
+                found.setdefault(
+                    (entry.batch, request.id),
+                    Refusal(
+                        batch=entry.batch,
+                        id=request.id,
+                        prompt=request.text,
+                        target_new=request.target_new,
+                        reason=entry.reason,
+                    ),
+                )
+        return [found[key] for key in sorted(found, key=lambda key: key[0])]
+
+
+def _summary(path: Path) -> RunSummary:
+    try:
+        return RunSummary.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise RunError(f"{path} cannot be read ({error.strerror}).") from error
+    except ValidationError as error:
+        raise RunError(f"{path} is damaged ({first_problem(error)}).") from error
+
+
+def _scores(path: Path) -> pd.DataFrame:
+    import pandas as pd
+
+    try:
+        frame = pd.read_parquet(path)
+    except FileNotFoundError as error:
+        raise RunError(f"{path} is not there; without it a run has no results.") from error
+    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
+        raise RunError(f"{path} is damaged: {' '.join(str(error).split())}.") from error
+    missing = [name for name in _COLUMNS if name not in frame]
+    if missing:
+        raise RunError(f"{path} is damaged: it has no column '{missing[0]}'.")
+    return frame
