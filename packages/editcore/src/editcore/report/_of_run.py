@@ -8,8 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from editcore._figures import per_relation_figure, png, summary_figure
 from editcore._hparams import toml_lines
 from editcore._run import FIGURES_NAME
@@ -166,7 +164,7 @@ def _in_words(before: Summary, after: Summary) -> str:
 
 def _metrics(before: Summary, after: Summary) -> Table:
     old, new = before.percentages(), after.percentages()
-    rows = []
+    rows: list[Row] = []
     for key, name in _METRICS.items():
         if key not in old and key not in new:
             continue
@@ -303,8 +301,8 @@ _SEARCHED = 12
 
 def _refusal(one: Refusal) -> Row:
     batch = Cell(str(one.batch), order=one.batch)
-    texts = [one.id, one.prompt, one.target_new, batch, one.by, one.reason, _figures(one.figures)]
-    return [one_line(text) if isinstance(text, str) else text for text in texts]
+    first, last = (one.id, one.prompt, one.target_new), (one.by, one.reason, _figures(one.figures))
+    return [*map(one_line, first), batch, *map(one_line, last)]
 
 
 def _figures(figures: Mapping[str, float | None]) -> str:
@@ -352,15 +350,16 @@ def _fact(
     request = fact.request
     batch, state = states.get(request.id, (refused.get(request.id), "rejected" if request.id in refused else "waiting"))
 
-    def pair(kind: str, column: str) -> tuple[float, float]:
-        return tuple(one.get((request.id, kind), {}).get(column, math.nan) for one in (old, new))  # type: ignore[return-value]
+    def find(scores: Scores, column: str, kind: str = "rewrite") -> float:
+        return scores.get((request.id, kind), {}).get(column, math.nan)
 
-    shares = [change(*(100 * value for value in pair(kind, "success"))) for kind in _KINDS]
-    lost = state == "active" and pair("rewrite", "success")[1] == 0
-    if lost:
+    shares = [change(100 * find(old, "success", kind), 100 * find(new, "success", kind)) for kind in _KINDS]
+    if state == "active" and find(new, "success") == 0:
         shares[0] = Cell(f"{shares[0].text} lost", order=shares[0].order, tone="bad")
     # exp of the mean log-likelihood: the geometric mean over the object's tokens.
-    chances = [change(*np.exp(np.negative(pair("rewrite", column))), 3) for column in ("nll_new", "nll_true")]
+    chances = [
+        change(math.exp(-find(old, column)), math.exp(-find(new, column)), 3) for column in ("nll_new", "nll_true")
+    ]
     return [
         one_line(request.subject),
         one_line(request.text),
@@ -422,13 +421,11 @@ def _cost(run: RunResults) -> Iterator[Block]:
     per_edit = "" if summary.seconds_per_edit is None else f"{summary.seconds_per_edit:.2f} s per edit; "
     yield Paragraph(f"{per_edit}peak memory {summary.peak_memory_bytes / 2**30:.2f} GiB.".capitalize())
     times = {name: value or 0.0 for name, value in summary.seconds.items()}
+    times["all"] = sum(times.values())
     yield Table(
         caption="Wall time by stage",
         columns=[Column("stage"), Column("time", number=True)],
-        rows=[
-            *([name, Cell(seconds(value), order=value)] for name, value in times.items()),
-            ["all", Cell(seconds(sum(times.values())), order=sum(times.values()))],
-        ],
+        rows=[[name, Cell(seconds(value), order=value)] for name, value in times.items()],
     )
     counts = [
         [owner, name.replace("_", " "), one_line("" if value is None else value)]

@@ -206,8 +206,8 @@ def _means(sweep: _Sweep) -> Iterator[Block]:
         return
     yield Table(
         caption=(
-            "Means after the last edit, higher is better. Intervals are 95 %: over seeds, by Student's t, where there are "
-            "two or more, otherwise over facts."
+            "Means after the last edit, higher is better. Intervals are 95 %: over seeds, by Student's t, where there "
+            "are two or more, otherwise over facts."
         ),
         columns=[
             Column("arm"),

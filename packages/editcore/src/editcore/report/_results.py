@@ -85,7 +85,7 @@ class RunResults:
         if not (directory / SUMMARY_NAME).exists():
             again = shlex.join(["editctl", "run", "--resume", "--out", str(directory)])
             raise RunError(
-                f"The run in {directory} has no results yet ({SUMMARY_NAME} is not there); finish it first with: {again}"
+                f"The run in {directory} has no results yet ({SUMMARY_NAME} is not there); finish it with: {again}"
             )
         return cls(
             directory=directory,
