@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
 import json
 import os
 import shutil
@@ -84,6 +85,18 @@ class Page:
         answer = self.call("Page.printToPDF", paperWidth=8.27, paperHeight=11.69, printBackground=True)
         return base64.b64decode(answer["data"])
 
+    def close(self) -> None:
+        """End the browser."""
+        with contextlib.suppress(RuntimeError, OSError):  # it may have ended before it answers
+            self._call("Browser.close")
+        self._to.close()
+        self._from.close()
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
     def _call(self, method: str, sessionId: str | None = None, **parameters: Any) -> dict[str, Any]:
         self._number += 1
         message: dict[str, Any] = {"id": self._number, "method": method, "params": parameters}
@@ -136,7 +149,7 @@ os.execvp(sys.argv[3], sys.argv[3:])
 def opened(binary: str) -> Iterator[Page]:
     """A browser with one empty page, in a profile that is thrown away."""
     reads, writes = os.pipe(), os.pipe()  # the browser reads commands from 3 and answers on 4
-    with tempfile.TemporaryDirectory(prefix="chromium.") as profile:
+    with tempfile.TemporaryDirectory(prefix="chromium.", ignore_cleanup_errors=True) as profile:
         command = [
             sys.executable, "-c", _AS_3_AND_4, str(reads[0]), str(writes[1]),
             binary, "--headless", "--remote-debugging-pipe", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
@@ -149,10 +162,7 @@ def opened(binary: str) -> Iterator[Page]:
         try:
             yield page
         finally:
-            page._to.close()
-            page._from.close()
-            process.terminate()
-            process.wait(30)
+            page.close()
 
 
 def main() -> None:
