@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from editcore._hookspecs import hookimpl
-from editcore._specs import BackendSpec, DatasetSpec, EvaluatorSpec
+from editcore._specs import BackendSpec, DatasetSpec, EvaluatorSpec, ExtensionSpec
 
 
 @hookimpl
@@ -34,5 +34,18 @@ def editcore_datasets() -> list[DatasetSpec]:
             "worldfacts",
             target="editcore.datasets:load_worldfacts",
             summary="Counterfactual edits of facts that small models know, in the CounterFact schema.",
+        )
+    ]
+
+
+@hookimpl
+def editcore_extensions() -> list[ExtensionSpec]:
+    """The tracker that needs nothing else."""
+    return [
+        ExtensionSpec(
+            "jsonl",
+            target="editcore._tracker:JsonlTracker",
+            hparams="editcore._tracker:JsonlHParams",
+            summary="Append what happens in a run to a file, a JSON line per event.",
         )
     ]
