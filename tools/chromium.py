@@ -13,6 +13,7 @@ import base64
 import contextlib
 import json
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,8 @@ from typing import Any
 NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 WIDTHS = {400: 800, 1400: 900}
 """Heights by widths, in CSS pixels."""
+PATIENCE = 60
+"""Seconds to wait for an answer."""
 
 
 def find_chromium() -> str | None:
@@ -42,6 +45,7 @@ class Page:
         self._to, self._from = os.fdopen(write, "wb"), os.fdopen(read, "rb")
         self._number = 0
         self._buffer = b""
+        self._loaded = False
         target = self._call("Target.createTarget", url="about:blank")["targetId"]
         self._session: str = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
@@ -53,8 +57,10 @@ class Page:
 
     def open(self, path: Path) -> None:
         """Open a file and wait until it is shown."""
+        self._loaded = False
         self.call("Page.navigate", url=path.resolve().as_uri())
-        self.evaluate("new Promise(done => document.readyState === 'complete' ? done() : onload = done)")
+        while not self._loaded:
+            self._hear(self._read())
 
     def evaluate(self, expression: str) -> Any:
         """The value of a JavaScript expression; a promise is waited for.
@@ -115,6 +121,9 @@ class Page:
 
     def _read(self) -> dict[str, Any]:
         while b"\0" not in self._buffer:
+            ready, _, _ = select.select([self._from], [], [], PATIENCE)
+            if not ready:
+                raise RuntimeError(f"The browser has said nothing for {PATIENCE} seconds.")
             part = os.read(self._from.fileno(), 1 << 20)
             if not part:
                 raise RuntimeError("The browser has ended.")
@@ -126,6 +135,8 @@ class Page:
     def _hear(self, event: dict[str, Any]) -> None:
         parameters = event.get("params", {})
         match event.get("method"):
+            case "Page.loadEventFired":
+                self._loaded = True
             case "Runtime.consoleAPICalled" if parameters["type"] in ("error", "warning", "assert"):
                 self.problems.append(json.dumps(parameters["args"]))
             case "Runtime.exceptionThrown":

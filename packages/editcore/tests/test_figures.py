@@ -51,6 +51,16 @@ def test_relations_that_lose_most_stand_at_the_top() -> None:
     _figures.per_relation_figure({}, {}, title="empty")
 
 
+def test_names_from_elsewhere_are_shown_as_they_are(tmp_path: Path) -> None:
+    """Dollars would begin mathematics, and what is no mathematics could not be drawn."""
+    name = "$\\no{$ " + "x" * 200
+    figure = _figures.per_relation_figure({name: summary(1, 2, 3)}, {name: summary(4, 5, 6)}, title=name)
+    _figures.save(figure, tmp_path / "odd.png")
+    [label] = figure.axes[0].get_yticklabels()
+    assert label.get_text().replace("\\$", "$").startswith("$\\no{$ xxx")
+    assert len(label.get_text()) < 40
+
+
 def tracing(kinds: Sequence[str] = KINDS) -> Tracing:
     effects = np.linspace(-0.1, 0.3, 24).reshape(6, 4)
     effects[1] = np.nan

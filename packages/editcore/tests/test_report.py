@@ -22,7 +22,7 @@ from editcore.report._markdown import summary
 
 Call = Callable[..., SimpleNamespace]
 
-HOSTILE = "<script>alert('x')</script><img src=http://evil.example/x.png onerror=alert(1)> & \"quoted\" | `code` $\\nosuch{$ title"
+HOSTILE = "<script>alert('x')</script><img src=http://evil.example/x.png onerror=alert(1)> & \"quoted\" | `c` $\\no{$"
 
 
 class Parsed(HTMLParser):
@@ -368,7 +368,7 @@ def test_a_sweep_has_its_means_failures_and_trials(editctl: Call, sweep: Path) -
     assert ["dddd4444", "arm replay, batch_size 5, replay.replay_rate 0.5", "The disk is <full>, alas."] in found.rows
     trials = [row for row in found.rows if len(row) == 12][1:]
     assert [row[0] for row in trials] == ["aaaa1111", "bbbb2222", "cccc3333", "dddd4444"]
-    assert [row[3] for row in trials] == ["0", "1", "0", "1"]
+    assert [row[4] for row in trials] == ["0", "1", "0", "1"]
     assert [row[-1] for row in trials] == ["30 s", "31 s", "n/a", "n/a"]
     links = [attributes["href"] for tag, attributes in found.tags if tag == "a"]
     assert [link for link in links if link and not link.startswith("#")] == [
