@@ -159,7 +159,8 @@ def _in_words(before: Summary, after: Summary) -> str:
             low, high = metric.interval
             was = f", {before.metrics[name].mean:.1f} % before" if name in before.metrics else ""
             parts.append(words.format(value=f"{metric.mean:.1f} %") + f" (95 % interval {low:.1f} to {high:.1f}{was})")
-    return f"{'; '.join(parts)}." if parts else "Nothing could be compared: the facts have no true object."
+    # A number stays with its sign at the end of a line.
+    return f"{'; '.join(parts)}.".replace(" %", "\u00a0%") if parts else "Nothing could be compared: the facts have no true object."
 
 
 def _metrics(before: Summary, after: Summary) -> Table:
@@ -419,7 +420,7 @@ _NOTHING: Mapping[str, object] = {"undone": 0, "replayed": 0, "scale": 1.0, "rea
 def _cost(run: RunResults) -> Iterator[Block]:
     summary = run.summary
     per_edit = "" if summary.seconds_per_edit is None else f"{summary.seconds_per_edit:.2f} s per edit; "
-    yield Paragraph(f"{per_edit}peak memory {summary.peak_memory_bytes / 2**30:.2f} GiB.".capitalize())
+    yield Paragraph(f"{per_edit}{summary.peak_memory_bytes / 2**30:.2f} GiB of memory at most.")
     times = {name: value or 0.0 for name, value in summary.seconds.items()}
     times["all"] = sum(times.values())
     yield Table(
