@@ -10,9 +10,11 @@ import sys
 import numpy as np
 import pytest
 from editcore import EditRequest, FactRecord
-from editcore.evaluation import CounterFactEvaluator, PromptScore, score_targets, summarize, to_frame
+from editcore.evaluation import CounterFactEvaluator, PromptScore, score_targets, summarize, summarize_frame, to_frame
 from editcore.evaluation._scores import Kind, Metric, summarize_by_relation
 from editcore.testing import tiny_model
+from hypothesis import given
+from hypothesis import strategies as st
 
 
 def score(
@@ -111,6 +113,30 @@ def test_what_cannot_be_computed_is_absent() -> None:
     assert written["ES"] is None
     assert written["rewrite_acc"] == 100.0
     assert summarize([]).percentages() == {}
+
+
+@given(
+    st.lists(
+        st.builds(
+            score,
+            st.sampled_from(["a", "b", "c"]),
+            st.sampled_from(["rewrite", "paraphrase", "neighborhood"]),
+            st.floats(0, 9),
+            st.none() | st.floats(0, 9),
+            correct=st.booleans(),
+        ),
+        min_size=1,
+    )
+)
+def test_a_table_adds_up_to_what_its_scores_do(found: list[PromptScore]) -> None:
+    """A case with a prompt that has no true object is left out of the table's share for that prompt alone."""
+    whole, again = summarize(found), summarize_frame(to_frame(found, phase="after"))
+    assert (again.cases, list(again.metrics)) == (whole.cases, list(whole.metrics))
+    for name, metric in whole.metrics.items():
+        table = again.metrics[name]
+        assert (table.mean, table.std) == pytest.approx((metric.mean, metric.std))
+        assert (table.cases, table.share) == (metric.cases, metric.share)
+        assert table.prompts >= metric.prompts
 
 
 def test_by_relation() -> None:

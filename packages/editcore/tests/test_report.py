@@ -213,29 +213,64 @@ def test_checkpoints_become_a_section(finished: Callable[..., Path]) -> None:
     run = finished("--edits", 4)
     more = {
         "checkpoints": [
-            {"num_edits": 2, "ES": 100.0, "perplexity_ratio": 1.01, "relative_change": {"a": 0.1, "b": 0.25}},
-            {"num_edits": 4, "ES": 87.5, "perplexity_ratio": None, "relative_change": {"a": 0.5, "b": 0.25}},
+            {
+                "batch": 0,
+                "num_edits": 2,
+                "facts": 2,
+                "ES": 100.0,
+                "before": {"ES": 0.0},
+                "interval": {"ES": [34, 100]},
+                "perplexity_ratio": 1.01,
+                "relative_change": {"a": 0.1, "b": 0.25},
+                "seconds": 1.5,
+            },
+            {
+                "batch": 1,
+                "num_edits": 4,
+                "facts": 3,
+                "ES": None,
+                "before": {"ES": None},
+                "interval": {},
+                "perplexity_ratio": 1.25,
+                "relative_change": {"a": 0.5, "b": 0.25},
+                "seconds": 2.5,
+            },
         ],
         "forgetting": {
             "half_life": None,
-            "auc": 0.9375,
-            "retention_by_age": [{"from": 0, "to": 2, "retention": 1.0}, {"from": 2, "to": 4, "retention": 0.875}],
+            "auc": 93.75,
+            "retention_by_age": [
+                {"first": 0, "last": 0, "age": 0.0, "facts": 4, "retention": 100.0, "interval": [51.0, 100.0]},
+                {"first": 1, "last": 2, "age": 2.0, "facts": 2, "retention": 87.5, "interval": [34.2, 98.0]},
+            ],
         },
     }
     changed(run / "summary.json", lambda it: {**it, **more})
     (run / "figures" / "forgetting_curve.png").write_bytes((run / "figures" / "summary.png").read_bytes())
     found = parsed(run)
     assert "Forgetting" in found.headings
-    assert [row for row in found.rows if row[0] in ("facts edited", "2", "4")] == [
-        ["facts edited", "ES (%)", "perplexity, times the unedited model's", "‖ΔW‖/‖W‖"],
-        ["2", "100", "1.01", "0.25"],
-        ["4", "87.5", "n/a", "0.5"],
-        ["2", "4", "0.875"],
+    heads = [
+        "facts edited",
+        "facts measured",
+        "ES (%)",
+        "perplexity, times the unedited model's",
+        "‖ΔW‖/‖W‖",
+        "seconds",
+    ]
+    start = found.rows.index([*heads, "batch"])
+    assert found.rows[start + 1 : start + 3] == [
+        ["2", "2", "100", "1.01", "0.25", "1.5", "0"],
+        ["4", "3", "n/a", "1.25", "0.5", "2.5", "1"],
+    ]
+    start = found.rows.index(["age from", "to", "mean age", "facts", "retention (%)", "95 % interval"])
+    assert found.rows[start + 1 : start + 3] == [
+        ["0", "0", "0", "4", "100", "51.0 to 100.0"],
+        ["1", "2", "2", "2", "87.5", "34.2 to 98.0"],
     ]
     text = (run / "report" / "report.md").read_text(encoding="utf-8")
     assert "there is no half-life" in text
-    assert "the area under the curve, is 0.938" in text
-    assert "figures/forgetting\\_curve.png" in text or "figures/forgetting_curve.png" in text
+    assert "the area under the curve, is 93.8 %." in text
+    assert "(figures/forgetting_curve.png)" in text
 
 
 def test_five_hundred_facts_are_a_page_of_a_few_megabytes(finished: Callable[..., Path]) -> None:

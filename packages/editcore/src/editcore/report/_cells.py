@@ -54,12 +54,12 @@ def seconds(value: float) -> str:
 def records_table(
     caption: str, rows: Sequence[Mapping[str, Any]], *, names: Mapping[str, str], **options: bool
 ) -> Table:
-    """Objects of one kind as a table, a column per key; keys that no object has a plain value for are left out.
+    """Objects of one kind as a table, a column per key. Keys without plain values or intervals are left out.
 
     Args:
         names: headings by key, in the order of the columns; other keys follow under their own names.
     """
-    keys = dict.fromkeys(key for row in rows for key, value in row.items() if not isinstance(value, Mapping | list))
+    keys = dict.fromkeys(key for row in rows for key, value in row.items() if _is_plain(value))
     ordered = [key for key in names if key in keys] + [key for key in keys if key not in names]
     numeric = {key: all(_is_number(row.get(key)) for row in rows) for key in ordered}
     return Table(
@@ -70,13 +70,23 @@ def records_table(
     )
 
 
+def _is_plain(value: object) -> bool:
+    return not isinstance(value, Mapping | list) or _is_interval(value)
+
+
+def _is_interval(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(end, int | float) for end in value)
+
+
 def _is_number(value: object) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+    return value is None or _is_interval(value) or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
 def _cell(value: Any, *, number: bool) -> Cell:
     if value is None or value != value:
         return Cell(_MISSING if number else "", order=math.nan if number else None, tone="quiet")
+    if _is_interval(value):
+        return between((value[0], value[1]))
     if not number:
         return Cell(one_line(value))
     return Cell(f"{value:,}" if isinstance(value, int) else f"{value:,.4g}", order=float(value))

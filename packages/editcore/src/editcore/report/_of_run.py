@@ -63,6 +63,7 @@ _STATES = {"active": "active", "undone": "undone", "edited anew": "edited anew",
 _KINDS = ("rewrite", "paraphrase", "neighborhood")
 _CHECKPOINT: Mapping[str, str] = {
     "num_edits": "facts edited",
+    "facts": "facts measured",
     "ES": "ES (%)",
     "PS": "PS (%)",
     "NS": "NS (%)",
@@ -71,6 +72,14 @@ _CHECKPOINT: Mapping[str, str] = {
     "perplexity_ratio": "perplexity, times the unedited model's",
     "relative_change": "‖ΔW‖/‖W‖",
     "seconds": "seconds",
+}
+_AGES: Mapping[str, str] = {
+    "first": "age from",
+    "last": "to",
+    "age": "mean age",
+    "facts": "facts",
+    "retention": "retention (%)",
+    "interval": "95 % interval",
 }
 _CURVE = "forgetting_curve"
 
@@ -159,8 +168,9 @@ def _in_words(before: Summary, after: Summary) -> str:
             low, high = metric.interval
             was = f", {before.metrics[name].mean:.1f} % before" if name in before.metrics else ""
             parts.append(words.format(value=f"{metric.mean:.1f} %") + f" (95 % interval {low:.1f} to {high:.1f}{was})")
-    # A number stays with its sign at the end of a line.
-    return f"{'; '.join(parts)}.".replace(" %", "\u00a0%") if parts else "Nothing could be compared: the facts have no true object."
+    if not parts:
+        return "Nothing could be compared: the facts have no true object."
+    return f"{'; '.join(parts)}.".replace(" %", "\u00a0%")  # a number stays with its sign at the end of a line
 
 
 def _metrics(before: Summary, after: Summary) -> Table:
@@ -237,11 +247,11 @@ def _forgetting(run: RunResults, saved: Mapping[str, Picture]) -> Iterator[Block
     facts = run.summary.forgetting
     sentences = []
     if facts.get("half_life") is not None:
-        sentences.append(f"Half of the first efficacy is gone after {facts['half_life']:g} further edits (half-life).")
+        sentences.append(f"Half of the first efficacy is gone {facts['half_life']:g} facts later (half-life).")
     elif "half_life" in facts:
         sentences.append("Efficacy never fell to half of what it was: there is no half-life.")
     if facts.get("auc") is not None:
-        sentences.append(f"Mean retention over ages, the area under the curve, is {facts['auc']:.3g}.")
+        sentences.append(f"Mean retention over ages, the area under the curve, is {facts['auc']:.1f} %.")
     if sentences:
         yield Paragraph(" ".join(sentences))
     rows = [
@@ -251,7 +261,7 @@ def _forgetting(run: RunResults, saved: Mapping[str, Picture]) -> Iterator[Block
     yield records_table("All facts edited so far, measured again at each checkpoint", rows, names=_CHECKPOINT)
     bins = facts.get("retention_by_age")
     if isinstance(bins, list) and bins and all(isinstance(one, Mapping) for one in bins):
-        yield records_table("Retention by age, in edits made since a fact was edited", bins, names={})
+        yield records_table("Retention by age, in facts edited since a fact was", bins, names=_AGES)
 
 
 def _largest(by_weight: Any) -> Any:
