@@ -183,6 +183,14 @@ def test_what_others_wrote_is_text(finished: Callable[..., Path]) -> None:
     assert widths <= {3, 4, 5, 7, 8}
 
 
+def test_a_run_in_which_nothing_was_written_has_a_report(finished: Callable[..., Path]) -> None:
+    found = parsed(finished("--edits", 2, "--plugin", "gate", "--set", "gate.batch=0"))
+    efficacy = found.row("Efficacy (ES)")
+    assert (efficacy[3], efficacy[4]) == ("n/a", "")
+    assert [row[5] for row in found.rows if len(row) == 12][1:] == ["refused"] * 2
+    assert "Relations" not in found.headings
+
+
 def test_undoing_after_the_measurement_is_said(editctl: Call, finished: Callable[..., Path]) -> None:
     run = finished()
     assert not any("notice" in (attributes.get("class") or "") for _, attributes in parsed(run).tags)

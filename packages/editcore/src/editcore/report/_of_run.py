@@ -59,7 +59,6 @@ _MEANING = (
     "probabilities per token; accuracies say how often the wanted object is what the model says. All are in percent, "
     "higher is better, averaged within each fact first; intervals are 95 % over facts."
 )
-_STATES = {"active": "active", "undone": "undone", "edited anew": "edited anew", "rejected": "refused"}
 _KINDS = ("rewrite", "paraphrase", "neighborhood")
 _CHECKPOINT: Mapping[str, str] = {
     "num_edits": "facts edited",
@@ -82,6 +81,8 @@ _AGES: Mapping[str, str] = {
     "interval": "95 % interval",
 }
 _CURVE = "forgetting_curve"
+_PLACED = ("summary", "relations_ES", "relations_PS", "relations_NS", _CURVE)
+"""Figures that have their place in another section."""
 
 
 def run_report(directory: Path, *, writer: str) -> Document:
@@ -103,7 +104,7 @@ def run_report(directory: Path, *, writer: str) -> Document:
         Section("Generations", [_generations(run)]),
         Section("Batches", list(_batches(run))),
         Section("Cost", list(_cost(run))),
-        Section("More figures", [one for name, one in saved.items() if name not in ("summary", _CURVE)]),
+        Section("More figures", [one for name, one in saved.items() if name not in _PLACED]),
         Section("Settings", list(_settings(run))),
         Section("Reproduce", list(_reproduce(run))),
         Section("Notes", [Paragraph(note) for note in _notes(run)]),
@@ -377,7 +378,7 @@ def _fact(
         one_line(request.target_new),
         one_line(request.target_true or ""),
         one_line(fact.relation or ""),
-        Cell(_STATES.get(state, state), tone="" if state == "active" else "bad"),
+        Cell("refused" if state == "rejected" else state, tone="" if state == "active" else "bad"),
         Cell("", order=math.nan) if batch is None else Cell(str(batch), order=batch),
         *shares,
         *chances,
