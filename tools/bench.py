@@ -34,7 +34,7 @@ from editcore.linalg import Metric, solve_update
 from torch import Tensor
 
 EDITOR = "emmet"
-EXACT = {"context_count": 5, "v_num_grad_steps": 20, "v_stop_loss": 0.0}
+EXACT = {"context_count": 5, "v_num_grad_steps": 20, "v_stop_loss": 0.0, "v_beta1": 0.9}
 STAGES = ("targets", "keys", "solve", "other")
 SOLVES = (1, 10, 100, 1000, 10_000)
 
