@@ -69,8 +69,6 @@ class Cell:
     text: str
     order: float | None = None
     """What the column is sorted by; left out, the text. NaN stands last, whichever the direction."""
-    note: str = ""
-    """Said behind the text, in smaller print."""
     tone: Literal["", "bad", "quiet"] = ""
     """What deserves attention, and what does not. Never the only sign: the text says the same."""
     link: str = ""
@@ -110,7 +108,6 @@ class Picture:
     png: bytes
     alt: str
     """What it shows, for those who do not see it."""
-    caption: str = ""
 
 
 Block = Paragraph | Notice | Code | Tiles | Table | Picture

@@ -20,6 +20,7 @@ from editcore.report._document import (
     Row,
     Section,
     Table,
+    Tile,
     Tiles,
 )
 
@@ -63,24 +64,22 @@ def _block(block: Block, name: str) -> str:
         case Code(text):
             return f'<pre tabindex="0"><code>{_text(text)}</code></pre>'
         case Tiles(tiles):
-            rows = (
-                f"<div><dt>{_text(tile.name)}</dt><dd><strong>{_text(tile.value)}</strong>{_note(tile.note)}</dd></div>"
-                for tile in tiles
-            )
-            return '<dl class="tiles">\n' + "\n".join(rows) + "\n</dl>"
+            return '<dl class="tiles">\n' + "\n".join(map(_tile, tiles)) + "\n</dl>"
         case Picture():
             return _picture(block)
         case Table():
             return _table(block, name)
 
 
+def _tile(tile: Tile) -> str:
+    value = f"<strong>{_text(tile.value)}</strong> <small>{_text(tile.note)}</small>"
+    return f"<div><dt>{_text(tile.name)}</dt><dd>{value}</dd></div>"
+
+
 def _picture(picture: Picture) -> str:
     data = base64.b64encode(picture.png).decode()
-    caption = f"<figcaption>{_text(picture.caption)}</figcaption>" if picture.caption else ""
-    return (
-        f'<figure><img src="data:image/png;base64,{data}" alt="{_text(picture.alt)}" width="{_width(picture.png)}">'
-        f"{caption}</figure>"
-    )
+    image = f'<img src="data:image/png;base64,{data}" alt="{_text(picture.alt)}" width="{_width(picture.png)}">'
+    return f"<figure>{image}</figure>"
 
 
 def _width(png: bytes) -> int:
@@ -114,17 +113,13 @@ def _row(row: Row, table: Table) -> str:
         text = f"<span>{_text(cell.text)}</span>" if cell.tone else _text(cell.text)
         if cell.link:
             text = f'<a href="{_text(cell.link)}">{text}</a>'
-        cells.append(f"<{opened}{_kind(column.number, cell.tone)}{order}>{text}{_note(cell.note)}</{opened[:2]}>")
+        cells.append(f"<{opened}{_kind(column.number, cell.tone)}{order}>{text}</{opened[:2]}>")
     return f"<tr>{''.join(cells)}</tr>"
 
 
 def _kind(number: bool, tone: str = "") -> str:
     names = " ".join(filter(None, ("number" if number else "", tone)))
     return f' class="{names}"' if names else ""
-
-
-def _note(text: str) -> str:
-    return f" <small>{_text(text)}</small>" if text else ""
 
 
 _CONTROLS = dict.fromkeys([*range(9), 11, 12, *range(14, 32), 127])

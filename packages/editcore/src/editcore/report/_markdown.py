@@ -50,7 +50,7 @@ def _cell(cell: Cell) -> str:
     if cell.link:
         target = re.sub(r"[<>\\\n]", "", cell.link)
         text = f"[{text}](<{target}>)"
-    return f"{text} ({_text(cell.note)})" if cell.note else text
+    return text
 
 
 def _text(text: str) -> str:

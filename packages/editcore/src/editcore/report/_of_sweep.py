@@ -175,7 +175,7 @@ def _summary(sweep: _Sweep) -> Iterator[Block]:
         yield Notice(f"The sweep was interrupted: {state.finished} of {state.trials} trials are finished.")
     elif state.failed:
         yield Notice(f"{state.failed} of {counted(state.trials, 'trial')} failed; the reasons are below.")
-    cost = sum(map(_float, sweep.timings["seconds"]))
+    cost = sum({row["key"]: _float(row["seconds"]) for row in _rows(sweep.timings)}.values())  # points share trials
     yield Tiles(
         [
             Tile(name="Trials finished", value=str(state.finished), note=f"of {state.trials}"),
@@ -248,18 +248,16 @@ def _failures(sweep: _Sweep, link_to: Link) -> Iterator[Block]:
 def _trials(sweep: _Sweep, link_to: Link) -> Table:
     metrics = [name for name in _METRICS if name in sweep.table]
     known = {row["key"]: row for row in _rows(sweep.timings)}
-    by_point = {(row["key"], row["arm"], *(row[axis] for axis in sweep.plan.axes)): row for row in _rows(sweep.table)}
     rows: list[Row] = []
-    for row in by_point.values():
+    for row in _rows(sweep.table):
         key = row["key"]
         cost = _float(known.get(key, {}).get("seconds", ""))
-        tone = "bad" if row["status"] == "failed" else ""
         rows.append(
             [
                 _link(sweep, key, link_to),
                 *(one_line(row[name]) for name in ("arm", *sweep.plan.axes)),
                 number(_float(row["seed"]), 0),
-                Cell(row["status"], tone="bad" if tone else ""),
+                Cell(row["status"], tone="bad" if row["status"] == "failed" else ""),
                 *(number(_float(row[name])) for name in metrics),
                 Cell("n/a", order=math.nan, tone="quiet") if math.isnan(cost) else Cell(seconds(cost), order=cost),
             ]
