@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from editcore._forgetting import Curve, Observation, ages, forgetting, monotone, sample_by_age
+from editcore._forgetting import Curve, Forgetting, Observation, ages, forgetting, monotone, sample_by_age
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -94,7 +94,7 @@ def test_bins_hold_every_observation_once_with_wilsons_interval(observations: li
             centre = (p + z * z / 2 / n) / (1 + z * z / n)
             half = z * (p * (1 - p) / n + z * z / 4 / n / n) ** 0.5 / (1 + z * z / n)
             assert one.interval == pytest.approx((100 * max(0, centre - half), 100 * min(1, centre + half)), abs=1e-6)
-    assert found.as_json()["half_life"] == found.half_life
+    assert Forgetting.model_validate_json(found.model_dump_json()) == found
 
 
 def test_nothing_observed_is_nothing_known() -> None:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, TypeVar
 
+from pydantic import BaseModel, ConfigDict
+
 from editcore.evaluation._scores import case_metric
 
 if TYPE_CHECKING:
@@ -88,9 +90,10 @@ def monotone(values: Sequence[float], weights: Sequence[float]) -> tuple[float, 
     return tuple(mean for mean, _, length in pools for _ in range(length))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AgeBin:
+class AgeBin(BaseModel):
     """Retention of the facts that were seen at some ages."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     first: int
     """Smallest age that belongs to it."""
@@ -104,9 +107,10 @@ class AgeBin:
     """Wilson's 95 % interval over facts, in percent."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Forgetting:
+class Forgetting(BaseModel):
     """What the checkpoints of a run say together."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     half_life: int | None
     """In facts; see :attr:`Curve.half_life`."""
@@ -114,20 +118,6 @@ class Forgetting:
     """Mean retention over ages, in percent; see :attr:`Curve.area`."""
     retention_by_age: tuple[AgeBin, ...]
     """Age 0 alone, then bins of equal width; those without a fact are left out."""
-
-    def as_json(self) -> dict[str, object]:
-        """As it stands in ``summary.json``."""
-        return {
-            "half_life": self.half_life,
-            "auc": self.auc,
-            "retention_by_age": [
-                {
-                    "first": one.first, "last": one.last, "facts": one.facts, "retention": one.retention,
-                    "interval": list(one.interval),
-                }
-                for one in self.retention_by_age
-            ],
-        }  # fmt: skip
 
 
 def forgetting(observations: Sequence[Observation], *, step: int) -> Forgetting:
@@ -150,9 +140,7 @@ def forgetting(observations: Sequence[Observation], *, step: int) -> Forgetting:
                 AgeBin(first=first, last=last, facts=metric.cases, retention=metric.mean, interval=metric.interval)
             )
     area = curve.area
-    return Forgetting(
-        half_life=curve.half_life, auc=None if area is None else 100 * area, retention_by_age=tuple(bins)
-    )
+    return Forgetting(half_life=curve.half_life, auc=None if area is None else 100 * area, retention_by_age=tuple(bins))
 
 
 def ages(history: Sequence[LedgerEntry]) -> Mapping[str, tuple[int, int]]:

@@ -52,13 +52,13 @@ def perplexity(
     """
     prefix = opening_ids(model)
     if isinstance(text, str):
-        text = model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    ids = tuple(text)[:max_tokens]
+        text = list[int](model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    ids: Ids = tuple(text)[:max_tokens]
     limit = getattr(model.hf.config, "max_position_embeddings", None)
     size = (min(window, limit) if isinstance(limit, int) else window) - len(prefix)
     if size + len(prefix) < 2 or size < 1:
         raise RequestError(f"A window of {window} tokens has none to predict; the least is 2.")
-    windows = [prefix + ids[start : start + size] for start in range(0, len(ids), size)]
+    windows: list[Ids] = [prefix + ids[start : start + size] for start in range(0, len(ids), size)]
     windows = [row for row in windows if len(row) > 1]
     if not windows:
         raise RequestError("The text for perplexity has no token to predict; give a longer one.")
