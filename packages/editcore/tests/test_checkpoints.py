@@ -11,10 +11,9 @@ from typing import Any
 
 import pandas as pd
 import pytest
-import torch
 from editcore._forgetting import Curve
 from editcore._ledger import Ledger
-from editcore._run import RunConfig, open_run, recorded
+from editcore._run import open_run, recorded
 from editcore.evaluation import CounterFactEvaluator, perplexity, summarize
 from PIL import Image
 
@@ -169,3 +168,69 @@ def test_a_text_that_is_too_short_is_refused(editctl: Call, options: list[object
     assert done.code == 2
     assert "The corpus short.txt has " in done.err
     assert not (tmp_path / "out" / "run.json").exists()
+
+
+# editctl forgetting
+
+
+def test_runs_are_compared_in_a_table_and_a_picture(editctl: Call, watched: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(watched, other)
+    (other / "summary.json").unlink()  # as while it goes on
+    picture, table = tmp_path / "both.png", tmp_path / "both.csv"
+    done = editctl("forgetting", watched, other, "--out", picture, "--csv", table)
+    assert done.code == 0, done.err
+    found = strict(watched / "forgetting.json")
+    rows = [line.split() for line in done.out.splitlines()]
+    for label in ("watched", "other"):
+        for one in found["checkpoints"]:
+            numbers = [f"{one[name]:.1f}" for name in ("ES", "PS", "NS", "score")]
+            start = [label, str(one["num_edits"]), str(one["facts"]), *numbers, f"{one['perplexity']:.2f}"]
+            assert any(row[: len(start)] == start for row in rows)
+        half_life = found["forgetting"]["half_life"]
+        ends = ["never" if half_life is None else str(half_life), f"{found['forgetting']['auc']:.1f}"]
+        assert any(row[:4] == [label, "toy", *ends] for row in rows)
+    written = pd.read_csv(table)
+    assert written["run"].tolist() == ["watched"] * 3 + ["other"] * 3
+    assert written["ES"].tolist() == pytest.approx([one["ES"] for one in found["checkpoints"]] * 2)
+    with Image.open(picture) as image:
+        assert image.format == "PNG"
+    printed = json.loads(editctl("forgetting", watched, "--json").out)
+    assert printed["watched"]["forgetting"] == found["forgetting"]
+
+
+def test_what_cannot_be_compared_is_said(editctl: Call, options: list[object], watched: Path, tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    assert editctl(*options, "--edits", 1, "--out", plain).code == 0
+    for arguments, sentence in (
+        ((plain,), f"{plain} has no checkpoints (forgetting.json is not there). Runs have them with"),
+        ((watched, watched), "A run is named twice: "),
+        ((watched, "--out", tmp_path / "x.pdf"), "the picture is a PNG; give a file that ends in .png."),
+        ((tmp_path / "nowhere",), "nowhere has no checkpoints"),
+    ):
+        done = editctl("forgetting", *arguments)
+        assert (done.code, sentence in done.err) == (2, True), done.err
+    (watched / "forgetting.json").write_text("{}")
+    assert "is damaged (eval_every: Field required)." in editctl("forgetting", watched).err
+
+
+def test_equal_prompts_of_several_records_are_run_once(watched: Path) -> None:
+    """Scores are those of each record alone, with fewer tokens read."""
+    model, _, _ = open_run(watched)
+    records = recorded(watched)
+    records += [
+        one.model_copy(update={"request": one.request.model_copy(update={"id": f"{one.request.id}-"})})
+        for one in records
+    ]
+    read: list[int] = []
+    handle = model.hf.get_input_embeddings().register_forward_hook(lambda _m, ids, _o: read.append(ids[0].numel()))
+    alone = [score for record in records for score in CounterFactEvaluator().evaluate(model, [record])]
+    tokens_alone = sum(read)
+    read.clear()
+    together = CounterFactEvaluator().evaluate(model, records)
+    handle.remove()
+    assert 2 * sum(read) <= tokens_alone
+    assert [(one.case_id, one.kind, one.success) for one in together] == [
+        (one.case_id, one.kind, one.success) for one in alone
+    ]
+    assert [one.nll_new for one in together] == pytest.approx([one.nll_new for one in alone], abs=1e-5)

@@ -105,6 +105,11 @@ class RunConfig(BaseModel):
     settings: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)
     """Hyperparameters by the name of the editor, backend or extension."""
 
+    @property
+    def method(self) -> str:
+        """What edits, in titles: the editor and its extensions."""
+        return " + ".join([self.editor, *self.plugins])
+
     @classmethod
     def create(cls, values: Mapping[str, Any], plugins: Plugins) -> RunConfig:
         """A checked configuration; ``--plugin NAME`` of a backend becomes the backend.
@@ -496,8 +501,7 @@ def _versions(plugins: Plugins) -> dict[str, str]:
 
 
 def _title(config: RunConfig, edits: int) -> str:
-    method = " + ".join([config.editor, *config.plugins])
-    return f"{method} on {Path(config.model).name}: {edits} edits of {Path(config.dataset).name}"
+    return f"{config.method} on {Path(config.model).name}: {edits} edits of {Path(config.dataset).name}"
 
 
 def _write_results(
