@@ -85,6 +85,8 @@ def test_bins_hold_every_observation_once_with_wilsons_interval(observations: li
     for one in bins:
         inside = [(name, kept) for name, age, kept in observations if one.first <= age <= one.last]
         names = {name for name, _ in inside}
+        inner = [age for _, age, _ in observations if one.first <= age <= one.last]
+        assert one.age == pytest.approx(sum(inner) / len(inner))
         shares = [Fraction(sum(k for n, k in inside if n == name), sum(n == name for n, _ in inside)) for name in names]
         assert one.facts == len(names)
         p = float(sum(shares) / len(shares))

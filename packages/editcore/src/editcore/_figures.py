@@ -189,7 +189,7 @@ def forgetting_figure(checkpoints: Sequence[Checkpoint], forgetting: Forgetting,
     figure, [metrics, text, size, age] = _stacked(4, height=7.4, ratios=(2.1, 1, 1, 1.6), share=False)
     at = [one.num_edits for one in checkpoints]
     for name in ("ES", "PS", "NS"):
-        _curve(metrics, at, checkpoints, name, colour=_MARKS[name][1], marker=_MARKS[name][0], label=name, band=True)
+        _curve(metrics, at, checkpoints, name, colour=_MARKS[name][1], marker=_MARKS[name][0], label=name)
     held = [_number(one.before.get("NS")) for one in checkpoints]
     metrics.plot(at, held, color=_MARKS["NS"][1], linewidth=1, linestyle=":", label="NS unedited")
     _percent_axis(metrics.yaxis, metrics.set_yticks)
@@ -213,7 +213,7 @@ def forgetting_figure(checkpoints: Sequence[Checkpoint], forgetting: Forgetting,
         axes.yaxis.grid(color=GRID, linewidth=0.6)
     for axes in (metrics, text):
         axes.tick_params(labelbottom=False)
-    _retention(age, forgetting.retention_by_age, colour=AFTER, marker="o", label=None)
+    _retention(age, forgetting.retention_by_age, colour=AFTER, marker="o")
     _age_axis(age)
     if forgetting.half_life is not None:
         age.axvline(forgetting.half_life, color=INK, linewidth=0.8, linestyle=":")
@@ -232,11 +232,11 @@ def forgetting_runs_figure(runs: Mapping[str, tuple[Sequence[Checkpoint], Forget
         colour, marker = _RUNS[index % len(_RUNS)]
         at = [one.num_edits for one in checkpoints]
         for axes, name in zip(panels, ("ES", "PS", "NS"), strict=False):
-            _curve(axes, at, checkpoints, name, colour=colour, marker=marker, label=label, band=True)
+            _curve(axes, at, checkpoints, name, colour=colour, marker=marker, label=label)
         panels[3].plot(
             at, [one.perplexity_ratio for one in checkpoints], color=colour, marker=marker, markersize=3.5, linewidth=1
         )
-        _retention(panels[4], forgetting.retention_by_age, colour=colour, marker=marker, label=None)
+        _retention(panels[4], forgetting.retention_by_age, colour=colour, marker=marker)
     for axes, name in zip(panels, ("ES (%)", "PS (%)", "NS (%)", "perplexity\nratio"), strict=False):
         axes.set_xlim(0, 1.03 * most)
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -261,25 +261,23 @@ def _curve(
     colour: str,
     marker: str,
     label: str,
-    band: bool,
 ) -> None:
     """A metric at each checkpoint with its 95 % interval as a band."""
     values = [_number(getattr(one, name)) for one in checkpoints]
     axes.plot(at, values, color=colour, marker=marker, markersize=3.5, linewidth=1, label=label)
-    if band:
-        bounds = [one.interval.get(name, (math.nan, math.nan)) for one in checkpoints]
-        axes.fill_between(at, [low for low, _ in bounds], [high for _, high in bounds], color=colour, alpha=0.13, lw=0)
+    bounds = [one.interval.get(name, (math.nan, math.nan)) for one in checkpoints]
+    axes.fill_between(at, [low for low, _ in bounds], [high for _, high in bounds], color=colour, alpha=0.13, lw=0)
 
 
-def _retention(axes: Any, bins: Sequence[AgeBin], *, colour: str, marker: str, label: str | None) -> None:
-    """Each bin at its middle, with its 95 % interval."""
-    middles = [(one.first + one.last) / 2 for one in bins]
+def _retention(axes: Any, bins: Sequence[AgeBin], *, colour: str, marker: str) -> None:
+    """Each bin at the mean age seen in it, with its 95 % interval."""
+    places = [one.age for one in bins]
     values = [one.retention for one in bins]
     below = [max(0.0, one.retention - one.interval[0]) for one in bins]
     above = [max(0.0, one.interval[1] - one.retention) for one in bins]
     axes.errorbar(
-        middles, values, yerr=[below, above], color=colour, marker=marker, markersize=3.5, linewidth=1, elinewidth=0.8,
-        capsize=2, label=label,
+        places, values, yerr=[below, above], color=colour, marker=marker, markersize=3.5, linewidth=1, elinewidth=0.8,
+        capsize=2,
     )  # fmt: skip
 
 

@@ -99,6 +99,8 @@ class AgeBin(BaseModel):
     """Smallest age that belongs to it."""
     last: int
     """Largest age that belongs to it."""
+    age: float
+    """Mean of the ages that were seen in it."""
     facts: int
     """Different facts seen."""
     retention: float
@@ -133,11 +135,18 @@ def forgetting(observations: Sequence[Observation], *, step: int) -> Forgetting:
     bounds = [(0, 0), *((first + 1, first + width) for first in range(0, oldest, width))]
     bins = []
     for first, last in bounds:
-        inside = [(name, float(kept)) for name, age, kept in observations if first <= age <= last]
-        metric = case_metric([name for name, _ in inside], [kept for _, kept in inside])
+        inside = [one for one in observations if first <= one[1] <= last]
+        metric = case_metric([name for name, _, _ in inside], [float(retained) for _, _, retained in inside])
         if metric is not None:
             bins.append(
-                AgeBin(first=first, last=last, facts=metric.cases, retention=metric.mean, interval=metric.interval)
+                AgeBin(
+                    first=first,
+                    last=last,
+                    age=sum(age for _, age, _ in inside) / len(inside),
+                    facts=metric.cases,
+                    retention=metric.mean,
+                    interval=metric.interval,
+                )
             )
     area = curve.area
     return Forgetting(half_life=curve.half_life, auc=None if area is None else 100 * area, retention_by_age=tuple(bins))
