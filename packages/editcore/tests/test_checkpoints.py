@@ -40,6 +40,7 @@ def watched(editctl: Call, options: list[object], corpus_file: Path, tmp_path: P
     out = tmp_path / "watched"
     done = editctl(*options, "--eval-every", 2, "--eval-text", corpus_file, "--out", out)
     assert done.code == 0, done.err
+    assert f"Checkpoints: editctl forgetting {out}; their picture is " in done.out
     return out
 
 

@@ -321,11 +321,9 @@ def _measure(session: EditSession, records: Sequence[FactRecord], prompts: Seque
 def _measure_base(
     session: EditSession, records: Sequence[FactRecord], prompts: Sequence[str], config: RunConfig
 ) -> Before:
-    measured = _measure(session, records, prompts, phase="before")
-    if config.eval_every is None:
-        return measured
-    text = HeldOutText.measured(session, config.eval_text, config.seed)
-    return measured.model_copy(update={"text": text})
+    # The text first: one that is too short should cost no measurement.
+    text = None if config.eval_every is None else HeldOutText.measured(session, config.eval_text, config.seed)
+    return _measure(session, records, prompts, phase="before").model_copy(update={"text": text})
 
 
 def _checkpoints(

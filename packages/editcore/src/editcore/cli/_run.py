@@ -247,6 +247,8 @@ def show_result(result: RunResult) -> None:
         console.print(f"{result.rejected} facts were rejected; {result.directory / 'batches.jsonl'} has the reasons.")
     for note in result.notes:
         console.print(f"Note: {note}")
+    if (curve := result.directory / "figures" / "forgetting_curve.png").exists():
+        console.print(f"Checkpoints: editctl forgetting {shlex.quote(str(result.directory))}; their picture is {curve}")
     console.print(f"Everything is in {result.directory}; the picture is {result.directory / 'figures' / 'summary.png'}")
 
 
