@@ -286,12 +286,12 @@ class Checkpoints:
         paths = [table] if table.exists() else [self._directory / CHECKPOINTS / f"{n:05d}.parquet" for n in self._found]
         try:
             read = [pd.read_parquet(path) for path in paths]
-        except (OSError, ValueError) as error:
+            rows = pd.concat(read)[list(_TYPES)] if read else _frame([], -1, self._session)
+        except (OSError, ValueError, KeyError) as error:
             raise RunError(
                 f"A table of checkpoints in {self._directory} is damaged or gone ({error}). Remove {FORGETTING_NAME} "
                 "to go on without the checkpoints so far."
             ) from error
-        rows = pd.concat(read) if read else _frame([], -1, self._session)
         return {batch: rows[rows["after_batch"] == batch] for batch in self._found}
 
     def _frame(self) -> pd.DataFrame:
