@@ -13,7 +13,7 @@ from editcore import EditRequest, FactRecord
 from editcore.evaluation import CounterFactEvaluator, PromptScore, score_targets, summarize, summarize_frame, to_frame
 from editcore.evaluation._scores import Kind, Metric, summarize_by_relation
 from editcore.testing import tiny_model
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 
@@ -115,6 +115,7 @@ def test_what_cannot_be_computed_is_absent() -> None:
     assert summarize([]).percentages() == {}
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.builds(

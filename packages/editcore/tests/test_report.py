@@ -281,6 +281,16 @@ def test_checkpoints_become_a_section(finished: Callable[..., Path]) -> None:
     assert "(figures/forgetting_curve.png)" in text
 
 
+def test_a_run_with_checkpoints_has_its_curve(finished: Callable[..., Path]) -> None:
+    run = finished("--edits", 4, "--eval-every", 2)
+    found = parsed(run)
+    checkpoints = json.loads((run / "summary.json").read_text(encoding="utf-8"))["checkpoints"]
+    [start] = [number for number, row in enumerate(found.rows) if row[:2] == ["facts edited", "facts measured"]]
+    shown = found.rows[start + 1 : start + 1 + len(checkpoints)]
+    assert [row[0] for row in shown] == [str(one["num_edits"]) for one in checkpoints] == ["2", "4"]
+    assert (run / "figures" / "forgetting_curve.png").read_bytes() in found.pictures()
+
+
 def test_five_hundred_facts_are_a_page_of_a_few_megabytes(finished: Callable[..., Path]) -> None:
     run = finished("--edits", 2)
     line = json.loads((run / "requests.jsonl").read_text(encoding="utf-8").splitlines()[0])
