@@ -140,7 +140,7 @@ def per_relation_figure(
     axes.hlines(places, [row[1] for row in rows], [row[2] for row in rows], color=GRID, linewidth=3, zorder=1)
     axes.scatter([row[1] for row in rows], places, color=BEFORE, s=22, label="before", zorder=2)
     axes.scatter([row[2] for row in rows], places, color=AFTER, s=22, label="after", zorder=3)
-    axes.set_yticks(places, [_label(row[0]) for row in rows])
+    axes.set_yticks(places, [_plain(row[0]) for row in rows])
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(-0.7, len(rows) - 0.3)
     _percent_axis(axes.xaxis, axes.set_xticks)
@@ -366,7 +366,7 @@ def _error_bars(
             label = None  # one entry in the legend
 
 
-def _label(text: str, most: int = 32) -> str:
+def _plain(text: str, most: int = 32) -> str:
     """A text from elsewhere, cut to ``most`` characters: matplotlib would read mathematics between two dollars."""
     text = " ".join(text.split())
     return (text if len(text) <= most else f"{text[: most - 1]}…").replace("$", r"\$")
@@ -378,7 +378,7 @@ def _percent_axis(axis: Any, set_ticks: Any) -> None:
 
 
 def _head(figure: Figure, axes: Any, title: str, *, columns: int = 3) -> None:
-    figure.suptitle(_label(title, 100), fontsize=9.5, color=INK, x=0.02, ha="left")
+    figure.suptitle(_plain(title, 100), fontsize=9.5, color=INK, x=0.02, ha="left")
     _legend(axes, columns=columns)
 
 
