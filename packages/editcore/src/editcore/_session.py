@@ -224,7 +224,8 @@ class EditSession:
         rejected = list(_rejected(batch, {name: addition.withdrawn for name, addition in additions}))
         batch = batch.without(_ids(rejected))
         _refuse_contradictions(batch.requests)
-        proposal, verdicts = Proposal(deltas={}, evidence=(), known={}), {}
+        proposal = Proposal(deltas={}, evidence=(), known={})
+        verdicts: dict[str, Verdict] = {}
         if batch.num_new:
             batch = _with_additions(batch, [addition for _, addition in additions])
             proposal = self._proposed(batch)
@@ -233,9 +234,8 @@ class EditSession:
         scale, reason = _judge(verdicts) if batch.num_new else (0.0, "every request was rejected")
         entry = _entry(batch, proposal, scale, reason, verdicts, rejected)
         for one in rejected:
-            _log.warning(
-                "'%s' → '%s' was rejected: %s: %s", one.request.text, one.request.target_new, one.by, one.reason
-            )
+            asked = f"'{one.request.text}' → '{one.request.target_new}'"
+            _log.warning("batch %d: %s was rejected (%s: %s)", batch.index, asked, one.by, one.reason)
         if not entry.applied:
             _log.warning("batch %d was rejected: %s", batch.index, reason)
         with uninterrupted():
@@ -279,7 +279,8 @@ class EditSession:
         Returns:
             What is left of the batch, its proposal, the last verdicts, and what was rejected.
         """
-        whole, asked, verdicts = batch, proposal, {}
+        whole, asked = batch, proposal
+        verdicts: dict[str, Verdict] = {}
         rejected: list[RejectedRequest] = []
 
         def without(ids: Collection[str]) -> Proposal:
