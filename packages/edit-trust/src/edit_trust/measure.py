@@ -74,7 +74,7 @@ class Baseline:
 
     prompts: tuple[str, ...]
     log_probabilities: Tensor | None
-    """``[rows, vocab]``, one row per prompt; ``None`` without prompts."""
+    """``[texts, vocab]``, one row per prompt; ``None`` without prompts."""
     facts: tuple[EditRequest, ...]
     """The sampled earlier facts that the model says."""
     perplexity: float | None

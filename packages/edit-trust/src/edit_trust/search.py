@@ -23,10 +23,10 @@ class Found:
 def split(items: Sequence[str], passes: Callable[[Sequence[str]], bool], *, looks: int) -> Found:
     """Split items that fail together.
 
-    The items kept so far pass. Of those that wait, a beginning is looked for that fails with them and passes without its
-    last item; that one is a culprit, what stands before it is kept, and the rest goes on waiting. The search gallops
-    from the end, where the suspects are: one culprit in the last place takes one look, any other about 2 log₂ of its
-    distance from the end.
+    The items kept so far pass. Of those that wait, a beginning is looked for that fails with them and passes without
+    its last item; that one is a culprit, what stands before it is kept, and the rest goes on waiting. The search
+    gallops from the end, where the suspects are: one culprit in the last place takes one look, any other about 2 log₂
+    of its distance from the end.
 
     Args:
         items: the most suspect last.

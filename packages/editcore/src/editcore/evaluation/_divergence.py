@@ -1,6 +1,6 @@
 """How far a model's next-token distributions moved: what an edit did to prompts that it is not about.
 
-Shapes: ``rows`` prompts, ``vocab``.
+Shapes: ``texts`` prompts, ``vocab``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAX_ROWS = 16
 
 
 def next_token_log_probabilities(model: LanguageModel, prompts: Sequence[str]) -> Tensor:
-    """log p(token | prompt) behind each prompt, in the order given: ``[rows, vocab]`` float64 on the CPU."""
+    """log p(token | prompt) behind each prompt, in the order given: ``[texts, vocab]`` float64 on the CPU."""
     rows = [model.read_prompt(prompt)[0] for prompt in prompts]
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     found: dict[int, Tensor] = {}
@@ -43,11 +43,11 @@ def next_token_log_probabilities(model: LanguageModel, prompts: Sequence[str]) -
 
 
 def kl_divergences(before: Tensor, after: Tensor) -> Tensor:
-    """KL(p‖q) = Σ p (log p − log q) in nats, row by row: ``[rows]``.
+    """KL(p‖q) = Σ p (log p − log q) in nats, row by row: ``[texts]``.
 
     Args:
-        before: log p, ``[rows, vocab]``.
-        after: log q, ``[rows, vocab]``.
+        before: log p, ``[texts, vocab]``.
+        after: log q, ``[texts, vocab]``.
     """
     # A token that p excludes adds nothing, whatever q thinks of it.
     terms = torch.where(before > -torch.inf, before.exp() * (before - after), torch.zeros_like(before))

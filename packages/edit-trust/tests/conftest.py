@@ -1,0 +1,94 @@
+"""A tiny model with second moments from a small text, and sessions that trust watches."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from edit_trust.extension import TrustExtension
+from editcore import EditSession, FactRecord
+from editcore.testing import tiny_model, tiny_requests
+
+Open = Callable[..., EditSession]
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> str:
+    """A text file of a few thousand tokens."""
+    words = " ".join(request.text for request in tiny_requests(80)).split()
+    path = tmp_path / "corpus.txt"
+    path.write_text(" ".join(random.Random(0).choices(words, k=1500)), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def heldout(tmp_path: Path) -> str:
+    """A file of records with neighbourhood prompts, about people whom no test edits."""
+    path = tmp_path / "heldout.jsonl"
+    records = (
+        FactRecord(request=one, neighborhood_prompts=(one.text, f"The colleagues of {one.text}"))
+        for one in tiny_requests(80)[40:]
+    )
+    path.write_text("".join(record.model_dump_json() + "\n" for record in records), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def loose(corpus: str, heldout: str) -> dict[str, Any]:
+    """Settings under which no clean batch of a tiny model fails: it knows nothing, so everything moves it."""
+    return {
+        "trust_threshold": 0.0,
+        "trust_heldout": heldout,
+        "trust_text": corpus,
+        "trust_text_tokens": 64,
+        "trust_min_efficacy": 0.0,
+        "trust_min_retention": 0.0,
+        "trust_max_kl": 1e6,
+        "trust_max_perplexity_ratio": 1e6,
+        "trust_max_norm_growth": 1e6,
+    }
+
+
+@pytest.fixture
+def open_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, corpus: str, loose: dict[str, Any]) -> Open:
+    """Opens a session with trust on a new tiny model in float64."""
+    monkeypatch.setenv("EDITCORE_CACHE", str(tmp_path / "cache"))
+
+    def _open(
+        *,
+        trust: dict[str, Any] | None = None,
+        editor: str = "emmet",
+        own: dict[str, Any] | None = None,
+        plugins: tuple[str, ...] = ("trust",),
+        **options: Any,
+    ) -> EditSession:
+        settings = {editor: {"layers": [1], "context_templates": ["{}"], "v_num_grad_steps": 5, **(own or {})}}
+        if "trust" in plugins:
+            settings["trust"] = {**loose, **(trust or {})}
+        return EditSession.open(
+            tiny_model(dtype=torch.float64),
+            editor=editor,
+            plugins=plugins,
+            settings=settings,
+            corpus=corpus,
+            corpus_tokens=1024,
+            **options,
+        )
+
+    return _open
+
+
+@pytest.fixture
+def trust_of() -> Callable[[EditSession], TrustExtension]:
+    """The extension of a session."""
+
+    def _trust_of(session: EditSession) -> TrustExtension:
+        extension = session.extensions["trust"]
+        assert isinstance(extension, TrustExtension)
+        return extension
+
+    return _trust_of
