@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from edit_trust.extension import TrustExtension
-from editcore import EditSession, FactRecord
+from editcore import EditSession
 from editcore.testing import tiny_model, tiny_requests
 
 Open = Callable[..., EditSession]
@@ -30,10 +31,10 @@ def heldout(tmp_path: Path) -> str:
     """A file of records with neighbourhood prompts, about people whom no test edits."""
     path = tmp_path / "heldout.jsonl"
     records = (
-        FactRecord(request=one, neighborhood_prompts=(one.text, f"The colleagues of {one.text}"))
+        {**one.model_dump(exclude={"tags"}), "neighborhood_prompts": [one.text, f"The colleagues of {one.text}"]}
         for one in tiny_requests(80)[40:]
     )
-    path.write_text("".join(record.model_dump_json() + "\n" for record in records), encoding="utf-8")
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     return str(path)
 
 

@@ -34,7 +34,7 @@ def test_hyperparameters_survive_json_and_refuse_unknown_names() -> None:
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"trust_threshold": 1.5}, "trust_threshold = 1.5 is out of range. Allowed: 0 to 1"),
+        ({"trust_threshold": 1.5}, "trust_threshold = 1.5 is out of range. Allowed: ≥ 0 and ≤ 1"),
         ({"trust_action": "undo"}, "trust_action"),
         ({"trust_scale": 1.0}, "trust_scale = 1.0 is out of range"),
         ({"trust_weights": [0.0, 0.0]}, "trust_weights must not both be 0"),

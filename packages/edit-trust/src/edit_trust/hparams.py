@@ -48,9 +48,9 @@ class TrustHParams(HParams):
     """Least share of the new facts that the model says with the batch in it."""
     trust_min_retention: _Share = 0.75
     """Least share of the sampled earlier facts, of those that the model said before the batch, that it still says."""
-    trust_max_kl: Annotated[float, Field(gt=0)] = 1.0
+    trust_max_kl: Annotated[float, Field(gt=0)] = 0.5
     """Largest mean KL divergence of the held-out prompts' next token, from before the batch to after it, in nats."""
-    trust_max_perplexity_ratio: Annotated[float, Field(gt=0)] = 1.25
+    trust_max_perplexity_ratio: Annotated[float, Field(gt=0)] = 1.2
     """Largest perplexity with the batch over perplexity before it."""
     trust_max_norm_growth: Annotated[float, Field(gt=0)] = 0.25
     """Largest ‖W + Δ‖ / ‖W‖ − 1 of an edited weight."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from editcore import EditRequest, FactoredDelta
+from editcore import EditRequest, FactoredDelta, HParamsError
 from editcore.corpora import open_corpus
 from editcore.datasets import load_records
 from editcore.evaluation import kl_divergences, next_token_log_probabilities, perplexity, score_targets
@@ -89,6 +89,7 @@ class Probe:
 
     Raises:
         UnknownNameError, DatasetError, StatisticsError: there are no such records, or no such text.
+        HParamsError: the records have no neighbourhood prompts.
     """
 
     def __init__(self, model: LanguageModel, hparams: TrustHParams, plugins: Plugins, *, seed: int) -> None:
@@ -153,6 +154,11 @@ def _held_out(hparams: TrustHParams, plugins: Plugins, seed: int) -> tuple[str, 
         return ()
     records = load_records(hparams.trust_heldout, plugins=plugins)
     found = sorted({prompt for record in records for prompt in record.neighborhood_prompts})
+    if not found:
+        raise HParamsError(
+            f"trust: the records of '{hparams.trust_heldout}' have no neighbourhood prompts. Give trust_heldout others, "
+            "such as worldfacts, or set trust_heldout_samples to 0."
+        )
     return tuple(random.Random(f"trust:{seed}").sample(found, min(hparams.trust_heldout_samples, len(found))))
 
 
