@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from edit_trust.extension import TrustExtension
-from editcore import EditSession
+from editcore import EditSession, LanguageModel
 from editcore.testing import tiny_model, tiny_requests
 
 Open = Callable[..., EditSession]
@@ -54,9 +55,17 @@ def loose(corpus: str, heldout: str) -> dict[str, Any]:
     }
 
 
+@pytest.fixture(scope="session")
+def base() -> LanguageModel:
+    """A tiny model in float64 that no test edits: finding its layout takes longer than a session."""
+    return tiny_model(dtype=torch.float64)
+
+
 @pytest.fixture
-def open_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, corpus: str, loose: dict[str, Any]) -> Open:
-    """Opens a session with trust on a new tiny model in float64."""
+def open_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: LanguageModel, corpus: str, loose: dict[str, Any]
+) -> Open:
+    """Opens a session with trust on a copy of the tiny model."""
     monkeypatch.setenv("EDITCORE_CACHE", str(tmp_path / "cache"))
 
     def _open(
@@ -71,7 +80,7 @@ def open_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, corpus: str, l
         if "trust" in plugins:
             settings["trust"] = {**loose, **(trust or {})}
         return EditSession.open(
-            tiny_model(dtype=torch.float64),
+            copy.deepcopy(base),
             editor=editor,
             plugins=plugins,
             settings=settings,

@@ -12,7 +12,7 @@ import pytest
 import torch
 from edit_trust.extension import RECORD_NAME, TrustExtension
 from edit_trust.measure import Measurement
-from editcore import EditRequest, EditSession, KnownTarget, RequestError
+from editcore import EditRequest, EditSession, HParamsError, KnownTarget, RequestError
 from editcore.testing import tiny_requests
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -112,7 +112,7 @@ def test_off_it_lets_everything_pass(open_session: Open) -> None:
 # The measured level
 
 
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     limit=st.sampled_from(["trust_max_kl", "trust_max_perplexity_ratio", "trust_max_norm_growth"]),
     action=st.sampled_from(["rollback", "scale"]),
@@ -194,13 +194,17 @@ def test_a_change_that_disables_the_model_is_rejected_for_its_figures(open_sessi
 
 def test_retention_asks_earlier_facts(open_session: Open) -> None:
     session = open_session(own={"v_num_grad_steps": 20})
-    session.edit(FACTS[:8], batch_size=4)
-    figures = session.ledger.batches[1].verdicts["trust"].figures
-    assert 0 <= figures["retention"] <= 1
-    strict = open_session(own={"v_num_grad_steps": 20}, trust={"trust_min_efficacy": 1.0, "trust_looks": 0})
-    assert figures["efficacy"] <= 1
-    strict.edit(FACTS[:4])
-    assert strict.requests == () or strict.ledger.batches[0].verdicts["trust"].figures["efficacy"] == 1.0
+    session.edit(FACTS[:4], batch_size=2)
+    said, kept = (session.ledger.batches[index].verdicts["trust"].figures for index in (0, 1))
+    assert said["efficacy"] == 1.0  # otherwise there would be nothing to retain
+    assert 0 <= kept["retention"] <= 1
+
+
+def test_a_text_of_records_without_neighbours_is_refused(open_session: Open, tmp_path: Path) -> None:
+    path = tmp_path / "bare.jsonl"
+    path.write_text(json.dumps({"subject": "A", "prompt": "{} is", "target_new": "b"}) + "\n", encoding="utf-8")
+    with pytest.raises(HParamsError, match=r"trust: the records of .*bare.jsonl' have no neighbourhood prompts. Set"):
+        open_session(trust={"trust_heldout": str(path)})
 
 
 def test_held_out_prompts_do_not_speak_of_the_batch(open_session: Open, trust_of: TrustOf) -> None:

@@ -72,23 +72,23 @@ class TrustExtension:
 
     def __init__(self, hparams: TrustHParams, context: ExtensionContext) -> None:
         self.hparams = hparams
-        self.context = context
         self._active: dict[tuple[str, str], Active] = {}
         self._costs: list[float] = []
-        self._probe: Probe | None = None
+        measures = hparams.trust_enable and hparams.trust_measure
+        self._probe = Probe(hparams, context.plugins, seed=context.seed) if measures else None
         self._baseline: Baseline | None = None
         self._notes: list[str] = []
 
     @hookimpl
     def editcore_before_run(self, event: BeforeRun) -> None:
-        """Draw what batches are measured on, and take up the facts that are active."""
+        """Take up the facts that are active, and keep on record what batches are measured on."""
         self._rebuild(event.history)
-        if self.hparams.trust_enable and self.hparams.trust_measure:
-            probe = Probe(event.model, self.hparams, self.context.plugins, seed=self.context.seed)
-            self._probe = probe
-            if event.directory is not None:
-                record = {"heldout_prompts": probe.prompts, "text": probe.text}
-                write_text(event.directory / RECORD_NAME, json_text(record, indent=2) + "\n")
+        if self._probe is None:
+            return
+        self._probe.read_text(event.model)
+        if event.directory is not None:
+            record = {"heldout_prompts": self._probe.prompts, "text": self._probe.text}
+            write_text(event.directory / RECORD_NAME, json_text(record, indent=2) + "\n")
 
     @hookimpl
     def editcore_before_batch(self, event: BeforeBatch) -> BatchAddition | None:

@@ -92,11 +92,24 @@ class Probe:
         HParamsError: the records have no neighbourhood prompts.
     """
 
-    def __init__(self, model: LanguageModel, hparams: TrustHParams, plugins: Plugins, *, seed: int) -> None:
+    def __init__(self, hparams: TrustHParams, plugins: Plugins, *, seed: int) -> None:
         self.hparams = hparams
         self.seed = seed
         self.prompts = _held_out(hparams, plugins, seed)
-        self.text = _text(model, hparams, seed)
+        self.text = ""
+        """What perplexity is taken of, once it was read."""
+        self._corpus = open_corpus(hparams.trust_text, seed=seed)
+
+    def read_text(self, model: LanguageModel) -> None:
+        """Take the text's first tokens, as the model's tokenizer counts them.
+
+        Raises:
+            StatisticsError: the text cannot be read, or has fewer.
+        """
+        tokens = self.hparams.trust_text_tokens
+        if tokens:
+            rows = self._corpus.sequences(model, tokens, tokens)
+            self.text = model.tokenizer.decode(rows[0], skip_special_tokens=True)
 
     def baseline(
         self, model: LanguageModel, new: Sequence[EditRequest], active: Sequence[EditRequest], *, batch: int
@@ -156,19 +169,10 @@ def _held_out(hparams: TrustHParams, plugins: Plugins, seed: int) -> tuple[str, 
     found = sorted({prompt for record in records for prompt in record.neighborhood_prompts})
     if not found:
         raise HParamsError(
-            f"trust: the records of '{hparams.trust_heldout}' have no neighbourhood prompts. Give trust_heldout others, "
-            "such as worldfacts, or set trust_heldout_samples to 0."
+            f"trust: the records of '{hparams.trust_heldout}' have no neighbourhood prompts. Set trust_heldout to "
+            "others, such as worldfacts, or trust_heldout_samples to 0."
         )
     return tuple(random.Random(f"trust:{seed}").sample(found, min(hparams.trust_heldout_samples, len(found))))
-
-
-def _text(model: LanguageModel, hparams: TrustHParams, seed: int) -> str:
-    tokens = hparams.trust_text_tokens
-    if not tokens:
-        return ""
-    rows = open_corpus(hparams.trust_text, seed=seed).sequences(model, tokens, tokens)
-    text: str = model.tokenizer.decode(rows[0], skip_special_tokens=True)
-    return text
 
 
 def _says(model: LanguageModel, requests: Sequence[EditRequest]) -> list[bool]:
