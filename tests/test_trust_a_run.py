@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +11,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-
-BIN = Path(sys.executable).parent
 
 Editctl = Callable[..., Any]
 
@@ -96,7 +94,29 @@ def test_a_wrong_setting_is_refused_before_anything_is_written(run: Editctl) -> 
     assert not refused.directory.exists()
 
 
-def test_the_table_of_a_poisoned_stream_has_its_arms(tiny_folder: Path, tiny_corpus: Path, tmp_path: Path) -> None:
-    tool = Path(__file__).resolve().parent.parent / "tools" / "trust_table.py"
-    done = subprocess.run([sys.executable, tool, "--help"], capture_output=True, text=True, timeout=120)
-    assert (done.returncode, "--poison" in done.stdout) == (0, True)
+def test_the_table_of_a_poisoned_stream(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EDITCORE_CACHE", str(tmp_path / "cache"))
+    path = Path(__file__).resolve().parent.parent / "tools" / "trust_table.py"
+    spec = importlib.util.spec_from_file_location("trust_table", path)
+    assert spec is not None
+    assert spec.loader is not None
+    tool = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "trust_table", tool)
+    spec.loader.exec_module(tool)
+    options = ["layers=[1]", "v_num_grad_steps=3", 'context_templates=["{}"]', "trust.trust_weights=[0.0, 1.0]"]
+    free = [*FREE[1::2], "trust.trust_threshold=0.2"]
+    assignments = [part for one in (*options, *free) for part in ("--set", one)]
+    tool.main(["--model", str(tiny_folder), "--edits", "6", "--poison", "0.34", "--batch-size", "3",
+               "--stretch", "300", *assignments])  # fmt: skip
+    printed = capsys.readouterr().out
+    rows = [line.split("|")[1:-1] for line in printed.splitlines() if line.startswith("| ")]
+    arms = {row[0].strip(): row[-1].strip() for row in rows[1:5]}
+    assert list(arms) == ["clean", "clean, trust", "poisoned", "poisoned, trust"]
+    assert (arms["clean"], arms["poisoned"]) == ("0", "0")
+    found = {row[0].strip(): (row[1].strip(), row[3]) for row in rows[6:]}
+    assert {"norm", "contradiction"} <= {kind for kind, _ in found.values()}
+    assert any("times the median cost" in why for kind, why in found.values() if kind == "norm")
+    # What a random model makes of 30 tokens says nothing of its probability here: the weight of the gain is 0.
+    assert "of 3 poisoned requests were rejected." in printed

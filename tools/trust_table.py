@@ -14,9 +14,9 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from editcore import EditRequest, EditSession, FactRecord, KnownTarget, LanguageModel, Plugins, RejectedRequest
+from editcore.cli._run import settings_from
 from editcore.datasets import check_records, load_records
 
 METRICS = ("ES", "PS", "NS", "score")
@@ -34,7 +34,7 @@ class Stream:
     """What kind of poison a request is, by its id; clean ones are not in it."""
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", default="smollm2-135m")
@@ -46,7 +46,11 @@ def main() -> None:
     parser.add_argument("--stretch", type=float, default=30.0, help="how far a poisoned value is from where it was")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plugin", action="append", default=[], help="an extension beside trust, such as replay")
-    options = parser.parse_args()
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as of editctl run")
+    options = parser.parse_args(arguments)
+    # A contradiction is poison here, so what was there first stays.
+    base = {"trust": {"on_conflict": "keep"}}
+    options.settings = settings_from(options.set, base, editor=options.editor)
     registry = Plugins.load()
     model = LanguageModel.load(options.model, plugins=registry)
     available, _ = check_records(load_records(options.dataset, plugins=registry))
@@ -105,7 +109,7 @@ def poison(
 
 def _stretched(model: LanguageModel, request: EditRequest, options: argparse.Namespace) -> KnownTarget:
     """The solved key and value of a request, the value moved far away from what the model gives now."""
-    session = EditSession.open(model, editor=options.editor, seed=options.seed)
+    session = _open(model, options, ())
     [result] = session.edit([request])
     session.close()
     solved = result.proposal.known[request.id]
@@ -115,6 +119,11 @@ def _stretched(model: LanguageModel, request: EditRequest, options: argparse.Nam
         now = projection(solved.keys[name].to(model.weight(name))).detach().to(value)
         values[name] = now + options.stretch * (value - now)
     return replace(solved, values=values)
+
+
+def _open(model: LanguageModel, options: argparse.Namespace, plugins: Sequence[str]) -> EditSession:
+    settings = {name: values for name, values in options.settings.items() if name in (options.editor, *plugins)}
+    return EditSession.open(model, editor=options.editor, plugins=plugins, settings=settings, seed=options.seed)
 
 
 def _long(model: LanguageModel, words: Sequence[str], rng: random.Random) -> str:
@@ -134,8 +143,7 @@ def _arm(
     plugins: Sequence[str],
 ) -> tuple[RejectedRequest, ...]:
     """Edit a stream in a session of its own, print its line, and say what was rejected."""
-    settings: dict[str, dict[str, Any]] = {"trust": {"on_conflict": "keep"}} if "trust" in plugins else {}
-    session = EditSession.open(model, editor=options.editor, plugins=plugins, settings=settings, seed=options.seed)
+    session = _open(model, options, plugins)
     session.edit(stream.requests, batch_size=options.batch_size, known=stream.known)
     _, summary = session.evaluate(records)
     found = summary.percentages()

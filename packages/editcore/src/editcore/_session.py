@@ -314,7 +314,7 @@ class EditSession:
         stages = [*proposal.seconds, *(name for name in again.seconds if name not in proposal.seconds)]
         return replace(
             again,
-            evidence=tuple(_with_optimisation(one, first[one.request_id]) for one in again.evidence),
+            evidence=tuple(_with_optimisation(one, first.get(one.request_id, one)) for one in again.evidence),
             notes=tuple(dict.fromkeys([*proposal.notes, *again.notes])),
             seconds={name: proposal.seconds.get(name, 0.0) + again.seconds.get(name, 0.0) for name in stages},
         )
