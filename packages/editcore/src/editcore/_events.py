@@ -67,7 +67,7 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchAddition:
-    """What an extension adds to a batch, requests that were edited before, and what it takes out of it."""
+    """What an extension adds to a batch (requests that were edited before), and what it takes out of it."""
 
     requests: tuple[EditRequest, ...] = ()
     weights: tuple[float, ...] = ()

@@ -25,7 +25,8 @@ MAX_ROWS = 16
 
 
 def next_token_log_probabilities(model: LanguageModel, prompts: Sequence[str]) -> Tensor:
-    """log p(token | prompt) behind each prompt, in the order given: ``[texts, vocab]`` float64 on the CPU."""
+    """log p(token | prompt) behind each prompt (at least one), in the order given: ``[texts, vocab]`` float64 on the
+    CPU."""
     rows = [model.read_prompt(prompt)[0] for prompt in prompts]
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     found: dict[int, Tensor] = {}
@@ -34,7 +35,7 @@ def next_token_log_probabilities(model: LanguageModel, prompts: Sequence[str]) -
         ids, mask = pad_rows([rows[index] for index in chunk], model.pad_id, device=model.device)
         last = torch.tensor([len(rows[index]) - 1 for index in chunk], device=model.device)
         logits = logits_at(model, ids, mask, torch.arange(len(chunk), device=model.device), last)
-        return list(zip(chunk, logits.double().log_softmax(-1).cpu(), strict=True))
+        return list(zip(chunk, logits.cpu().double().log_softmax(-1), strict=True))
 
     with torch.inference_mode():
         for start in range(0, len(order), MAX_ROWS):
