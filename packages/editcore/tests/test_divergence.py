@@ -9,7 +9,7 @@ from editcore.testing import tiny_model, tiny_requests
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-PROMPTS = [request.text for request in tiny_requests(20)] + [
+PROMPTS = [*(request.text for request in tiny_requests(20)), "So", "The capital of France is a city in the north"]
     "So",
     "The capital of France is a city. It is in the north",
 ]
