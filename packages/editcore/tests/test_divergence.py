@@ -10,9 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 PROMPTS = [*(request.text for request in tiny_requests(20)), "So", "The capital of France is a city in the north"]
-    "So",
-    "The capital of France is a city. It is in the north",
-]
 
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])
