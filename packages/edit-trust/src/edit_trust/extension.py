@@ -107,14 +107,13 @@ class TrustExtension:
             return Verdict(action="accept", reason="; ".join(self._notes)) if self._notes else None
         look = self._look(event, event.proposal, event.batch.new_requests)
         if not look.failures:
-            reason = "; ".join(["every limit is kept", *self._notes])
-            return Verdict(action="accept", reason=reason, figures=look.figures())
+            return Verdict(action="accept", reason=self._noted("every limit is kept"), figures=look.figures())
         if self.hparams.trust_action == "scale":
             scale = self.hparams.trust_scale
             scaled = self._look(event, event.proposal, event.batch.new_requests, scale=scale)
             if not scaled.failures:
                 reason = f"{_joined(look.failures)}; scaled by {scale:g}, every limit is kept"
-                return Verdict(action="scale", reason=reason, scale=scale, figures=scaled.figures())
+                return Verdict(action="scale", reason=self._noted(reason), scale=scale, figures=scaled.figures())
         rejected = self._low(look) if look.low else self._harmful(event, look)
         return Verdict(action="accept", reason=_joined(look.failures), figures=look.figures(), rejected=rejected)
 
@@ -127,6 +126,10 @@ class TrustExtension:
     def editcore_after_undo(self, event: AfterUndo) -> None:
         """Take up what is active now: facts that are undone conflict with nothing."""
         self._rebuild(event.history)
+
+    def _noted(self, reason: str) -> str:
+        """A reason, and the active facts that the batch replaces."""
+        return "; ".join([reason, *self._notes])
 
     def _rebuild(self, history: Sequence[LedgerEntry]) -> None:
         self._active, self._costs = {}, []
