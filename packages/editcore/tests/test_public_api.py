@@ -55,6 +55,8 @@ PUBLIC = [
     "Progress",
     "Proposal",
     "Registration",
+    "RejectedRequest",
+    "Rejection",
     "ReportsStatistics",
     "RequestError",
     "Resolves",

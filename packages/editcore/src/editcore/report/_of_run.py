@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from editcore._figures import per_relation_figure, png, summary_figure
 from editcore._hparams import toml_lines
 from editcore._run import FIGURES_NAME
-from editcore._values import FactRecord
+from editcore._values import FactRecord, RejectedRequest
 from editcore.evaluation import Summary, summarize_frame
 from editcore.report._cells import between, change, counted, number, records_table, seconds
 from editcore.report._document import (
@@ -30,7 +30,7 @@ from editcore.report._document import (
     Tiles,
     one_line,
 )
-from editcore.report._results import Refusal, RunResults
+from editcore.report._results import RunResults
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -302,7 +302,7 @@ def _gates(run: RunResults) -> Iterator[Block]:
                 Column("reason"),
                 Column("figures"),
             ],
-            rows=[_refusal(one) for one in run.refusals],
+            rows=[_refusal(batch, one) for batch, one in run.refusals],
             search=len(run.refusals) > _SEARCHED,
         )
 
@@ -311,14 +311,14 @@ _SEARCHED = 12
 """Rows from which a table has a field to search in."""
 
 
-def _refusal(one: Refusal) -> Row:
-    batch = Cell(str(one.batch), order=one.batch)
-    first, last = (one.id, one.prompt, one.target_new), (one.by, one.reason, _figures(one.figures))
-    return [*map(one_line, first), batch, *map(one_line, last)]
+def _refusal(batch: int, one: RejectedRequest) -> Row:
+    first = (one.request.id, one.request.text, one.request.target_new)
+    last = (one.by, one.reason, _figures(one.figures))
+    return [*map(one_line, first), Cell(str(batch), order=batch), *map(one_line, last)]
 
 
-def _figures(figures: Mapping[str, float | None]) -> str:
-    return ", ".join(f"{name} {one_line(value)}" for name, value in figures.items() if value is not None)
+def _figures(figures: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {one_line(value)}" for name, value in figures.items())
 
 
 # Facts
@@ -327,7 +327,6 @@ def _figures(figures: Mapping[str, float | None]) -> str:
 def _facts(run: RunResults) -> Table:
     old, new = (_by_fact(run.phase(name)) for name in _PHASES)
     states = {name: (batch, state) for (batch, name), state in run.ledger.states().items()}
-    refused = {one.id: one.batch for one in run.refusals}
     numbers = ("batch", "ES", "PS", "NS", "p(new)", "p(true)")
     texts = ("subject", "prompt", "edited to", "instead of", "relation", "state")
     return Table(
@@ -336,7 +335,7 @@ def _facts(run: RunResults) -> Table:
             "token of the new and the true object after the edited prompt, before → after."
         ),
         columns=[*map(Column, texts), *(Column(name, number=True) for name in numbers)],
-        rows=[_fact(one, old, new, states, refused) for one in run.facts],
+        rows=[_fact(one, old, new, states) for one in run.facts],
         search=True,
         page_only=True,
     )
@@ -357,10 +356,9 @@ def _fact(
     old: Scores,
     new: Scores,
     states: Mapping[str, tuple[int, str]],
-    refused: Mapping[str, int],
 ) -> Row:
     request = fact.request
-    batch, state = states.get(request.id, (refused.get(request.id), "rejected" if request.id in refused else "waiting"))
+    batch, state = states.get(request.id, (None, "waiting"))
 
     def find(scores: Scores, column: str, kind: str = "rewrite") -> float:
         return scores.get((request.id, kind), {}).get(column, math.nan)

@@ -13,12 +13,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from editcore._errors import RunError
 from editcore._ledger import Ledger
 from editcore._run import RESULTS_NAME, SUMMARY_NAME, RunRecord, recorded
-from editcore._values import FactRecord, first_problem
+from editcore._values import FactRecord, RejectedRequest, first_problem
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Refusal", "RunResults", "RunSummary"]
+__all__ = ["RunResults", "RunSummary"]
 
 _COLUMNS = ("phase", "case_id", "relation", "kind", "prompts", "success", "magnitude", "accuracy", "nll_new")
 
@@ -28,18 +28,6 @@ class _Said(BaseModel):
     target_new: str
     before: str
     after: str
-
-
-class Refusal(BaseModel):
-    """A fact that an extension kept out."""
-
-    batch: int
-    id: str
-    prompt: str
-    target_new: str
-    by: str = ""
-    reason: str
-    figures: Mapping[str, float | None] = {}
 
 
 class RunSummary(BaseModel):
@@ -55,7 +43,6 @@ class RunSummary(BaseModel):
     samples: Sequence[_Said]
     notes: Sequence[str]
     extensions: Mapping[str, Mapping[str, Any]]
-    rejections: Sequence[Refusal] = ()
     checkpoints: Sequence[Mapping[str, Any]] = ()
     """What was measured between the first edit and the last."""
     forgetting: Mapping[str, Any] = {}
@@ -108,22 +95,9 @@ class RunResults:
         return set(self.phase("after")["case_id"]) != active
 
     @property
-    def refusals(self) -> list[Refusal]:
-        """Every fact that was kept out: alone, as the summary says, or with its whole batch."""
-        found = {(one.batch, one.id): one for one in self.summary.rejections}
-        for entry in self.ledger.batches:
-            for request in () if entry.applied else entry.new_requests:
-                found.setdefault(
-                    (entry.batch, request.id),
-                    Refusal(
-                        batch=entry.batch,
-                        id=request.id,
-                        prompt=request.text,
-                        target_new=request.target_new,
-                        reason=entry.reason,
-                    ),
-                )
-        return [found[key] for key in sorted(found, key=lambda key: key[0])]
+    def refusals(self) -> list[tuple[int, RejectedRequest]]:
+        """Every fact that an extension kept out, alone or with its whole batch, and its batch."""
+        return [(entry.batch, one) for entry in self.ledger.batches for one in entry.all_rejected]
 
 
 def _summary(path: Path) -> RunSummary:
