@@ -180,6 +180,7 @@ def _applied(entry: LedgerEntry, *, seconds: float | None) -> dict[str, Any]:
     return {
         "batch": entry.batch,
         "new": list(entry.new_ids),
+        "rejected": _ids([one.request for one in entry.rejected]),
         "replayed": len(entry.requests) - entry.num_new,
         "scale": entry.scale,
         "reason": entry.reason,
