@@ -72,6 +72,7 @@ if TYPE_CHECKING:
         EditRequest,
         FactoredDelta,
         FactRecord,
+        HeldKey,
         KnownTarget,
         Proposal,
     )
@@ -113,6 +114,7 @@ __all__ = [
     "FactoredDelta",
     "HParams",
     "HParamsError",
+    "HeldKey",
     "KnownTarget",
     "LanguageModel",
     "ModelError",
@@ -153,6 +155,7 @@ _ON_FIRST_USE = {
     "FactRecord": "editcore._values",
     "FactoredDelta": "editcore._values",
     "HParams": "editcore._hparams",
+    "HeldKey": "editcore._values",
     "KnownTarget": "editcore._values",
     "LanguageModel": "editcore.models",
     "ModelLayout": "editcore.models",
