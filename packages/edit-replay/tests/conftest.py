@@ -37,7 +37,8 @@ def open_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, corpus: str) -
     ) -> EditSession:
         settings = {
             "emmet": {"layers": [LAYER], "context_templates": ["{}"], "v_num_grad_steps": 5, **(emmet or {})},
-            "replay": replay or {},
+            # A tiny model says nothing with confidence, so that every replayed fact would be optimised anew.
+            "replay": {"replay_mode": "requests", "replay_refresh": 0.0, **(replay or {})},
         }
         model = tiny_model(dtype=torch.float64)
         return EditSession.open(
