@@ -93,7 +93,8 @@ class Metric:
         for exponent in range(-10, 1):
             factor, info = torch.linalg.cholesky_ex(self.matrix + jitter * identity)
             if int(info) == 0:
-                return factor, jitter
+                # In rows, as a file has it: a triangular solve rounds differently over a matrix in columns.
+                return factor.contiguous(), jitter
             jitter = scale * 10.0**exponent
         raise NumericalError("The second moment has no Cholesky factor; compute it anew from more text.")
 
