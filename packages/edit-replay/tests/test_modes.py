@@ -222,30 +222,30 @@ def success(session: EditSession, record: EditRecord) -> float:
 def test_a_target_that_no_longer_makes_the_model_say_it_is_optimised_anew(
     open_session: Open, replay_of: ReplayOf
 ) -> None:
-    """The layers above change, so that the value holds and the model says something else."""
+    """The layer above changes, so that the values hold and the model says some targets less than it did."""
     session = open_session(replay={"replay_rate": 4, "replay_refresh": 0.5}, emmet={"v_num_grad_steps": 40})
-    session.edit(REQUESTS[:3])
+    session.edit(REQUESTS[:6])
     before = {record.request.id: record for record in replay_of(session).buffer.records}
-    assert all(success(session, record) > 0.5 for record in before.values())
+    reached = {one.request_id: one.target_probability for one in session.ledger.entries[0].evidence}
+    assert {name: record.reached for name, record in before.items()} == reached
     with torch.no_grad():
+        generator = torch.Generator().manual_seed(1)
         for name, weight in session.model.hf.named_parameters():
-            if ".layers.2." in name or ".h.2." in name:
-                weight.add_(0.3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)).to(weight))
-    failing = {name for name, record in before.items() if success(session, record) < 0.5}
-    assert failing
-    [result] = session.edit(REQUESTS[3:6])
+            if ".layers.2.mlp" in name:
+                weight.add_(0.1 * torch.randn(weight.shape, generator=generator).to(weight))
+    failing = {name for name, record in before.items() if success(session, record) < 0.5 * (record.reached or 0.0)}
+    assert 0 < len(failing) < len(before)
+    [result] = session.edit(REQUESTS[6:9])
     evidence = {one.request_id: one for one in result.proposal.evidence}
     records = {record.request.id: record for record in replay_of(session).buffer.records}
     for name, old in before.items():
         anew = evidence[name].target_loss is not None
         assert anew == (name in failing)
+        assert records[name].reached == (evidence[name].target_probability if anew else old.reached)
         weight = next(iter(old.known.values))
         assert torch.equal(records[name].known.values[weight], old.known.values[weight]) != anew
     assert replay_of(session).statistics()["refreshed"] == len(failing)
-    assert all(success(session, records[name]) > success_before for name, success_before in zip(failing, [0.0] * 3))
-    held_at = session.model.projection(1)(torch.stack([next(iter(r.known.keys.values())) for r in records.values()]))
-    values = torch.stack([next(iter(r.known.values.values())) for r in records.values()])
-    torch.testing.assert_close(held_at, values, rtol=1e-6, atol=1e-6)
+    assert min(record.strength or 0.0 for record in records.values()) > 1 - 1e-6, "old and new values hold"
 
 
 def test_a_value_that_has_drifted_is_aimed_at_again_and_not_optimised(open_session: Open, replay_of: ReplayOf) -> None:

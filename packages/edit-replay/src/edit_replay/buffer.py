@@ -41,6 +41,8 @@ class EditRecord:
     sources: Mapping[str, int] = field(default_factory=dict)
     """By weight name, the batch whose ledger entry has the key."""
     importance: float = 1.0
+    reached: float | None = None
+    """Probability per target token at which the optimisation of its value ended; ``None`` if it had none."""
     access_count: int = 0
     """Times it was replayed."""
     strength: float | None = None
@@ -133,7 +135,15 @@ class ReplayBuffer:
         record = self._records.get(self.key(request))
         return record if record is not None and record.request == request else None
 
-    def store(self, request: EditRequest, known: KnownTarget, *, batch: int, importance: float = 1.0) -> EditRecord:
+    def store(
+        self,
+        request: EditRequest,
+        known: KnownTarget,
+        *,
+        batch: int,
+        importance: float = 1.0,
+        reached: float | None = None,
+    ) -> EditRecord:
         """Keep a fact that was just edited."""
         key = self.key(request)
         if self._records.pop(key, None) is not None:
@@ -148,22 +158,32 @@ class ReplayBuffer:
             order=self._stored,
             sources=dict.fromkeys(known.keys, batch),
             importance=importance,
+            reached=reached,
         )
         self._stored += 1
         self._records[key] = record
         return record
 
-    def replayed(self, record: EditRecord, known: KnownTarget, *, batch: int, refreshed: bool = False) -> None:
+    def replayed(
+        self,
+        record: EditRecord,
+        known: KnownTarget,
+        *,
+        batch: int,
+        refreshed: bool = False,
+        reached: float | None = None,
+    ) -> None:
         """Note that a kept fact was replayed in ``batch``, at the keys of ``known``.
 
         The value stays the one it was first solved for: measuring it anew each time would let rounding accumulate. A
-        fact that was optimised anew has a new one.
+        fact that was optimised anew (``refreshed``) has a new one, and a new probability ``reached``.
         """
         values = {**record.known.values, **known.values} if refreshed else record.known.values
         updated = replace(
             record,
             known=KnownTarget(keys={**record.known.keys, **known.keys}, values=values),
             sources={**record.sources, **dict.fromkeys(known.keys, batch)},
+            reached=reached if refreshed else record.reached,
             access_count=record.access_count + 1,
         )
         self._put(updated)

@@ -137,7 +137,7 @@ class ReplayExtension:
         return max(self.hparams.adaptive_min, min(wanted, self.hparams.adaptive_max))
 
     def _stale(self, model: LanguageModel, chosen: Sequence[EditRecord]) -> set[int]:
-        """By ``order``, the records whose value holds and no longer makes the model say the target.
+        """By ``order``, the records whose value holds and no longer makes the model say the target as it once did.
 
         Where the value has drifted it is aimed at again first; whether it still serves is seen when it holds.
         """
@@ -146,7 +146,9 @@ class ReplayExtension:
         held = [one for one in chosen if one.strength is not None and 1 - one.strength <= self.hparams.replay_drift]
         successes = _successes(model, held)
         return {
-            one.order for one, success in zip(held, successes, strict=True) if success < self.hparams.replay_refresh
+            one.order
+            for one, success in zip(held, successes, strict=True)
+            if success < self.hparams.replay_refresh * (1.0 if one.reached is None else one.reached)
         }
 
     def _held_keys(self, record: EditRecord) -> list[HeldKey]:
@@ -177,15 +179,27 @@ class ReplayExtension:
 
     def _absorb(self, entry: LedgerEntry) -> None:
         # Replayed facts first: the batch has used them, so under lru its own new facts must not push them out.
-        optimised = {one.request_id for one in entry.evidence if one.target_loss is not None}
+        optimised = {one.request_id: one.target_probability for one in entry.evidence if one.target_loss is not None}
         for request in entry.requests[entry.num_new :]:
             record = self.buffer.get(request)  # None for what another extension added
             if record is not None:
                 known = entry.known.get(request.id, _NOTHING)
-                self.buffer.replayed(record, known, batch=entry.batch, refreshed=request.id in optimised)
+                self.buffer.replayed(
+                    record,
+                    known,
+                    batch=entry.batch,
+                    refreshed=request.id in optimised,
+                    reached=optimised.get(request.id),
+                )
         for request in entry.new_requests:
             known = entry.known.get(request.id, _NOTHING)
-            self.buffer.store(request, known, batch=entry.batch, importance=self._importance(request))
+            self.buffer.store(
+                request,
+                known,
+                batch=entry.batch,
+                importance=self._importance(request),
+                reached=optimised.get(request.id),
+            )
 
     def _importance(self, request: EditRequest) -> float:
         return math.prod(self.hparams.replay_importance.get(tag, 1.0) for tag in request.tags)

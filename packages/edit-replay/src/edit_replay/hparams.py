@@ -52,10 +52,10 @@ class ReplayHParams(HParams):
     model gives its target, which costs a forward pass over every kept prompt after each batch."""
     replay_drift: Annotated[float, Field(ge=0)] = 0.1
     """Distance ‖Wk − v‖ / ‖v‖ above which a value has drifted. A replayed fact that has is aimed at its value again."""
-    replay_refresh: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Probability per target token below which a replayed fact is optimised anew although its value has not drifted:
-    the value no longer makes the model say it. 0 never does; above 0, the prompts that are replayed are scored
-    first."""
+    replay_refresh: Annotated[float, Field(ge=0, le=1)] = 0.25
+    """Share of the probability at which its optimisation ended, below which a replayed fact is optimised anew although
+    its value has not drifted: the value no longer makes the model say the target. 0 never does; above 0, the prompts
+    that are replayed are scored first."""
 
     @model_validator(mode="after")
     def _bounds(self) -> ReplayHParams:
