@@ -12,6 +12,7 @@ import argparse
 import gzip
 import time
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def main() -> None:
         seconds += time.perf_counter() - began
         measured = records[:stop] if stop == len(records) else records[: stop : options.each]
         missing = [one for one in measured if one.request.id not in unedited]
-        for score in session.without_edits(lambda missing=missing: CounterFactEvaluator().evaluate(model, missing)):
+        for score in session.without_edits(partial(CounterFactEvaluator().evaluate, model, missing)):
             unedited.setdefault(score.case_id, []).append(score)
         before = summarize([score for one in measured for score in unedited[one.request.id]]).percentages()
         after = summarize(CounterFactEvaluator().evaluate(model, measured)).percentages()

@@ -292,7 +292,8 @@ def test_success_measured_on_the_model_decides_priority(open_session: Open, repl
 
 
 def test_importance_comes_from_tags(open_session: Open, replay_of: ReplayOf) -> None:
-    tagged = [one.model_copy(update={"tags": tags}) for one, tags in zip(REQUESTS, [("a",), ("a", "b"), ()])]
+    tags = [("a",), ("a", "b"), ()]
+    tagged = [one.model_copy(update={"tags": found}) for one, found in zip(REQUESTS[:3], tags, strict=True)]
     session = open_session(replay={"replay_importance": {"a": 2.0, "b": 3.0}})
     session.edit(tagged)
     records = replay_of(session).buffer.records
