@@ -12,6 +12,7 @@ import argparse
 import gzip
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,9 @@ from editcore.datasets import check_records, load_records
 from editcore.evaluation import CounterFactEvaluator, PromptScore, perplexity, summarize
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table."""
-    options = _options()
+    options = _options(arguments)
     registry = Plugins.load()
     model = LanguageModel.load(options.model, plugins=registry)
     records, _ = check_records(load_records(options.dataset, plugins=registry)[: options.edits])
@@ -67,7 +68,7 @@ def main() -> None:
         start = stop
 
 
-def _options() -> argparse.Namespace:
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--editor", default="emmet")
@@ -82,7 +83,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=10)
     parser.add_argument("--checkpoint", type=int, default=100)
     parser.add_argument("--each", type=int, default=5, help="measure every Nth edit at checkpoints; all at the end")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":
