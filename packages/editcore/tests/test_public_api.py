@@ -56,6 +56,8 @@ PUBLIC = [
     "Progress",
     "Proposal",
     "Registration",
+    "RejectedRequest",
+    "Rejection",
     "ReportsStatistics",
     "RequestError",
     "Resolves",

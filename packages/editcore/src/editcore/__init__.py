@@ -33,6 +33,7 @@ from editcore._events import (
     BeforeBatch,
     BeforeRun,
     Registration,
+    Rejection,
     Verdict,
 )
 from editcore._hookspecs import hookimpl
@@ -75,6 +76,7 @@ if TYPE_CHECKING:
         HeldKey,
         KnownTarget,
         Proposal,
+        RejectedRequest,
     )
     from editcore.models import LanguageModel, ModelLayout
 
@@ -127,6 +129,8 @@ __all__ = [
     "Progress",
     "Proposal",
     "Registration",
+    "RejectedRequest",
+    "Rejection",
     "ReportsStatistics",
     "RequestError",
     "Resolves",
@@ -162,6 +166,7 @@ _ON_FIRST_USE = {
     "OverlaysWeights": "editcore._protocols",
     "Plugins": "editcore._plugins",
     "Proposal": "editcore._values",
+    "RejectedRequest": "editcore._values",
     "ReportsStatistics": "editcore._protocols",
     "Resolves": "editcore._protocols",
     "TakesContext": "editcore._protocols",

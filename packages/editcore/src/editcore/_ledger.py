@@ -40,6 +40,7 @@ from editcore._values import (
     FactoredDelta,
     HeldKey,
     KnownTarget,
+    RejectedRequest,
     first_problem,
 )
 
@@ -83,6 +84,8 @@ class LedgerEntry:
     """By the name of the extension that judged."""
     held: Sequence[HeldKey] = ()
     """Facts of earlier batches whose keys the update left alone."""
+    rejected: tuple[RejectedRequest, ...] = ()
+    """New requests that were left out, in the order in which they were rejected; they are not among ``requests``."""
 
     @property
     def applied(self) -> bool:
@@ -110,6 +113,18 @@ class LedgerEntry:
             held=self.held,
         )
 
+    @property
+    def all_rejected(self) -> tuple[RejectedRequest, ...]:
+        """Every new request that extensions kept out: those left out of the batch, and of a rejected batch the others,
+        too, with its reason and figures."""
+        if self.applied:
+            return self.rejected
+        doubts = {name: verdict for name, verdict in self.verdicts.items() if verdict.action != "accept"}
+        by, reason = ", ".join(doubts), "; ".join(verdict.reason for verdict in doubts.values())
+        figures = {name: number for verdict in doubts.values() for name, number in verdict.figures.items()}
+        rest = (RejectedRequest(request=one, by=by, reason=reason, figures=figures) for one in self.new_requests)
+        return (*self.rejected, *rest)
+
     def line(self, file: TensorFile | None, held: Sequence[HeldLine] = ()) -> BatchLine:
         """The entry without its tensors, which are in ``file``.
 
@@ -133,6 +148,7 @@ class LedgerEntry:
                 notes=self.notes,
                 reason=self.reason,
                 verdicts=self.verdicts,
+                rejected=self.rejected,
             )
         except ValidationError as error:
             raise PluginError(f"Batch {self.batch} cannot be kept: {first_problem(error)}.") from error
@@ -366,6 +382,7 @@ class Ledger:
             reason=line.reason,
             verdicts=line.verdicts,
             held=HeldKey.ordered(self._held(line)),
+            rejected=line.rejected,
         )
 
     def _held(self, line: BatchLine) -> Iterator[HeldKey]:
@@ -414,7 +431,8 @@ class Ledger:
             )
         if any(not weight > 0 for weight in entry.weights):
             raise ValueError(f"batch {entry.batch} has weights that are not positive")
-        if len({request.id for request in entry.requests}) < len(entry.requests):
+        new = [*entry.new_ids, *(one.request.id for one in entry.rejected)]
+        if len({request.id for request in entry.requests}) < len(entry.requests) or len(set(new)) < len(new):
             raise ValueError(f"batch {entry.batch} has an id twice")
 
     def _add(self, entry: LedgerEntry) -> None:
