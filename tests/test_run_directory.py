@@ -139,7 +139,7 @@ def test_the_summary_is_that_of_the_results(done: SimpleNamespace) -> None:
         "Ada Lovelace works as a",
     ]
     replay = summary["extensions"]["replay"]
-    assert (replay["size"], replay["sampled"]) == (EDITS, 1)  # one for the two new facts of the second batch
+    assert (replay["size"], replay["hits"]) == (EDITS, 1)  # one for the two new facts of the second batch
 
 
 def test_batches_and_ledger_tell_the_same_story(done: SimpleNamespace) -> None:

@@ -33,16 +33,28 @@ def open_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, corpus: str) -
     monkeypatch.setenv("EDITCORE_CACHE", str(tmp_path / "cache"))
 
     def _open(
-        *, replay: dict[str, Any] | None = None, emmet: dict[str, Any] | None = None, **options: Any
+        *,
+        replay: dict[str, Any] | None = None,
+        emmet: dict[str, Any] | None = None,
+        editor: str = "emmet",
+        hparams: dict[str, Any] | None = None,
+        **options: Any,
     ) -> EditSession:
         settings = {
-            "emmet": {"layers": [LAYER], "context_templates": ["{}"], "v_num_grad_steps": 5, **(emmet or {})},
-            "replay": replay or {},
+            editor: {
+                "layers": [LAYER],
+                "context_templates": ["{}"],
+                "v_num_grad_steps": 5,
+                **(emmet or {}),
+                **(hparams or {}),
+            },
+            # A tiny model says nothing with confidence, so that every replayed fact would be optimised anew.
+            "replay": {"replay_mode": "requests", "replay_refresh": 0.0, **(replay or {})},
         }
         model = tiny_model(dtype=torch.float64)
         return EditSession.open(
             model,
-            editor="emmet",
+            editor=editor,
             plugins=["replay"],
             settings=settings,
             corpus=corpus,

@@ -31,17 +31,27 @@ def test_announcement_settings_buffer_and_strategies_import_no_torch() -> None:
 def test_every_setting_says_what_it_means() -> None:
     settings = describe(ReplayHParams)
     assert [setting.name for setting in settings] == [
+        "replay_mode",
         "replay_rate",
+        "replay_adaptive",
+        "adaptive_min",
+        "adaptive_max",
         "replay_buffer_size",
         "replay_strategy",
         "replay_weight",
+        "replay_statistics_weight",
+        "replay_importance",
         "replay_eviction",
+        "replay_duplicates",
+        "replay_check",
+        "replay_drift",
+        "replay_refresh",
     ]
     assert all(setting.meaning and not setting.required for setting in settings)
 
 
 def test_settings_survive_json() -> None:
-    made = ReplayHParams(replay_rate=0.25, replay_strategy="recent", replay_eviction="lru")
+    made = ReplayHParams(replay_rate=0.25, replay_strategy="recent", replay_importance={"capital": 2.0})
     assert ReplayHParams.model_validate_json(json.dumps(made.model_dump(mode="json"))) == made
 
 
@@ -52,6 +62,11 @@ def test_settings_survive_json() -> None:
         ({"replay_weight": 0}, "replay_weight = 0 is out of range. Allowed: > 0"),
         ({"replay_buffer_size": 0}, "replay_buffer_size = 0 is out of range"),
         ({"replay_eviction": "lfu"}, "replay_eviction"),
+        ({"replay_mode": "keys"}, "replay_mode"),
+        ({"replay_statistics_weight": -1}, "replay_statistics_weight = -1 is out of range. Allowed: ≥ 0"),
+        ({"replay_refresh": 1.5}, "replay_refresh = 1.5 is out of range"),
+        ({"replay_importance": {"capital": -1}}, "replay_importance"),
+        ({"adaptive_min": 7, "adaptive_max": 3}, "adaptive_min is 7, more than adaptive_max, 3"),
         ({"replay_size": 5}, "unknown setting 'replay_size'"),
     ],
 )

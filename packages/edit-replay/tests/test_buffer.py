@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import pytest
 import torch
@@ -42,21 +43,21 @@ def kept(buffer: ReplayBuffer, name: str) -> EditRecord:
 
 def test_fifo_drops_the_fact_edited_longest_ago_though_it_was_replayed() -> None:
     buffer = filled("A", "B")
-    buffer.replayed(kept(buffer, "A"), {})
+    buffer.replayed(kept(buffer, "A"), known(), batch=2)
     buffer.store(request("C"), known(), batch=2)
     assert subjects(buffer) == ["B", "C"]
 
 
 def test_lru_drops_the_fact_used_longest_ago() -> None:
     buffer = filled("A", "B", eviction="lru")
-    buffer.replayed(kept(buffer, "A"), {})
+    buffer.replayed(kept(buffer, "A"), known(), batch=2)
     buffer.store(request("C"), known(), batch=2)
     assert subjects(buffer) == ["A", "C"]
 
 
 def test_a_newer_fact_replaces_the_older_one_and_starts_anew() -> None:
     buffer = filled("A", "B")
-    buffer.replayed(kept(buffer, "A"), {})
+    buffer.replayed(kept(buffer, "A"), known(), batch=2)
     buffer.store(request("A", target="Spain"), known(), batch=5)
     assert subjects(buffer) == ["B", "A"]
     assert buffer.get(request("A")) is None, "the older target is forgotten"
@@ -65,26 +66,50 @@ def test_a_newer_fact_replaces_the_older_one_and_starts_anew() -> None:
     assert (record.access_count, record.batch, record.order) == (0, 5, 2)
 
 
-def test_one_subject_with_two_prompts_is_two_facts() -> None:
-    buffer = filled("A")
-    buffer.store(request("A", prompt="{} was in"), known(), batch=1)
-    assert buffer.statistics == BufferStatistics(size=2, unique_subjects=1, sampled=0, evictions=0, replacements=0)
+@pytest.mark.parametrize(("duplicates", "size"), [("subject", 1), ("fact", 2)])
+def test_a_newer_prompt_of_one_subject_replaces_or_joins(duplicates: Literal["subject", "fact"], size: int) -> None:
+    buffer = ReplayBuffer(5, duplicates=duplicates)
+    buffer.store(request("A"), known(), batch=0)
+    newer = request("A", prompt="{} was in")
+    buffer.store(newer, known(), batch=1)
+    assert buffer.get(newer) is not None
+    assert (buffer.get(request("A")) is None) == (size == 1)
+    assert buffer.statistics == BufferStatistics(
+        size=size, unique_subjects=1, hits=0, refreshed=0, evictions=0, replacements=2 - size
+    )
 
 
 def test_a_replayed_fact_takes_the_new_key_and_keeps_its_first_value() -> None:
     buffer = filled("A")
-    buffer.replayed(kept(buffer, "A"), {WEIGHT: torch.tensor([7.0])})
+    buffer.replayed(kept(buffer, "A"), known(7.0, 8.0), batch=4)
     record = kept(buffer, "A")
     assert float(record.known.keys[WEIGHT]) == 7.0
     assert float(record.known.values[WEIGHT]) == 0.0
-    assert record.access_count == 1
+    assert (record.access_count, record.sources) == (1, {WEIGHT: 4})
+
+
+def test_a_refreshed_fact_takes_the_new_value_too() -> None:
+    buffer = filled("A")
+    buffer.replayed(kept(buffer, "A"), known(7.0, 8.0), batch=4, refreshed=True)
+    assert float(kept(buffer, "A").known.values[WEIGHT]) == 8.0
+    assert (buffer.statistics.hits, buffer.statistics.refreshed) == (1, 1)
 
 
 def test_a_check_sets_strength_and_priority() -> None:
     buffer = filled("A")
+    assert kept(buffer, "A").failed
     assert kept(buffer, "A").priority == compute_edit_priority(None) == 1.0
-    buffer.checked(kept(buffer, "A"), 0.75)
-    assert (kept(buffer, "A").strength, kept(buffer, "A").priority) == (0.75, 0.25)
+    buffer.checked(kept(buffer, "A"), strength=0.75)
+    assert (kept(buffer, "A").failed, kept(buffer, "A").priority) == (False, 0.25)
+    buffer.checked(kept(buffer, "A"), strength=0.75, success=0.25)
+    assert (kept(buffer, "A").failed, kept(buffer, "A").priority) == (True, 0.75)
+
+
+def test_importance_multiplies_what_is_missing() -> None:
+    buffer = ReplayBuffer(2)
+    record = buffer.store(request("A"), known(), batch=0, importance=3.0)
+    buffer.checked(record, strength=0.5)
+    assert kept(buffer, "A").priority == compute_edit_priority(0.5, importance=3.0) == 1.5
 
 
 def test_a_record_that_is_gone_cannot_be_replayed() -> None:
@@ -92,7 +117,7 @@ def test_a_record_that_is_gone_cannot_be_replayed() -> None:
     record = kept(buffer, "A")
     buffer = filled("B")
     with pytest.raises(KeyError, match="A is in"):
-        buffer.replayed(record, {})
+        buffer.replayed(record, known(), batch=1)
 
 
 def test_capacity_must_be_positive() -> None:
@@ -113,21 +138,26 @@ class Plain:
 
 
 class BufferMachine(RuleBasedStateMachine):
-    """Stores and replays in any order."""
+    """Stores, replays and refreshes in any order."""
 
-    @initialize(capacity=st.integers(1, 4), lru=st.booleans())
-    def start(self, capacity: int, lru: bool) -> None:
-        self.lru = lru
-        self.buffer = ReplayBuffer(capacity, eviction="lru" if lru else "fifo")
+    @initialize(capacity=st.integers(1, 4), lru=st.booleans(), by_subject=st.booleans())
+    def start(self, capacity: int, lru: bool, by_subject: bool) -> None:
+        self.lru, self.by_subject = lru, by_subject
+        self.buffer = ReplayBuffer(
+            capacity, eviction="lru" if lru else "fifo", duplicates="subject" if by_subject else "fact"
+        )
         self.facts: list[Plain] = []
-        self.clock = self.stored = self.sampled = self.evictions = self.replacements = 0
+        self.clock = self.stored = self.hits = self.refreshed = self.evictions = self.replacements = 0
+
+    def same(self, one: EditRequest, other: EditRequest) -> bool:
+        return one.subject == other.subject and (self.by_subject or one.prompt == other.prompt)
 
     @rule(
         subject=st.sampled_from("ABCDE"), prompt=st.sampled_from(["{} is", "{} was"]), new_object=st.sampled_from("xy")
     )
     def store(self, subject: str, prompt: str, new_object: str) -> None:
         new = request(subject, prompt, new_object)
-        older = [fact for fact in self.facts if fact.request.fact_key == new.fact_key]
+        older = [fact for fact in self.facts if self.same(fact.request, new)]
         if older:
             self.facts.remove(older[0])
             self.replacements += 1
@@ -140,15 +170,18 @@ class BufferMachine(RuleBasedStateMachine):
         self.stored += 1
 
     @precondition(lambda self: self.facts)
-    @rule(data=st.data())
-    def replay(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), refreshed=st.booleans())
+    def replay(self, data: st.DataObject, refreshed: bool) -> None:
         fact = data.draw(st.sampled_from(self.facts))
         self.clock += 1
         fact.key, fact.used, fact.accesses = fact.key + 0.5, self.clock, fact.accesses + 1
-        self.sampled += 1
+        fact.value += 0.25 * refreshed
+        self.hits += 1
+        self.refreshed += refreshed
         record = self.buffer.get(fact.request)
         assert record is not None
-        self.buffer.replayed(record, {WEIGHT: torch.tensor([fact.key])})
+        replayed = known(fact.key, fact.value if refreshed else -1.0)
+        self.buffer.replayed(record, replayed, batch=self.clock, refreshed=refreshed)
 
     @invariant()
     def agrees(self) -> None:
@@ -164,7 +197,8 @@ class BufferMachine(RuleBasedStateMachine):
         assert self.buffer.statistics == BufferStatistics(
             size=len(self.facts),
             unique_subjects=len({fact.request.subject for fact in self.facts}),
-            sampled=self.sampled,
+            hits=self.hits,
+            refreshed=self.refreshed,
             evictions=self.evictions,
             replacements=self.replacements,
         )

@@ -6,6 +6,7 @@ import importlib.metadata
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -205,16 +206,19 @@ def test_statistics_for_results(open_session: Open, replay_of: ReplayOf) -> None
     assert replay_of(session).statistics() == {
         "size": 0,
         "unique_subjects": 0,
-        "sampled": 0,
+        "hits": 0,
+        "refreshed": 0,
+        "failed": 0,
         "evictions": 0,
         "replacements": 0,
         "capacity": 4,
         "mean_strength": None,
         "least_strength": None,
+        "mean_success": None,
     }
     session.edit(REQUESTS[:9], batch_size=3)
     found = replay_of(session).statistics()
-    assert (found["size"], found["sampled"], found["evictions"]) == (4, 6, 5)
+    assert (found["size"], found["hits"], found["evictions"]) == (4, 6, 5)
     assert isinstance(found["mean_strength"], float)
 
 
@@ -224,8 +228,17 @@ def test_what_another_extension_added_is_not_counted(open_session: Open, replay_
     extension = replay_of(session)
     entry = session.ledger.entries[0]
     stranger = EditRequest(subject="Nobody", prompt="{} is", target_new="x", id="stranger")
-    extension._absorb(1, (REQUESTS[3], stranger), 1, {REQUESTS[3].id: entry.known[REQUESTS[0].id]})
-    assert extension.statistics()["sampled"] == 0
+    extension._absorb(
+        replace(
+            entry,
+            batch=1,
+            requests=(REQUESTS[3], stranger),
+            num_new=1,
+            known={REQUESTS[3].id: entry.known[REQUESTS[0].id]},
+        )
+    )
+    assert extension.statistics()["hits"] == 0
+    assert extension.statistics()["size"] == 3
 
 
 def test_a_history_of_another_model_is_refused(open_session: Open, replay_of: ReplayOf, tmp_path: Path) -> None:

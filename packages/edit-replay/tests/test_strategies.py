@@ -14,13 +14,22 @@ from editcore import EditRequest, KnownTarget
 ALL = [strategies.random, strategies.priority, strategies.recent]
 
 
-def record(order: int, *, priority: float = 1.0, accesses: int = 0) -> EditRecord:
+def record(
+    order: int,
+    *,
+    strength: float | None = None,
+    importance: float = 1.0,
+    accesses: int = 0,
+    success: float | None = None,
+) -> EditRecord:
     return EditRecord(
         request=EditRequest(subject=f"S{order}", prompt="{} is", target_new="x"),
         known=KnownTarget(keys={}, values={}),
         batch=order,
         order=order,
-        priority=priority,
+        strength=strength,
+        success=success,
+        importance=importance,
         access_count=accesses,
     )
 
@@ -49,8 +58,19 @@ def test_random_is_uniform() -> None:
 
 
 def test_priority_takes_the_neediest_then_the_least_replayed_then_the_oldest() -> None:
-    records = [record(0, accesses=1), record(1), record(2), record(3, priority=2.0), record(4, priority=0.5)]
+    records = [record(0, accesses=1), record(1), record(2), record(3, importance=2.0), record(4, importance=0.5)]
     assert [one.order for one in strategies.priority(records, 5, random.Random(0))] == [3, 1, 2, 0, 4]
+
+
+def test_priority_takes_facts_that_failed_their_last_check_before_important_ones_that_hold() -> None:
+    held, failed, measured = record(0, strength=0.9, importance=50.0), record(1, strength=0.4), record(2, strength=1.0)
+    assert [one.order for one in strategies.priority([held, failed, measured], 3, random.Random(0))] == [1, 0, 2]
+
+
+def test_what_was_measured_on_the_model_counts_before_the_closed_form() -> None:
+    records = [record(0, strength=0.2, success=0.9), record(1, strength=1.0, success=0.1)]
+    assert [one.failed for one in records] == [False, True]
+    assert [one.order for one in strategies.priority(records, 1, random.Random(0))] == [1]
 
 
 def test_recent_takes_the_last_edited() -> None:

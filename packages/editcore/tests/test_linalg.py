@@ -225,6 +225,103 @@ def test_orthogonal_keys_cannot_be_held() -> None:
         hold_at(solve_update(keys, residuals, metric), keys, torch.eye(4)[1:2], metric)
 
 
+# Keys that are held
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes, st.integers(0, 20), st.sampled_from([1.0, 0.0, 1e-3, 1e3]))
+def test_a_metric_plus_keys_is_the_sum(size: tuple[int, int, int, int], held: int, weight: float) -> None:
+    """C + Σ wᵢ kᵢkᵢᵀ by a dense inverse, for few keys (Woodbury) and many (a new factor)."""
+    keys, residuals, moment = problem(*size)
+    generator = torch.Generator().manual_seed(size[0] + 1)
+    old = torch.randn(held, keys.shape[1], generator=generator, dtype=torch.float64)
+    weights = weight * (torch.rand(held, generator=generator, dtype=torch.float64) + 0.1)
+    dense = moment + old.T @ (weights[:, None] * old)
+    metric = Metric(moment).plus(old, weights)
+    condition = float(np.linalg.cond(dense.numpy()))
+    assert relative(metric.inverse_times(keys.T), torch.linalg.solve(dense, keys.T)) < 1e-12 * condition
+    assert relative(metric.matrix, dense) < 1e-13
+    factor, jitter = metric.factor
+    assert jitter == 0.0
+    assert relative(factor @ factor.T, dense) < 1e-12
+    update = solve_update(keys, residuals, metric)
+    expected = solve_update(keys, residuals, Metric(dense))
+    assert relative(update.delta.dense(), expected.delta.dense()) < 1e-11 * condition
+    assert metric.cost(update.delta) == pytest.approx(Metric(dense).cost(update.delta), rel=1e-9)
+
+
+def test_a_metric_plus_keys_can_be_scaled_and_added_to() -> None:
+    keys, _, moment = problem(4, 3, 12, 1)
+    ones = torch.ones(3, dtype=torch.float64)
+    dense = 2.0 * (moment + 2 * keys.T @ keys) + 0.5 * torch.eye(12, dtype=torch.float64)
+    metric = Metric(moment).plus(keys, ones).plus(keys, ones).scaled(weight=2.0, ridge=0.5)
+    assert relative(metric.inverse_times(keys.T), torch.linalg.solve(dense, keys.T)) < 1e-10
+
+
+@settings(max_examples=40, deadline=None)
+@given(sizes)
+def test_the_heavier_a_held_key_the_less_it_is_changed(size: tuple[int, int, int, int]) -> None:
+    keys, residuals, moment = problem(*size)
+    old = torch.randn(1, keys.shape[1], generator=torch.Generator().manual_seed(size[0] + 1), dtype=torch.float64)
+    changes = []
+    for weight in (0.0, 1.0, 100.0):
+        metric = Metric(moment).plus(old, torch.tensor([weight], dtype=torch.float64))
+        delta = solve_update(keys, residuals, metric).delta.dense()
+        assert relative(keys @ delta.T, residuals) < 1e-7, "what is new holds exactly all the same"
+        changes.append(float((old @ delta.T).norm()))
+    assert changes[0] >= changes[1] - 1e-9
+    assert changes[1] >= changes[2] - 1e-9
+
+
+# The Tikhonov term
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 1000), st.floats(1e-6, 10.0), st.floats(0.1, 10.0), st.floats(1e-3, 1e3))
+def test_one_fact_gets_a_share_that_its_scale_does_not_move(
+    seed: int, tikhonov: float, weight: float, scale: float
+) -> None:
+    keys, residuals, moment = problem(seed, 1, 8, 3)
+    weights = torch.tensor([weight], dtype=torch.float64)
+    update = solve_update(scale * keys, residuals, Metric(moment), tikhonov=tikhonov, weights=weights)
+    assert float(update.fractions[0]) == pytest.approx(1 / (1 + tikhonov / weight), rel=1e-9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(sizes, st.floats(1e-6, 1.0), st.sampled_from([0.0, 0.5]))
+def test_tikhonov_is_a_ridge_of_each_facts_own_size(
+    size: tuple[int, int, int, int], tikhonov: float, ridge: float
+) -> None:
+    keys, residuals, moment = problem(*size)
+    weights = torch.rand(len(keys), generator=torch.Generator().manual_seed(size[0]), dtype=torch.float64) + 0.1
+    inverse = np.linalg.inv(moment.numpy())
+    gram = keys.numpy() @ inverse @ keys.numpy().T
+    system = gram + np.diag((ridge + tikhonov * np.diagonal(gram)) / weights.numpy())
+    expected = residuals.numpy().T @ np.linalg.inv(system) @ keys.numpy() @ inverse
+    update = solve_update(keys, residuals, Metric(moment), ridge=ridge, tikhonov=tikhonov, weights=weights)
+    assert relative(update.delta.dense(), torch.from_numpy(expected)) < 1e-12 * np.linalg.cond(system) + 1e-9
+
+
+@pytest.mark.parametrize("tikhonov", [1e-6, 1e-3])
+def test_tikhonov_bounds_the_condition_of_nearly_equal_keys(tikhonov: float) -> None:
+    keys, residuals, moment = problem(2, 4, 9, 3)
+    keys[1] = keys[0] + 1e-7 * keys[2]
+    without = solve_update(keys, residuals, Metric(moment))
+    update = solve_update(keys, residuals, Metric(moment), tikhonov=tikhonov)
+    assert update.condition <= 1 + 4 / tikhonov
+    assert without.dependent or without.condition > 1e10
+    assert update.delta.norm() < without.delta.norm() or without.dependent
+
+
+def test_tikhonov_serves_more_facts_than_width() -> None:
+    keys, residuals, moment = problem(1, 30, 6, 3)
+    update = solve_update(keys, residuals, Metric(moment), tikhonov=0.1)
+    energies = (keys * torch.linalg.solve(moment, keys.T).T).sum(1)
+    weighted = keys / (0.1 * energies)[:, None]
+    expected = torch.linalg.solve(keys.T @ weighted + moment, weighted.T @ residuals).T
+    assert relative(update.delta.dense(), expected) < 1e-8
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10_000), st.lists(st.integers(1, 4), max_size=6))
 def test_the_norm_of_a_sum_is_that_of_the_dense_sum(seed: int, ranks: list[int]) -> None:

@@ -43,6 +43,7 @@ PUBLIC = [
     "FactoredDelta",
     "HParams",
     "HParamsError",
+    "HeldKey",
     "KnownTarget",
     "LanguageModel",
     "ModelError",

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from editcore import EditRequest, KnownTarget
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 __all__ = ["BufferStatistics", "EditRecord", "ReplayBuffer", "compute_edit_priority"]
+
+PASSED = 0.5
+"""A check with less than this success is one that failed."""
 
 
 def compute_edit_priority(success: float | None, importance: float = 1.0) -> float:
@@ -32,17 +32,39 @@ class EditRecord:
 
     request: EditRequest
     known: KnownTarget
-    """The value it was first solved for, and its key as of the last batch it was part of."""
+    """The value it was solved for when it was optimised last, and its key as of the last batch it was part of. Without
+    tensors if its editor does not keep them."""
     batch: int
     """Index of the batch that edited it: its timestamp. No clock is read, so that a run can be repeated."""
     order: int
     """Position among all facts edited in the run, from 0."""
+    sources: Mapping[str, int] = field(default_factory=dict)
+    """By weight name, the batch whose ledger entry has the key."""
+    importance: float = 1.0
+    reached: float | None = None
+    """Probability per target token at which the optimisation of its value ended; ``None`` if it had none."""
     access_count: int = 0
     """Times it was replayed."""
     strength: float | None = None
-    """How well the model held it when last checked, from 0 to 1; ``None`` if it never was."""
-    priority: float = 1.0
-    """How much it needs replay; see :func:`compute_edit_priority`."""
+    """How well the projection held its value when last checked, 1 − ‖Wk − v‖ / ‖v‖, not below 0; ``None`` if it never
+    was."""
+    success: float | None = None
+    """Probability per target token that the model gave it when last measured; ``None`` if it never was."""
+
+    @property
+    def checked(self) -> float | None:
+        """Success of the last check: as measured on the model, else the strength."""
+        return self.strength if self.success is None else self.success
+
+    @property
+    def failed(self) -> bool:
+        """Whether the last check failed, or there was none."""
+        return self.checked is None or self.checked < PASSED
+
+    @property
+    def priority(self) -> float:
+        """How much it needs replay; see :func:`compute_edit_priority`."""
+        return compute_edit_priority(self.checked, self.importance)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,28 +73,38 @@ class BufferStatistics:
 
     size: int
     unique_subjects: int
-    sampled: int
+    hits: int
     """Facts replayed, each time counted."""
+    refreshed: int
+    """Of these, facts that were optimised anew."""
     evictions: int
     """Facts dropped because the buffer was full."""
     replacements: int
-    """Facts dropped because they were edited anew."""
+    """Facts dropped because they, or in a buffer by subject their subject, were edited anew."""
 
 
 class ReplayBuffer:
-    """Edited facts by subject and prompt, ``capacity`` at most.
+    """Edited facts by subject, or by subject and prompt, ``capacity`` at most.
 
-    A fact that is edited anew replaces its older record. A full buffer drops the record that was edited longest ago
-    (``fifo``), or edited or replayed longest ago (``lru``).
+    A newer fact replaces the older record of its subject (``duplicates = "subject"``) or of the same prompt
+    (``"fact"``). A full buffer drops the record that was edited longest ago (``fifo``), or edited or replayed longest
+    ago (``lru``).
     """
 
-    def __init__(self, capacity: int, *, eviction: Literal["fifo", "lru"] = "fifo") -> None:
+    def __init__(
+        self,
+        capacity: int,
+        *,
+        eviction: Literal["fifo", "lru"] = "fifo",
+        duplicates: Literal["subject", "fact"] = "subject",
+    ) -> None:
         if capacity < 1:
             raise ValueError(f"capacity must be at least 1, found {capacity}")
         self.capacity = capacity
         self.eviction = eviction
-        self._records: dict[tuple[str, str], EditRecord] = {}  # the next to be dropped comes first
-        self._stored = self._sampled = self._evictions = self._replacements = 0
+        self.duplicates = duplicates
+        self._records: dict[Hashable, EditRecord] = {}  # the next to be dropped comes first
+        self._stored = self._hits = self._refreshed = self._evictions = self._replacements = 0
 
     def __len__(self) -> int:
         return len(self._records)
@@ -87,45 +119,86 @@ class ReplayBuffer:
         """Counts as of now."""
         return BufferStatistics(
             size=len(self),
-            unique_subjects=len({subject for subject, _ in self._records}),
-            sampled=self._sampled,
+            unique_subjects=len({record.request.subject for record in self._records.values()}),
+            hits=self._hits,
+            refreshed=self._refreshed,
             evictions=self._evictions,
             replacements=self._replacements,
         )
 
+    def key(self, request: EditRequest) -> Hashable:
+        """What a newer request shares with the record that it replaces."""
+        return request.subject if self.duplicates == "subject" else request.fact_key
+
     def get(self, request: EditRequest) -> EditRecord | None:
         """The record of exactly this request; ``None`` if its fact is not kept, or with another target."""
-        record = self._records.get(request.fact_key)
+        record = self._records.get(self.key(request))
         return record if record is not None and record.request == request else None
 
-    def store(self, request: EditRequest, known: KnownTarget, *, batch: int) -> EditRecord:
+    def store(
+        self,
+        request: EditRequest,
+        known: KnownTarget,
+        *,
+        batch: int,
+        importance: float = 1.0,
+        reached: float | None = None,
+    ) -> EditRecord:
         """Keep a fact that was just edited."""
-        if self._records.pop(request.fact_key, None) is not None:
+        key = self.key(request)
+        if self._records.pop(key, None) is not None:
             self._replacements += 1
         elif len(self._records) == self.capacity:
             del self._records[next(iter(self._records))]
             self._evictions += 1
-        record = EditRecord(request=request, known=known, batch=batch, order=self._stored)
+        record = EditRecord(
+            request=request,
+            known=known,
+            batch=batch,
+            order=self._stored,
+            sources=dict.fromkeys(known.keys, batch),
+            importance=importance,
+            reached=reached,
+        )
         self._stored += 1
-        self._records[request.fact_key] = record
+        self._records[key] = record
         return record
 
-    def replayed(self, record: EditRecord, keys: Mapping[str, Tensor]) -> None:
-        """Note that a kept fact was replayed, at ``keys``.
+    def replayed(
+        self,
+        record: EditRecord,
+        known: KnownTarget,
+        *,
+        batch: int,
+        refreshed: bool = False,
+        reached: float | None = None,
+    ) -> None:
+        """Note that a kept fact was replayed in ``batch``, at the keys of ``known``.
 
-        The value stays the one it was first solved for: measuring it anew each time would let rounding accumulate.
+        The value stays the one it was first solved for: measuring it anew each time would let rounding accumulate. A
+        fact that was optimised anew (``refreshed``) has a new one, and a new probability ``reached``.
         """
-        known = KnownTarget(keys={**record.known.keys, **keys}, values=record.known.values)
-        self._put(replace(record, known=known, access_count=record.access_count + 1))
-        self._sampled += 1
+        values = {**record.known.values, **known.values} if refreshed else record.known.values
+        updated = replace(
+            record,
+            known=KnownTarget(keys={**record.known.keys, **known.keys}, values=values),
+            sources={**record.sources, **dict.fromkeys(known.keys, batch)},
+            reached=reached if refreshed else record.reached,
+            access_count=record.access_count + 1,
+        )
+        self._put(updated)
+        self._hits += 1
+        self._refreshed += refreshed
         if self.eviction == "lru":
-            self._records[record.request.fact_key] = self._records.pop(record.request.fact_key)
+            key = self.key(record.request)
+            self._records[key] = self._records.pop(key)
 
-    def checked(self, record: EditRecord, strength: float) -> None:
+    def checked(self, record: EditRecord, *, strength: float | None, success: float | None = None) -> None:
         """Note how well the model holds a kept fact."""
-        self._put(replace(record, strength=strength, priority=compute_edit_priority(strength)))
+        self._put(replace(record, strength=strength, success=success))
 
     def _put(self, record: EditRecord) -> None:
-        if record.request.fact_key not in self._records:
+        key = self.key(record.request)
+        if key not in self._records:
             raise KeyError(f"'{record.request.text}' is not in the buffer")
-        self._records[record.request.fact_key] = record  # keeps its place
+        self._records[key] = record  # keeps its place

@@ -9,7 +9,7 @@ import math
 import pkgutil
 import random
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from decimal import Decimal
 from typing import TYPE_CHECKING
@@ -23,11 +23,14 @@ from editcore import (
     BeforeRun,
     EditRequest,
     ExtensionContext,
+    HeldKey,
     KnownTarget,
     PluginError,
     RunError,
     hookimpl,
 )
+from editcore.evaluation import score_targets
+from editcore.tracing import project
 
 from edit_replay.buffer import EditRecord, ReplayBuffer
 from edit_replay.hparams import ReplayHParams
@@ -35,18 +38,23 @@ from edit_replay.strategies import Strategy
 
 if TYPE_CHECKING:
     from editcore import LanguageModel
+    from editcore.runs import LedgerEntry
     from torch import Tensor
 
 __all__ = ["STRATEGY_KIND", "ReplayExtension"]
 
 STRATEGY_KIND = "replay.strategy"
 
+_NOTHING = KnownTarget(keys={}, values={})
+
 
 class ReplayExtension:
-    """Replays edited facts: a sample of the buffer joins each batch, with the values it was solved for.
+    """Replays edited facts: a sample of the buffer joins each batch, with the values it was solved for, and the keys of
+    the others are handed to the editor to be left alone.
 
-    Nothing is optimised for a replayed fact. After each batch every kept fact is checked in closed form: how far the
-    projection's output at its key is from its value. ``priority`` reads that.
+    Nothing is optimised for a replayed fact, unless the model no longer says it although its value holds. After each
+    batch every kept fact is checked, in closed form (how far the projection's output at its key is from its value) or
+    on the model. ``priority`` reads that.
     """
 
     def __init__(self, hparams: ReplayHParams, context: ExtensionContext) -> None:
@@ -62,30 +70,31 @@ class ReplayExtension:
 
     @hookimpl
     def editcore_before_batch(self, event: BeforeBatch) -> BatchAddition | None:
-        """Add a sample of the facts that this batch does not edit anew."""
+        """Add a sample of the facts that this batch does not edit anew, and hold the others."""
         batch = event.batch
-        edited = {request.fact_key for request in batch.requests}
-        candidates = [record for record in self.buffer.records if record.request.fact_key not in edited]
-        # Exact: 0.55 · 100 is 55.00000000000001 in floating point.
-        wanted = math.ceil(Decimal(str(self.hparams.replay_rate)) * batch.num_new)
-        count = min(wanted, len(candidates))
-        if count == 0:
+        edited = {self.buffer.key(request) for request in batch.requests}
+        candidates = [record for record in self.buffer.records if self.buffer.key(record.request) not in edited]
+        chosen = (
+            self._choose(candidates, batch.index, batch.num_new) if self.hparams.replay_mode != "statistics" else []
+        )
+        held = []
+        if self.hparams.replay_mode != "requests" and self.hparams.replay_statistics_weight > 0:
+            solved_for = {record.order for record in chosen}
+            held = [key for record in candidates if record.order not in solved_for for key in self._held_keys(record)]
+        if not chosen and not held:
             return None
-        # Drawn from (seed, batch) and nothing earlier, so that a resumed run draws the same. The seed is a string
-        # because that is hashed: nearby batches draw independently.
-        rng = random.Random(f"replay:{self.context.seed}:{batch.index}")
-        chosen = self._strategy(candidates, count, rng)
-        _refuse_foreign(chosen, candidates, count, self.hparams.replay_strategy)
+        stale = self._stale(event.model, chosen)
         return BatchAddition(
             requests=tuple(record.request for record in chosen),
             weights=(self.hparams.replay_weight,) * len(chosen),
-            known={record.request.id: record.known for record in chosen},
+            known={one.request.id: one.known for one in chosen if one.known.values and one.order not in stale},
+            held=held,
         )
 
     @hookimpl
     def editcore_after_batch(self, event: AfterBatch) -> None:
         """Keep what the batch solved, and check what the model holds now."""
-        self._absorb(event.batch.index, event.batch.requests, event.batch.num_new, event.proposal.known)
+        self._absorb(event.entry)
         self._check(event.model)
 
     @hookimpl
@@ -95,70 +104,152 @@ class ReplayExtension:
 
     def statistics(self) -> dict[str, float | int | None]:
         """For results: the buffer's counts, and how well the model holds what is in it."""
-        strengths = [record.strength for record in self.buffer.records if record.strength is not None]
+        records = self.buffer.records
+        strengths = [record.strength for record in records if record.strength is not None]
+        successes = [record.success for record in records if record.success is not None]
         return {
             **asdict(self.buffer.statistics),
             "capacity": self.buffer.capacity,
+            "failed": sum(record.failed for record in records),
             "mean_strength": sum(strengths) / len(strengths) if strengths else None,
             "least_strength": min(strengths, default=None),
+            "mean_success": sum(successes) / len(successes) if successes else None,
         }
 
+    # What joins a batch
+
+    def _choose(self, candidates: Sequence[EditRecord], batch: int, num_new: int) -> list[EditRecord]:
+        count = min(self._wanted(num_new, len(candidates)), len(candidates))
+        if count == 0:
+            return []
+        # Drawn from (seed, batch) and nothing earlier, so that a resumed run draws the same. The seed is a string
+        # because that is hashed: nearby batches draw independently.
+        rng = random.Random(f"replay:{self.context.seed}:{batch}")
+        chosen = list(self._strategy(candidates, count, rng))
+        _refuse_foreign(chosen, candidates, count, self.hparams.replay_strategy)
+        return chosen
+
+    def _wanted(self, num_new: int, kept: int) -> int:
+        rate = Decimal(str(self.hparams.replay_rate))  # exact: 0.55 · 100 is 55.00000000000001 in floating point
+        if not self.hparams.replay_adaptive:
+            return math.ceil(rate * num_new)
+        wanted = math.ceil(rate * Decimal(num_new * kept).sqrt())
+        return max(self.hparams.adaptive_min, min(wanted, self.hparams.adaptive_max))
+
+    def _stale(self, model: LanguageModel, chosen: Sequence[EditRecord]) -> set[int]:
+        """By ``order``, the records whose value holds and no longer makes the model say the target as it once did.
+
+        Where the value has drifted it is aimed at again first; whether it still serves is seen when it holds.
+        """
+        if self.hparams.replay_refresh == 0:
+            return set()
+        held = [one for one in chosen if one.strength is not None and 1 - one.strength <= self.hparams.replay_drift]
+        successes = _successes(model, held)
+        return {
+            one.order
+            for one, success in zip(held, successes, strict=True)
+            if success < self.hparams.replay_refresh * (1.0 if one.reached is None else one.reached)
+        }
+
+    def _held_keys(self, record: EditRecord) -> list[HeldKey]:
+        """One for each batch that has keys of the fact: several only where layers are drawn at random."""
+        keys: dict[int, dict[str, Tensor]] = defaultdict(dict)
+        for name, key in record.known.keys.items():
+            keys[record.sources[name]][name] = key
+        weight = self.hparams.replay_statistics_weight
+        return [
+            HeldKey(batch=batch, request_id=record.request.id, keys=found, weight=weight)
+            for batch, found in keys.items()
+        ]
+
+    # What is kept
+
     def _empty_buffer(self) -> ReplayBuffer:
-        return ReplayBuffer(self.hparams.replay_buffer_size, eviction=self.hparams.replay_eviction)
+        return ReplayBuffer(
+            self.hparams.replay_buffer_size,
+            eviction=self.hparams.replay_eviction,
+            duplicates=self.hparams.replay_duplicates,
+        )
 
     def _rebuild(self, event: BeforeRun | AfterUndo) -> None:
         self.buffer = self._empty_buffer()
         for entry in event.history:
-            self._absorb(entry.batch, entry.requests, entry.num_new, entry.known)
+            self._absorb(entry)
         self._check(event.model)
 
-    def _absorb(
-        self, batch: int, requests: Sequence[EditRequest], num_new: int, known: Mapping[str, KnownTarget]
-    ) -> None:
+    def _absorb(self, entry: LedgerEntry) -> None:
         # Replayed facts first: the batch has used them, so under lru its own new facts must not push them out.
-        for request in requests[num_new:]:
+        optimised = {one.request_id: one.target_probability for one in entry.evidence if one.target_loss is not None}
+        for request in entry.requests[entry.num_new :]:
             record = self.buffer.get(request)  # None for what another extension added
             if record is not None:
-                self.buffer.replayed(record, known[request.id].keys)
-        for request in requests[:num_new]:
-            self.buffer.store(request, known[request.id], batch=batch)
+                known = entry.known.get(request.id, _NOTHING)
+                self.buffer.replayed(
+                    record,
+                    known,
+                    batch=entry.batch,
+                    refreshed=request.id in optimised,
+                    reached=optimised.get(request.id),
+                )
+        for request in entry.new_requests:
+            known = entry.known.get(request.id, _NOTHING)
+            self.buffer.store(
+                request,
+                known,
+                batch=entry.batch,
+                importance=self._importance(request),
+                reached=optimised.get(request.id),
+            )
 
-    @torch.inference_mode()
+    def _importance(self, request: EditRequest) -> float:
+        return math.prod(self.hparams.replay_importance.get(tag, 1.0) for tag in request.tags)
+
     def _check(self, model: LanguageModel) -> None:
         records = self.buffer.records
         rows: dict[str, list[int]] = defaultdict(list)
         for index, record in enumerate(records):
             for name in record.known.values:
                 rows[name].append(index)
-        strengths = torch.ones(len(records), dtype=torch.float64)
+        strengths: dict[int, float] = {}
         for name, members in rows.items():
-            held = _held(model, name, [records[index] for index in members])
-            strengths[members] = torch.minimum(strengths[members], held)
-        for record, strength in zip(records, strengths.tolist(), strict=True):
-            self.buffer.checked(record, strength)
+            found = _strengths(model, name, [records[index] for index in members])
+            for index, strength in zip(members, found, strict=True):
+                strengths[index] = min(strength, strengths.get(index, 1.0))
+        successes: Sequence[float | None] = [None] * len(records)
+        if self.hparams.replay_check == "model" and records:
+            successes = _successes(model, records)
+        for index, (record, success) in enumerate(zip(records, successes, strict=True)):
+            self.buffer.checked(record, strength=strengths.get(index), success=success)
 
 
-def _held(model: LanguageModel, name: str, records: Sequence[EditRecord]) -> Tensor:
-    """``1 - ‖W k - v‖ / ‖v‖`` of each record at one weight, not below 0: ``[records]`` float64 on the CPU.
+def _strengths(model: LanguageModel, name: str, records: Sequence[EditRecord]) -> list[float]:
+    """``1 - ‖W k - v‖ / ‖v‖`` of each record at one weight, not below 0.
 
     Raises:
         RunError: a key or value does not fit the weight.
     """
-    out_in = model.as_out_in(name, model.weight(name))  # [d_out, d_in]
+    d_out, d_in = model.as_out_in(name, model.weight(name)).shape
     for record in records:
         key, value = record.known.keys[name], record.known.values[name]
-        if (len(value), len(key)) != tuple(out_in.shape):
+        if (len(value), len(key)) != (d_out, d_in):
             raise RunError(
                 f"replay: the stored key and value of '{record.request.text}' are {len(key)} and {len(value)} wide, "
-                f"but {name} of {model.name} takes {out_in.shape[1]} and gives {out_in.shape[0]}: "
+                f"but {name} of {model.name} takes {d_in} and gives {d_out}: "
                 "they come from another model. Start a new run."
             )
     keys = torch.stack([record.known.keys[name] for record in records])  # [records, d_in]
     values = torch.stack([record.known.values[name] for record in records])  # [records, d_out]
-    projection = model.projection(model.layout.layer_of(name))
-    found: Tensor = projection(keys.to(out_in)).to(values)  # the module itself, so that its bias and any adapter count
-    missed: Tensor = (found - values).norm(dim=1) / values.norm(dim=1).clamp_min(torch.finfo(values.dtype).tiny)
-    return (1 - missed).clamp_min(0.0)
+    found = project(model, model.layout.layer_of(name), keys)
+    missed = (found - values).norm(dim=1) / values.norm(dim=1).clamp_min(torch.finfo(values.dtype).tiny)
+    strengths: list[float] = (1 - missed).clamp_min(0.0).tolist()
+    return strengths
+
+
+def _successes(model: LanguageModel, records: Sequence[EditRecord]) -> list[float]:
+    """Probability per target token, exp(−NLL), that the model gives the target of each record."""
+    requests = [record.request for record in records]
+    scores = score_targets(model, [one.text for one in requests], [one.target_new for one in requests])
+    return [math.exp(-score.nll) for score in scores]
 
 
 def _load_strategy(name: str, context: ExtensionContext) -> Strategy:

@@ -5,24 +5,60 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from editcore import HParams
-from pydantic import Field
+from pydantic import Field, model_validator
 
 __all__ = ["ReplayHParams"]
 
 
 class ReplayHParams(HParams):
-    """How many earlier facts join a batch, which, and how much they count."""
+    """How earlier facts are kept: which join a batch, how much they count, and what new updates leave alone."""
 
+    replay_mode: Literal["requests", "statistics", "both"] = "both"
+    """``requests``: earlier facts join the batch and are solved for again. ``statistics``: keys of earlier facts join
+    the second moment, C + μ Σ kkᵀ, so that the update avoids them without solving for them. ``both``: a sample is
+    solved for again, the other facts are avoided."""
     replay_rate: Annotated[float, Field(ge=0)] = 0.5
     """Replayed facts per new fact of a batch, rounded up: 0.3 adds 3 to a batch of 10, 2 adds 20, 0 adds none. As many
     as the buffer holds at most."""
+    replay_adaptive: bool = False
+    """Adaptive merging: the number of replayed facts follows the buffer, too. It is replay_rate · √(new facts · kept
+    facts), rounded up, within ``adaptive_min`` and ``adaptive_max``: at 0.5, 5 of 10 kept facts join a batch of 10, and
+    36 of 500."""
+    adaptive_min: Annotated[int, Field(ge=0)] = 1
+    """Least facts of adaptive merging."""
+    adaptive_max: Annotated[int, Field(ge=0)] = 100
+    """Most facts of adaptive merging."""
     replay_buffer_size: Annotated[int, Field(ge=1)] = 1000
-    """Most facts kept for replay. Each costs two float64 vectors per edited layer (a key and a value)."""
+    """Most facts kept, in either mode. Each costs two float64 vectors per edited layer (a key and a value)."""
     replay_strategy: Annotated[str, Field(min_length=1)] = "random"
-    """Which facts are replayed: ``random``, ``priority`` (those the model holds least), ``recent``, or the name of a
-    ``replay.strategy`` that another package offers."""
+    """Which facts are replayed: ``random``, ``priority`` (those that failed their last check, then those the model
+    holds least), ``recent``, or the name of a ``replay.strategy`` that another package offers."""
     replay_weight: Annotated[float, Field(gt=0)] = 1.0
-    """Weight w of a replayed fact's squared error, where a new fact has 1. It enters ridge solves only (EMMET with
-    λ > 0: D + λ·diag(1/w)); at λ = 0 every fact is a constraint that holds exactly, and weights have no effect."""
+    """Weight w of a replayed fact's squared error, where a new fact has 1. It enters ridge solves only (MEMIT, and
+    EMMET with λ > 0: D + λ·diag(1/w)); at λ = 0 every fact is a constraint that holds exactly, and weights have no
+    effect."""
+    replay_statistics_weight: Annotated[float, Field(ge=0)] = 0.01
+    """Weight μ of an earlier fact in the second moment: the objective gets μ·‖Δk‖² for each, beside the mean of ‖Δk‖²
+    over the text."""
+    replay_importance: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    """Importance of facts by tag, such as { capital = 2.0 }, 1 without one; a fact with several has their product. Read
+    by ``priority``: importance · (1 − success)."""
     replay_eviction: Literal["fifo", "lru"] = "fifo"
     """Which fact leaves a full buffer: the one edited longest ago, or the one edited or replayed longest ago."""
+    replay_duplicates: Literal["subject", "fact"] = "subject"
+    """What a newer fact replaces in the buffer: every older fact of its subject, or only one with the same prompt."""
+    replay_check: Literal["value", "model"] = "value"
+    """How well the model holds a kept fact is taken from its value, in closed form, or from the probability that the
+    model gives its target, which costs a forward pass over every kept prompt after each batch."""
+    replay_drift: Annotated[float, Field(ge=0)] = 0.1
+    """Distance ‖Wk − v‖ / ‖v‖ above which a value has drifted. A replayed fact that has is aimed at its value again."""
+    replay_refresh: Annotated[float, Field(ge=0, le=1)] = 0.25
+    """Share of the probability at which its optimisation ended, below which a replayed fact is optimised anew although
+    its value has not drifted: the value no longer makes the model say the target. 0 never does; above 0, the prompts
+    that are replayed are scored first."""
+
+    @model_validator(mode="after")
+    def _bounds(self) -> ReplayHParams:
+        if self.adaptive_min > self.adaptive_max:
+            raise ValueError(f"adaptive_min is {self.adaptive_min}, more than adaptive_max, {self.adaptive_max}")
+        return self

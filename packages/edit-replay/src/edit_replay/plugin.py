@@ -11,7 +11,7 @@ def editcore_extensions() -> list[ExtensionSpec]:
             "replay",
             "edit_replay.extension:ReplayExtension",
             hparams="edit_replay.hparams:ReplayHParams",
-            summary="Add earlier facts to every batch, with the values they were solved for.",
+            summary="Solve for earlier facts again in every batch, and keep new updates away from their keys.",
         )
     ]
 
@@ -22,6 +22,6 @@ def editcore_components() -> list[ComponentSpec]:
     kind, module = "replay.strategy", "edit_replay.strategies"
     return [
         ComponentSpec("random", f"{module}:random", kind=kind, summary="Any earlier fact, all alike."),
-        ComponentSpec("priority", f"{module}:priority", kind=kind, summary="The facts held least first."),
+        ComponentSpec("priority", f"{module}:priority", kind=kind, summary="Facts that failed their last check first."),
         ComponentSpec("recent", f"{module}:recent", kind=kind, summary="The facts that were edited last."),
     ]

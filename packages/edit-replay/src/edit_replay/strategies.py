@@ -23,8 +23,9 @@ def random(records: Sequence[EditRecord], count: int, rng: Random) -> list[EditR
 
 
 def priority(records: Sequence[EditRecord], count: int, rng: Random) -> list[EditRecord]:
-    """Highest priority first; among equals those replayed least, then the oldest."""
-    return sorted(records, key=lambda record: (-record.priority, record.access_count, record.order))[:count]
+    """Facts that failed their last check first, then the highest priority; among equals those replayed least, then the
+    oldest."""
+    return sorted(records, key=lambda one: (not one.failed, -one.priority, one.access_count, one.order))[:count]
 
 
 def recent(records: Sequence[EditRecord], count: int, rng: Random) -> list[EditRecord]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from editcore._ledger import LedgerEntry
-    from editcore._values import EditBatch, EditRequest, KnownTarget, Proposal
+    from editcore._values import EditBatch, EditRequest, HeldKey, KnownTarget, Proposal
     from editcore.models import LanguageModel
 
 __all__ = [
@@ -67,13 +67,17 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchAddition:
-    """What an extension adds to a batch (requests that were edited before), and what it takes out of it."""
+    """What an extension adds to a batch (requests that were edited before, keys that shall be left alone), and what it
+    takes out of it."""
 
     requests: tuple[EditRequest, ...] = ()
     weights: tuple[float, ...] = ()
     """One positive weight per request; see ``EditBatch.weights``."""
     known: Mapping[str, KnownTarget] = field(default_factory=dict)
-    """By request id: keys and values that need no optimisation."""
+    """By request id: keys and values that need no optimisation. A request without one is optimised anew. Keys must be
+    those of this run's ledger: where no edit can have moved them they are used as they are."""
+    held: Sequence[HeldKey] = ()
+    """Facts of earlier batches at whose keys the update shall change as little as it can."""
     withdrawn: Mapping[str, Rejection] = field(default_factory=dict)
     """By the id of a new request of the batch, why it must not be edited. Nothing is computed for it."""
 

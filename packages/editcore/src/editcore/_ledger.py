@@ -21,9 +21,28 @@ from pydantic import ValidationError
 from editcore._errors import PluginError, RunError, StorageError
 from editcore._events import Verdict
 from editcore._files import sync_directory, write_tensors
-from editcore._ledger_lines import BatchLine, HeaderLine, Line, RevisionLine, TensorFile, UndoLine, decode, encode
+from editcore._ledger_lines import (
+    BatchLine,
+    HeaderLine,
+    HeldLine,
+    Line,
+    RevisionLine,
+    TensorFile,
+    UndoLine,
+    decode,
+    encode,
+)
 from editcore._ledger_lines import is_whole as is_whole_line
-from editcore._values import EditEvidence, EditRequest, FactoredDelta, KnownTarget, RejectedRequest, first_problem
+from editcore._values import (
+    EditBatch,
+    EditEvidence,
+    EditRequest,
+    FactoredDelta,
+    HeldKey,
+    KnownTarget,
+    RejectedRequest,
+    first_problem,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,6 +82,8 @@ class LedgerEntry:
     """Why a gate rejected or scaled the batch."""
     verdicts: Mapping[str, Verdict] = field(default_factory=dict)
     """By the name of the extension that judged."""
+    held: Sequence[HeldKey] = ()
+    """Facts of earlier batches whose keys the update left alone."""
     rejected: tuple[RejectedRequest, ...] = ()
     """New requests that were left out, in the order in which they were rejected; they are not among ``requests``."""
 
@@ -81,6 +102,17 @@ class LedgerEntry:
         """The ids of :attr:`new_requests`."""
         return tuple(request.id for request in self.new_requests)
 
+    def as_batch(self) -> EditBatch:
+        """The batch as it was given to the editor, with every target known."""
+        return EditBatch(
+            index=self.batch,
+            requests=self.requests,
+            weights=self.weights,
+            num_new=self.num_new,
+            known=self.known,
+            held=self.held,
+        )
+
     @property
     def all_rejected(self) -> tuple[RejectedRequest, ...]:
         """Every new request that extensions kept out: those left out of the batch, and of a rejected batch the others,
@@ -93,8 +125,11 @@ class LedgerEntry:
         rest = (RejectedRequest(request=one, by=by, reason=reason, figures=figures) for one in self.new_requests)
         return (*self.rejected, *rest)
 
-    def line(self, file: TensorFile | None) -> BatchLine:
+    def line(self, file: TensorFile | None, held: Sequence[HeldLine] = ()) -> BatchLine:
         """The entry without its tensors, which are in ``file``.
+
+        Args:
+            held: where the keys are that it left alone.
 
         Raises:
             PluginError: a plugin's diagnostics or verdicts are not what they should be.
@@ -107,6 +142,7 @@ class LedgerEntry:
                 num_new=self.num_new,
                 requests=self.requests,
                 weights=self.weights,
+                held=tuple(held),
                 diagnostics=self.diagnostics,
                 evidence=self.evidence,
                 notes=self.notes,
@@ -312,7 +348,8 @@ class Ledger:
         """
         self._check(entry)
         tensors = _tensors(entry) if entry.applied else None
-        self._write(entry.line, f"batch-{entry.batch:05d}.safetensors", tensors)
+        held = self._references(entry)
+        self._write(lambda file: entry.line(file, held), f"batch-{entry.batch:05d}.safetensors", tensors)
         self._add(entry)
 
     def revise(self, batch: int, undone: frozenset[str], deltas: Mapping[str, FactoredDelta]) -> None:
@@ -363,8 +400,41 @@ class Ledger:
             notes=line.notes,
             reason=line.reason,
             verdicts=line.verdicts,
+            held=HeldKey.ordered(self._held(line)),
             rejected=line.rejected,
         )
+
+    def _held(self, line: BatchLine) -> Iterator[HeldKey]:
+        for reference in line.held:
+            entry = self._by_index.get(reference.batch)
+            if entry is None or not entry.applied or max(reference.rows) >= len(entry.requests):
+                raise ValueError(
+                    f"batch {line.batch} holds row {max(reference.rows)} of batch {reference.batch}, which is not there"
+                )
+            for row in reference.rows:
+                name = entry.requests[row].id
+                yield HeldKey(batch=entry.batch, request_id=name, keys=_keys_of(entry, name), weight=reference.weight)
+
+    def _references(self, entry: LedgerEntry) -> list[HeldLine]:
+        """Where the keys are that a batch left alone, those of one batch and weight together.
+
+        Raises:
+            PluginError: one is not in the ledger.
+        """
+        rows: dict[tuple[int, float], list[int]] = {}
+        places: dict[int, dict[str, int]] = {}
+        for one in entry.held:
+            if one.batch not in places:
+                found = self._by_index.get(one.batch)
+                requests = found.requests if found is not None and found.applied else ()
+                places[one.batch] = {request.id: row for row, request in enumerate(requests)}
+            if one.request_id not in places[one.batch]:
+                raise PluginError(
+                    f"Batch {entry.batch} holds the key of '{one.request_id}' of batch {one.batch}, which the ledger "
+                    "does not have."
+                )
+            rows.setdefault((one.batch, one.weight), []).append(places[one.batch][one.request_id])
+        return [HeldLine(batch=batch, rows=tuple(sorted(r)), weight=w) for (batch, w), r in sorted(rows.items())]
 
     def _stored(self, file: TensorFile, where: str, requests: Sequence[EditRequest]) -> _Stored:
         assert self.directory is not None
@@ -502,6 +572,10 @@ def _read_lines(path: Path) -> list[bytes]:
 
 
 # Tensors
+
+
+def _keys_of(entry: LedgerEntry, request_id: str) -> Mapping[str, Tensor]:
+    return _Lazy(lambda: entry.known[request_id].keys)
 
 
 class _Lazy(Mapping[str, V]):

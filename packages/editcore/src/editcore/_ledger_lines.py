@@ -21,6 +21,7 @@ __all__ = [
     "FORMAT",
     "BatchLine",
     "HeaderLine",
+    "HeldLine",
     "Line",
     "RevisionLine",
     "TensorFile",
@@ -60,6 +61,15 @@ class HeaderLine(_Model):
     editor: str
 
 
+class HeldLine(_Model):
+    """Facts of an earlier batch whose keys a batch left alone: where they are, not what they are."""
+
+    batch: BatchIndex
+    rows: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+    """Places of the facts among the requests of that batch."""
+    weight: Annotated[float, Field(ge=0)]
+
+
 class BatchLine(_Model):
     """One batch that was applied (it has a ``file``) or rejected (its ``scale`` is 0)."""
 
@@ -70,6 +80,7 @@ class BatchLine(_Model):
     num_new: Annotated[int, Field(ge=0)]
     requests: tuple[EditRequest, ...]
     weights: tuple[float, ...]
+    held: tuple[HeldLine, ...] = ()
     diagnostics: Mapping[str, float]
     evidence: tuple[EditEvidence, ...]
     notes: tuple[str, ...]

@@ -40,6 +40,7 @@ from editcore._values import (
     EditRequest,
     FactoredDelta,
     FactRecord,
+    HeldKey,
     KnownTarget,
     Proposal,
     RejectedRequest,
@@ -228,6 +229,12 @@ class EditSession:
         verdicts: dict[str, Verdict] = {}
         if batch.num_new:
             batch = _with_additions(batch, [addition for _, addition in additions])
+            if batch.held and not self._editor_spec.capabilities.uses_held:
+                _log.warning(
+                    "batch %d: %s does not look at the keys that it shall leave alone",
+                    batch.index,
+                    self._editor_spec.name,
+                )
             proposal = self._proposed(batch)
             batch, proposal, verdicts, more = self._judged(batch, proposal)
             rejected += more
@@ -369,12 +376,9 @@ class EditSession:
             NumericalError: the rest cannot be solved.
         """
         rows = entry.kept_rows(undone)
-        batch = EditBatch(
-            index=entry.batch, requests=entry.requests, weights=entry.weights, num_new=entry.num_new, known=entry.known
-        )
         deltas = None
         if isinstance(self._editor, Resolves):
-            deltas = self._editor.resolve(self.model, batch, entry.deltas, rows, self.context)
+            deltas = self._editor.resolve(self.model, entry.as_batch(), entry.deltas, rows, self.context)
         if deltas is None:
             deltas = self._propose_again(entry.without(undone, {}))
         _check_deltas(self.model, deltas, editor=self._editor_spec.name)
@@ -382,12 +386,9 @@ class EditSession:
 
     def _propose_again(self, entry: LedgerEntry) -> Mapping[str, FactoredDelta]:
         """Propose a batch with the targets it had, on the model with the active batches before it."""
-        batch = EditBatch(
-            index=entry.batch, requests=entry.requests, weights=entry.weights, num_new=entry.num_new, known=entry.known
-        )
         self._backend.rebuild([earlier.deltas for earlier in self.ledger.history() if earlier.batch < entry.batch])
         try:
-            proposal = self._editor.propose(self.model, batch, self.context)
+            proposal = self._editor.propose(self.model, entry.as_batch(), self.context)
         finally:
             self._backend.rebuild(self.ledger.active())
         return {name: FactoredDelta(delta.left * entry.scale, delta.right) for name, delta in proposal.deltas.items()}
@@ -632,8 +633,9 @@ def _with_additions(batch: EditBatch, additions: Sequence[BatchAddition]) -> Edi
     taken = {request.id for request in batch.requests}
     edited = {request.fact_key for request in batch.requests}
     requests, weights = list(batch.requests), list(batch.weights)
-    known = dict(batch.known)
+    known, held = dict(batch.known), list(batch.held)
     for addition in additions:
+        held += addition.held
         for request, weight in zip(addition.requests, addition.weights, strict=True):
             if request.id in taken or request.fact_key in edited:
                 continue
@@ -642,7 +644,7 @@ def _with_additions(batch: EditBatch, additions: Sequence[BatchAddition]) -> Edi
             weights.append(weight)
             if request.id in addition.known:
                 known[request.id] = addition.known[request.id]
-    return replace(batch, requests=tuple(requests), weights=tuple(weights), known=known)
+    return replace(batch, requests=tuple(requests), weights=tuple(weights), known=known, held=HeldKey.ordered(held))
 
 
 def _check_deltas(model: LanguageModel, deltas: Mapping[str, FactoredDelta], *, editor: str) -> None:
@@ -697,5 +699,6 @@ def _entry(
         notes=proposal.notes,
         reason=reason,
         verdicts=verdicts,
+        held=batch.held,
         rejected=tuple(rejected),
     )

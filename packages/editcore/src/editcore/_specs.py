@@ -44,6 +44,8 @@ class Capabilities:
     """Most requests solved together; ``None`` for no limit. A longer batch is split by the session."""
     uses_weights: bool = False
     """True if request weights enter the solve."""
+    uses_held: bool = False
+    """True if the solve leaves the keys in ``EditBatch.held`` alone."""
     multi_layer: bool = False
     """True if one edit may touch several layers."""
 

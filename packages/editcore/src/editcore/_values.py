@@ -9,7 +9,7 @@ This module imports no torch: tensors appear in annotations only.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,6 +26,7 @@ __all__ = [
     "EditRequest",
     "FactRecord",
     "FactoredDelta",
+    "HeldKey",
     "KnownTarget",
     "Proposal",
     "RejectedRequest",
@@ -133,6 +134,25 @@ class KnownTarget:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HeldKey:
+    """A fact of an earlier batch, at whose key a new update shall change as little as it can."""
+
+    batch: int
+    """Index of the batch whose ledger entry has these keys: the ledger keeps this reference, not the keys."""
+    request_id: str
+    """The fact's id in that batch."""
+    keys: Mapping[str, Tensor]
+    """By weight name, as in the ``known`` of that batch: ``[d_in]``, float64 on the CPU."""
+    weight: float
+    """μ: what ‖Δk‖² costs beside the mean of ‖Δk‖² over the text. Not negative."""
+
+    @staticmethod
+    def ordered(held: Iterable[HeldKey]) -> tuple[HeldKey, ...]:
+        """The order in which a batch has them: a sum over them has the same bits when it comes from the ledger."""
+        return tuple(sorted(held, key=lambda one: (one.batch, one.request_id, one.weight)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EditBatch:
     """The requests that are solved together."""
 
@@ -146,6 +166,8 @@ class EditBatch:
     """The first ``num_new`` requests are new; the rest were edited before and are replayed."""
     known: Mapping[str, KnownTarget] = field(default_factory=dict)
     """By request id: targets that are already known and are reused instead of optimised."""
+    held: Sequence[HeldKey] = ()
+    """Earlier facts that the update shall leave alone though the batch does not write them."""
 
     def __post_init__(self) -> None:
         if len(self.requests) != len(self.weights):
@@ -154,6 +176,8 @@ class EditBatch:
             raise ValueError(f"num_new is {self.num_new} of {len(self.requests)} requests")
         if any(not weight > 0 for weight in self.weights):
             raise ValueError(f"weights must be positive, found {min(self.weights)}")
+        if any(not one.weight >= 0 for one in self.held):
+            raise ValueError(f"weights of held keys must not be negative, found {min(one.weight for one in self.held)}")
 
     def __len__(self) -> int:
         return len(self.requests)

@@ -71,6 +71,13 @@ class LocateThenEditHParams(HParams):
     """Fraction aimed at by ``mom2_update_weight = "auto"``: the median fact alone would reach q/(q + λw)."""
     update_norm_lambda: Annotated[float, Field(ge=0)] = 0.0
     """Weight of ‖ΔW‖² in the objective. EMMET's reference code: 0."""
+    tikhonov: Annotated[float, Field(ge=0)] = 0.0
+    """Tikhonov term τ of the edit system in units of each fact's own entry, q = kᵀC'⁻¹k: a fact alone gets 1/(1 + τ/w)
+    of its residual, and the condition number stays below 1 + n/τ for n facts. For batches whose keys are nearly
+    dependent; 1e-6 hardly changes anything else. Not in the papers."""
+    warn_condition: Annotated[float, Field(gt=1)] = 1e8
+    """Condition number of the edit system above which a batch is reported. A solve in float64 is off by about 1e-16
+    times this; at 1e8 that is no longer far below the rounding of float32 weights."""
 
     calculate_objective_value: bool = False
     """Put the objective's three distances (preservation, new edits, old edits) into the diagnostics of each batch."""

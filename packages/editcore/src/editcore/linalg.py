@@ -55,6 +55,23 @@ class Metric:
         factor, jitter = self.factor
         return Metric(weight * self.matrix, factor=(weight**0.5 * factor, weight * jitter))
 
+    def plus(self, keys: Tensor, weights: Tensor) -> Metric:
+        """``C' + Σ wᵢ kᵢkᵢᵀ``: a change is priced by what it does to these keys, too.
+
+        For h keys up to half of ``m`` the Cholesky factor of C' is used on, by Woodbury's identity, at m²h + mh² + h³/3
+        operations; more keys make a new factor, at m²h + m³/3.
+
+        Args:
+            keys: ``[h, m]``
+            weights: ``[h]``, not negative.
+        """
+        rows = weights.to(self.matrix).clamp_min(0.0).sqrt()[:, None] * keys.to(self.matrix)  # √W Kᵀ, [h, m]
+        if not len(rows):
+            return self
+        if 2 * len(rows) > len(self.matrix):
+            return Metric(self.matrix + rows.T @ rows)
+        return _Raised(self, rows)
+
     def to(self, device: torch.device) -> Metric:
         """The same on ``device``."""
         if device == self.matrix.device:
@@ -77,7 +94,8 @@ class Metric:
         for exponent in range(-10, 1):
             factor, info = torch.linalg.cholesky_ex(self.matrix + jitter * identity)
             if int(info) == 0:
-                return factor, jitter
+                # In rows, as a file has it: a triangular solve rounds differently over a matrix in columns.
+                return factor.contiguous(), jitter
             jitter = scale * 10.0**exponent
         raise NumericalError("The second moment has no Cholesky factor; compute it anew from more text.")
 
@@ -111,6 +129,39 @@ class Metric:
         return float((diagonal.max() / diagonal.min()) ** 2)
 
 
+class _Raised(Metric):
+    """``C' + UᵀU`` for few rows ``U [h, m]``, without a factorisation of its own.
+
+    With C' = LLᵀ and B = L⁻¹Uᵀ, Woodbury's identity is (C' + UᵀU)⁻¹ = L⁻ᵀ (I − B (I + BᵀB)⁻¹ Bᵀ) L⁻¹. The jitter of C'
+    is in it. Whoever asks for ``matrix`` or ``factor`` makes them.
+    """
+
+    def __init__(self, base: Metric, rows: Tensor) -> None:
+        self._base, self._rows = base, rows
+        self._whitened = torch.linalg.solve_triangular(base.factor[0], rows.T, upper=False)  # B, [m, h]
+        gram = self._whitened.T @ self._whitened
+        self._inner = torch.linalg.cholesky(gram + torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
+
+    @cached_property
+    def matrix(self) -> Tensor:  # type: ignore[override]  # made when asked for
+        return self._base.matrix + self._rows.T @ self._rows
+
+    @property
+    def jitter(self) -> float:
+        return self._base.jitter
+
+    def inverse_times(self, columns: Tensor) -> Tensor:
+        factor = self._base.factor[0]
+        white = torch.linalg.solve_triangular(factor, columns.double(), upper=False)  # L⁻¹X, [m, n]
+        white = white - self._whitened @ torch.cholesky_solve(self._whitened.T @ white, self._inner)
+        solved: Tensor = torch.linalg.solve_triangular(factor.T, white, upper=True)
+        return solved
+
+    def cost(self, delta: FactoredDelta) -> float:
+        moved = delta.left.double() @ (delta.right.double() @ self._rows.T)  # Δ Uᵀ, [d, h]
+        return self._base.cost(delta) + float(moved.square().sum())
+
+
 @dataclass(frozen=True, slots=True)
 class Update:
     """One solved layer."""
@@ -131,7 +182,13 @@ class Update:
 
 
 def solve_update(
-    keys: Tensor, residuals: Tensor, metric: Metric, *, ridge: float = 0.0, weights: Tensor | None = None
+    keys: Tensor,
+    residuals: Tensor,
+    metric: Metric,
+    *,
+    ridge: float = 0.0,
+    tikhonov: float = 0.0,
+    weights: Tensor | None = None,
 ) -> Update:
     """The cheapest change that gives every key its residual.
 
@@ -139,6 +196,10 @@ def solve_update(
     contradict each other (equal keys, different residuals) are met in the least-squares sense.
 
     With ``ridge`` = λ > 0: minimise Σ wᵢ ‖Δ kᵢ − rᵢ‖² + λ tr(Δ C' Δᵀ).
+
+    ``tikhonov`` = τ adds τqᵢ to each fact's λ, with q = kᵀC'⁻¹k, its own entry of the system: a fact alone then gets
+    1/(1 + τ/w) of its residual whatever the scale of its key, and the system, scaled to unit diagonal as it is solved,
+    has a condition number of at most 1 + n/τ for weights of 1.
 
     The n × n form is solved when n ≤ m, the m × m form otherwise, where ``dependent`` counts what exceeds m.
 
@@ -155,20 +216,21 @@ def solve_update(
         raise NumericalError("Keys or residuals hold NaN or Inf; nothing was applied. Lower v_lr or the clamp.")
     solved_keys = metric.inverse_times(keys.T)  # C'⁻¹K, [m, n]
     inverse_weights = torch.ones_like(keys[:, 0]) if weights is None else 1.0 / weights.to(keys)
-    if ridge > 0 and len(keys) > keys.shape[1]:
-        right, condition = _wide_ridge(keys, metric, ridge * inverse_weights)
+    energies = (keys * solved_keys.T).sum(1)
+    diagonal = (ridge + tikhonov * energies) * inverse_weights  # Λ, [n]
+    if (ridge > 0 or tikhonov > 0) and len(keys) > keys.shape[1]:
+        right, condition = _wide_ridge(keys, metric, diagonal)
         dependent = 0
     elif len(keys) > keys.shape[1]:
         right, condition = _wide(keys, metric)
         dependent = len(keys) - keys.shape[1]
     else:
-        right, condition, dependent = _square(keys, solved_keys, ridge * inverse_weights)
+        right, condition, dependent = _square(keys, solved_keys, diagonal)
     delta = FactoredDelta(residuals.T.contiguous(), right)
     # Δ kᵢ, [n, d], by way of whichever is smaller: n × n or m × d.
     reached = keys @ (right.T @ residuals) if len(keys) > keys.shape[1] else (keys @ right.T) @ residuals
     asked = (residuals * residuals).sum(1)
     fractions = torch.where(asked > 0, (reached * residuals).sum(1) / asked.clamp_min(1e-300), torch.ones_like(asked))
-    energies = (keys * solved_keys.T).sum(1)
     return Update(delta, energies, fractions, condition, dependent)
 
 

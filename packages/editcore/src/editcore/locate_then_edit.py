@@ -21,13 +21,13 @@ from torch import Tensor
 
 from editcore._errors import HParamsError, NumericalError, RequestError
 from editcore._protocols import EditContext
-from editcore._values import EditBatch, EditEvidence, EditRequest, FactoredDelta, KnownTarget, Proposal
+from editcore._values import EditBatch, EditEvidence, EditRequest, FactoredDelta, HeldKey, KnownTarget, Proposal
 from editcore.causal_tracing import traced_layer
 from editcore.hparams import LocateThenEditHParams
 from editcore.linalg import Metric, Update, hold_at, solve_update
 from editcore.targets import Targets, optimise_targets, tails_fit
 from editcore.templates import sample_context_templates
-from editcore.tracing import applied, capture, lookup_row
+from editcore.tracing import applied, capture, lookup_row, project
 
 if TYPE_CHECKING:
     from editcore.models import LanguageModel
@@ -139,7 +139,7 @@ def propose(
     clock = _Clock({})
     layers = _chosen_layers(hparams.layer_selection, prepared.layers, batch, context.seed)
     with clock.stage("targets"):
-        asked = _Asked.optimise(model, batch, layers[-1], hparams, prepared, context)
+        asked = _Asked.optimise(model, batch, layers, hparams, prepared, context)
     weights = torch.tensor(batch.weights, dtype=torch.float64, device=model.device)
     deltas: dict[str, FactoredDelta] = {}
     solved: list[_SolvedLayer] = []
@@ -147,32 +147,34 @@ def propose(
         name = model.layout.weight_name(layer)
         with applied(model, deltas):
             with clock.stage("keys"):
-                seen = _look(model, batch.requests, layer, layers[-1], hparams, prepared.templates, held_at=held_at)
+                kept = _kept_keys(batch, name, asked.row) if _keys_stay(layer, prepared, held_at) else {}
+                seen = _see(model, batch, layer, layers[-1], hparams, prepared.templates, held_at=held_at, kept=kept)
             share = 1 / (len(layers) - number)
             residuals = asked.residuals(batch, name, seen, share=share, asks=asks, model=model)
             weight_norm = float(model.weight(name).float().norm())
         with clock.stage("solve"):
             text = prepared.metrics[layer]
             weight = _moment_weight(hparams, seen.keys, text, ridge)
-            metric = text.scaled(weight=weight, ridge=hparams.update_norm_lambda)
+            priced = text.scaled(weight=weight, ridge=hparams.update_norm_lambda)
+            metric = _holding(priced, batch.held, name, weight)
             update = solve(seen.keys, residuals, metric, weights)
             if held_at == "bare":
                 update = hold_at(update, seen.keys, seen.held_keys, metric)
         if not update.delta.is_finite():
             raise NumericalError(f"The update of {name} holds NaN or Inf; nothing was applied.")
         deltas[name] = update.delta
-        solved.append(_SolvedLayer(name, layer, seen, residuals, update, metric, text, weight, weight_norm))
+        solved.append(_SolvedLayer(name, layer, seen, residuals, update, priced, text, weight, weight_norm))
     diagnostics: dict[str, float] = {}
     for one in solved:
         diagnostics |= one.diagnostics()
         if hparams.calculate_objective_value:
-            diagnostics |= one.objective(batch.num_new)
+            diagnostics |= one.objective(batch)
     return Proposal(
         deltas=deltas,
         evidence=tuple(asked.evidence(batch, solved)),
         known={request.id: _known(row, solved) for row, request in enumerate(batch.requests)},
         diagnostics=diagnostics,
-        notes=(*asked.notes(), *solved[0].notes()),
+        notes=(*asked.notes(), *solved[0].notes(), *(note for one in solved for note in one.warnings(hparams))),
         seconds=clock.seconds,
     )
 
@@ -211,7 +213,7 @@ def resolve(
     weights = torch.tensor([batch.weights[row] for row in rows], dtype=torch.float64, device=model.device)
     text = prepared.metrics[model.layout.layer_of(name)]
     weight = _moment_weight(hparams, keys, text, ridge)
-    metric = text.scaled(weight=weight, ridge=hparams.update_norm_lambda)
+    metric = _holding(text.scaled(weight=weight, ridge=hparams.update_norm_lambda), batch.held, name, weight)
     right = solve(keys, residuals, metric, weights).delta.right
     return {name: FactoredDelta(delta.left[:, list(rows)].to(right), right)}
 
@@ -245,7 +247,8 @@ class LocateThenEdit:
             residuals: ``[n, d_out]``
             weights: ``[n]``
         """
-        return solve_update(keys, residuals, metric, ridge=self.ridge, weights=weights)
+        tikhonov = self.hparams.tikhonov
+        return solve_update(keys, residuals, metric, ridge=self.ridge, tikhonov=tikhonov, weights=weights)
 
     def prepare(self, model: LanguageModel, context: EditContext) -> Mapping[str, Any]:
         """Fetch second moments and context templates from the unedited model."""
@@ -304,6 +307,84 @@ class _Seen:
     """W k (bias included) of the bare prompts' keys, ``[n, d_out]`` float64."""
     stream: Tensor
     """Output of the deepest edited block on the bare prompt, ``[n, d_model]`` float64."""
+
+    @classmethod
+    def join(cls, parts: Sequence[_Seen], order: Tensor) -> _Seen:
+        """Facts of several looks behind each other, then in ``order [n]``."""
+        return cls(*(torch.cat([getattr(part, name) for part in parts])[order] for name in cls.__slots__))
+
+
+def _keys_stay(layer: int, prepared: Prepared, held_at: str) -> bool:
+    """Whether what the ledger has of earlier keys at ``layer`` is what a forward pass would give: keys depend on the
+    weights below alone, and none of this run's edits is below its lowest layer. Bare keys that hold a value are kept in
+    place of those that the solve is given."""
+    return layer == min(prepared.layers) and held_at == "keys"
+
+
+def _kept_keys(batch: EditBatch, name: str, fresh: Mapping[str, int]) -> dict[int, Tensor]:
+    """By row, the stored keys of replayed facts that are not optimised anew."""
+    return {
+        row: batch.known[one.id].keys[name]
+        for row, one in enumerate(batch.requests)
+        if row >= batch.num_new and one.id not in fresh and name in batch.known[one.id].keys
+    }
+
+
+def _see(
+    model: LanguageModel,
+    batch: EditBatch,
+    layer: int,
+    deepest: int,
+    hparams: LocateThenEditHParams,
+    templates: Sequence[str],
+    *,
+    held_at: Literal["keys", "bare"],
+    kept: Mapping[int, Tensor],
+) -> _Seen:
+    """What the model shows for all facts; those with a kept key pass through the edited projection alone."""
+    looked = [row for row in range(len(batch)) if row not in kept]
+    parts = []
+    if looked:
+        requests = [batch.requests[row] for row in looked]
+        parts.append(_look(model, requests, layer, deepest, hparams, templates, held_at=held_at))
+    if not kept:
+        return parts[0]
+    name = model.layout.weight_name(layer)
+    d_in = model.as_out_in(name, model.weight(name)).shape[1]
+    for row, key in kept.items():
+        if key.shape != (d_in,):
+            raise NumericalError(
+                f"The stored key of '{batch.requests[row].text}' has the shape {list(key.shape)}, but {name} of "
+                f"{model.name} takes {d_in} numbers: it comes from another model. Edit the fact anew."
+            )
+    keys = torch.stack([key.double() for key in kept.values()]).to(model.device)  # [kept, d_in]
+    outputs = project(model, layer, keys)
+    # A known fact asks for a value, not for what the layers below left of δ: its stream is not looked at.
+    parts.append(_Seen(keys, keys, outputs, outputs, torch.zeros_like(outputs)))
+    return _Seen.join(parts, torch.tensor([*looked, *kept], device=model.device).argsort())
+
+
+def _holding(metric: Metric, held: Sequence[HeldKey], name: str, weight: float) -> Metric:
+    """w·(C + Σ μ kkᵀ) + …: the objective gets w Σ μ ‖Δk‖² over the held facts beside w times its mean over the text.
+
+    A fact that has no key at this weight was written elsewhere, and this weight's change does not move it here.
+
+    Raises:
+        NumericalError: a key does not fit the weight.
+    """
+    here = [one for one in held if name in one.keys and one.weight > 0]
+    if not here:
+        return metric
+    width = len(metric.matrix)
+    for one in here:
+        if one.keys[name].shape != (width,):
+            raise NumericalError(
+                f"The stored key of '{one.request_id}' (batch {one.batch}) has the shape "
+                f"{list(one.keys[name].shape)}, but {name} takes {width} numbers: it comes from another model."
+            )
+    keys = torch.stack([one.keys[name].double() for one in here])  # [h, d_in]
+    weights = torch.tensor([one.weight for one in here], dtype=torch.float64)
+    return metric.plus(keys, weight * weights)
 
 
 def _look(
@@ -368,14 +449,23 @@ class _Asked:
         cls,
         model: LanguageModel,
         batch: EditBatch,
-        layer: int,
+        layers: Sequence[int],
         hparams: LocateThenEditHParams,
         prepared: Prepared,
         context: EditContext,
     ) -> _Asked:
-        fresh = [request for request in batch.requests if request.id not in batch.known]
+        names = {model.layout.weight_name(one) for one in layers}
+        # A replayed fact that was written elsewhere (layers drawn at random) has no value here; the model says it as it
+        # is, as a rule, so that its optimisation ends with its first evaluation.
+        elsewhere = {
+            one.id
+            for one in batch.requests[batch.num_new :]
+            if not names <= batch.known.get(one.id, _NOWHERE).values.keys()
+        }
+        fresh = [one for one in batch.requests if one.id not in batch.known or one.id in elsewhere]
         if not fresh:
             return cls(None, {})
+        layer = layers[-1]
         if layer not in prepared.shortcuts:
             prepared.shortcuts[layer] = tails_fit(
                 model, fresh[0], layer=layer, templates=prepared.templates, hparams=hparams
@@ -419,7 +509,14 @@ class _Asked:
                 if asks == "value":
                     residuals[row] += seen.bare_outputs[row] - seen.outputs[row]
             else:
-                residuals[row] = _stored_value(batch.known[request.id], name, request).to(done) - seen.outputs[row]
+                value = _stored_value(batch.known[request.id], name, request)
+                if value.shape != seen.outputs[row].shape:
+                    raise NumericalError(
+                        f"The stored value of '{request.text}' has the shape {list(value.shape)}, but {name} of "
+                        f"{model.name} gives {seen.outputs.shape[1]} numbers: it comes from another model. Edit the "
+                        "fact anew."
+                    )
+                residuals[row] = value.to(done) - seen.outputs[row]
         return residuals
 
     def evidence(self, batch: EditBatch, solved: Sequence[_SolvedLayer]) -> Iterator[EditEvidence]:
@@ -448,6 +545,9 @@ class _Asked:
 
     def notes(self) -> tuple[str, ...]:
         return self.targets.notes if self.targets else ()
+
+
+_NOWHERE = KnownTarget(keys={}, values={})
 
 
 def _costs(solved: Sequence[_SolvedLayer]) -> Tensor | None:
@@ -495,9 +595,10 @@ class _SolvedLayer:
     seen: _Seen
     residuals: Tensor
     update: Update
-    metric: Metric
+    priced: Metric
+    """C with its weight and ``update_norm_lambda``, without what the batch holds."""
     text: Metric
-    """C itself; ``metric`` has its weight and ``update_norm_lambda`` in it."""
+    """C itself."""
     moment_weight: float
     weight_norm: float
 
@@ -506,8 +607,8 @@ class _SolvedLayer:
         numbers = {
             "condition": self.update.condition,
             "dependent_directions": float(self.update.dependent),
-            "moment_condition": self.metric.condition(),
-            "moment_jitter": self.metric.jitter,
+            "moment_condition": self.priced.condition(),
+            "moment_jitter": self.priced.jitter,
             "moment_weight": self.moment_weight,
             "relative_change": self.update.delta.norm() / self.weight_norm,
         }
@@ -515,10 +616,10 @@ class _SolvedLayer:
             numbers["key_alignment"] = float(self.update.alignments.abs().min())
         return {f"layer_{self.layer}_{key}": value for key, value in numbers.items()}
 
-    def objective(self, num_new: int) -> dict[str, float]:
-        """EMMET's objective, term by term: mean squared change over the text, and over new and old edits the mean
-        squared distance to the value asked for."""
-        delta = self.update.delta
+    def objective(self, batch: EditBatch) -> dict[str, float]:
+        """EMMET's objective, term by term: mean squared change over the text, over new and old edits the mean squared
+        distance to the value asked for, and over held facts the mean squared change."""
+        num_new, delta = batch.num_new, self.update.delta
         keys = self.seen.held_keys
         reached = (keys @ delta.right.T.to(keys)) @ delta.left.T.to(keys)
         missed = (reached - self.residuals).square().sum(1)  # [n]
@@ -527,6 +628,9 @@ class _SolvedLayer:
             "new_edit_distance": float(missed[:num_new].mean()) if num_new else 0.0,
             "old_edit_distance": float(missed[num_new:].mean()) if num_new < len(missed) else 0.0,
         }
+        if held := [one.keys[self.name] for one in batch.held if self.name in one.keys]:
+            right = torch.stack(held).to(delta.right) @ delta.right.T  # [h, rank]
+            numbers["held_change"] = float((right @ delta.left.T.to(right)).square().sum(1).mean())
         return {f"layer_{self.layer}_{key}": value for key, value in numbers.items()}
 
     def notes(self) -> Iterator[str]:
@@ -542,4 +646,13 @@ class _SolvedLayer:
             yield (
                 f"{self.update.dependent} of {len(self.residuals)} keys depend on the others (one subject twice?); "
                 "their facts share one value in the least-squares sense."
+            )
+
+    def warnings(self, hparams: LocateThenEditHParams) -> Iterator[str]:
+        """Signs that the solve is not to be trusted to the last digits."""
+        if self.update.condition > hparams.warn_condition:
+            yield (
+                f"The edit system of layer {self.layer} has the condition number {self.update.condition:.1e} "
+                f"(warn_condition is {hparams.warn_condition:.0e}): keys of its {len(self.residuals)} facts are nearly "
+                "dependent. A Tikhonov term bounds it, such as tikhonov = 1e-6."
             )

@@ -189,7 +189,8 @@ class StatisticsStore:
                 shape = file.get_slice(name).get_shape()
                 if shape != [width, width]:
                     raise StatisticsError(f"{path} holds a matrix of shape {shape}, not {[width, width]}; delete it.")
-                matrix: Tensor = file.get_tensor(name)
+                # A copy lies where an allocation does; solves over a map of the file may round differently.
+                matrix: Tensor = file.get_tensor(name).clone()
                 return matrix
         except (SafetensorError, OSError) as error:
             raise StatisticsError(

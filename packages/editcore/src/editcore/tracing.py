@@ -36,6 +36,7 @@ __all__ = [
     "lookup_row",
     "misfits",
     "pad_rows",
+    "project",
     "standing_aside",
     "stop_after",
 ]
@@ -267,6 +268,17 @@ def capture(
         layer: Captured(*(torch.cat(pieces)[restore.to(pieces[0].device)] for pieces in zip(*chunks, strict=True)))
         for layer, chunks in parts.items()
     }
+
+
+@torch.inference_mode()
+def project(model: LanguageModel, layer: int, keys: Tensor) -> Tensor:
+    """What the edited projection of ``layer`` gives for ``keys [n, d_in]``: ``[n, d_out]`` in the keys' type and place.
+
+    It is asked of the module itself, so that its bias and whatever a backend put beside its weight count.
+    """
+    weight = model.weight(model.layout.weight_name(layer))
+    found: Tensor = model.projection(layer)(keys.to(weight))
+    return found.to(keys)
 
 
 def _chunks(order: Sequence[int], lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:

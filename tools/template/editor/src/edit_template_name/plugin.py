@@ -13,6 +13,6 @@ def editcore_editors() -> list[EditorSpec]:
             hparams="edit_template_name.hparams:TemplateNameHParams",
             presets="edit_template_name.presets",
             summary="TEMPLATE SUMMARY",
-            capabilities=Capabilities(uses_weights=True, multi_layer=True),
+            capabilities=Capabilities(uses_weights=True, uses_held=True, multi_layer=True),
         )
     ]
