@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from editcore._hookspecs import hookimpl
-from editcore._specs import BackendSpec, DatasetSpec, EvaluatorSpec
+from editcore._specs import BackendSpec, DatasetSpec, EvaluatorSpec, ExecutorSpec
 
 
 @hookimpl
@@ -34,5 +34,18 @@ def editcore_datasets() -> list[DatasetSpec]:
             "worldfacts",
             target="editcore.datasets:load_worldfacts",
             summary="Counterfactual edits of facts that small models know, in the CounterFact schema.",
+        )
+    ]
+
+
+@hookimpl
+def editcore_executors() -> list[ExecutorSpec]:
+    """Processes of this machine."""
+    return [
+        ExecutorSpec(
+            "local",
+            target="editcore.executors:LocalExecutor",
+            hparams="editcore.executors:LocalHParams",
+            summary="Processes of this machine, one to a core or a GPU.",
         )
     ]
