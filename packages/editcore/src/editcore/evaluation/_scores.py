@@ -13,7 +13,7 @@ import numpy as np
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Kind", "Metric", "PromptScore", "Summary", "summarize", "summarize_by_relation", "to_frame"]
+__all__ = ["Kind", "Metric", "PromptScore", "Summary", "is_share", "summarize", "summarize_by_relation", "to_frame"]
 
 Kind = Literal["rewrite", "paraphrase", "neighborhood"]
 
@@ -156,6 +156,11 @@ def summarize_by_relation(scores: Iterable[PromptScore]) -> dict[str, Summary]:
         if score.relation is not None:
             groups.setdefault(score.relation, []).append(score)
     return {relation: summarize(groups[relation]) for relation in sorted(groups)}
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric of that name lies between 0 and 100."""
+    return metric not in _MAGNITUDE.values()
 
 
 def _metric(case_ids: Sequence[str], values: Sequence[float | None], *, share: bool) -> Metric | None:
