@@ -100,9 +100,9 @@ class Sweep(_Table):
                 if name not in known:
                     raise ValueError(f"exclude: '{name}' does not vary here; what does: {', '.join(sorted(known))}")
         for figure in self.figures:
-            for name in (figure.by, figure.split):
-                if name is not None and name not in known:
-                    raise ValueError(f"figures: '{name}' does not vary here; what does: {', '.join(sorted(known))}")
+            for varied in (figure.by, figure.split):
+                if varied is not None and varied not in known:
+                    raise ValueError(f"figures: '{varied}' does not vary here; what does: {', '.join(sorted(known))}")
         return self
 
     def changed(

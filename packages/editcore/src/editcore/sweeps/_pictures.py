@@ -87,7 +87,7 @@ def estimate(rows: pd.DataFrame, metric: str) -> Estimate:
 
 
 def _curve(rows: pd.DataFrame) -> dict[int, Estimate]:
-    return {int(age): estimate(part, "ES") for age, part in rows.groupby("age")}
+    return {age: estimate(rows[rows["age"] == age], "ES") for age in map(int, rows["age"].unique())}
 
 
 def _values(rows: pd.DataFrame, column: str | None) -> Sequence[Any]:

@@ -261,8 +261,8 @@ class _Planner:
 def _content(path: Path) -> str:
     """SHA-256 of a file, or of a model folder's files but for those that say nothing about the model."""
     if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
     digest = hashlib.sha256()
     for file in sorted(path.iterdir()):
         if file.is_file() and not file.name.startswith(".") and file.suffix.lower() not in (".md", ".txt", ".lock"):
