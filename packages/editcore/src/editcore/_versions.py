@@ -16,13 +16,15 @@ __all__ = ["code_versions"]
 _ALWAYS = ("editcore", "torch", "transformers", "tokenizers", "numpy")
 
 
-def code_versions(plugins: Plugins, names: Collection[str]) -> Mapping[str, str]:
-    """Versions by package, of those that always count and of those that offer ``names`` or parts for them.
+def code_versions(plugins: Plugins, names: Collection[str] | None = None) -> Mapping[str, str]:
+    """Versions by package, of those that always count and of those that offer ``names`` or parts for them; without
+    names, of all plugins.
 
     A package that is installed from its sources has a hash of them behind its version, which does not change with them.
     """
     found = {}
-    for name in sorted({*_ALWAYS, *plugins.distributions_of(names)}):
+    offering = plugins.distributions_of(names) if names is not None else {row.distribution for row in plugins.listing()}
+    for name in sorted({*_ALWAYS, *offering}):
         try:
             found[name] = version(name) + _sources(name)
         except PackageNotFoundError:

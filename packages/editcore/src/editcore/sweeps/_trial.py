@@ -41,7 +41,7 @@ class TrialRunner:
 
     def __init__(self) -> None:
         self._plugins = Plugins.load()
-        self._checked: set[tuple[tuple[str, str], ...]] = set()
+        self._versions = code_versions(self._plugins)  # now: sources may be changed while this process lives
         self._model: LanguageModel | None = None
         self._loaded: tuple[str, str, str, bool] | None = None
         self._structure: Sequence[tuple[str, type]] = ()
@@ -93,19 +93,13 @@ class TrialRunner:
 
     def _check_code(self, task: Task) -> None:
         """Refuse to give results of other code the name of the planned one's."""
-        wanted = tuple(sorted(task.versions.items()))
-        if wanted in self._checked:
-            return
-        named = {task.config.editor, task.config.backend, task.config.dataset, *task.config.plugins}
-        here = code_versions(self._plugins, named)
-        for package, version in wanted:
-            if here.get(package) != version:
-                found = here.get(package, "missing")
+        for package, version in task.versions.items():
+            if self._versions.get(package) != version:
+                found = self._versions.get(package, "missing")
                 raise RunError(
                     f"{package} is {found} where the trial runs, and {version} where it was planned. Install the same "
                     "packages everywhere, or start the sweep again if they were changed while it ran."
                 )
-        self._checked.add(wanted)
 
     def _model_of(self, config: RunConfig) -> LanguageModel:
         wanted = (config.model, config.device, config.dtype, config.chat_template)
