@@ -1,6 +1,6 @@
 """Announces the toys; imports no torch."""
 
-from editcore import BackendSpec, Capabilities, ComponentSpec, EditorSpec, ExtensionSpec, hookimpl
+from editcore import BackendSpec, Capabilities, ComponentSpec, EditorSpec, ExecutorSpec, ExtensionSpec, hookimpl
 
 HPARAMS = "edit_toy.hparams:{}HParams"
 
@@ -47,3 +47,9 @@ def editcore_extensions() -> list[ExtensionSpec]:
 def editcore_components() -> list[ComponentSpec]:
     """A study."""
     return [ComponentSpec("gates", "edit_toy.studies:gates.toml", kind="study", summary="Two gates.")]
+
+
+@hookimpl
+def editcore_executors() -> list[ExecutorSpec]:
+    """One without workers."""
+    return [ExecutorSpec("inline", "edit_toy.inline:InlineExecutor", summary="One item after the other, right here.")]
