@@ -40,7 +40,8 @@ def test_rows_are_measured_once_and_the_exact_adapter_is_raw(
     arguments = [
         "--model", str(tiny_folder), "--dataset", str(tiny_facts), "--edits", "6", "--batch-size", "2",
         "--checkpoints", "3,6", "--ranks", "2,4", "--prompts", "10", "--corpus", str(tiny_corpus),
-        "--corpus-tokens", "1024", "--out", str(out), *(part for one in settings for part in ("--set", one)),
+        "--corpus-tokens", "1024", "--sample", "4", "--out", str(out),
+        *(part for one in settings for part in ("--set", one)),
     ]  # fmt: skip
     assert tool.main([*arguments, "--checkpoints", "3"]) == 0
     assert tool.main(arguments) == 0
@@ -52,6 +53,7 @@ def test_rows_are_measured_once_and_the_exact_adapter_is_raw(
         (6, "none", 0), (6, "raw", 0), (6, "lora", 6), (6, "frobenius", 2), (6, "weighted", 2),
         (6, "frobenius", 4), (6, "weighted", 4),
     ]  # fmt: skip
+    assert [int(row["facts"]) for row in rows] == [3] * 5 + [6, 6, 6, 4, 4, 4, 4]
     by_form = dict(zip(found, rows, strict=True))
     for edits in (3, 6):
         raw, exact = by_form[edits, "raw", 0], by_form[edits, "lora", edits]

@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from bench_oracle import PlainLoop
@@ -34,7 +35,13 @@ from editcore.linalg import Metric, solve_update
 from torch import Tensor
 
 EDITOR = "emmet"
-EXACT = {"context_count": 5, "v_num_grad_steps": 20, "v_stop_loss": 0.0}
+EXACT = {"context_count": 5, "v_num_grad_steps": 20, "v_stop_loss": 0.0, "v_beta1": 0.9}
+LADDER = (
+    ("the preset's contexts", {"context_count"}),
+    ("its stop", {"v_stop_loss", "v_stop_probability", "v_num_grad_steps"}),
+    ("its β₁", {"v_beta1"}),
+)
+"""Settings of exact mode that give way to the preset's, in this order."""
 STAGES = ("targets", "keys", "solve", "other")
 SOLVES = (1, 10, 100, 1000, 10_000)
 
@@ -101,6 +108,8 @@ def main() -> None:
         f"exact {result['ratio_exact']:.1f} times, default {result['ratio_default']:.1f} times as fast as the plain "
         f"loop; smallest cosine of δ between plain and exact {result['min_cosine']:.7f} over {len(cosines)} facts"
     )
+    if options.ladder:
+        result["ladder"] = [mode.as_json() for mode in _ladder(model, records[:count], options)]
     if options.curve:
         result["curve"] = _curve(model, options)
     if options.solve:
@@ -120,6 +129,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--no-scores", action="store_true", help="leave the evaluations out")
+    parser.add_argument("--ladder", action="store_true", help="also from plain to default, one change at a time")
     parser.add_argument("--curve", type=int, nargs="*", help="also the cost per fact for these numbers of facts")
     parser.add_argument("--solve", action="store_true", help="also the solve alone, to 10,000 synthetic keys")
     parser.add_argument("--json", type=Path, help="write the figures here, and a picture beside it")
@@ -201,6 +211,23 @@ def _plain(model: LanguageModel, records: Sequence[FactRecord], *, options: argp
     return mode
 
 
+def _ladder(model: LanguageModel, records: Sequence[FactRecord], options: argparse.Namespace) -> list[Mode]:
+    """From the plain loop's way to the default, one change after another, on the facts that the plain loop had."""
+    settings = _exact_settings(model)
+    alone = argparse.Namespace(**{**vars(options), "batch_size": 1, "no_scores": True})
+    together = argparse.Namespace(**{**vars(options), "no_scores": True})
+    modes = []
+    with mock.patch("editcore.targets.fits", return_value=False):  # as for a family whose caches do not fit
+        modes.append(_ours(model, records, name="needed logits only", settings=settings, options=alone))
+        modes.append(_ours(model, records, name="facts side by side", settings=settings, options=together))
+    modes.append(_ours(model, records, name="tails only", settings=settings, options=together))
+    for name, released in LADDER:
+        settings = {key: value for key, value in settings.items() if key not in released}
+        modes.append(_ours(model, records, name=name, settings=settings, options=together))
+    _print_modes(modes)
+    return modes
+
+
 def _curve(model: LanguageModel, options: argparse.Namespace) -> list[dict[str, float]]:
     """Seconds per fact for batches of growing size, the default way."""
     available, _ = check_records(load_records(options.dataset, plugins=Plugins.load()))
@@ -238,11 +265,11 @@ def _solves(model: LanguageModel) -> list[dict[str, float]]:
 
 
 def _print_modes(modes: Sequence[Mode]) -> None:
-    print(f"{'':8} {'facts':>5} " + " ".join(f"{stage:>8}" for stage in (*STAGES, "s/fact", "steps")), end="")
+    print(f"{'':22} {'facts':>5} " + " ".join(f"{stage:>8}" for stage in (*STAGES, "s/fact", "steps")), end="")
     print("".join(f"{metric:>7}" for metric in ("ES", "PS", "NS")) + f"{'peak MB':>9}")
     for mode in modes:
         cells = [mode.seconds.get(stage, 0.0) for stage in STAGES] + [mode.total, mode.mean_steps]
-        print(f"{mode.name:8} {mode.edits:5d} " + " ".join(f"{cell:8.3f}" for cell in cells), end="")
+        print(f"{mode.name:22} {mode.edits:5d} " + " ".join(f"{cell:8.3f}" for cell in cells), end="")
         print("".join(f"{mode.scores.get(metric, float('nan')):7.1f}" for metric in ("ES", "PS", "NS")), end="")
         print(f"{mode.peak_memory_mb:9.0f}")
 

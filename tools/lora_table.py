@@ -39,12 +39,14 @@ class Form:
 
 @dataclass(frozen=True)
 class Row:
-    """One form at one checkpoint; scores in percent over all facts written so far, and what their neighbours say."""
+    """One form at one checkpoint; scores in percent over the facts written so far, and what their neighbours say."""
 
     edits: int
     form: str
     rank: int
     """Of the adapter; 0 where there is none."""
+    facts: int
+    """Facts scored: all that were written, or of the cut forms a sample."""
     ES: float
     PS: float
     NS: float
@@ -103,10 +105,22 @@ def last_logits(session: EditSession, prompts: Sequence[str]) -> Tensor:
     return torch.cat(parts)
 
 
+def spread(records: Sequence[FactRecord], number: int) -> list[FactRecord]:
+    """``number`` of them from the first to the last at equal distances, or all."""
+    number = min(number, len(records))
+    return [records[index * len(records) // number] for index in range(number)]
+
+
 def measure(
-    session: EditSession, records: Sequence[FactRecord], active: list[Deltas], form: Form, prompts: Sequence[str]
+    session: EditSession,
+    records: Sequence[FactRecord],
+    active: list[Deltas],
+    form: Form,
+    prompts: Sequence[str],
+    *,
+    edits: int,
 ) -> Row:
-    """One row; the model is unedited before and after."""
+    """One row, scored on ``records``; the model is unedited before and after."""
     session.backend.rebuild(active)
     reference = last_logits(session, prompts)
     kept = {"rank": 0, "kept_weighted": 1.0, "kept_keys": 1.0, "kept_frobenius": 1.0}
@@ -124,9 +138,10 @@ def measure(
     finally:
         backend.rebuild([])
     return Row(
-        edits=len(records),
+        edits=edits,
         form=form.name,
         rank=int(kept["rank"]),
+        facts=len(records),
         ES=summary.ES,
         PS=summary.PS,
         NS=summary.NS,
@@ -167,15 +182,16 @@ def add_row(path: Path, row: Row) -> None:
 def table(rows: Sequence[Row]) -> str:
     """Markdown."""
     lines = [
-        "| edits | form | rank | ES | PS | NS | score | kept on text | at the keys | of ‖Δ‖² | logits off raw's |",
-        "|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "| edits | form | rank | facts | ES | PS | NS | score | kept: text | keys | of ‖Δ‖² | logits off raw's |",
+        "|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for row in rows:
         scores = " | ".join(f"{value:.1f}" for value in (row.ES, row.PS, row.NS, row.score))
         held = row.form in ("lora", "frobenius", "weighted")
         kept = (f"{100 * value:.1f} %" if held else "" for value in (row.kept_text, row.kept_keys, row.kept_norm))
         rank = row.rank if held else ""
-        lines.append(f"| {row.edits} | {row.form} | {rank} | {scores} | {' | '.join(kept)} | {row.logits_off:.2g} |")
+        cells = (row.edits, row.form, rank, row.facts, scores, " | ".join(kept), f"{row.logits_off:.2g}")
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"
 
 
@@ -205,6 +221,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--checkpoints", type=numbers, default=(15, 50, 100, 250, 500), metavar="N,N,...")
     parser.add_argument("--ranks", type=numbers, default=(16, 32, 64, 128), metavar="R,R,...")
     parser.add_argument("--prompts", type=int, default=200, help="prompts whose logits are compared")
+    parser.add_argument("--sample", type=int, metavar="N", help="facts to score cut forms on; all if left out")
     parser.add_argument("--corpus", default="self")
     parser.add_argument("--corpus-tokens", type=int)
     parser.add_argument("--set", dest="assignments", action="append", default=[], metavar="KEY=VALUE")
@@ -239,7 +256,8 @@ def _run(given: argparse.Namespace) -> int:
     prompts = every[:: max(1, len(every) // given.prompts)][: given.prompts]
     path = given.out / "table.csv"
     for edits, form in list(missing(read_rows(path), checkpoints, forms(given.ranks))):
-        row = measure(session, records[:edits], prefix(session, edits), form, prompts)
+        scored = records[:edits] if form.rank is None else spread(records[:edits], given.sample or edits)
+        row = measure(session, scored, prefix(session, edits), form, prompts, edits=edits)
         add_row(path, row)
         print(f"{edits} edits, {form.name} {form.rank or ''}: ES {row.ES:.1f}, PS {row.PS:.1f}, NS {row.NS:.1f}")
     (given.out / "table.md").write_text(table(read_rows(path)), encoding="utf-8")

@@ -26,7 +26,7 @@ def oracle(model: LanguageModel, request: EditRequest, layer: int, h: LocateThen
     """δ by the textbook: every row alone through ``model.hf`` with all logits, losses summed in a Python loop."""
     projection = model.projection(layer)
     delta = torch.zeros(model.layout.d_model, requires_grad=True)
-    optimiser = torch.optim.Adam([delta], lr=h.v_lr)
+    optimiser = torch.optim.Adam([delta], lr=h.v_lr, betas=(h.v_beta1, 0.999))
 
     def log_probs(ids: Sequence[int], lookup: int, change: Tensor) -> tuple[Tensor, Tensor]:
         seen = []
@@ -85,6 +85,39 @@ def test_delta_equals_the_plain_loop(family: str, shortcut: bool) -> None:
         expected = oracle(model, request, 1, settings)
         assert torch.cosine_similarity(delta, expected, dim=0) >= 0.99999
         assert (delta - expected).norm() <= 1e-4 * expected.norm()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"kl_position": "lookup"}, {"v_beta1": 0.5}, {"kl_factor": 0.0}, {"v_weight_decay": 50.0}],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_settings_of_the_loss_and_of_adam_are_the_plain_loops(changes: dict[str, object]) -> None:
+    model, requests = tiny_model("llama"), tiny_requests(2)
+    usual = optimise_targets(model, requests, layer=1, templates=TEMPLATES, hparams=hparams())
+    settings = hparams(**changes)
+    found = optimise_targets(model, requests, layer=1, templates=TEMPLATES, hparams=settings)
+    for request, delta, other in zip(requests, found.deltas, usual.deltas, strict=True):
+        expected = oracle(model, request, 1, settings)
+        assert (delta - expected).norm() <= 1e-4 * expected.norm()
+        assert (delta - other).norm() > 1e-3 * expected.norm(), "the setting should matter for this to mean something"
+
+
+@pytest.mark.parametrize("tokens", [1, 12, 40])
+def test_small_passes_give_what_a_large_one_gives(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, requests = tiny_model("gpt2"), tiny_requests(4)
+    whole = optimise_targets(model, requests, layer=1, templates=TEMPLATES, hparams=hparams())
+    sizes: list[tuple[int, ...]] = []
+
+    def watched(*arguments: object) -> Tensor:
+        sizes.append(tuple(arguments[1].ids.shape))  # type: ignore[attr-defined]
+        return forward_logits(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("editcore.targets._token_budget", lambda _model, _layer: tokens)
+    monkeypatch.setattr("editcore.targets.forward_logits", watched)
+    parts = optimise_targets(model, requests, layer=1, templates=TEMPLATES, hparams=hparams())
+    assert all(rows * length <= tokens or rows == 1 for rows, length in sizes)
+    assert torch.allclose(parts.deltas, whole.deltas, atol=1e-5)
 
 
 def by_context(model: LanguageModel) -> list[list[TokenRow]]:

@@ -42,14 +42,25 @@ row. On two cores products of 64 rows run at 0.65 of the rate of 512."""
 _PASS_TOKENS_ELSEWHERE = 2048
 
 
-def passes(lengths: Sequence[int], device: torch.device) -> list[slice]:
-    """Cut ascending row lengths into forward passes, each padded to its longest row, so that they cost least."""
+def passes(
+    lengths: Sequence[int], device: torch.device, *, holds: Callable[[int, int], bool] = lambda _rows, _tokens: True
+) -> list[slice]:
+    """Cut ascending row lengths into forward passes, each padded to its longest row, so that they cost least.
+
+    Args:
+        holds: whether a pass may have so many rows of so many tokens; one row always may.
+    """
     overhead = _PASS_TOKENS.get(device.type, _PASS_TOKENS_ELSEWHERE)
     best, cut = [0], [0]
     for end in range(1, len(lengths) + 1):
-        costs = [best[start] + (end - start) * lengths[end - 1] + overhead for start in range(end)]
-        best.append(min(costs))
-        cut.append(costs.index(best[-1]))
+        longest = lengths[end - 1]
+        costs = {end - 1: best[end - 1] + longest + overhead}
+        for start in range(end - 2, -1, -1):
+            if not holds(end - start, longest):
+                break
+            costs[start] = best[start] + (end - start) * longest + overhead
+        cut.append(min(costs, key=lambda start: (costs[start], start)))
+        best.append(costs[cut[-1]])
     found: list[slice] = []
     end = len(lengths)
     while end:

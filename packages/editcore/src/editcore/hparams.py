@@ -39,6 +39,9 @@ class LocateThenEditHParams(HParams):
     """Evaluations of the value loss; one fewer Adam steps are taken. ROME, appendix E.5."""
     v_lr: Annotated[float, Field(gt=0)] = 0.5
     """Adam's learning rate for δ. ROME, appendix E.5."""
+    v_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Adam's β₁, the part of the mean gradient that a step keeps. Adam's default everywhere published; of the ten or so
+    steps that a fact takes, less of a memory needs fewer."""
     v_loss_layer: Annotated[int, Field(ge=0)] | None = None
     """Block whose output the loss reads. Only the last is offered (the published choice everywhere), because the loss
     is taken from the model's own logits."""

@@ -46,12 +46,14 @@ ESSENCE_PROMPT = "{} is a"
 """ROME, section 3.1: the prompt on which the subject's essence must not drift."""
 
 _MAX_TOKENS = {"cpu": 512}
-"""Tokens whose activations are held at once; more are no faster."""
+"""Tokens of a pass, whose activations are held until it has gone backward; more are no faster."""
 _MAX_TOKENS_ELSEWHERE = 8192
+_PASSES_AT_ONCE = 4
+"""Passes that the facts optimised side by side fill. The more facts, the less padding, and the fuller the passes."""
 _ACTIVATION_BYTES = 3 * 2**28
 """Memory for those activations on a CPU; elsewhere half of what is free."""
 _MAX_LOGITS = 2**25
-"""Logits held at once (128 MB in float32; backward needs about twice that)."""
+"""Logits of a pass (128 MB in float32; backward needs about twice that)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,6 +170,7 @@ def _tokenise(
     essence = request.model_copy(update={"prompt": ESSENCE_PROMPT})
     row = lookup_row(model, essence, fact_token="subject_last" if hparams.fact_token == "last" else hparams.fact_token)
     position = row.lookup if hparams.kl_position == "lookup" else len(row.ids) - 1
+    row = replace(row, ids=row.ids[: position + 1])  # what follows is not read
     return _Fact(rows=(*rows, row), essence_position=position)
 
 
@@ -233,10 +236,10 @@ class _Solver:
         # h₀ comes from the bare prompt alone, each fact's first row.
         self.base = capture(model, [fact.inputs(0) for fact in facts], [layer])[layer].outputs.float()
         self.deltas = torch.zeros_like(self.base)
-        self.adam = _Adam(self.deltas, lr=hparams.v_lr)
+        self.adam = _Adam(self.deltas, lr=hparams.v_lr, betas=(hparams.v_beta1, 0.999))
         self.essence: dict[int, Tensor] = {}
         """log p at δ = 0 where the essence term reads it, ``[vocab]``, of the facts that have begun."""
-        self.budget = _token_budget(model, layer)
+        self.pass_tokens = _token_budget(model, layer)
         # Neighbours in the queue are of similar length, so that little is padded.
         self.queue = deque(sorted(range(len(facts)), key=lambda fact: (max(self._lengths(fact)), fact)))
         self.active: list[int] = []
@@ -265,7 +268,7 @@ class _Solver:
                     self._plan()
                 finished = self._step()
             except (RuntimeError, MemoryError) as error:
-                if len(self.active) < 2 or not is_out_of_memory(error):
+                if self.pass_tokens == 1 or not is_out_of_memory(error):
                     raise
                 finished = {}
                 self._halve()
@@ -276,16 +279,15 @@ class _Solver:
         return [results[fact] for fact in range(len(self.facts))]
 
     def _admit(self) -> None:
-        """Once half of the budget is free, fill it."""
+        """Once half of the places are free, fill them."""
+        most = _PASSES_AT_ONCE * self.pass_tokens
         tokens = sum(sum(self._lengths(fact)) for fact in self.active)
-        logits = sum(self.facts[fact].num_scored for fact in self.active) * self.model.layout.vocab_size
-        if self.active and tokens > self.budget // 2:
+        if self.active and tokens > most // 2:
             return
         new: list[int] = []
         while self.queue:
             tokens += sum(self._lengths(self.queue[0]))
-            logits += self.facts[self.queue[0]].num_scored * self.model.layout.vocab_size
-            if (self.active or new) and (tokens > self.budget or logits > _MAX_LOGITS):
+            if (self.active or new) and tokens > most:
                 break
             new.append(self.queue.popleft())
         if new and self.beginnings is not None:
@@ -299,12 +301,12 @@ class _Solver:
         self.active += new
 
     def _halve(self) -> None:
-        """Put half of the active facts back into the queue, with the steps they have taken."""
-        middle = len(self.active) // 2
-        _log.warning("out of memory with %d facts at once; going on with %d", len(self.active), middle)
+        """Go on with smaller passes and fewer facts; those put back into the queue keep the steps they have taken."""
+        self.pass_tokens = max(1, min(self.pass_tokens, sum(sum(self._lengths(fact)) for fact in self.active)) // 2)
+        middle = max(1, len(self.active) // 2)
+        _log.warning("out of memory; going on with %d facts at once, %d tokens a pass", middle, self.pass_tokens)
         self.queue.extendleft(reversed(self.active[middle:]))
         self.active, self.passes = self.active[:middle], []
-        self.budget = max(1, sum(sum(self._lengths(fact)) for fact in self.active))
         release()
 
     def _take(self, rows: Sequence[_Row]) -> PreparedRows:
@@ -321,7 +323,13 @@ class _Solver:
         """Cut the rows of the active facts into passes."""
         self.passes = []  # frees what they hold
         rows = sorted(self._rows(self.active), key=lambda row: (self._length(row), row))
-        cuts = passes([self._length(row) for row in rows], self.model.device)
+        scored = max(1, *(len(self.facts[fact].rows[number].targets) for fact, number in rows))
+        most = _MAX_LOGITS // (scored * self.model.layout.vocab_size)
+        cuts = passes(
+            [self._length(row) for row in rows],
+            self.model.device,
+            holds=lambda count, longest: count <= most and count * longest <= self.pass_tokens,
+        )
         self.passes = [self._pass(rows[cut]) for cut in cuts]
 
     def _pass(self, rows: Sequence[_Row]) -> _Pass:
@@ -354,8 +362,8 @@ class _Solver:
     def _step(self) -> dict[int, _Result]:
         """Evaluate the active facts and move those that are not done; the results of those that are."""
         hparams, index = self.hparams, torch.tensor(self.active, device=self.base.device)
-        delta = self.deltas[index].requires_grad_()  # [active, d_out]
-        losses, probabilities = self._losses(delta, self.base[index])
+        delta = self.deltas[index]  # [active, d_out]
+        losses, probabilities, gradient = self._evaluate(delta, self.base[index])
         if not torch.isfinite(losses).all():
             raise NumericalError("The value optimisation met NaN or Inf; nothing was applied. Lower v_lr.")
         done = losses < hparams.v_stop_loss
@@ -365,7 +373,6 @@ class _Solver:
         done = done | (self.adam.steps[index] == hparams.v_num_grad_steps - 1)
         going = ~done
         if bool(going.any()):
-            (gradient,) = torch.autograd.grad(losses[going].sum(), delta)
             moved, limit = index[going], hparams.clamp_norm_factor * self.base[index[going]].norm(dim=1)
             self.adam.step(moved, gradient[going])
             norm = self.deltas[moved].norm(dim=1)
@@ -375,42 +382,52 @@ class _Solver:
             fact = self.active[place]
             self.essence.pop(fact, None)
             finished[fact] = _Result(
-                delta=delta[place].detach().clone(),
+                delta=delta[place].clone(),
                 base=self.base[fact],
-                loss=float(losses[place].detach()),
+                loss=float(losses[place]),
                 steps=int(self.adam.steps[fact]),
                 probability=float(probabilities[place]),
             )
         return finished
 
-    def _losses(self, delta: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss and target probability of the active facts, both ``[active]``."""
-        hparams = self.hparams
+    def _evaluate(self, delta: Tensor, base: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss and target probability of the active facts, both ``[active]``, and the loss's gradient at ``delta``.
+
+        Every pass goes backward before the next goes forward, so that only its own activations are held.
+        """
+        delta = delta.detach().requires_grad_()
         # ‖δ‖ over ‖h₀‖ squared, as the reference code has it; the paper's text squares neither.
-        losses = hparams.v_weight_decay * _norm(delta) / base.square().sum(1)
-        probabilities = torch.zeros_like(losses)
+        losses = self.hparams.v_weight_decay * _norm(delta) / base.square().sum(1)
+        (gradient,) = torch.autograd.grad(losses.sum(), delta)
+        losses, probabilities = losses.detach(), torch.zeros_like(losses)
         for one in self.passes:
-            scored = len(one.token_row)
-            with _computing_in(hparams.compute_dtype, self.model.device.type):
-                logits = forward_logits(
-                    self.model,
-                    one.prepared,
-                    self.layer,
-                    delta[one.row_fact],
-                    torch.cat([one.token_row, one.essence_row]),
-                    torch.cat([one.token_position, one.essence_position]),
-                )
-            logits = logits.float()
-            nll = functional.cross_entropy(logits[:scored], one.token_label.to(logits.device), reduction="none")
-            row_nll = torch.zeros_like(one.row_share).index_add(0, one.token_row, nll.to(delta) * one.token_share)
-            losses = losses.index_add(0, one.row_fact, row_nll * one.row_share)
-            with torch.no_grad():
-                probabilities.index_add_(0, one.row_fact, (-row_nll).exp() * one.row_share)
-            if len(one.essence_row):
-                places = one.row_fact[one.essence_row]
-                drift = self._drift([self.active[place] for place in places.tolist()], logits[scored:])
-                losses = losses.index_add(0, places, hparams.kl_factor * drift.to(delta))
-        return losses, probabilities
+            part = self._pass_loss(one, delta, probabilities)
+            gradient += torch.autograd.grad(part.sum(), delta)[0]
+            losses += part.detach()
+        return losses, probabilities, gradient
+
+    def _pass_loss(self, one: _Pass, delta: Tensor, probabilities: Tensor) -> Tensor:
+        """What the rows of a pass add to the loss of the active facts, ``[active]``, and to their probabilities."""
+        scored = len(one.token_row)
+        with _computing_in(self.hparams.compute_dtype, self.model.device.type):
+            logits = forward_logits(
+                self.model,
+                one.prepared,
+                self.layer,
+                delta[one.row_fact],
+                torch.cat([one.token_row, one.essence_row]),
+                torch.cat([one.token_position, one.essence_position]),
+            )
+        logits = logits.float()
+        nll = functional.cross_entropy(logits[:scored], one.token_label.to(logits.device), reduction="none")
+        row_nll = torch.zeros_like(one.row_share).index_add(0, one.token_row, nll.to(delta) * one.token_share)
+        losses = torch.zeros_like(probabilities).index_add(0, one.row_fact, row_nll * one.row_share)
+        probabilities.index_add_(0, one.row_fact, (-row_nll.detach()).exp() * one.row_share)
+        if len(one.essence_row):
+            places = one.row_fact[one.essence_row]
+            drift = self._drift([self.active[place] for place in places.tolist()], logits[scored:])
+            losses = losses.index_add(0, places, self.hparams.kl_factor * drift.to(delta))
+        return losses
 
     def _drift(self, facts: Sequence[int], logits: Tensor) -> Tensor:
         """KL(p_δ ‖ p) of each fact's essence row, ``[essences]``; p is what its first evaluation gives, at δ = 0."""
@@ -424,7 +441,7 @@ class _Solver:
 class _Adam:
     """Adam (arXiv 1412.6980, algorithm 1) on rows that take their steps at different times."""
 
-    def __init__(self, values: Tensor, *, lr: float, betas: tuple[float, float] = (0.9, 0.999)) -> None:
+    def __init__(self, values: Tensor, *, lr: float, betas: tuple[float, float]) -> None:
         self.values, self.lr, self.betas, self.epsilon = values, lr, betas, 1e-8
         self.first, self.second = torch.zeros_like(values), torch.zeros_like(values)
         self.steps = torch.zeros(len(values), dtype=torch.long, device=values.device)
