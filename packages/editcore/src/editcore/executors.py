@@ -121,9 +121,9 @@ class LocalExecutor:
             for environment in environments:
                 self._workers.append(_Worker(environment, make))
                 hand_out(self._workers[-1])
-            while busy := {worker.pipe: worker for worker in self._workers if worker.index is not None}:
-                for pipe in wait(list(busy)):
-                    worker = busy[pipe]  # type: ignore[index]
+            while busy := [worker for worker in self._workers if worker.index is not None]:
+                ready = wait([worker.pipe for worker in busy])
+                for worker in [worker for worker in busy if worker.pipe in ready]:
                     index = worker.index
                     assert index is not None
                     outcome: Outcome[R] | None = worker.answer()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from editcore.cli._lazy import loaded_plugins
+from editcore.cli._options import ExecutorSettings
 
 if TYPE_CHECKING:
     from editcore._plugins import Plugins
@@ -47,9 +48,6 @@ Axes = Annotated[
 ExecutorName = Annotated[str, typer.Option("--executor", help="Where the trials run.")]
 Workers = Annotated[int | None, typer.Option(help="How many trials run at a time. [default: the executor's]")]
 Address = Annotated[str | None, typer.Option(help="Of the executor's cluster.")]
-ExecutorSettings = Annotated[
-    list[str] | None, typer.Option("--executor-set", metavar="KEY=VALUE", help="A setting of the executor.")
-]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Run the trials again that failed.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and what it will cost; run nothing.")]
 

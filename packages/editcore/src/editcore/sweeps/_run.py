@@ -181,7 +181,7 @@ def _run_trials(
         TrialRunner,
         tasks,
         started=lambda index: watch.change(due[index], "running"),
-        accelerator=any(task.config.device.startswith("cuda") for task in tasks),
+        accelerator=any(task.config.device != "cpu" for task in tasks),
     )
     try:
         for outcome in outcomes:
