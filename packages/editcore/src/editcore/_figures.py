@@ -246,32 +246,33 @@ def bars_figure(
 
 
 def lines_figure(
-    places: Sequence[object], panels: Mapping[str, Series], *, setting: str, title: str, split: str = "arm"
+    places: Sequence[object], panels: Mapping[str, Series], *, setting: str, title: str, split: str = ""
 ) -> Figure:
     """Metrics against a setting: a panel per metric, a line with its interval as a band per series.
 
     Args:
         places: values of the setting; numbers have a scale, anything else stands at equal distances.
+        split: what the series differ in, for the legend; empty if their names say it.
     """
     figure, stacked = _stacked(len(panels), height=0.9 + (2.3 if len(panels) == 1 else 1.25 * len(panels)))
     numeric = all(isinstance(place, int | float) and not isinstance(place, bool) for place in places)
     at = [float(str(place)) for place in places] if numeric else [float(index) for index in range(len(places))]
     for axes, (metric, series) in zip(stacked, panels.items(), strict=True):
         for number, (label, estimates) in enumerate(series.items()):
-            _line(axes, at, estimates, number, label=label)
-        _quantity_axis(axes.yaxis, axes.set_ylim, axes.set_ylabel, metric, axes.set_yticks)
+            _line(axes, at, estimates, number, label=f"{split} {label}".strip())
+        _quantity_axis(axes.yaxis, axes.set_ylim, axes.set_ylabel, metric, axes.set_yticks, short=len(panels) > 1)
     stacked[-1].set_xticks(at, [str(place) for place in places])
     stacked[-1].set_xlabel(setting, fontsize=8.5, color=INK)
     _head(figure, stacked[0], title)
     return figure
 
 
-def curves_figure(curves: Mapping[str, Mapping[int, Estimate]], *, title: str) -> Figure:
+def curves_figure(curves: Mapping[str, Mapping[int, Estimate]], *, title: str, split: str = "") -> Figure:
     """Forgetting: efficacy after the last edit, by how many edits were made since a fact was edited."""
     figure, axes = new_figure(height=3.2)
     for number, (label, curve) in enumerate(curves.items()):
         ages = sorted(curve)
-        _line(axes, ages, [curve[age] for age in ages], number, label=label)
+        _line(axes, ages, [curve[age] for age in ages], number, label=f"{split} {label}".strip())
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("edits made since the fact was edited", fontsize=8.5, color=INK)
     _quantity_axis(axes.yaxis, axes.set_ylim, axes.set_ylabel, "ES", axes.set_yticks)
@@ -306,9 +307,13 @@ def _bar_end(axes: Any, place: float, one: Estimate) -> None:
     )  # fmt: skip
 
 
-def _quantity_axis(axis: Any, set_limits: Any, set_label: Any, metric: str, set_ticks: Any) -> None:
-    """Percent from 0 to 100 for what is one; anything else as it comes."""
-    set_label(_QUANTITIES.get(metric, metric), fontsize=8.5, color=INK)
+def _quantity_axis(
+    axis: Any, set_limits: Any, set_label: Any, metric: str, set_ticks: Any, *, short: bool = False
+) -> None:
+    """Percent from 0 to 100 for what is one; anything else as it comes, by the last part of its name."""
+    name = metric.rpartition(".")[2]
+    percent = f"{metric} (%)" if short else _QUANTITIES.get(metric, name)
+    set_label(percent if metric in _QUANTITIES else name, fontsize=8.5, color=INK)
     if metric in _QUANTITIES:
         _percent_axis(axis, set_ticks)
         set_limits(0, 108)

@@ -3,8 +3,8 @@
 >>> from editcore import Plugins
 >>> from editcore.executors import make_executor
 >>> plugins = Plugins.load()
->>> plan = make_plan(load_sweep(Path("replay.toml")), plugins)  # doctest: +SKIP
->>> run_sweep(plan, Path("runs/replay"), executor=make_executor(plugins, "local", {}))  # doctest: +SKIP
+>>> plan = make_plan(load_sweep(Path("sweep.toml")), plugins)  # doctest: +SKIP
+>>> run_sweep(plan, Path("runs/sweep"), executor=make_executor(plugins, "local", {}))  # doctest: +SKIP
 """
 
 from __future__ import annotations

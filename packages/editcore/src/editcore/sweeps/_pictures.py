@@ -40,9 +40,11 @@ def draw(plan: Plan, table: pd.DataFrame, retention: pd.DataFrame, folder: Path)
 def _figure(plan: Plan, spec: FigureSpec, rows: pd.DataFrame) -> Any:
     title = spec.title or plan.sweep.summary or plan.title
     split = spec.split or (None if spec.kind == "bars" and spec.by == "arm" else "arm")
+    legend = "" if split in (None, "arm") else str(split).rpartition(".")[2]
     if spec.kind == "forgetting":
         labels = _values(rows, split or "arm")
-        return curves_figure({str(label): _curve(_where(rows, split, label)) for label in labels}, title=title)
+        curves = {str(label): _curve(_where(rows, split, label)) for label in labels}
+        return curves_figure(curves, title=title, split=legend)
     places = _values(rows, spec.by)
     labels = _values(rows, split) if split else [""]
     panels = {
@@ -53,15 +55,15 @@ def _figure(plan: Plan, spec: FigureSpec, rows: pd.DataFrame) -> Any:
         for metric in spec.shown
     }
     if spec.kind == "lines":
-        return lines_figure(places, panels, setting=spec.by, title=title)
+        return lines_figure(places, panels, setting=spec.by, title=title, split=legend)
     before = f"before_{spec.metric}"
     return bars_figure(
-        [str(place) if spec.by == "arm" else f"{spec.by} {place}" for place in places],
+        [str(place) if spec.by == "arm" else f"{spec.by.rpartition('.')[2]} {place}" for place in places],
         panels[spec.shown[0]],
         metric=spec.shown[0],
         title=title,
         before=float(rows[before].mean()) if before in rows else math.nan,
-        split=split or "",
+        split=legend,
     )
 
 

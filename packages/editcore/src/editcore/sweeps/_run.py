@@ -136,6 +136,8 @@ def run_sweep(
     with locked(directory):
         for folder in (directory, directory / "shared", directory / plan.title):
             remove_leftovers(folder)
+        for half in (directory / "trials").glob(".*"):  # on its way home when this was killed
+            shutil.rmtree(half)
         plan.write(directory)
         states = {key: state_of(directory, key) for key in plan.trials}
         due = [key for key, state in states.items() if state == "waiting" or (state == "failed" and retry_failed)]

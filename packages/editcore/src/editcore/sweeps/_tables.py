@@ -109,19 +109,24 @@ def mean_table(table: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
 def retention_table(plan: Plan, results: Mapping[str, _Result]) -> pd.DataFrame:
     """What is left after the last edit, by how many edits ago a fact was edited, in steps of the batch size.
 
-    Columns: ``arm``, axes, ``seed``, ``age`` (edits made after the fact's batch), ``facts``, ``ES`` in percent.
+    Columns: ``arm``, axes, ``seed``, ``age`` (edits made after the fact's batch), ``facts``, ``ES`` in percent with its
+    95 % interval over facts.
     """
     rows = []
     for point in plan.points:
-        held = results[point.key].held.to_numpy() if point.key in results else np.array([])
-        starts = range(0, len(held), point.batch_size)
-        for start in starts:
-            part = held[start : start + point.batch_size]
+        facts_held = results[point.key].held.to_numpy() if point.key in results else np.array([])
+        for start in range(0, len(facts_held), point.batch_size):
+            part = facts_held[start : start + point.batch_size]
             facts = int((~np.isnan(part)).sum())
             if facts:
-                age = len(held) - start - len(part)
-                rows.append({**_head(plan, point), "age": age, "facts": facts, "ES": 100 * _mean(part)})
-    return _frame(rows, ["arm", *plan.axes, "seed", "age", "facts", "ES"], plan.axes)
+                age = len(facts_held) - start - len(part)
+                known = 100 * part[~np.isnan(part)]
+                metric = Metric(mean=_mean(known), std=float(known.std()), cases=facts, prompts=facts)
+                low, high = metric.interval
+                held = {"age": age, "facts": facts, "ES": metric.mean, "ES_low": low, "ES_high": high}
+                rows.append({**_head(plan, point), **held})
+    columns = ["arm", *plan.axes, "seed", "age", "facts", "ES", "ES_low", "ES_high"]
+    return _frame(rows, columns, plan.axes)
 
 
 def interval(values: np.ndarray[Any, Any]) -> tuple[float, float]:
