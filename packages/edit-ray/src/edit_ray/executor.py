@@ -80,11 +80,12 @@ class RayExecutor:
                 [reference], _ = ray.wait(list(asked), num_returns=1)
                 one = asked.pop(reference)
                 outcome: Outcome[R] | None = None
+                alive = True
                 try:
                     outcome = ray.get(reference)
                     failed_starts = 0
-                    hand_out(one.actor)
                 except RayActorError as error:
+                    alive = False
                     self._actors.remove(one.actor)
                     if one.index is None:
                         failed_starts += 1
@@ -99,6 +100,8 @@ class RayExecutor:
                         start()
                 if outcome is not None and one.index is not None:
                     yield replace(outcome, attempts=attempts[one.index])
+                if alive:
+                    hand_out(one.actor)
         finally:
             self.close()
 

@@ -134,9 +134,9 @@ class LocalExecutor:
                             waiting.appendleft(index)
                         else:
                             outcome = lost(index, attempts[index], how)
-                    hand_out(worker)
                     if outcome is not None:
                         yield replace(outcome, attempts=attempts[index])
+                    hand_out(worker)
         finally:
             self.close()
 
