@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -321,3 +322,35 @@ def test_intervals_are_over_seeds_where_there_are_several() -> None:
     # Two values: half the range times t.
     assert means["ES_high"][0] == pytest.approx(55 + 12.7062 * 5, abs=1e-2)
     assert (means["ES_low"][1], means["ES_high"][1]) == (3.0, 92.0)
+
+
+# Watching
+
+
+def test_a_terminal_shows_a_live_table_and_anything_else_a_line_per_change(plan: Callable[..., Plan]) -> None:
+    from editcore.cli._sweep_view import SweepView
+    from rich.console import Console
+
+    made = plan("[grid]\nbatch_size = [1, 2]")
+    first, second = made.trials
+
+    def watch(*, terminal: bool) -> str:
+        text = io.StringIO()
+        console = Console(file=text, force_terminal=terminal, width=120, height=20, markup=False, highlight=False)
+        times = iter(range(100))
+        with SweepView(console, clock=lambda: float(next(times))) as view:
+            view.begin(made, {first: "waiting", second: "waiting"})
+            view.change(first, "running")
+            view.change(first, "running")
+            view.change(second, "running")
+            view.change(first, "finished")
+            view.change(second, "failed", error="[red]Too small.")
+        return text.getvalue()
+
+    lines = watch(terminal=False).splitlines()
+    assert lines[0] == "2 trials: 2 waiting"
+    assert lines[1] == f"{first[:8]} toy batch_size=1 seed=0: running  [2 trials: 1 running, 1 waiting]"
+    assert "again, its worker was lost" in lines[2]
+    assert lines[4] == f"{first[:8]} toy batch_size=1 seed=0: finished in 2 s  [2 trials: 1 finished, 1 running]"
+    assert lines[5].endswith("failed in 2 s: [red]Too small.  [2 trials: 1 finished, 1 failed]")
+    assert "failed: [red]Too small." in watch(terminal=True)
