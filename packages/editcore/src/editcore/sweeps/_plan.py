@@ -35,9 +35,7 @@ class Trial:
     key: str
     """A hash of everything below."""
     config: RunConfig
-    """With absolute paths, and the batch size that the editor can use."""
-    settings: Mapping[str, Mapping[str, Any]]
-    """Every hyperparameter, by the name of editor, backend or extension."""
+    """With absolute paths, the batch size that the editor can use, and every hyperparameter in ``settings``."""
     versions: Mapping[str, str]
     """Of the packages whose code it runs."""
     contents: Mapping[str, str]
@@ -102,7 +100,6 @@ class Plan:
             "trials": {
                 key: {
                     "config": trial.config.model_dump(mode="json"),
-                    "settings": trial.settings,
                     "versions": trial.versions,
                     "contents": trial.contents,
                 }
@@ -202,17 +199,19 @@ class _Planner:
         except UnknownNameError:
             raise
         except HParamsError as error:
-            raise HParamsError(f"{arm}: {error}") from error
+            raise HParamsError(f"Arm '{arm}': {error}") from error
         most = self._plugins.editor(config.editor).capabilities.max_batch
+        resolved = {name: values.model_dump(mode="json") for name, values in settings.items()}
         fitting = config.model_copy(
             update={
                 "batch_size": min(config.batch_size, most or config.batch_size),
+                "preset": None,  # it is in the settings: what presets a worker has makes no difference
+                "settings": resolved,
                 **{option: str(path) for option, path in paths.items()},
             }
         )
         parts = {
             "config": fitting.model_dump(mode="json"),
-            "settings": {name: values.model_dump(mode="json") for name, values in settings.items()},
             "versions": self._code(config),
             "contents": {option: self._hash(path) for option, path in paths.items()},
         }
@@ -220,7 +219,6 @@ class _Planner:
         trial = Trial(
             key=key,
             config=fitting,
-            settings=parts["settings"],
             versions=parts["versions"],
             contents=parts["contents"],
             facts=facts,
@@ -265,7 +263,7 @@ def _content(path: Path) -> str:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     digest = hashlib.sha256()
     for file in sorted(path.iterdir()):
-        if file.is_file() and not file.name.startswith(".") and file.suffix.lower() not in (".md", ".txt", ".lock"):
+        if file.is_file() and not file.name.startswith(".") and file.suffix.lower() not in (".md", ".lock"):
             digest.update(f"{file.name} {_content(file)}\n".encode())
     return digest.hexdigest()
 
