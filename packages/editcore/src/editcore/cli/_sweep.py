@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -64,15 +65,13 @@ class _Asked:
     executor: str
     executor_values: Mapping[str, Any]
     executor_assignments: list[str]
-    directory: Path
+    directory: Path | None
+    """Left out, it is named after the command."""
     retry_failed: bool
     dry_run: bool
 
 
-@sweep_app.command()
-def sweep(
-    ctx: typer.Context,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A TOML file: a run, and what is varied in it.")],
+def _asked(
     out: Out = None,
     model: Model = None,
     dataset: Dataset = None,
@@ -89,6 +88,51 @@ def sweep(
     executor_settings: ExecutorSettings = None,
     retry_failed: RetryFailed = False,
     dry_run: DryRun = False,
+) -> _Asked:
+    """What the options that all three commands have come to."""
+    options = {"model": model, "dataset": dataset, "edits": edits, "device": device}
+    sizes = batch_size or []
+    if len(sizes) == 1:
+        options["batch_size"] = sizes[0]
+    return _Asked(
+        base={name: value for name, value in options.items() if value is not None},
+        assignments=assignments or [],
+        axes=[*(axes or []), *([f"batch_size={sizes}"] if len(sizes) > 1 else [])],
+        seeds=seed or [],
+        arms=arm or [],
+        executor=executor,
+        executor_values={k: v for k, v in {"workers": workers, "address": address}.items() if v is not None},
+        executor_assignments=executor_settings or [],
+        directory=out,
+        retry_failed=retry_failed,
+        dry_run=dry_run,
+    )
+
+
+def _with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """A command with the options of :func:`_asked` behind its own; it gets them as ``asked``."""
+    own = inspect.signature(command, eval_str=True).parameters
+    shared = inspect.signature(_asked, eval_str=True).parameters
+
+    def called(**values: Any) -> None:
+        asked = _asked(**{name: values.pop(name) for name in shared})
+        command(**values, asked=asked)
+
+    parameters = [*(own[name] for name in own if name != "asked"), *shared.values()]
+    keywords = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
+    called.__name__, called.__doc__ = command.__name__, command.__doc__
+    called.__annotations__ = {parameter.name: parameter.annotation for parameter in keywords}
+    called.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
+    return called
+
+
+@sweep_app.command()
+@_with_options
+def sweep(
+    ctx: typer.Context,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A TOML file: a run, and what is varied in it.")],
+    *,
+    asked: _Asked,
 ) -> None:
     """Run a grid of trials, and put the results into one table.
 
@@ -97,33 +141,12 @@ def sweep(
     """
     from editcore.sweeps import load_sweep
 
-    asked = _asked(
-        out or Path("runs") / file.stem, model, dataset, edits, batch_size, seed, device, arm, assignments, axes,
-        executor, workers, address, executor_settings, retry_failed, dry_run,
-    )  # fmt: skip
-    _run(loaded_plugins(ctx), load_sweep(file), asked)
+    _run(loaded_plugins(ctx), load_sweep(file), asked, name=file.stem)
 
 
 @compare_app.command()
-def compare(
-    ctx: typer.Context,
-    out: Out = None,
-    model: Model = None,
-    dataset: Dataset = None,
-    edits: Edits = None,
-    batch_size: BatchSizes = None,
-    seed: Seeds = None,
-    device: Device = None,
-    arm: Arms = None,
-    assignments: Assignments = None,
-    axes: Axes = None,
-    executor: ExecutorName = "local",
-    workers: Workers = None,
-    address: Address = None,
-    executor_settings: ExecutorSettings = None,
-    retry_failed: RetryFailed = False,
-    dry_run: DryRun = False,
-) -> None:
+@_with_options
+def compare(ctx: typer.Context, *, asked: _Asked) -> None:
     """Compare the installed methods on the same facts.
 
     Runs the study 'baseline'. Arms whose plugins are not installed are left out, with a note.
@@ -131,102 +154,46 @@ def compare(
     from editcore.sweeps import load_study
 
     plugins = loaded_plugins(ctx)
-    asked = _asked(
-        out or Path("runs") / "compare", model, dataset, edits, batch_size, seed, device, arm, assignments, axes,
-        executor, workers, address, executor_settings, retry_failed, dry_run,
-    )  # fmt: skip
-    _run(plugins, load_study(plugins, _BASELINE), asked)
+    _run(plugins, load_study(plugins, _BASELINE), asked, name="compare")
 
 
 @ablate_app.command()
+@_with_options
 def ablate(
     ctx: typer.Context,
     name: Annotated[
         str | None, typer.Argument(metavar="[STUDY]", help="A study of an installed package; left out, list them.")
     ] = None,
-    out: Out = None,
-    model: Model = None,
-    dataset: Dataset = None,
-    edits: Edits = None,
-    batch_size: BatchSizes = None,
-    seed: Seeds = None,
-    device: Device = None,
-    arm: Arms = None,
-    assignments: Assignments = None,
-    axes: Axes = None,
-    executor: ExecutorName = "local",
-    workers: Workers = None,
-    address: Address = None,
-    executor_settings: ExecutorSettings = None,
-    retry_failed: RetryFailed = False,
-    dry_run: DryRun = False,
+    *,
+    asked: _Asked,
 ) -> None:
     """Vary the settings of one plugin, as the study that it brings says."""
     from editcore.sweeps import STUDY, load_study
 
     plugins = loaded_plugins(ctx)
-    if name is None:
-        from editcore.cli._console import print_table
-
-        studies = plugins.components(STUDY)
-        print_table(("study", "summary"), [(spec.name, spec.summary) for spec in studies.values()])
+    if name is not None:
+        _run(plugins, load_study(plugins, name), asked, name=f"ablate-{name}")
         return
-    asked = _asked(
-        out or Path("runs") / f"ablate-{name}", model, dataset, edits, batch_size, seed, device, arm, assignments,
-        axes, executor, workers, address, executor_settings, retry_failed, dry_run,
-    )  # fmt: skip
-    _run(plugins, load_study(plugins, name), asked)
+    from editcore.cli._console import print_table
+
+    studies = plugins.components(STUDY)
+    print_table(("study", "summary"), [(spec.name, spec.summary) for spec in studies.values()])
 
 
-def _asked(
-    directory: Path,
-    model: str | None,
-    dataset: str | None,
-    edits: int | None,
-    batch_sizes: list[int] | None,
-    seeds: list[int] | None,
-    device: str | None,
-    arms: list[str] | None,
-    assignments: list[str] | None,
-    axes: list[str] | None,
-    executor: str,
-    workers: int | None,
-    address: str | None,
-    executor_settings: list[str] | None,
-    retry_failed: bool,
-    dry_run: bool,
-) -> _Asked:
-    options = {"model": model, "dataset": dataset, "edits": edits, "device": device}
-    sizes = batch_sizes or []
-    if len(sizes) == 1:
-        options["batch_size"] = sizes[0]
-    return _Asked(
-        base={name: value for name, value in options.items() if value is not None},
-        assignments=assignments or [],
-        axes=[*(axes or []), *([f"batch_size={sizes}"] if len(sizes) > 1 else [])],
-        seeds=seeds or [],
-        arms=arms or [],
-        executor=executor,
-        executor_values={k: v for k, v in {"workers": workers, "address": address}.items() if v is not None},
-        executor_assignments=executor_settings or [],
-        directory=directory,
-        retry_failed=retry_failed,
-        dry_run=dry_run,
-    )
-
-
-def _run(plugins: Plugins, file: SweepFile, asked: _Asked) -> None:
+def _run(plugins: Plugins, file: SweepFile, asked: _Asked, *, name: str) -> None:
+    """Plan and run; ``name`` is that of the directory unless one is given."""
     from editcore._hparams import parse_assignment
     from editcore.executors import make_executor
     from editcore.sweeps import make_plan, run_sweep
     from editcore.sweeps._run import refuse_other
 
+    directory = asked.directory or Path("runs") / name
     settings = {**asked.executor_values, **dict(map(parse_assignment, asked.executor_assignments))}
     executor = make_executor(plugins, asked.executor, settings)
-    refuse_other(asked.directory)
+    refuse_other(directory)
     plan = make_plan(replace(file, sweep=_changed(file.sweep, asked)), plugins)
     if asked.dry_run:
-        _print_plan(plan, asked.directory)
+        _print_plan(plan, directory)
         return
     from editcore.cli._sweep_view import SweepView
 
@@ -234,7 +201,7 @@ def _run(plugins: Plugins, file: SweepFile, asked: _Asked) -> None:
         with SweepView() as view:
             result = run_sweep(
                 plan,
-                asked.directory,
+                directory,
                 executor=executor,
                 retry_failed=asked.retry_failed,
                 watch=view,
