@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import pytest
 from edit_emmet.editor import EmmetEditor
 from editcore._ledger import Ledger
@@ -25,10 +26,11 @@ TIMES = {"seconds", "seconds_per_edit", "peak_memory_bytes", "stages", "started"
 
 @pytest.fixture
 def options(tiny_folder: Path, tiny_facts: Path, tiny_corpus: Path) -> list[object]:
-    """A run of four facts in two batches, with replay by priority."""
+    """A run of four facts in two batches, with replay by priority and a checkpoint between them."""
     return [
         "run", "--editor", "emmet", "--plugin", "replay", "--model", tiny_folder, "--dataset", tiny_facts,
         "--corpus", tiny_corpus, "--corpus-tokens", 2000, "--edits", 4, "--batch-size", 2,
+        "--eval-every", 2, "--eval-sample", 1, "--eval-text", tiny_corpus,
         "--set", "layers=[1]", "--set", "v_num_grad_steps=2", "--set", "context_count=1", "--set", "context_length=2",
         "--set", "replay.replay_strategy=priority", "--set", "replay.replay_eviction=lru",
         "--set", "replay.replay_buffer_size=3",
@@ -238,6 +240,42 @@ def test_ctrl_c_before_anything_is_written_leaves_nothing(
     assert not (tmp_path / "deep").exists()
 
 
+def test_checkpoints_that_were_measured_are_not_measured_again(
+    editctl: Call, options: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a checkpoint said before the run was ended stays to the letter."""
+    out = tmp_path / "out"
+    propose = EmmetEditor.propose
+
+    def interrupted(self: EmmetEditor, model: Any, batch: Any, context: Any) -> Any:
+        if batch.index == 1:
+            raise KeyboardInterrupt
+        return propose(self, model, batch, context)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EmmetEditor, "propose", interrupted)
+        assert editctl(*options, "--out", out).code == 130
+    [seen] = json.loads((out / "forgetting.json").read_text())["checkpoints"]
+    assert (seen["batch"], seen["num_edits"], seen["facts"]) == (0, 2, 1)
+    rows = pd.read_parquet(out / "checkpoints" / "00000.parquet")
+    assert editctl("run", "--resume", "--out", out).code == 0
+    first, last = json.loads((out / "summary.json").read_text())["checkpoints"]
+    assert first == seen  # its seconds, too
+    assert (last["batch"], last["num_edits"], last["facts"]) == (1, 4, 4)
+    table = pd.read_parquet(out / "checkpoints.parquet")
+    pd.testing.assert_frame_equal(table[: len(rows)], rows, check_exact=True)
+
+
+def test_a_damaged_table_of_checkpoints_is_said(editctl: Call, stopped: Path) -> None:
+    (stopped / "checkpoints" / "00000.parquet").write_bytes(b"PAR1")
+    done = editctl("run", "--resume", "--out", stopped)
+    assert done.code == 2
+    assert "A table of checkpoints in " in done.err
+    assert "Remove forgetting.json to go on without the checkpoints so far." in done.err
+    (stopped / "forgetting.json").unlink()
+    assert editctl("run", "--resume", "--out", stopped).code == 0
+
+
 # What resuming takes, and what it refuses
 
 
@@ -277,6 +315,7 @@ def test_everything_comes_from_the_run(
         (("--seed", 4), "--seed: 4 was asked for, but the run in "),
         (("--editor", "memit"), "--editor: memit was asked for, but the run in "),
         (("--edits", 3), "--edits: 3 was asked for, but the run in "),
+        (("--eval-every", 3), "--eval-every: 3 was asked for, but the run in "),
         (("--set", "v_num_grad_steps=3"), "--set: {"),
         (("--backend", "lora"), "--backend: lora was asked for, but the run in "),
     ],

@@ -85,6 +85,7 @@ def _command(folder: Path, model: str | None) -> list[str]:
 
     common = ["--editor", "emmet", "--plugin", "replay", "--set", "replay.replay_strategy=priority"]
     common += ["--set", "replay.replay_eviction=lru", "--set", "replay.replay_buffer_size=12"]
+    common += ["--eval-every", "4", "--eval-sample", "3", "--eval-text", "docs"]
     if model is not None:
         return [*common, "--model", model]
     tiny_model().save(folder / "tiny")

@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from editcore import _figures
+from editcore._checkpoints import Checkpoint
 from editcore._errors import EditcoreError
+from editcore._forgetting import forgetting
 from editcore.causal_tracing import KINDS, Tracing
 from editcore.evaluation import Metric, Summary
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -86,6 +88,44 @@ def test_a_scan_shows_each_layer_and_what_was_there_before() -> None:
     assert list(lines["NS"].get_ydata()) == [70, 60]
     assert set(lines["NS before"].get_ydata()) == {75}
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["ES", "PS", "NS", "score", "NS before"]
+
+
+def checkpoints(change: float, name: str = "model.layers.3.mlp.down_proj.weight") -> list[Checkpoint]:
+    return [
+        Checkpoint(
+            batch=n, num_edits=10 * (n + 1), facts=10 * (n + 1), ES=100 - change * n, PS=None, NS=70, score=None,
+            before={"ES": 1, "PS": None, "NS": 75, "score": None}, interval={"ES": (50, 100), "NS": (60, 80)},
+            perplexity=20, perplexity_ratio=1.1, relative_change={name: 0.01 * (n + 1)}, seconds=1,
+        )
+        for n in range(3)
+    ]  # fmt: skip
+
+
+def test_a_forgetting_curve_has_every_measurement_and_the_half_life() -> None:
+    observations = [("a", 0, True), ("a", 10, True), ("a", 20, False)]
+    found = forgetting(observations, step=10)
+    metrics, text, size, age = _figures.forgetting_figure(checkpoints(5), found, title="t").axes
+    lines = {line.get_label(): line for line in metrics.lines}
+    assert list(lines["ES"].get_xdata()) == [10, 20, 30]
+    assert list(lines["ES"].get_ydata()) == [100, 95, 90]
+    assert np.isnan(lines["PS"].get_ydata()).all()
+    assert set(lines["NS unedited"].get_ydata()) == {75}
+    assert list(text.lines[0].get_ydata()) == [1.1] * 3
+    assert list(size.lines[0].get_ydata()) == pytest.approx([1, 2, 3])
+    assert [one.get_text() for one in size.get_legend().get_texts()] == ["layer 3"]
+    assert list(age.lines[0].get_ydata()) == [100, 100, 0]
+    assert age.get_title(loc="left") == "half-life: 20 facts; mean over ages: 75.0 %"
+    _figures.forgetting_figure([], forgetting([], step=1), title="nothing yet")
+
+
+def test_runs_are_compared_on_common_axes() -> None:
+    runs = {name: (checkpoints(change), forgetting([("a", 0, True)], step=10)) for name, change in (("x", 0), ("y", 9))}
+    first, *_, ratio, age = _figures.forgetting_runs_figure(runs, title="t").axes
+    assert [text.get_text() for text in first.get_legend().get_texts()] == ["x", "y"]
+    assert [list(line.get_ydata()) for line in first.lines] == [[100, 100, 100], [100, 91, 82]]
+    assert len({line.get_color() for line in first.lines}) == 2
+    assert ratio.get_xlabel() == "facts edited"
+    assert age.get_xlabel() == "age (facts edited since)"
 
 
 def test_save_writes_a_png_of_200_dpi_or_nothing(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from editcore import FactoredDelta, NumericalError
-from editcore.linalg import Metric, hold_at, solve_update
+from editcore.linalg import Metric, hold_at, norm_of_sum, solve_update
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -212,3 +212,18 @@ def test_orthogonal_keys_cannot_be_held() -> None:
     metric = Metric(torch.eye(4))
     with pytest.raises(NumericalError, match="orthogonal"):
         hold_at(solve_update(keys, residuals, metric), keys, torch.eye(4)[1:2], metric)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.lists(st.integers(1, 4), max_size=6))
+def test_the_norm_of_a_sum_is_that_of_the_dense_sum(seed: int, ranks: list[int]) -> None:
+    """Ranks that stay below the widths, and ranks that pass them."""
+    generator = torch.Generator().manual_seed(seed)
+    deltas = [
+        FactoredDelta(torch.randn(7, r, generator=generator), torch.randn(r, 9, generator=generator)) for r in ranks
+    ]
+    deltas += [FactoredDelta(-0.5 * delta.left, delta.right) for delta in deltas[:1]]
+    dense = torch.zeros(7, 9, dtype=torch.float64)
+    for delta in deltas:
+        dense += delta.left.double() @ delta.right.double()
+    assert norm_of_sum(deltas) == pytest.approx(float(dense.norm()), rel=1e-9)

@@ -9,7 +9,7 @@ import random
 import pytest
 import torch
 from editcore._errors import ModelError, RequestError
-from editcore.evaluation import TargetScore, perplexity, score_targets
+from editcore.evaluation import TargetScore, _perplexity, perplexity, score_targets
 from editcore.evaluation._scoring import covering_rows
 from editcore.models import LanguageModel
 from editcore.testing import tiny_model, tiny_tokenizer
@@ -169,5 +169,22 @@ def test_perplexity_is_the_exponential_of_the_mean_loss(bos: bool) -> None:
     assert perplexity(model, text, window=32) == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-5)
     short = perplexity(model, text, window=32, max_tokens=20)
     assert short == pytest.approx(perplexity(model, model.tokenizer.decode(ids[:20]), window=32), rel=1e-5)
+    assert perplexity(model, ids, window=32) == perplexity(model, text, window=32)
     with pytest.raises(RequestError, match="no token to predict"):
         perplexity(model, "")
+    with pytest.raises(RequestError, match="A window of 1 tokens has none to predict"):
+        perplexity(model, text, window=1)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_perplexity_makes_few_logits_at_a_time(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model(family)
+    vocab = model.hf.get_output_embeddings().weight.shape[0]
+    text = " ".join(f"{prompt} {target}." for prompt, target in PAIRS)
+    whole = perplexity(model, text, window=32)
+    made: list[int] = []
+    handle = model.hf.get_output_embeddings().register_forward_hook(lambda *call: made.append(call[-1].shape[1]))
+    monkeypatch.setattr(_perplexity, "MAX_LOGITS", 7 * vocab)
+    assert perplexity(model, text, window=32) == pytest.approx(whole, rel=1e-6)
+    handle.remove()
+    assert max(made) == 7

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from editcore._backends import open_backend, rebuild
+from editcore._checkpoints import CHECKPOINTS, Checkpoints, HeldOutText
 from editcore._errors import HParamsError, RunError, UnknownNameError
 from editcore._files import json_text, remove_leftovers, replacing, write_text
 from editcore._ledger import DELTAS_NAME, LEDGER_NAME, Ledger
@@ -29,6 +30,7 @@ from editcore._protocols import Backend
 from editcore._run_log import BatchLog, Before
 from editcore._session import EditSession, make_backend
 from editcore._values import EditRequest, FactRecord, first_problem
+from editcore.corpora import open_corpus
 from editcore.datasets import check_records, load_records
 from editcore.evaluation import summarize
 from editcore.models import CATALOGUE, LanguageModel
@@ -94,8 +96,20 @@ class RunConfig(BaseModel):
     """Tokens counted; left out, ten times the width of the projection's input."""
     chat_template: bool = False
     """Whether the model's chat template stands around every prompt, of edits and of measurements."""
+    eval_every: Annotated[int, Field(ge=1)] | None = None
+    """Facts between two checkpoints, at which the edits made so far are measured again; left out, only the end is."""
+    eval_sample: Annotated[int, Field(ge=1)] | None = None
+    """Facts measured at a checkpoint, a seeded sample over all ages; left out, all. The end is measured on all."""
+    eval_text: str | None = None
+    """Text for the perplexity at checkpoints: docs, hf:NAME or a file; left out, text that the unedited model writes,
+    with another seed than the second moments have."""
     settings: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)
     """Hyperparameters by the name of the editor, backend or extension."""
+
+    @property
+    def method(self) -> str:
+        """What edits, in titles: the editor and its extensions."""
+        return " + ".join([self.editor, *self.plugins])
 
     @classmethod
     def create(cls, values: Mapping[str, Any], plugins: Plugins) -> RunConfig:
@@ -123,6 +137,11 @@ class RunConfig(BaseModel):
             raise HParamsError(f"The run's configuration is wrong. {first_problem(error)}.") from error
         if len(set(config.plugins)) < len(config.plugins):
             raise HParamsError(f"A plugin is named twice: --plugin {' --plugin '.join(config.plugins)}.")
+        for name in ("eval_sample", "eval_text"):
+            if config.eval_every is None and (value := getattr(config, name)) is not None:
+                raise HParamsError(
+                    f"--{name.replace('_', '-')} {value} is for checkpoints, and there are none without --eval-every N."
+                )
         return config
 
 
@@ -149,7 +168,8 @@ class RunResult:
     rejected: int
     """Facts that a gate refused."""
     seconds: Mapping[str, float]
-    """Wall time by stage: ``model``, ``before``, ``targets``, ``keys``, ``solve``, ``other``, ``after``."""
+    """Wall time by stage: ``model``, ``before``, ``targets``, ``keys``, ``solve``, ``other``, ``after``; with
+    checkpoints, ``checkpoints``."""
     seconds_per_edit: float
     """Wall time of all batches over all new facts; loading and evaluation are not in it."""
     peak_memory_bytes: int
@@ -193,7 +213,7 @@ def run(
         record = RunRecord.read(directory) if begun else None
         if record is not None:
             _refuse_unlike(record, config, directory)
-        for folder in (directory, directory / DELTAS_NAME, directory / "figures"):
+        for folder in (directory, directory / DELTAS_NAME, directory / "figures", directory / CHECKPOINTS):
             remove_leftovers(folder)
         return _run(config, directory, record, plugins, progress, command, save, model, shared)
 
@@ -210,6 +230,8 @@ def _run(
     shared: Path | None,
 ) -> RunResult:
     clock = _Stages()
+    if record is None and config.eval_text is not None:
+        open_corpus(config.eval_text)  # found now rather than after the model was loaded
     records, notes = _records(config, plugins) if record is None else (recorded(directory), list(record.notes))
     with clock.stage("model"):
         session = make_session(config, directory, record, plugins, progress, model=model)
@@ -217,19 +239,26 @@ def _run(
     with clock.stage("before"):
         before = Before.read(directory) if record is not None else None
         if before is None:
-            before = _before(session, records, prompts, shared)
+            before = _before(session, records, prompts, config, shared)
     if record is None:
         _write_begun(directory, config, session, command, records, notes, before)
     else:
         record.compare(session)
     log = BatchLog(directory, session.ledger)
-    _edit(session, [one.request for one in records], config.batch_size, log, progress)
+    checkpoints = _checkpoints(session, records, before, config, directory)
+    _edit(session, [one.request for one in records], config.batch_size, log, progress, checkpoints)
     for line in log.lines:
         clock.add_batch(line)
+    if checkpoints is not None:
+        clock.add("checkpoints", checkpoints.seconds)
     active, applied = ({one.id for one in requests} for requests in (session.requests, session.ledger.written()))
+    watched: dict[str, Any] = {}
     with clock.stage("after"):
+        start = time.perf_counter()
         kept = [one for one in records if one.request.id in active]
         after = _measure(session, kept, prompts, phase="after")
+        if checkpoints is not None:
+            watched = checkpoints.finish(after.scores, start=start, title=_title(config, len(session.requests)))
     session.finish()
     result = RunResult(
         directory=directory,
@@ -247,7 +276,7 @@ def _run(
         notes=tuple(dict.fromkeys([*notes, *(note for entry in session.ledger.batches for note in entry.notes)])),
         extensions=session.statistics(),
     )
-    _write_results(result, before.scores, after.scores, config)
+    _write_results(result, before.scores, after.scores, config, watched)
     if save is not None:
         session.save(save)
     if model is not None:
@@ -302,18 +331,26 @@ def is_finished(directory: Path) -> bool:
     return has_begun(directory) and (directory / SUMMARY_NAME).exists()
 
 
-def _before(session: EditSession, records: Sequence[FactRecord], prompts: Sequence[str], shared: Path | None) -> Before:
+def _before(
+    session: EditSession,
+    records: Sequence[FactRecord],
+    prompts: Sequence[str],
+    config: RunConfig,
+    shared: Path | None,
+) -> Before:
     def measure() -> Before:
-        return session.without_edits(lambda: _measure(session, records, prompts, phase="before"))
+        return session.without_edits(lambda: _measure_base(session, records, prompts, config))
 
     if shared is None:
         return measure()
     model = session.model
+    text = "self" if config.eval_text is None else open_corpus(config.eval_text).identity()
     identity = {
         "model": model.base_fingerprint,
         "device": model.device.type,
         "prompt_form": asdict(model.prompt_form),
         "records": [record.model_dump(mode="json") for record in records],
+        "text": None if config.eval_every is None else [text, config.seed],
         "version": version("editcore"),
     }
     before, foreign = Before.shared(shared, identity, measure)
@@ -325,6 +362,31 @@ def _before(session: EditSession, records: Sequence[FactRecord], prompts: Sequen
 def _measure(session: EditSession, records: Sequence[FactRecord], prompts: Sequence[str], *, phase: str) -> Before:
     scores, _ = session.evaluate(records, phase=phase)
     return Before(scores=tuple(scores), said=tuple(session.generate(prompts, max_new_tokens=_SAMPLE_TOKENS)))
+
+
+def _measure_base(
+    session: EditSession, records: Sequence[FactRecord], prompts: Sequence[str], config: RunConfig
+) -> Before:
+    # The text first: one that is too short should cost no measurement.
+    text = None if config.eval_every is None else HeldOutText.measured(session, config.eval_text, config.seed)
+    return _measure(session, records, prompts, phase="before").model_copy(update={"text": text})
+
+
+def _checkpoints(
+    session: EditSession, records: Sequence[FactRecord], before: Before, config: RunConfig, directory: Path
+) -> Checkpoints | None:
+    if config.eval_every is None or before.text is None:
+        return None
+    return Checkpoints(
+        session,
+        records,
+        before.scores,
+        before.text,
+        every=config.eval_every,
+        sample=config.eval_sample,
+        seed=config.seed,
+        directory=directory,
+    )
 
 
 def _seconds_per_edit(log: Sequence[Mapping[str, Any]]) -> float:
@@ -372,14 +434,25 @@ def records_of(config: RunConfig, plugins: Plugins) -> tuple[list[FactRecord], l
 
 
 def _edit(
-    session: EditSession, requests: Sequence[EditRequest], batch_size: int, log: BatchLog, progress: Progress
+    session: EditSession,
+    requests: Sequence[EditRequest],
+    batch_size: int,
+    log: BatchLog,
+    progress: Progress,
+    checkpoints: Checkpoints | None,
 ) -> None:
-    """Batch after batch of what the ledger does not have yet, each logged once it is applied or rejected."""
+    """Batch after batch of what the ledger does not have yet, each logged once it is applied or rejected.
+
+    Before a batch, the checkpoint that is due behind the one before it: also the one that an interrupted run did not
+    come to, and none behind the last, where everything is measured anyway.
+    """
     handled = {name for entry in session.ledger.batches for name in entry.new_ids}
     waiting = [request for request in requests if request.id not in handled]
     size = min(batch_size, session.max_batch or batch_size)  # what the session would split is logged batch by batch
     with progress.task("editing", len(waiting)) as advance:
         for start in range(0, len(waiting), size):
+            if checkpoints is not None:
+                checkpoints.check()
             for result in session.edit(waiting[start : start + size]):
                 log.add(session.ledger.batch(result.batch.index), result.seconds, result.proposal.seconds)
                 advance(result.batch.num_new)
@@ -482,8 +555,16 @@ def _versions(plugins: Plugins) -> dict[str, str]:
     return found
 
 
+def _title(config: RunConfig, edits: int) -> str:
+    return f"{config.method} on {Path(config.model).name}: {edits} edits of {Path(config.dataset).name}"
+
+
 def _write_results(
-    result: RunResult, before: Sequence[PromptScore], after: Sequence[PromptScore], config: RunConfig
+    result: RunResult,
+    before: Sequence[PromptScore],
+    after: Sequence[PromptScore],
+    config: RunConfig,
+    watched: Mapping[str, Any],
 ) -> None:
     import pandas as pd
 
@@ -493,8 +574,7 @@ def _write_results(
     frame = pd.concat([to_frame(before, phase="before"), to_frame(after, phase="after")], ignore_index=True)
     with replacing(result.directory / "results.parquet") as path:
         frame.to_parquet(path, index=False)
-    method = " + ".join([config.editor, *config.plugins])
-    title = f"{method} on {Path(config.model).name}: {result.edits} edits of {Path(config.dataset).name}"
+    title = _title(config, result.edits)
     save(summary_figure(result.before, result.after, title=title), result.directory / "figures" / "summary.png")
     summary = {
         "before": result.before.as_json(),
@@ -507,6 +587,7 @@ def _write_results(
         "samples": [asdict(sample) for sample in result.samples],
         "notes": list(result.notes),
         "extensions": dict(result.extensions),
+        **watched,
     }
     Before.remove(result.directory)  # before the summary, which says that the run is finished
     write_text(result.directory / SUMMARY_NAME, json_text(summary, indent=2) + "\n")

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from editcore._checkpoints import HeldOutText
 from editcore._errors import RunError, StorageError
 from editcore._files import json_text, write_text
 from editcore._ledger import Ledger, LedgerEntry
@@ -97,6 +98,8 @@ class Before(BaseModel):
 
     scores: tuple[PromptScore, ...]
     said: tuple[str, ...]
+    text: HeldOutText | None = None
+    """What its perplexity is measured on, in a run with checkpoints."""
 
     @classmethod
     def read(cls, directory: Path) -> Before | None:

@@ -13,6 +13,7 @@ also MEMIT's (arXiv 2210.07229, eq. 14): λ = 0 makes every edit an equality con
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -22,7 +23,7 @@ from torch import Tensor
 from editcore._errors import NumericalError
 from editcore._values import FactoredDelta
 
-__all__ = ["Metric", "Update", "hold_at", "solve_update"]
+__all__ = ["Metric", "Update", "hold_at", "norm_of_sum", "solve_update"]
 
 _RANK_TOLERANCE = 1e-10
 """Directions of the constraint system below this share of the largest are treated as dependent."""
@@ -196,6 +197,23 @@ def hold_at(update: Update, keys: Tensor, held: Tensor, metric: Metric) -> Updat
         fractions=torch.ones_like(update.fractions),
         alignments=energies / own,
     )
+
+
+def norm_of_sum(deltas: Sequence[FactoredDelta]) -> float:
+    """‖Σ left @ right‖, the Frobenius norm of what several changes of one weight add up to, in float64.
+
+    From the Gram matrices of the joined factors while their ranks together stay below the weight's widths; beyond, the
+    sum itself is smaller than they are.
+    """
+    if not deltas:
+        return 0.0
+    lefts, rights = [delta.left.double() for delta in deltas], [delta.right.double() for delta in deltas]
+    if sum(delta.rank for delta in deltas) < min(lefts[0].shape[0], rights[0].shape[1]):
+        return FactoredDelta(torch.cat(lefts, dim=1), torch.cat(rights)).norm()
+    total = torch.zeros(lefts[0].shape[0], rights[0].shape[1], dtype=torch.float64, device=lefts[0].device)
+    for left, right in zip(lefts, rights, strict=True):
+        total.addmm_(left, right)
+    return float(total.norm())
 
 
 def _square(keys: Tensor, solved_keys: Tensor, diagonal: Tensor) -> tuple[Tensor, float, int]:

@@ -28,6 +28,7 @@ COMMANDS = (
     CommandRow("ablate", "editcore.cli._sweep:ablate_app", "Vary the settings of one plugin, as its study says."),
     CommandRow("edit", "editcore.cli._edit:app", "Write one fact and compare what the model says."),
     CommandRow("generate", "editcore.cli._generate:app", "Let a run's edited model speak beside the original."),
+    CommandRow("forgetting", "editcore.cli._forgetting:app", "Compare how runs with checkpoints forget."),
     CommandRow("ledger", "editcore.cli._ledger:app", "Look at the edits of a run, and take them back."),
     CommandRow("pack", "editcore.cli._pack:pack_app", "Put the active edits of a run into one file."),
     CommandRow("apply", "editcore.cli._pack:apply_app", "Apply a file of edits to a model."),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from editcore.cli._lazy import loaded_plugins
-from editcore.cli._options import RunDevice
+from editcore.cli._options import AsJson, RunDevice
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -23,7 +23,6 @@ __all__ = ["app"]
 
 app = typer.Typer(no_args_is_help=True)
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Ids = Annotated[list[str] | None, typer.Argument(metavar="ID...", help="Ids of edits; 'show --edits' lists them.")]
 Batches = Annotated[list[int] | None, typer.Option("--batch", metavar="N", help="All edits of a batch.")]
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 __all__ = [
+    "AsJson",
     "ChatTemplate",
     "Corpus",
     "Device",
@@ -24,6 +25,7 @@ _MODEL = "A catalogue name, a model folder or a hub id."
 
 ModelArgument = Annotated[str, typer.Argument(help=_MODEL)]
 ModelOption = Annotated[str, typer.Option(help=_MODEL)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")]
 RunDevice = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. [default: the run's]")]
 Dtype = Annotated[str, typer.Option(help="Type of the weights.")]

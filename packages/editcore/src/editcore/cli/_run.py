@@ -53,6 +53,22 @@ def run(
     corpus_tokens: Annotated[
         int | None, typer.Option(help="Tokens of it. [default: ten times the projection's input width]")
     ] = None,
+    eval_every: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Measure all edits made so far again after every N facts. [default: at the end]"
+        ),
+    ] = None,
+    eval_sample: Annotated[
+        int | None, typer.Option(metavar="N", help="Facts measured then, of all ages. [default: all]")
+    ] = None,
+    eval_text: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Text for the perplexity measured then: docs, hf:NAME or a file. [default: text of the model itself]",
+        ),
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A TOML file with these options and a table per plugin.")
     ] = None,
@@ -81,6 +97,7 @@ def run(
         "editor": editor, "backend": backend, "model": model, "dataset": dataset, "edits": edits,
         "batch_size": batch_size, "seed": seed, "device": device, "dtype": dtype, "preset": preset,
         "chat_template": chat_template, "corpus": corpus, "corpus_tokens": corpus_tokens,
+        "eval_every": eval_every, "eval_sample": eval_sample, "eval_text": eval_text,
         "plugins": tuple(plugin) if plugin else None,
     }  # fmt: skip
     given = {name: value for name, value in options.items() if value is not None}
@@ -209,6 +226,8 @@ def show_result(result: RunResult) -> None:
         console.print(f"{result.rejected} facts were rejected; {result.directory / 'batches.jsonl'} has the reasons.")
     for note in result.notes:
         console.print(f"Note: {note}")
+    if (curve := result.directory / "figures" / "forgetting_curve.png").exists():
+        console.print(f"Checkpoints: editctl forgetting {shlex.quote(str(result.directory))}; their picture is {curve}")
     console.print(f"Everything is in {result.directory}; the picture is {result.directory / 'figures' / 'summary.png'}")
 
 

@@ -143,7 +143,7 @@ def summarize(scores: Iterable[PromptScore]) -> Summary:
             (f"{kind}_acc", [score.correct for score in of_kind], True),
         )
         for name, column, share in values:
-            metric = _metric([score.case_id for score in of_kind], column, share=share)
+            metric = case_metric([score.case_id for score in of_kind], column, share=share)
             if metric is not None:
                 metrics[name] = metric
     return Summary(metrics=MappingProxyType(metrics), cases=len({score.case_id for score in scores}))
@@ -163,7 +163,8 @@ def is_share(metric: str) -> bool:
     return metric not in _MAGNITUDE.values()
 
 
-def _metric(case_ids: Sequence[str], values: Sequence[float | None], *, share: bool) -> Metric | None:
+def case_metric(case_ids: Sequence[str], values: Sequence[float | None], *, share: bool = True) -> Metric | None:
+    """The average within each case first and then over cases, in percent; ``None`` if no value is known."""
     cases: dict[str, list[float]] = {}
     for case_id, value in zip(case_ids, values, strict=True):
         if value is not None:

@@ -232,8 +232,9 @@ class _Planner:
             found["model"] = folder.resolve()
         if config.dataset not in self._plugins.datasets() and (file := Path(config.dataset).expanduser()).is_file():
             found["dataset"] = file.resolve()
-        if (file := Path(config.corpus).expanduser()).is_file():
-            found["corpus"] = file.resolve()
+        for option, text in (("corpus", config.corpus), ("eval_text", config.eval_text)):
+            if text is not None and (file := Path(text).expanduser()).is_file():
+                found[option] = file.resolve()
         return found
 
     def _count(self, config: RunConfig) -> int:

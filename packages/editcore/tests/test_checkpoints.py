@@ -1,0 +1,237 @@
+"""``editctl run --eval-every N``: what checkpoints say, against a measurement by hand; and ``editctl forgetting``."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+from editcore._forgetting import Curve
+from editcore._ledger import Ledger
+from editcore._run import open_run, recorded
+from editcore.evaluation import CounterFactEvaluator, perplexity, summarize
+from PIL import Image
+
+Call = Callable[..., SimpleNamespace]
+
+pytestmark = pytest.mark.usefixtures("toys")
+
+COLUMNS = [
+    "after_batch", "num_edits", "request_id", "batch", "age", "kind", "prompt_index", "success", "nll_new", "nll_true",
+]  # fmt: skip
+
+
+@pytest.fixture
+def options(small: Path, facts: Path, corpus_file: Path) -> list[object]:
+    return [
+        "run", "--editor", "toy", "--model", small, "--dataset", facts, "--corpus", corpus_file,
+        "--corpus-tokens", 2000, "--batch-size", 1,
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def watched(editctl: Call, options: list[object], corpus_file: Path, tmp_path: Path) -> Path:
+    """Six facts, one at a time, measured after every two."""
+    out = tmp_path / "watched"
+    done = editctl(*options, "--eval-every", 2, "--eval-text", corpus_file, "--out", out)
+    assert done.code == 0, done.err
+    assert f"Checkpoints: editctl forgetting {out}; their picture is " in done.out
+    return out
+
+
+def strict(path: Path) -> Any:
+    return json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def test_checkpoints_are_those_of_the_model_at_that_time(watched: Path) -> None:
+    found = strict(watched / "forgetting.json")
+    summary = strict(watched / "summary.json")
+    assert (summary["checkpoints"], summary["forgetting"]) == (found["checkpoints"], found["forgetting"])
+    assert [one["num_edits"] for one in found["checkpoints"]] == [2, 4, 6]
+    assert not (watched / "checkpoints").exists()
+    frame = pd.read_parquet(watched / "checkpoints.parquet")
+    assert list(frame.columns) == COLUMNS
+    model, ledger, backend = open_run(watched)
+    records = recorded(watched)
+    ids = model.tokenizer((watched.parent / "corpus.txt").read_text(), add_special_tokens=False)["input_ids"]
+    ids = ids[: found["text"]["tokens"]]
+    backend.rebuild([])
+    base = {name: model.weight(name).double() for name in ledger.entries[0].deltas}
+    base = {name: weight.clone() for name, weight in base.items()}
+    unedited = perplexity(model, ids, window=256)
+    assert found["text"]["perplexity"] == pytest.approx(unedited, rel=1e-5)
+    for one in found["checkpoints"]:
+        edits = one["num_edits"]
+        backend.rebuild([entry.deltas for entry in ledger.entries[:edits]])
+        scores = CounterFactEvaluator().evaluate(model, records[:edits])
+        now = summarize(scores)
+        assert (one["batch"], one["facts"]) == (edits - 1, edits)
+        assert [one[name] for name in ("ES", "PS", "NS", "score")] == pytest.approx([now.ES, now.PS, now.NS, now.score])
+        assert one["interval"]["NS"] == pytest.approx(list(now.metrics["NS"].interval))
+        assert one["perplexity"] == pytest.approx(perplexity(model, ids, window=256), rel=1e-5)
+        assert one["perplexity_ratio"] == pytest.approx(one["perplexity"] / unedited, rel=1e-5)
+        for name, weight in base.items():
+            change = (model.weight(name).double() - weight).norm() / weight.norm()
+            assert one["relative_change"][name] == pytest.approx(float(change), rel=1e-3)
+        rows = frame[frame["num_edits"] == edits]
+        assert rows["nll_new"].tolist() == pytest.approx([score.nll_new for score in scores], abs=1e-5)
+        assert rows["success"].tolist() == [float(bool(score.success)) for score in scores]
+        assert (rows["age"] == edits - 1 - rows["batch"]).all()
+        first = rows[rows["request_id"] == records[0].request.id]
+        assert list(zip(first["kind"], first["prompt_index"], strict=True)) == [
+            ("rewrite", 0), ("paraphrase", 0), ("neighborhood", 0), ("neighborhood", 1),
+        ]  # fmt: skip
+    backend.rebuild([])
+    before = summarize(CounterFactEvaluator().evaluate(model, records[:2]))
+    assert found["checkpoints"][0]["before"]["NS"] == pytest.approx(before.NS)
+
+
+def test_forgetting_is_that_of_the_table(watched: Path) -> None:
+    found = strict(watched / "forgetting.json")["forgetting"]
+    frame = pd.read_parquet(watched / "checkpoints.parquet")
+    rewrite = frame[frame["kind"] == "rewrite"]
+    curve = Curve.of(zip(rewrite["request_id"], rewrite["age"], rewrite["success"] > 0, strict=True))
+    assert found["half_life"] == curve.half_life
+    assert found["auc"] == pytest.approx(100 * (curve.area or 0.0))
+    assert [(one["first"], one["last"]) for one in found["retention_by_age"]] == [(0, 0), (1, 2), (3, 4), (5, 6)]
+    assert found["retention_by_age"][0]["facts"] == 3
+    with Image.open(watched / "figures" / "forgetting_curve.png") as picture:
+        assert min(picture.size) > 900
+
+
+def test_watching_changes_nothing_else(editctl: Call, options: list[object], watched: Path, tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    assert editctl(*options, "--out", plain).code == 0
+    assert not (plain / "forgetting.json").exists()
+    for name in ("ledger.jsonl", "results.parquet"):
+        assert (plain / name).read_bytes() == (watched / name).read_bytes()
+    for path in (plain / "deltas").iterdir():
+        assert path.read_bytes() == (watched / "deltas" / path.name).read_bytes()
+    assert strict(plain / "summary.json").keys() == strict(watched / "summary.json").keys() - {
+        "checkpoints",
+        "forgetting",
+    }
+
+
+def test_a_sample_is_measured_of_all_ages_and_the_text_may_be_the_models_own(
+    editctl: Call, options: list[object], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    done = editctl(*options, "--eval-every", 4, "--eval-sample", 2, "--out", out)
+    assert done.code == 0, done.err
+    found = strict(out / "forgetting.json")
+    assert [(one["num_edits"], one["facts"]) for one in found["checkpoints"]] == [(4, 2), (6, 6)]
+    assert (found["text"]["source"], found["text"]["window"]) == ("self:ancestral:1", 256)
+    assert found["text"]["tokens"] >= 2000
+    frame = pd.read_parquet(out / "checkpoints.parquet")
+    first, second = sorted(frame[frame["num_edits"] == 4]["batch"].unique())
+    assert (first in (0, 1), second in (2, 3)) == (True, True)
+
+
+def test_batches_and_steps_need_not_fit(editctl: Call, options: list[object], tmp_path: Path) -> None:
+    """After every batch that reaches or passes a multiple; a refused batch counts as handled and is not measured."""
+    out = tmp_path / "out"
+    gate = ["--plugin", "gate", "--set", "gate.batch=1"]
+    done = editctl(*options, "--batch-size", 2, "--eval-every", 3, *gate, "--out", out)
+    assert done.code == 0, done.err
+    assert [entry.applied for entry in Ledger.read(out).batches] == [True, False, True]
+    found = strict(out / "forgetting.json")["checkpoints"]
+    assert [(one["batch"], one["num_edits"]) for one in found] == [(1, 2), (2, 4)]
+    frame = pd.read_parquet(out / "checkpoints.parquet")
+    assert set(zip(frame["num_edits"], frame["batch"], frame["age"], strict=True)) == {(2, 0, 0), (4, 0, 2), (4, 2, 0)}
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (["--eval-every", 0], "eval_every: Input should be greater than or equal to 1."),
+        (["--eval-sample", 2], "--eval-sample 2 is for checkpoints, and there are none without --eval-every N."),
+        (["--eval-text", "docs"], "--eval-text docs is for checkpoints, and there are none without --eval-every N."),
+        (["--eval-every", 2, "--eval-text", "nowhere.txt"], "neither 'self', 'docs', 'hf:NAME' nor a text file"),
+    ],
+)
+def test_what_cannot_be_watched_is_said_before_anything_is_written(
+    editctl: Call, options: list[object], tmp_path: Path, more: list[object], sentence: str
+) -> None:
+    done = editctl(*options, *more, "--out", tmp_path / "out")
+    assert (done.code, sentence in done.err) == (2, True), done.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_text_that_is_too_short_is_refused(editctl: Call, options: list[object], tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("Only a few words.")
+    done = editctl(*options, "--eval-every", 2, "--eval-text", tmp_path / "short.txt", "--out", tmp_path / "out")
+    assert done.code == 2
+    assert "The corpus short.txt has " in done.err
+    assert not (tmp_path / "out" / "run.json").exists()
+
+
+# editctl forgetting
+
+
+def test_runs_are_compared_in_a_table_and_a_picture(editctl: Call, watched: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(watched, other)
+    (other / "summary.json").unlink()  # as while it goes on
+    picture, table = tmp_path / "both.png", tmp_path / "both.csv"
+    done = editctl("forgetting", watched, other, "--out", picture, "--csv", table)
+    assert done.code == 0, done.err
+    found = strict(watched / "forgetting.json")
+    rows = [line.split() for line in done.out.splitlines()]
+    for label in ("watched", "other"):
+        for one in found["checkpoints"]:
+            numbers = [f"{one[name]:.1f}" for name in ("ES", "PS", "NS", "score")]
+            start = [label, str(one["num_edits"]), str(one["facts"]), *numbers, f"{one['perplexity']:.2f}"]
+            assert any(row[: len(start)] == start for row in rows)
+        half_life = found["forgetting"]["half_life"]
+        ends = ["never" if half_life is None else str(half_life), f"{found['forgetting']['auc']:.1f}"]
+        assert any(row[:4] == [label, "toy", *ends] for row in rows)
+    written = pd.read_csv(table)
+    assert written["run"].tolist() == ["watched"] * 3 + ["other"] * 3
+    assert written["ES"].tolist() == pytest.approx([one["ES"] for one in found["checkpoints"]] * 2)
+    with Image.open(picture) as image:
+        assert image.format == "PNG"
+    printed = json.loads(editctl("forgetting", watched, "--json").out)
+    assert printed["watched"]["forgetting"] == found["forgetting"]
+
+
+def test_what_cannot_be_compared_is_said(editctl: Call, options: list[object], watched: Path, tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    assert editctl(*options, "--edits", 1, "--out", plain).code == 0
+    for arguments, sentence in (
+        ((plain,), f"{plain} has no checkpoints (forgetting.json is not there). Runs have them with"),
+        ((watched, watched), "A run is named twice: "),
+        ((watched, "--out", tmp_path / "x.pdf"), "the picture is a PNG; give a file that ends in .png."),
+        ((tmp_path / "nowhere",), "nowhere has no checkpoints"),
+    ):
+        done = editctl("forgetting", *arguments)
+        assert (done.code, sentence in done.err) == (2, True), done.err
+    (watched / "forgetting.json").write_text("{}")
+    assert "is damaged (eval_every: Field required)." in editctl("forgetting", watched).err
+
+
+def test_equal_prompts_of_several_records_are_run_once(watched: Path) -> None:
+    """Scores are those of each record alone, with fewer tokens read."""
+    model, _, _ = open_run(watched)
+    records = recorded(watched)
+    records += [
+        one.model_copy(update={"request": one.request.model_copy(update={"id": f"{one.request.id}-"})})
+        for one in records
+    ]
+    read: list[int] = []
+    handle = model.hf.get_input_embeddings().register_forward_hook(lambda _m, ids, _o: read.append(ids[0].numel()))
+    alone = [score for record in records for score in CounterFactEvaluator().evaluate(model, [record])]
+    tokens_alone = sum(read)
+    read.clear()
+    together = CounterFactEvaluator().evaluate(model, records)
+    handle.remove()
+    assert 2 * sum(read) <= tokens_alone
+    assert [(one.case_id, one.kind, one.success) for one in together] == [
+        (one.case_id, one.kind, one.success) for one in alone
+    ]
+    assert [one.nll_new for one in together] == pytest.approx([one.nll_new for one in alone], abs=1e-5)
