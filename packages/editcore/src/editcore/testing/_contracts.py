@@ -755,10 +755,10 @@ class ExecutorContract(_Contract):
 
     def test_who_stops_asking_stops_the_workers(self, executor: Executor, tmp_path: Path) -> None:
         """Nothing goes on behind the back of a caller that was interrupted."""
-        items = [Errand(number=0), Errand(number=1, what="sleep", folder=tmp_path)]
+        items = [Errand(number=0, what="sleep", folder=tmp_path), Errand(number=1), Errand(number=2)]
         outcomes = executor.map(make_runner, items, started=lambda _index: None)
-        next(outcomes)
-        word = tmp_path / "1-sleep"
+        assert next(outcomes).index != 0
+        word = tmp_path / "0-sleep"
         assert _soon(lambda: word.exists() and bool(word.read_text()))
         outcomes.close()  # type: ignore[attr-defined]
         executor.close()
