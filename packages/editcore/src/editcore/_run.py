@@ -30,6 +30,7 @@ from editcore._protocols import Backend
 from editcore._run_log import BatchLog, Before
 from editcore._session import EditSession, make_backend
 from editcore._values import EditRequest, FactRecord, first_problem
+from editcore._versions import code_versions
 from editcore.corpora import open_corpus
 from editcore.datasets import check_records, load_records
 from editcore.evaluation import summarize
@@ -351,7 +352,7 @@ def _before(
         "prompt_form": asdict(model.prompt_form),
         "records": [record.model_dump(mode="json") for record in records],
         "text": None if config.eval_every is None else [text, config.seed],
-        "version": version("editcore"),
+        "code": code_versions(session.plugins, ()),
     }
     before, foreign = Before.shared(shared, identity, measure)
     if foreign:
