@@ -175,6 +175,32 @@ def test_a_rejected_batch_is_logged_and_not_measured(run_toy: Call, tmp_path: Pa
     assert summary["after"]["cases"]["ES"] == 4
 
 
+def test_rejected_requests_are_named_and_not_tried_again(run_toy: Call, editctl: Call, tmp_path: Path) -> None:
+    done = run_toy("--plugin", "gate", "--set", 'gate.rejects=["3"]')
+    assert done.code == 0, done.err
+    assert "unwanted" in done.out
+    assert "1 facts were rejected" in done.out
+    out = tmp_path / "out"
+    summary = strict((out / "summary.json").read_text())
+    assert (summary["edits"], summary["rejected"], summary["after"]["cases"]["ES"]) == (5, 1, 5)
+    [rejection] = summary["rejections"]
+    assert (rejection["id"], rejection["batch"], rejection["by"], rejection["reason"], rejection["figures"]) == (
+        "3", 1, "gate", "unwanted", {"harm": 2.0},
+    )  # fmt: skip
+    del rejection["batch"]
+    assert [batch["rejected"] for batch in lines(out / "batches.jsonl")] == [[], [rejection], []]
+    shown = editctl("ledger", out, "show")
+    assert "unwanted" in shown.out
+    edits = {row["id"]: row for row in json.loads(editctl("ledger", out, "show", "--edits", "--json").out)}
+    assert (edits["3"]["state"], edits["3"]["reason"], edits["2"]["state"]) == ("rejected", "gate: unwanted", "active")
+    refused = editctl("ledger", out, "undo", "3")
+    assert refused.err.endswith("Error: The edit '3' was rejected (gate: unwanted); it is not in the model.\n")
+    (out / "summary.json").unlink()
+    again = editctl("run", "--resume", "--out", out)
+    assert again.code == 0, again.err
+    assert len(Ledger.read(out).batches) == 3
+
+
 def test_a_run_whose_batches_are_all_rejected_ends_well(run_toy: Call, editctl: Call, tmp_path: Path) -> None:
     done = run_toy("--plugin", "gate", "--set", "gate.batch=0", "--edits", 2)
     assert done.code == 0, done.err

@@ -86,6 +86,17 @@ def test_more_constraints_than_width_are_met_in_the_least_squares_sense(seed: in
 
 
 @settings(max_examples=20, deadline=None)
+@given(st.integers(0, 1000), st.integers(1, 12))
+def test_parts_of_the_cost_are_those_of_the_dense_change(seed: int, rank: int) -> None:
+    keys, residuals, moment = problem(seed, rank, 6, 5)
+    metric, delta = Metric(moment), FactoredDelta(residuals.T, keys)
+    priced = delta.dense() @ moment  # [d, m]
+    expected = torch.stack([(priced @ key) @ residual for key, residual in zip(keys, residuals, strict=True)])
+    assert relative(metric.cost_parts(delta), expected) < 1e-10
+    assert metric.cost(delta) == pytest.approx(float((priced @ delta.dense().T).trace()))
+
+
+@settings(max_examples=20, deadline=None)
 @given(st.integers(0, 1000), st.floats(1e-2, 1e3), st.sampled_from([0.0, 0.3]))
 def test_a_scaled_metric_has_the_factor_of_the_scaled_matrix(seed: int, weight: float, ridge: float) -> None:
     moment = problem(seed, 1, 6, 1)[2]

@@ -57,6 +57,8 @@ PUBLIC = [
     "Progress",
     "Proposal",
     "Registration",
+    "RejectedRequest",
+    "Rejection",
     "ReportsStatistics",
     "RequestError",
     "Resolves",

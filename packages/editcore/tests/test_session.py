@@ -314,6 +314,99 @@ def test_a_verdict_that_means_nothing_is_refused(open_session: Open, gate: dict[
     assert same(bits(session.model), base)
 
 
+def optimisations(result: Any) -> list[int]:
+    """Steps by request, and what stands for them in the ledger."""
+    return [one.steps for one in result.proposal.evidence]
+
+
+def test_rejected_requests_leave_what_the_others_would_have_been_alone(open_session: Open, tmp_path: Path) -> None:
+    ids = [FACTS[3].id, FACTS[1].id]
+    session = open_session(plugins=["gate"], settings={"gate": {"rejects": ids}}, directory=tmp_path / "run")
+    [result] = session.edit(FACTS[:4])
+    kept = (FACTS[0], FACTS[2])
+    assert (result.applied, result.reason, result.batch.requests) == (True, "", kept)
+    assert [(one.request.id, one.by, one.reason, one.figures) for one in result.rejected] == [
+        (name, "gate", "unwanted", {"harm": 2.0}) for name in ids
+    ]
+    assert (
+        session.extensions["gate"].seen
+        == [  # type: ignore[attr-defined]
+            sorted(one.id for one in FACTS[:4]),
+            sorted(one.id for one in FACTS[:3]),
+            sorted(one.id for one in kept),
+        ]
+    )
+    assert session.requests == kept
+    assert [one.request_id for one in result.proposal.evidence] == [one.id for one in kept]
+    assert min(optimisations(result)) > 0
+    alone = open_session()
+    alone.edit(kept)
+    name = session.model.layout.weight_name(1)
+    # The targets of one fact do not depend on who else is in the batch, but for the rounding of padded passes.
+    torch.testing.assert_close(session.model.weight(name), alone.model.weight(name), rtol=1e-4, atol=1e-4)
+
+    read = Ledger.read(tmp_path / "run")
+    assert read.batches[0].rejected == result.rejected == read.batches[0].all_rejected
+    weights = bits(session.model)
+    session.undo(kept[0].id)
+    session.redo(kept[0].id)
+    assert same(bits(session.model), weights)
+    assert same(bits(open_session(directory=tmp_path / "run").model), weights)
+
+
+def test_withdrawn_requests_cost_nothing(open_session: Open) -> None:
+    session = open_session(plugins=["gate"], settings={"gate": {"batch": 9, "withdraws": [FACTS[1].id, FACTS[2].id]}})
+    first, second = session.edit(FACTS[:4], batch_size=2)
+    assert (first.batch.requests, second.batch.requests) == (FACTS[:1], FACTS[3:4])
+    assert [one.reason for one in (*first.rejected, *second.rejected)] == ["not today"] * 2
+    assert session.requests == (FACTS[0], FACTS[3])
+
+
+@pytest.mark.parametrize("when", ["withdraws", "rejects"])
+def test_a_batch_that_loses_all_is_rejected(open_session: Open, tmp_path: Path, when: str) -> None:
+    settings = {"gate": {"batch": 9, when: [one.id for one in FACTS[:2]]}}
+    session = open_session(plugins=["gate"], settings=settings, directory=tmp_path / "run")
+    base = bits(session.model)
+    lost, kept = session.edit(FACTS[:4], batch_size=2)
+    assert (lost.applied, lost.reason, len(lost.batch), len(lost.rejected)) == (
+        False,
+        "every request was rejected",
+        0,
+        2,
+    )
+    assert (kept.applied, kept.batch.index) == (True, 1)
+    assert not same(bits(session.model), base)
+    read = Ledger.read(tmp_path / "run")
+    assert [one.request for one in read.batches[0].all_rejected] == list(FACTS[:2])
+    assert open_session(directory=tmp_path / "run").next_batch == 2
+
+
+def test_contradictions_of_a_batch_may_be_withdrawn(open_session: Open) -> None:
+    other = FACTS[0].model_copy(update={"target_new": "Vienna", "id": "other"})
+    session = open_session(plugins=["gate"], settings={"gate": {"withdraws": ["other"]}})
+    [result] = session.edit([FACTS[0], other])
+    assert (result.batch.requests, [one.request for one in result.rejected]) == (FACTS[:1], [other])
+    with pytest.raises(RequestError, match="contradict each other"):
+        open_session().edit([FACTS[0], other])
+
+
+@pytest.mark.parametrize("when", ["withdraws", "rejects"])
+def test_rejecting_a_stranger_is_refused(open_session: Open, when: str) -> None:
+    session = open_session(plugins=["gate"], settings={"gate": {when: ["nobody"]}})
+    base = bits(session.model)
+    with pytest.raises(PluginError, match="'gate' rejects 'nobody', which is no new request of the batch"):
+        session.edit(FACTS[:2])
+    assert same(bits(session.model), base)
+
+
+def test_a_rejected_batch_names_its_requests(open_session: Open) -> None:
+    session = open_session(plugins=["first", "gate"], settings={"gate": {"batch": 0}})
+    session.edit(FACTS[:2])
+    found = session.ledger.batches[0].all_rejected
+    assert [(one.request, one.by, one.reason) for one in found] == [(one, "gate", "it looks odd") for one in FACTS[:2]]
+    assert found[0].figures["oddness"] == 0.75
+
+
 def test_extensions_count_for_the_summary(open_session: Open) -> None:
     session = open_session(plugins=["first", "gate"])
     session.edit(FACTS[:2], batch_size=1)

@@ -33,6 +33,7 @@ from editcore._events import (
     BeforeBatch,
     BeforeRun,
     Registration,
+    Rejection,
     Verdict,
 )
 from editcore._hookspecs import hookimpl
@@ -76,6 +77,7 @@ if TYPE_CHECKING:
         FactRecord,
         KnownTarget,
         Proposal,
+        RejectedRequest,
     )
     from editcore.models import LanguageModel, ModelLayout
 
@@ -129,6 +131,8 @@ __all__ = [
     "Progress",
     "Proposal",
     "Registration",
+    "RejectedRequest",
+    "Rejection",
     "ReportsStatistics",
     "RequestError",
     "Resolves",
@@ -165,6 +169,7 @@ _ON_FIRST_USE = {
     "OverlaysWeights": "editcore._protocols",
     "Plugins": "editcore._plugins",
     "Proposal": "editcore._values",
+    "RejectedRequest": "editcore._values",
     "ReportsStatistics": "editcore._protocols",
     "Resolves": "editcore._protocols",
     "TakesContext": "editcore._protocols",

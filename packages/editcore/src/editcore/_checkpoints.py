@@ -195,10 +195,11 @@ class Checkpoints:
         multiple of ``every``.
         """
         batches = self._session.ledger.batches
-        handled = sum(entry.num_new for entry in batches)
+        sizes = [entry.num_new + len(entry.rejected) for entry in batches]
+        handled = sum(sizes)
         if not batches or batches[-1].batch in self._found:
             return
-        if handled // self._every == (handled - batches[-1].num_new) // self._every:
+        if handled // self._every == (handled - sizes[-1]) // self._every:
             return
         start, batch = time.perf_counter(), batches[-1].batch
         requests = sample_by_age(self._session.requests, self._sample, seed=f"{self._seed}:{batch}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -22,6 +22,7 @@ __all__ = [
     "BeforeBatch",
     "BeforeRun",
     "Registration",
+    "Rejection",
     "Verdict",
 ]
 
@@ -55,14 +56,26 @@ class BeforeBatch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BatchAddition:
-    """What an extension adds to a batch: requests that were edited before."""
+class Rejection:
+    """Why one request of a batch is not edited."""
 
-    requests: tuple[EditRequest, ...]
-    weights: tuple[float, ...]
+    reason: str
+    """For the user, without the name of who rejects."""
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """The numbers behind it, by name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchAddition:
+    """What an extension adds to a batch (requests that were edited before), and what it takes out of it."""
+
+    requests: tuple[EditRequest, ...] = ()
+    weights: tuple[float, ...] = ()
     """One positive weight per request; see ``EditBatch.weights``."""
     known: Mapping[str, KnownTarget] = field(default_factory=dict)
     """By request id: keys and values that need no optimisation."""
+    withdrawn: Mapping[str, Rejection] = field(default_factory=dict)
+    """By the id of a new request of the batch, why it must not be edited. Nothing is computed for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +85,9 @@ class BeforeApply:
     model: LanguageModel
     batch: EditBatch
     proposal: Proposal
+    without: Callable[[Collection[str]], Proposal]
+    """What the editor proposes without some of the batch's new requests, given their ids: solved again with the targets
+    that are in ``proposal``, on the model as it is. No target is optimised again, and nothing is written."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +99,9 @@ class Verdict:
     scale: float = 1.0
     """For ``scale``: the factor put on every delta, between 0 and 1."""
     figures: Mapping[str, float] = field(default_factory=dict)
+    rejected: Mapping[str, Rejection] = field(default_factory=dict)
+    """By the id of a new request of the batch, why it must go while the others may stay: the batch is solved again
+    without it, and judged again. Without effect where the whole batch is rejected."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

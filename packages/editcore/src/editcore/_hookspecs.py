@@ -145,12 +145,12 @@ class LifecycleHooks:
 
     @hookspec
     def editcore_before_batch(self, event: BeforeBatch) -> BatchAddition | None:
-        """Add requests to a batch.
+        """Add requests to a batch, or take new ones out of it.
 
         Called once per batch, before its keys are computed. The model must not be changed. A returned addition is
         appended behind the new requests; ``None`` adds nothing. A request that is edited anew in this batch is dropped
         from the addition. Additions of several extensions are joined in call order, the first of two requests with one
-        id wins.
+        id wins. A new request that one of them withdraws is not edited; a batch that loses all of them is rejected.
         """
         raise NotImplementedError
 
@@ -158,9 +158,11 @@ class LifecycleHooks:
     def editcore_before_apply(self, event: BeforeApply) -> Verdict | None:
         """Judge a proposal.
 
-        Called once per batch, after the solve and before anything is written. An implementation that changes the model
-        in order to measure must restore it. ``None`` accepts. One rejection rejects the batch; otherwise the smallest
-        scale is used. The verdict and its figures are written to the run's log.
+        Called after the solve and before anything is written: once per batch, and once more whenever requests were
+        rejected and the rest is solved again. An implementation that changes the model in order to measure must restore
+        it. ``None`` accepts. One rejection of the batch rejects it; otherwise requests that a verdict rejects are left
+        out and the others are judged again; otherwise the smallest scale is used. The last verdicts and their figures
+        are written to the run's log, rejected requests with theirs.
         """
         raise NotImplementedError
 

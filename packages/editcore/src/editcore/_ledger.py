@@ -23,7 +23,7 @@ from editcore._events import Verdict
 from editcore._files import sync_directory, write_tensors
 from editcore._ledger_lines import BatchLine, HeaderLine, Line, RevisionLine, TensorFile, UndoLine, decode, encode
 from editcore._ledger_lines import is_whole as is_whole_line
-from editcore._values import EditEvidence, EditRequest, FactoredDelta, KnownTarget, first_problem
+from editcore._values import EditEvidence, EditRequest, FactoredDelta, KnownTarget, RejectedRequest, first_problem
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,6 +63,8 @@ class LedgerEntry:
     """Why a gate rejected or scaled the batch."""
     verdicts: Mapping[str, Verdict] = field(default_factory=dict)
     """By the name of the extension that judged."""
+    rejected: tuple[RejectedRequest, ...] = ()
+    """New requests that were left out, in the order in which they were rejected; they are not among ``requests``."""
 
     @property
     def applied(self) -> bool:
@@ -78,6 +80,18 @@ class LedgerEntry:
     def new_ids(self) -> tuple[str, ...]:
         """The ids of :attr:`new_requests`."""
         return tuple(request.id for request in self.new_requests)
+
+    @property
+    def all_rejected(self) -> tuple[RejectedRequest, ...]:
+        """Every new request that extensions kept out: those left out of the batch, and of a rejected batch the others,
+        too, with its reason and figures."""
+        if self.applied:
+            return self.rejected
+        doubts = {name: verdict for name, verdict in self.verdicts.items() if verdict.action != "accept"}
+        by, reason = ", ".join(doubts), "; ".join(verdict.reason for verdict in doubts.values())
+        figures = {name: number for verdict in doubts.values() for name, number in verdict.figures.items()}
+        rest = (RejectedRequest(request=one, by=by, reason=reason, figures=figures) for one in self.new_requests)
+        return (*self.rejected, *rest)
 
     def line(self, file: TensorFile | None) -> BatchLine:
         """The entry without its tensors, which are in ``file``.
@@ -98,6 +112,7 @@ class LedgerEntry:
                 notes=self.notes,
                 reason=self.reason,
                 verdicts=self.verdicts,
+                rejected=self.rejected,
             )
         except ValidationError as error:
             raise PluginError(f"Batch {self.batch} cannot be kept: {first_problem(error)}.") from error
@@ -329,6 +344,7 @@ class Ledger:
             notes=line.notes,
             reason=line.reason,
             verdicts=line.verdicts,
+            rejected=line.rejected,
         )
 
     def _stored(self, file: TensorFile, where: str, requests: Sequence[EditRequest]) -> _Stored:
@@ -345,7 +361,8 @@ class Ledger:
             )
         if any(not weight > 0 for weight in entry.weights):
             raise ValueError(f"batch {entry.batch} has weights that are not positive")
-        if len({request.id for request in entry.requests}) < len(entry.requests):
+        new = [*entry.new_ids, *(one.request.id for one in entry.rejected)]
+        if len({request.id for request in entry.requests}) < len(entry.requests) or len(set(new)) < len(new):
             raise ValueError(f"batch {entry.batch} has an id twice")
 
     def _add(self, entry: LedgerEntry) -> None:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from editcore._errors import RunError
 from editcore._events import Verdict
-from editcore._values import EditEvidence, EditRequest, first_problem
+from editcore._values import EditEvidence, EditRequest, RejectedRequest, first_problem
 
 __all__ = [
     "FORMAT",
@@ -75,6 +75,7 @@ class BatchLine(_Model):
     notes: tuple[str, ...]
     reason: str
     verdicts: Mapping[str, Verdict]
+    rejected: tuple[RejectedRequest, ...] = ()
 
 
 class RevisionLine(_Model):

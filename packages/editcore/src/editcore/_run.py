@@ -27,9 +27,9 @@ from editcore._paths import check_writable, timed_directory
 from editcore._plugins import Plugins
 from editcore._progress import Progress, silent
 from editcore._protocols import Backend
-from editcore._run_log import BatchLog, Before
+from editcore._run_log import BatchLog, Before, rejection_line
 from editcore._session import EditSession, make_backend
-from editcore._values import EditRequest, FactRecord, first_problem
+from editcore._values import EditRequest, FactRecord, RejectedRequest, first_problem
 from editcore._versions import code_versions
 from editcore.corpora import open_corpus
 from editcore.datasets import check_records, load_records
@@ -167,7 +167,9 @@ class RunResult:
     edits: int
     """Facts that are active at the end."""
     rejected: int
-    """Facts that a gate refused."""
+    """Facts that an extension kept out."""
+    rejections: tuple[tuple[int, RejectedRequest], ...]
+    """Each of them with the number of its batch, the reason and the figures."""
     seconds: Mapping[str, float]
     """Wall time by stage: ``model``, ``before``, ``targets``, ``keys``, ``solve``, ``other``, ``after``; with
     checkpoints, ``checkpoints``."""
@@ -271,6 +273,7 @@ def _run(
         ),
         edits=len(session.requests),
         rejected=sum(one.request.id not in applied for one in records),
+        rejections=tuple((entry.batch, one) for entry in session.ledger.batches for one in entry.all_rejected),
         seconds=clock.seconds,
         seconds_per_edit=_seconds_per_edit(log.lines),
         peak_memory_bytes=peak_memory_bytes(session.model.device),
@@ -411,7 +414,7 @@ def _refuse_used(directory: Path) -> None:
 
 
 def _records(config: RunConfig, plugins: Plugins) -> tuple[list[FactRecord], list[str]]:
-    """The records to edit, without those that a later one contradicts."""
+    """The records to edit, without those that a later one contradicts, unless an extension settles that."""
     kept, notes = records_of(config, plugins)
     for note in notes:
         _log.warning("%s", note)
@@ -430,7 +433,10 @@ def records_of(config: RunConfig, plugins: Plugins) -> tuple[list[FactRecord], l
         raise HParamsError(
             f"--edits {config.edits} is more than the data set '{config.dataset}' has; it has {len(available)} records."
         )
-    kept, notes = check_records(available[: config.edits])
+    asked = available[: config.edits]
+    if any(plugins.extension(name).settles_conflicts for name in config.plugins):
+        return asked, []
+    kept, notes = check_records(asked)
     return kept, list(notes)
 
 
@@ -448,6 +454,7 @@ def _edit(
     come to, and none behind the last, where everything is measured anyway.
     """
     handled = {name for entry in session.ledger.batches for name in entry.new_ids}
+    handled |= {one.request.id for entry in session.ledger.batches for one in entry.rejected}
     waiting = [request for request in requests if request.id not in handled]
     size = min(batch_size, session.max_batch or batch_size)  # what the session would split is logged batch by batch
     with progress.task("editing", len(waiting)) as advance:
@@ -456,7 +463,7 @@ def _edit(
                 checkpoints.check()
             for result in session.edit(waiting[start : start + size]):
                 log.add(session.ledger.batch(result.batch.index), result.seconds, result.proposal.seconds)
-                advance(result.batch.num_new)
+                advance(result.batch.num_new + len(result.rejected))
 
 
 class _Stages:
@@ -582,6 +589,7 @@ def _write_results(
         "after": result.after.as_json(),
         "edits": result.edits,
         "rejected": result.rejected,
+        "rejections": [{"batch": batch, **rejection_line(one)} for batch, one in result.rejections],
         "seconds_per_edit": result.seconds_per_edit,
         "seconds": dict(result.seconds),
         "peak_memory_bytes": result.peak_memory_bytes,

@@ -15,10 +15,10 @@ from editcore._checkpoints import HeldOutText
 from editcore._errors import RunError, StorageError
 from editcore._files import json_text, write_text
 from editcore._ledger import Ledger, LedgerEntry
-from editcore._values import first_problem
+from editcore._values import RejectedRequest, first_problem
 from editcore.evaluation import PromptScore
 
-__all__ = ["BatchLog", "Before"]
+__all__ = ["BatchLog", "Before", "rejection_line"]
 
 LOG_NAME = "batches.jsonl"
 BEFORE_NAME = "before.json"
@@ -72,7 +72,11 @@ def _line(entry: LedgerEntry, seconds: float | None, stages: Mapping[str, float]
         "batch": entry.batch,
         "applied": entry.applied,
         "reason": entry.reason,
-        "verdicts": {name: asdict(verdict) for name, verdict in entry.verdicts.items()},
+        "verdicts": {
+            name: {"action": one.action, "reason": one.reason, "scale": one.scale, "figures": dict(one.figures)}
+            for name, one in entry.verdicts.items()
+        },
+        "rejected": [rejection_line(one) for one in entry.rejected],
         "new": entry.num_new,
         "replayed": len(entry.requests) - entry.num_new,
         "seconds": seconds,
@@ -80,6 +84,18 @@ def _line(entry: LedgerEntry, seconds: float | None, stages: Mapping[str, float]
         "notes": list(entry.notes),
         "diagnostics": dict(entry.diagnostics),
         "evidence": [asdict(evidence) for evidence in entry.evidence],
+    }
+
+
+def rejection_line(one: RejectedRequest) -> dict[str, Any]:
+    """A request that was kept out, for readers."""
+    return {
+        "id": one.request.id,
+        "prompt": one.request.text,
+        "target_new": one.request.target_new,
+        "by": one.by,
+        "reason": one.reason,
+        "figures": dict(one.figures),
     }
 
 

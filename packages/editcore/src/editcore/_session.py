@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -21,6 +21,7 @@ from editcore._events import (
     BeforeApply,
     BeforeBatch,
     BeforeRun,
+    Rejection,
     Verdict,
 )
 from editcore._files import json_text, uninterrupted
@@ -33,7 +34,16 @@ from editcore._progress import Progress, silent
 from editcore._protocols import Backend, EditContext, Editor, Evaluator, ExtensionContext, ReportsStatistics, Resolves
 from editcore._specs import BackendSpec, EditorSpec, ExtensionSpec, Spec
 from editcore._undo import change
-from editcore._values import EditBatch, EditRequest, FactoredDelta, FactRecord, KnownTarget, Proposal
+from editcore._values import (
+    EditBatch,
+    EditEvidence,
+    EditRequest,
+    FactoredDelta,
+    FactRecord,
+    KnownTarget,
+    Proposal,
+    RejectedRequest,
+)
 from editcore.models import LanguageModel
 from editcore.statistics import StatisticsStore
 from editcore.tracing import misfits
@@ -53,12 +63,16 @@ class BatchResult:
     """What became of one batch."""
 
     batch: EditBatch
+    """Without the requests that were rejected one by one."""
     proposal: Proposal
+    """For what is in ``batch``; empty if nothing is."""
     applied: bool
     reason: str = ""
     """Why a gate rejected or scaled the batch; empty if it was accepted as it was."""
     verdicts: Mapping[str, Verdict] = field(default_factory=dict)
     """By the name of the extension that judged, in the order in which they did."""
+    rejected: tuple[RejectedRequest, ...] = ()
+    """Requests that were left out while the others went on."""
     seconds: float = 0.0
 
 
@@ -203,19 +217,25 @@ class EditSession:
 
     def _edit_batch(self, requests: tuple[EditRequest, ...], known: Mapping[str, KnownTarget]) -> BatchResult:
         start = time.perf_counter()
-        _refuse_contradictions(requests)
+        _refuse_equal_ids(requests)
         mine = {one.id: known[one.id] for one in requests if one.id in known}
         batch = replace(EditBatch.of(requests, index=self.next_batch), known=mine)
         additions = self._lifecycle.before_batch(BeforeBatch(model=self.model, batch=batch))
-        batch = _with_additions(batch, [addition for _, addition in additions])
-        proposal = self._editor.propose(self.model, batch, self.context)
-        for note in proposal.notes:
-            _log.warning("batch %d: %s", batch.index, note)
-        _check_deltas(self.model, proposal.deltas, editor=self._editor_spec.name)
-        judged = BeforeApply(model=self.model, batch=batch, proposal=proposal)
-        verdicts = dict(self._lifecycle.before_apply(judged))
-        scale, reason = _judge(verdicts)
-        entry = _entry(batch, proposal, scale, reason, verdicts)
+        rejected = list(_rejected(batch, {name: addition.withdrawn for name, addition in additions}))
+        batch = batch.without(_ids(rejected))
+        _refuse_contradictions(batch.requests)
+        proposal = Proposal(deltas={}, evidence=(), known={})
+        verdicts: dict[str, Verdict] = {}
+        if batch.num_new:
+            batch = _with_additions(batch, [addition for _, addition in additions])
+            proposal = self._proposed(batch)
+            batch, proposal, verdicts, more = self._judged(batch, proposal)
+            rejected += more
+        scale, reason = _judge(verdicts) if batch.num_new else (0.0, "every request was rejected")
+        entry = _entry(batch, proposal, scale, reason, verdicts, rejected)
+        for one in rejected:
+            asked = f"'{one.request.text}' → '{one.request.target_new}'"
+            _log.warning("batch %d: %s was rejected (%s: %s)", batch.index, asked, one.by, one.reason)
         if not entry.applied:
             _log.warning("batch %d was rejected: %s", batch.index, reason)
         with uninterrupted():
@@ -234,7 +254,69 @@ class EditSession:
                     AfterBatch(model=self.model, batch=batch, proposal=proposal, entry=entry, seconds=seconds)
                 )
         return BatchResult(
-            batch=batch, proposal=proposal, applied=entry.applied, reason=reason, verdicts=verdicts, seconds=seconds
+            batch=batch,
+            proposal=proposal,
+            applied=entry.applied,
+            reason=reason,
+            verdicts=verdicts,
+            rejected=entry.rejected,
+            seconds=seconds,
+        )
+
+    def _proposed(self, batch: EditBatch) -> Proposal:
+        """What the editor proposes, checked."""
+        proposal = self._editor.propose(self.model, batch, self.context)
+        for note in proposal.notes:
+            _log.warning("batch %d: %s", batch.index, note)
+        _check_deltas(self.model, proposal.deltas, editor=self._editor_spec.name)
+        return proposal
+
+    def _judged(
+        self, batch: EditBatch, proposal: Proposal
+    ) -> tuple[EditBatch, Proposal, dict[str, Verdict], list[RejectedRequest]]:
+        """Ask the gates until they reject no more requests: at most once per new request, because each round takes one.
+
+        Returns:
+            What is left of the batch, its proposal, the last verdicts, and what was rejected.
+        """
+        whole, asked = batch, proposal
+        verdicts: dict[str, Verdict] = {}
+        rejected: list[RejectedRequest] = []
+
+        def without(ids: Collection[str]) -> Proposal:
+            return self._propose_rest(whole, asked, {*_ids(rejected), *ids})
+
+        while batch.num_new:
+            event = BeforeApply(model=self.model, batch=batch, proposal=proposal, without=without)
+            verdicts = dict(self._lifecycle.before_apply(event))
+            found = list(_rejected(batch, {name: verdict.rejected for name, verdict in verdicts.items()}))
+            if not found or _judge(verdicts)[0] == 0:
+                break
+            rejected += found
+            batch = whole.without(_ids(rejected))
+            if batch.num_new:
+                proposal = without(())
+        if not batch.num_new:  # what was added to the batch goes with it
+            batch = batch.without({request.id for request in batch.requests})
+            proposal, verdicts = Proposal(deltas={}, evidence=(), known={}), {}
+        return batch, proposal, verdicts, rejected
+
+    def _propose_rest(self, batch: EditBatch, proposal: Proposal, rejected: Collection[str]) -> Proposal:
+        """The proposal for a batch without some of its new requests, with the targets that ``proposal`` found.
+
+        What is known of how a target was optimised is taken over; nothing is optimised again.
+        """
+        rest = batch.without(rejected, proposal.known)
+        _refuse_no_rest(rest, batch, rejected)
+        again = self._editor.propose(self.model, rest, self.context)
+        _check_deltas(self.model, again.deltas, editor=self._editor_spec.name)
+        first = {one.request_id: one for one in proposal.evidence}
+        stages = [*proposal.seconds, *(name for name in again.seconds if name not in proposal.seconds)]
+        return replace(
+            again,
+            evidence=tuple(_with_optimisation(one, first.get(one.request_id, one)) for one in again.evidence),
+            notes=tuple(dict.fromkeys([*proposal.notes, *again.notes])),
+            seconds={name: proposal.seconds.get(name, 0.0) + again.seconds.get(name, 0.0) for name in stages},
         )
 
     def undo(self, *edits: str, batches: Sequence[int] = ()) -> tuple[EditRequest, ...]:
@@ -514,9 +596,20 @@ def default_editor(registry: Plugins, model_name: str) -> str:
     raise HParamsError(f"No editor was given, and none has a preset for {model_name}. Installed: {installed}.")
 
 
+def _refuse_equal_ids(requests: Sequence[EditRequest]) -> None:
+    ids: dict[str, EditRequest] = {}
+    for request in requests:
+        if (other := ids.get(request.id)) is not None:
+            if other == request:
+                raise RequestError(f"A request is twice in one batch: '{request.text}' → '{request.target_new}'.")
+            raise RequestError(
+                f"Two requests of one batch have the id '{request.id}': '{other.text}' and '{request.text}'."
+            )
+        ids[request.id] = request
+
+
 def _refuse_contradictions(requests: Sequence[EditRequest]) -> None:
     facts: dict[tuple[str, str], EditRequest] = {}
-    ids: dict[str, EditRequest] = {}
     for request in requests:
         if (other := facts.get(request.fact_key)) is not None:
             if other.target_new == request.target_new:
@@ -525,11 +618,49 @@ def _refuse_contradictions(requests: Sequence[EditRequest]) -> None:
                 f"Two requests of one batch contradict each other: '{request.text}' → '{other.target_new}' and → "
                 f"'{request.target_new}'. Keep one of them, or put them into different batches."
             )
-        if (other := ids.get(request.id)) is not None:
-            raise RequestError(
-                f"Two requests of one batch have the id '{request.id}': '{other.text}' and '{request.text}'."
-            )
-        facts[request.fact_key] = ids[request.id] = request
+        facts[request.fact_key] = request
+
+
+def _rejected(batch: EditBatch, by: Mapping[str, Mapping[str, Rejection]]) -> Iterator[RejectedRequest]:
+    """What extensions reject of a batch, each request once, in the batch's order.
+
+    Raises:
+        PluginError: one of them names what is no new request of the batch.
+    """
+    new = {request.id for request in batch.new_requests}
+    for name, rejections in by.items():
+        for one in rejections:
+            if one not in new:
+                raise PluginError(f"The plugin '{name}' rejects '{one}', which is no new request of the batch.")
+    for request in batch.new_requests:
+        for name, rejections in by.items():
+            if (why := rejections.get(request.id)) is not None:
+                yield RejectedRequest(request=request, by=name, reason=why.reason, figures=why.figures)
+                break
+
+
+def _ids(rejected: Sequence[RejectedRequest]) -> set[str]:
+    return {one.request.id for one in rejected}
+
+
+def _refuse_no_rest(rest: EditBatch, batch: EditBatch, rejected: Collection[str]) -> None:
+    unknown = set(rejected) - {request.id for request in batch.new_requests}
+    if unknown:
+        raise PluginError(f"A batch cannot be solved without '{min(unknown)}', which is no new request of it.")
+    if not rest.num_new:
+        raise PluginError("A batch cannot be solved without any of its new requests: nothing is left to edit.")
+
+
+def _with_optimisation(again: EditEvidence, first: EditEvidence) -> EditEvidence:
+    """Evidence of a second solve, with what the first one's optimisation said."""
+    return replace(
+        again,
+        steps=first.steps,
+        target_loss=first.target_loss,
+        target_probability=first.target_probability,
+        delta_norm=first.delta_norm,
+        value_norm=first.value_norm,
+    )
 
 
 def _with_additions(batch: EditBatch, additions: Sequence[BatchAddition]) -> EditBatch:
@@ -577,7 +708,12 @@ def _judge(verdicts: Mapping[str, Verdict]) -> tuple[float, str]:
 
 
 def _entry(
-    batch: EditBatch, proposal: Proposal, scale: float, reason: str, verdicts: Mapping[str, Verdict]
+    batch: EditBatch,
+    proposal: Proposal,
+    scale: float,
+    reason: str,
+    verdicts: Mapping[str, Verdict],
+    rejected: Sequence[RejectedRequest],
 ) -> LedgerEntry:
     # Kept as solved, in float64: the sum over batches is rounded once, when a weight is written.
     deltas = {
@@ -597,4 +733,5 @@ def _entry(
         notes=proposal.notes,
         reason=reason,
         verdicts=verdicts,
+        rejected=tuple(rejected),
     )

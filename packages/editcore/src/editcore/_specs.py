@@ -71,6 +71,9 @@ class ExtensionSpec(Spec):
     """A companion of a run that listens to the lifecycle hooks. ``target`` is called with ``(hparams, context)``."""
 
     hparams: str | None = field(default=None, kw_only=True)
+    settles_conflicts: bool = field(default=False, kw_only=True)
+    """True if it decides before each batch what becomes of requests that repeat or contradict others; a run then hands
+    it all records instead of keeping the last one per fact."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ This module imports no torch: tensors appear in annotations only.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -28,6 +28,7 @@ __all__ = [
     "FactoredDelta",
     "KnownTarget",
     "Proposal",
+    "RejectedRequest",
     "first_problem",
 ]
 
@@ -167,6 +168,34 @@ class EditBatch:
         """A batch of new requests, all with weight 1."""
         return cls(index=index, requests=requests, weights=(1.0,) * len(requests), num_new=len(requests))
 
+    def without(self, ids: Collection[str], known: Mapping[str, KnownTarget] | None = None) -> EditBatch:
+        """The batch without some of its requests.
+
+        Args:
+            known: targets by request id that were found meanwhile, such as those of a proposal for the whole batch.
+        """
+        rows = [row for row, request in enumerate(self.requests) if request.id not in ids]
+        requests = tuple(self.requests[row] for row in rows)
+        kept = {request.id for request in requests}
+        return replace(
+            self,
+            requests=requests,
+            weights=tuple(self.weights[row] for row in rows),
+            num_new=sum(row < self.num_new for row in rows),
+            known={name: one for name, one in {**self.known, **(known or {})}.items() if name in kept},
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RejectedRequest:
+    """A request of a batch that was left out of it while the others went on."""
+
+    request: EditRequest
+    by: str
+    """The extension that rejected it."""
+    reason: str
+    figures: Mapping[str, float] = field(default_factory=dict)
+
 
 @dataclass(frozen=True, slots=True)
 class FactoredDelta:
@@ -224,6 +253,9 @@ class EditEvidence:
     """q = kᵀC⁻¹k at the first edited layer: how unusual the key is for the model's own text."""
     fraction_reached: float = 1.0
     """Share of its residual that the solve gives the fact (1 for an exact constraint)."""
+    preservation_cost: float | None = None
+    """The fact's part of the preservation distance tr(Δ C Δᵀ), summed over layers: with Δ = Σ rᵢuᵢᵀ it is
+    Σⱼ (rᵢᵀrⱼ)(uᵢᵀC uⱼ), and the parts of a batch add up to the whole. ``None`` where Δ is no such sum."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

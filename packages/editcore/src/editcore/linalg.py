@@ -92,9 +92,17 @@ class Metric:
 
     def cost(self, delta: FactoredDelta) -> float:
         """tr(Δ C' Δᵀ) from the factors alone."""
-        right = delta.right.double()
-        gram_left = delta.left.double().T @ delta.left.double()  # [rank, rank]
-        return float((gram_left * (right @ self.matrix @ right.T)).sum().clamp_min(0.0))
+        return float(self.cost_parts(delta).sum().clamp_min(0.0))
+
+    def cost_parts(self, delta: FactoredDelta) -> Tensor:
+        """tr(Δ C' Δᵀ) by the terms of Δ = Σ rᵢuᵢᵀ (columns of the left factor, rows of the right one), ``[rank]``
+        float64: each term's own cost and half of what it shares with the others, Σⱼ (rᵢᵀrⱼ)(uᵢᵀC' uⱼ). A part is
+        negative where a term undoes more of the others than it costs itself."""
+        left, right = delta.left.double(), delta.right.double()
+        if delta.rank > right.shape[1]:  # rᵢᵀ(Δ C' uᵢ), without a rank × rank product
+            return (left * ((left @ right) @ self.matrix @ right.T)).sum(0)
+        gram_left = left.T @ left  # [rank, rank]
+        return (gram_left * (right @ self.matrix @ right.T)).sum(1)
 
     def condition(self) -> float:
         """Ratio of the largest to the smallest squared diagonal entry of the Cholesky factor: a lower bound of

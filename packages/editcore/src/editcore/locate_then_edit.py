@@ -169,7 +169,7 @@ def propose(
             diagnostics |= one.objective(batch.num_new)
     return Proposal(
         deltas=deltas,
-        evidence=tuple(asked.evidence(batch, solved[0])),
+        evidence=tuple(asked.evidence(batch, solved)),
         known={request.id: _known(row, solved) for row, request in enumerate(batch.requests)},
         diagnostics=diagnostics,
         notes=(*asked.notes(), *solved[0].notes()),
@@ -422,9 +422,11 @@ class _Asked:
                 residuals[row] = _stored_value(batch.known[request.id], name, request).to(done) - seen.outputs[row]
         return residuals
 
-    def evidence(self, batch: EditBatch, first: _SolvedLayer) -> Iterator[EditEvidence]:
+    def evidence(self, batch: EditBatch, solved: Sequence[_SolvedLayer]) -> Iterator[EditEvidence]:
         """Per request, in the batch's order."""
+        first = solved[0]
         asked = first.residuals.norm(dim=1)
+        costs = _costs(solved)
         for row, request in enumerate(batch.requests):
             place = self.row.get(request.id)
             fresh = self.targets if place is not None else None
@@ -441,10 +443,19 @@ class _Asked:
                 key_norm=float(first.seen.keys[row].norm()),
                 key_energy=float(first.update.energies[row] * first.moment_weight),
                 fraction_reached=float(first.update.fractions[row]),
+                preservation_cost=float(costs[row]) if costs is not None else None,
             )
 
     def notes(self) -> tuple[str, ...]:
         return self.targets.notes if self.targets else ()
+
+
+def _costs(solved: Sequence[_SolvedLayer]) -> Tensor | None:
+    """Parts of tr(Δ C Δᵀ) by fact, summed over layers, ``[n]`` float64; ``None`` if a left factor is not one column per
+    fact."""
+    if any(one.update.delta.rank != len(one.residuals) for one in solved):
+        return None
+    return torch.stack([one.text.cost_parts(one.update.delta) for one in solved]).sum(0)
 
 
 def _stored_value(known: KnownTarget, name: str, request: EditRequest) -> Tensor:

@@ -64,9 +64,16 @@ def show(
         rows = [(row["id"], row["batch"], row["state"], row["prompt"], row["target_new"]) for row in _edit_rows(found)]
         print_table(("edit", "batch", "state", "prompt", "edited to"), rows, title=title, right=("batch",))
     else:
-        columns = ("batch", "state", "new", "undone", "replayed", "scale", "reason")
+        columns = ("batch", "state", "new", "rejected", "undone", "replayed", "scale", "reason")
         table = [tuple(row[name] for name in columns) for row in _batch_rows(found)]
-        print_table(columns, table, title=title, right=columns[:1] + columns[2:6])
+        print_table(columns, table, title=title, right=columns[:1] + columns[2:7])
+    rejected = [
+        (one.request.id, entry.batch, one.request.text, one.request.target_new, one.by, one.reason)
+        for entry in found.batches
+        for one in entry.all_rejected
+    ]
+    if rejected:
+        print_table(("edit", "batch", "prompt", "edited to", "by", "why"), rejected, title="Rejected", right=("batch",))
     if found.note:
         typer.echo(f"Note: {found.note}")
 
@@ -281,6 +288,7 @@ def _batch_rows(found: Ledger) -> Iterator[dict[str, object]]:
             "batch": entry.batch,
             "state": "rejected" if not entry.applied else "undone" if undone == entry.num_new else state,
             "new": entry.num_new,
+            "rejected": len(entry.all_rejected),
             "undone": undone,
             "replayed": len(entry.requests) - entry.num_new,
             "scale": entry.scale,
@@ -298,6 +306,16 @@ def _edit_rows(found: Ledger) -> Iterator[dict[str, object]]:
                 "state": _state(found, entry, request, active),
                 "prompt": request.text,
                 "target_new": request.target_new,
+                "reason": "" if entry.applied else entry.reason,
+            }
+        for one in entry.rejected:
+            yield {
+                "id": one.request.id,
+                "batch": entry.batch,
+                "state": "rejected",
+                "prompt": one.request.text,
+                "target_new": one.request.target_new,
+                "reason": f"{one.by}: {one.reason}",
             }
 
 

@@ -19,6 +19,9 @@ __all__ = ["app", "settings_from"]
 
 app = typer.Typer()
 
+_MOST_REJECTIONS = 20
+"""Rejected facts that are shown; ``editctl ledger RUN show`` lists all."""
+
 
 @app.command()
 def run(
@@ -222,8 +225,21 @@ def show_result(result: RunResult) -> None:
     stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in result.seconds.items() if seconds >= 0.05)
     console.print(f"{result.seconds_per_edit:.2f} s per edit; seconds by stage: {stages}")
     console.print(f"Peak memory {result.peak_memory_bytes / 2**30:.2f} GiB")
-    if result.rejected:
-        console.print(f"{result.rejected} facts were rejected; {result.directory / 'batches.jsonl'} has the reasons.")
+    if result.rejections:
+        print_table(
+            ("edit", "prompt", "edited to", "by", "why"),
+            [
+                (one.request.id, one.request.text, one.request.target_new, one.by, one.reason)
+                for _, one in result.rejections[:_MOST_REJECTIONS]
+            ],
+            title="Rejected",
+            console=console,
+        )
+        more = len(result.rejections) > _MOST_REJECTIONS
+        rest = f" The first {_MOST_REJECTIONS} are shown." if more else ""
+        console.print(
+            f"{result.rejected} facts were rejected; {result.directory / 'batches.jsonl'} has the figures.{rest}"
+        )
     for note in result.notes:
         console.print(f"Note: {note}")
     if (curve := result.directory / "figures" / "forgetting_curve.png").exists():

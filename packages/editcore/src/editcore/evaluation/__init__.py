@@ -1,4 +1,4 @@
-"""Measure what a model says: CounterFact's metrics, target scores and perplexity.
+"""Measure what a model says: CounterFact's metrics, target scores, perplexity and divergence.
 
 Nothing here imports torch before a model is measured.
 """
@@ -20,6 +20,7 @@ from editcore.evaluation._scores import (
 )
 
 if TYPE_CHECKING:
+    from editcore.evaluation._divergence import kl_divergences, next_token_log_probabilities
     from editcore.evaluation._perplexity import perplexity
     from editcore.evaluation._scoring import TargetScore, score_targets
 
@@ -30,6 +31,8 @@ __all__ = [
     "PromptScore",
     "Summary",
     "TargetScore",
+    "kl_divergences",
+    "next_token_log_probabilities",
     "perplexity",
     "score_targets",
     "summarize",
@@ -39,6 +42,8 @@ __all__ = [
 
 _ON_FIRST_USE = {
     "TargetScore": "editcore.evaluation._scoring",
+    "kl_divergences": "editcore.evaluation._divergence",
+    "next_token_log_probabilities": "editcore.evaluation._divergence",
     "perplexity": "editcore.evaluation._perplexity",
     "score_targets": "editcore.evaluation._scoring",
 }

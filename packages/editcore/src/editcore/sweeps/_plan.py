@@ -127,7 +127,7 @@ class _Planner:
         self._sweep, self._text, self._plugins = file.sweep, file.text, plugins
         self._notes: dict[str, None] = {}
         self._contents: dict[str, str] = {}
-        self._facts: dict[tuple[str, int | None], int] = {}
+        self._facts: dict[tuple[str, int | None, tuple[str, ...]], int] = {}
         self._versions: dict[frozenset[str], Mapping[str, str]] = {}
 
     def plan(self) -> Plan:
@@ -238,7 +238,7 @@ class _Planner:
         return found
 
     def _count(self, config: RunConfig) -> int:
-        wanted = (config.dataset, config.edits)
+        wanted = (config.dataset, config.edits, config.plugins)
         if wanted not in self._facts:
             records, notes = records_of(config, self._plugins)
             self._facts[wanted] = len(records)

@@ -40,3 +40,7 @@ class GateHParams(HParams):
     """What it says."""
     scale: float = 1.0
     """How much it would let through."""
+    rejects: tuple[str, ...] = ()
+    """Ids of requests it rejects, one each time it is asked, in any batch; it then objects to no batch."""
+    withdraws: tuple[str, ...] = ()
+    """Ids of requests it withdraws before anything is computed."""

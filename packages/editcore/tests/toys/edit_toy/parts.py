@@ -12,6 +12,7 @@ from editcore import (
     AfterBatch,
     AfterEvaluation,
     AfterRun,
+    BatchAddition,
     BeforeApply,
     BeforeBatch,
     BeforeRun,
@@ -22,6 +23,7 @@ from editcore import (
     LanguageModel,
     NumericalError,
     Proposal,
+    Rejection,
     Verdict,
     hookimpl,
 )
@@ -145,10 +147,24 @@ class Gate:
     def __init__(self, hparams: GateHParams, _context: ExtensionContext) -> None:
         self.hparams = hparams
         self.judged = 0
+        self.seen: list[list[str]] = []
+
+    @hookimpl
+    def editcore_before_batch(self, event: BeforeBatch) -> BatchAddition:
+        present = {request.id for request in event.batch.new_requests} | {"nobody"}
+        return BatchAddition(
+            withdrawn={one: Rejection(reason="not today") for one in self.hparams.withdraws if one in present}
+        )
 
     @hookimpl
     def editcore_before_apply(self, event: BeforeApply) -> Verdict | None:
         self.judged += 1
+        present = {request.id for request in event.batch.new_requests}
+        self.seen.append(sorted(present))
+        if self.hparams.rejects:
+            out = [one for one in self.hparams.rejects if one in present or one == "nobody"][:1]
+            rejected = {one: Rejection(reason="unwanted", figures={"harm": 2.0}) for one in out}
+            return Verdict(action="accept", reason="fine", rejected=rejected)
         if event.batch.index != self.hparams.batch:
             return None
         figures = {"oddness": 0.75, "ratio": math.inf}

@@ -1,0 +1,90 @@
+"""The first level: what the solve itself says of each fact, without running the model.
+
+A fact i of a batch asks for the residual rᵢ at its key, and gets the share fᵢ of it. Its gain is
+
+    gᵢ = pᵢ · min(1, s fᵢ)
+
+with pᵢ the probability its target had at the end of the optimisation (1 where none was needed) and s the scale on the
+change. The batch's change Δ = Σ rᵢuᵢᵀ costs tr(Δ C Δᵀ) on ordinary text, of which the fact's part is
+cᵢ = Σⱼ (rᵢᵀrⱼ)(uᵢᵀC uⱼ) (:attr:`editcore.EditEvidence.preservation_cost`). With m the median cost of the facts of this
+batch and of the active ones, its preservation is
+
+    hᵢ = 1 / (1 + s² cᵢ / (κ m))
+
+and its score, with weights w₁ + w₂ = 1,
+
+    scoreᵢ = gᵢ^w₁ · hᵢ^w₂ .
+
+The two distances are the terms of EMMET's objective (arXiv 2403.14236, eq. 9); putting them into one number per fact is
+this project's. A product, because neither makes up for a lack of the other; the run's own median, because the scale of
+C differs between models and layers.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from editcore import EditEvidence
+
+__all__ = ["FactScore", "reference_cost", "score_facts"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FactScore:
+    """One fact's score and its terms."""
+
+    gain: float
+    preservation: float
+    score: float
+    cost_ratio: float
+    """Its preservation cost over the median one."""
+
+    def figures(self) -> dict[str, float]:
+        """By name."""
+        return {
+            "score": self.score,
+            "gain": self.gain,
+            "preservation": self.preservation,
+            "cost_ratio": self.cost_ratio,
+        }
+
+
+def reference_cost(costs: Iterable[float]) -> float:
+    """m: the median of the costs that are positive, of an even number the lower one; 0 if there is none.
+
+    >>> reference_cost([3.0, 1.0, 0.0, 500.0, 2.0])
+    2.0
+    """
+    positive = [cost for cost in costs if cost > 0]
+    return statistics.median_low(positive) if positive else 0.0
+
+
+def score_facts(
+    evidence: Sequence[EditEvidence],
+    *,
+    reference: float,
+    weights: Sequence[float],
+    cost_ratio: float,
+    scale: float = 1.0,
+) -> Mapping[str, FactScore]:
+    """The score of each fact, by request id. A fact whose cost is not known has a preservation of 1.
+
+    Args:
+        reference: m, as :func:`reference_cost` gives it.
+        weights: of gain and preservation, of any sum.
+        cost_ratio: κ.
+        scale: s, the factor on the change.
+    """
+    gain_weight = weights[0] / sum(weights)
+    found = {}
+    for one in evidence:
+        probability = 1.0 if one.target_probability is None else one.target_probability
+        gain = probability * min(1.0, max(0.0, scale * one.fraction_reached))
+        cost = scale**2 * max(0.0, one.preservation_cost or 0.0)
+        ratio = cost / reference if reference > 0 else 0.0
+        preservation = 1 / (1 + ratio / cost_ratio)
+        score = gain**gain_weight * preservation ** (1 - gain_weight)
+        found[one.request_id] = FactScore(gain=gain, preservation=preservation, score=score, cost_ratio=ratio)
+    return found

@@ -1,0 +1,214 @@
+"""The extension: settles conflicts before a batch is computed, and judges its proposal before it is kept.
+
+Its state is a function of the ledger: a resumed run goes on as if it had not been interrupted.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from editcore import (
+    AfterBatch,
+    AfterUndo,
+    BatchAddition,
+    BeforeApply,
+    BeforeBatch,
+    BeforeRun,
+    EditRequest,
+    ExtensionContext,
+    FactoredDelta,
+    Proposal,
+    Rejection,
+    Verdict,
+    hookimpl,
+)
+from editcore.runs import json_text, write_text
+
+from edit_trust.closed_form import FactScore, reference_cost, score_facts
+from edit_trust.conflicts import Active, settle
+from edit_trust.hparams import TrustHParams
+from edit_trust.measure import Baseline, Measurement, Probe
+from edit_trust.search import split
+
+if TYPE_CHECKING:
+    from editcore.runs import LedgerEntry
+
+__all__ = ["RECORD_NAME", "TrustExtension"]
+
+_log = logging.getLogger(__name__)
+
+RECORD_NAME = "trust.json"
+"""In the run directory: the held-out prompts and the text that batches are measured on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Look:
+    """What was seen of a proposal."""
+
+    scores: Mapping[str, FactScore]
+    """Of the new facts, by request id."""
+    low: tuple[str, ...]
+    """Those below the threshold."""
+    measured: Measurement | None
+    failures: tuple[str, ...]
+    """Everything that is wrong, in words; empty if it passes."""
+
+    def figures(self) -> dict[str, float]:
+        """By name: the least of each closed-form term, and what was measured."""
+        scores = [one.figures() for one in self.scores.values()]
+        least = {f"least_{name}": min(one[name] for one in scores) for name in ("score", "gain", "preservation")}
+        return {**least, **(self.measured.figures() if self.measured else {})}
+
+
+class TrustExtension:
+    """Keeps what an edit is worth: scores every new fact in closed form, measures the batch on trial, and leaves out
+    the facts that fail or make it fail.
+
+    Nothing is optimised twice: parts of a batch are solved again with the targets that it has.
+    """
+
+    def __init__(self, hparams: TrustHParams, context: ExtensionContext) -> None:
+        self.hparams = hparams
+        self._active: dict[tuple[str, str], Active] = {}
+        self._costs: list[float] = []
+        measures = hparams.trust_enable and hparams.trust_measure
+        self._probe = Probe(hparams, context.plugins, seed=context.seed) if measures else None
+        self._baseline: Baseline | None = None
+        self._notes: list[str] = []
+
+    @hookimpl
+    def editcore_before_run(self, event: BeforeRun) -> None:
+        """Take up the facts that are active, and keep on record what batches are measured on."""
+        self._rebuild(event.history)
+        if self._probe is None:
+            return
+        self._probe.read_text(event.model)
+        if event.directory is not None:
+            record = {"heldout_prompts": self._probe.prompts, "text": self._probe.text}
+            write_text(event.directory / RECORD_NAME, json_text(record, indent=2) + "\n")
+
+    @hookimpl
+    def editcore_before_batch(self, event: BeforeBatch) -> BatchAddition | None:
+        """Withdraw requests that contradict or repeat others."""
+        self._baseline = None
+        settled = settle(event.batch.requests, self._active, on_conflict=self.hparams.on_conflict)
+        self._notes = settled.notes
+        for note in settled.notes:
+            _log.warning("batch %d: %s", event.batch.index, note)
+        return BatchAddition(withdrawn=settled.withdrawn) if settled.withdrawn else None
+
+    @hookimpl
+    def editcore_before_apply(self, event: BeforeApply) -> Verdict | None:
+        """Judge a proposal: accept it, scale it, or say which facts must go."""
+        if not self.hparams.trust_enable:
+            return Verdict(action="accept", reason="; ".join(self._notes)) if self._notes else None
+        look = self._look(event, event.proposal, event.batch.new_requests)
+        if not look.failures:
+            return Verdict(action="accept", reason=self._noted("every limit is kept"), figures=look.figures())
+        if self.hparams.trust_action == "scale":
+            scale = self.hparams.trust_scale
+            scaled = self._look(event, event.proposal, event.batch.new_requests, scale=scale)
+            if not scaled.failures:
+                reason = f"{_joined(look.failures)}; scaled by {scale:g}, every limit is kept"
+                return Verdict(action="scale", reason=self._noted(reason), scale=scale, figures=scaled.figures())
+        rejected = self._low(look) if look.low else self._harmful(event, look)
+        return Verdict(action="accept", reason=_joined(look.failures), figures=look.figures(), rejected=rejected)
+
+    @hookimpl
+    def editcore_after_batch(self, event: AfterBatch) -> None:
+        """Take up the facts of the batch."""
+        self._absorb(event.entry)
+
+    @hookimpl
+    def editcore_after_undo(self, event: AfterUndo) -> None:
+        """Take up what is active now: facts that are undone conflict with nothing."""
+        self._rebuild(event.history)
+
+    def _noted(self, reason: str) -> str:
+        """A reason, and the active facts that the batch replaces."""
+        return "; ".join([reason, *self._notes])
+
+    def _rebuild(self, history: Sequence[LedgerEntry]) -> None:
+        self._active, self._costs = {}, []
+        for entry in history:
+            self._absorb(entry)
+
+    def _absorb(self, entry: LedgerEntry) -> None:
+        for request in entry.new_requests:
+            self._active.pop(request.fact_key, None)  # so that it counts where it was edited last
+            self._active[request.fact_key] = Active(request=request, batch=entry.batch)
+        for one in entry.evidence:
+            if not one.replayed and one.preservation_cost is not None:
+                self._costs.append(entry.scale**2 * one.preservation_cost)
+
+    def _look(self, event: BeforeApply, proposal: Proposal, new: Sequence[EditRequest], *, scale: float = 1.0) -> _Look:
+        """Both levels; the second one only if the first is passed, since it costs more."""
+        hparams = self.hparams
+        evidence = [one for one in proposal.evidence if not one.replayed]
+        # The reference is that of the change as it was asked for: scaling must not move what it is held against.
+        reference = reference_cost([*self._costs, *(one.preservation_cost or 0.0 for one in evidence)])
+        scores = score_facts(
+            evidence,
+            reference=reference,
+            weights=hparams.trust_weights,
+            cost_ratio=hparams.trust_cost_ratio,
+            scale=scale,
+        )
+        low = tuple(name for name, one in scores.items() if one.score < hparams.trust_threshold)
+        failures = [f"{len(low)} of {len(scores)} facts score below {hparams.trust_threshold:g}"] if low else []
+        measured = None
+        if self._probe is not None and not low:
+            if self._baseline is None:
+                active = [one.request for one in self._active.values()]
+                # Kept for the whole batch: what the search leaves out must not change what it is measured on.
+                self._baseline = self._probe.baseline(event.model, new, active, batch=event.batch.index)
+            deltas = {name: FactoredDelta(scale * delta.left, delta.right) for name, delta in proposal.deltas.items()}
+            measured = self._probe.measure(event.model, self._baseline, new, deltas)
+            failures += measured.failures(hparams)
+        return _Look(scores=scores, low=low, measured=measured, failures=tuple(failures))
+
+    def _low(self, look: _Look) -> dict[str, Rejection]:
+        """Facts that fail in closed form."""
+        threshold = self.hparams.trust_threshold
+        return {
+            name: Rejection(
+                reason=(
+                    f"score {one.score:.2f} is below {threshold:g} (gain {one.gain:.2f}, preservation "
+                    f"{one.preservation:.2f}: {one.cost_ratio:.3g} times the median cost)"
+                ),
+                figures=one.figures(),
+            )
+            for name, one in look.scores.items()
+            if name in look.low
+        }
+
+    def _harmful(self, event: BeforeApply, look: _Look) -> dict[str, Rejection]:
+        """Facts that make the batch fail when it is measured."""
+        assert look.measured is not None
+        unsaid = look.measured.unsaid
+        new = {request.id: request for request in event.batch.new_requests}
+        # Suspects last: what the model does not say in spite of the change, then what scores low.
+        order = sorted(new, key=lambda name: (name in unsaid, -look.scores[name].score))
+
+        def passes(kept: Sequence[str]) -> bool:
+            part = event.without([name for name in new if name not in kept])
+            requests = [request for name, request in new.items() if name in kept]
+            measured = self._look(event, part, requests).measured
+            return measured is not None and not measured.failures(self.hparams)
+
+        found = split(order, passes, looks=self.hparams.trust_looks)
+        why = _joined(look.failures)
+        reasons = dict.fromkeys(found.culprits, f"with it the batch fails ({why}), without it the rest passes")
+        ended = f"the batch fails ({why}), and after {self.hparams.trust_looks} looks it was not cleared"
+        reasons |= dict.fromkeys(found.unexamined, ended)
+        return {
+            name: Rejection(reason=reason, figures={**look.scores[name].figures(), **look.measured.figures()})
+            for name, reason in reasons.items()
+        }
+
+
+def _joined(failures: Sequence[str]) -> str:
+    return ", ".join(failures)

@@ -1,0 +1,200 @@
+"""The second level: a proposal is applied on trial, measured, and taken out again to the bit."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from editcore import EditRequest, FactoredDelta, HParamsError
+from editcore.corpora import open_corpus
+from editcore.datasets import load_records
+from editcore.evaluation import kl_divergences, next_token_log_probabilities, perplexity, score_targets
+from editcore.tracing import applied
+
+from edit_trust.hparams import TrustHParams
+
+if TYPE_CHECKING:
+    from editcore import LanguageModel, Plugins
+    from torch import Tensor
+
+__all__ = ["Baseline", "Measurement", "Probe"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """What a batch did. A figure is ``None`` where there was nothing to measure."""
+
+    efficacy: float | None
+    """Share of the new facts that the model says."""
+    retention: float | None
+    """Share of the earlier facts that the model still says, of those sampled that it said before."""
+    kl: float | None
+    """Mean KL(before ‖ after) of the next token behind held-out prompts, in nats."""
+    perplexity_ratio: float | None
+    """Perplexity of the text, after over before."""
+    norm_growth: float
+    """Largest ‖W + Δ‖ / ‖W‖ − 1 of an edited weight."""
+    unsaid: frozenset[str]
+    """Ids of the new facts that the model does not say."""
+
+    def figures(self) -> dict[str, float]:
+        """What was measured, by name."""
+        named = {
+            "efficacy": self.efficacy,
+            "retention": self.retention,
+            "kl": self.kl,
+            "perplexity_ratio": self.perplexity_ratio,
+            "norm_growth": self.norm_growth,
+        }
+        return {name: number for name, number in named.items() if number is not None}
+
+    def failures(self, hparams: TrustHParams) -> list[str]:
+        """The limits that it breaks, in words. What is not a number breaks any."""
+        limits = [
+            ("efficacy", self.efficacy, ">=", hparams.trust_min_efficacy),
+            ("retention", self.retention, ">=", hparams.trust_min_retention),
+            ("kl", self.kl, "<=", hparams.trust_max_kl),
+            ("perplexity_ratio", self.perplexity_ratio, "<=", hparams.trust_max_perplexity_ratio),
+            ("norm_growth", self.norm_growth, "<=", hparams.trust_max_norm_growth),
+        ]
+        return [
+            f"{name} {number:.3g} is not {sign} {limit:g}"
+            for name, number, sign, limit in limits
+            if number is not None and not (number >= limit if sign == ">=" else number <= limit)
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Baseline:
+    """What the model says before a batch: of prompts and facts that the batch is not about."""
+
+    prompts: tuple[str, ...]
+    log_probabilities: Tensor | None
+    """``[texts, vocab]``, one row per prompt; ``None`` without prompts."""
+    facts: tuple[EditRequest, ...]
+    """The sampled earlier facts that the model says."""
+    perplexity: float | None
+
+
+class Probe:
+    """Held-out prompts and a text, drawn once for a run, and the measurements on them.
+
+    A baseline reads each prompt, each sampled earlier fact and the text once, a measurement the same and the new facts:
+    with the default settings about 700 tokens each, for a batch of ten facts. The optimisation of a single fact's
+    target reads some thousands, forwards and backwards.
+
+    Raises:
+        UnknownNameError, DatasetError, StatisticsError: there are no such records, or no such text.
+        HParamsError: the records have no neighbourhood prompts.
+    """
+
+    def __init__(self, hparams: TrustHParams, plugins: Plugins, *, seed: int) -> None:
+        self.hparams = hparams
+        self.seed = seed
+        self.prompts = _held_out(hparams, plugins, seed)
+        self.text = ""
+        """What perplexity is taken of, once it was read."""
+        self._corpus = open_corpus(hparams.trust_text, seed=seed)
+
+    def read_text(self, model: LanguageModel) -> None:
+        """Take the text's first tokens, as the model's tokenizer counts them.
+
+        Raises:
+            StatisticsError: the text cannot be read, or has fewer.
+        """
+        tokens = self.hparams.trust_text_tokens
+        if tokens:
+            rows = self._corpus.sequences(model, tokens, tokens)
+            self.text = model.tokenizer.decode(rows[0], skip_special_tokens=True)
+
+    def baseline(
+        self, model: LanguageModel, new: Sequence[EditRequest], active: Sequence[EditRequest], *, batch: int
+    ) -> Baseline:
+        """Measure the model before a batch.
+
+        Args:
+            new: the facts of the batch. Prompts that speak of their subjects are left out.
+            active: earlier facts, of which some are drawn, other than those edited anew.
+            batch: its index, which decides with the seed what is drawn.
+        """
+        subjects = {request.subject for request in new}
+        prompts = tuple(prompt for prompt in self.prompts if not any(subject in prompt for subject in subjects))
+        edited = {request.fact_key for request in new}
+        candidates = [request for request in active if request.fact_key not in edited]
+        # Drawn from (seed, batch) and nothing earlier, so that a resumed run draws the same.
+        rng = random.Random(f"trust:{self.seed}:{batch}")
+        drawn = rng.sample(candidates, min(self.hparams.trust_heldout_samples, len(candidates)))
+        said = _says(model, drawn)
+        return Baseline(
+            prompts=prompts,
+            log_probabilities=next_token_log_probabilities(model, prompts) if prompts else None,
+            facts=tuple(request for request, one in zip(drawn, said, strict=True) if one),
+            perplexity=perplexity(model, self.text) if self.text else None,
+        )
+
+    def measure(
+        self, model: LanguageModel, before: Baseline, new: Sequence[EditRequest], deltas: Mapping[str, FactoredDelta]
+    ) -> Measurement:
+        """Apply a change, measure the model, and take the change out: the bits are as before when this returns or
+        raises."""
+        norms = {name: _norm(model, name) for name in deltas}
+        with applied(model, deltas):
+            growth = max((_norm(model, name) / norm - 1 for name, norm in norms.items()), default=0.0)
+            said = _says(model, [*new, *before.facts])
+            kl = ratio = None
+            if before.log_probabilities is not None:
+                after = next_token_log_probabilities(model, before.prompts)
+                kl = float(kl_divergences(before.log_probabilities, after).mean())
+            if before.perplexity is not None:
+                ratio = _perplexity(model, self.text) / before.perplexity
+        written, held = said[: len(new)], said[len(new) :]
+        return Measurement(
+            efficacy=sum(written) / len(written) if written else None,
+            retention=sum(held) / len(held) if held else None,
+            kl=kl,
+            perplexity_ratio=ratio,
+            norm_growth=growth,
+            unsaid=frozenset(request.id for request, one in zip(new, written, strict=True) if not one),
+        )
+
+
+def _held_out(hparams: TrustHParams, plugins: Plugins, seed: int) -> tuple[str, ...]:
+    if not hparams.trust_heldout_samples:
+        return ()
+    records = load_records(hparams.trust_heldout, plugins=plugins)
+    found = sorted({prompt for record in records for prompt in record.neighborhood_prompts})
+    if not found:
+        raise HParamsError(
+            f"trust: the records of '{hparams.trust_heldout}' have no neighbourhood prompts. Set trust_heldout to "
+            "others, such as worldfacts, or trust_heldout_samples to 0."
+        )
+    return tuple(random.Random(f"trust:{seed}").sample(found, min(hparams.trust_heldout_samples, len(found))))
+
+
+def _says(model: LanguageModel, requests: Sequence[EditRequest]) -> list[bool]:
+    """Whether each fact's target is more probable than its true one, or, where none is given, the most probable of all:
+    the success that ES counts."""
+    asked = [(one.text, one.target_new) for one in requests]
+    asked += [(one.text, one.target_true) for one in requests if one.target_true is not None]
+    scores = score_targets(model, [prompt for prompt, _ in asked], [target for _, target in asked])
+    true = iter(scores[len(requests) :])
+    return [
+        score.correct if request.target_true is None else score.nll < next(true).nll
+        for request, score in zip(requests, scores[: len(requests)], strict=True)
+    ]
+
+
+def _perplexity(model: LanguageModel, text: str) -> float:
+    try:
+        return perplexity(model, text)
+    except OverflowError:  # of a change that disables the model
+        return math.inf
+
+
+@torch.no_grad()
+def _norm(model: LanguageModel, name: str) -> float:
+    return float(model.weight(name).double().norm())
