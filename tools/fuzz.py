@@ -324,10 +324,11 @@ def _configs(folder: Path) -> list[bytes]:
 def _read_configuration(folder: Path, content: bytes) -> None:
     """As ``--config`` reads it, and as a preset is read."""
     from editcore._hparams import build
+    from editcore._options import read_toml, run_values
     from editcore._plugins import resolve
-    from editcore.cli._run import _config, _read_config
+    from editcore.cli._run import _config
 
-    values = _read_config(_written(folder, "run.toml", content))
+    values = run_values(read_toml(_written(folder, "run.toml", content)))
     config = _config(values, ["v_lr=0.5"], _plugins(), None, resume=False)
     owners: Mapping[str, Any] = {**_plugins().editors(), **_plugins().extensions()}
     for name, given_values in config.settings.items():

@@ -1,6 +1,6 @@
 """Announces the backend ``lora`` and its commands; imports no torch."""
 
-from editcore import BackendSpec, CommandSpec, hookimpl
+from editcore import BackendSpec, CommandSpec, ComponentSpec, hookimpl
 
 
 @hookimpl
@@ -14,6 +14,13 @@ def editcore_backends() -> list[BackendSpec]:
             summary="Keep edits beside the weights, as a LoRA adapter.",
         )
     ]
+
+
+@hookimpl
+def editcore_components() -> list[ComponentSpec]:
+    """The study of the adapter's rank."""
+    study = "Rank, fit steps and truncation of the adapter."
+    return [ComponentSpec("lora", "edit_lora.studies:lora.toml", kind="study", summary=study)]
 
 
 @hookimpl

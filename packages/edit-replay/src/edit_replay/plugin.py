@@ -18,9 +18,11 @@ def editcore_extensions() -> list[ExtensionSpec]:
 
 @hookimpl
 def editcore_components() -> list[ComponentSpec]:
-    """The choices of ``replay_strategy``; another package adds one in the same way."""
+    """The study of replay, and the choices of ``replay_strategy``; another package adds one in the same way."""
     kind, module = "replay.strategy", "edit_replay.strategies"
+    study = "Rate, buffer size, strategy and weight of replay."
     return [
+        ComponentSpec("replay", "edit_replay.studies:replay.toml", kind="study", summary=study),
         ComponentSpec("random", f"{module}:random", kind=kind, summary="Any earlier fact, all alike."),
         ComponentSpec("priority", f"{module}:priority", kind=kind, summary="Facts that failed their last check first."),
         ComponentSpec("recent", f"{module}:recent", kind=kind, summary="The facts that were edited last."),

@@ -1,6 +1,6 @@
 """Announces the extension ``trust``; imports no torch."""
 
-from editcore import ExtensionSpec, hookimpl
+from editcore import ComponentSpec, ExtensionSpec, hookimpl
 
 
 @hookimpl
@@ -15,3 +15,10 @@ def editcore_extensions() -> list[ExtensionSpec]:
             settles_conflicts=True,
         )
     ]
+
+
+@hookimpl
+def editcore_components() -> list[ComponentSpec]:
+    """The study of the gate."""
+    study = "Threshold and action of the gate."
+    return [ComponentSpec("trust", "edit_trust.studies:trust.toml", kind="study", summary=study)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from editcore._hookspecs import hookimpl
-from editcore._specs import BackendSpec, DatasetSpec, EvaluatorSpec, ExtensionSpec
+from editcore._specs import BackendSpec, DatasetSpec, EvaluatorSpec, ExecutorSpec, ExtensionSpec
 
 
 @hookimpl
@@ -47,5 +47,18 @@ def editcore_extensions() -> list[ExtensionSpec]:
             target="editcore._tracker:JsonlTracker",
             hparams="editcore._tracker:JsonlHParams",
             summary="Append what happens in a run to a file, a JSON line per event.",
+        )
+    ]
+
+
+@hookimpl
+def editcore_executors() -> list[ExecutorSpec]:
+    """Processes of this machine."""
+    return [
+        ExecutorSpec(
+            "local",
+            target="editcore.executors:LocalExecutor",
+            hparams="editcore.executors:LocalHParams",
+            summary="Processes of this machine, one to a core or a GPU.",
         )
     ]

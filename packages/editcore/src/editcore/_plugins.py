@@ -14,7 +14,7 @@ import importlib.metadata
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
@@ -223,6 +223,13 @@ class Plugins:
         if name not in components:
             raise UnknownNameError(kind, name, components)
         return components[name]
+
+    def distributions_of(self, names: Collection[str]) -> set[str]:
+        """The packages that offer an editor, backend, extension or data set of these names, or a component for one."""
+        kinds: tuple[_Kind[Any], ...] = (_EDITOR, _BACKEND, _EXTENSION, _DATASET)
+        offering = [(plugin, spec.name) for kind in kinds for plugin, spec in self._offers(kind)]
+        parts = [(plugin, spec.kind.partition(".")[0]) for plugin, spec in self._offers(_COMPONENT)]
+        return {plugin.distribution for plugin, name in [*offering, *parts] if name in names}
 
     def listing(self) -> list[PluginInfo]:
         """Every plugin found, with its state and what it offers."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from editcore._hparams import HParams
 from editcore._progress import Progress, silent
@@ -25,12 +25,17 @@ __all__ = [
     "EditContext",
     "Editor",
     "Evaluator",
+    "Executor",
     "ExtensionContext",
+    "Outcome",
     "OverlaysWeights",
     "ReportsStatistics",
     "Resolves",
     "TakesContext",
 ]
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,4 +190,63 @@ class ReportsStatistics(Protocol):
 
     def statistics(self) -> Mapping[str, float | int | None]:
         """Its numbers as of now, by ``lower_case`` name. Called once, after the last ``editcore_after_run``."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome(Generic[R]):
+    """What became of one item that an executor was given."""
+
+    index: int
+    """The item's place in the sequence."""
+    value: R | None = None
+    """What the function returned; ``None`` if it failed."""
+    kind: str = ""
+    """Class of the exception, or ``WorkerLost``; empty if the function returned."""
+    error: str = ""
+    """What went wrong, in a sentence; empty if nothing did."""
+    traceback: str = ""
+    """Of an exception that is no :class:`editcore.EditcoreError`, which is a bug of somebody's."""
+    attempts: int = 1
+    """How often the item was handed to a worker."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether there is no value."""
+        return bool(self.kind)
+
+
+class Executor(Protocol):
+    """Runs a function on independent items, on workers that may be lost.
+
+    A class that implements it is constructed with its hyperparameters, or without arguments if it has none. The
+    contract suite is ``editcore.testing.ExecutorContract``.
+    """
+
+    shares_files: bool
+    """Whether workers see the folders of the process that asks: if not, results travel as values."""
+
+    def map(
+        self,
+        make: Callable[[], Callable[[T], R]],
+        items: Sequence[T],
+        *,
+        started: Callable[[int], None],
+        accelerator: bool = False,
+    ) -> Iterator[Outcome[R]]:
+        """One outcome per item, as they come.
+
+        An exception of the function is its item's outcome and is not tried again. A worker that is lost (killed, out of
+        memory, its machine gone) costs its item another attempt, within the executor's bounds, and no other item
+        anything. A caller that stops asking stops the workers.
+
+        Args:
+            make: called once in each worker; what it returns is called with the items. It and the items are pickled.
+            started: called here with an item's index whenever it is handed to a worker.
+            accelerator: whether each worker needs a GPU of its own.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give everything back; workers that still run are ended."""
         ...

@@ -30,6 +30,7 @@ from editcore._protocols import Backend
 from editcore._run_log import BatchLog, Before, rejection_line
 from editcore._session import EditSession, make_backend
 from editcore._values import EditRequest, FactRecord, RejectedRequest, first_problem
+from editcore._versions import code_versions
 from editcore.corpora import open_corpus
 from editcore.datasets import check_records, load_records
 from editcore.evaluation import summarize
@@ -50,6 +51,7 @@ __all__ = [
     "open_run",
     "open_session",
     "recorded",
+    "records_of",
     "run",
     "write_run",
 ]
@@ -195,6 +197,8 @@ def run(
     command: Sequence[str] = (),
     save: Path | None = None,
     resume: bool = False,
+    model: LanguageModel | None = None,
+    shared: Path | None = None,
 ) -> RunResult:
     """Edit, measure and write the run directory; with ``save``, the edited model as a normal folder too.
 
@@ -204,6 +208,9 @@ def run(
 
     Args:
         resume: go on with the run in ``directory``, if one was begun there; ``config`` must be that run's.
+        model: the model of ``config``, unedited, if it is in memory. It is unedited again when this returns; after an
+            exception it may not be.
+        shared: a folder where runs keep what they measure of an unedited model, for one another.
 
     Raises:
         EditcoreError: the input is wrong, or a batch could not be solved; batches before it stay in the directory.
@@ -218,7 +225,7 @@ def run(
             _refuse_unlike(record, config, directory)
         for folder in (directory, directory / DELTAS_NAME, directory / FIGURES_NAME, directory / CHECKPOINTS):
             remove_leftovers(folder)
-        return _run(config, directory, record, plugins, progress, command, save)
+        return _run(config, directory, record, plugins, progress, command, save, model, shared)
 
 
 def _run(
@@ -229,18 +236,20 @@ def _run(
     progress: Progress,
     command: Sequence[str],
     save: Path | None,
+    model: LanguageModel | None,
+    shared: Path | None,
 ) -> RunResult:
     clock = _Stages()
     if record is None and config.eval_text is not None:
         open_corpus(config.eval_text)  # found now rather than after the model was loaded
     records, notes = _records(config, plugins) if record is None else (recorded(directory), list(record.notes))
     with clock.stage("model"):
-        session = make_session(config, directory, record, plugins, progress)
+        session = make_session(config, directory, record, plugins, progress, model=model)
     prompts = [one.request.text for one in records[:_SAMPLES]]
     with clock.stage("before"):
         before = Before.read(directory) if record is not None else None
         if before is None:
-            before = session.without_edits(lambda: _measure_base(session, records, prompts, config))
+            before = _before(session, records, prompts, config, shared)
     if record is None:
         _write_begun(directory, config, session, command, records, notes, before)
     else:
@@ -281,21 +290,31 @@ def _run(
     _write_results(result, before.scores, after.scores, config, watched)
     if save is not None:
         session.save(save)
+    if model is not None:
+        session.close()
     return result
 
 
 def make_session(
-    config: RunConfig, directory: Path, record: RunRecord | None, plugins: Plugins, progress: Progress
+    config: RunConfig,
+    directory: Path,
+    record: RunRecord | None,
+    plugins: Plugins,
+    progress: Progress,
+    *,
+    model: LanguageModel | None = None,
 ) -> EditSession:
     """The session of a run in its directory, with what is there already.
 
     Args:
         record: of a run that was begun, whose settings are resolved, whatever presets say now.
+        model: loaded unless given.
     """
     named = {config.editor, config.backend, *config.plugins}
     settings = {name: values for name, values in (record or config).settings.items() if record is None or name in named}
+    source = config.model if record is None else record.source
     return EditSession.open(
-        config.model if record is None else record.source,
+        source if model is None else model,
         editor=config.editor,
         plugins=config.plugins,
         backend=config.backend,
@@ -321,6 +340,34 @@ def has_begun(directory: Path) -> bool:
 def is_finished(directory: Path) -> bool:
     """Whether there is a run that was measured to its end."""
     return has_begun(directory) and (directory / SUMMARY_NAME).exists()
+
+
+def _before(
+    session: EditSession,
+    records: Sequence[FactRecord],
+    prompts: Sequence[str],
+    config: RunConfig,
+    shared: Path | None,
+) -> Before:
+    def measure() -> Before:
+        return session.without_edits(lambda: _measure_base(session, records, prompts, config))
+
+    if shared is None:
+        return measure()
+    model = session.model
+    text = "self" if config.eval_text is None else open_corpus(config.eval_text).identity()
+    identity = {
+        "model": model.base_fingerprint,
+        "device": model.device.type,
+        "prompt_form": asdict(model.prompt_form),
+        "records": [record.model_dump(mode="json") for record in records],
+        "text": None if config.eval_every is None else [text, config.seed],
+        "code": code_versions(session.plugins, ()),
+    }
+    before, foreign = Before.shared(shared, identity, measure)
+    if foreign:
+        session.tell_measured(summarize(before.scores), phase="before")
+    return before
 
 
 def _measure(session: EditSession, records: Sequence[FactRecord], prompts: Sequence[str], *, phase: str) -> Before:
@@ -375,6 +422,19 @@ def _refuse_used(directory: Path) -> None:
 
 def _records(config: RunConfig, plugins: Plugins) -> tuple[list[FactRecord], list[str]]:
     """The records to edit, without those that a later one contradicts, unless an extension settles that."""
+    kept, notes = records_of(config, plugins)
+    for note in notes:
+        _log.warning("%s", note)
+    return kept, notes
+
+
+def records_of(config: RunConfig, plugins: Plugins) -> tuple[list[FactRecord], list[str]]:
+    """The records that a run edits, and notes on those that were left out.
+
+    Raises:
+        DatasetError: they cannot be read.
+        HParamsError: there are fewer than ``config.edits``.
+    """
     available = load_records(config.dataset, plugins=plugins)
     if config.edits is not None and config.edits > len(available):
         raise HParamsError(
@@ -384,8 +444,6 @@ def _records(config: RunConfig, plugins: Plugins) -> tuple[list[FactRecord], lis
     if any(plugins.extension(name).settles_conflicts for name in config.plugins):
         return asked, []
     kept, notes = check_records(asked)
-    for note in notes:
-        _log.warning("%s", note)
     return kept, list(notes)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,29 @@ class Before(BaseModel):
         Raises:
             RunError: the file is damaged.
         """
-        path = directory / BEFORE_NAME
+        return cls._read(directory / BEFORE_NAME)
+
+    @classmethod
+    def shared(cls, folder: Path, identity: Mapping[str, Any], measure: Callable[[], Before]) -> tuple[Before, bool]:
+        """What another run measured of the same model on the same records, or else measured now and kept for others.
+
+        Args:
+            identity: everything that changes the measurement, JSON-able.
+
+        Returns:
+            The measurement, and whether it is another run's.
+        """
+        digest = hashlib.sha256(json_text(dict(sorted(identity.items()))).encode()).hexdigest()[:32]
+        path = folder / f"before-{digest}.json"
+        found = cls._read(path)
+        if found is not None:
+            return found, True
+        measured = measure()
+        write_text(path, measured.model_dump_json() + "\n")
+        return measured, False
+
+    @classmethod
+    def _read(cls, path: Path) -> Before | None:
         try:
             return cls.model_validate_json(path.read_bytes())
         except FileNotFoundError:

@@ -32,7 +32,7 @@ from editcore._plugins import Lifecycle, Plugins, boundary, lifecycle, resolve
 from editcore._presets import get_preset, preset_for, presets_of
 from editcore._progress import Progress, silent
 from editcore._protocols import Backend, EditContext, Editor, Evaluator, ExtensionContext, ReportsStatistics, Resolves
-from editcore._specs import BackendSpec, EditorSpec, Spec
+from editcore._specs import BackendSpec, EditorSpec, ExtensionSpec, Spec
 from editcore._undo import change
 from editcore._values import (
     EditBatch,
@@ -52,7 +52,7 @@ from editcore.tracing import misfits
 if TYPE_CHECKING:
     from editcore.evaluation import PromptScore, Summary
 
-__all__ = ["BatchResult", "EditSession", "make_backend"]
+__all__ = ["BatchResult", "EditSession", "make_backend", "resolve_settings"]
 
 _log = logging.getLogger(__name__)
 
@@ -411,10 +411,14 @@ class EditSession:
         made: Evaluator = _make("evaluator", self.plugins.evaluator(evaluator))
         scores = made.evaluate(self.model, records, progress=self.context.progress)
         summary = summarize(scores)
+        self.tell_measured(summary, phase=phase)
+        return scores, summary
+
+    def tell_measured(self, summary: Summary, *, phase: str) -> None:
+        """Tell the extensions what was measured; :meth:`evaluate` does."""
         self._lifecycle.after_evaluation(
             AfterEvaluation(phase=phase, num_edits=len(self.requests), scores=summary.percentages())
         )
-        return scores, summary
 
     def generate(self, prompts: Sequence[str], *, max_new_tokens: int = 20) -> list[str]:
         """Greedy continuations by the model as it is now."""
@@ -468,26 +472,17 @@ def _resolve(
 ) -> _Parts:
     """Names to objects. Everything that can be wrong with names and settings is found here, before a model is
     loaded."""
-    editor_spec, backend_spec = registry.editor(editor), registry.backend(backend)
-    extension_specs = [registry.extension(name) for name in plugins]
-    named = {editor, backend, *plugins}
-    for owner in settings:
-        if owner not in named:
-            raise UnknownNameError("settings section", owner, named, hint="A section is named after what it sets.")
-    resolved: dict[str, HParams] = {}
     model_name = model if isinstance(model, str) else model.name
-    resolved[editor] = _editor_settings(editor_spec, preset, settings.get(editor, {}), model_name)
+    resolved = resolve_settings(
+        registry, model_name, editor=editor, plugins=plugins, backend=backend, preset=preset, settings=settings
+    )
+    editor_spec = registry.editor(editor)
     made_editor: Editor = _make("editor", editor_spec, resolved[editor])
-    made_backend, backend_settings = make_backend(backend_spec, settings.get(backend, {}))
-    if backend_settings is not None:
-        resolved[backend] = backend_settings
+    made_backend, _ = make_backend(registry.backend(backend), settings.get(backend, {}))
     extensions: dict[str, object] = {}
     context = ExtensionContext(plugins=registry, seed=seed, progress=progress)
-    for spec in extension_specs:
-        own = _settings(spec, spec.hparams, settings.get(spec.name, {}))
-        if own is not None:
-            resolved[spec.name] = own
-        extensions[spec.name] = _make("plugin", spec, own, context)
+    for name in plugins:
+        extensions[name] = _make("plugin", registry.extension(name), resolved.get(name), context)
     return _Parts(
         editor=made_editor,
         editor_spec=editor_spec,
@@ -496,6 +491,41 @@ def _resolve(
         extensions=extensions,
         settings=resolved,
     )
+
+
+def resolve_settings(
+    registry: Plugins,
+    model_name: str,
+    *,
+    editor: str,
+    plugins: Sequence[str],
+    backend: str,
+    preset: str | None,
+    settings: Mapping[str, Mapping[str, Any]],
+    note: Callable[[str], None] = lambda text: _log.warning("%s", text),
+) -> dict[str, HParams]:
+    """Every hyperparameter of a session, by the name of editor, backend or extension; nothing is made.
+
+    Args:
+        note: told which preset was chosen, where that is not plain.
+
+    Raises:
+        UnknownNameError: a name or a section is unknown.
+        HParamsError: a setting is unknown, missing or wrong.
+    """
+    editor_spec, backend_spec = registry.editor(editor), registry.backend(backend)
+    companions: list[BackendSpec | ExtensionSpec] = [backend_spec, *(registry.extension(name) for name in plugins)]
+    named = {editor, backend, *plugins}
+    for owner in settings:
+        if owner not in named:
+            raise UnknownNameError("settings section", owner, named, hint="A section is named after what it sets.")
+    resolved: dict[str, HParams] = {}
+    resolved[editor] = _editor_settings(editor_spec, preset, settings.get(editor, {}), model_name, note)
+    for spec in companions:
+        own = _settings(spec, spec.hparams, settings.get(spec.name, {}))
+        if own is not None:
+            resolved[spec.name] = own
+    return resolved
 
 
 def make_backend(spec: BackendSpec, settings: Mapping[str, Any]) -> tuple[Backend, HParams | None]:
@@ -525,11 +555,17 @@ def _settings(spec: Spec, hparams: str | None, given: Mapping[str, Any]) -> HPar
     return None
 
 
-def _editor_settings(spec: EditorSpec, preset: str | None, given: Mapping[str, Any], model_name: str) -> HParams:
+def _editor_settings(
+    spec: EditorSpec,
+    preset: str | None,
+    given: Mapping[str, Any],
+    model_name: str,
+    note: Callable[[str], None],
+) -> HParams:
     hparams: type[HParams] = resolve(spec.hparams)
     chosen = get_preset(spec, preset) if preset is not None else preset_for(spec, model_name)
     if chosen is not None and chosen.note:
-        _log.warning("%s", chosen.note)
+        note(chosen.note)
     values = {**(chosen.values() if chosen is not None else {}), **given}
     known = {setting.name: setting for setting in describe(hparams)}
     missing = [setting for setting in known.values() if setting.required and setting.name not in values]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,7 +98,8 @@ def second_moments(
 class StatisticsStore:
     """Second moments of one unedited model over one corpus: in memory, else on disk, else computed.
 
-    Ask for the layers before the model is edited; what was asked for stays in memory for the session.
+    Ask for the layers before the model is edited; what was asked for stays in memory for the session. ``compute`` is
+    called as :func:`second_moments`, for those who have it done elsewhere.
     """
 
     def __init__(
@@ -110,8 +111,10 @@ class StatisticsStore:
         seed: int = 0,
         directory: Path | None = None,
         progress: Progress = silent,
+        compute: Callable[..., dict[int, Tensor]] = second_moments,
     ) -> None:
         self.model = model
+        self._compute = compute
         self.corpus: Corpus = open_corpus(corpus, seed=seed)
         self.tokens = tokens or TOKENS_PER_WIDTH * model.layout.d_ff
         self.directory = (directory or cache_dir() / "statistics") / model.base_fingerprint[:16]
@@ -150,7 +153,7 @@ class StatisticsStore:
                 self._moments[layer] = self._read(layer)
         if unread:
             sequences = self.corpus.sequences(self.model, self.tokens, SEQUENCE_LENGTH, progress=self.progress)
-            for layer, moment in second_moments(self.model, sequences, unread, progress=self.progress).items():
+            for layer, moment in self._compute(self.model, sequences, unread, progress=self.progress).items():
                 self._write(layer, moment, sequences.numel())
                 self._moments[layer] = moment
         return {layer: self._moments[layer].to(self.model.device) for layer in layers}

@@ -23,6 +23,9 @@ __all__ = ["COMMANDS", "app"]
 
 COMMANDS = (
     CommandRow("run", "editcore.cli._run:app", "Edit many facts, measure before and after, keep a record."),
+    CommandRow("sweep", "editcore.cli._sweep:sweep_app", "Run a grid of trials, and put the results into one table."),
+    CommandRow("compare", "editcore.cli._sweep:compare_app", "Compare the installed methods on the same facts."),
+    CommandRow("ablate", "editcore.cli._sweep:ablate_app", "Vary the settings of one plugin, as its study says."),
     CommandRow("edit", "editcore.cli._edit:app", "Write one fact and compare what the model says."),
     CommandRow("generate", "editcore.cli._generate:app", "Let a run's edited model speak beside the original."),
     CommandRow("forgetting", "editcore.cli._forgetting:app", "Compare how runs with checkpoints forget."),

@@ -13,6 +13,7 @@ __all__ = [
     "Corpus",
     "Device",
     "Dtype",
+    "ExecutorSettings",
     "ModelArgument",
     "ModelOption",
     "RunDevice",
@@ -32,6 +33,9 @@ ChatTemplate = Annotated[
     bool, typer.Option("--chat-template", help="Put the model's chat template around every prompt (instruct models).")
 ]
 Corpus = Annotated[str, typer.Option(help="Text behind the second moments: self, docs, hf:NAME or a file.")]
+ExecutorSettings = Annotated[
+    list[str] | None, typer.Option("--executor-set", metavar="KEY=VALUE", help="A setting of the executor.")
+]
 Save = Annotated[Path | None, typer.Option(metavar="DIR", help="Write the edited model as a normal model folder.")]
 
 

@@ -108,11 +108,12 @@ def run(
 
     from editcore._errors import EditcoreError, HParamsError, RunError
     from editcore._lock import LOCK_NAME, locked
+    from editcore._options import read_toml, run_values
     from editcore._run import RunRecord, default_directory, has_begun, is_finished
     from editcore._run import run as run_job
     from editcore.cli._console import TerminalProgress
 
-    values = {**(_read_config(config) if config else {}), **given}
+    values = {**(run_values(read_toml(config)) if config else {}), **given}
     if resume and out is None:
         raise HParamsError("--resume needs --out DIR, the directory of the run.")
     if resume and out is not None and is_finished(out):
@@ -194,28 +195,6 @@ def settings_from(assignments: list[str], base: dict[str, dict[str, Any]], *, ed
         section, dot, name = key.rpartition(".")
         settings.setdefault(section if dot else editor, {})[name] = value
     return settings
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    """Options by name, with the tables of a TOML file as ``settings``."""
-    import tomllib
-
-    from editcore._errors import HParamsError
-
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise HParamsError(f"Cannot read the configuration {path}: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise HParamsError(f"{path} is not a TOML file: {error}.") from error
-    except (RecursionError, ValueError) as error:  # a number or a date that Python does not have
-        what = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise HParamsError(f"{path} is not a configuration: {what}.") from error
-    tables = {name: value for name, value in values.items() if isinstance(value, dict)}
-    options = {name.replace("-", "_"): value for name, value in values.items() if name not in tables}
-    if "plugin" in options:  # as the option is called
-        options.setdefault("plugins", options.pop("plugin"))
-    return options | ({"settings": tables} if tables else {})
 
 
 def show_result(result: RunResult) -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from editcore.cli._lazy import loaded_plugins
-from editcore.cli._options import Device, Dtype, ModelOption
+from editcore.cli._options import Device, Dtype, ExecutorSettings, ModelOption
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from editcore import LanguageModel, Progress
 
 __all__ = ["app"]
 
@@ -26,18 +32,29 @@ def compute(
     seed: Annotated[int, typer.Option(help="Seed of a sampled corpus.")] = 0,
     device: Device = "cpu",
     dtype: Dtype = "float32",
+    executor: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Count in shards on the workers of this executor.")
+    ] = None,
+    executor_settings: ExecutorSettings = None,
 ) -> None:
     """Compute second moments into the cache: all layers in one pass; what is there already is kept."""
     from editcore.cli._console import TerminalProgress, print_table
     from editcore.linalg import Metric
     from editcore.models import LanguageModel
-    from editcore.statistics import StatisticsStore
+    from editcore.statistics import StatisticsStore, second_moments
 
     progress = TerminalProgress()
     loaded = LanguageModel.load(model, device=device, dtype=dtype, plugins=loaded_plugins(ctx), progress=progress)
     for layer in layers:
         loaded.check_layer(layer, setting="stats compute --layer")
-    store = StatisticsStore(loaded, corpus=corpus, tokens=corpus_tokens, seed=seed, progress=progress)
+    store = StatisticsStore(
+        loaded,
+        corpus=corpus,
+        tokens=corpus_tokens,
+        seed=seed,
+        progress=progress,
+        compute=second_moments if executor is None else _sharded(ctx, executor, executor_settings or [], device, dtype),
+    )
     moments = store.moments(sorted(set(layers)))
     print_table(
         ("layer", "mean square", "condition at least", "file"),
@@ -47,6 +64,26 @@ def compute(
         ],
         right=("layer", "mean square", "condition at least"),
     )
+
+
+def _sharded(
+    ctx: typer.Context, executor: str, settings: list[str], device: str, dtype: str
+) -> Callable[..., dict[int, Tensor]]:
+    """The computation of second moments on an executor's workers."""
+    from editcore._hparams import parse_assignment
+    from editcore._run import folder_of
+    from editcore.executors import make_executor
+    from editcore.sharding import ModelSource, sharded_moments
+
+    made = make_executor(loaded_plugins(ctx), executor, dict(map(parse_assignment, settings)))
+
+    def compute(
+        model: LanguageModel, sequences: Tensor, layers: Sequence[int], *, progress: Progress
+    ) -> dict[int, Tensor]:
+        source = ModelSource(name=folder_of(model.name) or model.name, device=device, dtype=dtype)
+        return sharded_moments(source, sequences, layers, made, fingerprint=model.base_fingerprint, progress=progress)
+
+    return compute
 
 
 @app.command("list")

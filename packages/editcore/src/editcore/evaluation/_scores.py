@@ -18,6 +18,7 @@ __all__ = [
     "Metric",
     "PromptScore",
     "Summary",
+    "is_share",
     "summarize",
     "summarize_by_relation",
     "summarize_frame",
@@ -182,6 +183,11 @@ def summarize_frame(frame: pd.DataFrame) -> Summary:
             if metric is not None:
                 metrics[name] = replace(metric, prompts=int(known["prompts"].sum()))
     return Summary(metrics=MappingProxyType(metrics), cases=int(frame["case_id"].nunique()))
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric of that name lies between 0 and 100."""
+    return metric not in _MAGNITUDE.values()
 
 
 def case_metric(case_ids: Sequence[str], values: Sequence[float | None], *, share: bool = True) -> Metric | None:

@@ -1,5 +1,5 @@
 """Helpers for tests, of this repository and of plugins: tiny models made in milliseconds, facts for them, and what
-every editor, its presets and every backend have to pass."""
+every editor, its presets, every backend and every executor have to pass."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from editcore.testing._tiny import (
 )
 
 if TYPE_CHECKING:
-    from editcore.testing._contracts import BackendContract, EditorContract
+    from editcore.testing._contracts import BackendContract, EditorContract, ExecutorContract
 
 __all__ = [
     "TINY_FAMILIES",
     "TINY_MOE_FAMILIES",
     "BackendContract",
     "EditorContract",
+    "ExecutorContract",
     "check_presets",
     "three_facts",
     "tiny_hf_model",
@@ -35,7 +36,7 @@ __all__ = [
 if not TYPE_CHECKING:  # the suites need pytest, tiny models do not
 
     def __getattr__(name):
-        if name not in {"BackendContract", "EditorContract"}:
+        if name not in {"BackendContract", "EditorContract", "ExecutorContract"}:
             raise AttributeError(f"module 'editcore.testing' has no attribute {name!r}")
         import pytest
 

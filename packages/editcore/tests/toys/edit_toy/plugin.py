@@ -1,6 +1,6 @@
 """Announces the toys; imports no torch."""
 
-from editcore import BackendSpec, Capabilities, EditorSpec, ExtensionSpec, hookimpl
+from editcore import BackendSpec, Capabilities, ComponentSpec, EditorSpec, ExecutorSpec, ExtensionSpec, hookimpl
 
 HPARAMS = "edit_toy.hparams:{}HParams"
 
@@ -41,3 +41,15 @@ def editcore_extensions() -> list[ExtensionSpec]:
         ExtensionSpec("dead-extension", "edit_toy.parts:Dead", summary="Cannot be made."),
         ExtensionSpec("miscounting", "edit_toy.parts:Miscounting", summary="Fails when asked for statistics."),
     ]
+
+
+@hookimpl
+def editcore_components() -> list[ComponentSpec]:
+    """A study."""
+    return [ComponentSpec("gates", "edit_toy.studies:gates.toml", kind="study", summary="Two gates.")]
+
+
+@hookimpl
+def editcore_executors() -> list[ExecutorSpec]:
+    """One without workers."""
+    return [ExecutorSpec("inline", "edit_toy.inline:InlineExecutor", summary="One item after the other, right here.")]

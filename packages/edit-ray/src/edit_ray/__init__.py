@@ -1,0 +1,1 @@
+"""Executor ``ray`` of editcore."""

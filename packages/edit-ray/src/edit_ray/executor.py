@@ -1,0 +1,181 @@
+"""The executor ``ray``: an actor per worker, which keeps its model from one trial to the next."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import ray
+from editcore import Outcome, RunError
+from editcore.executors import attempt, lost
+from ray.exceptions import RayActorError, RayError
+
+from edit_ray.hparams import RayHParams
+
+__all__ = ["RayExecutor"]
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_START_FAILURES = 5
+"""Workers in a row that may fail to start before the sweep is given up."""
+
+
+class RayExecutor:
+    """Actors of a Ray cluster. A lost one, with its machine or alone, costs its item another attempt.
+
+    An actor gets its first item when it runs: one that waits for room keeps nothing from the others.
+    """
+
+    def __init__(self, hparams: RayHParams) -> None:
+        self.hparams = hparams
+        self.shares_files = hparams.shared_files
+        self._actors: list[Any] = []
+        self._connected = False
+
+    shares_files = False
+
+    def map(
+        self,
+        make: Callable[[], Callable[[T], R]],
+        items: Sequence[T],
+        *,
+        started: Callable[[int], None] = lambda _index: None,
+        accelerator: bool = False,
+    ) -> Iterator[Outcome[R]]:
+        """See :class:`editcore.Executor`.
+
+        Raises:
+            RunError: the cluster cannot be reached, has no room for one worker, or its workers cannot start.
+        """
+        if not items:
+            return
+        gpus = self.hparams.gpus or (1.0 if accelerator else 0.0)
+        self._connect()
+        waiting = deque(range(len(items)))
+        attempts = [0] * len(items)
+        asked: dict[Any, _Asked] = {}
+        failed_starts = 0
+
+        def start() -> None:
+            actor = self._start(make, gpus)
+            asked[actor.ready.remote()] = _Asked(actor)
+
+        def hand_out(actor: Any) -> None:
+            if waiting:
+                index = waiting.popleft()
+                attempts[index] += 1
+                started(index)
+                asked[actor.attempt.remote(index, items[index])] = _Asked(actor, index)
+
+        try:
+            for _ in range(min(self._room(gpus), len(items))):
+                start()
+            while waiting or any(one.index is not None for one in asked.values()):
+                [reference], _ = ray.wait(list(asked), num_returns=1)
+                one = asked.pop(reference)
+                outcome: Outcome[R] | None = None
+                alive = True
+                try:
+                    outcome = ray.get(reference)
+                    failed_starts = 0
+                except RayActorError as error:
+                    alive = False
+                    self._actors.remove(one.actor)
+                    if one.index is None:
+                        failed_starts += 1
+                        if failed_starts >= _START_FAILURES:
+                            raise RunError(f"Workers cannot start on the cluster: {_reason(error)}") from error
+                    elif attempts[one.index] <= self.hparams.retries:
+                        _log.warning("A worker was lost; item %d is tried again.", one.index)
+                        waiting.appendleft(one.index)
+                    else:
+                        outcome = lost(one.index, attempts[one.index], _reason(error))
+                    if waiting:
+                        start()
+                if outcome is not None and one.index is not None:
+                    yield replace(outcome, attempts=attempts[one.index])
+                if alive:
+                    hand_out(one.actor)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """End the workers, and the cluster if it was started here."""
+        if not ray.is_initialized():
+            self._actors = []
+            return
+        for actor in self._actors:
+            ray.kill(actor)
+        self._actors = []
+        if self._connected:
+            ray.shutdown()
+            self._connected = False
+
+    def _connect(self) -> None:
+        if ray.is_initialized():  # by whoever uses the executor from Python
+            return
+        try:
+            ray.init(address=self.hparams.address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+            asked = self.hparams.address or "a new cluster on this machine"
+            raise RunError(f"The Ray cluster '{asked}' cannot be reached: {_reason(error)}") from error
+        self._connected = True
+
+    def _room(self, gpus: float) -> int:
+        """Workers at a time.
+
+        Raises:
+            RunError: not one fits.
+        """
+        has = ray.cluster_resources()
+        needs = {"CPU": float(self.hparams.cpus), "GPU": gpus, "memory": 1e9 * (self.hparams.memory_gb or 0.0)}
+        fits = min(int(has.get(name, 0.0) / amount) for name, amount in needs.items() if amount)
+        if not fits:
+            wants = ", ".join(f"{amount:g} {name}" for name, amount in needs.items() if amount)
+            found = ", ".join(f"{has.get(name, 0.0):g} {name}" for name, amount in needs.items() if amount)
+            raise RunError(f"A worker needs {wants}, and the whole cluster has {found}. Set cpus, gpus and memory_gb.")
+        return self.hparams.workers or fits
+
+    def _start(self, make: Callable[[], Callable[[T], R]], gpus: float) -> Any:
+        memory = None if self.hparams.memory_gb is None else int(1e9 * self.hparams.memory_gb)
+        # With num_cpus given, Ray sets OMP_NUM_THREADS to it in the worker, unless it is set there.
+        actor = ray.remote(num_cpus=self.hparams.cpus, num_gpus=gpus, memory=memory, max_restarts=0)(_Actor)
+        self._actors.append(actor.remote(make))
+        return self._actors[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    actor: Any
+    index: int | None = None
+    """``None`` while it starts."""
+
+
+class _Actor:
+    """A worker."""
+
+    def __init__(self, make: Callable[[], Callable[[Any], Any]]) -> None:
+        self._make = make
+        self._function: Callable[[Any], Any] | None = None
+
+    def ready(self) -> None:
+        """Answers when the worker runs."""
+
+    def attempt(self, index: int, item: Any) -> Outcome[Any]:
+        return attempt(self._work, index, item)
+
+    def _work(self, item: Any) -> Any:
+        self._function = self._function or self._make()
+        return self._function(item)
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what Ray says."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
