@@ -99,6 +99,24 @@ def test_the_name_of_a_backend_selects_it(run_toy: Call, tmp_path: Path, asked: 
     torch.testing.assert_close(model.weight(name).double(), base.weight(name).double() + change, rtol=0, atol=5e-7)
 
 
+def test_an_evaluator_of_a_package_measures_the_run(run_toy: Call, tmp_path: Path) -> None:
+    done = run_toy("--evaluator", "rewrites", "--edits", 4, "--eval-every", 2)
+    assert done.code == 0, done.err
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    for phase in ("before", "after"):
+        assert summary[phase]["ES"] == 100
+        assert summary[phase].get("NS") is None
+    assert [one["ES"] for one in summary["checkpoints"]] == [100, 100]
+    assert summary["checkpoints"][0]["NS"] is None
+
+
+def test_an_evaluator_that_is_not_installed_stops_before_anything_is_written(run_toy: Call, tmp_path: Path) -> None:
+    done = run_toy("--evaluator", "rewrite")
+    assert done.code == 2
+    assert "Did you mean 'rewrites'?" in done.err
+    assert not (tmp_path / "out").exists()
+
+
 def test_two_backends_are_one_too_many(run_toy: Call, tmp_path: Path) -> None:
     done = run_toy("--plugin", "raw", "--plugin", "half")
     assert (done.code, done.err) == (2, "Error: --plugin names the backends raw and half; a run has one backend.\n")

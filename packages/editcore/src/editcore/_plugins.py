@@ -225,8 +225,8 @@ class Plugins:
         return components[name]
 
     def distributions_of(self, names: Collection[str]) -> set[str]:
-        """The packages that offer an editor, backend, extension or data set of these names, or a component for one."""
-        kinds: tuple[_Kind[Any], ...] = (_EDITOR, _BACKEND, _EXTENSION, _DATASET)
+        """The packages that offer what a run may name (an editor, an evaluator) by these names, or parts for it."""
+        kinds: tuple[_Kind[Any], ...] = (_EDITOR, _BACKEND, _EXTENSION, _EVALUATOR, _DATASET)
         offering = [(plugin, spec.name) for kind in kinds for plugin, spec in self._offers(kind)]
         parts = [(plugin, spec.kind.partition(".")[0]) for plugin, spec in self._offers(_COMPONENT)]
         return {plugin.distribution for plugin, name in [*offering, *parts] if name in names}

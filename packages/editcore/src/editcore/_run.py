@@ -99,6 +99,8 @@ class RunConfig(BaseModel):
     """Tokens counted; left out, ten times the width of the projection's input."""
     chat_template: bool = False
     """Whether the model's chat template stands around every prompt, of edits and of measurements."""
+    evaluator: str = "counterfact"
+    """What measures the model: before, at checkpoints and at the end."""
     eval_every: Annotated[int, Field(ge=1)] | None = None
     """Facts between two checkpoints, at which the edits made so far are measured again; left out, only the end is."""
     eval_sample: Annotated[int, Field(ge=1)] | None = None
@@ -326,6 +328,7 @@ def make_session(
         device=config.device,
         dtype=config.dtype,
         chat_template=config.chat_template,
+        evaluator=config.evaluator,
         directory=directory,
         registry=plugins,
         progress=progress,
@@ -362,7 +365,8 @@ def _before(
         "prompt_form": asdict(model.prompt_form),
         "records": [record.model_dump(mode="json") for record in records],
         "text": None if config.eval_every is None else [text, config.seed],
-        "code": code_versions(session.plugins, ()),
+        "evaluator": config.evaluator,
+        "code": code_versions(session.plugins, (config.evaluator,)),
     }
     before, foreign = Before.shared(shared, identity, measure)
     if foreign:

@@ -109,6 +109,7 @@ class EditSession:
         context: EditContext,
         lifecycle: Lifecycle,
         plugins: Plugins,
+        evaluator: Evaluator,
     ) -> None:
         self.model = model
         self.ledger = ledger
@@ -117,6 +118,7 @@ class EditSession:
         self.settings = parts.settings
         self._editor, self._editor_spec, self._backend = parts.editor, parts.editor_spec, parts.backend
         self._backend_name = parts.backend_name
+        self._evaluator = evaluator
         self._lifecycle = lifecycle
         self.extensions = parts.extensions
         self.next_batch = ledger.batches[-1].batch + 1 if ledger.batches else 0
@@ -143,6 +145,7 @@ class EditSession:
         device: str = "cpu",
         dtype: str = "float32",
         chat_template: bool = False,
+        evaluator: str = "counterfact",
         directory: Path | None = None,
         registry: Plugins | None = None,
         progress: Progress = silent,
@@ -157,12 +160,14 @@ class EditSession:
             settings: hyperparameters by the name of the editor, backend or extension: ``{"emmet": {"layers": [3]}}``.
             corpus: text behind the second moments; see :func:`editcore.corpora.open_corpus`.
             chat_template: put the model's chat template around every prompt, of edits and of measurements.
+            evaluator: what :meth:`evaluate` measures by.
             directory: where the ledger is kept; left out, it is kept in memory. Batches that are there are applied.
 
         Raises:
             EditcoreError: a name is unknown, a setting is wrong, the model cannot be loaded.
         """
         registry = registry or Plugins.load()
+        measure = registry.evaluator(evaluator)
         parts = _resolve(registry, model, editor, plugins, backend, preset, settings or {}, seed, progress)
         if isinstance(model, str):
             model = LanguageModel.load(
@@ -179,6 +184,7 @@ class EditSession:
             context=EditContext(statistics=store, seed=seed, progress=progress),
             lifecycle=lifecycle(parts.extensions),
             plugins=registry,
+            evaluator=_make("evaluator", measure),
         )
 
     def edit(
@@ -398,18 +404,11 @@ class EditSession:
         """The facts that are active, oldest first; a fact edited again counts where it was edited last."""
         return self.ledger.facts()
 
-    def evaluate(
-        self, records: Sequence[FactRecord], *, phase: str = "after", evaluator: str = "counterfact"
-    ) -> tuple[list[PromptScore], Summary]:
-        """Measure the model as it is now on ``records``: every score, and their summary.
-
-        Raises:
-            UnknownNameError: there is no such evaluator.
-        """
+    def evaluate(self, records: Sequence[FactRecord], *, phase: str = "after") -> tuple[list[PromptScore], Summary]:
+        """Measure the model as it is now on ``records``: every score, and their summary."""
         from editcore.evaluation import summarize
 
-        made: Evaluator = _make("evaluator", self.plugins.evaluator(evaluator))
-        scores = made.evaluate(self.model, records, progress=self.context.progress)
+        scores = self._evaluator.evaluate(self.model, records, progress=self.context.progress)
         summary = summarize(scores)
         self.tell_measured(summary, phase=phase)
         return scores, summary

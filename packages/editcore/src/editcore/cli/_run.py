@@ -56,6 +56,9 @@ def run(
     corpus_tokens: Annotated[
         int | None, typer.Option(help="Tokens of it. [default: ten times the projection's input width]")
     ] = None,
+    evaluator: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What measures the model. [default: counterfact]")
+    ] = None,
     eval_every: Annotated[
         int | None,
         typer.Option(
@@ -100,7 +103,7 @@ def run(
         "editor": editor, "backend": backend, "model": model, "dataset": dataset, "edits": edits,
         "batch_size": batch_size, "seed": seed, "device": device, "dtype": dtype, "preset": preset,
         "chat_template": chat_template, "corpus": corpus, "corpus_tokens": corpus_tokens,
-        "eval_every": eval_every, "eval_sample": eval_sample, "eval_text": eval_text,
+        "evaluator": evaluator, "eval_every": eval_every, "eval_sample": eval_sample, "eval_text": eval_text,
         "plugins": tuple(plugin) if plugin else None,
     }  # fmt: skip
     given = {name: value for name, value in options.items() if value is not None}

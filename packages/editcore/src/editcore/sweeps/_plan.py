@@ -246,7 +246,7 @@ class _Planner:
         return self._facts[wanted]
 
     def _code(self, config: RunConfig) -> Mapping[str, str]:
-        names = frozenset({config.editor, config.backend, config.dataset, *config.plugins})
+        names = frozenset({config.editor, config.backend, config.evaluator, config.dataset, *config.plugins})
         if names not in self._versions:
             self._versions[names] = code_versions(self._plugins, names)
         return self._versions[names]

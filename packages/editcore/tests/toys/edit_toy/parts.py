@@ -20,14 +20,18 @@ from editcore import (
     EditContext,
     ExtensionContext,
     FactoredDelta,
+    FactRecord,
     LanguageModel,
     NumericalError,
+    Progress,
     Proposal,
     Rejection,
     Verdict,
     hookimpl,
 )
 from editcore._backends import RawBackend
+from editcore._progress import silent
+from editcore.evaluation import CounterFactEvaluator, PromptScore
 from editcore.linalg import solve_update
 from editcore.locate_then_edit import prepare, propose
 
@@ -182,3 +186,14 @@ class Miscounting:
 
     def statistics(self) -> dict[str, Any]:
         return {"tensor": torch.zeros(1)}
+
+
+class Rewrites:
+    """Asks the edited prompts only, and says that the new object has won."""
+
+    def evaluate(
+        self, model: LanguageModel, records: Sequence[FactRecord], *, progress: Progress = silent
+    ) -> list[PromptScore]:
+        asked = [record.model_copy(update={"paraphrase_prompts": (), "neighborhood_prompts": ()}) for record in records]
+        found = CounterFactEvaluator().evaluate(model, asked, progress=progress)
+        return [replace(score, success=True) for score in found]

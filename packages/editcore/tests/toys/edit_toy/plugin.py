@@ -1,6 +1,15 @@
 """Announces the toys; imports no torch."""
 
-from editcore import BackendSpec, Capabilities, ComponentSpec, EditorSpec, ExecutorSpec, ExtensionSpec, hookimpl
+from editcore import (
+    BackendSpec,
+    Capabilities,
+    ComponentSpec,
+    EditorSpec,
+    EvaluatorSpec,
+    ExecutorSpec,
+    ExtensionSpec,
+    hookimpl,
+)
 
 HPARAMS = "edit_toy.hparams:{}HParams"
 
@@ -41,6 +50,12 @@ def editcore_extensions() -> list[ExtensionSpec]:
         ExtensionSpec("dead-extension", "edit_toy.parts:Dead", summary="Cannot be made."),
         ExtensionSpec("miscounting", "edit_toy.parts:Miscounting", summary="Fails when asked for statistics."),
     ]
+
+
+@hookimpl
+def editcore_evaluators() -> list[EvaluatorSpec]:
+    """One that looks at less."""
+    return [EvaluatorSpec("rewrites", "edit_toy.parts:Rewrites", summary="The edited prompts alone.")]
 
 
 @hookimpl
