@@ -36,7 +36,7 @@ _UNFIT = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeErro
 KeysValues = tuple[tuple[Tensor, Tensor], ...]
 """Per block: keys and values, ``[rows, heads, tokens, width]``."""
 
-_PASS_TOKENS = {"cpu": 100}
+_PASS_TOKENS = {"cpu": 70}
 """What a forward pass costs beside its tokens, in tokens, by device type: matrix products of few rows are slower per
 row. On two cores products of 64 rows run at 0.65 of the rate of 512."""
 _PASS_TOKENS_ELSEWHERE = 2048
