@@ -70,13 +70,14 @@ class HeldOutText(TextInfo):
     ids: tuple[int, ...]
 
     @classmethod
-    def measured(cls, session: EditSession, name: str | None, seed: int) -> HeldOutText:
+    def measured(cls, session: EditSession, name: str | None, seed: int, *, tokens: int = TEXT_TOKENS) -> HeldOutText:
         """The text of that name and what the model, unedited now, makes of it.
 
         Args:
             name: as :func:`editcore.corpora.open_corpus` knows it; ``None`` is text of the model itself, with another
                 seed than the second moments have.
             seed: the run's.
+            tokens: how many of the text, from its start.
 
         Raises:
             StatisticsError: it cannot be read or is shorter than a window.
@@ -87,7 +88,7 @@ class HeldOutText(TextInfo):
 
         corpus, model = open_corpus(name or "self", seed=seed + SEED_OFFSET), session.model
         progress = session.context.progress
-        rows = [tuple(row) for row in corpus.sequences(model, TEXT_TOKENS, TEXT_WINDOW, progress=progress).tolist()]
+        rows = [tuple(row) for row in corpus.sequences(model, tokens, TEXT_WINDOW, progress=progress).tolist()]
         opening = opening_ids(model)
         ids = tuple(token for row in rows for token in row[len(opening) * (row[: len(opening)] == opening) :])
         value = perplexity(model, ids, window=TEXT_WINDOW, progress=progress)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from editcore._backends import open_backend, rebuild
-from editcore._checkpoints import CHECKPOINTS, Checkpoints, HeldOutText
+from editcore._checkpoints import CHECKPOINTS, TEXT_TOKENS, TEXT_WINDOW, Checkpoints, HeldOutText
 from editcore._errors import HParamsError, RunError, UnknownNameError
 from editcore._files import json_text, remove_leftovers, replacing, write_text
 from editcore._ledger import DELTAS_NAME, LEDGER_NAME, Ledger
@@ -108,6 +108,8 @@ class RunConfig(BaseModel):
     eval_text: str | None = None
     """Text for the perplexity at checkpoints: docs, hf:NAME or a file; left out, text that the unedited model writes,
     with another seed than the second moments have."""
+    eval_text_tokens: Annotated[int, Field(ge=TEXT_WINDOW)] = TEXT_TOKENS
+    """Tokens of it, from its start."""
     settings: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)
     """Hyperparameters by the name of the editor, backend or extension."""
 
@@ -142,8 +144,9 @@ class RunConfig(BaseModel):
             raise HParamsError(f"The run's configuration is wrong. {first_problem(error)}.") from error
         if len(set(config.plugins)) < len(config.plugins):
             raise HParamsError(f"A plugin is named twice: --plugin {' --plugin '.join(config.plugins)}.")
-        for name in ("eval_sample", "eval_text"):
-            if config.eval_every is None and (value := getattr(config, name)) is not None:
+        for name in ("eval_sample", "eval_text", "eval_text_tokens"):
+            value = getattr(config, name)
+            if config.eval_every is None and value != cls.model_fields[name].default:
                 raise HParamsError(
                     f"--{name.replace('_', '-')} {value} is for checkpoints, and there are none without --eval-every N."
                 )
@@ -364,7 +367,7 @@ def _before(
         "device": model.device.type,
         "prompt_form": asdict(model.prompt_form),
         "records": [record.model_dump(mode="json") for record in records],
-        "text": None if config.eval_every is None else [text, config.seed],
+        "text": None if config.eval_every is None else [text, config.eval_text_tokens, config.seed],
         "evaluator": config.evaluator,
         "code": code_versions(session.plugins, (config.evaluator,)),
     }
@@ -383,7 +386,11 @@ def _measure_base(
     session: EditSession, records: Sequence[FactRecord], prompts: Sequence[str], config: RunConfig
 ) -> Before:
     # The text first: one that is too short should cost no measurement.
-    text = None if config.eval_every is None else HeldOutText.measured(session, config.eval_text, config.seed)
+    text = (
+        None
+        if config.eval_every is None
+        else HeldOutText.measured(session, config.eval_text, config.seed, tokens=config.eval_text_tokens)
+    )
     return _measure(session, records, prompts, phase="before").model_copy(update={"text": text})
 
 

@@ -75,6 +75,9 @@ def run(
             help="Text for the perplexity measured then: docs, hf:NAME or a file. [default: text of the model itself]",
         ),
     ] = None,
+    eval_text_tokens: Annotated[
+        int | None, typer.Option(metavar="N", help="Tokens of it, from its start. [default: 2048]")
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A TOML file with these options and a table per plugin.")
     ] = None,
@@ -104,6 +107,7 @@ def run(
         "batch_size": batch_size, "seed": seed, "device": device, "dtype": dtype, "preset": preset,
         "chat_template": chat_template, "corpus": corpus, "corpus_tokens": corpus_tokens,
         "evaluator": evaluator, "eval_every": eval_every, "eval_sample": eval_sample, "eval_text": eval_text,
+        "eval_text_tokens": eval_text_tokens,
         "plugins": tuple(plugin) if plugin else None,
     }  # fmt: skip
     given = {name: value for name, value in options.items() if value is not None}
