@@ -447,7 +447,7 @@ def _bar_end(axes: Any, place: float, one: Estimate) -> None:
         reach = [[max(0.0, end - one.low)], [max(0.0, one.high - end)]]
         axes.errorbar(end, place, xerr=reach, color=INK, linewidth=1, capsize=2)
         end = max(end, one.high)
-    text = "n/a" if math.isnan(one.mean) else f"{one.mean:.0f}" if abs(one.mean) >= 10 else f"{one.mean:.2g}"
+    text = "n/a" if math.isnan(one.mean) else f"{one.mean:.1f}" if abs(one.mean) >= 10 else f"{one.mean:.2g}"
     axes.annotate(
         text, (end, place), xytext=(3, 0), textcoords="offset points", va="center", fontsize=7, color=INK
     )  # fmt: skip
@@ -519,6 +519,8 @@ def _head(figure: Figure, axes: Any, title: str, *, columns: int = 3) -> None:
 
 
 def _legend(axes: Any, *, columns: int) -> None:
+    if not axes.get_legend_handles_labels()[0]:
+        return
     axes.legend(
         fontsize=8, frameon=False, ncols=columns, loc="lower left", bbox_to_anchor=(-0.01, 1.0), borderaxespad=0.2,
         handlelength=1.2, handletextpad=0.5, columnspacing=1.2, labelcolor=INK,

@@ -15,7 +15,8 @@ from editcore.report._document import Document
 from editcore.report._html import page
 from editcore.report._markdown import summary
 from editcore.report._of_run import run_report
-from editcore.report._of_sweep import PLAN_NAME, sweep_report
+from editcore.report._of_sweep import sweep_report
+from editcore.sweeps import PLAN_NAME
 
 __all__ = ["PAGE_NAME", "REPORT_NAME", "Report", "make_report"]
 

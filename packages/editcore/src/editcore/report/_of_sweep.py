@@ -30,16 +30,13 @@ from editcore.report._document import (
     one_line,
 )
 from editcore.report._of_run import saved_pictures
+from editcore.sweeps import PLAN_NAME, STATE_NAME, SWEEP_NAME, trial_directory
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["PLAN_NAME", "sweep_report"]
+__all__ = ["sweep_report"]
 
-PLAN_NAME = "plan.json"
-STATE_NAME = "sweep.json"
-FILE_NAME = "sweep.toml"
-TRIALS_NAME = "trials"
 _METRICS: Mapping[str, str] = {
     "ES": "ES (%)",
     "PS": "PS (%)",
@@ -279,7 +276,7 @@ def _trials(sweep: _Sweep, link_to: Link) -> Table:
 
 
 def _link(sweep: _Sweep, key: str, link_to: Link) -> Cell:
-    trial = sweep.directory / TRIALS_NAME / key
+    trial = trial_directory(sweep.directory, key)
     own = trial / "report" / "index.html"
     target = own if is_finished(trial) and own.exists() else trial
     return Cell(key[:8], link=link_to(target) if trial.exists() else "")
@@ -289,7 +286,7 @@ def _reproduce(sweep: _Sweep) -> Iterator[Block]:
     if sweep.state.command:
         yield Paragraph("The sweep was started with:")
         yield Code(sweep.state.command)
-    file = sweep.directory / FILE_NAME
+    file = sweep.directory / SWEEP_NAME
     if file.exists():
         yield Paragraph("Its file:")
         yield Code(file.read_text(encoding="utf-8", errors="replace").rstrip())

@@ -10,9 +10,10 @@
 from __future__ import annotations
 
 from editcore.sweeps._file import STUDY, Arm, FigureSpec, Sweep, SweepFile, load_study, load_sweep
-from editcore.sweeps._plan import PLAN_NAME, Plan, Point, Trial, make_plan
+from editcore.sweeps._plan import PLAN_NAME, SWEEP_NAME, Plan, Point, Trial, make_plan
 from editcore.sweeps._run import (
     FAILURES_NAME,
+    STATE_NAME,
     Failure,
     State,
     SweepResult,
@@ -26,7 +27,9 @@ from editcore.sweeps._run import (
 __all__ = [
     "FAILURES_NAME",
     "PLAN_NAME",
+    "STATE_NAME",
     "STUDY",
+    "SWEEP_NAME",
     "Arm",
     "Failure",
     "FigureSpec",

@@ -22,6 +22,7 @@ from editcore.sweeps._trial import Task, TrialRunner
 
 __all__ = [
     "FAILURES_NAME",
+    "STATE_NAME",
     "Failure",
     "State",
     "SweepResult",
