@@ -148,8 +148,8 @@ def _has_preset(model: LanguageModel) -> bool:
 
 
 def _session(model: LanguageModel, settings: Mapping[str, Any], options: argparse.Namespace) -> EditSession:
-    if not _has_preset(model):  # a model of an unknown shape: a quarter of the way up
-        settings = {"layers": [model.layout.num_layers // 4], **settings}
+    if not _has_preset(model):  # a model of an unknown shape: two layers, a quarter of the way up
+        settings = {"layers": [model.layout.num_layers // 4, model.layout.num_layers // 4 + 1], **settings}
     return EditSession.open(model, editor=EDITOR, settings={EDITOR: settings})
 
 
@@ -169,11 +169,12 @@ def _ours(
         for stage, seconds in stages.items():
             mode.seconds[stage] = mode.seconds.get(stage, 0.0) + seconds / len(records)
         mode.mean_steps += sum(evidence.steps for evidence in batch.proposal.evidence) / len(records)
-        (delta,) = batch.proposal.deltas.values()
+        layers = len(batch.proposal.deltas)
+        first, delta = next(iter(batch.proposal.deltas.items()))
         for request in batch.batch.requests:
-            # λ = 0: the change of the fact's own key is δ.
-            (key,) = batch.proposal.known[request.id].keys.values()
-            mode.deltas.append(delta.left.cpu() @ (delta.right.cpu() @ key))
+            # λ = 0: at the first layer, the change of the fact's own key is its share of δ.
+            key = batch.proposal.known[request.id].keys[first]
+            mode.deltas.append(layers * (delta.left.cpu() @ (delta.right.cpu() @ key)))
     mode.peak_memory_mb = peak_memory_bytes(model.device) / 2**20
     if not options.no_scores:
         mode.scores = dict(session.evaluate(records)[1].percentages())
@@ -189,11 +190,10 @@ def _plain(model: LanguageModel, records: Sequence[FactRecord], *, options: argp
         model,
         hparams,
         templates=session.provenance["context_templates"],
-        moment=session.context.statistics.moments(hparams.layers)[hparams.layers[0]],
+        moments=session.context.statistics.moments(hparams.layers),
         ridge=hparams.emmet_lambda,
     )
-    name = model.layout.weight_name(hparams.layers[0])
-    base = model.weight(name).detach().clone()
+    base = {name: model.weight(name).detach().clone() for name in map(model.layout.weight_name, hparams.layers)}
     mode = Mode(name="plain", edits=len(records), mean_steps=hparams.v_num_grad_steps - 1)
     size = options.batch_size or len(records)
     requests: list[EditRequest] = [record.request for record in records]
@@ -206,7 +206,8 @@ def _plain(model: LanguageModel, records: Sequence[FactRecord], *, options: argp
     if not options.no_scores:
         mode.scores = dict(session.evaluate(records)[1].percentages())
     with torch.no_grad():
-        model.weight(name).copy_(base)
+        for name, weight in base.items():
+            model.weight(name).copy_(weight)
     session.close()
     return mode
 

@@ -10,7 +10,7 @@ Shapes: ``rows`` contexts and the essence prompt of one fact, ``seq`` their padd
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -33,7 +33,7 @@ class PlainBatch:
 
 
 class PlainLoop:
-    """Edits one layer of a model in place, batch after batch, by EMMET's closed form."""
+    """Edits a model in place, batch after batch, by EMMET's closed form, spread over layers as MEMIT spreads it."""
 
     def __init__(
         self,
@@ -41,13 +41,13 @@ class PlainLoop:
         hparams: LocateThenEditHParams,
         *,
         templates: Sequence[str],
-        moment: Tensor,
+        moments: Mapping[int, Tensor],
         ridge: float,
     ) -> None:
         self.model, self.hparams, self.templates, self.ridge = model, hparams, templates, ridge
-        (self.layer,) = hparams.layers
-        self.projection = model.projection(self.layer)
-        self.inverse = torch.linalg.inv(moment.double())  # as the reference code has it, [d_in, d_in]
+        self.last = hparams.layers[-1]
+        # As the reference code has it, [d_in, d_in].
+        self.inverses = {layer: torch.linalg.inv(moments[layer].double()) for layer in hparams.layers}
 
     def edit(self, requests: Sequence[EditRequest]) -> PlainBatch:
         """Optimise, solve and write one batch."""
@@ -55,22 +55,31 @@ class PlainLoop:
         for request in requests:
             batch.deltas.append(self.optimise(request))
         batch.seconds["targets"] = time.perf_counter() - start
-        start = time.perf_counter()
-        keys = torch.stack([self.key(request) for request in requests])  # [n, d_in]
-        batch.seconds["keys"] = time.perf_counter() - start
-        start = time.perf_counter()
-        residuals = torch.stack(batch.deltas).double()  # [n, d_out]
-        system = keys @ self.inverse @ keys.T + self.ridge * torch.eye(len(keys), dtype=torch.float64)
-        change = residuals.T @ torch.linalg.inv(system) @ keys @ self.inverse  # [d_out, d_in]
-        name = self.model.layout.weight_name(self.layer)
+        batch.seconds |= {"keys": 0.0, "solve": 0.0}
+        began: Tensor | None = None
+        for index, layer in enumerate(self.hparams.layers):
+            start = time.perf_counter()
+            keys = torch.stack([self.key(request, layer) for request in requests])  # [n, d_in]
+            streams = torch.stack([self.stream(request) for request in requests])  # [n, d_out]
+            batch.seconds["keys"] += time.perf_counter() - start
+            start = time.perf_counter()
+            began = streams if began is None else began
+            # What is left of δ, in equal shares for the layers that are left.
+            left = torch.stack(batch.deltas).double() - (streams - began)
+            self._write(layer, keys, left / (len(self.hparams.layers) - index))
+            batch.seconds["solve"] += time.perf_counter() - start
+        return batch
+
+    def _write(self, layer: int, keys: Tensor, residuals: Tensor) -> None:
+        inverse, name = self.inverses[layer], self.model.layout.weight_name(layer)
+        system = keys @ inverse @ keys.T + self.ridge * torch.eye(len(keys), dtype=torch.float64)
+        change = residuals.T @ torch.linalg.inv(system) @ keys @ inverse  # [d_out, d_in]
         with torch.no_grad():
             weight = self.model.weight(name)
             weight.copy_(self.model.as_out_in(name, self.model.as_out_in(name, weight).double() + change).to(weight))
-        batch.seconds["solve"] = time.perf_counter() - start
-        return batch
 
-    def _forward(self, rows: Sequence[TokenRow], delta: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Log probabilities ``[rows, seq, vocab]``, and input and output of the projection at each lookup token."""
+    def _forward(self, rows: Sequence[TokenRow], layer: int, delta: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Log probabilities ``[rows, seq, vocab]``, and input and output of a projection at each lookup token."""
         ids = torch.full((len(rows), max(len(row.ids) for row in rows)), self.model.pad_id)
         mask = torch.zeros_like(ids)
         for index, row in enumerate(rows):
@@ -88,7 +97,7 @@ class PlainLoop:
             change[each, lookup] = 1.0
             return (shaped + change * delta).reshape(output.shape)
 
-        handle = self.projection.register_forward_hook(hook)
+        handle = self.model.projection(layer).register_forward_hook(hook)
         try:
             logits = self.model.hf(input_ids=ids, attention_mask=mask, use_cache=False).logits
         finally:
@@ -102,12 +111,12 @@ class PlainLoop:
         essence = lookup_row(self.model, request.model_copy(update={"prompt": "{} is a"}))
         position = essence.lookup if h.kl_position == "lookup" else len(essence.ids) - 1
         with torch.no_grad():
-            before, _, outputs = self._forward([*rows, essence], None)
+            before, _, outputs = self._forward([*rows, essence], self.last, None)
         before, base = before[-1, position], outputs[0]
         delta = torch.zeros_like(base, requires_grad=True)
         optimiser = torch.optim.Adam([delta], lr=h.v_lr)
         for _ in range(h.v_num_grad_steps - 1):  # as in the reference code, the last evaluation takes no step
-            predicted, _, _ = self._forward([*rows, essence], delta)
+            predicted, _, _ = self._forward([*rows, essence], self.last, delta)
             loss = torch.zeros(())
             for index, row in enumerate(rows):
                 for offset, token in enumerate(row.targets):
@@ -126,13 +135,22 @@ class PlainLoop:
                     delta.mul_(limit / delta.norm())
         return delta.detach()
 
-    def key(self, request: EditRequest) -> Tensor:
+    def key(self, request: EditRequest, layer: int) -> Tensor:
         """Mean key over the contexts, the bare prompt ½ and the others ½ together, ``[d_in]`` float64."""
         keys = []
         with torch.no_grad():
             for template in self.templates:
                 row = lookup_row(self.model, request, template=template)
-                keys.append(self._forward([row], None)[1][0].double())
+                keys.append(self._forward([row], layer, None)[1][0].double())
         if len(keys) == 1:
             return keys[0]
         return 0.5 * keys[0] + 0.5 * torch.stack(keys[1:]).mean(0)
+
+    def stream(self, request: EditRequest) -> Tensor:
+        """Output of the last edited block at the bare prompt's lookup token, ``[d_out]`` float64."""
+        row = lookup_row(self.model, request)
+        with torch.no_grad():
+            hidden = self.model.hf(
+                input_ids=torch.tensor([row.ids]), output_hidden_states=True, use_cache=False
+            ).hidden_states
+        return hidden[self.last + 1][0, row.lookup].double()  # type: ignore[no-any-return]

@@ -1,0 +1,68 @@
+"""The benchmark's plain loop, which editcore's speed and answers are held against, and the figures it writes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from editcore import EditSession
+from editcore.testing import tiny_model, tiny_requests
+
+TOOLS = Path(__file__).resolve().parent.parent / "tools"
+
+
+@pytest.fixture(autouse=True)
+def _tools(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(TOOLS))
+    monkeypatch.setenv("EDITCORE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("layers", [(1,), (0, 1)])
+def test_the_plain_loop_writes_what_emmet_writes(layers: tuple[int, ...], tiny_corpus: Path) -> None:
+    from bench_oracle import PlainLoop
+
+    settings = {
+        "layers": layers, "v_num_grad_steps": 6, "v_stop_loss": 0.0, "v_lr": 0.1,
+        "context_templates": ("{}", "I said so. {}", "The old story. {}"),
+    }  # fmt: skip
+    model = tiny_model("llama")
+    names = [model.layout.weight_name(layer) for layer in layers]
+    base = {name: model.weight(name).detach().clone() for name in names}
+    requests = tiny_requests(4)
+    session = EditSession.open(
+        model, editor="emmet", settings={"emmet": settings}, corpus=str(tiny_corpus), corpus_tokens=1024
+    )
+    moments = session.context.statistics.moments(layers)
+    session.edit(requests)
+    ours = {name: model.weight(name).detach() - base[name] for name in names}
+    session.close()
+    for name in names:
+        model.weight(name).data.copy_(base[name])
+    loop = PlainLoop(
+        model, session.settings["emmet"], templates=settings["context_templates"], moments=moments, ridge=0.0
+    )
+    batch = loop.edit(requests)
+    assert set(batch.seconds) == {"targets", "keys", "solve"}
+    for name in names:
+        plain = model.weight(name).detach() - base[name]
+        assert plain.norm() > 0.01
+        assert (plain - ours[name]).norm() <= 2e-3 * plain.norm()
+
+
+def test_its_figures(tiny_folder: Path, tiny_facts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import bench
+
+    file = tmp_path / "bench.json"
+    options = ["--model", tiny_folder, "--dataset", tiny_facts, "--edits", 3, "--plain-edits", 2, "--json", file]
+    monkeypatch.setattr(sys, "argv", ["bench.py", *map(str, options), "--ladder", "--curve", "1", "3"])
+    bench.main()
+    found = json.loads(file.read_text())
+    assert [mode["name"] for mode in found["modes"]] == ["plain", "exact", "default"]
+    assert [mode["edits"] for mode in found["modes"]] == [2, 3, 3]
+    assert found["min_cosine"] >= 0.9999
+    plain, exact, _ = (mode["seconds_per_fact"] for mode in found["modes"])
+    assert found["ratio_exact"] == pytest.approx(plain / exact)
+    assert [row["edits"] for row in found["curve"]] == [1, 3]
+    assert file.with_suffix(".png").stat().st_size > 1000
