@@ -52,12 +52,14 @@ def oracle(model: LanguageModel, request: EditRequest, layer: int, h: LocateThen
         value = log_probs(bare.ids, bare.lookup, torch.zeros_like(delta))[1]
     for step in range(h.v_num_grad_steps):
         losses = []
-        for template in TEMPLATES:
+        turn = h.v_contexts_per_step or len(TEMPLATES) - 1
+        others = [TEMPLATES[1 + (step * turn + place) % (len(TEMPLATES) - 1)] for place in range(turn)]
+        for template in ("{}", *others):
             row = continuation_row(model, request, template=template)
             predicted, _ = log_probs(row.ids, row.lookup, delta)
             nll = [-predicted[row.target_start - 1 + t, token] for t, token in enumerate(row.targets)]
             losses.append(sum(nll) / len(nll))
-        loss = sum(losses) / len(losses)
+        loss = (losses[0] + sum(losses[1:]) * (len(TEMPLATES) - 1) / turn) / len(TEMPLATES)
         after = log_probs(essence.ids, essence.lookup, delta)[0][reading]
         loss = loss + h.kl_factor * (after.exp() * (after - before)).sum()
         if delta.norm() > 0:
@@ -89,7 +91,13 @@ def test_delta_equals_the_plain_loop(family: str, shortcut: bool) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"kl_position": "lookup"}, {"v_beta1": 0.5}, {"kl_factor": 0.0}, {"v_weight_decay": 50.0}],
+    [
+        {"kl_position": "lookup"},
+        {"v_beta1": 0.5},
+        {"kl_factor": 0.0},
+        {"v_weight_decay": 50.0},
+        {"v_contexts_per_step": 1},
+    ],
     ids=lambda changes: next(iter(changes)),
 )
 def test_settings_of_the_loss_and_of_adam_are_the_plain_loops(changes: dict[str, object]) -> None:
@@ -155,10 +163,12 @@ def test_fits_notices_a_wrong_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not fits(model, by_context(model), 1)
 
 
-def test_facts_do_not_depend_on_their_neighbours() -> None:
+@pytest.mark.parametrize("turn", [None, 1])
+def test_facts_do_not_depend_on_their_neighbours(turn: int | None) -> None:
     model, requests = tiny_model("llama"), tiny_requests(5)
-    together = optimise_targets(model, requests, layer=1, templates=TEMPLATES, hparams=hparams())
-    alone = optimise_targets(model, requests[2:3], layer=1, templates=TEMPLATES, hparams=hparams())
+    settings = hparams(v_contexts_per_step=turn)
+    together = optimise_targets(model, requests, layer=1, templates=TEMPLATES, hparams=settings)
+    alone = optimise_targets(model, requests[2:3], layer=1, templates=TEMPLATES, hparams=settings)
     assert torch.allclose(together.deltas[2], alone.deltas[0], atol=1e-5)
 
 
@@ -177,9 +187,16 @@ def test_finished_facts_leave_and_keep_their_value() -> None:
         assert torch.allclose(found.deltas[row], expected.deltas[0], atol=1e-4)
 
 
-def test_a_fact_stops_at_the_probability_asked_for() -> None:
+@pytest.mark.parametrize("turn", [None, 1])
+def test_a_fact_stops_at_the_probability_asked_for(turn: int | None) -> None:
     model, requests = tiny_model("llama"), tiny_requests(3)
-    free = {"kl_factor": 0.0, "v_weight_decay": 0.0, "clamp_norm_factor": 100.0, "v_num_grad_steps": 30}
+    free: dict[str, object] = {
+        "kl_factor": 0.0,
+        "v_weight_decay": 0.0,
+        "clamp_norm_factor": 100.0,
+        "v_num_grad_steps": 30,
+    }
+    free["v_contexts_per_step"] = turn
     full = optimise_targets(model, requests, layer=1, templates=TEMPLATES, hparams=hparams(**free))
     goal = min(full.probabilities) / 2
     found = optimise_targets(

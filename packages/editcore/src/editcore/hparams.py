@@ -42,6 +42,9 @@ class LocateThenEditHParams(HParams):
     v_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Adam's β₁, the part of the mean gradient that a step keeps. Adam's default everywhere published; of the ten or so
     steps that a fact takes, less of a memory needs fewer."""
+    v_contexts_per_step: Annotated[int, Field(ge=1)] | None = None
+    """Contexts beside the bare prompt that a step of the value optimisation evaluates, in turn and with the weight of
+    all; left out, all of them. Not in the papers: a step costs as much as it has rows, and δ is nearly the same."""
     v_loss_layer: Annotated[int, Field(ge=0)] | None = None
     """Block whose output the loss reads. Only the last is offered (the published choice everywhere), because the loss
     is taken from the model's own logits."""

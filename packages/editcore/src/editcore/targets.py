@@ -205,8 +205,10 @@ class _Pass:
     prepared: PreparedRows
     row_fact: Tensor
     """``[rows]`` place of the row's fact among those optimised now."""
+    row_number: Tensor
+    """``[rows]`` number of the row in its fact."""
     row_share: Tensor
-    """``[rows]`` 1 / (number of contexts) for a context, 0 for an essence row."""
+    """``[rows]`` weight of a context in the mean over them, 0 for an essence row."""
     token_row: Tensor
     """``[tokens]``"""
     token_position: Tensor
@@ -237,6 +239,11 @@ class _Solver:
         self.base = capture(model, [fact.inputs(0) for fact in facts], [layer])[layer].outputs.float()
         self.deltas = torch.zeros_like(self.base)
         self.adam = _Adam(self.deltas, lr=hparams.v_lr, betas=(hparams.v_beta1, 0.999))
+        self.probabilities = self.base.new_zeros(len(facts), facts[0].num_contexts)
+        """Of the target after each context when it was last evaluated, ``[n, contexts]``."""
+        others = facts[0].num_contexts - 1
+        self.turn = min(others, hparams.v_contexts_per_step or others)
+        """Contexts beside the bare prompt that a step evaluates."""
         self.essence: dict[int, Tensor] = {}
         """log p at δ = 0 where the essence term reads it, ``[vocab]``, of the facts that have begun."""
         self.pass_tokens = _token_budget(model, layer)
@@ -257,6 +264,13 @@ class _Solver:
     def _rows(self, facts: Sequence[int]) -> list[_Row]:
         return [(fact, number) for fact in facts for number in range(len(self.facts[fact].rows))]
 
+    def _now(self, fact: int) -> list[int]:
+        """The rows of a fact that its next step evaluates: the bare prompt, the contexts whose turn it is, essence."""
+        others = self.facts[fact].num_contexts - 1
+        first = int(self.adam.steps[fact]) * self.turn
+        turn = sorted(1 + (first + place) % others for place in range(self.turn))
+        return [0, *turn, *range(others + 1, len(self.facts[fact].rows))]
+
     def run(self, advance: Callable[[int], None]) -> list[_Result]:
         """Optimise every fact; the results are in the order of the facts."""
         results: dict[int, _Result] = {}
@@ -274,7 +288,7 @@ class _Solver:
                 self._halve()
             results |= finished
             self.active = [fact for fact in self.active if fact not in finished]
-            changed = bool(finished) or not self.passes
+            changed = bool(finished) or not self.passes or self.turn < self.facts[0].num_contexts - 1
             advance(len(finished))
         return [results[fact] for fact in range(len(self.facts))]
 
@@ -320,9 +334,10 @@ class _Solver:
         )
 
     def _plan(self) -> None:
-        """Cut the rows of the active facts into passes."""
+        """Cut the rows that the active facts evaluate next into passes."""
         self.passes = []  # frees what they hold
-        rows = sorted(self._rows(self.active), key=lambda row: (self._length(row), row))
+        wanted = [(fact, number) for fact in self.active for number in self._now(fact)]
+        rows = sorted(wanted, key=lambda row: (self._length(row), row))
         scored = max(1, *(len(self.facts[fact].rows[number].targets) for fact, number in rows))
         most = _MAX_LOGITS // (scored * self.model.layout.vocab_size)
         cuts = passes(
@@ -339,7 +354,8 @@ class _Solver:
             start = row.lookup if self.beginnings else 0  # the token that column 0 of the prepared ids holds
             whole = self.facts[fact].rows[number]
             lists["row_fact"].append(self.active.index(fact))
-            lists["row_share"].append(1 / self.facts[fact].num_contexts if whole.targets else 0.0)
+            lists["row_number"].append(number)
+            lists["row_share"].append(self._share(number) if whole.targets else 0.0)
             for offset, label in enumerate(whole.targets):
                 lists["token_row"].append(index)
                 lists["token_position"].append(whole.target_start - 1 + offset - start)
@@ -359,11 +375,17 @@ class _Solver:
         prepared = self._take(rows) if self.beginnings else prepare_plain(self.model, inputs)
         return _Pass(prepared=prepared, **tensors)
 
+    def _share(self, number: int) -> float:
+        """Weight of a context in the mean. Those whose turn it is stand for all of them."""
+        others = self.facts[0].num_contexts - 1
+        return (1 if number == 0 else others / self.turn) / (others + 1)
+
     def _step(self) -> dict[int, _Result]:
         """Evaluate the active facts and move those that are not done; the results of those that are."""
         hparams, index = self.hparams, torch.tensor(self.active, device=self.base.device)
         delta = self.deltas[index]  # [active, d_out]
-        losses, probabilities, gradient = self._evaluate(delta, self.base[index])
+        losses, gradient = self._evaluate(delta, self.base[index])
+        probabilities = self.probabilities[index].mean(dim=1)
         if not torch.isfinite(losses).all():
             raise NumericalError("The value optimisation met NaN or Inf; nothing was applied. Lower v_lr.")
         done = losses < hparams.v_stop_loss
@@ -390,8 +412,8 @@ class _Solver:
             )
         return finished
 
-    def _evaluate(self, delta: Tensor, base: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss and target probability of the active facts, both ``[active]``, and the loss's gradient at ``delta``.
+    def _evaluate(self, delta: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss of the active facts, ``[active]``, and its gradient at ``delta``.
 
         Every pass goes backward before the next goes forward, so that only its own activations are held.
         """
@@ -399,15 +421,15 @@ class _Solver:
         # ‖δ‖ over ‖h₀‖ squared, as the reference code has it; the paper's text squares neither.
         losses = self.hparams.v_weight_decay * _norm(delta) / base.square().sum(1)
         (gradient,) = torch.autograd.grad(losses.sum(), delta)
-        losses, probabilities = losses.detach(), torch.zeros_like(losses)
+        losses = losses.detach()
         for one in self.passes:
-            part = self._pass_loss(one, delta, probabilities)
+            part = self._pass_loss(one, delta)
             gradient += torch.autograd.grad(part.sum(), delta)[0]
             losses += part.detach()
-        return losses, probabilities, gradient
+        return losses, gradient
 
-    def _pass_loss(self, one: _Pass, delta: Tensor, probabilities: Tensor) -> Tensor:
-        """What the rows of a pass add to the loss of the active facts, ``[active]``, and to their probabilities."""
+    def _pass_loss(self, one: _Pass, delta: Tensor) -> Tensor:
+        """What the rows of a pass add to the loss of the active facts, ``[active]``; notes their probabilities."""
         scored = len(one.token_row)
         with _computing_in(self.hparams.compute_dtype, self.model.device.type):
             logits = forward_logits(
@@ -421,8 +443,10 @@ class _Solver:
         logits = logits.float()
         nll = functional.cross_entropy(logits[:scored], one.token_label.to(logits.device), reduction="none")
         row_nll = torch.zeros_like(one.row_share).index_add(0, one.token_row, nll.to(delta) * one.token_share)
-        losses = torch.zeros_like(probabilities).index_add(0, one.row_fact, row_nll * one.row_share)
-        probabilities.index_add_(0, one.row_fact, (-row_nll.detach()).exp() * one.row_share)
+        losses = delta.new_zeros(len(self.active)).index_add(0, one.row_fact, row_nll * one.row_share)
+        contexts = (one.row_share > 0).nonzero()[:, 0]
+        facts = torch.tensor(self.active, device=one.row_fact.device)[one.row_fact[contexts]]
+        self.probabilities[facts, one.row_number[contexts]] = (-row_nll.detach()[contexts]).exp()
         if len(one.essence_row):
             places = one.row_fact[one.essence_row]
             drift = self._drift([self.active[place] for place in places.tolist()], logits[scored:])
