@@ -39,10 +39,9 @@ EXACT = {
     "context_count": 5, "v_contexts_per_step": None, "v_num_grad_steps": 20, "v_stop_loss": 0.0, "v_beta1": 0.9,
 }  # fmt: skip
 LADDER = (
-    ("the preset's contexts", {"context_count"}),
+    ("the preset's contexts", {"context_count", "v_contexts_per_step"}),
     ("its stop", {"v_stop_loss", "v_stop_probability", "v_num_grad_steps"}),
     ("its β₁", {"v_beta1"}),
-    ("contexts in turn", {"v_contexts_per_step"}),
 )
 """Settings of exact mode that give way to the preset's, in this order."""
 STAGES = ("targets", "keys", "solve", "other")

@@ -60,12 +60,14 @@ class PlainLoop:
         for index, layer in enumerate(self.hparams.layers):
             start = time.perf_counter()
             keys = torch.stack([self.key(request, layer) for request in requests])  # [n, d_in]
-            streams = torch.stack([self.stream(request) for request in requests])  # [n, d_out]
+            left = torch.stack(batch.deltas).double()  # [n, d_out]
+            if len(self.hparams.layers) > 1:
+                streams = torch.stack([self.stream(request) for request in requests])  # [n, d_out]
+                began = streams if began is None else began
+                left = left - (streams - began)
             batch.seconds["keys"] += time.perf_counter() - start
             start = time.perf_counter()
-            began = streams if began is None else began
             # What is left of δ, in equal shares for the layers that are left.
-            left = torch.stack(batch.deltas).double() - (streams - began)
             self._write(layer, keys, left / (len(self.hparams.layers) - index))
             batch.seconds["solve"] += time.perf_counter() - start
         return batch
@@ -147,7 +149,10 @@ class PlainLoop:
         return 0.5 * keys[0] + 0.5 * torch.stack(keys[1:]).mean(0)
 
     def stream(self, request: EditRequest) -> Tensor:
-        """Output of the last edited block at the bare prompt's lookup token, ``[d_out]`` float64."""
+        """Output of the last edited block at the bare prompt's lookup token, ``[d_out]`` float64.
+
+        Not for the model's last block, whose output transformers hands out behind the final norm.
+        """
         row = lookup_row(self.model, request)
         with torch.no_grad():
             hidden = self.model.hf(
