@@ -59,11 +59,11 @@ def free_memory_bytes(device: torch.device) -> int:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Peak resident memory of the process, and on an accelerator the peak allocated there instead."""
+    """Peak resident memory of the process, and on accelerators the peak allocated on each of them together instead."""
     import torch
 
     if device.type != "cpu":
-        return int(torch.accelerator.max_memory_allocated(device))
+        return sum(int(torch.accelerator.max_memory_allocated(one)) for one in range(torch.accelerator.device_count()))
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

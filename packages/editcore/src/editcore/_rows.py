@@ -138,11 +138,14 @@ class PreparedRows:
             lookup=self.lookup[rows],
             edited=replace(
                 self.edited,
-                outputs=functional.pad(self.edited.outputs[rows], (0, 0, 0, right)),
-                projected=self.edited.projected[rows],
+                outputs=functional.pad(_picked(self.edited.outputs, rows), (0, 0, 0, right)),
+                projected=_picked(self.edited.projected, rows),
             ),
             past=tuple(
-                (functional.pad(keys[rows], (0, 0, left, 0)), functional.pad(values[rows], (0, 0, left, 0)))
+                (
+                    functional.pad(_picked(keys, rows), (0, 0, left, 0)),
+                    functional.pad(_picked(values, rows), (0, 0, left, 0)),
+                )
                 for keys, values in self.past
             ),
         )
@@ -232,9 +235,17 @@ def _columns(past: KeysValues, rows: Tensor, start: Tensor, length: Tensor, widt
     """``length[i]`` columns of row ``rows[i]`` from ``start[i]`` on, right-aligned in ``width`` columns."""
     column = torch.arange(width, device=rows.device) - width + length[:, None]  # [rows, width]
     picked = (start[:, None] + column).clamp_min(0)  # what stands left of the row is masked
-    index = rows[:, None].to(picked)
-    # The two indices stand apart, so the gathered axes come first: [rows, width, heads, size].
-    return tuple((k[index, :, picked].transpose(1, 2), v[index, :, picked].transpose(1, 2)) for k, v in past)
+
+    def gathered(tensor: Tensor) -> Tensor:
+        # The two indices stand apart, so the gathered axes come first: [rows, width, heads, size].
+        return tensor[rows[:, None].to(tensor.device), :, picked.to(tensor.device)].transpose(1, 2)
+
+    return tuple((gathered(keys), gathered(values)) for keys, values in past)
+
+
+def _picked(tensor: Tensor, rows: Tensor) -> Tensor:
+    """``tensor[rows]``; the tensor may be on the device of a later block."""
+    return tensor[rows.to(tensor.device)]
 
 
 @torch.no_grad()
@@ -281,7 +292,10 @@ def _prefixes(
     ]
     restore = torch.tensor(order, device=model.device).argsort()
     return tuple(
-        (torch.cat([keys for keys, _ in block])[restore], torch.cat([values for _, values in block])[restore])
+        (
+            _picked(torch.cat([keys for keys, _ in block]), restore),
+            _picked(torch.cat([values for _, values in block]), restore),
+        )
         for block in zip(*parts, strict=True)
     )
 

@@ -77,7 +77,7 @@ class LocalHParams(HParams):
 
     workers: Annotated[int, Field(ge=1)] | None = None
     """Processes, each with a model of its own. ``none``: one to a GPU if the work needs one, otherwise one to a core,
-    four at most."""
+    four at most. The GPUs are dealt out among them, so that 1 has all for a model spread over them (``auto``)."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """Threads with which each computes. ``none``: ``OMP_NUM_THREADS`` where it is set, otherwise an equal share of the
     cores. The last bits of a result may depend on it."""
@@ -163,9 +163,14 @@ class LocalExecutor:
         threads = self.hparams.threads or (int(given) if given.isdigit() else max(1, cores // max(1, workers)))
         shared = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
         return [
-            {**shared, **({"CUDA_VISIBLE_DEVICES": devices[slot % len(devices)]} if devices else {})}
+            {**shared, **({"CUDA_VISIBLE_DEVICES": ",".join(_dealt(devices, slot, workers))} if devices else {})}
             for slot in range(workers)
         ]
+
+
+def _dealt(devices: Sequence[str], slot: int, workers: int) -> Sequence[str]:
+    """A worker's devices: all are dealt out; where workers are more, they share."""
+    return devices[slot::workers] or [devices[slot % len(devices)]]
 
 
 def _visible_devices() -> list[str]:

@@ -89,8 +89,8 @@ def prepare(model: LanguageModel, hparams: LocateThenEditHParams, context: EditC
     if hparams.mom2_adjustment:
         return Prepared(templates, context.statistics.metrics(layers), layers)
     # C = I, where the text is not to be asked.
-    identity = Metric(torch.eye(model.layout.d_ff, dtype=torch.float64, device=model.device))
-    return Prepared(templates, dict.fromkeys(layers, identity), layers)
+    identity = Metric(torch.eye(model.layout.d_ff, dtype=torch.float64))
+    return Prepared(templates, {layer: identity.to(model.place(layer)) for layer in layers}, layers)
 
 
 @dataclass(slots=True)
@@ -140,7 +140,7 @@ def propose(
     layers = _chosen_layers(hparams.layer_selection, prepared.layers, batch, context.seed)
     with clock.stage("targets"):
         asked = _Asked.optimise(model, batch, layers, hparams, prepared, context)
-    weights = torch.tensor(batch.weights, dtype=torch.float64, device=model.device)
+    weights = torch.tensor(batch.weights, dtype=torch.float64)
     deltas: dict[str, FactoredDelta] = {}
     solved: list[_SolvedLayer] = []
     for number, layer in enumerate(layers):
@@ -157,7 +157,7 @@ def propose(
             weight = _moment_weight(hparams, seen.keys, text, ridge)
             priced = text.scaled(weight=weight, ridge=hparams.update_norm_lambda)
             metric = _holding(priced, batch.held, name, weight)
-            update = solve(seen.keys, residuals, metric, weights)
+            update = solve(seen.keys, residuals, metric, weights.to(seen.keys))
             if held_at == "bare":
                 update = hold_at(update, seen.keys, seen.held_keys, metric)
         if not update.delta.is_finite():
@@ -208,10 +208,11 @@ def resolve(
     chosen = [batch.requests[row].id for row in rows]
     if delta.rank != len(batch) or any(name not in batch.known[one].keys for one in chosen):
         return None
-    keys = torch.stack([batch.known[one].keys[name] for one in chosen]).to(model.device)  # [n, d_in]
-    residuals = delta.left.T[list(rows)].to(model.device)  # [n, d_out]
-    weights = torch.tensor([batch.weights[row] for row in rows], dtype=torch.float64, device=model.device)
-    text = prepared.metrics[model.layout.layer_of(name)]
+    layer = model.layout.layer_of(name)
+    place, text = model.place(layer), prepared.metrics[layer]
+    keys = torch.stack([batch.known[one].keys[name] for one in chosen]).to(place)  # [n, d_in]
+    residuals = delta.left.T[list(rows)].to(place)  # [n, d_out]
+    weights = torch.tensor([batch.weights[row] for row in rows], dtype=torch.float64, device=place)
     weight = _moment_weight(hparams, keys, text, ridge)
     metric = _holding(text.scaled(weight=weight, ridge=hparams.update_norm_lambda), batch.held, name, weight)
     right = solve(keys, residuals, metric, weights).delta.right
@@ -311,7 +312,8 @@ class _Seen:
     @classmethod
     def join(cls, parts: Sequence[_Seen], order: Tensor) -> _Seen:
         """Facts of several looks behind each other, then in ``order [n]``."""
-        return cls(*(torch.cat([getattr(part, name) for part in parts])[order] for name in cls.__slots__))
+        joined = [torch.cat([getattr(part, name) for part in parts]) for name in cls.__slots__]
+        return cls(*(whole[order.to(whole.device)] for whole in joined))
 
 
 def _keys_stay(layer: int, prepared: Prepared, held_at: str) -> bool:
@@ -357,11 +359,11 @@ def _see(
                 f"The stored key of '{batch.requests[row].text}' has the shape {list(key.shape)}, but {name} of "
                 f"{model.name} takes {d_in} numbers: it comes from another model. Edit the fact anew."
             )
-    keys = torch.stack([key.double() for key in kept.values()]).to(model.device)  # [kept, d_in]
+    keys = torch.stack([key.double() for key in kept.values()]).to(model.place(layer))  # [kept, d_in]
     outputs = project(model, layer, keys)
     # A known fact asks for a value, not for what the layers below left of δ: its stream is not looked at.
     parts.append(_Seen(keys, keys, outputs, outputs, torch.zeros_like(outputs)))
-    return _Seen.join(parts, torch.tensor([*looked, *kept], device=model.device).argsort())
+    return _Seen.join(parts, torch.tensor([*looked, *kept]).argsort())
 
 
 def _holding(metric: Metric, held: Sequence[HeldKey], name: str, weight: float) -> Metric:
@@ -404,7 +406,8 @@ def _look(
         for template in used
     ]
     captured = capture(model, rows, sorted({layer, deepest}))
-    shares = context_weights(len(used), hparams.key_weighting).to(model.device)  # [contexts]
+    place = model.place(layer)
+    shares = context_weights(len(used), hparams.key_weighting).to(place)  # [contexts]
 
     def mean(values: Tensor) -> Tensor:
         per_context = values.double().reshape(len(requests), len(used), -1)  # [n, contexts, width]
@@ -420,7 +423,7 @@ def _look(
         held_keys=held(captured[layer].inputs),
         outputs=held(captured[layer].outputs),
         bare_outputs=bare(captured[layer].outputs),
-        stream=bare(captured[deepest].block_outputs),
+        stream=bare(captured[deepest].block_outputs).to(place),
     )
 
 
@@ -499,7 +502,7 @@ class _Asked:
         """
         if self.start is None:
             self.start = seen.stream
-        done = (seen.stream - self.start) / model.layout.residual_scale
+        done = (seen.stream - self.start.to(seen.stream)) / model.layout.residual_scale
         residuals = torch.empty_like(seen.outputs)
         for row, request in enumerate(batch.requests):
             if request.id in self.row:
@@ -555,7 +558,7 @@ def _costs(solved: Sequence[_SolvedLayer]) -> Tensor | None:
     fact."""
     if any(one.update.delta.rank != len(one.residuals) for one in solved):
         return None
-    return torch.stack([one.text.cost_parts(one.update.delta) for one in solved]).sum(0)
+    return torch.stack([one.text.cost_parts(one.update.delta).cpu() for one in solved]).sum(0)
 
 
 def _stored_value(known: KnownTarget, name: str, request: EditRequest) -> Tensor:

@@ -141,7 +141,7 @@ class StatisticsStore:
         return self.path(layer).with_suffix(".cholesky.safetensors")
 
     def moments(self, layers: Sequence[int]) -> dict[int, Tensor]:
-        """C of each layer, ``[d_in, d_in]`` float64 on the model's device.
+        """C of each layer, ``[d_in, d_in]`` float64, each where its layer is.
 
         Raises:
             StatisticsError: the corpus cannot be read, is empty, or a cache file is damaged.
@@ -156,7 +156,7 @@ class StatisticsStore:
             for layer, moment in self._compute(self.model, sequences, unread, progress=self.progress).items():
                 self._write(layer, moment, sequences.numel())
                 self._moments[layer] = moment
-        return {layer: self._moments[layer].to(self.model.device) for layer in layers}
+        return {layer: self._moments[layer].to(self.model.place(layer)) for layer in layers}
 
     def metrics(self, layers: Sequence[int]) -> dict[int, Metric]:
         """The same with its Cholesky factor, which is kept in the session and beside the moment on disk.

@@ -236,7 +236,8 @@ class _Solver:
         self.model, self.facts, self.layer, self.hparams = model, facts, layer, hparams
         self.beginnings = Beginnings(model, _by_context(facts)) if tails else None
         # h₀ comes from the bare prompt alone, each fact's first row.
-        self.base = capture(model, [fact.inputs(0) for fact in facts], [layer])[layer].outputs.float()
+        base = capture(model, [fact.inputs(0) for fact in facts], [layer])[layer].outputs
+        self.base = base.float().to(model.device)
         self.deltas = torch.zeros_like(self.base)
         self.adam = _Adam(self.deltas, lr=hparams.v_lr, betas=(hparams.v_beta1, 0.999))
         self.probabilities = self.base.new_zeros(len(facts), facts[0].num_contexts)

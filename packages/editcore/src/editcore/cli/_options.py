@@ -26,8 +26,10 @@ _MODEL = "A catalogue name, a model folder or a hub id."
 ModelArgument = Annotated[str, typer.Argument(help=_MODEL)]
 ModelOption = Annotated[str, typer.Option(help=_MODEL)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")]
-RunDevice = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. [default: the run's]")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto: over all accelerators.")]
+RunDevice = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1, mps, or auto: over all accelerators. [default: the run's]")
+]
 Dtype = Annotated[str, typer.Option(help="Type of the weights.")]
 ChatTemplate = Annotated[
     bool, typer.Option("--chat-template", help="Put the model's chat template around every prompt (instruct models).")

@@ -41,7 +41,9 @@ def run(
     edits: Annotated[int | None, typer.Option(help="How many facts to edit. [default: all of the data set]")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Facts solved together. [default: 10]")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random. [default: 0]")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. [default: cpu]")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, mps, or auto: over all accelerators. [default: cpu]")
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="Type of the weights. [default: float32]")] = None,
     preset: Annotated[
         str | None, typer.Option(help="The editor's preset. [default: the one named like the model, if there is one]")

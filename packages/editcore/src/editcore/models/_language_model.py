@@ -99,19 +99,24 @@ class LanguageModel:
         """A model by catalogue name (fetched on first use), folder, or hub id.
 
         Args:
+            device: a device of torch, or ``auto``: all accelerators, block by block, as the ``device_map`` of
+                transformers spreads them.
             chat_template: see :meth:`use_chat_template`.
             plugins: their model families may name the modules of an architecture.
 
         Raises:
-            ModelError: it cannot be found or loaded, or its structure is not one that can be edited.
+            ModelError: it cannot be found or loaded, does not fit, or its structure is not one that can be edited.
         """
-        torch_device, torch_dtype = _device(device), _dtype(dtype)
+        torch_device, torch_dtype = None if device == "auto" else _device(device), _dtype(dtype)
         source = _source(str(name_or_path), progress)
         tokenizer = _load_tokenizer(source, str(name_or_path), trust_remote_code)
         form = chat_form(tokenizer, name=str(name_or_path)) if chat_template else PLAIN
-        hf = _load_weights(source, str(name_or_path), torch_dtype, trust_remote_code)
+        device_map = "auto" if torch_device is None else None
+        hf = _load_weights(
+            source, str(name_or_path), torch_dtype, trust_remote_code=trust_remote_code, device_map=device_map
+        )
         try:
-            hf = hf.to(torch_device)
+            hf = hf.to(torch_device) if torch_device is not None else hf
         except RuntimeError as error:
             raise ModelError(f"'{name_or_path}' does not fit on device '{device}': {_one_line(error)}") from error
         model = cls.wrap(hf, tokenizer, name=str(name_or_path), plugins=plugins)
@@ -128,8 +133,10 @@ class LanguageModel:
             check: hold the layout found against a forward pass; leave it on unless it has just been done.
 
         Raises:
-            ModelError: the tokenizer has no character offsets, or the structure is not one that can be edited.
+            ModelError: the tokenizer has no character offsets, weights are offloaded, or the structure is not one that
+                can be edited.
         """
+        _refuse_offloaded(hf, name)
         hf = hf.eval().requires_grad_(False)
         _prepare_tokenizer(tokenizer, hf, name)
         layout = detect_layout(hf, overrides=_family_paths(plugins, hf))
@@ -139,9 +146,13 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the input embedding is, and so where token ids go."""
+        """Where the input embedding is, and so where token ids go; later blocks may be elsewhere (:meth:`place`)."""
         device: torch.device = self.hf.get_input_embeddings().weight.device
         return device
+
+    def place(self, layer: int) -> torch.device:
+        """Where the edited projection of ``layer`` is, and so where its keys, its second moment and its solve are."""
+        return self.weight(self.layout.weight_name(layer)).device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -351,7 +362,7 @@ class LanguageModel:
                 arguments[cache_name] = cache
             output = self.hf(input_ids=step, **arguments)
             cache = getattr(output, cache_name, None)
-            chosen = _choose(output.logits[:, -1], generator, top_k, temperature)  # [rows]
+            chosen = _choose(output.logits[:, -1], generator, top_k, temperature).to(self.device)  # [rows]
             if stop_at_end:
                 ended |= torch.isin(chosen, ends)
                 chosen = chosen.masked_fill(ended, self.pad_id)
@@ -409,6 +420,7 @@ def _device(name: str) -> torch.device:
         available = ["cpu"]
         if torch.accelerator.is_available():
             available.append(str(torch.accelerator.current_accelerator()))
+        available.append("auto")
         raise ModelError(f"Device '{name}' cannot be used here. Available: {', '.join(available)}.") from error
     return device
 
@@ -455,12 +467,21 @@ def _load_tokenizer(source: str, name: str, trust_remote_code: bool) -> Any:
     )
 
 
-def _load_weights(source: str, name: str, dtype: torch.dtype, trust_remote_code: bool) -> Any:
+def _load_weights(source: str, name: str, dtype: torch.dtype, **arguments: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
-    return _from_pretrained(
-        AutoModelForCausalLM.from_pretrained, source, name, "model", dtype=dtype, trust_remote_code=trust_remote_code
-    )
+    return _from_pretrained(AutoModelForCausalLM.from_pretrained, source, name, "model", dtype=dtype, **arguments)
+
+
+def _refuse_offloaded(hf: Any, name: str) -> None:
+    """A weight that is fetched from the CPU or the disk for every pass has no place where it could be changed."""
+    parameters = list(hf.parameters())
+    if offloaded := sum(parameter.is_meta for parameter in parameters):
+        raise ModelError(
+            f"{name} does not fit the accelerators here: {offloaded} of its {len(parameters)} weights are offloaded, "
+            "and what is fetched for every pass cannot be edited. Use more accelerators, a smaller type (bfloat16), or "
+            "the device cpu."
+        )
 
 
 def _from_pretrained(load: Any, source: str, name: str, what: str, **arguments: Any) -> Any:
@@ -598,12 +619,12 @@ def _pad(rows: Sequence[Sequence[int]], pad: int, *, left: bool) -> tuple[Tensor
 
 
 def _choose(logits: Tensor, generator: torch.Generator | None, top_k: int | None, temperature: float) -> Tensor:
-    """Next token of each row, ``[rows]``. Drawn on the CPU, so that a seed means the same on every device."""
+    """Next token of each row, ``[rows]``: drawn on the CPU, so that a seed means the same on every device."""
     if generator is None:
         return logits.argmax(dim=-1)
     scores = logits.float().cpu()
     if top_k is None:
-        return torch.multinomial((scores / temperature).softmax(dim=-1), 1, generator=generator)[:, 0].to(logits.device)
+        return torch.multinomial((scores / temperature).softmax(dim=-1), 1, generator=generator)[:, 0]
     best, tokens = scores.topk(min(top_k, scores.shape[-1]), dim=-1)  # [rows, top_k]
     drawn = torch.multinomial((best / temperature).softmax(dim=-1), 1, generator=generator)  # [rows, 1]
-    return tokens.gather(-1, drawn).squeeze(-1).to(logits.device)
+    return tokens.gather(-1, drawn).squeeze(-1)
