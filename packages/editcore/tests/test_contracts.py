@@ -120,7 +120,8 @@ class Random(Honest):
 
     def propose(self, model, batch, context):
         def shaken(_, delta):
-            return FactoredDelta(delta.left * (1 + 1e-6 * torch.rand(())), delta.right)
+            # One factor for all would be one of nine float32 numbers: twice the same, now and then.
+            return FactoredDelta(delta.left * (1 + 1e-6 * torch.rand_like(delta.left)), delta.right)
 
         return with_deltas(super().propose(model, batch, context), shaken)
 
