@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pytest
 import torch
 from editcore import EditRequest, LanguageModel, NumericalError
-from editcore._rows import fits, forward_logits, prepare_plain, prepare_tails
+from editcore._rows import PreparedRows, RowName, Tails, fits, forward_logits, prepare_plain
 from editcore.hparams import LocateThenEditHParams
 from editcore.targets import optimise_targets
 from editcore.testing import TINY_FAMILIES, tiny_model, tiny_requests
@@ -154,12 +154,14 @@ def test_fits_notices_a_wrong_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("llama")
     assert fits(model, by_context(model), 1)
 
-    def unmasked(*arguments: object) -> object:
-        prepared = prepare_tails(*arguments)  # type: ignore[arg-type]
+    take = Tails.take
+
+    def unmasked(self: Tails, names: Sequence[RowName]) -> PreparedRows:
+        prepared = take(self, names)
         prepared.mask.fill_(1)
         return prepared
 
-    monkeypatch.setattr("editcore._rows.prepare_tails", unmasked)
+    monkeypatch.setattr(Tails, "take", unmasked)
     assert not fits(model, by_context(model), 1)
 
 
@@ -244,3 +246,35 @@ def test_added_delta_reaches_only_its_own_row() -> None:
     after = forward_logits(model, prepared, 1, delta, index, last)
     changed = (after - before).abs().amax(1) > 1e-6
     assert changed.tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("where", ["forward", "preparation"])
+def test_facts_go_on_in_smaller_passes_when_memory_runs_out(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, requests = tiny_model("llama"), tiny_requests(5)
+    expected = optimise_targets(model, requests, layer=1, templates=TEMPLATES, hparams=hparams())
+    refused = 0
+
+    def refuse_twice(rows: int) -> None:
+        nonlocal refused
+        if rows > 4 and refused < 2:
+            refused += 1
+            raise MemoryError
+
+    def forward(*arguments: object) -> Tensor:
+        refuse_twice(len(arguments[1].ids))  # type: ignore[attr-defined]
+        return forward_logits(*arguments)  # type: ignore[arg-type]
+
+    replace = Tails.replace
+
+    def preparation(self: Tails, kept: Sequence[RowName], new: Mapping[RowName, TokenRow], *, most: int) -> None:
+        refuse_twice(len(new))
+        replace(self, kept, new, most=most)
+
+    if where == "forward":
+        monkeypatch.setattr("editcore.targets.forward_logits", forward)
+    else:
+        monkeypatch.setattr(Tails, "replace", preparation)
+    found = optimise_targets(model, requests, layer=1, templates=TEMPLATES, hparams=hparams())
+    assert refused == 2
+    assert found.steps == expected.steps
+    assert torch.allclose(found.deltas, expected.deltas, atol=1e-5)

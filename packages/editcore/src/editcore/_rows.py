@@ -1,25 +1,25 @@
 """Rows of tokens prepared so that the value optimisation computes only what δ can change.
 
 Three things never see δ: tokens before the lookup token, blocks up to the edited one (δ joins its output), and the last
-target token, which is asked for and never read. A prepared chunk keeps the keys and values of every row's prefix and
-what leaves the edited block for the tokens behind it; each optimisation step runs the model from there on the tails
-alone. Beginnings that rows share, which contexts give them, are run once for all. No code here knows an architecture:
+target token, which is asked for and never read. What is kept of a row is the keys and values of its prefix and what
+leaves the edited block for the tokens behind it; each optimisation step runs the model from there on the tails alone.
+Beginnings that rows share, which contexts give them, are run and kept once for all. No code here knows an architecture:
 the model's own forward runs, with the lower blocks standing aside. Whether a family fits is decided by comparing
 logits.
 
-Shapes: ``rows`` of one chunk, ``tail`` tokens from the lookup token on, ``past`` tokens before it (left-padded).
+Shapes: ``rows`` of one pass, ``tail`` tokens from the lookup token on, ``past`` tokens before it (left-padded).
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from editcore._forward import cache_argument, logits_at
@@ -28,13 +28,16 @@ from editcore.tracing import TokenRow, first_tensor, hooks, pad_rows, standing_a
 if TYPE_CHECKING:
     from editcore.models import LanguageModel
 
-__all__ = ["Beginnings", "PreparedRows", "fits", "forward_logits", "passes", "prepare_plain", "prepare_tails"]
+__all__ = ["PreparedRows", "RowName", "Tails", "fits", "forward_logits", "passes", "prepare_plain"]
 
 _UNFIT = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
 """What a family without a standard key/value cache raises."""
 
-KeysValues = tuple[tuple[Tensor, Tensor], ...]
-"""Per block: keys and values, ``[rows, heads, tokens, width]``."""
+RowName = tuple[int, int]
+"""(fact, number of the row in it)"""
+
+KeysValues = Sequence[tuple[Tensor, Tensor]]
+"""Per block: keys and values of tokens without padding, ``[tokens, heads, width]``."""
 
 _PASS_TOKENS = {"cpu": 70}
 """What a forward pass costs beside its tokens, in tokens, by device type: matrix products of few rows are slower per
@@ -82,8 +85,17 @@ class _Edited:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Past:
+    """What stands before the tails, gathered block by block while a pass runs."""
+
+    blocks: KeysValues
+    slots: Tensor
+    """``[rows, past]`` tokens of ``blocks``; any one where the mask is 0."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedRows:
-    """A chunk of rows, ready to be run with any δ."""
+    """Rows of one pass, ready to be run with any δ."""
 
     ids: Tensor
     """``[rows, tail]``"""
@@ -95,86 +107,38 @@ class PreparedRows:
     """``[rows]`` column of the lookup token in ``ids``."""
     edited: _Edited | None = None
     """``None`` to run whole rows through all blocks."""
-    past: KeysValues = ()
-
-    @classmethod
-    def join(cls, parts: Sequence[PreparedRows]) -> PreparedRows:
-        """Rows of several preparations of one model and layer behind each other (tails only)."""
-        past = max(part.past_width for part in parts)
-        tail = max(part.ids.shape[1] for part in parts)
-        wide = [part.take(torch.arange(len(part.ids), device=part.ids.device), past=past, tail=tail) for part in parts]
-        edited = [part.edited for part in wide if part.edited is not None]
-        return cls(
-            ids=torch.cat([part.ids for part in wide]),
-            mask=torch.cat([part.mask for part in wide]),
-            positions=torch.cat([part.positions for part in wide]),
-            lookup=torch.cat([part.lookup for part in wide]),
-            edited=_Edited(
-                outputs=torch.cat([part.outputs for part in edited]),
-                projected=torch.cat([part.projected for part in edited]),
-                tuples=edited[0].tuples,
-            ),
-            past=tuple(
-                (torch.cat([keys for keys, _ in block]), torch.cat([values for _, values in block]))
-                for block in zip(*(part.past for part in wide), strict=True)
-            ),
-        )
-
-    @property
-    def past_width(self) -> int:
-        """Columns before the lookup token."""
-        return self.mask.shape[1] - self.ids.shape[1]
-
-    def take(self, rows: Tensor, *, past: int, tail: int) -> PreparedRows:
-        """Some rows, in ``past`` columns before the lookup token and ``tail`` from there on (tails only)."""
-        assert self.edited is not None
-        # Columns to add; a negative number of them cuts padding off.
-        left, right = past - self.past_width, tail - self.ids.shape[1]
-        return replace(
-            self,
-            ids=functional.pad(self.ids[rows], (0, right)),
-            mask=functional.pad(self.mask[rows], (left, right)),
-            positions=functional.pad(self.positions[rows], (0, right)),
-            lookup=self.lookup[rows],
-            edited=replace(
-                self.edited,
-                outputs=functional.pad(_picked(self.edited.outputs, rows), (0, 0, 0, right)),
-                projected=_picked(self.edited.projected, rows),
-            ),
-            past=tuple(
-                (
-                    functional.pad(_picked(keys, rows), (0, 0, left, 0)),
-                    functional.pad(_picked(values, rows), (0, 0, left, 0)),
-                )
-                for keys, values in self.past
-            ),
-        )
+    past: _Past | None = None
 
 
 class _PrefixLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not typed
     """Keys and values of a prefix, to which a forward pass appends its own without keeping them."""
 
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
+    def __init__(self, keys: Tensor, values: Tensor, slots: Tensor) -> None:
         super().__init__()
-        self.keys, self.values = keys, values
+        self.keys, self.values, self.slots = keys, values, slots
         self.dtype, self.device = keys.dtype, keys.device
         self.is_initialized = True
 
-    def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
-        return torch.cat([self.keys, key_states], dim=-2), torch.cat([self.values, value_states], dim=-2)
-
-
-class _GrowingLayer(_PrefixLayer):
-    """The same, keeping what is appended."""
+    def get_seq_length(self, *_args: Any) -> int:
+        return self.slots.shape[1]
 
     def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
-        self.keys, self.values = super().update(key_states, value_states)
-        return self.keys, self.values
+        slots = self.slots.to(self.keys.device)  # a later block may be elsewhere
+        keys, values = (tokens[slots].transpose(1, 2) for tokens in (self.keys, self.values))
+        return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
 
 
-def _cache(past: KeysValues, layer: type[_PrefixLayer] = _PrefixLayer) -> DynamicCache:
+class _NotingLayer(_PrefixLayer):
+    """The same; notes what the pass appends, ``[rows, heads, tokens, width]`` each."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
+        self.appended = key_states, value_states
+        return super().update(key_states, value_states)
+
+
+def _cache(past: _Past, layer: type[_PrefixLayer] = _PrefixLayer) -> DynamicCache:
     cache = DynamicCache()
-    cache.layers = [layer(keys, values) for keys, values in past]
+    cache.layers = [layer(keys, values, past.slots) for keys, values in past.blocks]
     return cache
 
 
@@ -201,25 +165,155 @@ def prepare_plain(model: LanguageModel, rows: Sequence[TokenRow]) -> PreparedRow
     return PreparedRows(ids=ids, mask=mask, positions=_positions(mask), lookup=lookup)
 
 
-class Beginnings:
-    """Keys and values of what many rows begin with, on the model as it is now."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Tail:
+    """What is kept of one row beside keys and values."""
+
+    row: TokenRow
+    beginning: range
+    """Tokens of :class:`Tails` that its prefix shares with other rows."""
+    own: range
+    """And those up to the lookup token that are its own."""
+    outputs: Tensor
+    """``[tail, d_model]`` what leaves the edited block."""
+    projected: Tensor
+    """``[d_out]`` what leaves its projection at the lookup token."""
+
+
+class Tails:
+    """Rows of which all that never sees δ has been computed, on the model as it is now.
+
+    Keys and values of prefixes lie packed, without padding: for the blocks above the edited one of every row, for those
+    below only of the beginnings that rows share.
+    """
 
     @torch.no_grad()
-    def __init__(self, model: LanguageModel, groups: Sequence[Sequence[TokenRow]]) -> None:
-        """``groups``: rows with a beginning in common, one group per context."""
-        found = [_common(rows) for rows in groups]
-        self.lengths = [len(ids) for ids in found]
-        self.past: KeysValues = ()
-        if any(found):
-            ids, mask = pad_rows(found, model.pad_id, device=model.device)
-            cache = DynamicCache()
-            _run_base(model, ids, mask, _positions(mask), cache)
-            self.past = tuple((layer.keys, layer.values) for layer in cache.layers)
+    def __init__(self, model: LanguageModel, groups: Sequence[Sequence[TokenRow]], layer: int) -> None:
+        """``groups``: all rows there will be, by their number in their fact; those of one number may begin alike."""
+        self.model, self.layer = model, layer
+        self._tails: dict[RowName, _Tail] = {}
+        self._tuples = False
+        common = [_common(rows) for rows in groups]
+        # A group without one has a token here that no row refers to, so that there always is a token.
+        ids, mask = pad_rows([tokens or (model.pad_id,) for tokens in common], model.pad_id, device=model.device)
+        cache = DynamicCache()
+        _run_base(model, ids, mask, _positions(mask), cache)
+        self._blocks: list[tuple[Tensor, Tensor]] = [_packed(mask, entry.keys, entry.values) for entry in cache.layers]
+        starts = (mask.sum(1).cumsum(0) - mask.sum(1)).tolist()
+        self._beginnings = [range(start, start + len(ids)) for start, ids in zip(starts, common, strict=True)]
+        self._shared = int(mask.sum())
 
-    def of(self, groups: Tensor, width: int) -> KeysValues:
-        """The beginnings of rows of these groups, right-aligned in ``width`` columns."""
-        lengths = torch.tensor(self.lengths, device=groups.device)[groups]  # [rows]
-        return _columns(self.past, groups, torch.zeros_like(lengths), lengths, width)
+    @torch.no_grad()
+    def replace(self, kept: Sequence[RowName], new: Mapping[RowName, TokenRow], *, most: int) -> None:
+        """Forget all rows but ``kept`` and prepare ``new`` ones.
+
+        Args:
+            most: tokens of a pass, padding included.
+        """
+        order = sorted(new, key=lambda name: self._own_length(name, new[name]))
+        cuts = passes(
+            [self._own_length(name, new[name]) for name in order],
+            self.model.device,
+            holds=lambda rows, longest: rows * longest <= most,
+        )
+        parts = [self._prepare({name: new[name] for name in order[cut]}) for cut in cuts]
+        tails = {name: self._tails[name] for name in kept}
+        places = torch.tensor([*range(self._shared), *(slot for tail in tails.values() for slot in tail.own)])
+        for number in range(self.layer + 1, len(self._blocks)):
+            # One block after the other, so that only one is there twice.
+            fresh = [blocks.pop(0) for _, blocks in parts]
+            self._blocks[number] = (
+                torch.cat([_picked(self._blocks[number][0], places), *(keys for keys, _ in fresh)]),
+                torch.cat([_picked(self._blocks[number][1], places), *(values for _, values in fresh)]),
+            )
+        for prepared, _ in parts:
+            tails |= prepared
+        self._tails, end = {}, self._shared
+        for name, tail in tails.items():
+            self._tails[name] = replace(tail, own=range(end, end + len(tail.own)))
+            end += len(tail.own)
+
+    def take(self, names: Sequence[RowName]) -> PreparedRows:
+        """Rows of one pass, padded to the longest of them."""
+        tails = [self._tails[name] for name in names]
+        return self._padded(
+            [tail.row for tail in tails],
+            self._blocks,
+            [[*tail.beginning, *tail.own] for tail in tails],
+            _Edited(
+                outputs=pad_sequence([tail.outputs for tail in tails], batch_first=True),
+                projected=torch.stack([tail.projected for tail in tails]),
+                tuples=self._tuples,
+            ),
+        )
+
+    def _own_length(self, name: RowName, row: TokenRow) -> int:
+        return row.lookup - len(self._beginnings[name[1]])
+
+    def _padded(
+        self, rows: Sequence[TokenRow], blocks: KeysValues, slots: Sequence[Sequence[int]], edited: _Edited | None
+    ) -> PreparedRows:
+        """The tails of ``rows``, with the tokens ``slots[i]`` of ``blocks`` before those of row i."""
+        device = self.model.device
+        ids, tail_mask = pad_rows([row.ids[row.lookup :] for row in rows], self.model.pad_id, device=device)
+        before, past_mask = pad_rows(slots, 0, device=device, side="left")
+        mask = torch.cat([past_mask, tail_mask], dim=1)
+        return PreparedRows(
+            ids=ids,
+            mask=mask,
+            positions=_positions(mask)[:, before.shape[1] :],
+            lookup=torch.zeros(len(rows), dtype=torch.long, device=device),
+            edited=edited,
+            past=_Past(blocks=blocks, slots=before),
+        )
+
+    def _prepare(self, new: Mapping[RowName, TokenRow]) -> tuple[dict[RowName, _Tail], list[tuple[Tensor, Tensor]]]:
+        """Rows of one pass, and the keys and values of their own tokens in the blocks above the edited one."""
+        rows = list(new.values())
+        shared = [self._beginnings[number] for _, number in new]
+        own, end = [], self._shared
+        for name, row in new.items():
+            own.append(range(end, end + self._own_length(name, row)))
+            end = own[-1].stop
+        fresh = self._own_tokens(rows, shared)
+        lower, upper = fresh[: self.layer + 1], fresh[self.layer + 1 :]
+        blocks = [
+            (torch.cat([keys, more[0]]), torch.cat([values, more[1]]))
+            for (keys, values), more in zip(self._blocks, lower, strict=False)
+        ] + self._blocks[self.layer + 1 :]  # which this pass does not reach
+        whole = self._padded(rows, blocks, [[*a, *b] for a, b in zip(shared, own, strict=True)], None)
+        edited = _run_edited(self.model, self.layer, whole)
+        self._tuples = edited.tuples
+        return {
+            name: _Tail(
+                row=row,
+                beginning=shared[place],
+                own=own[place],
+                outputs=edited.outputs[place, : len(row.ids) - row.lookup].clone(),
+                projected=edited.projected[place].clone(),
+            )
+            for place, (name, row) in enumerate(new.items())
+        }, upper
+
+    def _own_tokens(self, rows: Sequence[TokenRow], shared: Sequence[range]) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values, in all blocks, of the tokens between each row's shared beginning and its lookup token."""
+        reading = [place for place, row in enumerate(rows) if row.lookup > len(shared[place])]
+        if not reading:
+            return [(keys[:0], values[:0]) for keys, values in self._blocks]
+        device = self.model.device
+        own = [rows[place].ids[len(shared[place]) : rows[place].lookup] for place in reading]
+        ids, own_mask = pad_rows(own, self.model.pad_id, device=device)
+        before, past_mask = pad_rows([shared[place] for place in reading], 0, device=device, side="left")
+        mask = torch.cat([past_mask, own_mask], dim=1)
+        cache = _cache(_Past(blocks=self._blocks, slots=before), _NotingLayer)
+        _run_base(self.model, ids, mask, _positions(mask)[:, before.shape[1] :], cache)
+        return [_packed(own_mask, *entry.appended) for entry in cache.layers]
+
+
+def _packed(mask: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """``[rows, heads, tokens, width]`` as ``[tokens where the mask is 1, heads, width]``, row after row."""
+    where = mask.bool().to(keys.device)
+    return keys.transpose(1, 2)[where], values.transpose(1, 2)[where]
 
 
 def _common(rows: Sequence[TokenRow]) -> tuple[int, ...]:
@@ -231,97 +325,14 @@ def _common(rows: Sequence[TokenRow]) -> tuple[int, ...]:
     return shared
 
 
-def _columns(past: KeysValues, rows: Tensor, start: Tensor, length: Tensor, width: int) -> KeysValues:
-    """``length[i]`` columns of row ``rows[i]`` from ``start[i]`` on, right-aligned in ``width`` columns."""
-    column = torch.arange(width, device=rows.device) - width + length[:, None]  # [rows, width]
-    picked = (start[:, None] + column).clamp_min(0)  # what stands left of the row is masked
-
-    def gathered(tensor: Tensor) -> Tensor:
-        # The two indices stand apart, so the gathered axes come first: [rows, width, heads, size].
-        return tensor[rows[:, None].to(tensor.device), :, picked.to(tensor.device)].transpose(1, 2)
-
-    return tuple((gathered(keys), gathered(values)) for keys, values in past)
+def _picked(tensor: Tensor, places: Tensor) -> Tensor:
+    """``tensor[places]``; the tensor may be on the device of a later block."""
+    return tensor[places.to(tensor.device)]
 
 
-def _picked(tensor: Tensor, rows: Tensor) -> Tensor:
-    """``tensor[rows]``; the tensor may be on the device of a later block."""
-    return tensor[rows.to(tensor.device)]
-
-
-@torch.no_grad()
-def prepare_tails(
-    model: LanguageModel, rows: Sequence[TokenRow], layer: int, beginnings: Beginnings, groups: Sequence[int]
-) -> PreparedRows:
-    """The tails of the rows, with what their prefixes and the blocks up to ``layer`` computed.
-
-    Args:
-        groups: the group of each row in ``beginnings``.
-    """
-    device = model.device
-    past = _prefixes(model, rows, beginnings, groups)
-    width = past[0][0].shape[2]
-    prefix = torch.tensor([row.lookup for row in rows], device=device)
-    ids, tail_mask = pad_rows([row.ids[row.lookup :] for row in rows], model.pad_id, device=device)
-    mask = torch.cat([_right_aligned(prefix, width), tail_mask], dim=1)
-    positions = _positions(mask)[:, width:]
-    return PreparedRows(
-        ids=ids,
-        mask=mask,
-        positions=positions,
-        lookup=torch.zeros(len(rows), dtype=torch.long, device=device),
-        edited=_run_edited(model, layer, lambda: _run_base(model, ids, mask, positions, _cache(past))),
-        past=past,
-    )
-
-
-def _right_aligned(length: Tensor, width: int) -> Tensor:
-    """Mask ``[rows, width]`` of the last ``length[i]`` columns."""
-    return (torch.arange(width, device=length.device) >= width - length[:, None]).long()
-
-
-def _prefixes(
-    model: LanguageModel, rows: Sequence[TokenRow], beginnings: Beginnings, groups: Sequence[int]
-) -> KeysValues:
-    """Keys and values before each lookup token, right-aligned; at least one column, which may be masked."""
-    own = [row.lookup - beginnings.lengths[group] for row, group in zip(rows, groups, strict=True)]
-    width = max(1, *(row.lookup for row in rows))
-    order = sorted(range(len(rows)), key=lambda index: own[index])
-    parts = [
-        _prefix_pass(model, [rows[index] for index in part], beginnings, [groups[index] for index in part], width)
-        for part in (order[cut] for cut in passes([own[index] for index in order], model.device))
-    ]
-    restore = torch.tensor(order, device=model.device).argsort()
-    return tuple(
-        (
-            _picked(torch.cat([keys for keys, _ in block]), restore),
-            _picked(torch.cat([values for _, values in block]), restore),
-        )
-        for block in zip(*parts, strict=True)
-    )
-
-
-def _prefix_pass(
-    model: LanguageModel, rows: Sequence[TokenRow], beginnings: Beginnings, groups: Sequence[int], width: int
-) -> KeysValues:
-    """One pass over ``[padding | beginning | own tokens | padding]``, so that what a row has is in one piece."""
-    group = torch.tensor(groups, device=model.device)
-    lead = torch.tensor([beginnings.lengths[number] for number in groups], device=model.device)
-    prefix = torch.tensor([row.lookup for row in rows], device=model.device)
-    own = [row.ids[length : row.lookup] for row, length in zip(rows, lead.tolist(), strict=True)]
-    widest = int(lead.max())
-    past = beginnings.of(group, widest) if widest else ()
-    if any(own) or not past:
-        ids, own_mask = pad_rows([ids or (model.pad_id,) for ids in own], model.pad_id, device=model.device)
-        own_mask[(prefix == lead).nonzero()[:, 0]] = 0
-        mask = torch.cat([_right_aligned(lead, widest), own_mask], dim=1)
-        cache = _cache(past, _GrowingLayer) if past else DynamicCache()
-        _run_base(model, ids, mask, _positions(mask)[:, widest:], cache)
-        past = tuple((entry.keys, entry.values) for entry in cache.layers)
-    return _columns(past, torch.arange(len(rows), device=model.device), widest - lead, prefix, width)
-
-
-def _run_edited(model: LanguageModel, layer: int, run: Callable[[], None]) -> _Edited:
-    """Run the blocks up to ``layer`` and keep what it gives."""
+def _run_edited(model: LanguageModel, layer: int, rows: PreparedRows) -> _Edited:
+    """Run the blocks up to ``layer`` on tails and keep what it gives."""
+    assert rows.past is not None
     projected: list[Tensor] = []
     left: list[Any] = []
 
@@ -335,7 +346,7 @@ def _run_edited(model: LanguageModel, layer: int, run: Callable[[], None]) -> _E
         handles.append(model.projection(layer).register_forward_hook(on_projection))
         handles.append(model.block(layer).register_forward_hook(on_block))
         with stop_after(model, layer):
-            run()
+            _run_base(model, rows.ids, rows.mask, rows.positions, _cache(rows.past))
     outputs = first_tensor(left[0])
     return _Edited(
         outputs=outputs,
@@ -361,7 +372,7 @@ def forward_logits(
     arguments: dict[str, Any] = {}
     if _takes_positions(model):
         arguments["position_ids"] = prepared.positions
-    if prepared.edited is None:
+    if prepared.edited is None or prepared.past is None:
         with hooks() as handles:
             handles.append(model.projection(layer).register_forward_hook(_adding(delta, prepared)))
             return logits_at(model, prepared.ids, prepared.mask, rows, positions, **arguments)
@@ -409,11 +420,13 @@ def fits(model: LanguageModel, groups: Sequence[Sequence[TokenRow]], layer: int)
     Args:
         groups: some rows, those with a beginning in common together.
     """
-    rows = [row for group in groups for row in group]
-    numbers = [number for number, group in enumerate(groups) for _ in group]
+    named = {(fact, number): row for number, group in enumerate(groups) for fact, row in enumerate(group)}
+    rows = list(named.values())
     whole = prepare_plain(model, rows)
     try:
-        tails = prepare_tails(model, rows, layer, Beginnings(model, groups), numbers)
+        store = Tails(model, groups, layer)
+        store.replace([], named, most=8192)
+        tails = store.take(list(named))
     except _UNFIT:
         return False
     tolerance = max(1e-4, 8 * torch.finfo(model.dtype).eps)

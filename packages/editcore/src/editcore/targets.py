@@ -30,7 +30,7 @@ from torch.nn import functional
 from editcore._errors import NumericalError
 from editcore._memory import free_memory_bytes, is_out_of_memory, release
 from editcore._progress import Progress, silent
-from editcore._rows import Beginnings, PreparedRows, fits, forward_logits, passes, prepare_plain, prepare_tails
+from editcore._rows import PreparedRows, RowName, Tails, fits, forward_logits, passes, prepare_plain
 from editcore._values import EditRequest
 from editcore.tracing import TokenRow, capture, continuation_row, lookup_row
 
@@ -46,11 +46,11 @@ ESSENCE_PROMPT = "{} is a"
 """ROME, section 3.1: the prompt on which the subject's essence must not drift."""
 
 _MAX_TOKENS = {"cpu": 512}
-"""Tokens of a pass, whose activations are held until it has gone backward; more are no faster."""
+"""Size of a pass in tokens, whose activations are held until it has gone backward; more are no faster."""
 _MAX_TOKENS_ELSEWHERE = 8192
 _PASSES_AT_ONCE = 4
 """Passes that the facts optimised side by side fill. The more facts, the less padding, and the fuller the passes."""
-_ACTIVATION_BYTES = 3 * 2**28
+_ACTIVATION_BYTES = 2**29
 """Memory for those activations on a CPU; elsewhere half of what is free."""
 _MAX_LOGITS = 2**25
 """Logits of a pass (128 MB in float32; backward needs about twice that)."""
@@ -181,11 +181,15 @@ def _by_context(facts: Sequence[_Fact]) -> list[list[TokenRow]]:
 
 def _token_budget(model: LanguageModel, layer: int) -> int:
     """Tokens whose activations, kept for the backward pass by the blocks above ``layer``, fit the memory."""
-    layout, kind = model.layout, model.device.type
-    # Per block about a dozen tensors as wide as the residual stream and four as wide as the MLP.
-    per_token = (layout.num_layers - layer) * (12 * layout.d_model + 4 * layout.d_ff) * model.dtype.itemsize
+    kind = model.device.type
+    per_token = (model.layout.num_layers - layer) * _token_width(model) * model.dtype.itemsize
     memory = _ACTIVATION_BYTES if kind == "cpu" else free_memory_bytes(model.device) // 2
     return max(1, min(_MAX_TOKENS.get(kind, _MAX_TOKENS_ELSEWHERE), memory // per_token))
+
+
+def _token_width(model: LanguageModel) -> int:
+    """Numbers that a block keeps of a token: about a dozen as wide as the residual stream, four as wide as the MLP."""
+    return 12 * model.layout.d_model + 4 * model.layout.d_ff
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,10 +227,6 @@ class _Pass:
     """``[essences]``"""
 
 
-_Row = tuple[int, int]
-"""(fact, number of the row in it)"""
-
-
 class _Solver:
     """The facts of one call: ``n`` in all, ``active`` of them optimised side by side."""
 
@@ -234,7 +234,7 @@ class _Solver:
         self, model: LanguageModel, facts: Sequence[_Fact], layer: int, hparams: LocateThenEditHParams, *, tails: bool
     ) -> None:
         self.model, self.facts, self.layer, self.hparams = model, facts, layer, hparams
-        self.beginnings = Beginnings(model, _by_context(facts)) if tails else None
+        self.tails = Tails(model, _by_context(facts), layer) if tails else None
         # h₀ comes from the bare prompt alone, each fact's first row.
         base = capture(model, [fact.inputs(0) for fact in facts], [layer])[layer].outputs
         self.base = base.float().to(model.device)
@@ -248,21 +248,21 @@ class _Solver:
         self.essence: dict[int, Tensor] = {}
         """log p at δ = 0 where the essence term reads it, ``[vocab]``, of the facts that have begun."""
         self.pass_tokens = _token_budget(model, layer)
+        # Of a token before the tail, a block keeps key and value, once for every query head.
+        self.past_share = 2 * model.layout.d_model / _token_width(model) if tails else 0.0
         # Neighbours in the queue are of similar length, so that little is padded.
         self.queue = deque(sorted(range(len(facts)), key=lambda fact: (max(self._lengths(fact)), fact)))
         self.active: list[int] = []
         self.passes: list[_Pass] = []
-        self.store: PreparedRows | None = None
-        self.stored: list[_Row] = []
 
-    def _length(self, row: _Row) -> int:
+    def _length(self, row: RowName) -> int:
         fact, number = self.facts[row[0]], row[1]
-        return fact.tail(number) if self.beginnings else len(fact.inputs(number).ids)
+        return fact.tail(number) if self.tails else len(fact.inputs(number).ids)
 
     def _lengths(self, fact: int) -> list[int]:
         return [self._length(row) for row in self._rows([fact])]
 
-    def _rows(self, facts: Sequence[int]) -> list[_Row]:
+    def _rows(self, facts: Sequence[int]) -> list[RowName]:
         return [(fact, number) for fact in facts for number in range(len(self.facts[fact].rows))]
 
     def _now(self, fact: int) -> list[int]:
@@ -300,39 +300,29 @@ class _Solver:
         if self.active and tokens > most // 2:
             return
         new: list[int] = []
-        while self.queue:
-            tokens += sum(self._lengths(self.queue[0]))
+        for fact in self.queue:
+            tokens += sum(self._lengths(fact))
             if (self.active or new) and tokens > most:
                 break
-            new.append(self.queue.popleft())
-        if new and self.beginnings is not None:
-            rows = self._rows(new)
-            inputs = [self.facts[fact].inputs(number) for fact, number in rows]
-            numbers = [number for _, number in rows]
-            prepared = prepare_tails(self.model, inputs, self.layer, self.beginnings, numbers)
-            kept = [row for row in self.stored if row[0] in self.active]
-            parts = [self._take(kept), prepared] if kept else [prepared]
-            self.store, self.stored = PreparedRows.join(parts), [*kept, *rows]
+            new.append(fact)
+        if new and self.tails is not None:
+            self.passes = []  # they hold what is about to be replaced
+            rows = {(fact, number): self.facts[fact].inputs(number) for fact, number in self._rows(new)}
+            self.tails.replace(self._rows(self.active), rows, most=most)
+        for _ in new:
+            self.queue.popleft()
         self.active += new
 
     def _halve(self) -> None:
-        """Go on with smaller passes and fewer facts; those put back into the queue keep the steps they have taken."""
-        self.pass_tokens = max(1, min(self.pass_tokens, sum(sum(self._lengths(fact)) for fact in self.active)) // 2)
-        middle = max(1, len(self.active) // 2)
-        _log.warning("out of memory; going on with %d facts at once, %d tokens a pass", middle, self.pass_tokens)
-        self.queue.extendleft(reversed(self.active[middle:]))
-        self.active, self.passes = self.active[:middle], []
+        """Go on with smaller passes and fewer facts at once; those put back into the queue keep the steps they took."""
+        tokens = sum(sum(self._lengths(fact)) for fact in self.active) or self.pass_tokens
+        self.pass_tokens = max(1, min(self.pass_tokens, tokens) // 2)
+        _log.warning("out of memory; going on with passes of %d tokens", self.pass_tokens)
+        self.queue.extendleft(reversed(self.active))
+        self.active, self.passes = [], []
+        if self.tails is not None:
+            self.tails.replace([], {}, most=1)
         release()
-
-    def _take(self, rows: Sequence[_Row]) -> PreparedRows:
-        """Prepared rows out of the store, padded to the longest of them."""
-        assert self.store is not None
-        place = {row: index for index, row in enumerate(self.stored)}
-        return self.store.take(
-            torch.tensor([place[row] for row in rows], device=self.store.ids.device),
-            past=max(1, *(self.facts[fact].rows[number].lookup for fact, number in rows)),
-            tail=max(self._length(row) for row in rows),
-        )
 
     def _plan(self) -> None:
         """Cut the rows that the active facts evaluate next into passes."""
@@ -341,18 +331,19 @@ class _Solver:
         rows = sorted(wanted, key=lambda row: (self._length(row), row))
         scored = max(1, *(len(self.facts[fact].rows[number].targets) for fact, number in rows))
         most = _MAX_LOGITS // (scored * self.model.layout.vocab_size)
+        past = self.past_share * max(self.facts[fact].rows[number].lookup for fact, number in rows)
         cuts = passes(
             [self._length(row) for row in rows],
             self.model.device,
-            holds=lambda count, longest: count <= most and count * longest <= self.pass_tokens,
+            holds=lambda count, longest: count <= most and count * (longest + past) <= self.pass_tokens,
         )
         self.passes = [self._pass(rows[cut]) for cut in cuts]
 
-    def _pass(self, rows: Sequence[_Row]) -> _Pass:
+    def _pass(self, rows: Sequence[RowName]) -> _Pass:
         inputs = [self.facts[fact].inputs(number) for fact, number in rows]
         lists: dict[str, list[float]] = {name: [] for name in _Pass.__slots__ if name != "prepared"}
         for index, ((fact, number), row) in enumerate(zip(rows, inputs, strict=True)):
-            start = row.lookup if self.beginnings else 0  # the token that column 0 of the prepared ids holds
+            start = row.lookup if self.tails else 0  # the token that column 0 of the prepared ids holds
             whole = self.facts[fact].rows[number]
             lists["row_fact"].append(self.active.index(fact))
             lists["row_number"].append(number)
@@ -373,7 +364,7 @@ class _Solver:
             )
             for name, values in lists.items()
         }
-        prepared = self._take(rows) if self.beginnings else prepare_plain(self.model, inputs)
+        prepared = self.tails.take(rows) if self.tails else prepare_plain(self.model, inputs)
         return _Pass(prepared=prepared, **tensors)
 
     def _share(self, number: int) -> float:
