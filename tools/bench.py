@@ -40,7 +40,7 @@ EXACT = {
 }  # fmt: skip
 LADDER = (
     ("the preset's contexts", {"context_count", "v_contexts_per_step"}),
-    ("its stop", {"v_stop_loss", "v_stop_probability", "v_num_grad_steps"}),
+    ("its stop", {"v_stop_loss", "v_stop_probability", "v_final_step", "v_num_grad_steps"}),
     ("its β₁", {"v_beta1"}),
 )
 """Settings of exact mode that give way to the preset's, in this order."""

@@ -208,6 +208,23 @@ def test_a_fact_stops_at_the_probability_asked_for(turn: int | None) -> None:
     assert all(stopped < all_steps for stopped, all_steps in zip(found.steps, full.steps, strict=True))
 
 
+def test_the_final_step_is_the_next_one_of_all() -> None:
+    model, requests = tiny_model("llama"), tiny_requests(3)
+    full = optimise_targets(model, requests, layer=1, templates=TEMPLATES, hparams=hparams(v_num_grad_steps=30))
+    stop: dict[str, object] = {"v_num_grad_steps": 30, "v_stop_probability": min(full.probabilities) / 2}
+    plain, final = (
+        optimise_targets(model, requests, layer=1, templates=TEMPLATES, hparams=hparams(**stop, v_final_step=step))
+        for step in (False, True)
+    )
+    assert final.steps == tuple(steps + 1 for steps in plain.steps)
+    assert final.probabilities == plain.probabilities
+    for row, steps in enumerate(final.steps):
+        upto = hparams(v_num_grad_steps=steps + 1)
+        expected = optimise_targets(model, requests[row : row + 1], layer=1, templates=TEMPLATES, hparams=upto)
+        assert torch.allclose(final.deltas[row], expected.deltas[0], atol=1e-4)
+        assert not torch.allclose(final.deltas[row], plain.deltas[row], atol=1e-2)
+
+
 def test_delta_stays_within_the_clamp_and_raises_the_target() -> None:
     model, requests = tiny_model("gpt2"), tiny_requests(4)
     settings = hparams(v_num_grad_steps=20, v_lr=0.5, clamp_norm_factor=0.7)

@@ -54,6 +54,9 @@ class LocateThenEditHParams(HParams):
     """A fact is done when its total loss falls below this; 0 runs all steps. ROME's reference code: 0.05."""
     v_stop_probability: Annotated[float, Field(gt=0, le=1)] | None = None
     """A fact is done when its target's mean probability reaches this (MPES, arXiv 2502.01636); left out, never."""
+    v_final_step: bool = False
+    """Whether a fact that reaches ``v_stop_probability`` takes the step of that evaluation, whose gradient is there by
+    then. The step costs nothing, so that a lower probability to stop at does. Not in the papers."""
     clamp_norm_factor: Annotated[float, Field(gt=0)] = 4.0
     """Largest ‖δ‖ in units of ‖h₀‖. ROME's reference code: 4."""
     kl_factor: Annotated[float, Field(ge=0)] = 0.0625

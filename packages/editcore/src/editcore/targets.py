@@ -68,7 +68,7 @@ class Targets:
     steps: tuple[int, ...]
     """Adam steps taken."""
     probabilities: tuple[float, ...]
-    """exp(−NLL) averaged over the contexts, at the last δ evaluated."""
+    """exp(−NLL) averaged over the contexts, at the last δ evaluated; a final step (``v_final_step``) comes behind it."""
     notes: tuple[str, ...]
 
 
@@ -380,15 +380,17 @@ class _Solver:
         probabilities = self.probabilities[index].mean(dim=1)
         if not torch.isfinite(losses).all():
             raise NumericalError("The value optimisation met NaN or Inf; nothing was applied. Lower v_lr.")
-        done = losses < hparams.v_stop_loss
-        if hparams.v_stop_probability is not None:
-            done = done | (probabilities >= hparams.v_stop_probability)
         # As in the reference code, the last evaluation takes no step.
-        done = done | (self.adam.steps[index] == hparams.v_num_grad_steps - 1)
-        going = ~done
-        if bool(going.any()):
-            moved, limit = index[going], hparams.clamp_norm_factor * self.base[index[going]].norm(dim=1)
-            self.adam.step(moved, gradient[going])
+        last = self.adam.steps[index] == hparams.v_num_grad_steps - 1
+        done = last | (losses < hparams.v_stop_loss)
+        moving = ~done
+        if hparams.v_stop_probability is not None:
+            likely = probabilities >= hparams.v_stop_probability
+            moving = moving & (~likely | hparams.v_final_step)
+            done = done | likely
+        if bool(moving.any()):
+            moved, limit = index[moving], hparams.clamp_norm_factor * self.base[index[moving]].norm(dim=1)
+            self.adam.step(moved, gradient[moving])
             norm = self.deltas[moved].norm(dim=1)
             self.deltas[moved] *= (limit / norm.clamp_min(1e-30)).clamp_max(1.0)[:, None]
         finished = {}
@@ -396,7 +398,7 @@ class _Solver:
             fact = self.active[place]
             self.essence.pop(fact, None)
             finished[fact] = _Result(
-                delta=delta[place].clone(),
+                delta=self.deltas[fact].clone(),
                 base=self.base[fact],
                 loss=float(losses[place]),
                 steps=int(self.adam.steps[fact]),
