@@ -27,12 +27,11 @@ def cost(lengths: list[int], cuts: list[slice]) -> int:
 
 @given(st.lists(st.integers(1, 90), min_size=1, max_size=8).map(sorted), st.integers(1, 400), st.integers(1, 8))
 def test_no_way_of_cutting_costs_less(lengths: list[int], tokens: int, rows: int) -> None:
-    def holds(count: int, longest: int) -> bool:
-        return count <= rows and count * longest <= tokens
+    def holds(start: int, end: int) -> bool:
+        return end - start <= rows and (end - start) * lengths[end - 1] <= tokens
 
     def allowed(cuts: list[slice]) -> bool:
-        sizes = [(cut.stop - cut.start, lengths[cut.stop - 1]) for cut in cuts]
-        return all(count == 1 or holds(count, longest) for count, longest in sizes)
+        return all(cut.stop - cut.start == 1 or holds(cut.start, cut.stop) for cut in cuts)
 
     free, held = passes(lengths, CPU), passes(lengths, CPU, holds=holds)
     ways = list(every_way(len(lengths)))

@@ -9,10 +9,11 @@ import torch
 from editcore import EditRequest, LanguageModel, NumericalError
 from editcore._rows import PreparedRows, RowName, Tails, fits, forward_logits, prepare_plain
 from editcore.hparams import LocateThenEditHParams
-from editcore.targets import optimise_targets
+from editcore.targets import _Losses, optimise_targets
 from editcore.testing import TINY_FAMILIES, tiny_model, tiny_requests
 from editcore.tracing import TokenRow, continuation_row, lookup_row
 from torch import Tensor
+from torch.nn import functional
 
 TEMPLATES = ("{}", "The old story. {}", "I said so. {}")
 
@@ -263,6 +264,22 @@ def test_added_delta_reaches_only_its_own_row() -> None:
     after = forward_logits(model, prepared, 1, delta, index, last)
     changed = (after - before).abs().amax(1) > 1e-6
     assert changed.tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("at_a_time", [1, 14, 100])
+@pytest.mark.parametrize("scored", [0, 2, 5])
+def test_the_losses_over_the_vocabulary_and_their_gradient(
+    scored: int, at_a_time: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("editcore.targets._LOGITS_AT_A_TIME", at_a_time)
+    generator = torch.Generator().manual_seed(0)
+    logits, other = (torch.randn(5, 7, generator=generator, dtype=torch.float64) * 3 for _ in range(2))
+    labels, log_q = torch.randint(7, (scored,), generator=generator), other[scored:].log_softmax(-1)
+    nll, drift = _Losses.apply(logits, labels, list(log_q))
+    assert torch.allclose(nll, functional.cross_entropy(logits[:scored], labels, reduction="none"))
+    log_p = logits[scored:].log_softmax(-1)
+    assert torch.allclose(drift, functional.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1))
+    assert torch.autograd.gradcheck(lambda z: _Losses.apply(z, labels, list(log_q)), logits.requires_grad_())
 
 
 @pytest.mark.parametrize("where", ["forward", "preparation"])

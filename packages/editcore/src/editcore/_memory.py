@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -44,11 +45,16 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def release() -> None:
-    """Give cached memory of an accelerator back to it."""
+    """Give freed memory that is kept for later back: an accelerator's, and that of the C library where it can."""
+    import ctypes
+
     import torch
 
     if torch.accelerator.is_available():
         torch.accelerator.empty_cache()
+    if sys.platform == "linux":
+        with suppress(AttributeError):  # glibc has it, others have not
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def free_memory_bytes(device: torch.device) -> int:

@@ -46,12 +46,12 @@ _PASS_TOKENS_ELSEWHERE = 2048
 
 
 def passes(
-    lengths: Sequence[int], device: torch.device, *, holds: Callable[[int, int], bool] = lambda _rows, _tokens: True
+    lengths: Sequence[int], device: torch.device, *, holds: Callable[[int, int], bool] = lambda _start, _end: True
 ) -> list[slice]:
     """Cut ascending row lengths into forward passes, each padded to its longest row, so that they cost least.
 
     Args:
-        holds: whether a pass may have so many rows of so many tokens; one row always may.
+        holds: whether a pass may have the rows from a start up to an end; one row always may be one.
     """
     overhead = _PASS_TOKENS.get(device.type, _PASS_TOKENS_ELSEWHERE)
     best, cut = [0], [0]
@@ -59,7 +59,7 @@ def passes(
         longest = lengths[end - 1]
         costs = {end - 1: best[end - 1] + longest + overhead}
         for start in range(end - 2, -1, -1):
-            if not holds(end - start, longest):
+            if not holds(start, end):
                 break
             costs[start] = best[start] + (end - start) * longest + overhead
         cut.append(min(costs, key=lambda start: (costs[start], start)))
@@ -211,11 +211,8 @@ class Tails:
             most: tokens of a pass, padding included.
         """
         order = sorted(new, key=lambda name: self._own_length(name, new[name]))
-        cuts = passes(
-            [self._own_length(name, new[name]) for name in order],
-            self.model.device,
-            holds=lambda rows, longest: rows * longest <= most,
-        )
+        lengths = [self._own_length(name, new[name]) for name in order]
+        cuts = passes(lengths, self.model.device, holds=lambda start, end: (end - start) * lengths[end - 1] <= most)
         parts = [self._prepare({name: new[name] for name in order[cut]}) for cut in cuts]
         tails = {name: self._tails[name] for name in kept}
         places = torch.tensor([*range(self._shared), *(slot for tail in tails.values() for slot in tail.own)])

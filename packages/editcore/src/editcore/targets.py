@@ -21,11 +21,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from editcore._errors import NumericalError
 from editcore._memory import free_memory_bytes, is_out_of_memory, release
@@ -52,8 +52,12 @@ _PASSES_AT_ONCE = 4
 """Passes that the facts optimised side by side fill. The more facts, the less padding, and the fuller the passes."""
 _ACTIVATION_BYTES = 2**29
 """Memory for those activations on a CPU; elsewhere half of what is free."""
-_MAX_LOGITS = 2**25
-"""Logits of a pass (128 MB in float32; backward needs about twice that)."""
+_MAX_LOGITS = {"cpu": 3 * 2**22}
+"""Logits of a pass (48 MB in float32, twice that while their loss is computed or goes backward), and those before δ of
+the essence prompts of the facts optimised side by side."""
+_MAX_LOGITS_ELSEWHERE = 2**27
+_LOGITS_AT_A_TIME = 2**21
+"""Logits whose loss is computed at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +72,7 @@ class Targets:
     steps: tuple[int, ...]
     """Adam steps taken."""
     probabilities: tuple[float, ...]
-    """exp(−NLL) averaged over the contexts, at the last δ evaluated; a final step (``v_final_step``) comes behind it."""
+    """exp(−NLL) averaged over the contexts, at the last δ evaluated; ``v_final_step`` moves on from it."""
     notes: tuple[str, ...]
 
 
@@ -85,10 +89,9 @@ class _Fact:
     def num_contexts(self) -> int:
         return len(self.rows) - (self.essence_position is not None)
 
-    @property
-    def num_scored(self) -> int:
-        """Positions whose logits are needed."""
-        return sum(len(row.targets) for row in self.rows) + (self.essence_position is not None)
+    def scored(self, number: int) -> int:
+        """Positions of a row whose logits are needed: its target's, or where the essence term reads."""
+        return max(1, len(self.rows[number].targets))
 
     def inputs(self, number: int) -> TokenRow:
         """A row as the model reads it: the last target token is asked for, never read."""
@@ -132,6 +135,7 @@ def optimise_targets(
         )
     with progress.task("optimising targets", len(facts)) as advance:
         done = _Solver(model, facts, layer, hparams, tails=tails).run(advance)
+    release()  # the passes' activations
     return Targets(
         deltas=torch.stack([result.delta for result in done]),
         base=torch.stack([result.base for result in done]),
@@ -248,6 +252,7 @@ class _Solver:
         self.essence: dict[int, Tensor] = {}
         """log p at δ = 0 where the essence term reads it, ``[vocab]``, of the facts that have begun."""
         self.pass_tokens = _token_budget(model, layer)
+        self.logits = _MAX_LOGITS.get(model.device.type, _MAX_LOGITS_ELSEWHERE)
         # Of a token before the tail, a block keeps key and value, once for every query head.
         self.past_share = 2 * model.layout.d_model / _token_width(model) if tails else 0.0
         # Neighbours in the queue are of similar length, so that little is padded.
@@ -295,14 +300,14 @@ class _Solver:
 
     def _admit(self) -> None:
         """Once half of the places are free, fill them."""
-        most = _PASSES_AT_ONCE * self.pass_tokens
+        most, most_facts = _PASSES_AT_ONCE * self.pass_tokens, max(1, self.logits // self.model.layout.vocab_size)
         tokens = sum(sum(self._lengths(fact)) for fact in self.active)
-        if self.active and tokens > most // 2:
+        if self.active and (tokens > most // 2 or len(self.active) > most_facts // 2):
             return
         new: list[int] = []
         for fact in self.queue:
             tokens += sum(self._lengths(fact))
-            if (self.active or new) and tokens > most:
+            if (self.active or new) and (tokens > most or len(self.active) + len(new) >= most_facts):
                 break
             new.append(fact)
         if new and self.tails is not None:
@@ -329,14 +334,15 @@ class _Solver:
         self.passes = []  # frees what they hold
         wanted = [(fact, number) for fact in self.active for number in self._now(fact)]
         rows = sorted(wanted, key=lambda row: (self._length(row), row))
-        scored = max(1, *(len(self.facts[fact].rows[number].targets) for fact, number in rows))
-        most = _MAX_LOGITS // (scored * self.model.layout.vocab_size)
+        lengths = [self._length(row) for row in rows]
         past = self.past_share * max(self.facts[fact].rows[number].lookup for fact, number in rows)
-        cuts = passes(
-            [self._length(row) for row in rows],
-            self.model.device,
-            holds=lambda count, longest: count <= most and count * (longest + past) <= self.pass_tokens,
-        )
+        logits = [0, *accumulate(self.facts[fact].scored(number) for fact, number in rows)]  # of the rows before each
+
+        def holds(start: int, end: int) -> bool:
+            fits_tokens = (end - start) * (lengths[end - 1] + past) <= self.pass_tokens
+            return fits_tokens and (logits[end] - logits[start]) * self.model.layout.vocab_size <= self.logits
+
+        cuts = passes(lengths, self.model.device, holds=holds)
         self.passes = [self._pass(rows[cut]) for cut in cuts]
 
     def _pass(self, rows: Sequence[RowName]) -> _Pass:
@@ -434,26 +440,55 @@ class _Solver:
                 torch.cat([one.token_row, one.essence_row]),
                 torch.cat([one.token_position, one.essence_position]),
             )
-        logits = logits.float()
-        nll = functional.cross_entropy(logits[:scored], one.token_label.to(logits.device), reduction="none")
+        places = one.row_fact[one.essence_row]
+        references = self._references([self.active[place] for place in places.tolist()], logits[scored:])
+        nll, drift = _Losses.apply(logits.float(), one.token_label.to(logits.device), references)  # type: ignore[no-untyped-call]
         row_nll = torch.zeros_like(one.row_share).index_add(0, one.token_row, nll.to(delta) * one.token_share)
         losses = delta.new_zeros(len(self.active)).index_add(0, one.row_fact, row_nll * one.row_share)
         contexts = (one.row_share > 0).nonzero()[:, 0]
         facts = torch.tensor(self.active, device=one.row_fact.device)[one.row_fact[contexts]]
         self.probabilities[facts, one.row_number[contexts]] = (-row_nll.detach()[contexts]).exp()
-        if len(one.essence_row):
-            places = one.row_fact[one.essence_row]
-            drift = self._drift([self.active[place] for place in places.tolist()], logits[scored:])
-            losses = losses.index_add(0, places, self.hparams.kl_factor * drift.to(delta))
-        return losses
+        return losses.index_add(0, places, self.hparams.kl_factor * drift.to(delta))
 
-    def _drift(self, facts: Sequence[int], logits: Tensor) -> Tensor:
-        """KL(p_δ ‖ p) of each fact's essence row, ``[essences]``; p is what its first evaluation gives, at δ = 0."""
-        log_new = logits.log_softmax(-1)
-        for fact, row in zip(facts, log_new.detach(), strict=True):
-            self.essence.setdefault(fact, row.clone())
-        log_old = torch.stack([self.essence[fact] for fact in facts])
-        return (log_new.exp() * (log_new - log_old)).sum(-1)
+    def _references(self, facts: Sequence[int], logits: Tensor) -> list[Tensor]:
+        """log p, ``[vocab]``, that each fact's essence row is held against: that of its first evaluation, at δ = 0."""
+        for fact, row in zip(facts, logits.detach(), strict=True):
+            if fact not in self.essence:
+                self.essence[fact] = row.float().log_softmax(-1)
+        return [self.essence[fact] for fact in facts]
+
+
+class _Losses(torch.autograd.Function):
+    """−log p of the tokens ``labels [scored]`` under the first rows of ``logits [scored + essences, vocab]``, and under
+    each further row KL(p ‖ q) with its own log q, ``[vocab]``: ``[scored]`` and ``[essences]``.
+
+    Rows are as wide as the vocabulary, so it is written out to hold nothing of their size but its gradient:
+    ∂(−log p_y)/∂zⱼ = pⱼ − [j = y] and ∂KL/∂zⱼ = pⱼ (log pⱼ − log qⱼ − KL).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, log_q: list[Tensor]) -> tuple[Tensor, Tensor]:
+        scored, size = len(labels), max(1, _LOGITS_AT_A_TIME // logits.shape[1])
+        gradient, losses = torch.empty_like(logits), logits.new_empty(len(logits))
+        for start in range(0, scored, size):
+            rows, wanted = slice(start, min(start + size, scored)), labels[start : start + size, None]
+            log_p = logits[rows].log_softmax(-1)
+            losses[rows] = -log_p.gather(1, wanted)[:, 0]
+            gradient[rows] = log_p.exp_().scatter_add_(1, wanted, -torch.ones_like(wanted, dtype=log_p.dtype))
+        for start in range(scored, len(logits), size):
+            rows = slice(start, start + size)
+            log_p = logits[rows].log_softmax(-1)
+            ratio = log_p - torch.stack(log_q[start - scored : start - scored + size])
+            p = log_p.exp_()
+            losses[rows] = torch.linalg.vecdot(p, ratio)
+            gradient[rows] = ratio.sub_(losses[rows, None]).mul_(p)
+        ctx.save_for_backward(gradient)
+        return losses[:scored], losses[scored:]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return torch.cat(gradients)[:, None] * gradient, None, None
 
 
 class _Adam:

@@ -245,7 +245,7 @@ def capture(
     rows: Sequence[TokenRow],
     layers: Sequence[int],
     *,
-    max_tokens: int = 8192,
+    max_tokens: int = 2048,
 ) -> dict[int, Captured]:
     """Projection inputs and outputs and block outputs at each row's lookup token, all layers in one pass.
 

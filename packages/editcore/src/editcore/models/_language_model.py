@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from editcore._errors import HParamsError, ModelError, UnknownNameError
 from editcore._forward import cache_argument
+from editcore._memory import release
 from editcore._progress import Progress, silent
 from editcore.models._catalogue import CATALOGUE, pull, quiet_transformers
 from editcore.models._layout import ModelLayout, check_layout, detect_layout
@@ -115,12 +116,14 @@ class LanguageModel:
         hf = _load_weights(
             source, str(name_or_path), torch_dtype, trust_remote_code=trust_remote_code, device_map=device_map
         )
-        try:
-            hf = hf.to(torch_device) if torch_device is not None else hf
-        except RuntimeError as error:
-            raise ModelError(f"'{name_or_path}' does not fit on device '{device}': {_one_line(error)}") from error
+        if torch_device is not None:
+            try:
+                hf = hf.to(torch_device)
+            except RuntimeError as error:
+                raise ModelError(f"'{name_or_path}' does not fit on device '{device}': {_one_line(error)}") from error
         model = cls.wrap(hf, tokenizer, name=str(name_or_path), plugins=plugins)
         model.prompt_form = form
+        release()  # what reading tokenizer and weights took
         return model
 
     @classmethod
