@@ -86,6 +86,7 @@ def main() -> None:
         f"{model.name}, {len(records)} facts of {options.dataset}, {torch.get_num_threads()} threads, {options.device}"
     )
     default = _ours(model, records, name="default", settings={}, options=options)
+    curve = _curve(model, options) if options.curve else None  # before the modes that take more memory
     exact = _ours(model, records, name="exact", settings=_exact_settings(model), options=options)
     count = min(len(records), options.plain_edits or len(records))
     plain = _plain(model, records[:count], options=options)
@@ -112,8 +113,8 @@ def main() -> None:
     )
     if options.ladder:
         result["ladder"] = [mode.as_json() for mode in _ladder(model, records[:count], options)]
-    if options.curve:
-        result["curve"] = _curve(model, options)
+    if curve is not None:
+        result["curve"] = curve
     if options.solve:
         result["solve"] = _solves(model)
     if options.json is not None:

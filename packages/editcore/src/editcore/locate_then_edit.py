@@ -332,6 +332,10 @@ def _kept_keys(batch: EditBatch, name: str, fresh: Mapping[str, int]) -> dict[in
     }
 
 
+_LOOKED_AT = 128
+"""Facts whose keys in all contexts are held at a time, until their means are taken."""
+
+
 def _see(
     model: LanguageModel,
     batch: EditBatch,
@@ -345,12 +349,20 @@ def _see(
 ) -> _Seen:
     """What the model shows for all facts; those with a kept key pass through the edited projection alone."""
     looked = [row for row in range(len(batch)) if row not in kept]
-    parts = []
-    if looked:
-        requests = [batch.requests[row] for row in looked]
-        parts.append(_look(model, requests, layer, deepest, hparams, templates, held_at=held_at))
+    parts = [
+        _look(
+            model,
+            [batch.requests[row] for row in looked[start : start + _LOOKED_AT]],
+            layer,
+            deepest,
+            hparams,
+            templates,
+            held_at=held_at,
+        )
+        for start in range(0, len(looked), _LOOKED_AT)
+    ]
     if not kept:
-        return parts[0]
+        return parts[0] if len(parts) == 1 else _Seen.join(parts, torch.arange(len(batch)))
     name = model.layout.weight_name(layer)
     d_in = model.as_out_in(name, model.weight(name)).shape[1]
     for row, key in kept.items():

@@ -50,7 +50,7 @@ _MAX_TOKENS = {"cpu": 512}
 _MAX_TOKENS_ELSEWHERE = 8192
 _PASSES_AT_ONCE = 4
 """Passes that the facts optimised side by side fill. The more facts, the less padding, and the fuller the passes."""
-_ACTIVATION_BYTES = 2**29
+_ACTIVATION_BYTES = 3 * 2**27
 """Memory for those activations on a CPU; elsewhere half of what is free."""
 _MAX_LOGITS = {"cpu": 3 * 2**22}
 """Logits of a pass (48 MB in float32, twice that while their loss is computed or goes backward), and those before δ of
