@@ -7,7 +7,7 @@ import torch
 from editcore import EditRequest, FactoredDelta, SubjectNotFoundError
 from editcore.models import LanguageModel
 from editcore.testing import TINY_FAMILIES, tiny_hf_model, tiny_model, tiny_requests, tiny_tokenizer
-from editcore.tracing import applied, capture, continuation_row, last_index_covering, lookup_row
+from editcore.tracing import Climb, applied, capture, continuation_row, last_index_covering, lookup_row
 
 
 def text_at(model: LanguageModel, ids: tuple[int, ...], index: int) -> str:
@@ -69,6 +69,37 @@ def test_captured_values_are_what_passed_through(family: str) -> None:
         assert torch.allclose(seen.outputs, expected, atol=1e-5)
     assert torch.allclose(together[2].inputs, torch.cat([seen.inputs for seen in one_by_one]), atol=1e-5)
     assert torch.allclose(together[2].block_outputs, torch.cat([s.block_outputs for s in one_by_one]), atol=1e-4)
+
+
+@pytest.mark.parametrize("keep", [0, 3000, 2**20])
+@pytest.mark.parametrize("family", TINY_FAMILIES)
+def test_a_climb_sees_what_a_pass_from_below_sees(family: str, keep: int) -> None:
+    """Weights change from the last captured layer on, as they do between the layers of an edit."""
+    model = tiny_model(family)
+    rows = {
+        (place, template): lookup_row(model, request, template=template)
+        for place, request in enumerate(tiny_requests(3))
+        for template in ("{}", "Well, yes. {}")
+    }
+    ran = 0
+
+    def count(*_arguments: object) -> None:
+        nonlocal ran
+        ran += 1
+
+    climb = Climb(model, keep_bytes=keep)
+    for layer in (0, 1, 2):
+        found = climb.capture(dict(rows), [layer, 2] if layer < 2 else [2])
+        expected = capture(model, list(rows.values()), [layer, 2] if layer < 2 else [2])
+        for one in expected:
+            for name in ("inputs", "outputs", "block_outputs"):
+                assert torch.allclose(getattr(found[one], name), getattr(expected[one], name), atol=1e-4)
+        with torch.no_grad():
+            model.weight(model.layout.weight_name(layer)).mul_(1.5)
+    handle = model.projection(0).register_forward_hook(count)
+    climb.capture(dict(rows), [2])
+    handle.remove()
+    assert (ran == 0) == (keep == 2**20), "only what has all its rows kept may leave the lowest block out"
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -27,7 +27,7 @@ from editcore.hparams import LocateThenEditHParams
 from editcore.linalg import Metric, Update, hold_at, solve_update
 from editcore.targets import Targets, optimise_targets, tails_fit
 from editcore.templates import sample_context_templates
-from editcore.tracing import applied, capture, lookup_row, project
+from editcore.tracing import Climb, TokenRow, applied, lookup_row, project
 
 if TYPE_CHECKING:
     from editcore.models import LanguageModel
@@ -143,12 +143,15 @@ def propose(
     weights = torch.tensor(batch.weights, dtype=torch.float64)
     deltas: dict[str, FactoredDelta] = {}
     solved: list[_SolvedLayer] = []
+    # Where prefix caches fit, no block reads more of the lower ones than the residual stream.
+    keep = len(layers) > 1 and prepared.shortcuts.get(layers[-1], False)
+    looking = _Looking(model, hparams, prepared.templates, held_at=held_at, keep=keep)
     for number, layer in enumerate(layers):
         name = model.layout.weight_name(layer)
         with applied(model, deltas):
             with clock.stage("keys"):
                 kept = _kept_keys(batch, name, asked.row) if _keys_stay(layer, prepared, held_at) else {}
-                seen = _see(model, batch, layer, layers[-1], hparams, prepared.templates, held_at=held_at, kept=kept)
+                seen = _see(looking, batch, layer, layers[-1], kept=kept)
             share = 1 / (len(layers) - number)
             residuals = asked.residuals(batch, name, seen, share=share, asks=asks, model=model)
             weight_norm = float(model.weight(name).float().norm())
@@ -332,33 +335,18 @@ def _kept_keys(batch: EditBatch, name: str, fresh: Mapping[str, int]) -> dict[in
     }
 
 
-_LOOKED_AT = 128
-"""Facts whose keys in all contexts are held at a time, until their means are taken."""
-
-
 def _see(
-    model: LanguageModel,
+    looking: _Looking,
     batch: EditBatch,
     layer: int,
     deepest: int,
-    hparams: LocateThenEditHParams,
-    templates: Sequence[str],
     *,
-    held_at: Literal["keys", "bare"],
     kept: Mapping[int, Tensor],
 ) -> _Seen:
     """What the model shows for all facts; those with a kept key pass through the edited projection alone."""
-    looked = [row for row in range(len(batch)) if row not in kept]
+    looked, model = [row for row in range(len(batch)) if row not in kept], looking.model
     parts = [
-        _look(
-            model,
-            [batch.requests[row] for row in looked[start : start + _LOOKED_AT]],
-            layer,
-            deepest,
-            hparams,
-            templates,
-            held_at=held_at,
-        )
+        looking.at({row: batch.requests[row] for row in looked[start : start + _LOOKED_AT]}, layer, deepest)
         for start in range(0, len(looked), _LOOKED_AT)
     ]
     if not kept:
@@ -401,42 +389,65 @@ def _holding(metric: Metric, held: Sequence[HeldKey], name: str, weight: float) 
     return metric.plus(keys, weight * weights)
 
 
-def _look(
-    model: LanguageModel,
-    requests: Sequence[EditRequest],
-    layer: int,
-    deepest: int,
-    hparams: LocateThenEditHParams,
-    templates: Sequence[str],
-    *,
-    held_at: Literal["keys", "bare"],
-) -> _Seen:
-    used = templates[:1] if hparams.key_weighting == "prompt" else templates
-    rows = [
-        lookup_row(model, request, template=template, fact_token=hparams.fact_token)
-        for request in requests
-        for template in used
-    ]
-    captured = capture(model, rows, sorted({layer, deepest}))
-    place = model.place(layer)
-    shares = context_weights(len(used), hparams.key_weighting).to(place)  # [contexts]
+_LOOKED_AT = 128
+"""Facts whose keys in all contexts are held at a time, until their means are taken."""
+_KEPT_BYTES = 2**28
+"""Memory for what enters the edited block of one layer, from where the facts are looked at in the next."""
 
-    def mean(values: Tensor) -> Tensor:
-        per_context = values.double().reshape(len(requests), len(used), -1)  # [n, contexts, width]
-        return torch.einsum("c,ncw->nw", shares, per_context)
 
-    def bare(values: Tensor) -> Tensor:
-        return values.double()[:: len(used)]  # [n, width]
+class _Looking:
+    """The facts of a batch, looked at in one layer after the other."""
 
-    # The projection is linear and the shares sum to one, so the mean output is the output of the mean key.
-    held = mean if held_at == "keys" else bare
-    return _Seen(
-        keys=mean(captured[layer].inputs),
-        held_keys=held(captured[layer].inputs),
-        outputs=held(captured[layer].outputs),
-        bare_outputs=bare(captured[layer].outputs),
-        stream=bare(captured[deepest].block_outputs).to(place),
-    )
+    def __init__(
+        self,
+        model: LanguageModel,
+        hparams: LocateThenEditHParams,
+        templates: Sequence[str],
+        *,
+        held_at: Literal["keys", "bare"],
+        keep: bool,
+    ) -> None:
+        """``keep``: whether the next layer may begin where the last one ended."""
+        self.model, self.hparams, self.held_at = model, hparams, held_at
+        self.templates = templates[:1] if hparams.key_weighting == "prompt" else templates
+        self.climb = Climb(model, keep_bytes=_KEPT_BYTES if keep else 0)
+
+    def at(self, requests: Mapping[int, EditRequest], layer: int, deepest: int) -> _Seen:
+        """Some facts, by their row in the batch."""
+        bare = self.climb.capture(self._rows(requests, range(1)), sorted({layer, deepest}))
+        seen = [bare[layer]]
+        if len(self.templates) > 1:  # of which only the bare prompts go on to the deepest layer
+            contexts = self._rows(requests, range(1, len(self.templates)))
+            seen.append(self.climb.capture(contexts, [layer])[layer])
+        shares = context_weights(len(self.templates), self.hparams.key_weighting).to(self.model.place(layer))
+
+        def mean(parts: Sequence[Tensor]) -> Tensor:
+            per_context = [part.double().reshape(len(requests), -1, part.shape[-1]) for part in parts]
+            return torch.einsum("c,ncw->nw", shares, torch.cat(per_context, dim=1))
+
+        # The projection is linear and the shares sum to one, so the mean output is the output of the mean key.
+        keys, bare_keys, bare_outputs = (
+            mean([one.inputs for one in seen]),
+            seen[0].inputs.double(),
+            seen[0].outputs.double(),
+        )
+        at_keys = self.held_at == "keys"
+        return _Seen(
+            keys=keys,
+            held_keys=keys if at_keys else bare_keys,
+            outputs=mean([one.outputs for one in seen]) if at_keys else bare_outputs,
+            bare_outputs=bare_outputs,
+            stream=bare[deepest].block_outputs.double().to(shares.device),
+        )
+
+    def _rows(self, requests: Mapping[int, EditRequest], numbers: Sequence[int]) -> dict[Hashable, TokenRow]:
+        return {
+            (place, number): lookup_row(
+                self.model, request, template=self.templates[number], fact_token=self.hparams.fact_token
+            )
+            for place, request in requests.items()
+            for number in numbers
+        }
 
 
 def context_weights(count: int, weighting: Literal["grouped", "mean", "prompt"]) -> Tensor:

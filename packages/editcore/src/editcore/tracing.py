@@ -6,13 +6,14 @@ Shapes: ``rows`` token rows, ``seq`` their padded length, ``d_in`` and ``d_out``
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from editcore._errors import SubjectNotFoundError
 from editcore._memory import in_halves
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Captured",
+    "Climb",
     "FactToken",
     "TokenRow",
     "add_delta",
@@ -239,35 +241,110 @@ def standing_aside(model: LanguageModel, count: int, hidden: Tensor | None, *, t
                 block.forward = earlier
 
 
-@torch.inference_mode()
 def capture(
-    model: LanguageModel,
-    rows: Sequence[TokenRow],
-    layers: Sequence[int],
-    *,
-    max_tokens: int = 2048,
+    model: LanguageModel, rows: Sequence[TokenRow], layers: Sequence[int], *, max_tokens: int = 2048
 ) -> dict[int, Captured]:
     """Projection inputs and outputs and block outputs at each row's lookup token, all layers in one pass.
 
-    The pass ends behind the deepest layer: no later block and no logits are computed. Rows are grouped by length so
-    that a chunk holds at most ``max_tokens`` tokens.
+    The pass ends behind the deepest layer: no later block and no logits are computed, and no token behind the lookup
+    token. Rows are grouped by length so that a chunk holds at most ``max_tokens`` tokens.
     """
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index].ids))
-    parts: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {layer: [] for layer in layers}
+    return Climb(model, max_tokens=max_tokens).capture(dict(enumerate(rows)), layers)
 
-    def run(chunk: Sequence[int]) -> list[dict[int, tuple[Tensor, Tensor, Tensor]]]:
-        ids, mask = pad_rows([rows[index].ids for index in chunk], model.pad_id, device=model.device)
-        return [_capture_chunk(model, ids, mask, torch.tensor([rows[index].lookup for index in chunk]), layers)]
 
-    for chunk in _chunks(order, [len(row.ids) for row in rows], max_tokens):
-        for found in in_halves(run, chunk):
-            for layer, part in found.items():
-                parts[layer].append(part)
-    restore = torch.tensor(order).argsort()
-    return {
-        layer: Captured(*(torch.cat(pieces)[restore.to(pieces[0].device)] for pieces in zip(*chunks, strict=True)))
-        for layer, chunks in parts.items()
-    }
+class Climb:
+    """Captures at one layer after another, upwards, of a model whose weights change only from the last one on.
+
+    What enters the lowest block of a capture is kept, up to ``keep_bytes``, and the next capture of the row begins
+    there. That serves families in which a block reads nothing of the lower ones but the residual stream.
+    """
+
+    def __init__(self, model: LanguageModel, *, keep_bytes: int = 0, max_tokens: int = 2048) -> None:
+        self.model, self.max_tokens, self._left = model, max_tokens, keep_bytes
+        self._kept: dict[Hashable, tuple[int, Tensor]] = {}
+        """By row, the block that it has come to and what enters it, ``[seq, d_model]``."""
+        self._tuples = False
+
+    @torch.inference_mode()
+    def capture(self, rows: Mapping[Hashable, TokenRow], layers: Sequence[int]) -> dict[int, Captured]:
+        """As :func:`capture`, for rows by name: the captured are in their order."""
+        names = list(rows)
+        for name in names:
+            if name in self._kept and self._kept[name][0] > min(layers):
+                self._left += self._kept.pop(name)[1].nbytes
+        at = {name: self._kept[name][0] if name in self._kept else 0 for name in names}
+        order = sorted(range(len(names)), key=lambda index: (at[names[index]], rows[names[index]].lookup))
+        parts: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {layer: [] for layer in layers}
+
+        def run(chunk: Sequence[int]) -> list[dict[int, tuple[Tensor, Tensor, Tensor]]]:
+            return [self._run({names[index]: rows[names[index]] for index in chunk}, layers)]
+
+        starts = sorted(set(at.values()))
+        for together in ([index for index in order if at[names[index]] == start] for start in starts):
+            lengths = [row.lookup + 1 for row in rows.values()]
+            for chunk in _chunks(together, lengths, self.max_tokens):
+                for found in in_halves(run, chunk):
+                    for layer, part in found.items():
+                        parts[layer].append(part)
+        restore = torch.tensor(order).argsort()
+        return {
+            layer: Captured(*(torch.cat(pieces)[restore.to(pieces[0].device)] for pieces in zip(*chunks, strict=True)))
+            for layer, chunks in parts.items()
+        }
+
+    def _run(
+        self, rows: Mapping[Hashable, TokenRow], layers: Sequence[int]
+    ) -> dict[int, tuple[Tensor, Tensor, Tensor]]:
+        """One pass over rows that are all at the same block."""
+        model, lowest = self.model, min(layers)
+        ids, mask = pad_rows([row.ids[: row.lookup + 1] for row in rows.values()], model.pad_id, device=model.device)
+        lookups = torch.tensor([row.lookup for row in rows.values()])
+        found: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+        entering: list[Any] = []
+
+        def at_lookup(hidden: Tensor) -> Tensor:
+            places = torch.arange(hidden.shape[0], device=hidden.device)
+            return hidden[places, lookups.to(hidden.device)]
+
+        def on_projection(layer: int) -> Any:
+            def hook(_module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+                # Projections may see tokens flattened to [rows * seq, d_in] (OPT does); bring the row axis back.
+                found[layer] += [at_lookup(part.reshape(*ids.shape, -1)) for part in (args[0], first_tensor(output))]
+
+            return hook
+
+        def on_block(layer: int) -> Any:
+            def hook(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+                found[layer].append(at_lookup(first_tensor(output)))
+
+            return hook
+
+        def on_entering(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+            entering.append(output)
+
+        kept = [self._kept[name] for name in rows if name in self._kept]
+        hidden = pad_sequence([states for _, states in kept], batch_first=True) if kept else None
+        with hooks() as handles, standing_aside(model, kept[0][0] if kept else 0, hidden, tuples=self._tuples):
+            if lowest and self._left:
+                handles.append(model.block(lowest - 1).register_forward_hook(on_entering))
+            for layer in layers:
+                handles.append(model.projection(layer).register_forward_hook(on_projection(layer)))
+                handles.append(model.block(layer).register_forward_hook(on_block(layer)))
+            with stop_after(model, max(layers)):
+                model.hf.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
+        for output in entering:
+            self._tuples = isinstance(output, tuple)
+            self._keep(rows, lowest, first_tensor(output))
+        return {layer: (parts[0], parts[1], parts[2]) for layer, parts in found.items()}
+
+    def _keep(self, rows: Mapping[Hashable, TokenRow], block: int, hidden: Tensor) -> None:
+        for place, (name, row) in enumerate(rows.items()):
+            states = hidden[place, : row.lookup + 1].clone()
+            if name in self._kept:
+                self._left += self._kept.pop(name)[1].nbytes
+            if states.nbytes <= self._left:
+                self._kept[name] = block, states
+                self._left -= states.nbytes
 
 
 @torch.inference_mode()
@@ -291,37 +368,6 @@ def _chunks(order: Sequence[int], lengths: Sequence[int], max_tokens: int) -> It
         chunk.append(index)
     if chunk:
         yield chunk
-
-
-def _capture_chunk(
-    model: LanguageModel, ids: Tensor, mask: Tensor, lookups: Tensor, layers: Sequence[int]
-) -> dict[int, tuple[Tensor, Tensor, Tensor]]:
-    found: dict[int, list[Tensor]] = {layer: [] for layer in layers}
-
-    def at_lookup(hidden: Tensor) -> Tensor:
-        rows = torch.arange(hidden.shape[0], device=hidden.device)
-        return hidden[rows, lookups.to(hidden.device)]
-
-    def on_projection(layer: int) -> Any:
-        def hook(_module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            # Projections may see tokens flattened to [rows * seq, d_in] (OPT does); bring the row axis back.
-            found[layer] += [at_lookup(part.reshape(*ids.shape, -1)) for part in (args[0], first_tensor(output))]
-
-        return hook
-
-    def on_block(layer: int) -> Any:
-        def hook(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
-            found[layer].append(at_lookup(first_tensor(output)))
-
-        return hook
-
-    with hooks() as handles:
-        for layer in layers:
-            handles.append(model.projection(layer).register_forward_hook(on_projection(layer)))
-            handles.append(model.block(layer).register_forward_hook(on_block(layer)))
-        with stop_after(model, max(layers)):
-            model.hf.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
-    return {layer: (parts[0], parts[1], parts[2]) for layer, parts in found.items()}
 
 
 @contextmanager
