@@ -314,6 +314,7 @@ class _Solver:
             self.passes = []  # they hold what is about to be replaced
             rows = {(fact, number): self.facts[fact].inputs(number) for fact, number in self._rows(new)}
             self.tails.replace(self._rows(self.active), rows, most=most)
+            release()  # what finished facts and earlier passes took, before passes of other sizes begin
         for _ in new:
             self.queue.popleft()
         self.active += new
@@ -459,8 +460,8 @@ class _Solver:
 
 
 class _Losses(torch.autograd.Function):
-    """−log p of the tokens ``labels [scored]`` under the first rows of ``logits [scored + essences, vocab]``, and under
-    each further row KL(p ‖ q) with its own log q, ``[vocab]``: ``[scored]`` and ``[essences]``.
+    """−log p of the tokens ``labels [tokens]`` under the first rows of ``logits [tokens + essences, vocab]``, and under
+    each further row KL(p ‖ q) with its own log q, ``[vocab]``: ``[tokens]`` and ``[essences]``.
 
     Rows are as wide as the vocabulary, so it is written out to hold nothing of their size but its gradient:
     ∂(−log p_y)/∂zⱼ = pⱼ − [j = y] and ∂KL/∂zⱼ = pⱼ (log pⱼ − log qⱼ − KL).
