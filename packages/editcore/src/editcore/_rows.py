@@ -51,7 +51,7 @@ def passes(
     """Cut ascending row lengths into forward passes, each padded to its longest row, so that they cost least.
 
     Args:
-        holds: whether a pass may have the rows from a start up to an end; one row always may be one.
+        holds: whether the rows from a start up to an end may be one pass; a single row always may.
     """
     overhead = _PASS_TOKENS.get(device.type, _PASS_TOKENS_ELSEWHERE)
     best, cut = [0], [0]

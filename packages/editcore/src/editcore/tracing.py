@@ -279,9 +279,9 @@ class Climb:
         def run(chunk: Sequence[int]) -> list[dict[int, tuple[Tensor, Tensor, Tensor]]]:
             return [self._run({names[index]: rows[names[index]] for index in chunk}, layers)]
 
-        starts = sorted(set(at.values()))
-        for together in ([index for index in order if at[names[index]] == start] for start in starts):
-            lengths = [row.lookup + 1 for row in rows.values()]
+        lengths = [row.lookup + 1 for row in rows.values()]
+        for start in sorted(set(at.values())):
+            together = [index for index in order if at[names[index]] == start]
             for chunk in _chunks(together, lengths, self.max_tokens):
                 for found in in_halves(run, chunk):
                     for layer, part in found.items():
