@@ -50,8 +50,10 @@ _MAX_TOKENS = {"cpu": 512}
 _MAX_TOKENS_ELSEWHERE = 8192
 _PASSES_AT_ONCE = 4
 """Passes that the facts optimised side by side fill. The more facts, the less padding, and the fuller the passes."""
-_ACTIVATION_BYTES = 3 * 2**27
-"""Memory for those activations on a CPU; elsewhere half of what is free."""
+_ACTIVATION_BYTES = 2**29
+_BYTES_PER_WORD = 2**10
+"""Memory for those activations on a CPU, less for each word of the vocabulary, for which the tokenizer takes about as
+much; elsewhere half of what is free."""
 _MAX_LOGITS = {"cpu": 3 * 2**22}
 """Logits of a pass (48 MB in float32, twice that while their loss is computed or goes backward), and those before δ of
 the essence prompts of the facts optimised side by side."""
@@ -187,7 +189,10 @@ def _token_budget(model: LanguageModel, layer: int) -> int:
     """Tokens whose activations, kept for the backward pass by the blocks above ``layer``, fit the memory."""
     kind = model.device.type
     per_token = (model.layout.num_layers - layer) * _token_width(model) * model.dtype.itemsize
-    memory = _ACTIVATION_BYTES if kind == "cpu" else free_memory_bytes(model.device) // 2
+    if kind == "cpu":
+        memory = _ACTIVATION_BYTES - _BYTES_PER_WORD * model.layout.vocab_size
+    else:
+        memory = free_memory_bytes(model.device) // 2
     return max(1, min(_MAX_TOKENS.get(kind, _MAX_TOKENS_ELSEWHERE), memory // per_token))
 
 
