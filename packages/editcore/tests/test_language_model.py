@@ -222,6 +222,16 @@ def test_sampling_is_seeded_and_private() -> None:
     assert model.generate([]) == []
 
 
+def test_a_step_holds_few_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama")
+    expected = model.generate(PROMPTS, max_new_tokens=4)
+    rows: list[int] = []
+    model.hf.register_forward_hook(lambda _module, _args, output: rows.append(len(output.logits)))
+    monkeypatch.setattr("editcore.models._language_model._GENERATED_LOGITS", 2 * model.layout.vocab_size + 1)
+    assert model.generate(PROMPTS, max_new_tokens=4) == expected
+    assert max(rows) == 2
+
+
 def test_sampling_follows_the_probabilities() -> None:
     model = tiny_model("llama", dtype=torch.float64)
     ids = model.tokenizer("The")["input_ids"]

@@ -35,7 +35,7 @@ __all__ = ["MomentKey", "StatisticsStore", "cached_moments", "second_moments"]
 
 _log = logging.getLogger(__name__)
 
-_VERSION = 1
+_VERSION = 2
 """Raised when the way moments are computed changes, so that old cache files are not taken for new ones."""
 SEQUENCE_LENGTH = 128
 _ROWS = 16

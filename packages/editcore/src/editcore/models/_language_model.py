@@ -42,7 +42,9 @@ __all__ = ["DTYPES", "Encoded", "LanguageModel"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 _GENERATED_ROWS = 128
-"""Prompts that are continued together."""
+"""Prompts that are continued together, where the vocabulary is small."""
+_GENERATED_LOGITS = 2**24
+"""Logits of a step. Drawing from them takes three times their memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,10 +333,11 @@ class LanguageModel:
         # Left padding gives queries that may look at nothing. Eager attention takes its softmax in float32, where the
         # smallest float64 of such a mask is -inf and the row NaN: there, only rows of one length go together.
         alike = (lambda index: len(rows[index])) if self.dtype == torch.float64 else (lambda index: 0)
+        most = max(1, min(_GENERATED_ROWS, _GENERATED_LOGITS // self.layout.vocab_size))
         for _, group in itertools.groupby(order, key=alike):
             members = list(group)
-            for first in range(0, len(members), _GENERATED_ROWS):
-                yield members[first : first + _GENERATED_ROWS]
+            for first in range(0, len(members), most):
+                yield members[first : first + most]
 
     @torch.inference_mode()
     def _continue_rows(
