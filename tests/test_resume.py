@@ -220,9 +220,13 @@ def test_ctrl_c_waits_for_a_batch_that_is_being_written(
         os.kill(os.getpid(), signal.SIGINT)
         append(self, entry)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Ledger, "append", pressed)
-        assert editctl(*options, "--out", out).code == 130
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(Ledger, "append", pressed)
+            assert editctl(*options, "--out", out).code == 130
+    finally:
+        signal.signal(signal.SIGINT, inherited)
     assert [entry.batch for entry in Ledger.read(out).entries] == [0]
     assert editctl("run", "--resume", "--out", out).code == 0
     assert_same(contents(out), whole)
