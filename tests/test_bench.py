@@ -56,7 +56,8 @@ def test_its_figures(tiny_folder: Path, tiny_facts: Path, tmp_path: Path, monkey
 
     file = tmp_path / "bench.json"
     options = ["--model", tiny_folder, "--dataset", tiny_facts, "--edits", 3, "--plain-edits", 2, "--json", file]
-    monkeypatch.setattr(sys, "argv", ["bench.py", *map(str, options), "--ladder", "--curve", "1", "3"])
+    monkeypatch.setattr(sys, "argv", ["bench.py", *map(str, options), "--ladder", "--curve", "1", "3", "--solve"])
+    monkeypatch.setattr(bench, "SOLVES", (1, 10))
     bench.main()
     found = json.loads(file.read_text())
     assert [mode["name"] for mode in found["modes"]] == ["plain", "exact", "default"]
@@ -65,4 +66,5 @@ def test_its_figures(tiny_folder: Path, tiny_facts: Path, tmp_path: Path, monkey
     plain, exact, _ = (mode["seconds_per_fact"] for mode in found["modes"])
     assert found["ratio_exact"] == pytest.approx(plain / exact)
     assert [row["edits"] for row in found["curve"]] == [1, 3]
-    assert file.with_suffix(".png").stat().st_size > 1000
+    assert [row["keys"] for row in found["solve"]] == [1, 10]
+    assert {one.name for one in tmp_path.glob("*.png")} == {"bench.png", "bench-curve.png", "bench-solve.png"}

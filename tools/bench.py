@@ -120,6 +120,11 @@ def main() -> None:
     if options.json is not None:
         write_text(options.json, json_text(result, indent=2) + "\n")
         _draw(result, options.json.with_suffix(".png"))
+        beside = options.json.with_suffix("")
+        if curve:
+            _draw_growth(curve, "edits", "seconds_per_fact", "facts at once, seconds per fact", f"{beside}-curve.png")
+        if options.solve:
+            _draw_growth(result["solve"], "keys", "seconds", "keys solved together, seconds", f"{beside}-solve.png")
 
 
 def _options() -> argparse.Namespace:
@@ -135,7 +140,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--ladder", action="store_true", help="also from plain to default, one change at a time")
     parser.add_argument("--curve", type=int, nargs="*", help="also the cost per fact for these numbers of facts")
     parser.add_argument("--solve", action="store_true", help="also the solve alone, to 10,000 synthetic keys")
-    parser.add_argument("--json", type=Path, help="write the figures here, and a picture beside it")
+    parser.add_argument("--json", type=Path, help="write the figures here, and pictures beside it")
     return parser.parse_args()
 
 
@@ -289,6 +294,20 @@ def _draw(result: Mapping[str, Any], path: Path) -> None:
     axes.set_xlim(min(seconds) / 2, max(seconds) * 4)
     axes.set_xlabel("seconds per fact", fontsize=8)
     axes.set_title(f"{result['edits']} edits of {result['model']}, {result['threads']} threads", fontsize=9, loc="left")
+    save(figure, path)
+
+
+def _draw_growth(rows: Sequence[Mapping[str, float]], x: str, y: str, title: str, path: str) -> None:
+    """One number by the size of a batch, both axes logarithmic."""
+    figure, axes = new_figure(height=2.2)
+    across, up = [row[x] for row in rows], [row[y] for row in rows]
+    axes.plot(across, up, color=AFTER, marker="o", markersize=4)
+    for place, value in zip(across, up, strict=True):
+        axes.annotate(
+            f"{value:.2g} s", (place, value), xytext=(0, 5), textcoords="offset points", fontsize=8, ha="center"
+        )
+    axes.set(xscale="log", yscale="log", ylim=(min(up) / 2, max(up) * 3))
+    axes.set_title(title, fontsize=9, loc="left")
     save(figure, path)
 
 
