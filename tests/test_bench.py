@@ -67,4 +67,6 @@ def test_its_figures(tiny_folder: Path, tiny_facts: Path, tmp_path: Path, monkey
     assert found["ratio_exact"] == pytest.approx(plain / exact)
     assert [row["edits"] for row in found["curve"]] == [1, 3]
     assert [row["keys"] for row in found["solve"]] == [1, 10]
-    assert {one.name for one in tmp_path.glob("*.png")} == {"bench.png", "bench-curve.png", "bench-solve.png"}
+    pictures = list(tmp_path.glob("*.png"))
+    assert {one.name for one in pictures} == {"bench.png", "bench-curve.png", "bench-solve.png"}
+    assert all(one.stat().st_size > 1000 for one in pictures)

@@ -53,7 +53,7 @@ _PASSES_AT_ONCE = 4
 _ACTIVATION_BYTES = 2**29
 _BYTES_PER_WORD = 2**10
 """Memory for those activations on a CPU, less for each word of the vocabulary, for which the tokenizer takes about as
-much; elsewhere half of what is free."""
+much, but at least half; elsewhere half of what is free."""
 _MAX_LOGITS = {"cpu": 3 * 2**22}
 """Logits of a pass (48 MB in float32, twice that while their loss is computed or goes backward), and those before δ of
 the essence prompts of the facts optimised side by side."""
@@ -190,7 +190,7 @@ def _token_budget(model: LanguageModel, layer: int) -> int:
     kind = model.device.type
     per_token = (model.layout.num_layers - layer) * _token_width(model) * model.dtype.itemsize
     if kind == "cpu":
-        memory = _ACTIVATION_BYTES - _BYTES_PER_WORD * model.layout.vocab_size
+        memory = max(_ACTIVATION_BYTES // 2, _ACTIVATION_BYTES - _BYTES_PER_WORD * model.layout.vocab_size)
     else:
         memory = free_memory_bytes(model.device) // 2
     return max(1, min(_MAX_TOKENS.get(kind, _MAX_TOKENS_ELSEWHERE), memory // per_token))
