@@ -18,8 +18,9 @@ from pathlib import Path
 
 import editcore
 import pytest
-from editcore import EditSession, Plugins, _hookspecs
-from editcore._ledger import LedgerEntry
+from editcore import EditSession, Plugins
+from editcore.interfaces import hookspecs as _hookspecs
+from editcore.interfaces.history import LedgerEntry
 from editcore.testing import tiny_model, tiny_requests
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -15,7 +15,7 @@ from edit_memit.hparams import MemitHParams
 from edit_rome.editor import RomeEditor
 from edit_rome.hparams import RomeHParams
 from editcore import EditBatch, EditContext, Editor, FactoredDelta
-from editcore.statistics import StatisticsStore
+from editcore.second_moments.statistics import StatisticsStore
 from editcore.testing import tiny_model, tiny_requests
 
 SHARED = {

@@ -17,10 +17,10 @@ import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from editcore import EditSession, FactRecord, LanguageModel, ModelError
-from editcore._blame import blame
-from editcore.causal_tracing import trace
 from editcore.datasets import KnownFact
 from editcore.evaluation import CounterFactEvaluator, perplexity
+from editcore.ledger.blame import blame
+from editcore.onboarding.causal_tracing import trace
 from editcore.testing import tiny_model, tiny_requests, tiny_tokenizer
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode

@@ -38,8 +38,10 @@ pytestmark = pytest.mark.skipif(
 def report(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, tiny_facts: Path, tiny_corpus: Path) -> Path:
     """The page about a run of six facts in a tiny model, two of which were undone."""
     from editcore import Plugins
-    from editcore._run import RunConfig, open_session, run
     from editcore.report import make_report
+    from editcore.runs.config import RunConfig
+    from editcore.runs.job import run
+    from editcore.runs.reopening import open_session
 
     folder = tmp_path_factory.mktemp("report")
     values = {

@@ -16,8 +16,8 @@ from typing import Any
 import pandas as pd
 import pytest
 from edit_emmet.editor import EmmetEditor
-from editcore._ledger import Ledger
-from editcore._run import open_run
+from editcore.ledger.ledger import Ledger
+from editcore.runs.reopening import open_run
 
 ROOT = Path(__file__).resolve().parent.parent
 Call = Callable[..., SimpleNamespace]

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from editcore._ledger import Ledger
+from editcore.ledger.ledger import Ledger
 from editcore.models import LanguageModel
 from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer

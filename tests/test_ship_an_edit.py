@@ -15,10 +15,10 @@ import torch
 from edit_lora.backend import LoraBackend
 from edit_lora.hparams import LoraHParams
 from editcore import FactoredDelta, LanguageModel, Plugins
-from editcore._backends import RawBackend
-from editcore._run import run
 from editcore.models import DEFAULT_MODEL, local_path
 from editcore.runs import RunConfig, open_run
+from editcore.runs.backends import RawBackend
+from editcore.runs.job import run
 from safetensors.torch import load_file, save_file
 
 Editctl = Callable[..., SimpleNamespace]

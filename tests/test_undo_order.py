@@ -11,8 +11,8 @@ import pytest
 import torch
 from edit_replay.extension import ReplayExtension
 from editcore import EditSession, KnownTarget, LanguageModel, RunError
-from editcore._backends import RawBackend
-from editcore._ledger import Ledger
+from editcore.ledger.ledger import Ledger
+from editcore.runs.backends import RawBackend
 from editcore.testing import tiny_model, tiny_requests
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 TOOL = ROOT / "tools" / "make_worldfacts.py"
 FACTS = ROOT / "tools" / "worldfacts" / "facts"
-DATA = ROOT / "packages" / "editcore" / "src" / "editcore" / "data" / "worldfacts.jsonl"
+DATA = ROOT / "packages" / "editcore" / "src" / "editcore" / "datasets" / "worldfacts.jsonl"
 
 Record = dict[str, Any]
 

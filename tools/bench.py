@@ -27,11 +27,11 @@ from unittest import mock
 import torch
 from bench_oracle import PlainLoop
 from editcore import EditRequest, EditSession, FactRecord, LanguageModel, Plugins
-from editcore._figures import AFTER, BEFORE, new_figure, save
-from editcore._files import json_text, write_text
-from editcore._memory import peak_memory_bytes
+from editcore._util.files import json_text, write_text
+from editcore._util.memory import peak_memory_bytes
 from editcore.datasets import check_records, load_records
-from editcore.linalg import Metric, solve_update
+from editcore.figures.style import AFTER, BEFORE, new_figure, save
+from editcore.second_moments.linalg import Metric, solve_update
 from torch import Tensor
 
 EDITOR = "emmet"
@@ -80,7 +80,9 @@ def main() -> None:
     options = _options()
     torch.manual_seed(0)
     registry = Plugins.load()
-    model = LanguageModel.load(options.model, device=options.device, dtype=options.dtype, plugins=registry)
+    model = LanguageModel.load(
+        options.model, device=options.device, dtype=options.dtype, families=registry.family_paths()
+    )
     records, _ = check_records(load_records(options.dataset, plugins=registry)[: options.edits])
     print(
         f"{model.name}, {len(records)} facts of {options.dataset}, {torch.get_num_threads()} threads, {options.device}"
@@ -149,7 +151,7 @@ def _exact_settings(model: LanguageModel) -> dict[str, Any]:
 
 
 def _has_preset(model: LanguageModel) -> bool:
-    from editcore._hparams import list_presets
+    from editcore.settings.hparams import list_presets
 
     spec = Plugins.load().editor(EDITOR)
     return model.name in list_presets(spec.presets)
@@ -226,7 +228,9 @@ def _ladder(model: LanguageModel, records: Sequence[FactRecord], options: argpar
     alone = argparse.Namespace(**{**vars(options), "batch_size": 1, "no_scores": True})
     together = argparse.Namespace(**{**vars(options), "no_scores": True})
     modes = []
-    with mock.patch("editcore.targets.fits", return_value=False):  # as for a family whose caches do not fit
+    with mock.patch(
+        "editcore.locate_then_edit.targets.fits", return_value=False
+    ):  # as for a family whose caches do not fit
         modes.append(_ours(model, records, name="needed logits only", settings=settings, options=alone))
         modes.append(_ours(model, records, name="facts side by side", settings=settings, options=together))
     modes.append(_ours(model, records, name="tails only", settings=settings, options=together))

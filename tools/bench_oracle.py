@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 
 import torch
 from editcore import EditRequest, LanguageModel
-from editcore.hparams import LocateThenEditHParams
-from editcore.tracing import TokenRow, continuation_row, lookup_row
+from editcore.locate_then_edit.hparams import LocateThenEditHParams
+from editcore.models.tokens import TokenRow, continuation_row, lookup_row
 from torch import Tensor
 
 __all__ = ["PlainBatch", "PlainLoop"]

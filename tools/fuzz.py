@@ -196,8 +196,9 @@ def _read_records(folder: Path, content: bytes) -> None:
 def _ledger(folder: Path) -> list[bytes]:
     """A ledger with everything that can be in one; its tensor files stay in the folder."""
     import torch
-    from editcore._ledger import Ledger, LedgerEntry
-    from editcore._ledger_lines import HeaderLine
+    from editcore.interfaces.history import LedgerEntry
+    from editcore.ledger.ledger import Ledger
+    from editcore.ledger.lines import HeaderLine
     from editcore.testing import tiny_requests
 
     facts = tiny_requests(4)
@@ -229,8 +230,8 @@ def _ledger(folder: Path) -> list[bytes]:
 
 
 def _read_ledger(folder: Path, content: bytes) -> None:
-    from editcore._ledger import Ledger
-    from editcore._verify import verify
+    from editcore.ledger.ledger import Ledger
+    from editcore.ledger.verify import verify
 
     _written(folder, "ledger.jsonl", content)
     verify(folder)
@@ -274,14 +275,14 @@ def _packs(folder: Path) -> list[bytes]:
 
 
 def _read_pack(folder: Path, content: bytes) -> None:
-    from editcore._pack import read_pack
+    from editcore.runs.pack import read_pack
 
     _ = read_pack(_written(folder, "some.editpack", content)).requests
 
 
 def _manifests(folder: Path) -> list[bytes]:
-    from editcore._ledger import Ledger
-    from editcore._pack import Manifest
+    from editcore.ledger.ledger import Ledger, batch_line
+    from editcore.runs.pack import Manifest
 
     _ledger(folder)
     manifest = Manifest(
@@ -290,14 +291,14 @@ def _manifests(folder: Path) -> list[bytes]:
         editor="toy",
         settings={"toy": {"layers": [1]}},
         versions={"editcore": "1"},
-        batches=tuple(entry.line(None) for entry in Ledger.read(folder).history()),
+        batches=tuple(batch_line(entry, None) for entry in Ledger.read(folder).history()),
     )
     return [manifest.model_dump_json().encode()]
 
 
 def _read_manifest(folder: Path, content: bytes) -> None:
     """In a pack whose hash fits."""
-    from editcore._pack import read_pack
+    from editcore.runs.pack import read_pack
 
     path = folder / "some.editpack"
     _write_pack(path, content.decode("utf-8", errors="replace"))
@@ -306,8 +307,8 @@ def _read_manifest(folder: Path, content: bytes) -> None:
 
 def _write_pack(path: Path, manifest: str) -> None:
     import torch
-    from editcore._files import write_tensors
-    from editcore._pack import HASH, MANIFEST, content_hash
+    from editcore._util.files import write_tensors
+    from editcore.runs.pack import HASH, MANIFEST, content_hash
 
     tensors = {f"{side}/{batch}/w": torch.ones(2, 2) for batch in (0, 1) for side in ("left", "right")}
     write_tensors(path, tensors, {MANIFEST: manifest, HASH: content_hash(manifest, tensors)})
@@ -323,10 +324,10 @@ def _configs(folder: Path) -> list[bytes]:
 
 def _read_configuration(folder: Path, content: bytes) -> None:
     """As ``--config`` reads it, and as a preset is read."""
-    from editcore._hparams import build
-    from editcore._options import read_toml, run_values
-    from editcore._plugins import resolve
-    from editcore.cli._run import _config
+    from editcore.cli.run import _config
+    from editcore.plugins.registry import resolve
+    from editcore.settings.hparams import build
+    from editcore.settings.toml import read_toml, run_values
 
     values = run_values(read_toml(_written(folder, "run.toml", content)))
     config = _config(values, ["v_lr=0.5"], _plugins(), None, resume=False)
@@ -346,7 +347,7 @@ def _hparams(folder: Path) -> list[bytes]:
 
 
 def _read_hparams(folder: Path, content: bytes) -> None:
-    from editcore._reference_hparams import import_file
+    from editcore.settings.reference import import_file
 
     kind, _, rest = content.partition(b":")
     import_file(_written(folder, "hparams.json" if kind == b"json" else "hparams.yaml", rest), _plugins()).toml()
@@ -367,10 +368,10 @@ def _run_files(folder: Path) -> list[bytes]:
 
 
 def _read_run_files(folder: Path, content: bytes) -> None:
-    from editcore._ledger import Ledger
-    from editcore._lock import LOCK_NAME, _Holder
-    from editcore._run import RunRecord, recorded
-    from editcore._run_log import BatchLog, Before
+    from editcore._util.lock import LOCK_NAME, _Holder
+    from editcore.ledger.ledger import Ledger
+    from editcore.runs.log import BatchLog, Before
+    from editcore.runs.record import RunRecord, recorded
 
     for name in ("run.json", "before.json", LOCK_NAME, "batches.jsonl", "requests.jsonl"):
         _written(folder, name, content)

@@ -24,7 +24,13 @@ __all__ = ["main"]
 
 TIMES = {"seconds", "seconds_per_edit", "peak_memory_bytes", "stages", "started", "command"}
 """Fields that may differ."""
-_HEAVY = ("editcore._run", "editcore._figures", "matplotlib.backends.backend_agg", "pandas", "pyarrow.parquet")
+_HEAVY = (
+    "editcore.runs.job",
+    "editcore.figures.runs",
+    "matplotlib.backends.backend_agg",
+    "pandas",
+    "pyarrow.parquet",
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -159,7 +165,7 @@ def _complete_lines(directory: Path) -> bytes:
 
 def _contents(directory: Path) -> dict[str, object]:
     """Every file, without the times in it, and the weights."""
-    from editcore._run import open_run
+    from editcore.runs.reopening import open_run
 
     model, _, _ = open_run(directory)
     found: dict[str, object] = {"weights": model.fingerprint()}

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import torch
 from editcore import EditEvidence, EditRequest, FactoredDelta, KnownTarget
-from editcore._ledger import Ledger, LedgerEntry
-from editcore._ledger_lines import HeaderLine
-from editcore._verify import verify
+from editcore.interfaces.history import LedgerEntry
+from editcore.ledger.ledger import Ledger
+from editcore.ledger.lines import HeaderLine
+from editcore.ledger.verify import verify
 
 __all__ = ["main"]
 

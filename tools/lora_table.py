@@ -18,9 +18,9 @@ import torch
 from edit_lora.backend import LoraBackend
 from edit_lora.hparams import LoraHParams
 from editcore import BackendContext, EditcoreError, EditSession, FactoredDelta, FactRecord
-from editcore._hparams import parse_assignment
 from editcore.cli.tools import TerminalProgress
 from editcore.datasets import check_records, load_records
+from editcore.settings.hparams import parse_assignment
 from torch import Tensor
 
 __all__ = ["Form", "Row", "main", "measure", "table"]

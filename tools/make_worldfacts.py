@@ -24,7 +24,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 FACTS = ROOT / "tools" / "worldfacts" / "facts"
-OUTPUT = ROOT / "packages" / "editcore" / "src" / "editcore" / "data" / "worldfacts.jsonl"
+OUTPUT = ROOT / "packages" / "editcore" / "src" / "editcore" / "datasets" / "worldfacts.jsonl"
 
 DEFAULT_SEED = 0
 NEIGHBOURS = 10

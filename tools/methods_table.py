@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--edits", type=int, default=20)
     options = parser.parse_args()
     registry = Plugins.load()
-    model = LanguageModel.load(options.model, plugins=registry)
+    model = LanguageModel.load(options.model, families=registry.family_paths())
     records, _ = check_records(load_records(options.dataset, plugins=registry)[: options.edits])
     print(f"| {options.model} | " + " | ".join(METRICS) + " | seconds per edit |")
     print("|---|" + "---:|" * (len(METRICS) + 1))

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from editcore import EditRequest, EditSession, FactRecord, KnownTarget, LanguageModel, Plugins, RejectedRequest
-from editcore.cli._run import settings_from
+from editcore.cli.run import settings_from
 from editcore.datasets import check_records, load_records
 
 METRICS = ("ES", "PS", "NS", "score")
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     base = {"trust": {"on_conflict": "keep"}}
     options.settings = settings_from(options.set, base, editor=options.editor)
     registry = Plugins.load()
-    model = LanguageModel.load(options.model, plugins=registry)
+    model = LanguageModel.load(options.model, families=registry.family_paths())
     available, _ = check_records(load_records(options.dataset, plugins=registry))
     clean, others = available[: options.edits], available[options.edits :]
     poisoned = poison(model, clean, others, options)

@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 DATA = (
     Path(__file__).resolve().parents[2]
-    / "packages" / "editcore" / "src" / "editcore" / "data" / "worldfacts.jsonl"
+    / "packages" / "editcore" / "src" / "editcore" / "datasets" / "worldfacts.jsonl"
 )  # fmt: skip
 
 Query = tuple[str, str]

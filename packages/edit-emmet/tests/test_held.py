@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from editcore import BatchAddition, BeforeBatch, EditSession, HeldKey, NumericalError, PluginError, hookimpl
-from editcore._ledger import Ledger
+from editcore.ledger.ledger import Ledger
 from editcore.testing import tiny_model, tiny_requests
 from torch import Tensor
 
@@ -60,7 +60,7 @@ def open_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Open:
             directory=directory,
         )
         if holder is not None:
-            from editcore._plugins import lifecycle
+            from editcore.plugins.registry import lifecycle
 
             holder.session = session
             session._lifecycle = lifecycle({"holder": holder})

@@ -9,9 +9,11 @@ import torch
 from edit_emmet.editor import EmmetEditor
 from edit_emmet.hparams import EmmetHParams
 from editcore import EditBatch, EditContext, HParamsError, LanguageModel, Proposal
-from editcore.statistics import StatisticsStore
+from editcore.models.capture import capture
+from editcore.models.tokens import lookup_row
+from editcore.models.writing import applied
+from editcore.second_moments.statistics import StatisticsStore
 from editcore.testing import TINY_FAMILIES, tiny_model, tiny_requests
-from editcore.tracing import applied, capture, lookup_row
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from edit_lora.adapter import EDITS
 from edit_lora.backend import LoraBackend
 from edit_lora.hparams import LoraHParams
 from editcore import BackendContext, EditSession, FactoredDelta, LanguageModel, NumericalError
-from editcore.linalg import Metric
+from editcore.models.writing import add_delta
+from editcore.second_moments.linalg import Metric
 from editcore.testing import TINY_FAMILIES, tiny_model, tiny_requests
-from editcore.tracing import add_delta
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 

@@ -16,7 +16,7 @@ from edit_lora.factors import (
     strongest_terms,
 )
 from editcore import FactoredDelta
-from editcore.linalg import Metric, solve_update
+from editcore.second_moments.linalg import Metric, solve_update
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor

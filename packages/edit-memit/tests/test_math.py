@@ -10,10 +10,10 @@ import torch
 from edit_memit.editor import MemitEditor
 from edit_memit.hparams import MemitHParams
 from editcore import EditBatch, EditContext, EditRequest, LanguageModel, Proposal
-from editcore.statistics import StatisticsStore
-from editcore.targets import optimise_targets
+from editcore.locate_then_edit.targets import optimise_targets
+from editcore.models.tokens import lookup_row
+from editcore.second_moments.statistics import StatisticsStore
 from editcore.testing import tiny_model, tiny_requests
-from editcore.tracing import lookup_row
 
 TEMPLATES = ("{}", "Yes, yes. {}", "The city is in the north. {}")
 LAYERS = (0, 1, 2)  # of four: what the last block adds at the subject reaches no later token

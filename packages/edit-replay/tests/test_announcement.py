@@ -9,7 +9,7 @@ import sys
 import pytest
 from edit_replay.hparams import ReplayHParams
 from editcore import HParamsError, Plugins
-from editcore._hparams import build, describe
+from editcore.settings.hparams import build, describe
 
 
 def test_the_extension_and_its_strategies_are_announced() -> None:

@@ -163,7 +163,7 @@ def test_what_is_undone_is_no_longer_held(open_session: Open, replay_of: ReplayO
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, list[int]]]:
     """Rows and layers of every forward pass that looks for keys."""
-    from editcore.locate_then_edit import Climb
+    from editcore.locate_then_edit.editor import Climb
 
     found: list[tuple[int, list[int]]] = []
     original = Climb.capture
@@ -200,7 +200,7 @@ def test_with_several_layers_only_the_upper_ones_are_looked_at_again(
 
 def test_a_kept_key_is_what_a_forward_pass_gives(open_session: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same run with every key measured anew."""
-    from editcore import locate_then_edit
+    from editcore.locate_then_edit import editor as locate_then_edit
 
     changes = []
     for measured in (False, True):

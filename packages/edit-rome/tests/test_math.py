@@ -10,11 +10,13 @@ import torch
 from edit_rome.editor import RomeEditor
 from edit_rome.hparams import RomeHParams
 from editcore import EditBatch, EditContext, HParamsError, LanguageModel, Proposal
-from editcore.hparams import LocateThenEditHParams
-from editcore.statistics import StatisticsStore
-from editcore.targets import optimise_targets
+from editcore.locate_then_edit.hparams import LocateThenEditHParams
+from editcore.locate_then_edit.targets import optimise_targets
+from editcore.models.capture import capture
+from editcore.models.tokens import lookup_row
+from editcore.models.writing import applied
+from editcore.second_moments.statistics import StatisticsStore
 from editcore.testing import tiny_model, tiny_requests
-from editcore.tracing import applied, capture, lookup_row
 from pydantic import ValidationError
 
 TEMPLATES = ("{}", "Yes, yes. {}", "The city is in the north. {}")

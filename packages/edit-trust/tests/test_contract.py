@@ -44,7 +44,7 @@ def test_hyperparameters_survive_json_and_refuse_unknown_names() -> None:
     ],
 )
 def test_bad_settings_are_named(bad: dict[str, object], message: str) -> None:
-    from editcore._hparams import build
+    from editcore.settings.hparams import build
 
     with pytest.raises(HParamsError, match=f"^trust: .*{message}"):
         build(TrustHParams, [bad], owner="trust")

@@ -22,7 +22,8 @@ import numpy as np
 import pytest
 from editcore import EditcoreError, ModelError, UnknownNameError
 from editcore.cli import main
-from editcore.models import CATALOGUE, DEFAULT_MODEL, CatalogueEntry, LanguageModel, Wheel, _catalogue, local_path, pull
+from editcore.models import CATALOGUE, DEFAULT_MODEL, CatalogueEntry, LanguageModel, Wheel, local_path, pull
+from editcore.models import catalogue as _catalogue
 from editcore.testing import tiny_tokenizer
 
 
@@ -197,7 +198,7 @@ def test_two_processes_at_once(wheels: Path, tmp_path: Path) -> None:
 import sys, time
 from pathlib import Path
 from editcore.models import _catalogue
-from editcore.models._catalogue import CatalogueEntry, Wheel, pull
+from editcore.models.catalogue import CatalogueEntry, Wheel, pull
 entry = {_entry()!r}
 _catalogue.CATALOGUE = {{"tiny": entry}}
 def convert(entry, source, folder, progress):

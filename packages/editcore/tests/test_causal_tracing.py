@@ -11,22 +11,19 @@ import numpy as np
 import pytest
 import torch
 from editcore import HParamsError, RequestError, StatisticsError
-from editcore.causal_tracing import (
+from editcore.datasets import KnownFact
+from editcore.locate_then_edit.located import (
     KINDS,
     ROLES,
     Tracing,
-    _Fact,
-    _parts,
-    _tokenise,
     store_tracing,
     stored_tracing,
-    trace,
     traced_layer,
     tracing_path,
 )
-from editcore.datasets import KnownFact
 from editcore.models import LanguageModel
-from editcore.models._layout import attention_output
+from editcore.models.layout import attention_output
+from editcore.onboarding.causal_tracing import _Fact, _parts, _tokenise, trace
 from editcore.testing import TINY_FAMILIES, tiny_model
 from torch import Tensor
 

@@ -11,10 +11,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from editcore._forgetting import Curve
-from editcore._ledger import Ledger
-from editcore._run import open_run, recorded
 from editcore.evaluation import CounterFactEvaluator, perplexity, summarize
+from editcore.ledger.ledger import Ledger
+from editcore.runs.forgetting import Curve
+from editcore.runs.record import recorded
+from editcore.runs.reopening import open_run
 from PIL import Image
 
 Call = Callable[..., SimpleNamespace]

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 from editcore.cli import main
-from editcore.cli._app import COMMANDS
-from editcore.cli._console import TerminalProgress, make_console, print_table
+from editcore.cli.app import COMMANDS
+from editcore.cli.console import TerminalProgress, make_console, print_table
 from rich.console import Console
 
 HEAVY = ("torch", "transformers", "peft", "pandas", "matplotlib", "numpy")
@@ -217,7 +217,8 @@ def test_a_misspelt_command_gets_a_suggestion(toy: Path, typo: str, meant: str) 
 @pytest.fixture
 def failing(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stands in for a command of ours that fails in one way or another."""
-    from editcore.cli import _app, _lazy
+    from editcore.cli import app as _app
+    from editcore.cli import lazy as _lazy
 
     monkeypatch.syspath_prepend(str(toy))
     group = _lazy.lazy_group((_lazy.CommandRow("fail", "toy_fail:app", "Fails."),))

@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 import torch
 from editcore import EditcoreError, Plugins, RunError
-from editcore._ledger import Ledger
-from editcore._run import RunConfig, default_directory, open_run, run
+from editcore.ledger.ledger import Ledger
 from editcore.models import LanguageModel
+from editcore.runs.config import RunConfig
+from editcore.runs.job import default_directory, run
+from editcore.runs.reopening import open_run
 from editcore.testing import tiny_model
 
 Call = Callable[..., SimpleNamespace]

@@ -25,9 +25,8 @@ import contextlib
 import torch
 
 from editcore import EditBatch, FactoredDelta, HParams, Proposal, RequestError
-from editcore.hparams import LocateThenEditHParams
-from editcore.linalg import solve_update
-from editcore.locate_then_edit import prepare, propose
+from editcore.locate_then_edit import LocateThenEditHParams, prepare, propose
+from editcore.second_moments import solve_update
 
 from broken_hparams import BrokenHParams
 

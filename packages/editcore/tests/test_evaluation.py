@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from editcore import EditRequest, FactRecord
 from editcore.evaluation import CounterFactEvaluator, PromptScore, score_targets, summarize, summarize_frame, to_frame
-from editcore.evaluation._scores import Kind, Metric, summarize_by_relation
+from editcore.evaluation.scores import Kind, Metric, summarize_by_relation
 from editcore.testing import tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st

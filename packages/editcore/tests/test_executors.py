@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 from editcore import HParamsError, Plugins
-from editcore._probe import Errand, make_runner
-from editcore.executors import make_executor
+from editcore.execution.executors import make_executor
 from editcore.testing import ExecutorContract
+from editcore.testing.probe import Errand, make_runner
 
 
 class TestLocalContract(ExecutorContract):
@@ -68,7 +68,7 @@ from dataclasses import replace
 from multiprocessing import get_context
 
 from editcore import ExecutorSpec, Outcome, hookimpl
-from editcore.executors import LocalExecutor, LocalHParams, attempt, lost
+from editcore.execution.executors import LocalExecutor, LocalHParams, attempt, lost
 
 
 def call(make, index, item):

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from editcore import _figures
-from editcore._checkpoints import Checkpoint
-from editcore._errors import EditcoreError
-from editcore._forgetting import forgetting
-from editcore.causal_tracing import KINDS, Tracing
+from editcore import figures
 from editcore.evaluation import Metric, Summary
+from editcore.figures.style import COLUMN_WIDTH
+from editcore.interfaces.errors import EditcoreError
+from editcore.locate_then_edit.located import KINDS, Tracing
+from editcore.runs.checkpoints import Checkpoint
+from editcore.runs.forgetting import forgetting
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 
@@ -30,7 +31,7 @@ def texts(figure: object) -> list[str]:
 
 
 def test_summary_figure_shows_both_sides() -> None:
-    figure = _figures.summary_figure(summary(20, 25, 74), summary(100, 91, 72), title="40 edits")
+    figure = figures.summary_figure(summary(20, 25, 74), summary(100, 91, 72), title="40 edits")
     assert texts(figure) == ["20", "25", "74", "29", "100", "91", "72", "86"]
     axes = figure.axes[0]
     assert axes.get_ylabel() == "prompts won (%)"
@@ -41,23 +42,23 @@ def test_summary_figure_shows_both_sides() -> None:
 
 def test_what_cannot_be_computed_is_marked() -> None:
     nothing = Summary(metrics={}, cases=1)
-    assert texts(_figures.summary_figure(nothing, nothing, title="no true objects")) == ["n/a"] * 8
+    assert texts(figures.summary_figure(nothing, nothing, title="no true objects")) == ["n/a"] * 8
 
 
 def test_relations_that_lose_most_stand_at_the_top() -> None:
     before = {"a": summary(0, 0, 70), "b": summary(0, 0, 60), "only before": summary(0, 0, 1)}
     after = {"a": summary(0, 0, 40), "b": summary(0, 0, 65)}
-    axes = _figures.per_relation_figure(before, after, title="by relation").axes[0]
+    axes = figures.per_relation_figure(before, after, title="by relation").axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["b", "a"]  # drawn from the bottom up
     assert axes.get_xlabel() == "NS (%)"
-    _figures.per_relation_figure({}, {}, title="empty")
+    figures.per_relation_figure({}, {}, title="empty")
 
 
 def test_names_from_elsewhere_are_shown_as_they_are(tmp_path: Path) -> None:
     """Dollars would begin mathematics, and what is no mathematics could not be drawn."""
     name = "$\\no{$ " + "x" * 200
-    figure = _figures.per_relation_figure({name: summary(1, 2, 3)}, {name: summary(4, 5, 6)}, title=name)
-    _figures.save(figure, tmp_path / "odd.png")
+    figure = figures.per_relation_figure({name: summary(1, 2, 3)}, {name: summary(4, 5, 6)}, title=name)
+    figures.save(figure, tmp_path / "odd.png")
     [label] = figure.axes[0].get_yticklabels()
     assert label.get_text().replace("\\$", "$").startswith("$\\no{$ xxx")
     assert len(label.get_text()) < 40
@@ -75,7 +76,7 @@ def tracing(kinds: Sequence[str] = KINDS) -> Tracing:
 @pytest.mark.parametrize("kinds", [KINDS, KINDS[:2]])
 def test_a_tracing_has_a_panel_for_each_kind_and_one_scale(kinds: Sequence[str]) -> None:
     """Where the attention's output is not known, there is no panel for it."""
-    *panels, bar = _figures.tracing_figure(tracing(kinds), title="t").axes
+    *panels, bar = figures.tracing_figure(tracing(kinds), title="t").axes
     assert [axes.get_title(loc="left") for axes in panels] == [
         "block output restored",
         "MLPs of 2 layers around restored",
@@ -92,7 +93,7 @@ def test_a_tracing_has_a_panel_for_each_kind_and_one_scale(kinds: Sequence[str])
 
 def test_a_scan_shows_each_layer_and_what_was_there_before() -> None:
     trials = {7: summary(90, 80, 60), 2: summary(100, 90, 70)}
-    axes = _figures.layers_figure(trials, summary(10, 20, 75), chosen=2, title="t").axes[0]
+    axes = figures.layers_figure(trials, summary(10, 20, 75), chosen=2, title="t").axes[0]
     lines = {line.get_label(): line for line in axes.lines}
     assert list(lines["ES"].get_xdata()) == [2, 7]
     assert list(lines["NS"].get_ydata()) == [70, 60]
@@ -114,7 +115,7 @@ def checkpoints(change: float, name: str = "model.layers.3.mlp.down_proj.weight"
 def test_a_forgetting_curve_has_every_measurement_and_the_half_life() -> None:
     observations = [("a", 0, True), ("a", 10, True), ("a", 20, False)]
     found = forgetting(observations, step=10)
-    metrics, text, size, age = _figures.forgetting_figure(checkpoints(5), found, title="t").axes
+    metrics, text, size, age = figures.forgetting_figure(checkpoints(5), found, title="t").axes
     lines = {line.get_label(): line for line in metrics.lines}
     assert list(lines["ES"].get_xdata()) == [10, 20, 30]
     assert list(lines["ES"].get_ydata()) == [100, 95, 90]
@@ -125,12 +126,12 @@ def test_a_forgetting_curve_has_every_measurement_and_the_half_life() -> None:
     assert [one.get_text() for one in size.get_legend().get_texts()] == ["layer 3"]
     assert list(age.lines[0].get_ydata()) == [100, 100, 0]
     assert age.get_title(loc="left") == "half-life: 20 facts; mean over ages: 75.0 %"
-    _figures.forgetting_figure([], forgetting([], step=1), title="nothing yet")
+    figures.forgetting_figure([], forgetting([], step=1), title="nothing yet")
 
 
 def test_runs_are_compared_on_common_axes() -> None:
     runs = {name: (checkpoints(change), forgetting([("a", 0, True)], step=10)) for name, change in (("x", 0), ("y", 9))}
-    first, *_, ratio, age = _figures.forgetting_runs_figure(runs, title="t").axes
+    first, *_, ratio, age = figures.forgetting_runs_figure(runs, title="t").axes
     assert [text.get_text() for text in first.get_legend().get_texts()] == ["x", "y"]
     assert [list(line.get_ydata()) for line in first.lines] == [[100, 100, 100], [100, 91, 82]]
     assert len({line.get_color() for line in first.lines}) == 2
@@ -139,32 +140,32 @@ def test_runs_are_compared_on_common_axes() -> None:
 
 
 def test_save_writes_a_png_of_200_dpi_or_nothing(tmp_path: Path) -> None:
-    figure = _figures.summary_figure(summary(20, 25, 74), summary(100, 91, 72), title="t")
+    figure = figures.summary_figure(summary(20, 25, 74), summary(100, 91, 72), title="t")
     path = tmp_path / "figures" / "summary.png"
-    _figures.save(figure, path)
+    figures.save(figure, path)
     data = path.read_bytes()
     assert data.startswith(b"\x89PNG")
-    assert int.from_bytes(data[16:20]) == round(_figures.COLUMN_WIDTH * 200)
+    assert int.from_bytes(data[16:20]) == round(COLUMN_WIDTH * 200)
     assert list(path.parent.iterdir()) == [path]
-    _figures.save(figure, path)
+    figures.save(figure, path)
     assert path.read_bytes() == data
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that is always full")
 def test_a_failed_save_leaves_the_old_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    figure = _figures.summary_figure(summary(20, 25, 74), summary(100, 91, 72), title="t")
+    figure = figures.summary_figure(summary(20, 25, 74), summary(100, 91, 72), title="t")
     path = tmp_path / "summary.png"
-    _figures.save(figure, path)
+    figures.save(figure, path)
     data = path.read_bytes()
     real = figure.savefig
     monkeypatch.setattr(figure, "savefig", lambda _path, **options: real("/dev/full", **options))
     with pytest.raises(EditcoreError, match="Cannot write"):
-        _figures.save(figure, path)
+        figures.save(figure, path)
     assert path.read_bytes() == data
     assert os.listdir(tmp_path) == ["summary.png"]  # noqa: PTH208
 
 
 def test_pyplot_is_never_imported() -> None:
-    code = "import sys; import editcore._figures; print('matplotlib.pyplot' in sys.modules, 'torch' in sys.modules)"
+    code = "import sys; import editcore.figures.runs; print('matplotlib.pyplot' in sys.modules, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from editcore._forgetting import Curve, Forgetting, Observation, ages, forgetting, monotone, sample_by_age
+from editcore.runs.forgetting import Curve, Forgetting, Observation, ages, forgetting, monotone, sample_by_age
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from editcore._errors import ModelError
-from editcore._forward import cache_argument, logits_at
+from editcore.interfaces.errors import ModelError
 from editcore.models import LanguageModel
+from editcore.models.forward import logits_at
 from editcore.testing import TINY_FAMILIES, tiny_model
 from transformers import DynamicCache
 
@@ -68,7 +68,7 @@ def test_continues_from_a_cache(family: str) -> None:
     model = tiny_model(family)
     ids, _ = batch()
     cache = DynamicCache(config=model.hf.config)
-    name = cache_argument(model.hf)
+    name = model.cache_argument
     index = torch.arange(3)
     with torch.no_grad():
         expected = model.hf(input_ids=ids).logits[:, -1]

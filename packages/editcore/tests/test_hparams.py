@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
-from editcore._errors import HParamsError, PluginError, UnknownNameError
-from editcore._hparams import HParams, build, describe, list_presets, load_preset, parse_assignment, to_toml
+from editcore.interfaces.errors import HParamsError, PluginError, UnknownNameError
+from editcore.settings.hparams import HParams, build, describe, list_presets, load_preset, parse_assignment, to_toml
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError, model_validator

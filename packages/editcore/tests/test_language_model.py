@@ -72,7 +72,7 @@ def test_damaged_files_and_wrong_places(folder: Path, tmp_path: Path) -> None:
 
 
 def test_an_unknown_id_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("editcore.models._language_model._hub_may_answer", lambda: False)
+    monkeypatch.setattr("editcore.models.language_model._hub_may_answer", lambda: False)
     with pytest.raises(
         ModelError, match=r"There is no model 'smollm2-135': .* cannot be reached\. Did you mean 'smollm2"
     ):
@@ -227,7 +227,7 @@ def test_a_step_holds_few_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = model.generate(PROMPTS, max_new_tokens=4)
     rows: list[int] = []
     model.hf.register_forward_hook(lambda _module, _args, output: rows.append(len(output.logits)))
-    monkeypatch.setattr("editcore.models._language_model._GENERATED_LOGITS", 2 * model.layout.vocab_size + 1)
+    monkeypatch.setattr("editcore.models.language_model._GENERATED_LOGITS", 2 * model.layout.vocab_size + 1)
     assert model.generate(PROMPTS, max_new_tokens=4) == expected
     assert max(rows) == 2
 

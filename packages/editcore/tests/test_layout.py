@@ -257,8 +257,8 @@ class _Families:
 def test_a_plugin_speaks_for_its_model_types_only() -> None:
     wrong = _Families(projection="model.layers.{}.self_attn.o_proj")
     with pytest.raises(ModelError, match="is not an MLP output projection"):
-        LanguageModel.wrap(tiny_hf_model("llama"), tiny_tokenizer(), plugins=wrong)  # type: ignore[arg-type]
-    LanguageModel.wrap(tiny_hf_model("mistral"), tiny_tokenizer(), plugins=wrong)  # type: ignore[arg-type]
+        LanguageModel.wrap(tiny_hf_model("llama"), tiny_tokenizer(), families=wrong.family_paths())  # type: ignore[arg-type]
+    LanguageModel.wrap(tiny_hf_model("mistral"), tiny_tokenizer(), families=wrong.family_paths())  # type: ignore[arg-type]
 
 
 def test_weight_names_of_other_modules_are_refused() -> None:

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from editcore import EditRequest, FactoredDelta, KnownTarget, RunError, StorageError
-from editcore._files import remove_leftovers, replacing
-from editcore._ledger import Ledger, LedgerEntry
-from editcore._ledger_lines import HeaderLine
+from editcore._util.files import remove_leftovers, replacing
+from editcore.interfaces.history import LedgerEntry
+from editcore.ledger.ledger import Ledger
+from editcore.ledger.lines import HeaderLine
 
 HEADER = HeaderLine(model="tiny", fingerprint="f" * 64, editor="toy")
 WEIGHT = "model.layers.1.mlp.down_proj.weight"
@@ -214,7 +215,7 @@ def test_a_line_that_is_written_by_halves_is_taken_back(written: Path, monkeypat
     before = path.read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    monkeypatch.setattr("editcore._ledger.write_tensors", lambda path, *_: path.write_bytes(b""))
+    monkeypatch.setattr("editcore.ledger.ledger.write_tensors", lambda path, *_: path.write_bytes(b""))
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 20, limits[1]))
         with pytest.raises(StorageError, match=r"ledger\.jsonl: File too large\. The ledger is as it was\."):

@@ -12,15 +12,16 @@ from typing import Any
 import pytest
 import torch
 from editcore import EditRequest, FactoredDelta, KnownTarget, LanguageModel, RequestError, RunError
-from editcore._backends import RawBackend
-from editcore._bisect import bisect
-from editcore._blame import blame
-from editcore._compare import compare
-from editcore._ledger import Ledger, LedgerEntry
-from editcore._ledger_lines import HeaderLine, encode
-from editcore._pack import read_pack
-from editcore._run import open_run
-from editcore._verify import verify
+from editcore.interfaces.history import LedgerEntry
+from editcore.ledger.bisect import bisect
+from editcore.ledger.blame import blame
+from editcore.ledger.compare import compare
+from editcore.ledger.ledger import Ledger
+from editcore.ledger.lines import HeaderLine, encode
+from editcore.ledger.verify import verify
+from editcore.runs.backends import RawBackend
+from editcore.runs.pack import read_pack
+from editcore.runs.reopening import open_run
 from editcore.testing import tiny_model, tiny_requests
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -389,7 +390,7 @@ def test_damage_is_found_and_named(run: Callable[..., Path], editctl: Call) -> N
 
 
 def test_one_process_changes_a_ledger(run: Callable[..., Path], editctl: Call) -> None:
-    from editcore._lock import locked
+    from editcore._util.lock import locked
 
     out = run("out")
     with locked(out):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from editcore import FactoredDelta, NumericalError
-from editcore.linalg import Metric, hold_at, norm_of_sum, solve_update
+from editcore.second_moments.linalg import Metric, hold_at, norm_of_sum, solve_update
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 from editcore import RunError, StorageError
-from editcore._lock import LOCK_NAME, locked
+from editcore._util.lock import LOCK_NAME, locked
 
-HOLD = "import sys; from pathlib import Path; from editcore._lock import locked\nwith locked(Path(sys.argv[1])): "
+HOLD = "import sys; from pathlib import Path; from editcore._util.lock import locked\nwith locked(Path(sys.argv[1])): "
 HOLD += "print('held', flush=True); sys.stdin.read()"
 
 

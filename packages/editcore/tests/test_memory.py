@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from editcore._memory import in_halves
-from editcore.hparams import LocateThenEditHParams
-from editcore.targets import _Solver, optimise_targets
+from editcore._util.memory import in_halves
+from editcore.locate_then_edit.hparams import LocateThenEditHParams
+from editcore.locate_then_edit.targets import _Solver, optimise_targets
 from editcore.testing import tiny_model, tiny_requests
 
 TEMPLATES = ("{}", "The old story. {}")

@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 from editcore import FactRecord, HParamsError, ModelError, PluginError, Plugins, RunError, UnknownNameError
-from editcore._onboard import (
+from editcore.evaluation import Metric, Summary
+from editcore.locate_then_edit.located import ROLES, Tracing
+from editcore.models import LanguageModel
+from editcore.onboarding.onboard import (
     FAST,
     Bench,
     Trial,
@@ -20,11 +23,8 @@ from editcore._onboard import (
     tunable_editors,
     write_presets,
 )
-from editcore._presets import own_folder, preset_for
-from editcore.causal_tracing import ROLES, Tracing
-from editcore.evaluation import Metric, Summary
-from editcore.models import LanguageModel
-from editcore.statistics import StatisticsStore
+from editcore.second_moments.statistics import StatisticsStore
+from editcore.settings.presets import own_folder, preset_for
 from editcore.testing import tiny_model, tiny_requests
 
 
@@ -126,7 +126,7 @@ def test_editors_are_found_by_their_settings(toys: Any) -> None:
 
 
 def test_an_editor_without_layers_has_nothing_to_find(monkeypatch: pytest.MonkeyPatch, toys: Any) -> None:
-    monkeypatch.setattr("editcore._onboard._settings_of", lambda spec: set())
+    monkeypatch.setattr("editcore.onboarding.onboard._settings_of", lambda spec: set())
     with pytest.raises(PluginError, match="'toy' has no setting 'layers'"):
         tunable_editors(Plugins.load(), ["toy"])
     with pytest.raises(PluginError, match="No installed editor"):

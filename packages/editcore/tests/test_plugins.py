@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from editcore._errors import HParamsError, PluginError, UnknownNameError
-from editcore._events import AfterEvaluation, BatchAddition, BeforeApply, Verdict
-from editcore._hookspecs import RegistrationHooks, hookimpl
-from editcore._plugins import REGISTRATION_HOOKS, PluginInfo, Plugins, lifecycle, resolve
+from editcore.interfaces.errors import HParamsError, PluginError, UnknownNameError
+from editcore.interfaces.events import AfterEvaluation, BatchAddition, BeforeApply
+from editcore.interfaces.hookspecs import RegistrationHooks, hookimpl
+from editcore.interfaces.values import Verdict
+from editcore.plugins.registry import REGISTRATION_HOOKS, PluginInfo, Plugins, lifecycle, resolve
 
 Install = Callable[..., None]
 Load = Callable[..., Plugins]
@@ -78,7 +79,7 @@ def info(plugins: Plugins, name: str) -> PluginInfo:
 def test_builtin_plugin_is_installed_and_active() -> None:
     plugins = Plugins.load()
     assert info(plugins, "builtin").status == "active"
-    assert plugins.backend("raw").target == "editcore._backends:RawBackend"
+    assert plugins.backend("raw").target == "editcore.runs.backends:RawBackend"
     assert "counterfact" in plugins.evaluators()
     assert "worldfacts" in plugins.datasets()
 
@@ -280,8 +281,8 @@ def test_a_registry_cannot_be_changed(install: Install, load: Load) -> None:
 
 
 def test_resolve_imports_on_demand() -> None:
-    assert resolve("editcore._plugins:Plugins") is Plugins
-    assert resolve("editcore._plugins:Plugins.load") == Plugins.load
+    assert resolve("editcore.plugins.registry:Plugins") is Plugins
+    assert resolve("editcore.plugins.registry:Plugins.load") == Plugins.load
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from editcore import EditorSpec, EditSession, HParamsError
-from editcore._presets import get_preset, model_stem, own_folder, preset_for, presets_of
+from editcore.settings.presets import get_preset, model_stem, own_folder, preset_for, presets_of
 from editcore.testing import check_presets, tiny_model
 
 

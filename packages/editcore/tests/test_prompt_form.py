@@ -10,12 +10,12 @@ import pytest
 import torch
 from editcore import EditRequest, FactRecord, ModelError
 from editcore.evaluation import score_targets
+from editcore.locate_then_edit.targets import optimise_targets
+from editcore.locate_then_edit.templates import sample_context_templates
 from editcore.models import LanguageModel
-from editcore.models._prompt_form import PLAIN, PromptForm, chat_form
-from editcore.targets import optimise_targets
-from editcore.templates import sample_context_templates
+from editcore.models.prompt_form import PLAIN, PromptForm, chat_form
+from editcore.models.tokens import continuation_row, lookup_row
 from editcore.testing import tiny_hf_model, tiny_model, tiny_requests, tiny_tokenizer
-from editcore.tracing import continuation_row, lookup_row
 
 TEMPLATE = (
     "{{ bos_token }}{% for turn in messages %}[{{ turn.role }}] {{ turn.content }} </s>\n{% endfor %}"
@@ -97,7 +97,7 @@ def test_sampled_contexts_are_plain_text(model: LanguageModel) -> None:
 
 def test_values_are_optimised_on_the_template(model: LanguageModel) -> None:
     """An edit of a chat raises its target after the template, where it is asked for."""
-    from editcore.hparams import LocateThenEditHParams
+    from editcore.locate_then_edit.hparams import LocateThenEditHParams
 
     hparams = LocateThenEditHParams(layers=(1,), v_num_grad_steps=10, kl_factor=0.0)
     targets = optimise_targets(model, [FACT], layer=1, templates=("{}",), hparams=hparams)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from editcore import FactoredDelta
-from editcore._backends import RawBackend
+from editcore.runs.backends import RawBackend
 from editcore.testing import BackendContract, tiny_model
 
 

@@ -12,9 +12,9 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
-from editcore._errors import EditcoreError, HParamsError, UnknownNameError
-from editcore._plugins import Plugins
-from editcore._reference_hparams import Imported, import_file
+from editcore.interfaces.errors import EditcoreError, HParamsError, UnknownNameError
+from editcore.plugins.registry import Plugins
+from editcore.settings.reference import Imported, import_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -38,7 +38,7 @@ HPARAMS = """
 from collections.abc import Mapping
 from typing import Literal
 from editcore import HParams
-from editcore.hparams import LocateThenEditHParams
+from editcore.locate_then_edit import LocateThenEditHParams
 
 class Toy(LocateThenEditHParams):
     toy_lambda: float = 0.0
@@ -90,7 +90,7 @@ def plugins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plugins]:
     (folder / "import_toy_hparams.py").write_text(HPARAMS)
     sys.path.insert(0, str(folder))
     try:
-        modules = {"builtin": "editcore._builtins", "toys": "import_toy_plugin"}
+        modules = {"builtin": "editcore.plugins.builtins", "toys": "import_toy_plugin"}
         entries = [EntryPoint(name, module, "editcore") for name, module in modules.items()]
         yield Plugins.load(entry_points=entries, disabled=[])
     finally:

@@ -15,10 +15,10 @@ from typing import Any
 import pandas as pd
 import pytest
 from editcore.report import make_report
-from editcore.report._cells import change, number, records_table
-from editcore.report._document import Cell, Column, Document, Notice, Section, Table
-from editcore.report._html import page
-from editcore.report._markdown import summary
+from editcore.report.cells import change, number, records_table
+from editcore.report.document import Cell, Column, Document, Notice, Section, Table
+from editcore.report.html import page
+from editcore.report.markdown import summary
 
 Call = Callable[..., SimpleNamespace]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import combinations, pairwise
 
 import torch
-from editcore._rows import _PASS_TOKENS, passes
+from editcore.locate_then_edit.rows import _PASS_TOKENS, passes
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -8,9 +8,10 @@ import random
 
 import pytest
 import torch
-from editcore._errors import ModelError, RequestError
-from editcore.evaluation import TargetScore, _perplexity, perplexity, score_targets
-from editcore.evaluation._scoring import covering_rows
+from editcore.evaluation import TargetScore, perplexity, score_targets
+from editcore.evaluation import text as _perplexity
+from editcore.evaluation.scoring import covering_rows
+from editcore.interfaces.errors import ModelError, RequestError
 from editcore.models import LanguageModel
 from editcore.testing import tiny_model, tiny_tokenizer
 from hypothesis import given

@@ -23,7 +23,8 @@ from editcore import (
     RequestError,
     UnknownNameError,
 )
-from editcore.runs import Ledger, LedgerEntry, write_ledger
+from editcore.interfaces import LedgerEntry
+from editcore.ledger import Ledger, write_ledger
 from editcore.testing import tiny_model, tiny_requests
 from torch import Tensor
 

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 import torch
 from editcore import Outcome, Plugins, RunError
-from editcore._run import RunConfig, recorded, run
-from editcore.executors import attempt
+from editcore.execution.executors import attempt
+from editcore.execution.sharding import ModelSource, evaluate_run, sharded_moments
 from editcore.models import LanguageModel
-from editcore.sharding import ModelSource, evaluate_run, sharded_moments
-from editcore.statistics import StatisticsStore, second_moments
+from editcore.runs.config import RunConfig
+from editcore.runs.job import run
+from editcore.runs.record import recorded
+from editcore.second_moments.statistics import StatisticsStore, second_moments
 
 Call = Callable[..., SimpleNamespace]
 
@@ -76,7 +78,7 @@ def test_an_evaluation_in_shards_is_that_of_the_run(
         editor="toy", model=str(small), dataset=str(facts), corpus=str(corpus_file), corpus_tokens=2000, batch_size=3
     )
     result = run(config, tmp_path / "run", plugins=plugins)
-    monkeypatch.setattr("editcore.sharding.RECORDS", 2)
+    monkeypatch.setattr("editcore.execution.sharding.RECORDS", 2)
     records = recorded(tmp_path / "run")
     found = [evaluate_run(tmp_path / "run", records, Shuffled(workers)) for workers in (1, 2)]
     assert found[0] == found[1]

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from editcore import StatisticsError
-from editcore.corpora import SelfCorpus, open_corpus
-from editcore.statistics import StatisticsStore, cached_moments, second_moments
+from editcore.second_moments.corpora import SelfCorpus, open_corpus
+from editcore.second_moments.statistics import StatisticsStore, cached_moments, second_moments
 from editcore.testing import tiny_model
 
 
@@ -40,7 +40,9 @@ def store(model: object, file: Path, **changes: object) -> StatisticsStore:
 def test_a_second_store_reads_what_the_first_computed(corpus_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("llama")
     first = store(model, corpus_file).moments([0, 1])
-    monkeypatch.setattr("editcore.statistics.second_moments", lambda *_a, **_k: pytest.fail("computed again"))
+    monkeypatch.setattr(
+        "editcore.second_moments.statistics.second_moments", lambda *_a, **_k: pytest.fail("computed again")
+    )
     second = store(model, corpus_file).moments([1, 0])
     assert torch.equal(first[0], second[0])
     assert torch.equal(first[1], second[1])

@@ -21,9 +21,9 @@ import pandas as pd
 import pytest
 import torch
 from editcore import Plugins
-from editcore.executors import make_executor
+from editcore.execution.executors import make_executor
 from editcore.sweeps import Plan, SweepFile, load_study, load_sweep, make_plan, run_sweep, state_of
-from editcore.sweeps._tables import mean_table, student_t
+from editcore.sweeps.tables import mean_table, student_t
 
 Call = Callable[..., SimpleNamespace]
 
@@ -120,7 +120,7 @@ def test_the_code_is_part_of_the_key(plan: Callable[..., Plan], monkeypatch: pyt
     [trial] = plan().trials.values()
     assert {"editcore", "torch", "edit-toy"} <= set(trial.versions)
     assert "edit-rome" not in trial.versions
-    monkeypatch.setattr("editcore.sweeps._plan.code_versions", lambda *_: {**trial.versions, "edit-toy": "1.1"})
+    monkeypatch.setattr("editcore.sweeps.plan.code_versions", lambda *_: {**trial.versions, "edit-toy": "1.1"})
     assert trial.key not in plan().trials
 
 
@@ -270,7 +270,7 @@ def test_a_failed_trial_is_kept_with_its_reason_and_retried_when_asked(
 
 
 def test_a_run_with_shared_measurements_gives_what_a_run_alone_gives(plan: Callable[..., Plan], tmp_path: Path) -> None:
-    from editcore._run import run
+    from editcore.runs.job import run
 
     made = plan()
     [trial] = made.trials.values()
@@ -327,7 +327,7 @@ def test_intervals_are_over_seeds_where_there_are_several() -> None:
 
 
 def test_a_terminal_shows_a_live_table_and_anything_else_a_line_per_change(plan: Callable[..., Plan]) -> None:
-    from editcore.cli._sweep_view import SweepView
+    from editcore.cli.sweep_view import SweepView
     from rich.console import Console
 
     made = plan("[grid]\nbatch_size = [1, 2]")

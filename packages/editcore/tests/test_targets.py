@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 import pytest
 import torch
 from editcore import EditRequest, LanguageModel, NumericalError
-from editcore._rows import PreparedRows, RowName, Tails, fits, forward_logits, prepare_plain
-from editcore.hparams import LocateThenEditHParams
-from editcore.targets import _Losses, optimise_targets
+from editcore.locate_then_edit.hparams import LocateThenEditHParams
+from editcore.locate_then_edit.rows import PreparedRows, RowName, Tails, fits, forward_logits, prepare_plain
+from editcore.locate_then_edit.targets import _Losses, optimise_targets
+from editcore.models.tokens import TokenRow, continuation_row, lookup_row
 from editcore.testing import TINY_FAMILIES, tiny_model, tiny_requests
-from editcore.tracing import TokenRow, continuation_row, lookup_row
 from torch import Tensor
 from torch.nn import functional
 
@@ -122,8 +122,8 @@ def test_small_passes_give_what_a_large_one_gives(tokens: int, monkeypatch: pyte
         sizes.append(tuple(arguments[1].ids.shape))  # type: ignore[attr-defined]
         return forward_logits(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("editcore.targets._token_budget", lambda _model, _layer: tokens)
-    monkeypatch.setattr("editcore.targets.forward_logits", watched)
+    monkeypatch.setattr("editcore.locate_then_edit.targets._token_budget", lambda _model, _layer: tokens)
+    monkeypatch.setattr("editcore.locate_then_edit.targets.forward_logits", watched)
     parts = optimise_targets(model, requests, layer=1, templates=TEMPLATES, hparams=hparams())
     assert all(rows * length <= tokens or rows == 1 for rows, length in sizes)
     assert torch.allclose(parts.deltas, whole.deltas, atol=1e-5)
@@ -144,7 +144,7 @@ def test_tails_give_the_logits_of_whole_rows(family: str, layer: int) -> None:
 def test_a_family_that_does_not_fit_runs_whole_rows_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     model, requests = tiny_model("llama"), tiny_requests(2)
     expected = optimise_targets(model, requests, layer=1, templates=TEMPLATES, hparams=hparams())
-    monkeypatch.setattr("editcore.targets.fits", lambda *_args, **_kwargs: False)
+    monkeypatch.setattr("editcore.locate_then_edit.targets.fits", lambda *_args, **_kwargs: False)
     found = optimise_targets(model, requests, layer=1, templates=TEMPLATES, hparams=hparams())
     assert not expected.notes
     assert "whole rows" in found.notes[0]
@@ -271,7 +271,7 @@ def test_added_delta_reaches_only_its_own_row() -> None:
 def test_the_losses_over_the_vocabulary_and_their_gradient(
     scored: int, at_a_time: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("editcore.targets._LOGITS_AT_A_TIME", at_a_time)
+    monkeypatch.setattr("editcore.locate_then_edit.targets._LOGITS_AT_A_TIME", at_a_time)
     generator = torch.Generator().manual_seed(0)
     logits, other = (torch.randn(5, 7, generator=generator, dtype=torch.float64) * 3 for _ in range(2))
     labels, log_q = torch.randint(7, (scored,), generator=generator), other[scored:].log_softmax(-1)
@@ -305,7 +305,7 @@ def test_facts_go_on_in_smaller_passes_when_memory_runs_out(where: str, monkeypa
         replace(self, kept, new, most=most)
 
     if where == "forward":
-        monkeypatch.setattr("editcore.targets.forward_logits", forward)
+        monkeypatch.setattr("editcore.locate_then_edit.targets.forward_logits", forward)
     else:
         monkeypatch.setattr(Tails, "replace", preparation)
     found = optimise_targets(model, requests, layer=1, templates=TEMPLATES, hparams=hparams())

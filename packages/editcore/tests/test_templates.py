@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from editcore.locate_then_edit.templates import OPENINGS, sample_context_templates
 from editcore.models import LanguageModel
-from editcore.templates import OPENINGS, sample_context_templates
 from editcore.testing import tiny_model
 
 

@@ -6,8 +6,10 @@ import pytest
 import torch
 from editcore import EditRequest, FactoredDelta, SubjectNotFoundError
 from editcore.models import LanguageModel
+from editcore.models.capture import Climb, capture
+from editcore.models.tokens import continuation_row, last_index_covering, lookup_row
+from editcore.models.writing import applied
 from editcore.testing import TINY_FAMILIES, tiny_hf_model, tiny_model, tiny_requests, tiny_tokenizer
-from editcore.tracing import Climb, applied, capture, continuation_row, last_index_covering, lookup_row
 
 
 def text_at(model: LanguageModel, ids: tuple[int, ...], index: int) -> str:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from editcore import BackendContext, FactoredDelta, HParamsError, PluginError, UnknownNameError
-from editcore.linalg import Metric
-from editcore.tracing import add_delta
+from editcore.models import add_delta
+from editcore.second_moments import Metric
 
 from edit_lora.adapter import EDITS, Adapter, check_name, combine
 from edit_lora.attached import read_attached

@@ -264,7 +264,9 @@ def merge(
     if not name:
         raise ModelError(f"{adapters[0]} does not say which model it is for; name it with --model.")
     with making(out) as folder:
-        base = LanguageModel.load(name, dtype=dtype, plugins=loaded_plugins(ctx), progress=TerminalProgress())
+        base = LanguageModel.load(
+            name, dtype=dtype, families=loaded_plugins(ctx).family_paths(), progress=TerminalProgress()
+        )
         backend = LoraBackend(LoraHParams())
         backend.open(base)
         for number, (adapter, strength) in enumerate(zip(found, strengths, strict=True)):

@@ -11,22 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from editcore import FactoredDelta, HParamsError, LanguageModel, Plugins, Progress, RunError
-from editcore.linalg import Metric
-from editcore.runs import (
-    RUN_NAME,
-    Ledger,
-    LedgerEntry,
-    RunRecord,
-    build,
-    json_text,
-    making,
-    open_run,
-    save_edited,
-    silent,
-    statistics_of,
-    write_ledger,
-    write_text,
-)
+from editcore.interfaces import LedgerEntry, silent
+from editcore.ledger import Ledger, write_ledger
+from editcore.runs import RUN_NAME, RunRecord, json_text, making, open_run, save_edited, statistics_of, write_text
+from editcore.second_moments import Metric
+from editcore.settings import build
 
 from edit_lora.adapter import WEIGHTS_NAME, Adapter
 from edit_lora.card import model_card
@@ -141,7 +130,11 @@ class _Moments:
         record, config = self._record, self._record.config
         if self._model is None:
             self._model = LanguageModel.load(
-                record.source, device=config.device, dtype=config.dtype, plugins=self._plugins, progress=self._progress
+                record.source,
+                device=config.device,
+                dtype=config.dtype,
+                families=(self._plugins or Plugins.load()).family_paths(),
+                progress=self._progress,
             )
             record.check(self._model)
         layer = self._model.layout.layer_of(name)

@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from editcore import FactoredDelta, LanguageModel, ModelError, Plugins, Progress
+from editcore.interfaces import LedgerEntry
+from editcore.ledger import DELTAS_NAME, LEDGER_NAME, HeaderLine, Ledger, write_ledger
+from editcore.models import misfits
 from editcore.runs import (
-    DELTAS_NAME,
-    LEDGER_NAME,
     RUN_NAME,
-    HeaderLine,
-    Ledger,
-    LedgerEntry,
     RunConfig,
     RunRecord,
     default_editor,
@@ -25,10 +23,8 @@ from editcore.runs import (
     json_text,
     making,
     refuse_existing,
-    write_ledger,
     write_text,
 )
-from editcore.tracing import misfits
 
 from edit_lora.adapter import WEIGHTS_NAME, Adapter
 from edit_lora.export import EDITS_FOLDER
@@ -76,7 +72,7 @@ def import_adapter(
     name = model or adapter.base_model
     if not name:
         raise ModelError(f"{directory} does not say which model it is for; name it with --model.")
-    base = LanguageModel.load(name, plugins=plugins, progress=progress)
+    base = LanguageModel.load(name, families=plugins.family_paths(), progress=progress)
     adapter.check_base(base.name, base.base_fingerprint, force=force)
     deltas = _as_edits(adapter, base, directory)
     config = RunConfig(
@@ -116,7 +112,7 @@ def _import_edits(
     if not force:
         _check_weights(directory, raw.get("exported", {}).get("adapter_sha256"))
     name = model or record.source
-    base = LanguageModel.load(name, dtype=record.config.dtype, plugins=plugins, progress=progress)
+    base = LanguageModel.load(name, dtype=record.config.dtype, families=plugins.family_paths(), progress=progress)
     if base.base_fingerprint != record.model["fingerprint"] and not force:
         raise ModelError(
             f"The edits in {directory} were made on {record.config.model} with the fingerprint "

@@ -8,7 +8,7 @@ from math import sqrt
 
 import torch
 from editcore import FactoredDelta, NumericalError
-from editcore.linalg import Metric
+from editcore.second_moments import Metric
 from torch import Tensor
 
 from edit_lora.factors import balanced, dual_keys, energy, join, project, refine, residual, strongest_terms

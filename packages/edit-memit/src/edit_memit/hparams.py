@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from editcore.hparams import LocateThenEditHParams
+from editcore.locate_then_edit import LocateThenEditHParams
 from pydantic import Field
 
 __all__ = ["MemitHParams"]

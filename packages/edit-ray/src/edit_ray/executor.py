@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import ray
 from editcore import Outcome, RunError
-from editcore.executors import attempt, lost
+from editcore.execution import attempt, lost
 from ray.exceptions import RayActorError, RayError
 
 from edit_ray.hparams import RayHParams

@@ -30,7 +30,7 @@ from editcore import (
     hookimpl,
 )
 from editcore.evaluation import score_targets
-from editcore.tracing import project
+from editcore.models import project
 
 from edit_replay.buffer import EditRecord, ReplayBuffer
 from edit_replay.hparams import ReplayHParams
@@ -38,7 +38,7 @@ from edit_replay.strategies import Strategy
 
 if TYPE_CHECKING:
     from editcore import LanguageModel
-    from editcore.runs import LedgerEntry
+    from editcore.interfaces import LedgerEntry
     from torch import Tensor
 
 __all__ = ["STRATEGY_KIND", "ReplayExtension"]

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from editcore import EditRequest, FactoredDelta, HParamsError
-from editcore.corpora import open_corpus
 from editcore.datasets import load_records
 from editcore.evaluation import kl_divergences, next_token_log_probabilities, perplexity, score_targets
-from editcore.tracing import applied
+from editcore.models import applied
+from editcore.second_moments import open_corpus
 
 from edit_trust.hparams import TrustHParams
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from edit_template_name.solve import solve
-from editcore.linalg import Metric
+from editcore.second_moments import Metric
 from torch import Tensor
 
 N, D_IN, D_OUT = 5, 12, 7

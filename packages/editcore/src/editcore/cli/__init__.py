@@ -13,10 +13,10 @@ def main() -> None:
 
     Exit code 2 and one paragraph for what the user can cure, 130 when interrupted; a bug keeps its traceback.
     """
-    from editcore._errors import EditcoreError
+    from editcore.interfaces.errors import EditcoreError
 
     try:
-        from editcore.cli._app import app
+        from editcore.cli.app import app
 
         try:
             app(prog_name="editctl")

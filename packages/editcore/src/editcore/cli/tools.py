@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from editcore.cli._console import TerminalProgress, make_console, print_table
-from editcore.cli._lazy import loaded_plugins
+from editcore.cli.console import TerminalProgress, make_console, print_table
+from editcore.cli.lazy import loaded_plugins
 
 __all__ = ["TerminalProgress", "loaded_plugins", "make_console", "print_table"]

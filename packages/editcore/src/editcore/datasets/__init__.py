@@ -1,18 +1,5 @@
-"""Fact records from files and registered data sets. Nothing here imports torch."""
+"""Facts to edit: data sets that come along, formats that are read, and what is wrong with a set of records."""
 
-from __future__ import annotations
+import lazy_loader
 
-from editcore.datasets._check import check_records, check_requests
-from editcore.datasets._formats import parse_record
-from editcore.datasets._known import KnownFact, load_known_facts
-from editcore.datasets._load import load_records, load_worldfacts
-
-__all__ = [
-    "KnownFact",
-    "check_records",
-    "check_requests",
-    "load_known_facts",
-    "load_records",
-    "load_worldfacts",
-    "parse_record",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -4,8 +4,6 @@
 >>> make_report(Path("runs/emmet"))  # doctest: +SKIP
 """
 
-from __future__ import annotations
+import lazy_loader
 
-from editcore.report._make import Report, make_report
-
-__all__ = ["Report", "make_report"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

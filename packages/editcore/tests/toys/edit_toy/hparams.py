@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from editcore import HParams
-from editcore.hparams import LocateThenEditHParams
+from editcore.locate_then_edit.hparams import LocateThenEditHParams
 from pydantic import Field
 
 __all__ = ["GateHParams", "HalfHParams", "ToyHParams"]

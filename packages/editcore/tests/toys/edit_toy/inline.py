@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from editcore import Outcome
-from editcore.executors import attempt
+from editcore.execution.executors import attempt
 
 T = TypeVar("T")
 R = TypeVar("R")

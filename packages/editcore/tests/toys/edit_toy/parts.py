@@ -29,11 +29,11 @@ from editcore import (
     Verdict,
     hookimpl,
 )
-from editcore._backends import RawBackend
-from editcore._progress import silent
 from editcore.evaluation import CounterFactEvaluator, PromptScore
-from editcore.linalg import solve_update
-from editcore.locate_then_edit import prepare, propose
+from editcore.interfaces.progress import silent
+from editcore.locate_then_edit.editor import prepare, propose
+from editcore.runs.backends import RawBackend
+from editcore.second_moments.linalg import solve_update
 
 from edit_toy.hparams import GateHParams, HalfHParams, ToyHParams
 

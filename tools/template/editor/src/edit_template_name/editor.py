@@ -10,7 +10,7 @@ from edit_template_name.hparams import TemplateNameHParams
 from edit_template_name.solve import solve
 
 if TYPE_CHECKING:
-    from editcore.linalg import Metric, Update
+    from editcore.second_moments import Metric, Update
     from torch import Tensor
 
 __all__ = ["TemplateNameEditor"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from editcore.linalg import Metric, Update, solve_update
+from editcore.second_moments import Metric, Update, solve_update
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,0 +1,129 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from editcore.interfaces.errors import StorageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = [
+    "json_text",
+    "remove_leftovers",
+    "replacing",
+    "sync_directory",
+    "uninterrupted",
+    "write_tensors",
+    "write_text",
+]
+
+
+_LEFTOVER = re.compile(r"\..+(\.\w+)\.[a-z0-9_]{8}\1|\.tmp[A-Za-z0-9]{6}")
+"""Ours, and those through which safetensors writes a file."""
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside ``path`` to write to; on success it is flushed to disk and takes the name ``path``.
+
+    Raises:
+        StorageError: the disk is full, the folder read-only, ...; ``path`` is as it was and nothing is left behind.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.chmod(0o644)  # mkstemp makes it private; a run directory is read by others
+            temporary.replace(path)
+            sync_directory(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"Cannot write {path}: {error.strerror or error}.") from error
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Remove the temporary files of :func:`replacing` whose process was killed. Nothing else may write there now."""
+    for path in directory.iterdir() if directory.is_dir() else ():
+        if _LEFTOVER.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make a new or renamed file's name durable, where the system can open a directory."""
+    if os.name != "posix":
+        return
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits until the block is done: what belongs together is done together."""
+    usual = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or usual is None:
+        yield  # signals go to the main thread, and a handler that is not Python's cannot be put back
+        return
+    asked: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _frame: asked.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    if asked:
+        signal.raise_signal(signal.SIGINT)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def json_text(value: object, *, indent: int | None = None) -> str:
+    """JSON that every reader takes: NaN and infinities, which the standard has not, become ``null``.
+
+    >>> json_text({"score": float("nan")})
+    '{"score": null}'
+    """
+    return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    with replacing(path) as temporary:
+        try:
+            save_file({key: value.contiguous().cpu() for key, value in tensors.items()}, temporary, dict(metadata))
+        except SafetensorError as error:  # how a full disk shows
+            raise StorageError(f"Cannot write {path}: {error}.") from error

@@ -1,0 +1,48 @@
+"""Folders that are written whole or not at all."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from editcore.interfaces.errors import StorageError
+
+__all__ = ["making", "refuse_existing"]
+
+
+@contextmanager
+def making(directory: Path) -> Iterator[Path]:
+    """A temporary folder beside ``directory`` to fill; on success it takes that name, else nothing is left of it.
+
+    Raises:
+        StorageError: ``directory`` is there already, or cannot be made.
+    """
+    refuse_existing(directory)
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
+    except OSError as error:
+        raise StorageError(f"Cannot make {directory}: {error.strerror or error}.") from error
+    try:
+        yield temporary
+        temporary.chmod(0o755)  # mkdtemp makes it private
+        temporary.rename(directory)
+    except OSError as error:
+        raise StorageError(f"Cannot make {directory}: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def refuse_existing(directory: Path) -> None:
+    """Refuse a place for something new where something is.
+
+    Raises:
+        StorageError: there is a file, or a folder that is not empty.
+    """
+    if directory.is_dir() and not any(directory.iterdir()):
+        return
+    if directory.exists() or directory.is_symlink():
+        raise StorageError(f"{directory} is already there; give a directory that does not exist yet.")

@@ -1,0 +1,148 @@
+"""One process at a time writes to a run directory."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import secrets
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter
+
+from editcore._util.files import write_text
+from editcore.interfaces.errors import RunError, StorageError
+
+__all__ = ["LOCK_NAME", "locked"]
+
+_log = logging.getLogger(__name__)
+
+LOCK_NAME = "run.lock"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Holder:
+    """Who writes."""
+
+    pid: Annotated[int, Field(gt=0)]
+    host: str
+    started: int | None
+    """When the process began, in the kernel's ticks, which tells it from a later one with its number; ``None`` where
+    the system does not say."""
+    since: str
+    token: str
+    """Tells two attempts of one process apart."""
+
+    @classmethod
+    def this_process(cls) -> _Holder:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        return cls(
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            started=_started(os.getpid()),
+            since=now,
+            token=secrets.token_hex(8),
+        )
+
+    @classmethod
+    def read(cls, path: Path) -> _Holder | None:
+        try:
+            return TypeAdapter(cls).validate_json(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise RunError(f"{path} is not a lock that editcore wrote. Remove it if nothing writes there.") from error
+
+    def is_alive(self) -> bool:
+        """Whether it runs, or may: a process of another host cannot be asked."""
+        if self.host != socket.gethostname():
+            return True
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        except OSError:  # somebody else's process
+            pass
+        started = _started(self.pid)
+        return self.started is None or started is None or started == self.started
+
+
+def _started(pid: int) -> int | None:
+    """Field 22 of ``/proc/PID/stat``; 0 for a process that has ended and that nobody has asked for yet."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return 0 if state == "Z" else int(fields[18])
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold a run directory; folders that had to be made for that and are empty afterwards are removed.
+
+    The lock of a process that has ended is taken over, with a note in the log.
+
+    Raises:
+        RunError: another process holds it, or may.
+        StorageError: the directory cannot be written to.
+    """
+    path = directory / LOCK_NAME
+    made = [folder for folder in (directory, *directory.parents) if not folder.exists()]
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"Cannot make {directory}: {error.strerror}.") from error
+    me = _Holder.this_process()
+    try:
+        try:
+            with _alone(directory):
+                _take(path, me)
+            yield
+        finally:
+            if _Holder.read(path) == me:
+                path.unlink(missing_ok=True)
+    finally:
+        with contextlib.suppress(OSError):  # not empty: there is a run
+            for folder in made:
+                folder.rmdir()
+
+
+def _take(path: Path, me: _Holder) -> None:
+    holder = _Holder.read(path)
+    if holder is not None and holder.is_alive():
+        where = "" if holder.host == me.host else f" on {holder.host}"
+        raise RunError(
+            f"{path.parent} is in use by process {holder.pid}{where} since {holder.since}. Wait for it or end it; "
+            f"if it is no longer there, remove {path}."
+        )
+    if holder is not None:
+        _log.warning("%s: process %d has ended without giving it back; taken over.", path, holder.pid)
+    write_text(path, json.dumps(asdict(me)) + "\n")
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Look and take in one step: two processes must not both find the lock of a third that has ended.
+
+    By the system's own lock on the folder, which ends with its process; where there is none, the step is merely short.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without it
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

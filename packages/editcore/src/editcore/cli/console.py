@@ -1,0 +1,154 @@
+"""What commands print with: tables, and the progress of long work."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.table import Column, Table
+from rich.text import Text
+
+from editcore._util.files import json_text
+
+__all__ = ["TerminalProgress", "make_console", "print_json", "print_table"]
+
+_UNBROKEN = 10_000
+"""Width of output that no terminal shows: whoever reads it wants whole lines."""
+
+
+def make_console(*, stderr: bool = False) -> Console:
+    """A console that prints text as it is (no markup, no emoji codes) and never breaks lines off a terminal.
+
+    ``NO_COLOR`` and ``COLUMNS`` are honoured.
+    """
+    console = Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _UNBROKEN
+    return console
+
+
+def print_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    title: str | None = None,
+    right: Collection[str] = (),
+    console: Console | None = None,
+) -> None:
+    """Print a table with a heading per column; the columns named in ``right`` are aligned to the right."""
+    table = Table(
+        *(Column(name, justify="right" if name in right else "left", overflow="fold") for name in columns),
+        header_style="bold",
+        box=None,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+    )
+    for row in rows:
+        table.add_row(*map(str, row))
+    console = console or make_console()
+    if title is not None:  # a title inside the table would be broken to the table's width
+        console.print(title, style="bold")
+    console.print(table)
+
+
+def print_json(value: object) -> None:
+    """Print for programs."""
+    print(json_text(value, indent=2))
+
+
+class TerminalProgress:
+    """Shows long work on stderr: bars on a terminal, elsewhere a line now and then.
+
+    A bar has the steps done, the rate and the time that remains. Off a terminal a line says the same, at most every
+    ``seconds_between_lines`` and once at the end.
+    """
+
+    def __init__(
+        self,
+        console: Console | None = None,
+        *,
+        seconds_between_lines: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._console = console or make_console(stderr=True)
+        self._between = seconds_between_lines
+        self._clock = clock
+        self._bars: Bars | None = None
+
+    @contextmanager
+    def task(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Open a piece of work; see :class:`editcore.Progress`."""
+        shown = self._bar(description, total) if self._console.is_terminal else self._lines(description, total)
+        with shown as advance:
+            yield advance
+
+    @contextmanager
+    def _bar(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
+        if self._bars is not None:  # a task within a task is one more bar below it
+            task = self._bars.add_task(description, total=total)
+            try:
+                yield _advancer(self._bars, task)
+            finally:
+                self._bars.remove_task(task)
+            return
+        with Bars(*_bar_columns(), console=self._console) as self._bars:
+            try:
+                yield _advancer(self._bars, self._bars.add_task(description, total=total))
+            finally:
+                self._bars = None
+
+    @contextmanager
+    def _lines(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
+        start = last = self._clock()
+        done = 0
+
+        def advance(steps: int) -> None:
+            nonlocal done, last
+            done += steps
+            now = self._clock()
+            if 0 < done < total and now - last >= self._between:
+                last = now
+                remaining = (now - start) / done * (total - done)
+                self._console.print(
+                    f"{description}: {done}/{total}, {_rate(done, now - start)}, {_duration(remaining)} left"
+                )
+
+        try:
+            yield advance
+        finally:
+            seconds = self._clock() - start
+            self._console.print(f"{description}: {done}/{total} in {_duration(seconds)}, {_rate(done, seconds)}")
+
+
+class _RateColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(_rate(task.completed, task.elapsed or 0.0))
+
+
+def _bar_columns() -> tuple[ProgressColumn, ...]:
+    description = TextColumn("{task.description}", markup=False)
+    return (description, BarColumn(), MofNCompleteColumn(), _RateColumn(), TimeRemainingColumn())
+
+
+def _advancer(bars: Bars, task: TaskID) -> Callable[[int], None]:
+    return lambda steps: bars.advance(task, steps)
+
+
+def _rate(steps: float, seconds: float) -> str:
+    """Steps per second, or seconds per step for slow work."""
+    if not steps or seconds <= 0:
+        return "-"
+    rate = steps / seconds
+    return f"{rate:.1f}/s" if rate >= 1 else f"{1 / rate:.1f} s each"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,77 @@
+"""``editctl edit``: one fact, and what it changes."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from editcore.cli.lazy import loaded_plugins
+from editcore.cli.options import ChatTemplate, Corpus, Device, Dtype, ModelOption, Save, refuse_used_save
+
+__all__ = ["app"]
+
+app = typer.Typer()
+
+
+@app.command()
+def edit(
+    ctx: typer.Context,
+    subject: Annotated[str, typer.Option(help="The entity, as it stands in the prompt.")],
+    prompt: Annotated[str, typer.Option(help="A sentence opening with {} for the subject: '{} is a city in'.")],
+    target: Annotated[str, typer.Option(help="What the model shall say next.")],
+    editor: Annotated[
+        str | None, typer.Option(help="The editing method. [default: the first that has a preset for the model]")
+    ] = None,
+    model: ModelOption = "smollm2-135m",
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    preset: Annotated[str | None, typer.Option(help="The editor's preset.")] = None,
+    chat_template: ChatTemplate = False,
+    corpus: Corpus = "self",
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A hyperparameter of the editor.")
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens to show.")] = 20,
+    save: Save = None,
+) -> None:
+    """Write one fact and compare what the model says."""
+    from editcore.cli.console import TerminalProgress, print_table
+    from editcore.cli.run import settings_from
+    from editcore.interfaces.values import EditRequest
+    from editcore.runs.session import EditSession, default_editor
+
+    request = EditRequest.create(subject=subject, prompt=prompt, target_new=target)
+    refuse_used_save(save)
+    plugins = loaded_plugins(ctx)
+    editor = editor or default_editor(plugins, model)
+    session = EditSession.open(
+        model,
+        editor=editor,
+        preset=preset,
+        settings=settings_from(assignments or [], {}, editor=editor),
+        corpus=corpus,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+        chat_template=chat_template,
+        registry=plugins,
+        progress=TerminalProgress(),
+    )
+    before = session.generate([request.text], max_new_tokens=tokens)[0]
+    (result,) = session.edit([request])
+    after = session.generate([request.text], max_new_tokens=tokens)[0]
+    (evidence, *_) = result.proposal.evidence
+    shown = session.model.prompt_form.shown
+    print_table(("", "text"), [("before", shown(request.text, before)), ("after", shown(request.text, after))])
+    probability = evidence.target_probability
+    typer.echo(
+        f"\n{result.seconds:.1f} s, {evidence.steps} steps"
+        + (f", probability of '{request.target_new}' while optimising {probability:.2f}" if probability else "")
+    )
+    for note in result.proposal.notes:
+        typer.echo(f"Note: {note}")
+    if save is not None:
+        session.save(save)
+        typer.echo(f"Edited model: {save}")

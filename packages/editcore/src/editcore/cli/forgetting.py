@@ -1,0 +1,149 @@
+"""``editctl forgetting``: what the checkpoints of runs saw, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from editcore.cli.options import AsJson
+
+if TYPE_CHECKING:
+    from editcore.runs.checkpoints import Watched
+
+__all__ = ["app"]
+
+app = typer.Typer()
+
+_PER_CHECKPOINT = ("ES", "PS", "NS", "score", "perplexity", "perplexity_ratio")
+
+
+@app.command()
+def forgetting(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Run directories with checkpoints, finished or not.")
+    ],
+    out: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw all runs into one picture.")] = None,
+    csv: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the table, a row per run and checkpoint.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare how runs with checkpoints (run --eval-every N) forget."""
+    from editcore.cli.console import make_console, print_json, print_table
+    from editcore.interfaces.errors import RunError
+    from editcore.runs.checkpoints import read_watched
+    from editcore.runs.record import RunRecord
+
+    if out is not None and out.suffix != ".png":
+        raise RunError(f"--out {out}: the picture is a PNG; give a file that ends in .png.")
+    labels = _labels(runs)
+    found = {label: read_watched(run) for label, run in labels.items()}
+    methods = {label: RunRecord.read(run).config.method for label, run in labels.items()}
+    rows = list(_rows(found, methods))
+    if csv is not None:
+        _write_csv(rows, csv)
+    if out is not None:
+        from editcore.figures.forgetting import forgetting_runs_figure
+        from editcore.figures.style import save
+
+        title = "What is left of the edits: " + (next(iter(labels)) if len(labels) == 1 else f"{len(labels)} runs")
+        drawn = {label: (watched.checkpoints, watched.forgetting) for label, watched in found.items()}
+        save(forgetting_runs_figure(drawn, title=title), out)
+    if as_json:
+        print_json({label: watched.model_dump(mode="json") for label, watched in found.items()})
+        return
+    console = make_console()
+    columns = ("edits", "facts", "ES", "PS", "NS", "score", "perplexity", "ratio", "‖ΔW‖/‖W‖ %", "seconds")
+    print_table(
+        ("run", *columns),
+        [_shown(row) for row in rows],
+        title="At each checkpoint; ES, PS, NS and score in percent, higher is better",
+        right=columns,
+        console=console,
+    )
+    console.print()
+    print_table(
+        ("run", "method", "half-life", "mean retention %", "retained at age 0 %", "at the last age %"),
+        [(label, methods[label], *_totals(watched)) for label, watched in found.items()],
+        title="Forgetting; ages in facts edited since",
+        right=("half-life", "mean retention %", "retained at age 0 %", "at the last age %"),
+        console=console,
+    )
+    if len({(one.text.source, one.text.tokens, one.text.window) for one in found.values()}) > 1:
+        console.print("Note: perplexities are on different texts and do not compare; their ratios only roughly.")
+    for path in (out, csv):
+        if path is not None:
+            console.print(f"Written: {path}")
+
+
+def _labels(runs: Sequence[Path]) -> Mapping[str, Path]:
+    """Runs by a short name: the directory's own, or the whole path where two have the same.
+
+    Raises:
+        RunError: one is named twice.
+    """
+    from editcore.interfaces.errors import RunError
+
+    names = [run.resolve().name for run in runs]
+    labels = {name if names.count(name) == 1 else str(run): run for name, run in zip(names, runs, strict=True)}
+    if len(labels) < len(runs) or len({run.resolve() for run in runs}) < len(runs):
+        raise RunError(f"A run is named twice: {', '.join(map(str, runs))}.")
+    return labels
+
+
+def _rows(found: Mapping[str, Watched], methods: Mapping[str, str]) -> Iterator[dict[str, object]]:
+    for label, watched in found.items():
+        for one in watched.checkpoints:
+            yield {
+                "run": label,
+                "method": methods[label],
+                "num_edits": one.num_edits,
+                "facts": one.facts,
+                **{name: getattr(one, name) for name in _PER_CHECKPOINT},
+                "relative_change": max(one.relative_change.values(), default=0.0),
+                "seconds": one.seconds,
+                "half_life": watched.forgetting.half_life,
+                "auc": watched.forgetting.auc,
+            }
+
+
+def _shown(row: Mapping[str, object]) -> tuple[str, ...]:
+    digits = {"perplexity": 2, "perplexity_ratio": 3}
+    numbers = (_text(row[name], digits.get(name, 1)) for name in _PER_CHECKPOINT)
+    change = row["relative_change"]
+    assert isinstance(change, float)
+    return (
+        str(row["run"]), str(row["num_edits"]), str(row["facts"]), *numbers, _text(100 * change, 2),
+        _text(row["seconds"], 1),
+    )  # fmt: skip
+
+
+def _totals(watched: Watched) -> tuple[str, ...]:
+    bins = watched.forgetting.retention_by_age
+    ends = (bins[0].retention if bins and bins[0].first == 0 else None, bins[-1].retention if bins else None)
+    half_life = watched.forgetting.half_life
+    return (
+        "never" if half_life is None else str(half_life),
+        *(_text(one, 1) for one in (watched.forgetting.auc, *ends)),
+    )
+
+
+def _text(value: object, digits: int) -> str:
+    return f"{value:.{digits}f}" if isinstance(value, int | float) else "-"
+
+
+def _write_csv(rows: Sequence[Mapping[str, object]], path: Path) -> None:
+    """UTF-8 with a heading; what is unknown is empty."""
+    import csv
+    import io
+
+    from editcore._util.files import write_text
+
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else ["run"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())

@@ -1,0 +1,59 @@
+"""``editctl generate``: the edited model of a run beside the original."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from editcore.cli.lazy import loaded_plugins
+from editcore.cli.options import RunDevice, Save, refuse_used_save
+
+__all__ = ["app"]
+
+app = typer.Typer()
+
+
+@app.command()
+def generate(
+    ctx: typer.Context,
+    directory: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="What to continue.")],
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens to write.")] = 30,
+    device: RunDevice = None,
+    chat_template: Annotated[
+        bool | None,
+        typer.Option(
+            "--chat-template/--no-chat-template",
+            help="Whether the model's chat template stands around the prompts. [default: as in the run]",
+        ),
+    ] = None,
+    save: Save = None,
+) -> None:
+    """Let a run's edited model speak beside the original."""
+    from editcore.cli.console import TerminalProgress, print_table
+    from editcore.runs.backends import save_edited
+    from editcore.runs.reopening import open_run
+
+    refuse_used_save(save)
+    model, ledger, backend = open_run(
+        directory,
+        device=device,
+        chat_template=chat_template,
+        plugins=loaded_plugins(ctx),
+        progress=TerminalProgress(),
+    )
+    edited = model.generate(prompts, max_new_tokens=tokens)
+    if save is not None:
+        save_edited(model, backend, save)
+    backend.rebuild([])
+    original = model.generate(prompts, max_new_tokens=tokens)
+    rows = []
+    for prompt, before, after in zip(prompts, original, edited, strict=True):
+        shown = model.prompt_form.shown
+        rows += [("original", shown(prompt, before)), ("edited", shown(prompt, after))]
+    count = sum(entry.num_new for entry in ledger.history())
+    print_table(("model", "text"), rows, title=f"{model.name}, {count} edits")
+    if save is not None:
+        typer.echo(f"Edited model: {save}")

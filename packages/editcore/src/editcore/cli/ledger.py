@@ -1,0 +1,318 @@
+"""``editctl ledger``: what is in a run, what it does, and taking it back."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from editcore.cli.lazy import loaded_plugins
+from editcore.cli.options import AsJson, RunDevice
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from editcore.interfaces.history import LedgerEntry
+    from editcore.interfaces.values import FactoredDelta
+    from editcore.ledger.ledger import Ledger
+    from editcore.runs.session import EditSession
+
+__all__ = ["app"]
+
+app = typer.Typer(no_args_is_help=True)
+
+Ids = Annotated[list[str] | None, typer.Argument(metavar="ID...", help="Ids of edits; 'show --edits' lists them.")]
+Batches = Annotated[list[int] | None, typer.Option("--batch", metavar="N", help="All edits of a batch.")]
+
+
+class OnConflict(StrEnum):
+    """What to do about a fact with two targets."""
+
+    error = "error"
+    first = "first"
+    last = "last"
+
+
+@app.callback()
+def ledger(
+    ctx: typer.Context, directory: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+) -> None:
+    """Look at the edits of a run, find what one of them did, and take them back."""
+    ctx.meta["run"] = directory
+
+
+@app.command()
+def show(
+    ctx: typer.Context,
+    edits: Annotated[bool, typer.Option("--edits", help="A line per edit instead of one per batch.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List batches or edits, and which of them are active."""
+    from editcore.cli.console import print_json, print_table
+    from editcore.ledger.ledger import Ledger
+
+    found = Ledger.read(_run(ctx))
+    if as_json:
+        print_json(list(_edit_rows(found) if edits else _batch_rows(found)))
+        return
+    active = len(found.facts())
+    header = f"{found.header.model}, {found.header.editor}; " if found.header else ""
+    title = f"{header}batches: {len(found.batches)}, active facts: {active}"
+    if edits:
+        rows = [(row["id"], row["batch"], row["state"], row["prompt"], row["target_new"]) for row in _edit_rows(found)]
+        print_table(("edit", "batch", "state", "prompt", "edited to"), rows, title=title, right=("batch",))
+    else:
+        columns = ("batch", "state", "new", "rejected", "undone", "replayed", "scale", "reason")
+        table = [tuple(row[name] for name in columns) for row in _batch_rows(found)]
+        print_table(columns, table, title=title, right=columns[:1] + columns[2:7])
+    rejected = [
+        (one.request.id, entry.batch, one.request.text, one.request.target_new, one.by, one.reason)
+        for entry in found.batches
+        for one in entry.all_rejected
+    ]
+    if rejected:
+        print_table(("edit", "batch", "prompt", "edited to", "by", "why"), rejected, title="Rejected", right=("batch",))
+    if found.note:
+        typer.echo(f"Note: {found.note}")
+
+
+@app.command()
+def verify(ctx: typer.Context) -> None:
+    """Hold every line and every tensor file against its hash."""
+    from editcore.cli.console import TerminalProgress
+    from editcore.ledger.verify import verify as check
+
+    found = check(_run(ctx), progress=TerminalProgress())
+    for note in found.notes:
+        typer.echo(f"Note: {note}")
+    for problem in found.problems:
+        typer.echo(problem)
+    if found.problems:
+        typer.echo(f"{_run(ctx)}: {len(found.problems)} problems in {found.lines} lines and {found.files} files.")
+        raise typer.Exit(2)
+    typer.echo(f"{_run(ctx)}: {found.lines} lines and {found.files} files are as they were written.")
+
+
+@app.command()
+def diff(
+    ctx: typer.Context,
+    other: Annotated[Path, typer.Argument(metavar="OTHER", help="Another run directory.")],
+    as_json: AsJson = False,
+) -> None:
+    """Say which facts OTHER adds, removes and changes."""
+    from editcore.cli.console import print_json, print_table
+    from editcore.ledger.compare import compare
+    from editcore.ledger.ledger import Ledger
+
+    found = compare(Ledger.read(_run(ctx)), Ledger.read(other))
+    rows = [
+        *(("added", fact.text, "", fact.target_new) for fact in found.added),
+        *(("removed", fact.text, fact.target_new, "") for fact in found.removed),
+        *(("changed", old.text, old.target_new, new.target_new) for old, new in found.changed),
+    ]
+    columns = ("what", "prompt", "here", "there")
+    if as_json:
+        print_json({"same": found.same, "facts": [dict(zip(columns, row, strict=True)) for row in rows]})
+        return
+    if rows:
+        print_table(columns, rows)
+    typer.echo(
+        f"{len(found.added)} added, {len(found.removed)} removed, {len(found.changed)} changed, {found.same} the same."
+    )
+
+
+@app.command()
+def undo(ctx: typer.Context, edits: Ids = None, batches: Batches = None) -> None:
+    """Take edits out: the model is then as if they had never been made.
+
+    A batch that keeps some of its edits is solved again without the others; later batches stay as they were solved.
+    """
+    _change(ctx, "undo", edits or [], batches or [])
+
+
+@app.command()
+def redo(ctx: typer.Context, edits: Ids = None, batches: Batches = None) -> None:
+    """Put edits back that were undone."""
+    _change(ctx, "redo", edits or [], batches or [])
+
+
+@app.command()
+def bisect(
+    ctx: typer.Context,
+    failing: Annotated[str, typer.Option(metavar="PROMPT", help="A prompt whose answer went wrong.")],
+    expect: Annotated[str, typer.Option(metavar="TEXT", help="How the answer should begin.")],
+    device: RunDevice = None,
+) -> None:
+    """Find the batch after which an answer changed."""
+    from editcore.cli.console import TerminalProgress, print_table
+    from editcore.ledger.bisect import bisect as search
+    from editcore.runs.reopening import open_run
+
+    model, found, backend = open_run(_run(ctx), device=device, plugins=loaded_plugins(ctx), progress=TerminalProgress())
+    place = search(model, backend, found.history(), failing, expect)
+    print_table(
+        ("model", "text"),
+        [("without it", failing + place.before), ("with it", failing + place.after)],
+        title=f"Batch {place.entry.batch}; {place.tried} models asked",
+    )
+    rows = [(one.id, one.text, one.target_new) for one in place.entry.new_requests]
+    print_table(("edit", "prompt", "edited to"), rows, title="What it wrote")
+
+
+@app.command()
+def blame(
+    ctx: typer.Context,
+    prompt: Annotated[str, typer.Argument(help="A text that the model continues.")],
+    answer: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Whose first token is scored. [default: what the model says]")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, metavar="N", help="Edits to show.")] = 10,
+    device: RunDevice = None,
+    as_json: AsJson = False,
+) -> None:
+    """Rank edits by what they add to the logit of an answer."""
+    from editcore.cli.console import TerminalProgress, print_json, print_table
+    from editcore.ledger.blame import blame as rank
+    from editcore.runs.reopening import open_run
+
+    progress = TerminalProgress()
+    model, found, _ = open_run(_run(ctx), device=device, plugins=loaded_plugins(ctx), progress=progress)
+    blamed = rank(model, found.history(), prompt, answer=answer, progress=progress)
+    rows = [
+        {
+            "edit": ", ".join(request.id for request in one.requests),
+            "batches": list(one.batches),
+            "logit": one.logit,
+            "log_probability": one.log_probability,
+            "prompt": "; ".join(request.text for request in one.requests),
+            "target_new": "; ".join(request.target_new for request in one.requests),
+        }
+        for one in blamed.contributions
+    ]
+    if as_json:
+        print_json({"token": blamed.token, "probability": blamed.probability, "edits": rows})
+        return
+    print_table(
+        ("edit", "batches", "logit", "log p", "prompt", "edited to"),
+        [
+            (
+                row["edit"],
+                ", ".join(map(str, one.batches)),
+                f"{one.logit:+.3f}",
+                f"{one.log_probability:+.3f}",
+                row["prompt"],
+                row["target_new"],
+            )
+            for row, one in zip(rows[:top], blamed.contributions, strict=False)
+        ],
+        title=f"What each edit adds to {blamed.token!r} (p = {blamed.probability:.3f}) after '{prompt}'",
+        right=("logit", "log p"),
+    )
+
+
+@app.command()
+def compose(
+    ctx: typer.Context,
+    others: Annotated[list[Path], typer.Argument(metavar="RUN...", help="More runs on the same base model.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The run directory to write.")],
+    on_conflict: Annotated[
+        OnConflict, typer.Option(help="What to do about a fact with two targets: refuse, or keep one.")
+    ] = OnConflict.error,
+) -> None:
+    """Join the edits of several runs and solve them together."""
+    from editcore.cli.console import TerminalProgress, print_table
+    from editcore.runs.compose import compose as join
+
+    made = join(
+        [_run(ctx), *others],
+        out,
+        on_conflict=on_conflict.value,
+        plugins=loaded_plugins(ctx),
+        progress=TerminalProgress(),
+    )
+    if made.conflicts:
+        print_table(
+            ("prompt", "asked", "kept"),
+            [
+                (
+                    one.kept.text,
+                    ", ".join(f"{request.target_new} ({run})" for run, request in one.asked),
+                    one.kept.target_new,
+                )
+                for one in made.conflicts
+            ],
+            title=f"{len(made.conflicts)} facts had two targets",
+        )
+    for note in made.notes:
+        typer.echo(f"Note: {note}")
+    typer.echo(f"{made.edits} edits of {1 + len(others)} runs are in {made.directory}.")
+
+
+def _run(ctx: typer.Context) -> Path:
+    directory: Path = ctx.meta["run"]
+    return directory
+
+
+def _change(ctx: typer.Context, kind: Literal["undo", "redo"], edits: list[str], batches: list[int]) -> None:
+    """Change the ledger alone; the model is loaded only where a batch must be solved again."""
+    from editcore._util.lock import locked
+    from editcore.cli.console import TerminalProgress, print_table
+    from editcore.ledger.ledger import Ledger
+    from editcore.ledger.undo import change
+    from editcore.runs.reopening import open_session
+
+    directory = _run(ctx)
+
+    @cache
+    def session() -> EditSession:
+        return open_session(directory, plugins=loaded_plugins(ctx), progress=TerminalProgress())
+
+    def solve(entry: LedgerEntry, undone: frozenset[str]) -> Mapping[str, FactoredDelta]:
+        return session().solve_without(entry, undone)
+
+    with locked(directory):
+        found = Ledger.read(directory)
+        changed = change(found, kind, edits, batches, solve=solve)
+    rows = [(one.id, one.text, one.target_new) for one in changed]
+    print_table(("edit", "prompt", "edited to"), rows, title="Undone" if kind == "undo" else "Active again")
+    typer.echo(f"Active facts: {len(found.facts())}.")
+
+
+def _batch_rows(found: Ledger) -> Iterator[dict[str, object]]:
+    for entry in found.batches:
+        yield {
+            "batch": entry.batch,
+            "state": found.state(entry),
+            "new": entry.num_new,
+            "rejected": len(entry.all_rejected),
+            "undone": len(found.undone(entry.batch)),
+            "replayed": len(entry.requests) - entry.num_new,
+            "scale": entry.scale,
+            "reason": entry.reason,
+        }
+
+
+def _edit_rows(found: Ledger) -> Iterator[dict[str, object]]:
+    states = found.states()
+    for entry in found.batches:
+        for request in entry.new_requests:
+            yield {
+                "id": request.id,
+                "batch": entry.batch,
+                "state": states[entry.batch, request.id],
+                "prompt": request.text,
+                "target_new": request.target_new,
+                "reason": "" if entry.applied else entry.reason,
+            }
+        for one in entry.rejected:
+            yield {
+                "id": one.request.id,
+                "batch": entry.batch,
+                "state": "rejected",
+                "prompt": one.request.text,
+                "target_new": one.request.target_new,
+                "reason": f"{one.by}: {one.reason}",
+            }

@@ -1,0 +1,218 @@
+"""``editctl onboard``: from a model that nobody has edited yet to presets."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from editcore.cli.lazy import loaded_plugins
+from editcore.cli.options import ChatTemplate, Corpus, Device, Dtype, ModelArgument
+
+if TYPE_CHECKING:
+    from editcore.evaluation import Summary
+    from editcore.interfaces.specs import EditorSpec
+    from editcore.locate_then_edit.located import Tracing
+    from editcore.models import LanguageModel
+    from editcore.onboarding.onboard import Bench, Trial
+    from editcore.second_moments.statistics import StatisticsStore
+
+__all__ = ["app"]
+
+app = typer.Typer()
+
+_NEXT_EDITS = 40
+"""Facts of the run that is proposed."""
+_GOOD = 90.0
+"""ES below which the settings found are not good."""
+
+
+@app.command()
+def onboard(
+    ctx: typer.Context,
+    model: ModelArgument,
+    editor: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Write presets for these alone; the first tries the layers. [default: all]"),
+    ] = None,
+    dataset: Annotated[str, typer.Option(help="Facts to trace and to edit: a data set or a file of records.")] = (
+        "worldfacts"
+    ),
+    trace: Annotated[int, typer.Option(min=0, help="Facts to trace; 0 leaves tracing out.")] = 6,
+    edits: Annotated[int, typer.Option(min=1, help="Facts to edit in each trial.")] = 6,
+    candidates: Annotated[int, typer.Option(min=1, help="Layers to try.")] = 6,
+    corpus: Corpus = "self",
+    corpus_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of it. [default: ten times the projection's input width]")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    chat_template: ChatTemplate = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Write over presets of yours for this model.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where tables and pictures go. [default: runs/onboard-MODEL-TIME]"),
+    ] = None,
+) -> None:
+    """Find out which layer of a new model to edit and how far, and write a preset for every editor.
+
+    Causal tracing proposes layers, short trials of real edits decide. The model stays as it is.
+    """
+    from editcore._util.paths import fresh_directory
+    from editcore.cli.console import TerminalProgress
+    from editcore.datasets import check_records, load_known_facts, load_records
+    from editcore.models import LanguageModel
+    from editcore.onboarding.causal_tracing import trace as trace_model
+    from editcore.onboarding.onboard import Bench, candidate_layers, preset_paths, tunable_editors, write_presets
+    from editcore.second_moments.statistics import StatisticsStore
+    from editcore.settings.presets import model_stem
+
+    plugins, progress = loaded_plugins(ctx), TerminalProgress()
+    specs = tunable_editors(plugins, editor or ())
+    paths = preset_paths(specs, model, replace=replace)
+    available = load_records(dataset, plugins=plugins)
+    records, _ = check_records(available[:edits])
+    facts = load_known_facts(dataset, plugins=plugins) if trace else []
+    directory = fresh_directory(out, f"onboard-{model_stem(model)}")
+    loaded = LanguageModel.load(
+        model,
+        device=device,
+        dtype=dtype,
+        chat_template=chat_template,
+        families=plugins.family_paths(),
+        progress=progress,
+    )
+    statistics = StatisticsStore(loaded, corpus=corpus, tokens=corpus_tokens, seed=seed, progress=progress)
+    _show_layout(loaded)
+    tracing = trace_model(loaded, facts, num=trace, seed=seed, progress=progress) if trace else None
+    layers = candidate_layers(loaded.layout.num_layers, candidates, tracing)
+    _show_candidates(loaded, tracing, layers)
+    _show_cost(specs, layers, len(records), statistics)
+    statistics.moments(layers)
+    bench = Bench(loaded, records, statistics, seed=seed, progress=progress)
+    scan = bench.scan(specs[0], layers)
+    chosen = _trials(bench, specs, scan)
+    _write_results(bench, tracing, scan, directory)
+    measured = (
+        f"{len(records)} facts of {Path(dataset).name}; second moments from {Path(corpus).name}, seed {seed}; "
+        f"model {loaded.base_fingerprint[:12]}"
+    )
+    if chat_template:
+        measured += ", with its chat template"
+    for path in write_presets(chosen, paths, measured=measured, before=bench.before):
+        typer.echo(f"Wrote {path}")
+    winner = max(chosen, key=lambda trial: trial.rank)
+    if winner.summary is not None and not winner.summary.ES >= _GOOD:
+        typer.echo(
+            f"Note: even the best settings write {winner.summary.ES:.0f} % of the facts. More --candidates may find a "
+            "better layer; a model that knows nothing cannot be told anything, either."
+        )
+    options = {"--dataset": (dataset, "worldfacts"), "--corpus": (corpus, "self"),
+               "--corpus-tokens": (corpus_tokens, None), "--seed": (seed, 0), "--device": (device, "cpu"),
+               "--dtype": (dtype, "float32")}  # fmt: skip
+    more = [word for name, (value, usual) in options.items() if value != usual for word in (name, str(value))]
+    more += ["--chat-template"] if chat_template else []
+    count = min(_NEXT_EDITS, len(available))
+    command = ["editctl", "run", "--editor", winner.editor, "--model", model, "--edits", str(count), *more]
+    typer.echo(f"\nNext: {shlex.join(command)}")
+
+
+def _trials(bench: Bench, specs: list[EditorSpec], scan: Mapping[int, Trial]) -> list[Trial]:
+    """The best trial of each editor, the one that scanned first; those that cannot edit the model are left out."""
+    from editcore.onboarding.onboard import best
+
+    scanned = best(scan.values())
+    found = best([scanned, *bench.clamps(specs[0], scanned.settings["layers"][0])])
+    chosen = []
+    for spec in specs:
+        tried = bench.alternatives(spec, found.settings)
+        if any(trial.summary is not None for trial in tried):
+            chosen.append(best(tried))
+        else:
+            typer.echo(f"{spec.name} cannot edit this model as it is set; it gets no preset. {tried[0].problem}")
+    _show_trials(bench, chosen)
+    return chosen
+
+
+def _show_layout(model: LanguageModel) -> None:
+    layout = model.layout
+    behind = f", a norm behind it ({layout.post_norm})" if layout.post_norm else ""
+    typer.echo(
+        f"{model.name}: {type(model.hf).__name__}, {layout.num_layers} blocks ({layout.blocks}), edited at "
+        f"{layout.projection} ({layout.d_ff} to {layout.d_model}{behind}); checked by a forward pass."
+    )
+
+
+def _show_candidates(model: LanguageModel, tracing: Tracing | None, layers: list[int]) -> None:
+    from editcore.cli.trace import show_tracing
+    from editcore.locate_then_edit.located import store_tracing
+
+    named = ", ".join(map(str, layers))
+    if tracing is not None and tracing.used:
+        store_tracing(tracing)
+        show_tracing(tracing)
+        typer.echo(f"Layers to try, proposed by the tracing: {named}. The trials decide.")
+        return
+    why = "Without tracing"
+    if tracing is not None:
+        why = f"{model.name} knows none of the {tracing.asked} facts, so that there is nothing to trace"
+    typer.echo(f"{why}; layers to try, spread over the depth: {named}. The trials decide.")
+
+
+def _show_cost(specs: list[EditorSpec], layers: list[int], facts: int, statistics: StatisticsStore) -> None:
+    """What is about to be done, before it takes its time."""
+    from editcore.onboarding.onboard import CLAMPS
+
+    width = statistics.model.layout.d_ff
+    typer.echo(
+        f"Trials of {facts} facts each: {len(layers)} layers and {len(CLAMPS)} clamps with {specs[0].name}, then up to "
+        f"two with each of {', '.join(spec.name for spec in specs)}. Second moments of {len(layers)} layers "
+        f"({len(layers) * 8 * width**2 / 1e6:,.0f} MB) from {statistics.tokens:,} tokens."
+    )
+
+
+def _show_trials(bench: Bench, chosen: list[Trial]) -> None:
+    from editcore.cli.console import print_table
+
+    numbers = ("ES", "PS", "NS", "score")
+    rows = [("", "before", "", *_percents(bench.before))]
+    for trial in bench.trials:
+        result = _percents(trial.summary) if trial.summary else ("-",) * 4
+        rows.append(("*" if trial in chosen else "", trial.editor, trial.problem or trial.label, *result))
+    print_table(
+        ("", "editor", "settings", *numbers), rows, title="Trials; percent, higher is better; * becomes a preset",
+        right=numbers,
+    )  # fmt: skip
+
+
+def _percents(summary: Summary) -> tuple[str, ...]:
+    values = (summary.ES, summary.PS, summary.NS, summary.score)
+    return tuple("-" if value != value else f"{value:.1f}" for value in values)
+
+
+def _write_results(bench: Bench, tracing: Tracing | None, scan: Mapping[int, Trial], directory: Path) -> None:
+    """``trials.csv``, the layer scan's picture, and the tracing's table and picture where there is one."""
+    import pandas as pd
+
+    from editcore._util.files import write_text
+    from editcore.cli.trace import write_tracing
+    from editcore.figures.layers import layers_figure
+    from editcore.figures.style import save
+    from editcore.onboarding.onboard import best
+    from editcore.settings.presets import model_stem
+
+    table, picture = directory / "trials.csv", directory / "figures" / "layers.png"
+    write_text(table, pd.DataFrame([trial.row() for trial in bench.trials]).to_csv(index=False))
+    worked = {layer: trial.summary for layer, trial in scan.items() if trial.summary is not None}
+    first = best(scan.values())
+    title = f"Editing one layer of {model_stem(bench.model.name)}: {first.editor}, {len(bench.records)} facts"
+    save(layers_figure(worked, bench.before, chosen=first.settings["layers"][0], title=title), picture)
+    written = [table, picture]
+    if tracing is not None and tracing.used:
+        written += write_tracing(tracing, directory)
+    for path in written:
+        typer.echo(f"Wrote {path}")

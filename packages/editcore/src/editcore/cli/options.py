@@ -1,0 +1,53 @@
+"""Options that several commands have, each with one help text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = [
+    "AsJson",
+    "ChatTemplate",
+    "Corpus",
+    "Device",
+    "Dtype",
+    "ExecutorSettings",
+    "ModelArgument",
+    "ModelOption",
+    "RunDevice",
+    "Save",
+    "refuse_used_save",
+]
+
+_MODEL = "A catalogue name, a model folder or a hub id."
+
+ModelArgument = Annotated[str, typer.Argument(help=_MODEL)]
+ModelOption = Annotated[str, typer.Option(help=_MODEL)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto: over all accelerators.")]
+RunDevice = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1, mps, or auto: over all accelerators. [default: the run's]")
+]
+Dtype = Annotated[str, typer.Option(help="Type of the weights.")]
+ChatTemplate = Annotated[
+    bool, typer.Option("--chat-template", help="Put the model's chat template around every prompt (instruct models).")
+]
+Corpus = Annotated[str, typer.Option(help="Text behind the second moments: self, docs, hf:NAME or a file.")]
+ExecutorSettings = Annotated[
+    list[str] | None, typer.Option("--executor-set", metavar="KEY=VALUE", help="A setting of the executor.")
+]
+Save = Annotated[Path | None, typer.Option(metavar="DIR", help="Write the edited model as a normal model folder.")]
+
+
+def refuse_used_save(save: Path | None) -> None:
+    """Refuse a folder for ``--save`` that is there already.
+
+    Raises:
+        RunError: it is.
+    """
+    from editcore.interfaces.errors import RunError
+
+    if save is not None and save.exists():
+        raise RunError(f"--save {save} is already there; give a directory that does not exist yet.")

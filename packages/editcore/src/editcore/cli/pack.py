@@ -1,0 +1,69 @@
+"""``editctl pack`` and ``editctl apply``: a set of edits as one file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from editcore.cli.lazy import loaded_plugins
+from editcore.cli.options import Device, Dtype, Save, refuse_used_save
+
+__all__ = ["apply_app", "pack_app"]
+
+pack_app = typer.Typer()
+apply_app = typer.Typer()
+
+
+@pack_app.command()
+def pack(
+    directory: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write, such as facts.editpack.")],
+) -> None:
+    """Put the active edits of a run into one file."""
+    from editcore.runs.pack import write_pack
+
+    made = write_pack(directory, file)
+    size = file.stat().st_size / 1e6
+    typer.echo(f"{len(made.requests)} edits of {made.manifest.model} in {file} ({size:.1f} MB).")
+
+
+@apply_app.command()
+def apply(
+    ctx: typer.Context,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file that 'editctl pack' wrote.")],
+    prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="What to continue.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A catalogue name, a model folder or a hub id. [default: the pack's]")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Apply to another base model than the pack's, too.")] = False,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens to write.")] = 30,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    save: Save = None,
+) -> None:
+    """Apply a file of edits to a model."""
+    from editcore.cli.console import TerminalProgress, print_table
+    from editcore.models import LanguageModel
+    from editcore.runs.pack import read_pack
+
+    refuse_used_save(save)
+    packed = read_pack(file)
+    loaded = LanguageModel.load(
+        model or packed.manifest.model,
+        device=device,
+        dtype=dtype,
+        families=loaded_plugins(ctx).family_paths(),
+        progress=TerminalProgress(),
+    )
+    packed.apply(loaded, force=force)
+    typer.echo(f"{len(packed.requests)} edits by {packed.manifest.editor} applied to {loaded.name}.")
+    if prompts:
+        answers = loaded.generate(prompts, max_new_tokens=tokens)
+        print_table(("text",), [(prompt + answer,) for prompt, answer in zip(prompts, answers, strict=True)])
+    if save is not None:
+        loaded.save(save)
+        typer.echo(f"Edited model: {save}")
+    elif not prompts:
+        typer.echo("They fit. Nothing was kept; --save DIR writes the edited model.")

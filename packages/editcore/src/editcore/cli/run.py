@@ -1,0 +1,271 @@
+"""``editctl run``: the main job."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from editcore.cli.lazy import loaded_plugins
+
+if TYPE_CHECKING:
+    from editcore.plugins.registry import Plugins
+    from editcore.runs.config import RunConfig
+    from editcore.runs.record import RunRecord
+    from editcore.runs.results import RunResult
+
+__all__ = ["app", "settings_from"]
+
+app = typer.Typer()
+
+_MOST_REJECTIONS = 20
+"""Rejected facts that are shown; ``editctl ledger RUN show`` lists all."""
+
+
+@app.command()
+def run(
+    ctx: typer.Context,
+    editor: Annotated[str | None, typer.Option(help="The editing method; 'editctl editors' lists them.")] = None,
+    plugin: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="An extension for this run, such as replay; may be given several times."),
+    ] = None,
+    backend: Annotated[str | None, typer.Option(help="How deltas are put into the model. [default: raw]")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A catalogue name, a model folder or a hub id. [default: smollm2-135m]")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="A data set's name or a file of records. [default: worldfacts]")
+    ] = None,
+    edits: Annotated[int | None, typer.Option(help="How many facts to edit. [default: all of the data set]")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Facts solved together. [default: 10]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random. [default: 0]")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, mps, or auto: over all accelerators. [default: cpu]")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="Type of the weights. [default: float32]")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="The editor's preset. [default: the one named like the model, if there is one]")
+    ] = None,
+    chat_template: Annotated[
+        bool | None,
+        typer.Option("--chat-template", help="Put the model's chat template around every prompt (instruct models)."),
+    ] = None,
+    corpus: Annotated[
+        str | None, typer.Option(help="Text behind the second moments: self, docs, hf:NAME or a file. [default: self]")
+    ] = None,
+    corpus_tokens: Annotated[
+        int | None, typer.Option(help="Tokens of it. [default: ten times the projection's input width]")
+    ] = None,
+    evaluator: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What measures the model. [default: counterfact]")
+    ] = None,
+    eval_every: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Measure all edits made so far again after every N facts. [default: at the end]"
+        ),
+    ] = None,
+    eval_sample: Annotated[
+        int | None, typer.Option(metavar="N", help="Facts measured then, of all ages. [default: all]")
+    ] = None,
+    eval_text: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Text for the perplexity measured then: docs, hf:NAME or a file. [default: text of the model itself]",
+        ),
+    ] = None,
+    eval_text_tokens: Annotated[
+        int | None, typer.Option(metavar="N", help="Tokens of it, from its start. [default: 2048]")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A TOML file with these options and a table per plugin.")
+    ] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="A hyperparameter of the editor, or PLUGIN.KEY=VALUE of another."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Run directory. [default: runs/EDITOR-DATASET-TIME]")
+    ] = None,
+    save: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Also write the edited model as a normal model folder.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out where it stopped; begin it if there is none.")
+    ] = False,
+) -> None:
+    """Edit many facts, measure before and after, keep a record.
+
+    Options given here win over those of --config, which win over the preset. A run that was interrupted, by whatever,
+    goes on with --resume --out DIR.
+    """
+    options = {
+        "editor": editor, "backend": backend, "model": model, "dataset": dataset, "edits": edits,
+        "batch_size": batch_size, "seed": seed, "device": device, "dtype": dtype, "preset": preset,
+        "chat_template": chat_template, "corpus": corpus, "corpus_tokens": corpus_tokens,
+        "evaluator": evaluator, "eval_every": eval_every, "eval_sample": eval_sample, "eval_text": eval_text,
+        "eval_text_tokens": eval_text_tokens,
+        "plugins": tuple(plugin) if plugin else None,
+    }  # fmt: skip
+    given = {name: value for name, value in options.items() if value is not None}
+    plugins = loaded_plugins(ctx)
+
+    from editcore._util.lock import LOCK_NAME, locked
+    from editcore.cli.console import TerminalProgress
+    from editcore.figures.runs import draw_run
+    from editcore.interfaces.errors import EditcoreError, HParamsError, RunError
+    from editcore.runs.job import default_directory
+    from editcore.runs.job import run as run_job
+    from editcore.runs.record import RunRecord
+    from editcore.runs.resume import has_begun, is_finished
+    from editcore.settings.toml import read_toml, run_values
+
+    values = {**(run_values(read_toml(config)) if config else {}), **given}
+    if resume and out is None:
+        raise HParamsError("--resume needs --out DIR, the directory of the run.")
+    if resume and out is not None and is_finished(out):
+        if (out / LOCK_NAME).exists():  # its process was killed after the last write, or is about to end
+            with locked(out):
+                pass
+        typer.echo(f"The run in {out} is finished; there is nothing to resume.")
+        return
+    begun = RunRecord.read(out) if resume and out is not None and has_begun(out) else None
+    resolved = _config(values, assignments or [], plugins, begun, resume=resume)
+    if save is not None and save.exists() and any(save.iterdir() if save.is_dir() else [save]):
+        raise RunError(f"--save {save} is already there; give a directory that does not exist yet.")
+    directory = out or default_directory(resolved)
+    ours = resume or not has_begun(directory)
+    try:
+        result = run_job(
+            resolved,
+            directory,
+            plugins=plugins,
+            progress=TerminalProgress(),
+            command=["editctl", *sys.argv[1:]],
+            save=save,
+            resume=resume,
+            draw=draw_run,
+        )
+    except (EditcoreError, KeyboardInterrupt) as error:
+        if ours:
+            _say_how_to_go_on(directory, interrupted=isinstance(error, KeyboardInterrupt))
+        raise
+    show_result(result)
+    if save is not None:
+        typer.echo(f"Edited model: {save}")
+
+
+def _config(
+    values: dict[str, Any], assignments: list[str], plugins: Plugins, begun: RunRecord | None, *, resume: bool
+) -> RunConfig:
+    """What was asked for; of a run that was begun, its own configuration with what was asked for in it."""
+    from editcore.interfaces.errors import HParamsError
+    from editcore.runs.config import RunConfig
+
+    base = begun.config.model_dump() if begun else {}
+    if "editor" not in {**base, **values}:
+        if resume:
+            raise HParamsError("There is no run in --out that could be resumed, and no --editor to begin one with.")
+        installed = ", ".join(sorted(plugins.editors())) or "none"
+        raise HParamsError(f"No editor was given. Installed: {installed}. Choose one with --editor.")
+    editor = str({**base, **values}["editor"])
+    asked = settings_from(assignments, values.get("settings", {}), editor=editor)
+    settings = {section: dict(known) for section, known in base.get("settings", {}).items()}
+    for section, given in asked.items():
+        resolved = begun.settings.get(section, {}) if begun else {}
+        settings.setdefault(section, {}).update(
+            {name: value for name, value in given.items() if name not in resolved or resolved[name] != value}
+        )
+    return RunConfig.create({**base, **values, "settings": settings}, plugins)
+
+
+def _say_how_to_go_on(directory: Path, *, interrupted: bool) -> None:
+    from editcore._util.lock import LOCK_NAME
+    from editcore.runs.resume import has_begun, is_finished
+
+    if not has_begun(directory) or is_finished(directory):
+        if interrupted:
+            typer.echo("Interrupted before anything was written.", err=True)
+        return
+    if not (directory / LOCK_NAME).exists():  # otherwise somebody else is at it
+        said = "Interrupted. " if interrupted else ""
+        command = shlex.join(["editctl", "run", "--resume", "--out", str(directory)])
+        typer.echo(f"{said}What is written stays; go on with: {command}", err=True)
+
+
+def settings_from(assignments: list[str], base: dict[str, dict[str, Any]], *, editor: str) -> dict[str, dict[str, Any]]:
+    """``--set`` values by section; a key without a dot belongs to the editor."""
+    from editcore.settings.hparams import parse_assignment
+
+    settings = {section: dict(values) for section, values in base.items()}
+    for assignment in assignments:
+        key, value = parse_assignment(assignment)
+        section, dot, name = key.rpartition(".")
+        settings.setdefault(section if dot else editor, {})[name] = value
+    return settings
+
+
+def show_result(result: RunResult) -> None:
+    """The table of a finished run."""
+    from editcore.cli.console import make_console, print_table
+
+    console = make_console()
+    names = ("ES", "PS", "NS", "score")
+    console.print()
+    print_table(
+        ("", *names),
+        [
+            ("before", *(_percent(getattr(result.before, name)) for name in names)),
+            ("after", *(_percent(getattr(result.after, name)) for name in names)),
+        ],
+        title=f"{result.edits} edits; percent, higher is better",
+        right=names,
+        console=console,
+    )
+    console.print()
+    print_table(
+        ("prompt", "edited to", "before", "after"),
+        [(s.prompt, s.target_new, _first_line(s.before), _first_line(s.after)) for s in result.samples],
+        title="What the model says",
+        console=console,
+    )
+    console.print()
+    stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in result.seconds.items() if seconds >= 0.05)
+    console.print(f"{result.seconds_per_edit:.2f} s per edit; seconds by stage: {stages}")
+    console.print(f"Peak memory {result.peak_memory_bytes / 2**30:.2f} GiB")
+    if result.rejections:
+        print_table(
+            ("edit", "prompt", "edited to", "by", "why"),
+            [
+                (one.request.id, one.request.text, one.request.target_new, one.by, one.reason)
+                for _, one in result.rejections[:_MOST_REJECTIONS]
+            ],
+            title="Rejected",
+            console=console,
+        )
+        more = len(result.rejections) > _MOST_REJECTIONS
+        rest = f" The first {_MOST_REJECTIONS} are shown." if more else ""
+        console.print(
+            f"{result.rejected} facts were rejected; {result.directory / 'batches.jsonl'} has the figures.{rest}"
+        )
+    for note in result.notes:
+        console.print(f"Note: {note}")
+    if (curve := result.directory / "figures" / "forgetting_curve.png").exists():
+        console.print(f"Checkpoints: editctl forgetting {shlex.quote(str(result.directory))}; their picture is {curve}")
+    console.print(f"Everything is in {result.directory}; the picture is {result.directory / 'figures' / 'summary.png'}")
+    console.print(f"A page about it: {shlex.join(['editctl', 'report', str(result.directory)])}")
+
+
+def _percent(value: float) -> str:
+    return "-" if value != value else f"{value:.1f}"
+
+
+def _first_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,82 @@
+"""Facts that a model may know, for looking at how it knows them. This module imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from editcore.datasets.formats import parse_record
+from editcore.datasets.load import Registry, is_path, load_records, missing_file, read_items
+from editcore.interfaces.errors import DatasetError, RequestError
+from editcore.interfaces.values import FactRecord, first_problem
+
+__all__ = ["KnownFact", "load_known_facts"]
+
+
+@dataclass(frozen=True, slots=True)
+class KnownFact:
+    """A true statement: ``prompt`` is continued by ``attribute``."""
+
+    subject: str
+    prompt: str
+    """The text up to the attribute, the subject in it."""
+    attribute: str
+
+
+def load_known_facts(name_or_path: str | Path, *, plugins: Registry) -> list[KnownFact]:
+    """The true facts of a data set or a file.
+
+    A file may be in ROME's ``known_1000`` format (``subject``, ``prompt``, ``attribute``) or in any that
+    :func:`load_records` reads; of a record, the fact is the one before the edit (``target_true``).
+
+    Raises:
+        UnknownNameError: there is no data set of that name.
+        DatasetError: the file cannot be read, or has no true fact.
+    """
+    name = str(name_or_path)
+    if isinstance(name_or_path, str) and not is_path(name):
+        facts = _true(load_records(name, plugins=plugins))
+    else:
+        path = Path(name_or_path).expanduser()
+        if not path.is_file():
+            raise DatasetError(missing_file(path, name, plugins))
+        facts = [fact for line, fields in read_items(path) for fact in _facts(fields, f"{path}, line {line}")]
+    if not facts:
+        raise DatasetError(f"{name}: there is no true fact in it; a record needs attribute or target_true.")
+    return facts
+
+
+def _facts(fields: Any, where: str) -> list[KnownFact]:
+    if not isinstance(fields, dict):
+        raise DatasetError(f"{where}: a record must be an object, found {type(fields).__name__}.")
+    try:
+        return [_known(fields)] if "attribute" in fields else _true(parse_record(fields))
+    except RequestError as error:
+        raise DatasetError(f"{where}: {error}") from error
+    except ValidationError as error:
+        raise DatasetError(f"{where}: {first_problem(error)}.") from error
+
+
+def _known(fields: Mapping[str, Any]) -> KnownFact:
+    texts = {}
+    for name in ("subject", "prompt", "attribute"):
+        value = fields.get(name)
+        if not isinstance(value, str) or not value.strip():
+            raise RequestError(f"The field '{name}' must be a text, found {value!r}.")
+        texts[name] = value.strip()
+    if texts["subject"] not in texts["prompt"]:
+        raise RequestError(f"The subject '{texts['subject']}' is not in the prompt '{texts['prompt']}'.")
+    return KnownFact(**texts)
+
+
+def _true(records: list[FactRecord]) -> list[KnownFact]:
+    requests = (record.request for record in records)
+    return [
+        KnownFact(request.subject, request.text, request.target_true)
+        for request in requests
+        if request.target_true is not None
+    ]

@@ -1,0 +1,55 @@
+"""How far a model's next-token distributions moved: what an edit did to prompts that it is not about.
+
+Shapes: ``texts`` prompts, ``vocab``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from editcore._util.memory import in_halves
+from editcore.models.forward import logits_at
+from editcore.models.tokens import pad_rows
+
+if TYPE_CHECKING:
+    from editcore.models import LanguageModel
+
+__all__ = ["kl_divergences", "next_token_log_probabilities"]
+
+MAX_ROWS = 16
+"""Prompts of one forward pass; they are sorted by length, so that little is padded."""
+
+
+def next_token_log_probabilities(model: LanguageModel, prompts: Sequence[str]) -> Tensor:
+    """log p(token | prompt) behind each prompt (at least one), in the order given: ``[texts, vocab]`` float64 on the
+    CPU."""
+    rows = [model.read_prompt(prompt)[0] for prompt in prompts]
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+    found: dict[int, Tensor] = {}
+
+    def run(chunk: Sequence[int]) -> list[tuple[int, Tensor]]:
+        ids, mask = pad_rows([rows[index] for index in chunk], model.pad_id, device=model.device)
+        last = torch.tensor([len(rows[index]) - 1 for index in chunk], device=model.device)
+        logits = logits_at(model, ids, mask, torch.arange(len(chunk), device=model.device), last)
+        return list(zip(chunk, logits.cpu().double().log_softmax(-1), strict=True))
+
+    with torch.inference_mode():
+        for start in range(0, len(order), MAX_ROWS):
+            found |= in_halves(run, order[start : start + MAX_ROWS])
+        return torch.stack([found[index] for index in range(len(rows))])
+
+
+def kl_divergences(before: Tensor, after: Tensor) -> Tensor:
+    """KL(p‖q) = Σ p (log p − log q) in nats, row by row: ``[texts]``.
+
+    Args:
+        before: log p, ``[texts, vocab]``.
+        after: log q, ``[texts, vocab]``.
+    """
+    # A token that p excludes adds nothing, whatever q thinks of it.
+    terms = torch.where(before > -torch.inf, before.exp() * (before - after), torch.zeros_like(before))
+    return terms.sum(-1).clamp_min(0.0)

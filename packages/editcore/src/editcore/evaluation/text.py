@@ -1,0 +1,99 @@
+"""How surprised a model is by text: the usual check that an edit left the rest of the model alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from editcore._util.memory import in_halves
+from editcore.evaluation.scoring import MAX_LOGITS, token_losses
+from editcore.interfaces.errors import RequestError
+from editcore.interfaces.progress import Progress, silent
+from editcore.models.forward import logits_at
+
+if TYPE_CHECKING:
+    from editcore.models import LanguageModel
+
+__all__ = ["WINDOW", "perplexity"]
+
+WINDOW = 512
+"""Tokens of one forward pass if nothing else is asked for."""
+
+Ids = tuple[int, ...]
+
+
+def perplexity(
+    model: LanguageModel,
+    text: str | Sequence[int],
+    *,
+    window: int = WINDOW,
+    max_tokens: int | None = None,
+    progress: Progress = silent,
+) -> float:
+    """exp of the mean negative log-likelihood per token of ``text``, in float64 over float32 logits.
+
+    The text is cut into windows of ``window`` tokens that do not overlap. Where the tokenizer puts a token in front of
+    a text (BOS), it stands in front of every window, counts among its ``window`` tokens and is not predicted; otherwise
+    a window's first token is context only. Numbers compare between models with one tokenizer and for one ``window``.
+
+    Logits are made for a part of a window at a time where the vocabulary is large: never more numbers than
+    :data:`~editcore.evaluation.scoring.MAX_LOGITS`.
+
+    Args:
+        text: a text, or its token ids without special tokens.
+        window: tokens of one forward pass, at most what the model reads.
+        max_tokens: use the first tokens of the text only.
+
+    Raises:
+        RequestError: the text has no token to predict, or a window has no room for one.
+    """
+    prefix = opening_ids(model)
+    if isinstance(text, str):
+        text = list[int](model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    ids: Ids = tuple(text)[:max_tokens]
+    limit = getattr(model.hf.config, "max_position_embeddings", None)
+    size = (min(window, limit) if isinstance(limit, int) else window) - len(prefix)
+    if size + len(prefix) < 2 or size < 1:
+        raise RequestError(f"A window of {window} tokens has none to predict; the least is 2.")
+    windows: list[Ids] = [prefix + ids[start : start + size] for start in range(0, len(ids), size)]
+    windows = [row for row in windows if len(row) > 1]
+    if not windows:
+        raise RequestError("The text for perplexity has no token to predict; give a longer one.")
+    places = max(1, MAX_LOGITS // int(model.hf.get_output_embeddings().weight.shape[0]))
+
+    def loss(part: Sequence[int]) -> list[float]:
+        return _losses(model, row, part)
+
+    total: list[float] = []
+    with torch.inference_mode(), progress.task("Perplexity", len(windows)) as advance:
+        for row in windows:
+            for part in _parts(len(row) - 1, places):
+                total += in_halves(loss, part)
+            advance(1)
+    return math.exp(math.fsum(total) / len(total))
+
+
+def opening_ids(model: LanguageModel) -> Ids:
+    """The special tokens that the tokenizer puts in front of a text."""
+    with_special = list(model.tokenizer("a")["input_ids"])
+    alone = list(model.tokenizer("a", add_special_tokens=False)["input_ids"])
+    start = next(i for i in range(len(with_special)) if with_special[i : i + len(alone)] == alone)
+    return tuple(with_special[:start])
+
+
+def _parts(count: int, size: int) -> Iterator[range]:
+    for start in range(0, count, size):
+        yield range(start, min(start + size, count))
+
+
+def _losses(model: LanguageModel, row: Ids, places: Sequence[int]) -> list[float]:
+    """−log p of the tokens behind the places of a row. The model is causal: what follows the last one is left out."""
+    input_ids = torch.tensor([row[: places[-1] + 1]], device=model.device)
+    positions = torch.tensor(places, device=model.device)
+    logits = logits_at(model, input_ids, None, torch.zeros_like(positions), positions).float()  # [slots, vocab]
+    tokens = torch.tensor([row[place + 1] for place in places], device=logits.device)
+    losses, _ = token_losses(logits, torch.arange(len(places), device=logits.device), tokens)
+    return losses.tolist()

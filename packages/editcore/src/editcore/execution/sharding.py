@@ -1,0 +1,185 @@
+"""One large piece of work in shards, on the workers of an executor.
+
+Shards have a fixed size and are merged in their order, so that the result does not depend on how many workers there
+are, on which of them is fast, or on whether one was lost.
+
+Shapes: ``n`` sequences of ``seq`` tokens each, ``d_in`` the width of a projection's input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+
+from editcore.interfaces.errors import RunError
+from editcore.interfaces.progress import Progress, silent
+from editcore.interfaces.protocols import Evaluator, Executor
+from editcore.interfaces.values import FactRecord
+from editcore.models import LanguageModel
+from editcore.plugins.registry import Plugins, resolve
+from editcore.runs.reopening import open_run
+from editcore.second_moments.statistics import second_moments
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from editcore.evaluation import PromptScore
+
+__all__ = ["ModelSource", "evaluate_run", "sharded_moments"]
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+SEQUENCES = 64
+"""Of a shard of second moments: a multiple of the sequences that go through the model together, so that the products
+that are summed are those of one pass."""
+RECORDS = 32
+"""Of a shard of an evaluation."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSource:
+    """How every worker gets the same unedited model."""
+
+    name: str
+    """A catalogue name, a folder or a hub id."""
+    device: str = "cpu"
+    dtype: str = "float32"
+
+    def load(self) -> LanguageModel:
+        """Load it.
+
+        Raises:
+            ModelError: it cannot be loaded.
+        """
+        return LanguageModel.load(
+            self.name, device=self.device, dtype=self.dtype, families=Plugins.load().family_paths()
+        )
+
+
+def sharded_moments(
+    source: ModelSource,
+    sequences: Tensor,
+    layers: Sequence[int],
+    executor: Executor,
+    *,
+    fingerprint: str,
+    progress: Progress = silent,
+) -> dict[int, Tensor]:
+    """C = E[k kᵀ] of each layer, ``[d_in, d_in]`` float64, over all tokens of ``sequences [n, seq]``.
+
+    As :func:`editcore.second_moments.statistics.second_moments`, up to the order of float64 sums.
+
+    Args:
+        fingerprint: of the model that is meant; a worker that loads another one refuses.
+
+    Raises:
+        RunError: a shard failed.
+    """
+    shards = [
+        _MomentShard(source=source, fingerprint=fingerprint, layers=tuple(layers), sequences=rows.cpu().numpy())
+        for rows in torch.split(sequences, SEQUENCES)
+    ]
+    totals: dict[int, Tensor] = {}
+    for found in _in_order(executor, _Moments, shards, "second moments", progress, accelerator=source.device != "cpu"):
+        for layer, total in found.items():
+            totals[layer] = totals[layer] + torch.from_numpy(total) if layer in totals else torch.from_numpy(total)
+    return {layer: total / sequences.numel() for layer, total in totals.items()}
+
+
+def evaluate_run(
+    directory: Path,
+    records: Sequence[FactRecord],
+    executor: Executor,
+    *,
+    evaluator: str = "counterfact",
+    progress: Progress = silent,
+) -> list[PromptScore]:
+    """Scores of a run's edited model on ``records``, in their order. Workers must see the run directory.
+
+    Raises:
+        RunError: a shard failed.
+    """
+    shards = [
+        _RecordShard(run=directory.resolve(), evaluator=evaluator, records=tuple(records[start : start + RECORDS]))
+        for start in range(0, len(records), RECORDS)
+    ]
+    parts = _in_order(executor, _Evaluation, shards, "evaluating", progress)
+    return [score for part in parts for score in part]
+
+
+def _in_order(
+    executor: Executor,
+    make: Callable[[], Callable[[T], R]],
+    items: Sequence[T],
+    what: str,
+    progress: Progress,
+    *,
+    accelerator: bool = False,
+) -> list[R]:
+    values: dict[int, Any] = {}
+    try:
+        with progress.task(what, len(items)) as advance:
+            for outcome in executor.map(make, items, started=lambda _index: None, accelerator=accelerator):
+                if outcome.failed:
+                    raise RunError(f"A part of the work ({what}) failed. {outcome.kind}: {outcome.error}")
+                values[outcome.index] = outcome.value
+                advance(1)
+    finally:
+        executor.close()
+    return [values[index] for index in range(len(items))]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _MomentShard:
+    source: ModelSource
+    fingerprint: str
+    layers: tuple[int, ...]
+    sequences: np.ndarray[Any, Any]
+
+
+class _Moments:
+    """Sums of k kᵀ, with one model in memory."""
+
+    def __init__(self) -> None:
+        self._models: dict[ModelSource, LanguageModel] = {}
+
+    def __call__(self, shard: _MomentShard) -> Mapping[int, np.ndarray[Any, Any]]:
+        if shard.source not in self._models:
+            self._models = {shard.source: shard.source.load()}
+        model = self._models[shard.source]
+        if model.base_fingerprint != shard.fingerprint:
+            raise RunError(
+                f"'{shard.source.name}' is another model for the worker: its weights have the fingerprint "
+                f"{model.base_fingerprint[:12]}, not {shard.fingerprint[:12]}."
+            )
+        sequences = torch.from_numpy(shard.sequences)
+        moments = second_moments(model, sequences, shard.layers)
+        return {layer: (moment * sequences.numel()).cpu().numpy() for layer, moment in moments.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _RecordShard:
+    run: Path
+    evaluator: str
+    records: tuple[FactRecord, ...]
+
+
+class _Evaluation:
+    """Scores of records, with one edited model in memory."""
+
+    def __init__(self) -> None:
+        self._plugins = Plugins.load()
+        self._models: dict[Path, LanguageModel] = {}
+
+    def __call__(self, shard: _RecordShard) -> Sequence[PromptScore]:
+        if shard.run not in self._models:
+            model, _, _ = open_run(shard.run, plugins=self._plugins)
+            self._models = {shard.run: model}
+        evaluator: Evaluator = resolve(self._plugins.evaluator(shard.evaluator).target)()
+        return evaluator.evaluate(self._models[shard.run], shard.records)

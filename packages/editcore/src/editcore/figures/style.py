@@ -1,0 +1,200 @@
+"""One look for all pictures, set here and nowhere else; needs no display and no global state."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from editcore._util.files import replacing
+
+if TYPE_CHECKING:
+    from editcore.evaluation import Summary
+
+__all__ = [
+    "AFTER",
+    "BEFORE",
+    "COLUMN_WIDTH",
+    "DASHES",
+    "DPI",
+    "GRID",
+    "INK",
+    "MARKERS",
+    "NAMES",
+    "PALETTE",
+    "QUANTITIES",
+    "counted",
+    "draw_intervals",
+    "label_axes",
+    "new_figure",
+    "number_or_nan",
+    "percent_axis",
+    "png",
+    "put_legend",
+    "put_title",
+    "quantity_axis",
+    "save",
+    "shortened",
+    "stacked_panels",
+    "top_of_bar",
+    "values_of",
+]
+
+# The blue of Okabe and Ito's palette and a pale grey-blue: they differ in lightness, so that colour-blind readers and
+# grey prints tell them apart.
+BEFORE = "#9DB4C0"
+AFTER = "#0072B2"
+INK = "#222222"
+GRID = "#DDDDDD"
+DPI = 200
+COLUMN_WIDTH = 5.0
+"""Inches. Text is set in the sizes below, so that the figure can be read at the width of a column."""
+
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#F0E442", "#222222")
+"""Okabe and Ito's, which every common form of colour vision tells apart. Lines have markers and dashes, too."""
+
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+DASHES = ("-", "--", ":", "-.")
+
+QUANTITIES: Mapping[str, str] = {
+    "ES": "efficacy success (%)",
+    "PS": "paraphrase success (%)",
+    "NS": "neighbourhood specificity (%)",
+    "score": "score, harmonic mean (%)",
+    "retention": "retention (%)",
+}
+
+NAMES: Mapping[str, str] = {
+    "ES": "Efficacy\n(ES)",
+    "PS": "Paraphrase\n(PS)",
+    "NS": "Neighbourhood\n(NS)",
+    "score": "Score\n(harmonic mean)",
+}
+
+
+def new_figure(*, width: float = COLUMN_WIDTH, height: float = 3.1) -> tuple[Figure, Any]:
+    """An empty figure in the house style, and its axes."""
+    figure, [axes] = stacked_panels(1, width=width, height=height)
+    return figure, axes
+
+
+def stacked_panels(
+    count: int, *, width: float = COLUMN_WIDTH, height: float, ratios: Sequence[float] | None = None, share: bool = True
+) -> tuple[Figure, list[Any]]:
+    """A figure of several panels, one above the other, with a common horizontal axis unless ``share`` is false."""
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = list(figure.subplots(count, 1, sharex=share, squeeze=False, height_ratios=ratios)[:, 0])
+    for axes in panels:
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+        for side in ("left", "bottom"):
+            axes.spines[side].set_color(INK)
+        axes.tick_params(labelsize=8, colors=INK, length=3)
+        axes.set_axisbelow(True)
+    return figure, panels
+
+
+def save(figure: Figure, path: Path | str) -> None:
+    """Write a PNG, whole or not at all.
+
+    Raises:
+        StorageError: the disk is full or the folder read-only; nothing is left behind.
+    """
+    with replacing(Path(path)) as temporary:
+        temporary.write_bytes(png(figure))
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as the content of a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI)
+    return buffer.getvalue()
+
+
+def label_axes(axes: Any, *, y: str, x: str = "") -> None:
+    axes.set_ylabel(y, fontsize=8.5, color=INK)
+    axes.set_xlabel(x, fontsize=8.5, color=INK)
+
+
+def number_or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def quantity_axis(
+    axis: Any, set_limits: Any, set_label: Any, metric: str, set_ticks: Any, *, short: bool = False
+) -> None:
+    """Percent from 0 to 100 for what is one; anything else as it comes, by the last part of its name."""
+    name = metric.rpartition(".")[2]
+    percent = f"{metric} (%)" if short else QUANTITIES.get(metric, name)
+    set_label(percent if metric in QUANTITIES else name, fontsize=8.5, color=INK)
+    if metric in QUANTITIES:
+        percent_axis(axis, set_ticks)
+        set_limits(0, 108)
+    else:
+        axis.grid(color=GRID, linewidth=0.6)
+
+
+def values_of(summary: Summary, names: Sequence[str]) -> list[float]:
+    percentages = summary.percentages()
+    return [percentages.get(name, math.nan) for name in names]
+
+
+def counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def top_of_bar(summary: Summary, name: str, value: float) -> float:
+    """Where the number stands: above the bar and its interval."""
+    if math.isnan(value):
+        return 0.0
+    return max(value, summary.metrics[name].interval[1]) if name in summary.metrics else value
+
+
+def draw_intervals(
+    axes: Any, summary: Summary, names: Sequence[str], places: Sequence[float], *, label: str | None
+) -> None:
+    for name, place in zip(names, places, strict=True):
+        if name in summary.metrics:
+            metric = summary.metrics[name]
+            low, high = metric.interval
+            axes.errorbar(
+                place,
+                metric.mean,
+                yerr=[[max(0.0, metric.mean - low)], [max(0.0, high - metric.mean)]],
+                color=INK,
+                linewidth=1,
+                capsize=2.5,
+                label=label,
+            )
+            label = None  # one entry in the legend
+
+
+def shortened(text: str, most: int = 32) -> str:
+    """A text from elsewhere, cut to ``most`` characters: matplotlib would read mathematics between two dollars."""
+    text = " ".join(text.split())
+    return (text if len(text) <= most else f"{text[: most - 1]}…").replace("$", r"\$")
+
+
+def percent_axis(axis: Any, set_ticks: Any) -> None:
+    set_ticks(range(0, 101, 20))
+    axis.grid(color=GRID, linewidth=0.6)
+
+
+def put_title(figure: Figure, axes: Any, title: str, *, columns: int = 3) -> None:
+    figure.suptitle(shortened(title, 100), fontsize=9.5, color=INK, x=0.02, ha="left")
+    put_legend(axes, columns=columns)
+
+
+def put_legend(axes: Any, *, columns: int) -> None:
+    if not axes.get_legend_handles_labels()[0]:
+        return
+    axes.legend(
+        fontsize=8, frameon=False, ncols=columns, loc="lower left", bbox_to_anchor=(-0.01, 1.0), borderaxespad=0.2,
+        handlelength=1.2, handletextpad=0.5, columnspacing=1.2, labelcolor=INK,
+    )  # fmt: skip

@@ -1,0 +1,126 @@
+"""What the lifecycle hooks are told. Frozen: a new field breaks no plugin, and no plugin changes another's view."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from editcore.interfaces.history import LedgerEntry
+    from editcore.interfaces.values import EditBatch, EditRequest, HeldKey, KnownTarget, Proposal, Rejection
+    from editcore.models import LanguageModel
+
+__all__ = [
+    "AfterBatch",
+    "AfterEvaluation",
+    "AfterRun",
+    "AfterUndo",
+    "BatchAddition",
+    "BeforeApply",
+    "BeforeBatch",
+    "BeforeRun",
+    "Registration",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registration:
+    """Given to registration hooks."""
+
+    editcore_version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BeforeRun:
+    """A session has its model, editor and backend, and edits nothing yet."""
+
+    model: LanguageModel
+    history: Sequence[LedgerEntry]
+    """Batches that are already active, without the edits that are undone, oldest first: empty for a new run, filled
+    when one is resumed."""
+    directory: Path | None
+    """The run directory, or ``None`` for a session in memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BeforeBatch:
+    """A batch of new requests is about to be solved."""
+
+    model: LanguageModel
+    batch: EditBatch
+    """As given by the user; additions of other extensions are not in it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchAddition:
+    """What an extension adds to a batch (requests that were edited before, keys that shall be left alone), and what it
+    takes out of it."""
+
+    requests: tuple[EditRequest, ...] = ()
+    weights: tuple[float, ...] = ()
+    """One positive weight per request; see ``EditBatch.weights``."""
+    known: Mapping[str, KnownTarget] = field(default_factory=dict)
+    """By request id: keys and values that need no optimisation. A request without one is optimised anew. Keys must be
+    those of this run's ledger: where no edit can have moved them they are used as they are."""
+    held: Sequence[HeldKey] = ()
+    """Facts of earlier batches at whose keys the update shall change as little as it can."""
+    withdrawn: Mapping[str, Rejection] = field(default_factory=dict)
+    """By the id of a new request of the batch, why it must not be edited. Nothing is computed for it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BeforeApply:
+    """A proposal is ready; nothing has been written."""
+
+    model: LanguageModel
+    batch: EditBatch
+    proposal: Proposal
+    without: Callable[[Collection[str]], Proposal]
+    """What the editor proposes without some of the batch's new requests, given their ids: solved again with the targets
+    that are in ``proposal``, on the model as it is. No target is optimised again, and nothing is written."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AfterBatch:
+    """A batch is applied and, in a run, durable on disk."""
+
+    model: LanguageModel
+    batch: EditBatch
+    proposal: Proposal
+    entry: LedgerEntry
+    seconds: float
+    """Wall time of the whole batch, without evaluation."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AfterUndo:
+    """Edits were taken out of the model, or put back."""
+
+    model: LanguageModel
+    history: Sequence[LedgerEntry]
+    """What is active now, oldest first, as in :class:`BeforeRun`."""
+    undone: tuple[EditRequest, ...]
+    """Requests that are out now and were not before."""
+    redone: tuple[EditRequest, ...]
+    """Requests that are back."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AfterEvaluation:
+    """All edits made so far have been measured."""
+
+    phase: str
+    """``before`` or ``after``, or the number of edits at a checkpoint."""
+    num_edits: int
+    scores: Mapping[str, float]
+    """By metric name (``ES``, ``PS``, ``NS``, ``score``, ...), in percent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AfterRun:
+    """All batches are applied and evaluated."""
+
+    directory: Path | None
+    num_edits: int

@@ -1,0 +1,90 @@
+"""What a run has done so far, batch by batch, as extensions are told it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from editcore.interfaces.values import (
+    EditBatch,
+    EditEvidence,
+    EditRequest,
+    FactoredDelta,
+    HeldKey,
+    KnownTarget,
+    RejectedRequest,
+    Verdict,
+)
+
+__all__ = ["LedgerEntry"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerEntry:
+    """One batch."""
+
+    batch: int
+    """Its index in the run."""
+    requests: tuple[EditRequest, ...]
+    """New requests first, replayed ones behind."""
+    weights: tuple[float, ...]
+    num_new: int
+    deltas: Mapping[str, FactoredDelta]
+    """By weight name; of an entry that was read, loaded when first looked at. Empty if the batch was rejected."""
+    known: Mapping[str, KnownTarget]
+    """By request id: the key and value each fact was solved with."""
+    diagnostics: Mapping[str, float]
+    scale: float = 1.0
+    """What a gate scaled the proposal by; 0 if it rejected it."""
+    evidence: tuple[EditEvidence, ...] = ()
+    notes: tuple[str, ...] = ()
+    reason: str = ""
+    """Why a gate rejected or scaled the batch."""
+    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
+    """By the name of the extension that judged."""
+    held: Sequence[HeldKey] = ()
+    """Facts of earlier batches whose keys the update left alone."""
+    rejected: tuple[RejectedRequest, ...] = ()
+    """New requests that were left out, in the order in which they were rejected; they are not among ``requests``."""
+
+    @property
+    def applied(self) -> bool:
+        """False for a batch that was rejected."""
+        return self.scale > 0
+
+    @property
+    def new_requests(self) -> tuple[EditRequest, ...]:
+        """What the batch wrote, without what it replayed."""
+        return self.requests[: self.num_new]
+
+    @property
+    def new_ids(self) -> tuple[str, ...]:
+        """The ids of :attr:`new_requests`."""
+        return tuple(request.id for request in self.new_requests)
+
+    def as_batch(self) -> EditBatch:
+        """The batch as it was given to the editor, with every target known."""
+        return EditBatch(
+            index=self.batch,
+            requests=self.requests,
+            weights=self.weights,
+            num_new=self.num_new,
+            known=self.known,
+            held=self.held,
+        )
+
+    @property
+    def all_rejected(self) -> tuple[RejectedRequest, ...]:
+        """Every new request that extensions kept out: those left out of the batch, and of a rejected batch the others,
+        too, with its reason and figures."""
+        if self.applied:
+            return self.rejected
+        doubts = {name: verdict for name, verdict in self.verdicts.items() if verdict.action != "accept"}
+        by, reason = ", ".join(doubts), "; ".join(verdict.reason for verdict in doubts.values())
+        figures = {name: number for verdict in doubts.values() for name, number in verdict.figures.items()}
+        rest = (RejectedRequest(request=one, by=by, reason=reason, figures=figures) for one in self.new_requests)
+        return (*self.rejected, *rest)
+
+    def kept_rows(self, undone: Collection[str]) -> list[int]:
+        """Indices of the requests that stay when some of the new ones are undone."""
+        return [row for row, one in enumerate(self.requests) if row >= self.num_new or one.id not in undone]

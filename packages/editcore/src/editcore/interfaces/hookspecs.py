@@ -1,0 +1,204 @@
+"""The hooks of editcore: nine registrations and seven moments in a run.
+
+Registration hooks are implemented at module level in a plugin's ``plugin.py`` and only announce. Lifecycle hooks are
+implemented as methods of an extension, and are called only in the runs that ask for it (``--plugin NAME``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pluggy
+
+from editcore.interfaces.events import (
+    AfterBatch,
+    AfterEvaluation,
+    AfterRun,
+    AfterUndo,
+    BatchAddition,
+    BeforeApply,
+    BeforeBatch,
+    BeforeRun,
+    Registration,
+)
+from editcore.interfaces.specs import (
+    BackendSpec,
+    CommandSpec,
+    ComponentSpec,
+    DatasetSpec,
+    EditorSpec,
+    EvaluatorSpec,
+    ExecutorSpec,
+    ExtensionSpec,
+    ModelFamilySpec,
+)
+from editcore.interfaces.values import Verdict
+
+PROJECT = "editcore"
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+class RegistrationHooks:
+    """Announcements. Called once per process, when the registry of that kind is first asked for.
+
+    Order does not matter: two plugins that claim one name are an error that names both. The event is the same for all
+    and may be left out of an implementation's signature. Returning an empty list is the same as not implementing the
+    hook. Implementations must import neither torch nor transformers.
+    """
+
+    @hookspec
+    def editcore_editors(self, event: Registration) -> Sequence[EditorSpec]:
+        """Announce editing methods.
+
+        Called once per process, before the first look at any editor, in no particular order. Nothing may be changed.
+        The returned specs become choices of ``--editor``.
+        """
+        raise NotImplementedError
+
+    @hookspec
+    def editcore_backends(self, event: Registration) -> Sequence[BackendSpec]:
+        """Announce ways to put deltas into a model.
+
+        Called once per process, before the first look at any backend, in no particular order. Nothing may be changed.
+        The returned specs become choices of ``--backend``.
+        """
+        raise NotImplementedError
+
+    @hookspec
+    def editcore_extensions(self, event: Registration) -> Sequence[ExtensionSpec]:
+        """Announce companions of a run.
+
+        Called once per process, before the first look at any extension, in no particular order. Nothing may be
+        changed. The returned specs become choices of ``--plugin``.
+        """
+        raise NotImplementedError
+
+    @hookspec
+    def editcore_evaluators(self, event: Registration) -> Sequence[EvaluatorSpec]:
+        """Announce measurements.
+
+        Called once per process, before the first look at any evaluator, in no particular order. Nothing may be
+        changed. The returned specs become choices of ``--evaluator``.
+        """
+        raise NotImplementedError
+
+    @hookspec
+    def editcore_datasets(self, event: Registration) -> Sequence[DatasetSpec]:
+        """Announce sources of fact records.
+
+        Called once per process, before the first look at any data set, in no particular order. Nothing may be changed.
+        The returned specs become choices of ``--dataset``.
+        """
+        raise NotImplementedError
+
+    @hookspec
+    def editcore_executors(self, event: Registration) -> Sequence[ExecutorSpec]:
+        """Announce places where independent trials run.
+
+        Called once per process, before the first look at any executor, in no particular order. Nothing may be changed.
+        The returned specs become choices of ``--executor``.
+        """
+        raise NotImplementedError
+
+    @hookspec
+    def editcore_model_families(self, event: Registration) -> Sequence[ModelFamilySpec]:
+        """Announce module paths of architectures that detection cannot see through.
+
+        Called once per process, before the first model is loaded, in no particular order. Nothing may be changed. A
+        returned spec overrides detection for its ``model_types``; the forward check still has to pass.
+        """
+        raise NotImplementedError
+
+    @hookspec
+    def editcore_commands(self, event: Registration) -> Sequence[CommandSpec]:
+        """Announce subcommands of ``editctl``.
+
+        Called once per start of ``editctl``, in no particular order. Nothing may be changed. Each returned spec becomes
+        ``editctl NAME ...``; its module is imported when that command runs.
+        """
+        raise NotImplementedError
+
+    @hookspec
+    def editcore_components(self, event: Registration) -> Sequence[ComponentSpec]:
+        """Announce parts for another plugin's extension point.
+
+        Called once per process, before the first look at any component, in no particular order. Nothing may be changed.
+        The returned specs are grouped by ``kind``; names are unique within a kind.
+        """
+        raise NotImplementedError
+
+
+class LifecycleHooks:
+    """Moments in a run. Called on the extensions of that run, the last one given on the command line first."""
+
+    @hookspec
+    def editcore_before_run(self, event: BeforeRun) -> None:
+        """Get ready for a run.
+
+        Called once, after the model is loaded and before the first batch; ``event.history`` holds what a resumed run
+        has already applied, so an extension rebuilds its state here. The model must not be changed. The return value
+        is ignored. An exception ends the run with the extension's name.
+        """
+        raise NotImplementedError
+
+    @hookspec
+    def editcore_before_batch(self, event: BeforeBatch) -> BatchAddition | None:
+        """Add requests to a batch, or take new ones out of it.
+
+        Called once per batch, before its keys are computed. The model must not be changed. A returned addition is
+        appended behind the new requests; ``None`` adds nothing. A request that is edited anew in this batch is dropped
+        from the addition. Additions of several extensions are joined in call order, the first of two requests with one
+        id wins. A new request that one of them withdraws is not edited; a batch that loses all of them is rejected.
+        """
+        raise NotImplementedError
+
+    @hookspec
+    def editcore_before_apply(self, event: BeforeApply) -> Verdict | None:
+        """Judge a proposal.
+
+        Called after the solve and before anything is written: once per batch, and once more whenever requests were
+        rejected and the rest is solved again. An implementation that changes the model in order to measure must restore
+        it. ``None`` accepts. One rejection of the batch rejects it; otherwise requests that a verdict rejects are left
+        out and the others are judged again; otherwise the smallest scale is used. The last verdicts and their figures
+        are written to the run's log, rejected requests with theirs.
+        """
+        raise NotImplementedError
+
+    @hookspec
+    def editcore_after_batch(self, event: AfterBatch) -> None:
+        """React to an applied batch.
+
+        Called once per applied batch, in the order of the batches, after the deltas are in the model and durable in the
+        ledger, before any evaluation. The model must not be changed. The return value is ignored.
+        """
+        raise NotImplementedError
+
+    @hookspec
+    def editcore_after_undo(self, event: AfterUndo) -> None:
+        """React to edits that were undone or redone.
+
+        Called once per undo or redo of a session, after the ledger is durable and the model is rebuilt. What was kept
+        of the undone edits must go, and that of the redone ones come back: ``event.history`` holds what is active, as
+        in ``editcore_before_run``. The model must not be changed. The return value is ignored.
+        """
+        raise NotImplementedError
+
+    @hookspec
+    def editcore_after_evaluation(self, event: AfterEvaluation) -> None:
+        """React to a measurement of all edits made so far.
+
+        Called after every evaluation: before the first edit, at checkpoints, and after the last edit. Nothing may be
+        changed. The return value is ignored.
+        """
+        raise NotImplementedError
+
+    @hookspec
+    def editcore_after_run(self, event: AfterRun) -> None:
+        """Finish.
+
+        Called once, after the last evaluation, before the summary is written. Nothing may be changed. The return value
+        is ignored.
+        """
+        raise NotImplementedError

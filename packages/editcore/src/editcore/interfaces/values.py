@@ -1,0 +1,326 @@
+"""The values that travel through an edit: requests, batches, deltas, proposals.
+
+Shapes: ``num_edits`` requests of a batch, ``d_out`` and ``d_in`` the two widths of the edited projection (for an MLP
+output projection ``d_out = d_model`` and ``d_in = d_ff``), ``rank`` the inner width of a factored delta.
+
+This module imports no torch: tensors appear in annotations only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from editcore.interfaces.errors import RequestError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = [
+    "EditBatch",
+    "EditEvidence",
+    "EditRequest",
+    "FactRecord",
+    "FactoredDelta",
+    "HeldKey",
+    "KnownTarget",
+    "Proposal",
+    "RejectedRequest",
+    "Rejection",
+    "Verdict",
+    "first_problem",
+]
+
+Text = Annotated[str, Field(min_length=1)]
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first complaint of a pydantic error in one line, as ``field: message``."""
+    problem = error.errors()[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message
+
+
+class EditRequest(BaseModel):
+    """One fact to write: after the edit, ``prompt`` filled with ``subject`` is continued by ``target_new``.
+
+    >>> EditRequest(subject="Rome", prompt="{} is a city in", target_new="France").text
+    'Rome is a city in'
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
+
+    subject: Text
+    """The entity whose representation is looked up; its last token is where the fact is written."""
+    prompt: Text
+    """A template with exactly one ``{}``, which stands for the subject."""
+    target_new: Text
+    """The continuation to write, without a leading space."""
+    target_true: str | None = None
+    """The continuation that the unedited model should prefer; ES, PS and NS need it."""
+    id: str = ""
+    """Unique within a run. Left empty, it is derived from subject, prompt and target_new."""
+    tags: tuple[str, ...] = ()
+    """Free labels, carried into results (a relation, a source)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _derive_id(cls, data: Any) -> Any:
+        if isinstance(data, dict) and not data.get("id"):
+            parts = (str(data.get(name, "")).strip() for name in ("subject", "prompt", "target_new"))
+            data = {**data, "id": hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:12]}
+        return data
+
+    @model_validator(mode="after")
+    def _check(self) -> EditRequest:
+        found = self.prompt.count("{}")
+        if found != 1:
+            raise ValueError(
+                f"the prompt {self.prompt!r} must contain {{}} exactly once, where the subject goes; "
+                f"found {found} (subject: {self.subject!r})"
+            )
+        return self
+
+    @property
+    def text(self) -> str:
+        """The prompt with the subject filled in."""
+        return self.prompt.replace("{}", self.subject)
+
+    @property
+    def fact_key(self) -> tuple[str, str]:
+        """What the request is about. Two requests with one key and different targets contradict each other."""
+        return (self.subject, self.prompt)
+
+    @classmethod
+    def create(cls, **fields: Any) -> EditRequest:
+        """Build a request.
+
+        Raises:
+            RequestError: a field is missing, empty or malformed; the message names it.
+        """
+        try:
+            return cls(**fields)
+        except ValidationError as error:
+            raise RequestError(f"Bad edit request: {first_problem(error)}.") from error
+
+
+class FactRecord(BaseModel):
+    """A request with what evaluation needs: the CounterFact schema, flattened."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    request: EditRequest
+    relation: str | None = None
+    """Relation id such as ``P103`` or ``country-capital``; results are grouped by it."""
+    paraphrase_prompts: tuple[str, ...] = ()
+    """Full texts (subject filled in) that ask the same fact."""
+    neighborhood_prompts: tuple[str, ...] = ()
+    """Full texts about other subjects whose answer is ``target_true`` and must stay so."""
+    generation_prompts: tuple[str, ...] = ()
+    """Openings about the subject, for free generation."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownTarget:
+    """A fact's solved key and value, kept so that replay need not optimise again."""
+
+    keys: Mapping[str, Tensor]
+    """By weight name: the key the fact was written at, ``[d_in]``, float64 on the CPU."""
+    values: Mapping[str, Tensor]
+    """By weight name: the value W k must have (bias included), ``[d_out]``, float64 on the CPU."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldKey:
+    """A fact of an earlier batch, at whose key a new update shall change as little as it can."""
+
+    batch: int
+    """Index of the batch whose ledger entry has these keys: the ledger keeps this reference, not the keys."""
+    request_id: str
+    """The fact's id in that batch."""
+    keys: Mapping[str, Tensor]
+    """By weight name, as in the ``known`` of that batch: ``[d_in]``, float64 on the CPU."""
+    weight: float
+    """μ: what ‖Δk‖² costs beside the mean of ‖Δk‖² over the text. Not negative."""
+
+    @staticmethod
+    def ordered(held: Iterable[HeldKey]) -> tuple[HeldKey, ...]:
+        """The order in which a batch has them: a sum over them has the same bits when it comes from the ledger."""
+        return tuple(sorted(held, key=lambda one: (one.batch, one.request_id, one.weight)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EditBatch:
+    """The requests that are solved together."""
+
+    index: int
+    """Position of the batch in the run, from 0."""
+    requests: tuple[EditRequest, ...]
+    """New requests first, then those that extensions added."""
+    weights: tuple[float, ...]
+    """One weight per request: 1.0 for a new one; a ridge solve multiplies its squared error by it."""
+    num_new: int
+    """The first ``num_new`` requests are new; the rest were edited before and are replayed."""
+    known: Mapping[str, KnownTarget] = field(default_factory=dict)
+    """By request id: targets that are already known and are reused instead of optimised."""
+    held: Sequence[HeldKey] = ()
+    """Earlier facts that the update shall leave alone though the batch does not write them."""
+
+    def __post_init__(self) -> None:
+        if len(self.requests) != len(self.weights):
+            raise ValueError(f"{len(self.requests)} requests but {len(self.weights)} weights")
+        if not 0 <= self.num_new <= len(self.requests):
+            raise ValueError(f"num_new is {self.num_new} of {len(self.requests)} requests")
+        if any(not weight > 0 for weight in self.weights):
+            raise ValueError(f"weights must be positive, found {min(self.weights)}")
+        if any(not one.weight >= 0 for one in self.held):
+            raise ValueError(f"weights of held keys must not be negative, found {min(one.weight for one in self.held)}")
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+    @property
+    def new_requests(self) -> tuple[EditRequest, ...]:
+        """The requests of this batch that have not been edited before."""
+        return self.requests[: self.num_new]
+
+    @classmethod
+    def of(cls, requests: tuple[EditRequest, ...], *, index: int = 0) -> EditBatch:
+        """A batch of new requests, all with weight 1."""
+        return cls(index=index, requests=requests, weights=(1.0,) * len(requests), num_new=len(requests))
+
+    def without(self, ids: Collection[str], known: Mapping[str, KnownTarget] | None = None) -> EditBatch:
+        """The batch without some of its requests.
+
+        Args:
+            known: targets by request id that were found meanwhile, such as those of a proposal for the whole batch.
+        """
+        rows = [row for row, request in enumerate(self.requests) if request.id not in ids]
+        requests = tuple(self.requests[row] for row in rows)
+        kept = {request.id for request in requests}
+        return replace(
+            self,
+            requests=requests,
+            weights=tuple(self.weights[row] for row in rows),
+            num_new=sum(row < self.num_new for row in rows),
+            known={name: one for name, one in {**self.known, **(known or {})}.items() if name in kept},
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RejectedRequest:
+    """A request of a batch that was left out of it while the others went on."""
+
+    request: EditRequest
+    by: str
+    """The extension that rejected it."""
+    reason: str
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class FactoredDelta:
+    """A weight change ``left @ right``, always in (out, in) orientation whatever the module stores."""
+
+    left: Tensor
+    """``[d_out, rank]``"""
+    right: Tensor
+    """``[rank, d_in]``"""
+
+    def __post_init__(self) -> None:
+        if self.left.ndim != 2 or self.right.ndim != 2 or self.left.shape[1] != self.right.shape[0]:
+            raise ValueError(f"factors of shape {tuple(self.left.shape)} and {tuple(self.right.shape)} do not multiply")
+
+    @property
+    def rank(self) -> int:
+        """Inner width of the factors."""
+        return int(self.left.shape[1])
+
+    def dense(self) -> Tensor:
+        """The change itself, ``[d_out, d_in]``."""
+        return self.left @ self.right
+
+    def is_finite(self) -> bool:
+        """Whether no entry of the factors is NaN or infinite."""
+        return bool(self.left.isfinite().all() and self.right.isfinite().all())
+
+    def norm(self) -> float:
+        """Frobenius norm, from the factors alone: ``‖LR‖² = tr((LᵀL)(RRᵀ))``."""
+        gram_left = self.left.T @ self.left  # [rank, rank]
+        gram_right = self.right @ self.right.T  # [rank, rank]
+        return float((gram_left * gram_right).sum().clamp_min(0.0).sqrt())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EditEvidence:
+    """What was measured while one fact was written."""
+
+    request_id: str
+    replayed: bool = False
+    """True if the fact was added by an extension with a known target."""
+    steps: int = 0
+    """Optimiser steps taken on its target; 0 when the target was known."""
+    target_loss: float | None = None
+    """Total loss when the optimisation ended; ``None`` when the target was known."""
+    target_probability: float | None = None
+    """Mean over templates of the per-token probability of the target with δ added, at the end of the optimisation."""
+    delta_norm: float = 0.0
+    """‖δ‖, the length of the residual that was asked of the solve."""
+    value_norm: float = 0.0
+    """‖h₀‖, the length of the unedited output at the lookup token."""
+    key_norm: float = 0.0
+    """‖k‖ at the first edited layer."""
+    key_energy: float = 0.0
+    """q = kᵀC⁻¹k at the first edited layer: how unusual the key is for the model's own text."""
+    fraction_reached: float = 1.0
+    """Share of its residual that the solve gives the fact (1 for an exact constraint)."""
+    preservation_cost: float | None = None
+    """The fact's part of the preservation distance tr(Δ C Δᵀ), summed over layers: with Δ = Σ rᵢuᵢᵀ it is
+    Σⱼ (rᵢᵀrⱼ)(uᵢᵀC uⱼ), and the parts of a batch add up to the whole. ``None`` where Δ is no such sum."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proposal:
+    """What an editor answers: the change it wants, and why it should be believed."""
+
+    deltas: Mapping[str, FactoredDelta]
+    """By weight name, float32 or float64 factors."""
+    evidence: tuple[EditEvidence, ...]
+    """One per request of the batch, in its order."""
+    known: Mapping[str, KnownTarget]
+    """By request id: the keys and values that the solve used."""
+    diagnostics: Mapping[str, float] = field(default_factory=dict)
+    """Numbers about the batch: condition numbers, distances, norms. Names are ``lower_case``."""
+    notes: tuple[str, ...] = ()
+    """Sentences that the user should read (a shortcut that did not apply, a low fraction reached)."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Wall time by stage: ``keys``, ``targets``, ``solve``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejection:
+    """Why one request of a batch is not edited."""
+
+    reason: str
+    """For the user, without the name of who rejects."""
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """The numbers behind it, by name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """An extension's judgement of a proposal."""
+
+    action: Literal["accept", "scale", "reject"]
+    reason: str
+    scale: float = 1.0
+    """For ``scale``: the factor put on every delta, between 0 and 1."""
+    figures: Mapping[str, float] = field(default_factory=dict)
+    rejected: Mapping[str, Rejection] = field(default_factory=dict)
+    """By the id of a new request of the batch, why it must go while the others may stay: the batch is solved again
+    without it, and judged again. Without effect where the whole batch is rejected."""

@@ -1,0 +1,5 @@
+"""The record of every batch: lines and tensors on disk, undo, verification, comparison, blame, bisection."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,80 @@
+"""The batch after which a model no longer says what it said."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from editcore.interfaces.errors import RequestError
+from editcore.interfaces.history import LedgerEntry
+from editcore.interfaces.protocols import Backend
+
+if TYPE_CHECKING:
+    from editcore.models import LanguageModel
+
+__all__ = ["Bisection", "bisect"]
+
+_MORE_TOKENS = 4
+"""Written beyond the text that is looked for, so that the answer can be read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bisection:
+    """Where an answer changed."""
+
+    entry: LedgerEntry
+    """The batch after which the model says something else."""
+    before: str
+    """What it says without this batch and those behind it."""
+    after: str
+    """What it says with this batch and without those behind it."""
+    tried: int
+    """Models that were asked."""
+
+
+def bisect(
+    model: LanguageModel, backend: Backend, history: Sequence[LedgerEntry], prompt: str, expect: str
+) -> Bisection:
+    """Find a batch before which the greedy continuation of ``prompt`` begins with ``expect``, but not after it.
+
+    The search halves what lies between a state that gives the answer and the present one that does not: the unedited
+    model, or, if that one does not give it either, the state after the last batch that wrote a fact with this prompt.
+    If the answer came and went several times, one of the places is found. All of ``history`` is active at the end.
+
+    Raises:
+        RequestError: the model gives the answer now, or no state is known in which it did.
+    """
+    if not expect.strip():
+        raise RequestError("--expect is empty; give the beginning of the answer that the prompt should have.")
+    length = len(model.tokenizer(f" {expect.strip()}", add_special_tokens=False)["input_ids"]) + _MORE_TOKENS
+    answers: dict[int, str] = {}
+
+    def says(count: int) -> bool:
+        if count not in answers:
+            backend.rebuild([entry.deltas for entry in history[:count]])
+            [answers[count]] = model.generate([prompt], max_new_tokens=length)
+        return answers[count].strip().startswith(expect.strip())
+
+    try:
+        if says(len(history)):
+            raise RequestError(f"Nothing fails: the model says '{_line(answers[len(history)])}' after '{prompt}'.")
+        writers = [at + 1 for at, entry in enumerate(history) if any(one.text == prompt for one in entry.new_requests)]
+        good = next((count for count in (0, *reversed(writers)) if says(count)), None)
+        if good is None:
+            raise RequestError(
+                f"There is no state to search from in which the model says '{expect.strip()}' after '{prompt}': "
+                f"unedited it says '{_line(answers[0])}', and "
+                + ("the batches that wrote this fact did not change that." if writers else "no batch wrote this fact.")
+            )
+        bad = len(history)
+        while bad - good > 1:
+            middle = (good + bad) // 2
+            good, bad = (middle, bad) if says(middle) else (good, middle)
+    finally:
+        backend.rebuild([entry.deltas for entry in history])
+    return Bisection(entry=history[bad - 1], before=answers[good], after=answers[bad], tried=len(answers))
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,36 @@
+"""What two ledgers say of the same facts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from editcore.interfaces.values import EditRequest
+from editcore.ledger.ledger import Ledger
+
+__all__ = ["Comparison", "compare"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Active facts, by subject and prompt."""
+
+    added: tuple[EditRequest, ...]
+    """In the second ledger only."""
+    removed: tuple[EditRequest, ...]
+    """In the first ledger only."""
+    changed: tuple[tuple[EditRequest, EditRequest], ...]
+    """In both, with different targets."""
+    same: int
+
+
+def compare(first: Ledger, second: Ledger) -> Comparison:
+    """How the facts of ``second`` differ from those of ``first``. Their weights are not compared."""
+    ours, theirs = ({fact.fact_key: fact for fact in ledger.facts()} for ledger in (first, second))
+    both = [(ours[key], theirs[key]) for key in ours if key in theirs]
+    changed = tuple((old, new) for old, new in both if old.target_new != new.target_new)
+    return Comparison(
+        added=tuple(fact for key, fact in theirs.items() if key not in ours),
+        removed=tuple(fact for key, fact in ours.items() if key not in theirs),
+        changed=changed,
+        same=len(both) - len(changed),
+    )

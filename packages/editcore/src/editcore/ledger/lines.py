@@ -1,0 +1,164 @@
+"""The lines of ``ledger.jsonl``: what each kind says, and how it is written and read.
+
+A line is a checksum, a space, a JSON object and a line end. Numbers that JSON has not stand as the texts
+``"Infinity"``, ``"-Infinity"`` and ``"NaN"``; every other number reads back to the bit. This module imports no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from editcore.interfaces.errors import RunError
+from editcore.interfaces.values import EditEvidence, EditRequest, RejectedRequest, Verdict, first_problem
+
+__all__ = [
+    "FORMAT",
+    "BatchLine",
+    "HeaderLine",
+    "HeldLine",
+    "Line",
+    "RevisionLine",
+    "TensorFile",
+    "UndoLine",
+    "decode",
+    "encode",
+    "is_whole",
+]
+
+FORMAT = 1
+"""Raised when a line or a tensor file changes its meaning."""
+
+BatchIndex = Annotated[int, Field(ge=0)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+
+class TensorFile(_Model):
+    """A safetensors file in ``deltas/``, as it was when its line was written."""
+
+    name: Annotated[str, Field(pattern=r"^batch-[0-9]{5,12}(-[0-9]{1,12})?\.safetensors$")]
+    size: Annotated[int, Field(ge=0)]
+    """In bytes; a file of another size is not read at all."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class HeaderLine(_Model):
+    """The first line: what the edits were made for."""
+
+    kind: Literal["header"] = "header"
+    format: int = FORMAT
+    model: str
+    fingerprint: str
+    """Of the unedited weights; see :meth:`editcore.LanguageModel.fingerprint`."""
+    editor: str
+
+
+class HeldLine(_Model):
+    """Facts of an earlier batch whose keys a batch left alone: where they are, not what they are."""
+
+    batch: BatchIndex
+    rows: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+    """Places of the facts among the requests of that batch."""
+    weight: Annotated[float, Field(ge=0)]
+
+
+class BatchLine(_Model):
+    """One batch that was applied (it has a ``file``) or rejected (its ``scale`` is 0)."""
+
+    kind: Literal["batch"] = "batch"
+    batch: BatchIndex
+    file: TensorFile | None
+    scale: Annotated[float, Field(ge=0, le=1)]
+    num_new: Annotated[int, Field(ge=0)]
+    requests: tuple[EditRequest, ...]
+    weights: tuple[float, ...]
+    held: tuple[HeldLine, ...] = ()
+    diagnostics: Mapping[str, float]
+    evidence: tuple[EditEvidence, ...]
+    notes: tuple[str, ...]
+    reason: str
+    verdicts: Mapping[str, Verdict]
+    rejected: tuple[RejectedRequest, ...] = ()
+
+
+class RevisionLine(_Model):
+    """A batch solved again without some of its edits. It changes nothing until a line says that they are undone."""
+
+    kind: Literal["revision"] = "revision"
+    batch: BatchIndex
+    without: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Ids of new requests of the batch."""
+    file: TensorFile
+
+
+class UndoLine(_Model):
+    """Edits that are out of the model from here on, or back in it."""
+
+    kind: Literal["undo", "redo"]
+    edits: Annotated[tuple[tuple[BatchIndex, str], ...], Field(min_length=1)]
+    """Batch and id of each."""
+
+
+Line = HeaderLine | BatchLine | RevisionLine | UndoLine
+
+_LINE: TypeAdapter[Line] = TypeAdapter(Annotated[Line, Field(discriminator="kind")])
+
+
+def encode(line: Line) -> bytes:
+    """A line of the file, with its end."""
+    body = line.model_dump_json()
+    return f"{_checksum(body.encode())} {body}\n".encode()
+
+
+def decode(raw: bytes, where: str) -> Line:
+    """A line read from the file, without its end.
+
+    Raises:
+        RunError: it was changed or damaged, or a version of editcore wrote it that this one does not know.
+    """
+    if not is_whole(raw):
+        raise RunError(f"{where}: the checksum does not fit; the line was changed or damaged.")
+    body = raw.partition(b" ")[2]
+    try:
+        line = _LINE.validate_json(body)
+    except ValidationError as error:
+        written = _format_of(body)
+        if written not in (None, FORMAT):
+            raise _unknown_format(written, where) from error
+        raise RunError(f"{where}: this is no line of a ledger ({first_problem(error)}).") from error
+    if isinstance(line, HeaderLine) and line.format != FORMAT:
+        raise _unknown_format(line.format, where)
+    return line
+
+
+def is_whole(raw: bytes) -> bool:
+    """Whether the checksum of a line, without its end, is that of its content."""
+    checksum, _, body = raw.partition(b" ")
+    return checksum == _checksum(body).encode()
+
+
+def _checksum(body: bytes) -> str:
+    return hashlib.sha256(body).hexdigest()[:16]
+
+
+def _format_of(body: bytes) -> object:
+    """What a header of another version calls its format; ``None`` for anything else."""
+    try:
+        fields = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    return fields.get("format") if isinstance(fields, dict) and fields.get("kind") == "header" else None
+
+
+def _unknown_format(found: object, where: str) -> RunError:
+    return RunError(
+        f"{where}: the ledger has format {found!r}, this version of editcore reads format {FORMAT}. "
+        "Open it with the version that wrote it."
+    )

@@ -1,0 +1,91 @@
+"""Taking edits out of a ledger and back in: which edits are meant, and what their batches are without them.
+
+An id stands for the edit in every batch that wrote it; a batch stands for all edits it wrote. A replayed fact belongs
+to the batch that wrote it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Literal
+
+from editcore.interfaces.errors import RunError
+from editcore.interfaces.history import LedgerEntry
+from editcore.interfaces.values import EditRequest, FactoredDelta
+from editcore.ledger.ledger import Ledger
+
+__all__ = ["Solver", "change"]
+
+Solver = Callable[[LedgerEntry, frozenset[str]], Mapping[str, FactoredDelta]]
+"""``(batch, ids of edits to leave out) -> deltas`` of the batch without them."""
+
+
+def change(
+    ledger: Ledger, kind: Literal["undo", "redo"], edits: Sequence[str], batches: Sequence[int], *, solve: Solver
+) -> tuple[EditRequest, ...]:
+    """Undo or redo, durably; the model is not touched.
+
+    Args:
+        edits: ids.
+        batches: indices of batches; all their edits are meant.
+        solve: asked for each batch that keeps some of its edits, unless the ledger has the answer already.
+
+    Returns:
+        The requests that are out, or back, now and were not before.
+
+    Raises:
+        RunError: there is no such edit or batch, or nothing would change.
+        NumericalError, StorageError: nothing was changed.
+    """
+    meant = dict.fromkeys([*_by_id(ledger, edits), *_by_batch(ledger, batches)])
+    if not meant:
+        raise RunError(f"There is nothing to {kind}: no edit was named.")
+    changed = [(entry, name) for entry, name in meant if (name in ledger.undone(entry)) == (kind == "redo")]
+    if not changed:
+        state = "undone already" if kind == "undo" else "active"
+        raise RunError(f"There is nothing to {kind}: {_named(meant)} {state}.")
+    entries = {entry.batch: entry for entry in ledger.entries}
+    for batch in dict.fromkeys(batch for batch, _ in changed):
+        undone = ledger.undone(batch) ^ {name for index, name in changed if index == batch}
+        if not ledger.is_solved(batch, undone):
+            ledger.revise(batch, undone, solve(entries[batch], undone))
+    ledger.mark(kind, changed)
+    requests = {(entry.batch, request.id): request for entry in ledger.entries for request in entry.new_requests}
+    return tuple(requests[edit] for edit in changed)
+
+
+def _by_id(ledger: Ledger, edits: Sequence[str]) -> Iterator[tuple[int, str]]:
+    for name in edits:
+        found = [(entry.batch, name) for entry in ledger.entries if name in entry.new_ids]
+        if not found:
+            raise RunError(_no_edit(ledger, name))
+        yield from found
+
+
+def _by_batch(ledger: Ledger, batches: Sequence[int]) -> Iterator[tuple[int, str]]:
+    by_index = {entry.batch: entry for entry in ledger.batches}
+    for batch in batches:
+        if batch not in by_index:
+            span = f"{min(by_index)} to {max(by_index)}" if by_index else "none"
+            raise RunError(f"There is no batch {batch} in the ledger. Its batches: {span}.")
+        if not by_index[batch].applied:
+            raise RunError(f"Batch {batch} was rejected ({by_index[batch].reason}); it is not in the model.")
+        yield from ((batch, name) for name in by_index[batch].new_ids)
+
+
+def _no_edit(ledger: Ledger, name: str) -> str:
+    for entry in ledger.batches:
+        if not entry.applied and name in entry.new_ids:
+            return f"The edit '{name}' was rejected with batch {entry.batch} ({entry.reason}); it is not in the model."
+        for one in entry.rejected:
+            if one.request.id == name:
+                return f"The edit '{name}' was rejected ({one.by}: {one.reason}); it is not in the model."
+    near = difflib.get_close_matches(name, [known for entry in ledger.entries for known in entry.new_ids], n=1)
+    hint = f" Did you mean '{near[0]}'?" if near else " 'editctl ledger RUN show --edits' lists them."
+    return f"There is no edit '{name}' in the ledger.{hint}"
+
+
+def _named(edits: Mapping[tuple[int, str], None]) -> str:
+    (_, first), *rest = edits
+    return f"'{first}' is" if not rest else f"all {len(edits)} edits are"

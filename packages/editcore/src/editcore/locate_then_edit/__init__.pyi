@@ -1,0 +1,17 @@
+from .editor import LayerSolver as LayerSolver
+from .editor import LocateThenEdit as LocateThenEdit
+from .editor import Prepared as Prepared
+from .editor import prepare as prepare
+from .editor import propose as propose
+from .editor import resolve as resolve
+from .hparams import LocateThenEditHParams as LocateThenEditHParams
+from .located import ROLES as ROLES
+from .located import Tracing as Tracing
+from .located import store_tracing as store_tracing
+from .located import stored_tracing as stored_tracing
+from .located import traced_layer as traced_layer
+from .targets import Targets as Targets
+from .targets import optimise_targets as optimise_targets
+from .targets import tails_fit as tails_fit
+from .templates import OPENINGS as OPENINGS
+from .templates import sample_context_templates as sample_context_templates

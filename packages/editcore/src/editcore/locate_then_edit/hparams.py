@@ -1,0 +1,102 @@
+"""Hyperparameters that every locate-then-edit method shares, under the field's names. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from editcore.settings.hparams import HParams
+
+__all__ = ["LocateThenEditHParams"]
+
+
+_Length = Annotated[int, Field(ge=1, le=100)]
+
+
+class LocateThenEditHParams(HParams):
+    """Where a fact is written and how its value is found. Methods add their own fields."""
+
+    layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+    """Blocks whose MLP output projection is rewritten, in ascending order; the value is optimised at the last one."""
+    layer_selection: Literal["all", "random", "traced"] = "all"
+    """``all`` edits every layer in ``layers``; ``random`` draws one of them per batch with the run's seed; ``traced``
+    takes the one where causal tracing of the model found the greatest effect of the MLPs at the subject's last token
+    (``editctl trace MODEL`` comes first)."""
+    fact_token: Literal["subject_last", "subject_first", "subject_first_after_last", "last"] = "subject_last"
+    """Token whose representation is rewritten. ROME, section 2: the subject's last."""
+    context_templates: tuple[str, ...] | None = None
+    """Contexts with ``{}`` for the prompt, the first being ``"{}"``; left out, they are sampled from the model."""
+    context_count: Annotated[int, Field(ge=0, le=100)] = 5
+    """Contexts to sample beside the bare prompt. MEMIT's reference code: 5."""
+    context_length: _Length | Annotated[tuple[_Length, ...], Field(min_length=1)] = 10
+    """Tokens of a sampled context; of several lengths, the contexts take one after the other in turn. MEMIT's reference
+    code: 10. ROME's: as many of 5 as of 10."""
+    key_weighting: Literal["grouped", "mean", "prompt"] = "grouped"
+    """How keys of the contexts are averaged: the bare prompt ½ and the others ½ together (MEMIT's code), all alike
+    (ROME, eq. 3), or the bare prompt alone."""
+    v_num_grad_steps: Annotated[int, Field(ge=1, le=1000)] = 20
+    """Evaluations of the value loss; one fewer Adam steps are taken. ROME, appendix E.5."""
+    v_lr: Annotated[float, Field(gt=0)] = 0.5
+    """Adam's learning rate for δ. ROME, appendix E.5."""
+    v_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Adam's β₁, the part of the mean gradient that a step keeps. Adam's default everywhere published; of the ten or so
+    steps that a fact takes, less of a memory needs fewer."""
+    v_contexts_per_step: Annotated[int, Field(ge=1)] | None = None
+    """Contexts beside the bare prompt that a step of the value optimisation evaluates, in turn and with the weight of
+    all; left out, all of them. Not in the papers: a step costs as much as it has rows, and δ is nearly the same."""
+    v_loss_layer: Annotated[int, Field(ge=0)] | None = None
+    """Block whose output the loss reads. Only the last is offered (the published choice everywhere), because the loss
+    is taken from the model's own logits."""
+    v_weight_decay: Annotated[float, Field(ge=0)] = 0.5
+    """Weight of ‖δ‖ / ‖h₀‖². ROME, appendix E.5."""
+    v_stop_loss: Annotated[float, Field(ge=0)] = 0.05
+    """A fact is done when its total loss falls below this; 0 runs all steps. ROME's reference code: 0.05."""
+    v_stop_probability: Annotated[float, Field(gt=0, le=1)] | None = None
+    """A fact is done when its target's mean probability reaches this (MPES, arXiv 2502.01636); left out, never."""
+    v_final_step: bool = False
+    """Whether a fact that reaches ``v_stop_probability`` takes the step of that evaluation, whose gradient is there by
+    then. The step costs nothing, so that a lower probability to stop at does. Not in the papers."""
+    clamp_norm_factor: Annotated[float, Field(gt=0)] = 4.0
+    """Largest ‖δ‖ in units of ‖h₀‖. ROME's reference code: 4."""
+    kl_factor: Annotated[float, Field(ge=0)] = 0.0625
+    """Weight of the essence-drift term. ROME, appendix E.5."""
+    kl_position: Literal["last", "lookup"] = "last"
+    """Where the essence term reads the next-token distribution: at the end of "{subject} is a" (ROME, eq. 4), or at the
+    lookup token (the reference code)."""
+    compute_dtype: Literal["model", "bfloat16"] = "model"
+    """Type of the value optimisation's matrix products; δ, the loss and Adam stay in float32. bfloat16 pays where the
+    processor has instructions for it and costs otherwise; it changes δ by about one part in a hundred."""
+    mom2_adjustment: bool = True
+    """Price a change by the second moment C of the model's keys. False takes C = I, for which no text is needed, as
+    several published settings of ROME do."""
+    mom2_update_weight: Annotated[float, Field(gt=0)] | Literal["auto"] = 1.0
+    """Weight w of the second moment, C' = w·C + update_norm_lambda·I. Without a ridge term its scale cancels. ``auto``
+    takes the weight at which the batch's median key reaches ``mom2_auto_fraction`` of its residual."""
+    mom2_auto_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.98
+    """Fraction aimed at by ``mom2_update_weight = "auto"``: the median fact alone would reach q/(q + λw)."""
+    update_norm_lambda: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of ‖ΔW‖² in the objective. EMMET's reference code: 0."""
+    tikhonov: Annotated[float, Field(ge=0)] = 0.0
+    """Tikhonov term τ of the edit system in units of each fact's own entry, q = kᵀC'⁻¹k: a fact alone gets 1/(1 + τ/w)
+    of its residual, and the condition number stays below 1 + n/τ for n facts. For batches whose keys are nearly
+    dependent; 1e-6 hardly changes anything else. Not in the papers."""
+    warn_condition: Annotated[float, Field(gt=1)] = 1e8
+    """Condition number of the edit system above which a batch is reported. A solve in float64 is off by about 1e-16
+    times this; at 1e8 that is no longer far below the rounding of float32 weights."""
+
+    calculate_objective_value: bool = False
+    """Put the objective's three distances (preservation, new edits, old edits) into the diagnostics of each batch."""
+
+    @model_validator(mode="after")
+    def _check(self) -> LocateThenEditHParams:
+        if list(self.layers) != sorted(set(self.layers)):
+            raise ValueError(f"layers must ascend without repeats, found {list(self.layers)}")
+        templates = self.context_templates
+        if templates is not None:
+            if not templates or templates[0] != "{}":
+                raise ValueError('the first of context_templates must be the bare prompt, "{}"')
+            bad = [template for template in templates if template.count("{}") != 1]
+            if bad:
+                raise ValueError(f"a context template needs {{}} exactly once, found {bad[0]!r}")
+        return self

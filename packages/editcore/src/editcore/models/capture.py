@@ -1,0 +1,164 @@
+"""What passes through the edited projections at the lookup tokens.
+
+Shapes: ``rows`` token rows, ``seq`` their padded length, ``d_in`` and ``d_out`` the widths of a projection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from editcore._util.memory import in_halves
+from editcore.models.passes import first_tensor, hooks, standing_aside, stop_after
+from editcore.models.tokens import TokenRow, pad_rows
+
+if TYPE_CHECKING:
+    from editcore.models import LanguageModel
+
+__all__ = ["Captured", "Climb", "capture", "project"]
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """What passed through one layer at the captured positions."""
+
+    inputs: Tensor
+    """Projection input (the key), ``[rows, d_in]``."""
+    outputs: Tensor
+    """Projection output, bias included, ``[rows, d_out]``."""
+    block_outputs: Tensor
+    """Output of the whole block (the residual stream), ``[rows, d_model]``."""
+
+
+def capture(
+    model: LanguageModel, rows: Sequence[TokenRow], layers: Sequence[int], *, max_tokens: int = 2048
+) -> dict[int, Captured]:
+    """Projection inputs and outputs and block outputs at each row's lookup token, all layers in one pass.
+
+    The pass ends behind the deepest layer: no later block and no logits are computed, and no token behind the lookup
+    token. Rows are grouped by length so that a chunk holds at most ``max_tokens`` tokens.
+    """
+    return Climb(model, max_tokens=max_tokens).capture(dict(enumerate(rows)), layers)
+
+
+class Climb:
+    """Captures at one layer after another, upwards, of a model whose weights change only from the last one on.
+
+    What enters the lowest block of a capture is kept, up to ``keep_bytes``, and the next capture of the row begins
+    there. That serves families in which a block reads nothing of the lower ones but the residual stream.
+    """
+
+    def __init__(self, model: LanguageModel, *, keep_bytes: int = 0, max_tokens: int = 2048) -> None:
+        self.model, self.max_tokens, self._left = model, max_tokens, keep_bytes
+        self._kept: dict[Hashable, tuple[int, Tensor]] = {}
+        """By row, the block that it has come to and what enters it, ``[seq, d_model]``."""
+        self._tuples = False
+
+    @torch.inference_mode()
+    def capture(self, rows: Mapping[Hashable, TokenRow], layers: Sequence[int]) -> dict[int, Captured]:
+        """As :func:`capture`, for rows by name: the captured are in their order."""
+        names = list(rows)
+        for name in names:
+            if name in self._kept and self._kept[name][0] > min(layers):
+                self._left += self._kept.pop(name)[1].nbytes
+        at = {name: self._kept[name][0] if name in self._kept else 0 for name in names}
+        order = sorted(range(len(names)), key=lambda index: (at[names[index]], rows[names[index]].lookup))
+        parts: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {layer: [] for layer in layers}
+
+        def run(chunk: Sequence[int]) -> list[dict[int, tuple[Tensor, Tensor, Tensor]]]:
+            return [self._run({names[index]: rows[names[index]] for index in chunk}, layers)]
+
+        lengths = [row.lookup + 1 for row in rows.values()]
+        for start in sorted(set(at.values())):
+            together = [index for index in order if at[names[index]] == start]
+            for chunk in _chunks(together, lengths, self.max_tokens):
+                for found in in_halves(run, chunk):
+                    for layer, part in found.items():
+                        parts[layer].append(part)
+        restore = torch.tensor(order).argsort()
+        return {
+            layer: Captured(*(torch.cat(pieces)[restore.to(pieces[0].device)] for pieces in zip(*chunks, strict=True)))
+            for layer, chunks in parts.items()
+        }
+
+    def _run(
+        self, rows: Mapping[Hashable, TokenRow], layers: Sequence[int]
+    ) -> dict[int, tuple[Tensor, Tensor, Tensor]]:
+        """One pass over rows that are all at the same block."""
+        model, lowest = self.model, min(layers)
+        ids, mask = pad_rows([row.ids[: row.lookup + 1] for row in rows.values()], model.pad_id, device=model.device)
+        lookups = torch.tensor([row.lookup for row in rows.values()])
+        found: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+        entering: list[Any] = []
+
+        def at_lookup(hidden: Tensor) -> Tensor:
+            places = torch.arange(hidden.shape[0], device=hidden.device)
+            return hidden[places, lookups.to(hidden.device)]
+
+        def on_projection(layer: int) -> Any:
+            def hook(_module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+                # Projections may see tokens flattened to [rows * seq, d_in] (OPT does); bring the row axis back.
+                found[layer] += [at_lookup(part.reshape(*ids.shape, -1)) for part in (args[0], first_tensor(output))]
+
+            return hook
+
+        def on_block(layer: int) -> Any:
+            def hook(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+                found[layer].append(at_lookup(first_tensor(output)))
+
+            return hook
+
+        def on_entering(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+            entering.append(output)
+
+        kept = [self._kept[name] for name in rows if name in self._kept]
+        hidden = pad_sequence([states for _, states in kept], batch_first=True) if kept else None
+        with hooks() as handles, standing_aside(model, kept[0][0] if kept else 0, hidden, tuples=self._tuples):
+            if lowest and self._left:
+                handles.append(model.block(lowest - 1).register_forward_hook(on_entering))
+            for layer in layers:
+                handles.append(model.projection(layer).register_forward_hook(on_projection(layer)))
+                handles.append(model.block(layer).register_forward_hook(on_block(layer)))
+            with stop_after(model, max(layers)):
+                model.hf.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
+        for output in entering:
+            self._tuples = isinstance(output, tuple)
+            self._keep(rows, lowest, first_tensor(output))
+        return {layer: (parts[0], parts[1], parts[2]) for layer, parts in found.items()}
+
+    def _keep(self, rows: Mapping[Hashable, TokenRow], block: int, hidden: Tensor) -> None:
+        for place, (name, row) in enumerate(rows.items()):
+            states = hidden[place, : row.lookup + 1].clone()
+            if name in self._kept:
+                self._left += self._kept.pop(name)[1].nbytes
+            if states.nbytes <= self._left:
+                self._kept[name] = block, states
+                self._left -= states.nbytes
+
+
+@torch.inference_mode()
+def project(model: LanguageModel, layer: int, keys: Tensor) -> Tensor:
+    """What the edited projection of ``layer`` gives for ``keys [n, d_in]``: ``[n, d_out]`` in the keys' type and place.
+
+    It is asked of the module itself, so that its bias and whatever a backend put beside its weight count.
+    """
+    weight = model.weight(model.layout.weight_name(layer))
+    found: Tensor = model.projection(layer)(keys.to(weight))
+    return found.to(keys)
+
+
+def _chunks(order: Sequence[int], lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
+    """Consecutive groups of ``order`` (ascending lengths) whose padded size stays within ``max_tokens``."""
+    chunk: list[int] = []
+    for index in order:
+        if chunk and lengths[index] * (len(chunk) + 1) > max_tokens:
+            yield chunk
+            chunk = []
+        chunk.append(index)
+    if chunk:
+        yield chunk

@@ -1,0 +1,637 @@
+"""A causal language model with its tokenizer and its layout: what every part of editcore is handed.
+
+Shapes: ``rows`` texts, ``seq`` their padded length, ``vocab`` the width of the logits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import inspect
+import itertools
+import json
+import socket
+import sys
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from editcore._util.memory import release
+from editcore.interfaces.errors import HParamsError, ModelError, UnknownNameError
+from editcore.interfaces.progress import Progress, silent
+from editcore.models.catalogue import CATALOGUE, pull, quiet_transformers
+from editcore.models.layout import ModelLayout, check_layout, detect_layout
+from editcore.models.prompt_form import PLAIN, PromptForm, chat_form
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+__all__ = ["DTYPES", "Encoded", "LanguageModel"]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+_GENERATED_ROWS = 128
+"""Prompts that are continued together, where the vocabulary is small."""
+_GENERATED_LOGITS = 2**24
+"""Logits of a step. Drawing from them takes three times their memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Texts as tokens, padded on the right."""
+
+    input_ids: Tensor
+    """``[rows, seq]`` int64, on the model's device."""
+    attention_mask: Tensor
+    """``[rows, seq]`` int64, 1 at tokens and 0 at padding."""
+    offsets: tuple[tuple[tuple[int, int], ...], ...]
+    """Per row and token (padding left out): first character and the one after the last; special tokens have (0, 0)."""
+
+    def __len__(self) -> int:
+        return self.input_ids.shape[0]
+
+
+class LanguageModel:
+    """A causal language model in evaluation mode, none of whose parameters asks for a gradient.
+
+    Made by :meth:`load` or :meth:`wrap`.
+    """
+
+    hf: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    layout: ModelLayout
+    name: str
+    prompt_form: PromptForm
+    """What stands around every prompt: nothing, until :meth:`use_chat_template`."""
+
+    def __init__(self, hf: Any, tokenizer: Any, layout: ModelLayout, *, name: str) -> None:
+        self.hf = hf
+        self.tokenizer = tokenizer
+        self.layout = layout
+        self.name = name
+        self.prompt_form = PLAIN
+        self._base_fingerprint: str | None = None
+        self._parameters = dict(hf.named_parameters(remove_duplicate=False))
+
+    def __repr__(self) -> str:
+        return f"LanguageModel({self.name!r}, {type(self.hf).__name__}, {self.layout.num_layers} blocks)"
+
+    @classmethod
+    def load(
+        cls,
+        name_or_path: str,
+        *,
+        device: str = "cpu",
+        dtype: str = "float32",
+        trust_remote_code: bool = False,
+        chat_template: bool = False,
+        families: Mapping[str, Mapping[str, str]] | None = None,
+        progress: Progress = silent,
+    ) -> LanguageModel:
+        """A model by catalogue name (fetched on first use), folder, or hub id.
+
+        Args:
+            device: a device of torch, or ``auto``: all accelerators, block by block, as the ``device_map`` of
+                transformers spreads them.
+            chat_template: see :meth:`use_chat_template`.
+            families: as in :meth:`wrap`; ``Plugins.family_paths()`` has those that plugins announce.
+
+        Raises:
+            ModelError: it cannot be found or loaded, does not fit, or its structure is not one that can be edited.
+        """
+        torch_device, torch_dtype = None if device == "auto" else _device(device), _dtype(dtype)
+        source = _source(str(name_or_path), progress)
+        tokenizer = _load_tokenizer(source, str(name_or_path), trust_remote_code)
+        form = chat_form(tokenizer, name=str(name_or_path)) if chat_template else PLAIN
+        device_map = "auto" if torch_device is None else None
+        hf = _load_weights(
+            source, str(name_or_path), torch_dtype, trust_remote_code=trust_remote_code, device_map=device_map
+        )
+        if torch_device is not None:
+            try:
+                hf = hf.to(torch_device)
+            except RuntimeError as error:
+                raise ModelError(f"'{name_or_path}' does not fit on device '{device}': {_one_line(error)}") from error
+        model = cls.wrap(hf, tokenizer, name=str(name_or_path), families=families)
+        model.prompt_form = form
+        release()  # what reading tokenizer and weights took
+        return model
+
+    @classmethod
+    def wrap(
+        cls,
+        hf: Any,
+        tokenizer: Any,
+        *,
+        name: str = "model",
+        families: Mapping[str, Mapping[str, str]] | None = None,
+        check: bool = True,
+    ) -> LanguageModel:
+        """A model from objects in hand. ``hf`` is put into evaluation mode and its parameters are frozen.
+
+        Args:
+            families: by ``config.model_type``, module paths that win over what detection finds; see
+                :class:`editcore.ModelFamilySpec`.
+            check: hold the layout found against a forward pass; leave it on unless it has just been done.
+
+        Raises:
+            ModelError: the tokenizer has no character offsets, weights are offloaded, or the structure is not one that
+                can be edited.
+        """
+        _refuse_offloaded(hf, name)
+        hf = hf.eval().requires_grad_(False)
+        _prepare_tokenizer(tokenizer, hf, name)
+        layout = detect_layout(hf, overrides=(families or {}).get(hf.config.model_type, {}))
+        if check:
+            check_layout(hf, layout)
+        return cls(hf, tokenizer, layout, name=name)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the input embedding is, and so where token ids go; later blocks may be elsewhere (:meth:`place`)."""
+        device: torch.device = self.hf.get_input_embeddings().weight.device
+        return device
+
+    @property
+    def cache_argument(self) -> str:
+        """The name of the key-value cache in the model's forward: ``cache``, in older versions ``past_key_values``."""
+        return "cache" if "cache" in inspect.signature(self.hf.forward).parameters else "past_key_values"
+
+    def place(self, layer: int) -> torch.device:
+        """Where the edited projection of ``layer`` is, and so where its keys, its second moment and its solve are."""
+        return self.weight(self.layout.weight_name(layer)).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the first projection's weight."""
+        return self.weight(self.layout.weight_name(0)).dtype
+
+    @property
+    def pad_id(self) -> int:
+        """The id that fills rows; masked wherever it does."""
+        return int(self.tokenizer.pad_token_id)
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Ids that end a text."""
+        found = getattr(self.hf.generation_config, "eos_token_id", None)
+        ids = found if isinstance(found, list) else [found]
+        return frozenset(int(i) for i in [*ids, self.tokenizer.eos_token_id] if i is not None)
+
+    def block(self, layer: int) -> nn.Module:
+        """The decoder block of ``layer``."""
+        block: nn.Module = self.hf.get_submodule(self.layout.blocks.format(layer))
+        return block
+
+    def projection(self, layer: int) -> nn.Module:
+        """The MLP output projection of ``layer``."""
+        projection: nn.Module = self.hf.get_submodule(self.layout.projection.format(layer))
+        return projection
+
+    def check_layer(self, layer: int, *, setting: str = "layers") -> None:
+        """Refuse a block that is not there.
+
+        Raises:
+            HParamsError: ``layer`` is out of range; the message names ``setting``.
+        """
+        if not 0 <= layer < self.layout.num_layers:
+            last = self.layout.num_layers - 1
+            raise HParamsError(
+                f"{setting}: layer {layer} does not exist in {self.name} (it has {last + 1} blocks, 0 to {last})."
+            )
+
+    def weight(self, weight_name: str) -> Tensor:
+        """The parameter of that state-dict name, as stored.
+
+        Raises:
+            ModelError: there is none.
+        """
+        try:
+            found: Tensor = self._parameters[weight_name]
+        except KeyError:
+            raise ModelError(
+                f"{self.name} has no weight '{weight_name}'. Its projections are {self.layout.weight_name(0)} to "
+                f"{self.layout.weight_name(self.layout.num_layers - 1)}."
+            ) from None
+        return found
+
+    def as_out_in(self, weight_name: str, tensor: Tensor) -> Tensor:
+        """``tensor``, shaped like the stored weight, as (out, in): a view, and its own inverse."""
+        self.layout.layer_of(weight_name)
+        return tensor if self.layout.orientation == "out_in" else tensor.T
+
+    @property
+    def base_fingerprint(self) -> str:
+        """:meth:`fingerprint` at the first look. Look once before editing; it does not change after that."""
+        if self._base_fingerprint is None:
+            self._base_fingerprint = self.fingerprint()
+        return self._base_fingerprint
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the architecture and every weight as it is now: name, type, shape and bytes."""
+        digest = hashlib.sha256(json.dumps(_architecture(self.hf), sort_keys=True, default=str).encode())
+        for name, tensor in _stored_tensors(self.hf):
+            digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            flat = tensor.detach().to("cpu").contiguous().reshape(-1)
+            digest.update(flat.view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def encode(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> Encoded:
+        """``texts`` as tokens, padded on the right whatever side the tokenizer prefers."""
+        if not texts:
+            raise ValueError("encode needs at least one text")
+        encoded = self.tokenizer(
+            list(texts), add_special_tokens=add_special_tokens, return_offsets_mapping=True, verbose=False
+        )
+        ids, mask = _pad(encoded["input_ids"], self.pad_id, left=False)
+        offsets = tuple(tuple((int(a), int(b)) for a, b in row) for row in encoded["offset_mapping"])
+        return Encoded(ids.to(self.device), mask.to(self.device), offsets)
+
+    def use_chat_template(self) -> None:
+        """From now on a prompt is the user's turn of a chat, and what follows it the start of the assistant's answer.
+
+        Raises:
+            ModelError: the tokenizer has no chat template, or one that does not keep the user's text.
+        """
+        self.prompt_form = chat_form(self.tokenizer, name=self.name)
+
+    def read_prompt(self, prompt: str, *, then: str = "") -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
+        """Ids of a prompt in its form, continued by ``then``, and each token's characters in that whole text
+        (``prompt_form.wrap(prompt) + then``); special tokens have (0, 0)."""
+        form = self.prompt_form
+        encoded = self.tokenizer(
+            form.wrap(prompt) + then,
+            add_special_tokens=form.special_tokens,
+            return_offsets_mapping=True,
+            verbose=False,
+        )
+        return tuple(encoded["input_ids"]), tuple((int(a), int(b)) for a, b in encoded["offset_mapping"])
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        max_new_tokens: int | Sequence[int] = 20,
+        seed: int | None = None,
+        top_k: int | None = None,
+        temperature: float = 1.0,
+        raw: bool = False,
+    ) -> list[str]:
+        """The continuation of each prompt, without the prompt: greedy, or sampled if a seed is given.
+
+        Args:
+            max_new_tokens: for all, or one number per prompt.
+            raw: continue the texts as they are, whatever the form of prompts.
+            seed: of a private generator; the same seed, prompts and weights give the same text on the CPU. Nothing
+                global is seeded.
+            top_k: sample among this many likeliest tokens; left out, among all.
+        """
+        if not prompts:
+            return []
+        limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
+        if raw:
+            rows = [list(row) for row in self.tokenizer(list(prompts), verbose=False)["input_ids"]]
+        else:
+            rows = [list(self.read_prompt(prompt)[0]) for prompt in prompts]
+        new = self.generate_ids(rows, max_new_tokens=max(limits), seed=seed, top_k=top_k, temperature=temperature)
+        return [self._continuation(row, ids[:limit]) for row, ids, limit in zip(rows, new, limits, strict=True)]
+
+    def generate_ids(
+        self,
+        rows: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        seed: int | None = None,
+        top_k: int | None = None,
+        temperature: float = 1.0,
+        stop_at_end: bool = True,
+        advance: Callable[[int], None] = lambda _tokens: None,
+    ) -> list[list[int]]:
+        """:meth:`generate` on token ids. An empty row starts from the beginning-of-text token.
+
+        Args:
+            stop_at_end: end a row at an end token (left out of the answer); otherwise write on past it.
+            advance: called after every step with the number of tokens just written.
+        """
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, found {max_new_tokens}")
+        if top_k is not None and (seed is None or top_k < 1):
+            raise ValueError(f"sampling needs a seed and top_k of at least 1, found seed={seed}, top_k={top_k}")
+        generator = torch.Generator().manual_seed(seed) if seed is not None else None
+        tokenizer = self.tokenizer
+        start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        filled = [list(row) or [int(start)] for row in rows]
+        order = sorted(range(len(filled)), key=lambda index: len(filled[index]))  # stable: equal lengths keep order
+        answers: dict[int, list[int]] = {}
+        for chunk in self._generation_chunks(order, filled):
+            written = self._continue_rows(
+                [filled[index] for index in chunk], max_new_tokens, generator, top_k, temperature, stop_at_end, advance
+            )
+            answers.update(zip(chunk, written, strict=True))
+        return [answers[index] for index in range(len(filled))]
+
+    def _generation_chunks(self, order: Sequence[int], rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+        """Groups of ``order`` that are continued together."""
+        # Left padding gives queries that may look at nothing. Eager attention takes its softmax in float32, where the
+        # smallest float64 of such a mask is -inf and the row NaN: there, only rows of one length go together.
+        alike = (lambda index: len(rows[index])) if self.dtype == torch.float64 else (lambda index: 0)
+        most = max(1, min(_GENERATED_ROWS, _GENERATED_LOGITS // self.layout.vocab_size))
+        for _, group in itertools.groupby(order, key=alike):
+            members = list(group)
+            for first in range(0, len(members), most):
+                yield members[first : first + most]
+
+    @torch.inference_mode()
+    def _continue_rows(
+        self,
+        rows: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        generator: torch.Generator | None,
+        top_k: int | None,
+        temperature: float,
+        stop_at_end: bool,
+        advance: Callable[[int], None],
+    ) -> list[list[int]]:
+        # Left padding, so that every row's last token stands in the last column.
+        ids, mask = (part.to(self.device) for part in _pad(rows, self.pad_id, left=True))
+        ends = torch.tensor(sorted(self.end_ids), device=self.device)
+        ended = torch.zeros(len(rows), dtype=torch.bool, device=self.device)
+        takes_positions = "position_ids" in _parameters_of(self.hf)
+        cache_name = self.cache_argument
+        written: list[Tensor] = []
+        step, cache = ids, None
+        for _ in range(max_new_tokens):
+            arguments: dict[str, Any] = {"attention_mask": mask, "use_cache": True, "return_dict": True}
+            if takes_positions:
+                arguments["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0)[:, -step.shape[1] :]
+            if "logits_to_keep" in _parameters_of(self.hf):
+                arguments["logits_to_keep"] = 1
+            if cache is not None:
+                arguments[cache_name] = cache
+            output = self.hf(input_ids=step, **arguments)
+            cache = getattr(output, cache_name, None)
+            chosen = _choose(output.logits[:, -1], generator, top_k, temperature).to(self.device)  # [rows]
+            if stop_at_end:
+                ended |= torch.isin(chosen, ends)
+                chosen = chosen.masked_fill(ended, self.pad_id)
+            written.append(torch.where(ended, -1, chosen))
+            advance(len(rows))
+            if bool(ended.all()):
+                break
+            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+            step = chosen.unsqueeze(1)
+        table = torch.stack(written, dim=1).tolist()  # [rows, written], -1 from the end token on
+        return [[token for token in row if token >= 0] for row in table]
+
+    def _continuation(self, row: Sequence[int], new: Sequence[int]) -> str:
+        """Decoded with its prompt, because some tokenizers drop the first space of what they decode alone."""
+        before = self._decode(row)
+        whole = self._decode([*row, *new])
+        return whole[len(before) :] if whole.startswith(before) else self._decode(new)
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
+    def save(self, directory: Path) -> None:
+        """Write model and tokenizer as ``from_pretrained`` reads them.
+
+        Raises:
+            ModelError: the folder cannot be written.
+        """
+        try:
+            with _bars():
+                self.hf.save_pretrained(directory)
+                self.tokenizer.save_pretrained(directory)
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"{self.name} cannot be saved to {directory}: {_one_line(error)}") from error
+
+
+# Loading
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 240 else text[:237] + "..."
+
+
+def _bars() -> contextlib.AbstractContextManager[None]:
+    """The bars of transformers, on a terminal only."""
+    return contextlib.nullcontext() if sys.stderr.isatty() else quiet_transformers()
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        available = ["cpu"]
+        if torch.accelerator.is_available():
+            available.append(str(torch.accelerator.current_accelerator()))
+        available.append("auto")
+        raise ModelError(f"Device '{name}' cannot be used here. Available: {', '.join(available)}.") from error
+    return device
+
+
+def _dtype(name: str) -> torch.dtype:
+    if name not in DTYPES:
+        raise UnknownNameError("dtype", name, DTYPES)
+    return DTYPES[name]
+
+
+def _source(name: str, progress: Progress) -> str:
+    """What transformers is given: a folder or a hub id."""
+    if name in CATALOGUE:
+        return str(pull(name, progress=progress))
+    path = Path(name).expanduser()
+    if path.is_file():
+        raise ModelError(f"'{name}' is a file; a model is a folder with config.json, weights and a tokenizer.")
+    if path.is_dir():
+        _check_folder(path)
+        return str(path)
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or not name.strip():
+        raise ModelError(f"There is no model folder '{name}'.")
+    return name
+
+
+def _check_folder(path: Path) -> None:
+    if not (path / "config.json").is_file():
+        raise ModelError(f"The folder '{path}' is no model: it has no config.json.")
+    if not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
+        raise ModelError(f"The folder '{path}' has a config.json but no weights (*.safetensors or *.bin).")
+    tokenizer_files = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+    if not any((path / name).is_file() for name in tokenizer_files):
+        raise ModelError(
+            f"The folder '{path}' has no tokenizer (tokenizer.json). Save the tokenizer into it: "
+            "tokenizer.save_pretrained(folder)."
+        )
+
+
+def _load_tokenizer(source: str, name: str, trust_remote_code: bool) -> Any:
+    from transformers import AutoTokenizer
+
+    return _from_pretrained(
+        AutoTokenizer.from_pretrained, source, name, "tokenizer", trust_remote_code=trust_remote_code
+    )
+
+
+def _load_weights(source: str, name: str, dtype: torch.dtype, **arguments: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return _from_pretrained(AutoModelForCausalLM.from_pretrained, source, name, "model", dtype=dtype, **arguments)
+
+
+def _refuse_offloaded(hf: Any, name: str) -> None:
+    """A weight that is fetched from the CPU or the disk for every pass has no place where it could be changed."""
+    parameters = list(hf.parameters())
+    if offloaded := sum(parameter.is_meta for parameter in parameters):
+        raise ModelError(
+            f"{name} does not fit the accelerators here: {offloaded} of its {len(parameters)} weights are offloaded, "
+            "and what is fetched for every pass cannot be edited. Use more accelerators, a smaller type (bfloat16), or "
+            "the device cpu."
+        )
+
+
+def _from_pretrained(load: Any, source: str, name: str, what: str, **arguments: Any) -> Any:
+    from_hub = not Path(source).is_dir()
+    offline = from_hub and not _hub_may_answer()
+    if offline:
+        arguments["local_files_only"] = True  # what is in the hub's own cache; asking would only retry for a minute
+    try:
+        with _bars():
+            return load(source, **arguments)
+    except MemoryError as error:
+        raise ModelError(f"There is not enough memory to load '{name}'.") from error
+    except (
+        OSError,
+        ValueError,
+        ImportError,
+        KeyError,
+        RuntimeError,
+        TypeError,
+        AttributeError,
+        SafetensorError,
+    ) as error:
+        if not from_hub:
+            raise ModelError(f"The {what} in '{name}' cannot be loaded: {_one_line(error)}") from error
+        near = difflib.get_close_matches(name, CATALOGUE, n=1)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        why = "the model hub cannot be reached" if offline else f"the model hub did not give it: {_one_line(error)}"
+        raise ModelError(
+            f"There is no model '{name}': it is no folder, no name of the catalogue ({', '.join(sorted(CATALOGUE))}), "
+            f"and {why.rstrip('.')}.{hint}"
+        ) from error
+
+
+def _hub_may_answer() -> bool:
+    """False if the hub's address does not resolve and no proxy could resolve it."""
+    from huggingface_hub import constants
+
+    if urllib.request.getproxies():
+        return True
+    try:
+        socket.getaddrinfo(urllib.parse.urlsplit(constants.ENDPOINT).hostname, None)
+    except OSError:
+        return False
+    return True
+
+
+def _prepare_tokenizer(tokenizer: Any, hf: Any, name: str) -> None:
+    if not getattr(tokenizer, "is_fast", False):
+        raise ModelError(
+            f"The tokenizer of {name} ({type(tokenizer).__name__}) gives no character offsets, which are needed to "
+            "find a subject. Use its fast version (a folder with tokenizer.json)."
+        )
+    rows = hf.get_input_embeddings().weight.shape[0]
+    # A few added tokens without a row are common (Gemma 3 has one for images); a whole vocabulary is a mistake.
+    if tokenizer.vocab_size > rows:
+        raise ModelError(
+            f"The tokenizer of {name} has {tokenizer.vocab_size} tokens, but the model embeds {rows}: they do not "
+            "belong together."
+        )
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= rows:
+        fallback = tokenizer.eos_token or tokenizer.unk_token or tokenizer.bos_token
+        if fallback is None:
+            raise ModelError(f"The tokenizer of {name} has no padding token and no end token to stand in for it.")
+        tokenizer.pad_token = fallback
+
+
+# Fingerprint
+
+_NOT_ARCHITECTURE = {
+    "architectures",
+    "dtype",
+    "name_or_path",
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+}
+
+
+def _architecture(hf: Any) -> dict[str, Any]:
+    """The configuration without what a save and load, a version or a caller's habit changes."""
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {
+                str(key): clean(item)
+                for key, item in value.items()
+                if not str(key).startswith("_") and key not in _NOT_ARCHITECTURE and item is not None
+            }
+        return [clean(item) for item in value] if isinstance(value, list | tuple) else value
+
+    return {"class": type(hf).__name__, "config": clean(hf.config.to_dict())}
+
+
+def _stored_tensors(hf: Any) -> Iterator[tuple[str, Tensor]]:
+    """What the state dict holds, by name; a tensor with several names once, under the first."""
+    seen: set[tuple[int, torch.device, tuple[int, ...], tuple[int, ...]]] = set()
+    for name, tensor in sorted(hf.state_dict().items()):
+        identity = (tensor.data_ptr(), tensor.device, tuple(tensor.shape), tensor.stride())
+        if tensor.numel() and identity in seen:
+            continue
+        seen.add(identity)
+        yield name, tensor
+
+
+# Generation
+
+
+def _parameters_of(hf: Any) -> frozenset[str]:
+    return frozenset(inspect.signature(hf.forward).parameters)
+
+
+def _pad(rows: Sequence[Sequence[int]], pad: int, *, left: bool) -> tuple[Tensor, Tensor]:
+    """``(input_ids, attention_mask)``, ``[rows, seq]``, with at least one column."""
+    width = max(1, *(len(row) for row in rows))
+    ids = torch.full((len(rows), width), pad, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    for index, row in enumerate(rows):
+        where = slice(width - len(row), width) if left else slice(0, len(row))
+        ids[index, where] = torch.tensor(row, dtype=torch.long)
+        mask[index, where] = 1
+    return ids, mask
+
+
+def _choose(logits: Tensor, generator: torch.Generator | None, top_k: int | None, temperature: float) -> Tensor:
+    """Next token of each row, ``[rows]``: drawn on the CPU, so that a seed means the same on every device."""
+    if generator is None:
+        return logits.argmax(dim=-1)
+    scores = logits.float().cpu()
+    if top_k is None:
+        return torch.multinomial((scores / temperature).softmax(dim=-1), 1, generator=generator)[:, 0]
+    best, tokens = scores.topk(min(top_k, scores.shape[-1]), dim=-1)  # [rows, top_k]
+    drawn = torch.multinomial((best / temperature).softmax(dim=-1), 1, generator=generator)  # [rows, 1]
+    return tokens.gather(-1, drawn).squeeze(-1)

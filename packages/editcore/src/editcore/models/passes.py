@@ -1,0 +1,78 @@
+"""What is done to a forward pass from outside: hooks that are always removed, ends and starts at a block."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from editcore.models import LanguageModel
+
+__all__ = ["first_tensor", "hooks", "standing_aside", "stop_after"]
+
+
+class _Enough(Exception):  # noqa: N818  a signal, not an error
+    """Ends a forward pass once the deepest layer of interest has run."""
+
+
+def first_tensor(output: Any) -> Tensor:
+    """The hidden states of a module that returns them alone or first in a tuple."""
+    hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden
+
+
+@contextmanager
+def hooks() -> Iterator[list[torch.utils.hooks.RemovableHandle]]:
+    """A list of hook handles that are removed at the end, exceptions included."""
+    handles: list[torch.utils.hooks.RemovableHandle] = []
+    try:
+        yield handles
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def stop_after(model: LanguageModel, layer: int) -> Iterator[None]:
+    """Ends a forward pass inside the block once ``layer`` has run: no later block, no logits."""
+
+    def stop(_module: nn.Module, _args: tuple[Any, ...], _output: Any) -> None:
+        raise _Enough
+
+    with hooks() as handles, contextlib.suppress(_Enough):
+        handles.append(model.block(layer).register_forward_hook(stop))
+        yield
+
+
+@contextmanager
+def standing_aside(model: LanguageModel, count: int, hidden: Tensor | None, *, tuples: bool) -> Iterator[None]:
+    """The first ``count`` blocks hand on ``hidden`` instead of computing it; with ``None`` they do as always.
+
+    Args:
+        hidden: what enters the block ``count``, ``[rows, seq, d_model]``.
+        tuples: whether blocks return a tuple.
+    """
+    if hidden is None:
+        yield
+        return
+
+    def forward(*_args: Any, **_kwargs: Any) -> Any:
+        return (hidden,) if tuples else hidden
+
+    blocks = [model.block(index) for index in range(count)]
+    replaced = [block.__dict__.get("forward") for block in blocks]  # a forward set on the instance (accelerate does)
+    try:
+        for block in blocks:
+            block.forward = forward
+        yield
+    finally:
+        for block, earlier in zip(blocks, replaced, strict=True):
+            if earlier is None:
+                del block.forward
+            else:
+                block.forward = earlier

@@ -1,0 +1,73 @@
+"""What stands around a prompt when a model reads it: nothing, or the turns of its chat template.
+
+There is one such form per model, and every prompt goes through it: those of an edit, with their context templates and
+the essence prompt, those that are scored, and those that are continued. Text that is no prompt (a corpus, the sampled
+openings of context templates, perplexity) does not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from editcore.interfaces.errors import ModelError
+
+__all__ = ["PLAIN", "PromptForm", "chat_form"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptForm:
+    """A prompt is read as ``before + prompt + after``, and its continuation follows at once."""
+
+    before: str = ""
+    after: str = ""
+    space: bool = True
+    """Whether a continuation is joined with a space; the answer of a chat begins without one."""
+    special_tokens: bool = True
+    """Whether the tokenizer adds its own (BOS); a chat template writes them out."""
+
+    def wrap(self, prompt: str) -> str:
+        """The text that the model reads."""
+        return self.before + prompt + self.after
+
+    def continuation(self, target: str) -> str:
+        """``target`` as it follows the prompt."""
+        return f" {target.removeprefix(' ')}" if self.space else target.removeprefix(" ")
+
+    def shown(self, prompt: str, answer: str) -> str:
+        """Both, for people: a continued sentence, or a turn and its answer."""
+        return prompt + answer if self.space else f"{prompt} → {answer}"
+
+
+PLAIN = PromptForm()
+"""Plain text, which the tokenizer encodes as usual."""
+
+_SLOT = "PROMPTGOESHERE"
+
+
+def chat_form(tokenizer: Any, *, name: str) -> PromptForm:
+    """The form in which the prompt is the user's turn and the answer is the start of the assistant's.
+
+    A template that can think is asked not to: what it writes in place of a thought is part of ``after``.
+
+    Raises:
+        ModelError: the tokenizer has no chat template, or it does not keep a user's text as it is.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise ModelError(
+            f"The tokenizer of {name} has no chat template, so --chat-template cannot be used: leave it out (base "
+            "models continue plain text), or choose an instruct model."
+        )
+    from jinja2 import TemplateError
+
+    turns = [{"role": "user", "content": _SLOT}]
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+    except (TemplateError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"The chat template of {name} cannot be applied: {' '.join(str(error).split())}.") from error
+    if text.count(_SLOT) != 1:
+        raise ModelError(
+            f"The chat template of {name} shows a user's text {text.count(_SLOT)} times; it must show it once."
+        )
+    before, _, after = text.partition(_SLOT)
+    return PromptForm(before=before, after=after, space=False, special_tokens=False)

@@ -1,0 +1,5 @@
+"""A model that nobody has edited yet: causal tracing, trials with real edits, and the presets that they lead to."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,279 @@
+"""Onboarding: how a model that nobody has edited yet is edited best, found by editing it a little.
+
+Tracing proposes layers, trials decide. A trial writes a few facts with some settings, measures ES, PS and NS on them,
+and leaves the model as it was. No method is named here: what an editor can be told follows from its settings, by the
+names that the field has for them (:class:`editcore.locate_then_edit.hparams.LocateThenEditHParams`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from editcore._util.files import write_text
+from editcore.evaluation import CounterFactEvaluator, Summary, summarize
+from editcore.interfaces.errors import EditcoreError, ModelError, PluginError, RunError
+from editcore.interfaces.progress import Progress, silent
+from editcore.interfaces.protocols import EditContext, Editor
+from editcore.interfaces.specs import EditorSpec
+from editcore.interfaces.values import EditBatch, FactRecord
+from editcore.models.writing import applied
+from editcore.plugins.registry import Plugins, boundary, resolve
+from editcore.settings.hparams import HParams, build, describe, to_toml
+from editcore.settings.presets import model_stem, own_folder
+
+if TYPE_CHECKING:
+    from editcore.locate_then_edit.located import Tracing
+    from editcore.models import LanguageModel
+    from editcore.second_moments.statistics import StatisticsStore
+
+__all__ = [
+    "Bench",
+    "Trial",
+    "best",
+    "candidate_layers",
+    "preset_paths",
+    "span_below",
+    "tunable_editors",
+    "write_presets",
+]
+
+Settings = Mapping[str, Any]
+
+FAST: Settings = {"context_count": 2, "v_stop_probability": 0.9}
+"""Settings of every trial, and so of the presets, where the editor has them: on SmolLM2 two contexts edit as well as
+five, and a fact that has reached 0.9 gains little from more steps."""
+CLAMPS = (0.5, 1.5)
+"""Values of ``clamp_norm_factor`` tried beside the editor's own. Behind a norm small ones keep more of the rest."""
+_SPAN_SHARE, _MAX_SPAN = 5 / 32, 5
+"""MEMIT's published ranges: five of 32 blocks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """What became of a few facts under some settings."""
+
+    editor: str
+    settings: Settings
+    summary: Summary | None
+    """``None`` if the settings do not work."""
+    problem: str = ""
+    """Why they do not."""
+    seconds: float = 0.0
+    toml: str = ""
+    """The settings as a preset has them."""
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """The score, then how decided the model is: mean differences of probability. Greater is better."""
+        if self.summary is None:
+            return (-1.0, 0.0)
+        score = self.summary.score
+        magnitudes = [self.summary.metrics[name].mean for name in ("EM", "PM", "NM") if name in self.summary.metrics]
+        return (score if score == score else 0.0, sum(magnitudes))
+
+    @property
+    def label(self) -> str:
+        """The settings that set it apart."""
+        return ", ".join(f"{name}={_shown(value)}" for name, value in self.settings.items() if name not in FAST)
+
+    def row(self) -> dict[str, object]:
+        """For a table."""
+        values = self.summary.percentages() if self.summary else {}
+        return {
+            "editor": self.editor,
+            "settings": ", ".join(f"{name}={_shown(value)}" for name, value in self.settings.items()),
+            **{name: values.get(name, float("nan")) for name in ("ES", "PS", "NS", "score")},
+            "seconds": self.seconds,
+            "problem": self.problem,
+        }
+
+
+def _shown(value: object) -> str:
+    return str(list(value)) if isinstance(value, tuple) else str(value)
+
+
+def best(trials: Iterable[Trial]) -> Trial:
+    """The trial of the greatest rank, the first of equals.
+
+    Raises:
+        ModelError: none of them worked; with the first one's reason.
+    """
+    trials = list(trials)
+    chosen = max(trials, key=lambda trial: trial.rank)
+    if chosen.summary is None:
+        raise ModelError(f"No settings that were tried can edit this model. {trials[0].problem}")
+    return chosen
+
+
+def tunable_editors(plugins: Plugins, names: Sequence[str] = ()) -> list[EditorSpec]:
+    """The editors (all installed, unless named) that are told which layers to edit, those that solve batches first.
+
+    Raises:
+        UnknownNameError: there is no such editor.
+        PluginError: none has a setting ``layers``, or one of those named has not.
+    """
+    specs = [plugins.editor(name) for name in names] if names else list(plugins.editors().values())
+    found = [spec for spec in specs if "layers" in _settings_of(spec)]
+    if names and len(found) < len(specs):
+        other = next(spec.name for spec in specs if spec not in found)
+        raise PluginError(f"The editor '{other}' has no setting 'layers', so that there is nothing to find out for it.")
+    if not found:
+        raise PluginError("No installed editor has a setting 'layers', so that there is nothing to find out.")
+    return found if names else sorted(found, key=lambda spec: (spec.capabilities.max_batch is not None, spec.name))
+
+
+def _settings_of(spec: EditorSpec) -> set[str]:
+    return {setting.name for setting in describe(resolve(spec.hparams))}
+
+
+def candidate_layers(num_layers: int, count: int, tracing: Tracing | None) -> list[int]:
+    """Those that tracing ranks first; without one, as many spread evenly over the depth.
+
+    Never the last of several: what it writes at a subject's token reaches no later one.
+    """
+    last = max(0, num_layers - 2)
+    count = min(count, last + 1)
+    if tracing is not None and tracing.used:
+        return sorted(tracing.ranked_layers(range(last + 1))[:count])
+    step = last / max(1, count - 1)
+    return sorted({round(number * step) for number in range(count)})
+
+
+def span_below(layer: int, num_layers: int) -> tuple[int, ...]:
+    """The layers over which an edit that ends at ``layer`` may be spread, that one included."""
+    width = min(_MAX_SPAN, max(2, round(_SPAN_SHARE * num_layers)))
+    return tuple(range(max(0, layer - width + 1), layer + 1))
+
+
+class Bench:
+    """A model, a few facts, and what becomes of them."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        records: Sequence[FactRecord],
+        statistics: StatisticsStore,
+        *,
+        seed: int = 0,
+        progress: Progress = silent,
+    ) -> None:
+        self.model = model
+        self.records = list(records)
+        self.statistics = statistics
+        self.progress = progress
+        self.trials: list[Trial] = []
+        self._context = EditContext(statistics=statistics, seed=seed)
+        self.before = self._measure()
+
+    def _measure(self) -> Summary:
+        return summarize(CounterFactEvaluator().evaluate(self.model, self.records))
+
+    def scan(self, spec: EditorSpec, layers: Sequence[int]) -> dict[int, Trial]:
+        """Each layer alone."""
+        return dict(zip(layers, self._each(spec, "trying layers", [{"layers": (at,)} for at in layers]), strict=True))
+
+    def clamps(self, spec: EditorSpec, layer: int) -> list[Trial]:
+        """Other largest values at one layer; nothing for an editor without that setting."""
+        if "clamp_norm_factor" not in _settings_of(spec):
+            return []
+        return list(
+            self._each(spec, "trying clamps", [{"layers": (layer,), "clamp_norm_factor": clamp} for clamp in CLAMPS])
+        )
+
+    def alternatives(self, spec: EditorSpec, settings: Settings) -> list[Trial]:
+        """One editor with settings found with another: with their layer, and with the layers below it where the editor
+        can spread an edit and the model lets it."""
+        wanted = [dict(settings)]
+        span = span_below(settings["layers"][-1], self.model.layout.num_layers)
+        if spec.capabilities.multi_layer and self.model.layout.norm_placement == "pre" and len(span) > 1:
+            wanted.append({**settings, "layers": span})
+        return list(self._each(spec, f"trying {spec.name}", wanted))
+
+    def _each(self, spec: EditorSpec, what: str, wanted: Sequence[Settings]) -> Iterator[Trial]:
+        with self.progress.task(what, len(wanted)) as advance:
+            for settings in wanted:
+                yield self._try(spec, settings)
+                advance(1)
+
+    def _try(self, spec: EditorSpec, settings: Settings) -> Trial:
+        has = _settings_of(spec)
+        used = {name: value for name, value in {**settings, **FAST}.items() if name in has}
+        known = next((one for one in self.trials if (one.editor, one.settings) == (spec.name, used)), None)
+        if known is not None:
+            return known
+        start = time.perf_counter()
+        summary, problem, text = None, "", ""
+        try:
+            hparams: HParams = build(resolve(spec.hparams), [used], owner=spec.name)
+            text = to_toml(hparams, only=used)
+            summary = self._edited(spec, hparams)
+        except EditcoreError as error:
+            problem = str(error)
+        trial = Trial(
+            editor=spec.name,
+            settings=used,
+            summary=summary,
+            problem=problem,
+            seconds=time.perf_counter() - start,
+            toml=text,
+        )
+        self.trials.append(trial)
+        return trial
+
+    def _edited(self, spec: EditorSpec, hparams: HParams) -> Summary:
+        """All facts written, as many at a time as the editor solves together, and measured; the bits are back when
+        this returns."""
+        requests = tuple(record.request for record in self.records)
+        size = spec.capabilities.max_batch or len(requests)
+        target = resolve(spec.target)
+        with boundary(f"The editor '{spec.name}' failed: "), ExitStack() as stack:
+            editor: Editor = target(hparams)
+            editor.prepare(self.model, self._context)
+            for index, start in enumerate(range(0, len(requests), size)):
+                batch = EditBatch.of(requests[start : start + size], index=index)
+                stack.enter_context(applied(self.model, editor.propose(self.model, batch, self._context).deltas))
+            return self._measure()
+
+
+def preset_paths(specs: Iterable[EditorSpec], model_name: str, *, replace: bool) -> dict[str, Path]:
+    """Where the user's preset of each editor for the model goes.
+
+    Raises:
+        RunError: one is there already and is not to be replaced.
+    """
+    paths = {spec.name: own_folder(spec.name) / f"{model_stem(model_name)}.toml" for spec in specs}
+    taken = [str(path) for path in paths.values() if path.exists()]
+    if taken and not replace:
+        raise RunError(
+            f"There are presets of yours for {model_name} already: {', '.join(taken)}. Give --replace to measure anew "
+            "and write over them."
+        )
+    return paths
+
+
+def write_presets(trials: Iterable[Trial], paths: Mapping[str, Path], *, measured: str, before: Summary) -> list[Path]:
+    """Each editor's settings as a preset of the user's that says what it reached.
+
+    Args:
+        measured: on what, for the preset's first line.
+
+    Raises:
+        StorageError: a file cannot be written.
+    """
+    written = []
+    for trial in trials:
+        assert trial.summary is not None
+        after, was = _three(trial.summary), _three(before)
+        head = f"# Measured by editctl onboard on {measured}.\n# ES / PS / NS: {after} after editing, {was} before.\n"
+        write_text(paths[trial.editor], head + trial.toml)
+        written.append(paths[trial.editor])
+    return written
+
+
+def _three(summary: Summary) -> str:
+    return " / ".join(f"{value:.1f}".removesuffix(".0") for value in (summary.ES, summary.PS, summary.NS))

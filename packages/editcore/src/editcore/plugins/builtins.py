@@ -1,0 +1,66 @@
+"""What editcore itself offers, announced like everybody's plugins."""
+
+from __future__ import annotations
+
+from editcore.interfaces.hookspecs import hookimpl
+from editcore.interfaces.specs import BackendSpec, DatasetSpec, EvaluatorSpec, ExecutorSpec, ExtensionSpec
+
+
+@hookimpl
+def editcore_backends() -> list[BackendSpec]:
+    """The backend that writes into the weights."""
+    return [
+        BackendSpec(
+            "raw", target="editcore.runs.backends:RawBackend", summary="Adds the change to the weights themselves."
+        )
+    ]
+
+
+@hookimpl
+def editcore_evaluators() -> list[EvaluatorSpec]:
+    """The measurements of CounterFact."""
+    return [
+        EvaluatorSpec(
+            "counterfact",
+            target="editcore.evaluation:CounterFactEvaluator",
+            summary="Efficacy, paraphrase and neighbourhood: does the new object win over the true one?",
+        )
+    ]
+
+
+@hookimpl
+def editcore_datasets() -> list[DatasetSpec]:
+    """The facts that come with editcore."""
+    return [
+        DatasetSpec(
+            "worldfacts",
+            target="editcore.datasets:load_worldfacts",
+            summary="Counterfactual edits of facts that small models know, in the CounterFact schema.",
+        )
+    ]
+
+
+@hookimpl
+def editcore_extensions() -> list[ExtensionSpec]:
+    """The tracker that needs nothing else."""
+    return [
+        ExtensionSpec(
+            "jsonl",
+            target="editcore.runs.trackers:JsonlTracker",
+            hparams="editcore.runs.trackers:JsonlHParams",
+            summary="Append what happens in a run to a file, a JSON line per event.",
+        )
+    ]
+
+
+@hookimpl
+def editcore_executors() -> list[ExecutorSpec]:
+    """Processes of this machine."""
+    return [
+        ExecutorSpec(
+            "local",
+            target="editcore.execution.executors:LocalExecutor",
+            hparams="editcore.execution.executors:LocalHParams",
+            summary="Processes of this machine, one to a core or a GPU.",
+        )
+    ]

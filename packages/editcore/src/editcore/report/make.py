@@ -1,0 +1,90 @@
+"""Which report a directory gets, and the files that it becomes."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from editcore._util.files import remove_leftovers, replacing, write_text
+from editcore._util.paths import check_writable
+from editcore.interfaces.errors import RunError
+from editcore.report.document import Document
+from editcore.report.html import page
+from editcore.report.markdown import summary
+from editcore.report.of_run import run_report
+from editcore.report.of_sweep import sweep_report
+from editcore.runs.record import RUN_NAME
+from editcore.runs.results import FIGURES_NAME
+from editcore.sweeps import PLAN_NAME
+
+__all__ = ["PAGE_NAME", "REPORT_NAME", "Report", "make_report"]
+
+REPORT_NAME = "report"
+PAGE_NAME = "index.html"
+SUMMARY_NAME = "report.md"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """Where a report is."""
+
+    directory: Path
+    page: Path
+    """One HTML file that needs no other."""
+    summary: Path
+    """Markdown; its figures are in ``figures/`` beside it."""
+    figures: tuple[Path, ...]
+
+
+def make_report(directory: Path, out: Path | None = None) -> Report:
+    """Write the report of a run or sweep directory. One that is there already is replaced.
+
+    Args:
+        out: the folder to write to; left out, ``report`` in ``directory``.
+
+    Raises:
+        RunError: there is neither a finished run nor a sweep, a file of it is damaged, or ``out`` has something else
+            in it.
+        StorageError: a file cannot be written.
+    """
+    out = out or directory / REPORT_NAME
+    writer = f"editcore {version('editcore')}"
+    if (directory / PLAN_NAME).exists():
+        document = sweep_report(directory, writer=writer, link_to=lambda path: _relative(path, out))
+    elif (directory / RUN_NAME).exists():
+        document = run_report(directory, writer=writer)
+    else:
+        raise RunError(
+            f"{directory} is neither a run ({RUN_NAME} is not there) nor a sweep ({PLAN_NAME} is not there); give a "
+            "directory that 'editctl run' or 'editctl sweep' wrote."
+        )
+    _refuse_foreign(out)
+    return _write(document, out)
+
+
+def _relative(path: Path, start: Path) -> str:
+    return Path(os.path.relpath(path, start)).as_posix()
+
+
+def _refuse_foreign(out: Path) -> None:
+    if out.is_dir() and any(out.iterdir()) and not (out / PAGE_NAME).exists():
+        raise RunError(f"The output {out} is already there and is no report; give another --out, or remove it.")
+    if out.exists() and not out.is_dir():
+        raise RunError(f"The output {out} is a file; give another --out.")
+    check_writable(out)
+
+
+def _write(document: Document, out: Path) -> Report:
+    """The figures first and the page last: a page is never without what it speaks of."""
+    figures = out / FIGURES_NAME
+    for folder in (out, figures):
+        remove_leftovers(folder)
+    pictures = {figures / f"{one.name}.png": one.png for one in document.pictures}
+    for path, png in pictures.items():
+        with replacing(path) as temporary:
+            temporary.write_bytes(png)
+    write_text(out / SUMMARY_NAME, summary(document))
+    write_text(out / PAGE_NAME, page(document))
+    return Report(directory=out, page=out / PAGE_NAME, summary=out / SUMMARY_NAME, figures=tuple(pictures))

@@ -1,0 +1,125 @@
+"""What a finished run left in its directory, read and checked for a report."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from editcore.interfaces.errors import RunError
+from editcore.interfaces.values import FactRecord, RejectedRequest, first_problem
+from editcore.ledger.ledger import Ledger
+from editcore.runs.record import RunRecord, recorded
+from editcore.runs.results import RESULTS_NAME, SUMMARY_NAME
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["RunResults", "RunSummary"]
+
+_COLUMNS = ("phase", "case_id", "relation", "kind", "prompts", "success", "magnitude", "accuracy", "nll_new")
+
+
+class _Said(BaseModel):
+    prompt: str
+    target_new: str
+    before: str
+    after: str
+
+
+class RunSummary(BaseModel):
+    """``summary.json``, as far as a report reads it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    edits: int
+    rejected: int
+    seconds_per_edit: float | None
+    seconds: Mapping[str, float | None]
+    peak_memory_bytes: int
+    samples: Sequence[_Said]
+    notes: Sequence[str]
+    extensions: Mapping[str, Mapping[str, Any]]
+    checkpoints: Sequence[Mapping[str, Any]] = ()
+    """What was measured between the first edit and the last."""
+    forgetting: Mapping[str, Any] = {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResults:
+    """A finished run."""
+
+    directory: Path
+    record: RunRecord
+    facts: Sequence[FactRecord]
+    """What the run was asked to edit."""
+    ledger: Ledger
+    summary: RunSummary
+    scores: pd.DataFrame
+    """``results.parquet``; see :func:`editcore.evaluation.to_frame`."""
+
+    @classmethod
+    def read(cls, directory: Path) -> RunResults:
+        """Read a run directory.
+
+        Raises:
+            RunError: the run is not finished, or a file is missing or damaged.
+        """
+        record = RunRecord.read(directory)
+        if not (directory / SUMMARY_NAME).exists():
+            again = shlex.join(["editctl", "run", "--resume", "--out", str(directory)])
+            raise RunError(
+                f"The run in {directory} has no results yet ({SUMMARY_NAME} is not there); finish it with: {again}"
+            )
+        return cls(
+            directory=directory,
+            record=record,
+            facts=recorded(directory),
+            ledger=Ledger.read(directory),
+            summary=_summary(directory / SUMMARY_NAME),
+            scores=_scores(directory / RESULTS_NAME),
+        )
+
+    def phase(self, name: str) -> pd.DataFrame:
+        """The scores ``before`` or ``after`` the edits."""
+        return self.scores[self.scores["phase"] == name]
+
+    @property
+    def is_older_than_ledger(self) -> bool:
+        """Whether edits were undone or redone since the facts were measured."""
+        asked = {one.request.id for one in self.facts}
+        active = {fact.id for fact in self.ledger.facts()} & asked
+        return set(self.phase("after")["case_id"]) != active
+
+    @property
+    def refusals(self) -> list[tuple[int, RejectedRequest]]:
+        """Every fact that an extension kept out, alone or with its whole batch, and its batch."""
+        return [(entry.batch, one) for entry in self.ledger.batches for one in entry.all_rejected]
+
+
+def _summary(path: Path) -> RunSummary:
+    try:
+        return RunSummary.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise RunError(f"{path} cannot be read ({error.strerror}).") from error
+    except ValidationError as error:
+        raise RunError(f"{path} is damaged ({first_problem(error)}).") from error
+
+
+def _scores(path: Path) -> pd.DataFrame:
+    import pandas as pd
+
+    try:
+        frame = pd.read_parquet(path)
+    except FileNotFoundError as error:
+        raise RunError(f"{path} is not there; without it a run has no results.") from error
+    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
+        raise RunError(f"{path} is damaged: {' '.join(str(error).split())}.") from error
+    missing = [name for name in _COLUMNS if name not in frame]
+    if missing:
+        raise RunError(f"{path} is damaged: it has no column '{missing[0]}'.")
+    return frame

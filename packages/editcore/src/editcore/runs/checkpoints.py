@@ -1,0 +1,347 @@
+"""Checkpoints of a run: what the edits made so far are worth, measured while more are made.
+
+At a checkpoint all active facts, or a sample of them over all ages, are scored again, with the perplexity on a text
+that no edit is about and the size of what was written. Each is durable before the next batch starts:
+``checkpoints/NNNNN.parquet`` (after batch NNNNN) has its scores, ``forgetting.json`` everything else. The end of a run
+is its last checkpoint, always over all facts; ``checkpoints.parquet`` then has the scores of all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from editcore._util.files import json_text, replacing, write_text
+from editcore.evaluation import summarize
+from editcore.interfaces.errors import RunError
+from editcore.interfaces.values import first_problem
+from editcore.runs.forgetting import Forgetting, Observation, ages, forgetting, sample_by_age
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from editcore.evaluation import PromptScore, Summary
+    from editcore.interfaces.values import FactRecord
+    from editcore.runs.session import EditSession
+
+__all__ = ["CHECKPOINTS", "FORGETTING_NAME", "Checkpoint", "Checkpoints", "HeldOutText", "Watched", "read_watched"]
+
+CHECKPOINTS = "checkpoints"
+TABLE_NAME = "checkpoints.parquet"
+FORGETTING_NAME = "forgetting.json"
+
+TEXT_TOKENS = 2048
+"""Tokens of the text for perplexity: as much work as some hundred prompts."""
+TEXT_WINDOW = 256
+"""Tokens of one window of it."""
+SEED_OFFSET = 1
+"""Added to the run's seed for a text that the model writes itself: the second moments have the run's seed."""
+
+_TYPES = {
+    "after_batch": "int64", "num_edits": "int64", "request_id": "string", "batch": "int64", "age": "int64",
+    "kind": "string", "prompt_index": "int64", "success": "float64", "nll_new": "float64", "nll_true": "float64",
+}  # fmt: skip
+
+
+class TextInfo(BaseModel):
+    """The text for perplexity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str
+    """Where it is from and what decides it: ``self:ancestral:SEED``, or a name with a hash."""
+    tokens: int
+    window: int
+    """Tokens of one forward pass; see :func:`editcore.evaluation.perplexity`."""
+    perplexity: float
+    """Of the unedited model."""
+
+
+class HeldOutText(TextInfo):
+    """A text with its tokens, kept so that a resumed run measures the same one."""
+
+    ids: tuple[int, ...]
+
+    @classmethod
+    def measured(cls, session: EditSession, name: str | None, seed: int, *, tokens: int = TEXT_TOKENS) -> HeldOutText:
+        """The text of that name and what the model, unedited now, makes of it.
+
+        Args:
+            name: as :func:`editcore.second_moments.open_corpus` knows it; ``None`` is text of the model itself, with
+                another seed than the second moments have.
+            seed: the run's.
+            tokens: how many of the text, from its start.
+
+        Raises:
+            StatisticsError: it cannot be read or is shorter than a window.
+        """
+        from editcore.evaluation import perplexity
+        from editcore.evaluation.text import opening_ids
+        from editcore.second_moments.corpora import open_corpus
+
+        corpus, model = open_corpus(name or "self", seed=seed + SEED_OFFSET), session.model
+        progress = session.context.progress
+        rows = [tuple(row) for row in corpus.sequences(model, tokens, TEXT_WINDOW, progress=progress).tolist()]
+        opening = opening_ids(model)
+        ids = tuple(token for row in rows for token in row[len(opening) * (row[: len(opening)] == opening) :])
+        value = perplexity(model, ids, window=TEXT_WINDOW, progress=progress)
+        return cls(source=corpus.identity(), tokens=len(ids), window=TEXT_WINDOW, perplexity=value, ids=ids)
+
+    def info(self) -> TextInfo:
+        """Without the tokens."""
+        return TextInfo(**self.model_dump(exclude={"ids"}))
+
+
+class Checkpoint(BaseModel):
+    """What was measured after a batch. Metrics are in percent; ``None`` where one cannot be computed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    batch: int
+    """Index of the batch before it."""
+    num_edits: int
+    """Facts that were active."""
+    facts: int
+    """Facts that were scored: all of them, or a sample."""
+    ES: float | None
+    PS: float | None
+    NS: float | None
+    score: float | None
+    before: Mapping[str, float | None]
+    """``ES``, ``PS``, ``NS`` and ``score`` of the unedited model on the same facts."""
+    interval: Mapping[str, tuple[float, float]]
+    """95 % intervals over facts of ``ES``, ``PS`` and ``NS``."""
+    perplexity: float
+    perplexity_ratio: float
+    """To the unedited model."""
+    relative_change: Mapping[str, float]
+    """‖ΔW‖/‖W‖ (Frobenius) by weight: all active deltas together over the unedited weight."""
+    seconds: float
+    """Wall time of this checkpoint's measurements."""
+
+
+class Watched(BaseModel):
+    """``forgetting.json``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    eval_every: int
+    eval_sample: int | None
+    text: TextInfo
+    checkpoints: tuple[Checkpoint, ...]
+    forgetting: Forgetting
+
+
+def read_watched(directory: Path) -> Watched:
+    """What a run, finished or not, has seen at its checkpoints.
+
+    Raises:
+        RunError: there was none yet, or the file is damaged.
+    """
+    path = directory / FORGETTING_NAME
+    try:
+        return Watched.model_validate_json(path.read_bytes())
+    except FileNotFoundError as error:
+        raise RunError(
+            f"{directory} has no checkpoints ({FORGETTING_NAME} is not there). Runs have them with "
+            "'editctl run --eval-every N'."
+        ) from error
+    except OSError as error:
+        raise RunError(f"{path} cannot be read ({error.strerror}).") from error
+    except ValidationError as error:
+        raise RunError(f"{path} is damaged ({first_problem(error)}).") from error
+
+
+class Checkpoints:
+    """Measures a session at checkpoints and keeps what it finds; one that was resumed goes on where it stopped."""
+
+    def __init__(
+        self,
+        session: EditSession,
+        records: Sequence[FactRecord],
+        before: Sequence[PromptScore],
+        text: HeldOutText,
+        *,
+        every: int,
+        sample: int | None,
+        seed: int,
+        directory: Path,
+    ) -> None:
+        self._session = session
+        self._records = {record.request.id: record for record in records}
+        self._before = before
+        self._text = text
+        self._every, self._sample, self._seed = every, sample, seed
+        self._directory = directory
+        self._norms: dict[str, float] = {}
+        self._found = {one.batch: one for one in self._read()}
+        self._frames = self._read_frames()
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of all checkpoints so far."""
+        return sum(one.seconds for one in self._found.values())
+
+    def check(self) -> None:
+        """Measure if a checkpoint is due after the last batch and was not measured yet.
+
+        One is due after every batch with which the facts that were handled, applied or refused, reach or pass a
+        multiple of ``every``.
+        """
+        batches = self._session.ledger.batches
+        sizes = [entry.num_new + len(entry.rejected) for entry in batches]
+        handled = sum(sizes)
+        if not batches or batches[-1].batch in self._found:
+            return
+        if handled // self._every == (handled - sizes[-1]) // self._every:
+            return
+        start, batch = time.perf_counter(), batches[-1].batch
+        requests = sample_by_age(self._session.requests, self._sample, seed=f"{self._seed}:{batch}")
+        records = [self._records[one.id] for one in requests if one.id in self._records]
+        scores, _ = self._session.evaluate(records, phase=str(len(self._session.requests)))
+        frame = self._add(batch, scores, start)
+        with replacing(self._directory / CHECKPOINTS / f"{batch:05d}.parquet") as path:
+            frame.to_parquet(path, index=False)
+        self._write()
+
+    def finish(self, scores: Sequence[PromptScore], *, start: float) -> Watched:
+        """Take what was measured at the end of the run as the last checkpoint, and write the table.
+
+        Args:
+            scores: of all active facts.
+            start: when that measurement began, by ``time.perf_counter``.
+        """
+        batches = self._session.ledger.batches
+        self._add(batches[-1].batch if batches else -1, scores, start)
+        with replacing(self._directory / TABLE_NAME) as path:
+            self._frame().to_parquet(path, index=False)
+        watched = self._write()
+        for batch in self._found:  # the table has them now
+            (self._directory / CHECKPOINTS / f"{batch:05d}.parquet").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            (self._directory / CHECKPOINTS).rmdir()
+        return watched
+
+    def _add(self, batch: int, scores: Sequence[PromptScore], start: float) -> pd.DataFrame:
+        from editcore.evaluation import perplexity
+
+        session, text = self._session, self._text
+        value = perplexity(session.model, text.ids, window=text.window, progress=session.context.progress)
+        change = self._relative_change()
+        now = summarize(scores)
+        cases = {one.case_id for one in scores}
+        self._frames[batch] = _frame(scores, batch, session)
+        self._found[batch] = Checkpoint(
+            batch=batch,
+            num_edits=len(session.requests),
+            facts=now.cases,
+            **_percentages(now),
+            before=_percentages(summarize(one for one in self._before if one.case_id in cases)),
+            interval={name: now.metrics[name].interval for name in ("ES", "PS", "NS") if name in now.metrics},
+            perplexity=value,
+            perplexity_ratio=value / text.perplexity,
+            relative_change=change,
+            seconds=time.perf_counter() - start,
+        )
+        return self._frames[batch]
+
+    def _relative_change(self) -> dict[str, float]:
+        from editcore.second_moments.linalg import norm_of_sum
+
+        session = self._session
+        active = session.ledger.active()
+        names = sorted({name for deltas in active for name in deltas})
+        if new := [name for name in names if name not in self._norms]:
+            weight = session.model.weight
+            self._norms |= session.without_edits(lambda: {name: float(weight(name).double().norm()) for name in new})
+        return {
+            name: norm_of_sum([deltas[name] for deltas in active if name in deltas]) / self._norms[name]
+            for name in names
+        }
+
+    # On disk
+
+    def _read(self) -> tuple[Checkpoint, ...]:
+        if not (self._directory / FORGETTING_NAME).exists():
+            return ()
+        return read_watched(self._directory).checkpoints
+
+    def _read_frames(self) -> dict[int, pd.DataFrame]:
+        """The scores of the checkpoints that are known, from the table of all where that was written already."""
+        import pandas as pd
+
+        table = self._directory / TABLE_NAME
+        paths = [table] if table.exists() else [self._directory / CHECKPOINTS / f"{n:05d}.parquet" for n in self._found]
+        try:
+            read = [pd.read_parquet(path) for path in paths]
+            rows = pd.concat(read)[list(_TYPES)] if read else _frame([], -1, self._session)
+        except (OSError, ValueError, KeyError) as error:
+            raise RunError(
+                f"A table of checkpoints in {self._directory} is damaged or gone ({error}). Remove {FORGETTING_NAME} "
+                "to go on without the checkpoints so far."
+            ) from error
+        return {batch: rows[rows["after_batch"] == batch] for batch in self._found}
+
+    def _frame(self) -> pd.DataFrame:
+        import pandas as pd
+
+        frames = [self._frames[batch] for batch in sorted(self._frames)]
+        return pd.concat(frames, ignore_index=True).astype(_TYPES)
+
+    def _write(self) -> Watched:
+        watched = Watched(
+            eval_every=self._every,
+            eval_sample=self._sample,
+            text=self._text.info(),
+            checkpoints=tuple(self._found[batch] for batch in sorted(self._found)),
+            forgetting=forgetting(_observations(self._frame()), step=self._every),
+        )
+        text = json_text(json.loads(watched.model_dump_json()), indent=2)
+        write_text(self._directory / FORGETTING_NAME, text + "\n")
+        return watched
+
+
+def _percentages(summary: Summary) -> dict[str, float | None]:
+    found = summary.percentages()
+    return {name: found.get(name) for name in ("ES", "PS", "NS", "score")}
+
+
+def _frame(scores: Sequence[PromptScore], batch: int, session: EditSession) -> pd.DataFrame:
+    """A row per prompt."""
+    import pandas as pd
+
+    known = ages(session.ledger.history())
+    counts: dict[tuple[str, str], int] = {}
+    rows = []
+    for one in scores:
+        index = counts.get((one.case_id, one.kind), 0)
+        counts[one.case_id, one.kind] = index + 1
+        written, age = known[one.case_id]
+        rows.append(
+            {
+                "after_batch": batch,
+                "num_edits": len(session.requests),
+                "request_id": one.case_id,
+                "batch": written,
+                "age": age,
+                "kind": one.kind,
+                "prompt_index": index,
+                "success": None if one.success is None else float(one.success),
+                "nll_new": one.nll_new,
+                "nll_true": one.nll_true,
+            }
+        )
+    return pd.DataFrame(rows, columns=list(_TYPES)).astype(_TYPES)
+
+
+def _observations(frame: pd.DataFrame) -> list[Observation]:
+    """A rewrite prompt is one per fact; a fact without a true object has nothing to win against."""
+    rewrite = frame[(frame["kind"] == "rewrite") & frame["success"].notna()]
+    columns = (rewrite[name].tolist() for name in ("request_id", "age", "success"))
+    return [(name, age, success > 0.5) for name, age, success in zip(*columns, strict=True)]

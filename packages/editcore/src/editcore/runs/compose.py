@@ -1,0 +1,168 @@
+"""One set of edits out of several runs on the same base model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from editcore._util.files import write_text
+from editcore._util.lock import locked
+from editcore.interfaces.errors import RunError
+from editcore.interfaces.progress import Progress, silent
+from editcore.interfaces.values import EditRequest, FactRecord, KnownTarget
+from editcore.ledger.ledger import Ledger
+from editcore.plugins.registry import Plugins
+from editcore.runs.record import REQUESTS_NAME, RunRecord, recorded, write_run
+from editcore.runs.reopening import make_session
+
+__all__ = ["Composition", "Conflict", "compose"]
+
+OnConflict = Literal["error", "first", "last"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conflict:
+    """One fact that runs gave different targets."""
+
+    asked: tuple[tuple[Path, EditRequest], ...]
+    kept: EditRequest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Composition:
+    """A new run directory with the edits of several."""
+
+    directory: Path
+    edits: int
+    conflicts: tuple[Conflict, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Fact:
+    run: Path
+    record: FactRecord
+    known: KnownTarget
+
+    @property
+    def request(self) -> EditRequest:
+        return self.record.request
+
+
+def compose(
+    runs: Sequence[Path],
+    out: Path,
+    *,
+    on_conflict: OnConflict = "error",
+    plugins: Plugins | None = None,
+    progress: Progress = silent,
+) -> Composition:
+    """Join the active facts of several runs and solve them together, for the values that each was solved for.
+
+    The editor, its settings, backend and text are those of the first run; no target is optimised again. For an editor
+    of one layer that takes them all in one batch, the result does not depend on how the facts were batched before.
+
+    Args:
+        on_conflict: what to do where runs give one fact (subject and prompt) different targets: refuse, or keep the
+            one of the first or the last run that has it.
+
+    Raises:
+        RunError: runs have different base models or edited different weights, contradict each other, or ``out`` is
+            taken.
+    """
+    if len(runs) < 2:
+        raise RunError("Composing needs at least two runs.")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RunError(f"--out {out} is already there; give a directory that does not exist yet.")
+    plugins = plugins or Plugins.load()
+    records = [RunRecord.read(run) for run in runs]
+    for run, record in zip(runs[1:], records[1:], strict=True):
+        if record.model["fingerprint"] != records[0].model["fingerprint"]:
+            raise RunError(
+                f"{runs[0]} and {run} have different base models ({records[0].config.model}, {record.config.model}); "
+                "only edits of one model can be composed."
+            )
+    facts, conflicts = _joined([list(_facts(run)) for run in runs], on_conflict)
+    first = records[0].config
+    config = first.model_copy(
+        update={
+            "plugins": (),
+            "edits": None,
+            "dataset": " + ".join(map(str, runs)),
+            "settings": {
+                name: values for name, values in first.settings.items() if name in (first.editor, first.backend)
+            },
+        }
+    )
+    with locked(out):
+        session = make_session(config, out, records[0], plugins, progress)
+        requests = _renamed([fact.request for fact in facts])
+        known = {request.id: fact.known for request, fact in zip(requests, facts, strict=True)}
+        results = session.edit(requests, known=known)
+        lines = (
+            fact.record.model_copy(update={"request": request}).model_dump_json()
+            for request, fact in zip(requests, facts, strict=True)
+        )
+        write_text(out / REQUESTS_NAME, "".join(f"{line}\n" for line in lines))
+        write_run(out, config, session)
+    notes = dict.fromkeys(note for result in results for note in result.proposal.notes)
+    return Composition(directory=out, edits=len(requests), conflicts=tuple(conflicts), notes=tuple(notes))
+
+
+def _facts(run: Path) -> list[_Fact]:
+    """The active facts of a run, oldest first, each with the target it was solved for when it was written last."""
+    ledger = Ledger.read(run)
+    records = {record.request: record for record in recorded(run)}
+    known = {one.id: entry.known.get(one.id) for entry in ledger.history() for one in entry.new_requests}
+    found = []
+    for request in ledger.facts():
+        target = known[request.id]
+        if target is None:
+            raise RunError(f"{run} has no key and value of '{request.text}'; its editor does not keep them.")
+        found.append(_Fact(run, records.get(request, FactRecord(request=request)), target))
+    return found
+
+
+def _joined(runs: Sequence[Sequence[_Fact]], on_conflict: OnConflict) -> tuple[list[_Fact], list[Conflict]]:
+    groups: dict[tuple[str, str], list[_Fact]] = {}
+    for fact in (fact for facts in runs for fact in facts):
+        groups.setdefault(fact.request.fact_key, []).append(fact)
+    kept, conflicts = [], []
+    for group in groups.values():
+        chosen = group[0] if on_conflict == "first" else group[-1]
+        kept.append(chosen)
+        if len({fact.request.target_new for fact in group}) > 1:
+            asked = tuple((fact.run, fact.request) for fact in group)
+            conflicts.append(Conflict(asked=asked, kept=chosen.request))
+    if conflicts and on_conflict == "error":
+        targets = " and ".join(f"'{request.target_new}' ({run})" for run, request in conflicts[0].asked)
+        raise RunError(
+            f"The runs contradict each other about {len(conflicts)} facts, the first being "
+            f"'{conflicts[0].kept.text}': {targets}. Choose with --on-conflict first or last."
+        )
+    weights = {tuple(sorted(fact.known.values)): fact for fact in kept}
+    if len(weights) > 1:
+        (ours, first), (theirs, second), *_ = weights.items()
+        raise RunError(
+            f"{first.run} edited {', '.join(ours)} and {second.run} {', '.join(theirs)}; only edits of the same "
+            "weights can be solved together."
+        )
+    if not kept:
+        raise RunError("None of the runs has an active edit.")
+    return kept, conflicts
+
+
+def _renamed(requests: Sequence[EditRequest]) -> list[EditRequest]:
+    """Ids are unique in a run; one that comes again gets ``-2``, ``-3``, ... behind it."""
+    taken: set[str] = set()
+    renamed = []
+    for request in requests:
+        name, count = request.id, 1
+        while name in taken:
+            count += 1
+            name = f"{request.id}-{count}"
+        taken.add(name)
+        renamed.append(request if count == 1 else request.model_copy(update={"id": name}))
+    return renamed

@@ -1,0 +1,106 @@
+"""Everything that decides a run's result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from editcore.interfaces.errors import HParamsError, UnknownNameError
+from editcore.interfaces.values import first_problem
+from editcore.plugins.registry import Plugins
+from editcore.runs.checkpoints import TEXT_TOKENS, TEXT_WINDOW
+
+__all__ = ["RunConfig"]
+
+
+class RunConfig(BaseModel):
+    """Everything that decides a run's result, but for the versions of the code."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    editor: str
+    """Name of an installed editor."""
+    plugins: tuple[str, ...] = ()
+    """Extensions, in the order asked for. The name of a backend selects that backend."""
+    backend: str = "raw"
+    """How deltas are put into the model."""
+    model: str = "smollm2-135m"
+    """A catalogue name, a folder or a hub id."""
+    dataset: str = "worldfacts"
+    """A registered data set or a file of records."""
+    edits: Annotated[int, Field(ge=1)] | None = None
+    """How many records to edit, from the start of the data set; left out, all of them."""
+    batch_size: Annotated[int, Field(ge=1)] = 10
+    """Facts solved together."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of everything random."""
+    device: str = "cpu"
+    dtype: str = "float32"
+    preset: str | None = None
+    """A preset of the editor; left out, the one named like the model where there is one."""
+    corpus: str = "self"
+    """Text behind the second moments: self, docs, hf:NAME or a file."""
+    corpus_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Tokens counted; left out, ten times the width of the projection's input."""
+    chat_template: bool = False
+    """Whether the model's chat template stands around every prompt, of edits and of measurements."""
+    evaluator: str = "counterfact"
+    """What measures the model: before, at checkpoints and at the end."""
+    eval_every: Annotated[int, Field(ge=1)] | None = None
+    """Facts between two checkpoints, at which the edits made so far are measured again; left out, only the end is."""
+    eval_sample: Annotated[int, Field(ge=1)] | None = None
+    """Facts measured at a checkpoint, a seeded sample over all ages; left out, all. The end is measured on all."""
+    eval_text: str | None = None
+    """Text for the perplexity at checkpoints: docs, hf:NAME or a file; left out, text that the unedited model writes,
+    with another seed than the second moments have."""
+    eval_text_tokens: Annotated[int, Field(ge=TEXT_WINDOW)] = TEXT_TOKENS
+    """Tokens of it, from its start."""
+    settings: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)
+    """Hyperparameters by the name of the editor, backend or extension."""
+
+    @property
+    def method(self) -> str:
+        """What edits, in titles: the editor and its extensions."""
+        return " + ".join([self.editor, *self.plugins])
+
+    @classmethod
+    def create(cls, values: Mapping[str, Any], plugins: Plugins) -> RunConfig:
+        """A checked configuration; ``--plugin NAME`` of a backend becomes the backend.
+
+        Raises:
+            HParamsError: a value is missing or out of range.
+            UnknownNameError: there is no such option.
+        """
+        values = dict(values)
+        for name in values:
+            if name not in cls.model_fields:
+                raise UnknownNameError("option", name, cls.model_fields, hint="A plugin's settings stand in its table.")
+        given = values.get("plugins", ())
+        asked = [given] if isinstance(given, str) else [str(name) for name in given]
+        chosen = [name for name in asked if name in plugins.backends()]
+        if len(chosen) > 1:
+            raise HParamsError(f"--plugin names the backends {' and '.join(chosen)}; a run has one backend.")
+        if chosen:
+            values["backend"] = chosen[0]
+        values["plugins"] = tuple(name for name in asked if name not in chosen)
+        try:
+            config = cls(**values)
+        except ValidationError as error:
+            raise HParamsError(f"The run's configuration is wrong. {first_problem(error)}.") from error
+        if len(set(config.plugins)) < len(config.plugins):
+            raise HParamsError(f"A plugin is named twice: --plugin {' --plugin '.join(config.plugins)}.")
+        for name in ("eval_sample", "eval_text", "eval_text_tokens"):
+            value = getattr(config, name)
+            if config.eval_every is None and value != cls.model_fields[name].default:
+                raise HParamsError(
+                    f"--{name.replace('_', '-')} {value} is for checkpoints, and there are none without --eval-every N."
+                )
+        return config
+
+    def title(self, edits: int) -> str:
+        """What stands over a run's results: by what, on what, and how many facts of which data were edited."""
+        counted = f"{edits} edit" if edits == 1 else f"{edits} edits"
+        return f"{self.method} on {Path(self.model).name}: {counted} of {Path(self.dataset).name}"

@@ -1,0 +1,8 @@
+"""Files and folders that are written whole or not at all, for the commands of plugins that make run directories."""
+
+from __future__ import annotations
+
+from editcore._util.files import json_text, write_tensors, write_text
+from editcore._util.folders import making, refuse_existing
+
+__all__ = ["json_text", "making", "refuse_existing", "write_tensors", "write_text"]

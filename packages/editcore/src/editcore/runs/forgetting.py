@@ -1,0 +1,175 @@
+"""How edits are forgotten: retention by age, half-life, and the area under the curve.
+
+The *age* of a fact is the number of facts written after its own batch: right after that batch it is 0. A fact is
+*retained* if its rewrite prompt is still won. An observation is one fact at one age: ``(request id, age, retained)``.
+This module imports no torch.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from editcore.evaluation.scores import case_metric
+
+if TYPE_CHECKING:
+    from editcore.interfaces.history import LedgerEntry
+
+__all__ = ["AgeBin", "Curve", "Forgetting", "Observation", "ages", "forgetting", "monotone", "sample_by_age"]
+
+Observation = tuple[str, int, bool]
+T = TypeVar("T")
+
+_BINS = 10
+"""Bins behind age 0, at most: more than a picture can show."""
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Retention at every age that was observed, in ascending order of age."""
+
+    ages: tuple[int, ...]
+    """In facts written since."""
+    retention: tuple[float, ...]
+    """Share of the facts seen at that age that are retained, 0 to 1."""
+    facts: tuple[int, ...]
+    """How many there were."""
+
+    @classmethod
+    def of(cls, observations: Iterable[Observation]) -> Curve:
+        """The curve of some observations; a fact that was seen twice at one age counts twice."""
+        seen: dict[int, list[bool]] = {}
+        for _, age, retained in observations:
+            seen.setdefault(age, []).append(retained)
+        at = sorted(seen)
+        return cls(
+            ages=tuple(at),
+            retention=tuple(sum(seen[age]) / len(seen[age]) for age in at),
+            facts=tuple(len(seen[age]) for age in at),
+        )
+
+    @property
+    def half_life(self) -> int | None:
+        """The smallest observed age at which the monotone curve has fallen to half of its value at age 0 or below.
+
+        The curve is smoothed by :func:`monotone` first, so that one unlucky age does not decide. ``None`` if it never
+        falls so far, if no fact was seen at age 0, or if none was retained there.
+        """
+        smooth = monotone(self.retention, self.facts)
+        if not self.ages or self.ages[0] != 0 or smooth[0] == 0:
+            return None
+        return next((age for age, value in zip(self.ages, smooth, strict=True) if value <= smooth[0] / 2), None)
+
+    @property
+    def area(self) -> float | None:
+        """Mean retention over ages: the integral of the plain curve from its first to its last age, straight between
+        observed ages, over their distance. ``None`` without observations; of a single age its retention."""
+        if len(self.ages) < 2:
+            return self.retention[0] if self.ages else None
+        halves = [(one + other) / 2 for one, other in pairwise(self.retention)]
+        widths = [later - age for age, later in pairwise(self.ages)]
+        return sum(half * width for half, width in zip(halves, widths, strict=True)) / sum(widths)
+
+
+def monotone(values: Sequence[float], weights: Sequence[float]) -> tuple[float, ...]:
+    """The non-increasing sequence nearest to ``values`` in weighted least squares (pool adjacent violators)."""
+    pools: list[tuple[float, float, int]] = []  # mean, weight, length
+    for value, weight in zip(values, weights, strict=True):
+        mean, total, length = float(value), float(weight), 1
+        while pools and pools[-1][0] < mean:
+            last, heavy, long = pools.pop()
+            mean = (mean * total + last * heavy) / (total + heavy)
+            total, length = total + heavy, length + long
+        pools.append((mean, total, length))
+    return tuple(mean for mean, _, length in pools for _ in range(length))
+
+
+class AgeBin(BaseModel):
+    """Retention of the facts that were seen at some ages."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    first: int
+    """Smallest age that belongs to it."""
+    last: int
+    """Largest age that belongs to it."""
+    age: float
+    """Mean of the ages that were seen in it."""
+    facts: int
+    """Different facts seen."""
+    retention: float
+    """In percent, averaged within each fact first: one that was seen twice counts once."""
+    interval: tuple[float, float]
+    """Wilson's 95 % interval over facts, in percent."""
+
+
+class Forgetting(BaseModel):
+    """What the checkpoints of a run say together."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    half_life: int | None
+    """In facts; see :attr:`Curve.half_life`."""
+    auc: float | None
+    """Mean retention over ages, in percent; see :attr:`Curve.area`."""
+    retention_by_age: tuple[AgeBin, ...]
+    """Age 0 alone, then bins of equal width; those without a fact are left out."""
+
+
+def forgetting(observations: Sequence[Observation], *, step: int) -> Forgetting:
+    """Half-life, area and retention by age.
+
+    Args:
+        step: facts between two checkpoints. Bins behind age 0 are the smallest multiple of it wide that gives at most
+            ten.
+    """
+    curve = Curve.of(observations)
+    oldest = curve.ages[-1] if curve.ages else 0
+    width = step * max(1, math.ceil(oldest / (step * _BINS)))
+    bounds = [(0, 0), *((first + 1, first + width) for first in range(0, oldest, width))]
+    bins = []
+    for first, last in bounds:
+        inside = [one for one in observations if first <= one[1] <= last]
+        metric = case_metric([name for name, _, _ in inside], [float(retained) for _, _, retained in inside])
+        if metric is not None:
+            bins.append(
+                AgeBin(
+                    first=first,
+                    last=last,
+                    age=sum(age for _, age, _ in inside) / len(inside),
+                    facts=metric.cases,
+                    retention=metric.mean,
+                    interval=metric.interval,
+                )
+            )
+    area = curve.area
+    return Forgetting(half_life=curve.half_life, auc=None if area is None else 100 * area, retention_by_age=tuple(bins))
+
+
+def ages(history: Sequence[LedgerEntry]) -> Mapping[str, tuple[int, int]]:
+    """Batch and age of every request in a history of active batches; one written twice has those of the last time."""
+    found: dict[str, tuple[int, int]] = {}
+    since = 0
+    for entry in reversed(history):
+        for request in entry.new_requests:
+            found.setdefault(request.id, (entry.batch, since))
+        since += len(entry.new_requests)
+    return found
+
+
+def sample_by_age(facts: Sequence[T], count: int | None, *, seed: str) -> list[T]:
+    """``count`` of ``facts``, which are in order of age: one from each of ``count`` stretches of equal length.
+
+    All of them if there are no more, or with ``None``. The order stays.
+    """
+    if count is None or count >= len(facts):
+        return list(facts)
+    rng = random.Random(seed)
+    borders = [number * len(facts) // count for number in range(count + 1)]
+    return [facts[rng.randrange(first, last)] for first, last in pairwise(borders)]

@@ -1,0 +1,300 @@
+"""The main job: edit many facts in batches, measure before and after, and leave a directory that says how."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from editcore._util.files import remove_leftovers, write_text
+from editcore._util.lock import locked
+from editcore._util.memory import peak_memory_bytes
+from editcore._util.paths import timed_directory
+from editcore.datasets import check_records, load_records
+from editcore.evaluation import summarize
+from editcore.interfaces.errors import HParamsError
+from editcore.interfaces.progress import Progress, silent
+from editcore.interfaces.values import EditRequest, FactRecord
+from editcore.ledger.ledger import DELTAS_NAME
+from editcore.models import LanguageModel
+from editcore.plugins.registry import Plugins
+from editcore.plugins.versions import code_versions
+from editcore.runs.checkpoints import CHECKPOINTS, Checkpoints, HeldOutText, Watched
+from editcore.runs.config import RunConfig
+from editcore.runs.log import BatchLog, Before
+from editcore.runs.record import REQUESTS_NAME, RunRecord, recorded, write_run
+from editcore.runs.reopening import make_session
+from editcore.runs.results import FIGURES_NAME, RunResult, Sample, write_scores, write_summary
+from editcore.runs.resume import has_begun, refuse_unlike, refuse_used
+from editcore.runs.session import EditSession
+from editcore.runs.stopwatch import Stages
+from editcore.second_moments.corpora import open_corpus
+
+__all__ = ["default_directory", "records_of", "run"]
+
+_log = logging.getLogger(__name__)
+
+_SAMPLES = 3
+_SAMPLE_TOKENS = 8
+
+
+def run(
+    config: RunConfig,
+    directory: Path,
+    *,
+    plugins: Plugins | None = None,
+    progress: Progress = silent,
+    command: Sequence[str] = (),
+    save: Path | None = None,
+    resume: bool = False,
+    model: LanguageModel | None = None,
+    shared: Path | None = None,
+    draw: Callable[[RunResult], None] | None = None,
+) -> RunResult:
+    """Edit, measure and write the run directory; with ``save``, the edited model as a normal folder too.
+
+    What can be wrong with names, settings, data and the directory is found before anything is written. Whatever ends
+    the process, a run that has its ``run.json`` can be resumed: weights, ledger and results are then, to the bit, those
+    of a run that nothing had ended.
+
+    Args:
+        resume: go on with the run in ``directory``, if one was begun there; ``config`` must be that run's.
+        model: the model of ``config``, unedited, if it is in memory. It is unedited again when this returns; after an
+            exception it may not be.
+        shared: a folder where runs keep what they measure of an unedited model, for one another.
+        draw: draws the results, such as :func:`editcore.figures.draw_run`. Called before the summary is written, so
+            that a finished run has its pictures.
+
+    Raises:
+        EditcoreError: the input is wrong, or a batch could not be solved; batches before it stay in the directory.
+    """
+    plugins = plugins or Plugins.load()
+    begun = resume and has_begun(directory)
+    if not begun:
+        refuse_used(directory)
+    with locked(directory):
+        record = RunRecord.read(directory) if begun else None
+        if record is not None:
+            refuse_unlike(record, config, directory)
+        for folder in (directory, directory / DELTAS_NAME, directory / FIGURES_NAME, directory / CHECKPOINTS):
+            remove_leftovers(folder)
+        return _run(config, directory, record, plugins, progress, command, save, model, shared, draw)
+
+
+def _run(
+    config: RunConfig,
+    directory: Path,
+    record: RunRecord | None,
+    plugins: Plugins,
+    progress: Progress,
+    command: Sequence[str],
+    save: Path | None,
+    model: LanguageModel | None,
+    shared: Path | None,
+    draw: Callable[[RunResult], None] | None,
+) -> RunResult:
+    clock = Stages()
+    if record is None and config.eval_text is not None:
+        open_corpus(config.eval_text)  # found now rather than after the model was loaded
+    records, notes = _records(config, plugins) if record is None else (recorded(directory), list(record.notes))
+    with clock.stage("model"):
+        session = make_session(config, directory, record, plugins, progress, model=model)
+    prompts = [one.request.text for one in records[:_SAMPLES]]
+    with clock.stage("before"):
+        before = Before.read(directory) if record is not None else None
+        if before is None:
+            before = _before(session, records, prompts, config, shared)
+    if record is None:
+        _write_begun(directory, config, session, command, records, notes, before)
+    else:
+        record.compare(session)
+    log = BatchLog(directory, session.ledger)
+    checkpoints = _checkpoints(session, records, before, config, directory)
+    _edit(session, [one.request for one in records], config.batch_size, log, progress, checkpoints)
+    for line in log.lines:
+        clock.add_batch(line)
+    if checkpoints is not None:
+        clock.add("checkpoints", checkpoints.seconds)
+    active, applied = ({one.id for one in requests} for requests in (session.requests, session.ledger.written()))
+    watched: Watched | None = None
+    with clock.stage("after"):
+        start = time.perf_counter()
+        kept = [one for one in records if one.request.id in active]
+        after = _measure(session, kept, prompts, phase="after")
+        if checkpoints is not None:
+            watched = checkpoints.finish(after.scores, start=start)
+    session.finish()
+    result = RunResult(
+        directory=directory,
+        title=config.title(len(session.requests)),
+        before=summarize(before.scores),
+        after=summarize(after.scores),
+        samples=tuple(
+            Sample(prompt=one.request.text, target_new=one.request.target_new, before=old, after=new)
+            for one, old, new in zip(records, before.said, after.said, strict=False)
+        ),
+        edits=len(session.requests),
+        rejected=sum(one.request.id not in applied for one in records),
+        rejections=tuple((entry.batch, one) for entry in session.ledger.batches for one in entry.all_rejected),
+        seconds=clock.seconds,
+        seconds_per_edit=_seconds_per_edit(log.lines),
+        peak_memory_bytes=peak_memory_bytes(session.model.device),
+        notes=tuple(dict.fromkeys([*notes, *(note for entry in session.ledger.batches for note in entry.notes)])),
+        extensions=session.statistics(),
+        watched=watched,
+    )
+    write_scores(directory, before.scores, after.scores)
+    if draw is not None:
+        draw(result)
+    write_summary(result)
+    if save is not None:
+        session.save(save)
+    if model is not None:
+        session.close()
+    return result
+
+
+def _before(
+    session: EditSession,
+    records: Sequence[FactRecord],
+    prompts: Sequence[str],
+    config: RunConfig,
+    shared: Path | None,
+) -> Before:
+    def measure() -> Before:
+        return session.without_edits(lambda: _measure_base(session, records, prompts, config))
+
+    if shared is None:
+        return measure()
+    model = session.model
+    text = "self" if config.eval_text is None else open_corpus(config.eval_text).identity()
+    identity = {
+        "model": model.base_fingerprint,
+        "device": model.device.type,
+        "prompt_form": asdict(model.prompt_form),
+        "records": [record.model_dump(mode="json") for record in records],
+        "text": None if config.eval_every is None else [text, config.eval_text_tokens, config.seed],
+        "evaluator": config.evaluator,
+        "code": code_versions(session.plugins, (config.evaluator,)),
+    }
+    before, foreign = Before.shared(shared, identity, measure)
+    if foreign:
+        session.tell_measured(summarize(before.scores), phase="before")
+    return before
+
+
+def _measure(session: EditSession, records: Sequence[FactRecord], prompts: Sequence[str], *, phase: str) -> Before:
+    scores, _ = session.evaluate(records, phase=phase)
+    return Before(scores=tuple(scores), said=tuple(session.generate(prompts, max_new_tokens=_SAMPLE_TOKENS)))
+
+
+def _measure_base(
+    session: EditSession, records: Sequence[FactRecord], prompts: Sequence[str], config: RunConfig
+) -> Before:
+    # The text first: one that is too short should cost no measurement.
+    text = (
+        None
+        if config.eval_every is None
+        else HeldOutText.measured(session, config.eval_text, config.seed, tokens=config.eval_text_tokens)
+    )
+    return _measure(session, records, prompts, phase="before").model_copy(update={"text": text})
+
+
+def _checkpoints(
+    session: EditSession, records: Sequence[FactRecord], before: Before, config: RunConfig, directory: Path
+) -> Checkpoints | None:
+    if config.eval_every is None or before.text is None:
+        return None
+    return Checkpoints(
+        session,
+        records,
+        before.scores,
+        before.text,
+        every=config.eval_every,
+        sample=config.eval_sample,
+        seed=config.seed,
+        directory=directory,
+    )
+
+
+def _seconds_per_edit(log: Sequence[Mapping[str, Any]]) -> float:
+    """Over the batches whose time is known."""
+    timed = [line for line in log if line["seconds"] is not None]
+    seconds, facts = (sum(float(line[name]) for line in timed) for name in ("seconds", "new"))
+    return seconds / max(1.0, facts)
+
+
+def _records(config: RunConfig, plugins: Plugins) -> tuple[list[FactRecord], list[str]]:
+    """The records to edit, without those that a later one contradicts, unless an extension settles that."""
+    kept, notes = records_of(config, plugins)
+    for note in notes:
+        _log.warning("%s", note)
+    return kept, notes
+
+
+def records_of(config: RunConfig, plugins: Plugins) -> tuple[list[FactRecord], list[str]]:
+    """The records that a run edits, and notes on those that were left out.
+
+    Raises:
+        DatasetError: they cannot be read.
+        HParamsError: there are fewer than ``config.edits``.
+    """
+    available = load_records(config.dataset, plugins=plugins)
+    if config.edits is not None and config.edits > len(available):
+        raise HParamsError(
+            f"--edits {config.edits} is more than the data set '{config.dataset}' has; it has {len(available)} records."
+        )
+    asked = available[: config.edits]
+    if any(plugins.extension(name).settles_conflicts for name in config.plugins):
+        return asked, []
+    kept, notes = check_records(asked)
+    return kept, list(notes)
+
+
+def _edit(
+    session: EditSession,
+    requests: Sequence[EditRequest],
+    batch_size: int,
+    log: BatchLog,
+    progress: Progress,
+    checkpoints: Checkpoints | None,
+) -> None:
+    """Batch after batch of what the ledger does not have yet, each logged once it is applied or rejected.
+
+    Before a batch, the checkpoint that is due behind the one before it: also the one that an interrupted run did not
+    come to, and none behind the last, where everything is measured anyway.
+    """
+    handled = {name for entry in session.ledger.batches for name in entry.new_ids}
+    handled |= {one.request.id for entry in session.ledger.batches for one in entry.rejected}
+    waiting = [request for request in requests if request.id not in handled]
+    size = min(batch_size, session.max_batch or batch_size)  # what the session would split is logged batch by batch
+    with progress.task("editing", len(waiting)) as advance:
+        for start in range(0, len(waiting), size):
+            if checkpoints is not None:
+                checkpoints.check()
+            for result in session.edit(waiting[start : start + size]):
+                log.add(session.ledger.batch(result.batch.index), result.seconds, result.proposal.seconds)
+                advance(result.batch.num_new + len(result.rejected))
+
+
+def _write_begun(
+    directory: Path,
+    config: RunConfig,
+    session: EditSession,
+    command: Sequence[str],
+    records: Sequence[FactRecord],
+    notes: Sequence[str],
+    before: Before,
+) -> None:
+    """What a run needs to be resumed; with ``run.json``, which comes last, it is begun."""
+    before.write(directory)
+    write_text(directory / REQUESTS_NAME, "".join(record.model_dump_json() + "\n" for record in records))
+    write_run(directory, config, session, command=command, notes=notes)
+
+
+def default_directory(config: RunConfig) -> Path:
+    """``runs/EDITOR-DATASET-TIME``, in the working directory."""
+    return timed_directory(f"{config.editor}-{Path(config.dataset).name.split('.')[0]}")

@@ -1,0 +1,178 @@
+"""A set of edits as one file: what is active in a run, to be put into the same base model elsewhere.
+
+An ``.editpack`` is a safetensors file with the factors of every batch. Its metadata holds a manifest (base model,
+editor, settings, versions, and the batches with their requests and evidence) and a hash over manifest and tensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from editcore._util.files import write_tensors
+from editcore.interfaces.errors import RunError
+from editcore.interfaces.values import EditRequest, FactoredDelta, first_problem
+from editcore.ledger.ledger import Ledger, batch_line
+from editcore.ledger.lines import BatchLine
+from editcore.models.writing import misfits
+from editcore.runs.backends import RawBackend
+from editcore.runs.record import RunRecord
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from editcore.models import LanguageModel
+
+__all__ = ["EditPack", "Manifest", "content_hash", "read_pack", "write_pack"]
+
+MANIFEST, HASH = "editpack", "content_hash"
+
+
+class Manifest(BaseModel):
+    """What a pack says of itself."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+    format: Literal[1] = 1
+    model: str
+    """The base model's name where the pack was made."""
+    fingerprint: str
+    """Of the unedited weights."""
+    editor: str
+    settings: Mapping[str, Mapping[str, Any]]
+    versions: Mapping[str, str]
+    batches: tuple[BatchLine, ...]
+    """As in a ledger, without files, and without the edits that were undone."""
+
+
+@dataclass(frozen=True, slots=True)
+class EditPack:
+    """A pack, read and found whole."""
+
+    path: Path
+    manifest: Manifest
+    deltas: tuple[Mapping[str, FactoredDelta], ...]
+    """Of each batch, by weight name."""
+
+    @property
+    def requests(self) -> tuple[EditRequest, ...]:
+        """The facts that it writes, oldest first."""
+        return tuple(one for batch in self.manifest.batches for one in batch.requests[: batch.num_new])
+
+    def apply(self, model: LanguageModel, *, force: bool = False) -> None:
+        """Write the edits into an unedited model: the bits are those of the run that was packed.
+
+        Args:
+            force: also into a model with other weights than the pack was made for, if the shapes fit.
+
+        Raises:
+            RunError: the model is another one, or a change does not fit its weight; it is as it was.
+        """
+        if not force and model.base_fingerprint != self.manifest.fingerprint:
+            raise RunError(
+                f"{self.path} was made for '{self.manifest.model}' with the fingerprint "
+                f"{self.manifest.fingerprint[:12]}; '{model.name}' has {model.base_fingerprint[:12]}. On another base "
+                "its edits may say anything; --force applies them all the same."
+            )
+        for deltas in self.deltas:
+            for name, found, expected in misfits(model, deltas):
+                raise RunError(
+                    f"{self.path}: the change of {name} is {found[0]} by {found[1]}, in '{model.name}' the weight "
+                    f"is {expected[0]} by {expected[1]}."
+                )
+        backend = RawBackend()
+        backend.open(model)
+        backend.rebuild(self.deltas)
+
+
+def write_pack(directory: Path, path: Path) -> EditPack:
+    """Pack what is active in a run.
+
+    Raises:
+        RunError: there is no run or no active edit, or ``path`` is there already.
+        StorageError: the file cannot be written.
+    """
+    if path.exists():
+        raise RunError(f"{path} is already there; give a name that does not exist yet.")
+    record, ledger = RunRecord.read(directory), Ledger.read(directory)
+    history = ledger.history()
+    if not history:
+        raise RunError(f"No edit is active in {directory}, so there is nothing to pack.")
+    manifest = Manifest(
+        model=record.config.model if record.model["folder"] is None else Path(record.config.model).name,
+        fingerprint=record.model["fingerprint"],
+        editor=record.config.editor,
+        settings=record.settings,
+        versions=record.versions,
+        batches=tuple(batch_line(entry, None) for entry in history),
+    )
+    tensors = {
+        f"{side}/{entry.batch}/{name}": factor.clone()
+        for entry in history
+        for name, delta in entry.deltas.items()
+        for side, factor in (("left", delta.left), ("right", delta.right))
+    }
+    text = manifest.model_dump_json()
+    write_tensors(path, tensors, {MANIFEST: text, HASH: content_hash(text, tensors)})
+    return EditPack(path, manifest, tuple(entry.deltas for entry in history))
+
+
+def read_pack(path: Path) -> EditPack:
+    """Read a pack and hold it against its hash.
+
+    Raises:
+        RunError: it cannot be read, is no pack, was changed or damaged, or holds NaN or Inf.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if MANIFEST not in metadata:
+                raise RunError(f"{path} is not an edit pack: it has no manifest.")
+            # The file's own table has been held against its length, so no tensor is larger than what is there.
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
+    except OSError as error:
+        raise RunError(f"{path} cannot be read ({error.strerror or error}).") from error
+    except (SafetensorError, ValueError) as error:
+        raise RunError(f"{path} is not an edit pack: {error}.") from error
+    if metadata.get(HASH) != content_hash(metadata[MANIFEST], tensors):
+        raise RunError(f"{path} was changed or damaged after it was written: its content hash differs.")
+    try:
+        manifest = Manifest.model_validate_json(metadata[MANIFEST])
+        return EditPack(path, manifest, _deltas(manifest, tensors))
+    except ValidationError as error:
+        raise RunError(
+            f"{path} has a manifest that this version of editcore does not read ({first_problem(error)})."
+        ) from error
+    except (KeyError, ValueError) as error:
+        raise RunError(f"{path} does not hold the factors that its manifest speaks of ({error}).") from error
+
+
+def _deltas(manifest: Manifest, tensors: Mapping[str, Tensor]) -> tuple[Mapping[str, FactoredDelta], ...]:
+    found: dict[int, dict[str, FactoredDelta]] = {batch.batch: {} for batch in manifest.batches}
+    for key in sorted(tensors):
+        side, _, rest = key.partition("/")
+        index, _, name = rest.partition("/")
+        if side == "left":
+            delta = FactoredDelta(tensors[key], tensors[f"right/{rest}"])
+            if not all(part.is_floating_point() and torch.isfinite(part).all() for part in (delta.left, delta.right)):
+                raise ValueError(f"the change of {name} is not made of finite numbers")
+            found[int(index)][name] = delta
+    return tuple(found[batch.batch] for batch in manifest.batches)
+
+
+def content_hash(manifest: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the manifest's text and every tensor: name, type, shape and bytes."""
+    digest = hashlib.sha256(manifest.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,173 @@
+"""``run.json``: what a run was made with, written when it begins and read when it is opened again."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from editcore._util.files import json_text, write_text
+from editcore.interfaces.errors import RunError
+from editcore.interfaces.values import FactRecord, first_problem
+from editcore.models import CATALOGUE, LanguageModel
+from editcore.plugins.registry import Plugins
+from editcore.runs.config import RunConfig
+from editcore.runs.session import EditSession
+
+__all__ = ["REQUESTS_NAME", "RUN_NAME", "RunRecord", "folder_of", "installed_versions", "recorded", "write_run"]
+
+_log = logging.getLogger(__name__)
+
+RUN_NAME = "run.json"
+REQUESTS_NAME = "requests.jsonl"
+_VERSIONED = ("editcore", "torch", "transformers", "numpy", "pandas", "safetensors", "tokenizers")
+
+
+def write_run(
+    directory: Path,
+    config: RunConfig,
+    session: EditSession,
+    *,
+    command: Sequence[str] = (),
+    notes: Sequence[str] = (),
+) -> None:
+    """Write ``run.json``: everything that decides the result, and what was learnt from the unedited model."""
+    record = {
+        "config": config.model_dump(mode="json"),
+        "settings": {name: settings.model_dump(mode="json") for name, settings in session.settings.items()},
+        "provenance": dict(session.provenance),
+        "model": {
+            "name": session.model.name,
+            "folder": folder_of(config.model),
+            "fingerprint": session.model.base_fingerprint,
+            "layout": asdict(session.model.layout),
+            "prompt_form": asdict(session.model.prompt_form),
+        },
+        "statistics": {
+            "corpus": session.context.statistics.corpus.identity(),
+            "tokens": session.context.statistics.tokens,
+        },
+        "versions": installed_versions(session.plugins),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "seed": config.seed,
+        "notes": list(notes),
+        "command": shlex.join(command) if command else None,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    write_text(directory / RUN_NAME, json_text(record, indent=2) + "\n")
+
+
+def folder_of(model: str) -> str | None:
+    """Where a model folder is, so that the run can be opened from any working directory; ``None`` for other models."""
+    path = Path(model).expanduser()
+    return str(path.resolve()) if model not in CATALOGUE and path.is_dir() else None
+
+
+def installed_versions(plugins: Plugins) -> dict[str, str]:
+    names = {*_VERSIONED, *(row.distribution for row in plugins.listing() if row.status == "active")}
+    found = {}
+    for name in sorted(names):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """What ``run.json`` says of a run."""
+
+    config: RunConfig
+    settings: Mapping[str, Mapping[str, Any]]
+    """Every hyperparameter, by the name of editor, backend or extension."""
+    model: Mapping[str, Any]
+    """Name, folder if it is one, fingerprint and layout."""
+    versions: Mapping[str, str]
+    provenance: Mapping[str, Any]
+    notes: tuple[str, ...]
+    command: str | None = None
+    """The command line; ``None`` for a run made from Python."""
+    machine: Mapping[str, str] = field(default_factory=dict)
+    """``python``, ``platform``, and when it ``started``."""
+
+    @classmethod
+    def read(cls, directory: Path) -> RunRecord:
+        """The record of a run directory.
+
+        Raises:
+            RunError: there is none, or it is damaged.
+        """
+        path = directory / RUN_NAME
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            return cls(
+                config=RunConfig(**record["config"]),
+                settings={name: dict(values) for name, values in record["settings"].items()},
+                model={"folder": None, **record["model"], "fingerprint": str(record["model"]["fingerprint"])},
+                versions=dict(record["versions"]),
+                provenance=dict(record["provenance"]),
+                notes=tuple(map(str, record["notes"])),
+                command=record.get("command"),
+                machine={name: str(record[name]) for name in ("python", "platform", "started") if name in record},
+            )
+        except OSError as error:
+            raise RunError(
+                f"{directory} is not a run directory: {RUN_NAME} cannot be read ({error.strerror})."
+            ) from error
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise RunError(f"{path} is damaged: {' '.join(str(error).split())}.") from error
+
+    @property
+    def source(self) -> str:
+        """Where the model is loaded from."""
+        folder = self.model["folder"]
+        return folder if isinstance(folder, str) and Path(folder).is_dir() else self.config.model
+
+    def check(self, model: LanguageModel) -> None:
+        """Refuse a model with other weights than the run's.
+
+        Raises:
+            RunError: they differ.
+        """
+        expected = self.model["fingerprint"]
+        if model.base_fingerprint != expected:
+            raise RunError(
+                f"The model '{self.config.model}' is not the one of the run: its weights have the fingerprint "
+                f"{model.base_fingerprint[:12]}, the run's base had {expected[:12]}."
+            )
+
+    def compare(self, session: EditSession) -> None:
+        """Warn of what may keep a resumed run from giving the bits of an uninterrupted one.
+
+        Raises:
+            RunError: the model has other weights than the run's.
+        """
+        self.check(session.model)
+        now = installed_versions(session.plugins)
+        for name, version_then in self.versions.items():
+            if now.get(name) != version_then:
+                _log.warning("%s was %s when the run began and is %s now.", name, version_then, now.get(name))
+        if json.loads(json_text(dict(session.provenance))) != self.provenance:
+            _log.warning("What the editor learns from the unedited model is not what it was when the run began.")
+
+
+def recorded(directory: Path) -> list[FactRecord]:
+    """The records that the run began with."""
+    path = directory / REQUESTS_NAME
+    try:
+        return [FactRecord.model_validate_json(line) for line in path.read_bytes().splitlines()]
+    except OSError as error:
+        raise RunError(f"{path} cannot be read ({error.strerror}).") from error
+    except ValidationError as error:
+        raise RunError(f"{path} is damaged ({first_problem(error)}).") from error

@@ -1,0 +1,11 @@
+from .corpora import Corpus as Corpus
+from .corpora import open_corpus as open_corpus
+from .linalg import Metric as Metric
+from .linalg import Update as Update
+from .linalg import hold_at as hold_at
+from .linalg import norm_of_sum as norm_of_sum
+from .linalg import solve_update as solve_update
+from .statistics import MomentKey as MomentKey
+from .statistics import StatisticsStore as StatisticsStore
+from .statistics import cached_moments as cached_moments
+from .statistics import second_moments as second_moments

@@ -1,0 +1,194 @@
+"""Text behind the second moments: the model's own, Python's documentation, a file, or a hub data set."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from editcore.interfaces.errors import StatisticsError
+from editcore.interfaces.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from editcore.models import LanguageModel
+
+__all__ = ["Corpus", "open_corpus"]
+
+
+class Corpus(Protocol):
+    """A source of token sequences."""
+
+    content_hash: str | None
+    """sha256 of the tokens, once they have been made."""
+
+    def identity(self) -> str:
+        """Everything that decides the text, short enough for a cache key."""
+        ...
+
+    def sequences(self, model: LanguageModel, tokens: int, length: int, *, progress: Progress = silent) -> Tensor:
+        """About ``tokens`` tokens as ``[n, length]`` without padding; fewer if the source is smaller.
+
+        Raises:
+            StatisticsError: the source cannot be read or holds less than one sequence.
+        """
+        ...
+
+
+def open_corpus(name: str, *, seed: int = 0) -> Corpus:
+    """``self``, ``docs``, ``hf:NAME`` or the path of a text file (``.gz`` too).
+
+    Raises:
+        StatisticsError: the file does not exist; the message lists what would work.
+    """
+    if name == "self":
+        return SelfCorpus(seed)
+    if name == "docs":
+        return TextCorpus("docs", _python_documentation())
+    if name.startswith("hf:"):
+        return HubCorpus(name.removeprefix("hf:"))
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise StatisticsError(
+            f"Corpus '{name}' is neither 'self', 'docs', 'hf:NAME' nor a text file that exists ({path} was not found)."
+        )
+    return TextCorpus(path.name, _read_text(path))
+
+
+def _read_text(path: Path) -> str:
+    try:
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        return raw.decode("utf-8")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise StatisticsError(f"Cannot read the corpus {path}: {error}.") from error
+
+
+def _python_documentation() -> str:
+    """The prose of Python's language reference, which every CPython carries for ``help()``."""
+    from pydoc_data.topics import topics
+
+    return "\n\n".join(topics[name] for name in sorted(topics))
+
+
+class SelfCorpus:
+    """Text sampled from the unedited model, token by token from its own distribution, with a fixed seed.
+
+    It speaks the model's own language, needs no data and no network. The same seed gives the same tokens on one machine
+    and one build of torch; the moments' file records their hash.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+        self.content_hash: str | None = None
+        self._sampled: tuple[tuple[str, int, int], Tensor] | None = None
+
+    def identity(self) -> str:
+        """Name, way of sampling and seed."""
+        return f"self:ancestral:{self.seed}"
+
+    def sequences(self, model: LanguageModel, tokens: int, length: int, *, progress: Progress = silent) -> Tensor:
+        """Sequences sampled at temperature 1 from the model's start token, which stays if the tokenizer adds one.
+
+        The last sample is kept for the next layers that are asked for.
+        """
+        key = (model.base_fingerprint, tokens, length)
+        if self._sampled is None or self._sampled[0] != key:
+            opening = _opening(model)
+            count, body = -(-tokens // length), length - len(opening)
+            with progress.task("sampling the model's own text", count * body) as advance:
+                rows = model.generate_ids(
+                    [opening] * count, max_new_tokens=body, seed=self.seed, stop_at_end=False, advance=advance
+                )
+            self._sampled = (key, _hashed(self, torch.tensor([opening + row for row in rows])))
+        return self._sampled[1]
+
+
+class TextCorpus:
+    """A text, cut into sequences of equal length."""
+
+    def __init__(self, name: str, text: str) -> None:
+        self.name = name
+        self.text = text
+        self.content_hash: str | None = None
+
+    def identity(self) -> str:
+        """Name and hash of the text."""
+        return f"{self.name}:{hashlib.sha256(self.text.encode()).hexdigest()[:16]}"
+
+    def sequences(self, model: LanguageModel, tokens: int, length: int, *, progress: Progress = silent) -> Tensor:
+        """Sequences from the start of the text, each opened by the start token if the tokenizer adds one."""
+        opening = _opening(model)
+        body = length - len(opening)
+        ids: list[int] = []
+        for piece in _pieces(self.text):
+            ids += model.tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"]
+            if len(ids) >= tokens:
+                break
+        count = min(-(-tokens // length), len(ids) // body)
+        if count == 0:
+            raise StatisticsError(f"The corpus {self.name} has {len(ids)} tokens; at least {body} are needed.")
+        rows = torch.tensor(ids[: count * body]).reshape(count, body)
+        first = torch.tensor(opening, dtype=torch.long).expand(count, len(opening))
+        return _hashed(self, torch.cat([first, rows], dim=1))
+
+
+def _opening(model: LanguageModel) -> list[int]:
+    """The start token, if the tokenizer puts one before every text."""
+    ids: list[int] = model.tokenizer("")["input_ids"][:1]
+    return ids
+
+
+def _pieces(text: str, size: int = 20_000) -> Iterator[str]:
+    """The text in parts that end at a line's end, so that a long one is not tokenised whole for its start."""
+    start = 0
+    while start < len(text):
+        end = text.find("\n", start + size)
+        end = len(text) if end < 0 else end + 1
+        yield text[start:end]
+        start = end
+
+
+class HubCorpus:
+    """The ``text`` column of a hub data set's training split, streamed."""
+
+    def __init__(self, name: str) -> None:
+        self.name, _, self.config = name.partition(":")
+        self.content_hash: str | None = None
+
+    def identity(self) -> str:
+        """Name and configuration; a hub data set has no hash before it is read."""
+        return f"hf:{self.name}:{self.config}"
+
+    def sequences(self, model: LanguageModel, tokens: int, length: int, *, progress: Progress = silent) -> Tensor:
+        """Sequences from the start of the split."""
+        try:
+            from datasets import load_dataset
+        except ImportError as error:
+            raise StatisticsError(
+                f"Corpus 'hf:{self.name}' needs the package datasets: pip install datasets."
+            ) from error
+        try:
+            stream = load_dataset(self.name, self.config or None, split="train", streaming=True)
+            texts, characters = [], 0
+            for row in stream:
+                texts.append(row["text"])
+                characters += len(row["text"])
+                if characters > 8 * tokens:  # generous: a token rarely spans eight characters
+                    break
+        except KeyError as error:
+            raise StatisticsError(f"The data set {self.name} has no column 'text'.") from error
+        except (OSError, ValueError) as error:
+            raise StatisticsError(f"Cannot read the data set {self.name}: {error}") from error
+        corpus = TextCorpus(self.name, "\n".join(texts))
+        sequences = corpus.sequences(model, tokens, length, progress=progress)
+        self.content_hash = corpus.content_hash
+        return sequences
+
+
+def _hashed(corpus: Corpus, sequences: Tensor) -> Tensor:
+    corpus.content_hash = hashlib.sha256(sequences.cpu().numpy().tobytes()).hexdigest()
+    return sequences

@@ -1,0 +1,325 @@
+"""The algebra of locate-then-edit methods: one constrained or ridge-regularised least-squares update.
+
+Shapes: ``n`` edits, ``m = d_in`` the width of the edited projection's input, ``d = d_out`` of its output. Keys are
+columns in the papers and rows here: ``keys [n, m]``, ``residuals [n, d]``. Every solve runs in float64 on the keys'
+device.
+
+The update is the one of EMMET (arXiv 2403.14236, eq. 13) and, by the identity
+
+    (KᵀC⁻¹K + Λ)⁻¹KᵀC⁻¹ = Λ⁻¹Kᵀ(K Λ⁻¹ Kᵀ + C)⁻¹ ,        Λ = λ·diag(1/w)
+
+also MEMIT's (arXiv 2210.07229, eq. 14): λ = 0 makes every edit an equality constraint, λ > 0 a weighted ridge term.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from editcore.interfaces.errors import NumericalError
+from editcore.interfaces.values import FactoredDelta
+
+__all__ = ["Metric", "Update", "hold_at", "norm_of_sum", "solve_update"]
+
+_RANK_TOLERANCE = 1e-10
+"""Directions of the constraint system below this share of the largest are treated as dependent."""
+
+
+class Metric:
+    """A symmetric positive definite ``C' [m, m]`` that prices a change, with its Cholesky factor computed once.
+
+    The cost of a change Δ is tr(Δ C' Δᵀ), which for C' = E[k kᵀ] is the mean squared change of the projection's output
+    over the text behind C.
+    """
+
+    def __init__(self, matrix: Tensor, *, factor: tuple[Tensor, float] | None = None) -> None:
+        """``factor``: ``(L, jitter)`` with ``L Lᵀ = C' + jitter · I``, where it is known already."""
+        self.matrix = matrix.double()
+        if factor is not None:
+            self.factor = factor
+
+    def scaled(self, *, weight: float = 1.0, ridge: float = 0.0) -> Metric:
+        """``weight · C' + ridge · I`` (``mom2_update_weight`` and ``update_norm_lambda``).
+
+        Without a ridge the Cholesky factor is scaled too instead of being computed anew.
+        """
+        if ridge:
+            identity = torch.eye(len(self.matrix), dtype=self.matrix.dtype, device=self.matrix.device)
+            return Metric(weight * self.matrix + ridge * identity)
+        if weight == 1.0:
+            return self
+        factor, jitter = self.factor
+        return Metric(weight * self.matrix, factor=(weight**0.5 * factor, weight * jitter))
+
+    def plus(self, keys: Tensor, weights: Tensor) -> Metric:
+        """``C' + Σ wᵢ kᵢkᵢᵀ``: a change is priced by what it does to these keys, too.
+
+        For h keys up to half of ``m`` the Cholesky factor of C' is used on, by Woodbury's identity, at m²h + mh² + h³/3
+        operations; more keys make a new factor, at m²h + m³/3.
+
+        Args:
+            keys: ``[h, m]``
+            weights: ``[h]``, not negative.
+        """
+        rows = weights.to(self.matrix).clamp_min(0.0).sqrt()[:, None] * keys.to(self.matrix)  # √W Kᵀ, [h, m]
+        if not len(rows):
+            return self
+        if 2 * len(rows) > len(self.matrix):
+            return Metric(self.matrix + rows.T @ rows)
+        return _Raised(self, rows)
+
+    def to(self, device: torch.device) -> Metric:
+        """The same on ``device``."""
+        if device == self.matrix.device:
+            return self
+        factor, jitter = self.factor
+        return Metric(self.matrix.to(device), factor=(factor.to(device), jitter))
+
+    @cached_property
+    def factor(self) -> tuple[Tensor, float]:
+        """``(L, jitter)`` with ``L Lᵀ = C' + jitter · I``.
+
+        Jitter is zero unless C' is numerically singular, which it is when it comes from fewer tokens than ``m`` or a
+        unit never fires. It then grows from 1e-10 of the mean diagonal, tenfold, until the factorisation exists.
+        """
+        scale = float(self.matrix.diagonal().mean())
+        if not scale > 0:
+            raise NumericalError("The second moment is zero or not finite; compute it anew from more text.")
+        identity = torch.eye(len(self.matrix), dtype=self.matrix.dtype, device=self.matrix.device)
+        jitter = 0.0
+        for exponent in range(-10, 1):
+            factor, info = torch.linalg.cholesky_ex(self.matrix + jitter * identity)
+            if int(info) == 0:
+                # In rows, as a file has it: a triangular solve rounds differently over a matrix in columns.
+                return factor.contiguous(), jitter
+            jitter = scale * 10.0**exponent
+        raise NumericalError("The second moment has no Cholesky factor; compute it anew from more text.")
+
+    @property
+    def jitter(self) -> float:
+        """What was added to the diagonal to make the factorisation exist; 0 for a well-posed C'."""
+        return self.factor[1]
+
+    def inverse_times(self, columns: Tensor) -> Tensor:
+        """``C'⁻¹ X`` for ``X [m, n]``, by two triangular solves."""
+        return torch.cholesky_solve(columns.double(), self.factor[0])
+
+    def cost(self, delta: FactoredDelta) -> float:
+        """tr(Δ C' Δᵀ) from the factors alone."""
+        return float(self.cost_parts(delta).sum().clamp_min(0.0))
+
+    def cost_parts(self, delta: FactoredDelta) -> Tensor:
+        """tr(Δ C' Δᵀ) by the terms of Δ = Σ rᵢuᵢᵀ (columns of the left factor, rows of the right one), ``[rank]``
+        float64: each term's own cost and half of what it shares with the others, Σⱼ (rᵢᵀrⱼ)(uᵢᵀC' uⱼ). A part is
+        negative where a term undoes more of the others than it costs itself."""
+        left, right = delta.left.double(), delta.right.double()
+        if delta.rank > right.shape[1]:  # rᵢᵀ(Δ C' uᵢ), without a rank × rank product
+            return (left * ((left @ right) @ self.matrix @ right.T)).sum(0)
+        gram_left = left.T @ left  # [rank, rank]
+        return (gram_left * (right @ self.matrix @ right.T)).sum(1)
+
+    def condition(self) -> float:
+        """Ratio of the largest to the smallest squared diagonal entry of the Cholesky factor: a lower bound of
+        cond(C')."""
+        diagonal = self.factor[0].diagonal()
+        return float((diagonal.max() / diagonal.min()) ** 2)
+
+
+class _Raised(Metric):
+    """``C' + UᵀU`` for few rows ``U [h, m]``, without a factorisation of its own.
+
+    With C' = LLᵀ and B = L⁻¹Uᵀ, Woodbury's identity is (C' + UᵀU)⁻¹ = L⁻ᵀ (I − B (I + BᵀB)⁻¹ Bᵀ) L⁻¹. The jitter of C'
+    is in it. Whoever asks for ``matrix`` or ``factor`` makes them.
+    """
+
+    def __init__(self, base: Metric, rows: Tensor) -> None:
+        self._base, self._rows = base, rows
+        self._whitened = torch.linalg.solve_triangular(base.factor[0], rows.T, upper=False)  # B, [m, h]
+        gram = self._whitened.T @ self._whitened
+        self._inner = torch.linalg.cholesky(gram + torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
+
+    @cached_property
+    def matrix(self) -> Tensor:  # type: ignore[override]  # made when asked for
+        return self._base.matrix + self._rows.T @ self._rows
+
+    @property
+    def jitter(self) -> float:
+        return self._base.jitter
+
+    def inverse_times(self, columns: Tensor) -> Tensor:
+        factor = self._base.factor[0]
+        white = torch.linalg.solve_triangular(factor, columns.double(), upper=False)  # L⁻¹X, [m, n]
+        white = white - self._whitened @ torch.cholesky_solve(self._whitened.T @ white, self._inner)
+        solved: Tensor = torch.linalg.solve_triangular(factor.T, white, upper=True)
+        return solved
+
+    def cost(self, delta: FactoredDelta) -> float:
+        moved = delta.left.double() @ (delta.right.double() @ self._rows.T)  # Δ Uᵀ, [d, h]
+        return self._base.cost(delta) + float(moved.square().sum())
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """One solved layer."""
+
+    delta: FactoredDelta
+    """``left [d, n]`` = Rᵀ-side, ``right [n, m]`` = (KᵀC'⁻¹K + Λ)⁻¹KᵀC'⁻¹."""
+    energies: Tensor
+    """q = kᵀC'⁻¹k of each edit, ``[n]``; of two keys, one on each side, after :func:`hold_at`."""
+    fractions: Tensor
+    """Share of its residual that each edit gets, ``⟨Δk, r⟩ / ⟨r, r⟩``, ``[n]``; 1 where the residual is zero."""
+    condition: float
+    """Condition number of the n × n system, dependent directions left out."""
+    dependent: int
+    """Directions that the keys do not span: 0 unless two edits have (nearly) the same key."""
+    alignments: Tensor | None = None
+    """Cosine in C'⁻¹ between the key a change is written along and the key that it is held at, ``[n]``; ``None`` where
+    they are one."""
+
+
+def solve_update(
+    keys: Tensor,
+    residuals: Tensor,
+    metric: Metric,
+    *,
+    ridge: float = 0.0,
+    tikhonov: float = 0.0,
+    weights: Tensor | None = None,
+) -> Update:
+    """The cheapest change that gives every key its residual.
+
+    With ``ridge`` = 0: minimise tr(Δ C' Δᵀ) subject to Δ kᵢ = rᵢ. Weights then have no effect. Constraints that
+    contradict each other (equal keys, different residuals) are met in the least-squares sense.
+
+    With ``ridge`` = λ > 0: minimise Σ wᵢ ‖Δ kᵢ − rᵢ‖² + λ tr(Δ C' Δᵀ).
+
+    ``tikhonov`` = τ adds τqᵢ to each fact's λ, with q = kᵀC'⁻¹k, its own entry of the system: a fact alone then gets
+    1/(1 + τ/w) of its residual whatever the scale of its key, and the system, scaled to unit diagonal as it is solved,
+    has a condition number of at most 1 + n/τ for weights of 1.
+
+    The n × n form is solved when n ≤ m, the m × m form otherwise, where ``dependent`` counts what exceeds m.
+
+    Args:
+        keys: ``[n, m]``
+        residuals: ``[n, d]``
+        weights: ``[n]`` positive, 1 if left out.
+
+    Raises:
+        NumericalError: keys or residuals are not finite.
+    """
+    keys, residuals = keys.double(), residuals.double()
+    if not (torch.isfinite(keys).all() and torch.isfinite(residuals).all()):
+        raise NumericalError("Keys or residuals hold NaN or Inf; nothing was applied. Lower v_lr or the clamp.")
+    solved_keys = metric.inverse_times(keys.T)  # C'⁻¹K, [m, n]
+    inverse_weights = torch.ones_like(keys[:, 0]) if weights is None else 1.0 / weights.to(keys)
+    energies = (keys * solved_keys.T).sum(1)
+    diagonal = (ridge + tikhonov * energies) * inverse_weights  # Λ, [n]
+    if (ridge > 0 or tikhonov > 0) and len(keys) > keys.shape[1]:
+        right, condition = _wide_ridge(keys, metric, diagonal)
+        dependent = 0
+    elif len(keys) > keys.shape[1]:
+        right, condition = _wide(keys, metric)
+        dependent = len(keys) - keys.shape[1]
+    else:
+        right, condition, dependent = _square(keys, solved_keys, diagonal)
+    delta = FactoredDelta(residuals.T.contiguous(), right)
+    # Δ kᵢ, [n, d], by way of whichever is smaller: n × n or m × d.
+    reached = keys @ (right.T @ residuals) if len(keys) > keys.shape[1] else (keys @ right.T) @ residuals
+    asked = (residuals * residuals).sum(1)
+    fractions = torch.where(asked > 0, (reached * residuals).sum(1) / asked.clamp_min(1e-300), torch.ones_like(asked))
+    return Update(delta, energies, fractions, condition, dependent)
+
+
+def hold_at(update: Update, keys: Tensor, held: Tensor, metric: Metric) -> Update:
+    """An exact update (λ = 0) for ``keys``, rescaled within its row space so that the keys ``held`` get the residuals.
+
+    Δ = R (KᵀC'⁻¹K_held)⁻¹KᵀC'⁻¹, which for one fact is ROME's reference code: written along C'⁻¹k, divided by
+    k_heldᵀC'⁻¹k. The cheapest change that holds there is written along C'⁻¹k_held; this one costs 1/cos² times as much,
+    with the cosine of ``alignments``.
+
+    Args:
+        keys: ``[n, m]`` that ``update`` was solved for.
+        held: ``[n, m]``
+
+    Raises:
+        NumericalError: the keys are orthogonal to those the update is written along.
+    """
+    keys, held = keys.double(), held.double()
+    right = update.delta.right
+    reached = right @ held.T  # [n, n], the identity if held is keys
+    scaled, info = torch.linalg.solve_ex(reached, right)
+    if int(info) != 0 or not torch.isfinite(scaled).all():
+        raise NumericalError(
+            "The key that a fact is held at is orthogonal to the one it is written along; nothing was applied. "
+            "Use the same key for both."
+        )
+    solved = metric.inverse_times(held.T)  # C'⁻¹K_held, [m, n]
+    energies = (solved.T * keys).sum(1)
+    own = ((solved.T * held).sum(1) * update.energies).clamp_min(1e-300).sqrt()
+    return replace(
+        update,
+        delta=FactoredDelta(update.delta.left, scaled),
+        energies=energies,
+        fractions=torch.ones_like(update.fractions),
+        alignments=energies / own,
+    )
+
+
+def norm_of_sum(deltas: Sequence[FactoredDelta]) -> float:
+    """‖Σ left @ right‖, the Frobenius norm of what several changes of one weight add up to, in float64.
+
+    From the Gram matrices of the joined factors while their ranks together stay below the weight's widths; beyond, the
+    sum itself is smaller than they are.
+    """
+    if not deltas:
+        return 0.0
+    lefts, rights = [delta.left.double() for delta in deltas], [delta.right.double() for delta in deltas]
+    if sum(delta.rank for delta in deltas) < min(lefts[0].shape[0], rights[0].shape[1]):
+        return FactoredDelta(torch.cat(lefts, dim=1), torch.cat(rights)).norm()
+    total = torch.zeros(lefts[0].shape[0], rights[0].shape[1], dtype=torch.float64, device=lefts[0].device)
+    for left, right in zip(lefts, rights, strict=True):
+        total.addmm_(left, right)
+    return float(total.norm())
+
+
+def _square(keys: Tensor, solved_keys: Tensor, diagonal: Tensor) -> tuple[Tensor, float, int]:
+    """``(KᵀC'⁻¹K + Λ)⁻¹KᵀC'⁻¹`` by the symmetric eigendecomposition of the n × n system.
+
+    The system is scaled to unit diagonal first, so that facts with small keys are not mistaken for dependent ones.
+    Where it is singular (equal keys) the pseudo-inverse gives equal keys the mean of what they ask for.
+    """
+    gram = keys @ solved_keys  # KᵀC'⁻¹K, [n, n]
+    system = (gram + gram.T) / 2 + torch.diag(diagonal)
+    scale = system.diagonal().clamp_min(1e-300).rsqrt()
+    values, vectors = torch.linalg.eigh(scale[:, None] * system * scale[None, :])
+    kept = values > _RANK_TOLERANCE * values[-1]
+    inverse = torch.where(kept, 1.0 / torch.where(kept, values, torch.ones_like(values)), torch.zeros_like(values))
+    right = scale[:, None] * (vectors @ (inverse[:, None] * (vectors.T @ (scale[:, None] * solved_keys.T))))
+    return right, float(values[-1] / values[kept][0]), int((~kept).sum())
+
+
+def _wide(keys: Tensor, metric: Metric) -> tuple[Tensor, float]:
+    """The same update from the m × m side for more constraints than ``m``: with C' = LLᵀ and K̃ = L⁻¹K,
+    (KᵀC'⁻¹K)⁺KᵀC'⁻¹ = K̃ᵀ(K̃K̃ᵀ)⁺L⁻¹, which meets them in the least-squares sense."""
+    factor = metric.factor[0]
+    whitened = torch.linalg.solve_triangular(factor, keys.T, upper=False)  # K̃, [m, n]
+    values, vectors = torch.linalg.eigh(whitened @ whitened.T)
+    kept = values > _RANK_TOLERANCE * values[-1]
+    inverse = torch.where(kept, 1.0 / torch.where(kept, values, torch.ones_like(values)), torch.zeros_like(values))
+    spread = vectors @ (inverse[:, None] * (vectors.T @ whitened))  # (K̃K̃ᵀ)⁺K̃, [m, n]
+    right = torch.linalg.solve_triangular(factor.T, spread, upper=True).T
+    return right, float(values[-1] / values[kept][0])
+
+
+def _wide_ridge(keys: Tensor, metric: Metric, diagonal: Tensor) -> tuple[Tensor, float]:
+    """The same update from the m × m side, ``Λ⁻¹Kᵀ(KΛ⁻¹Kᵀ + C')⁻¹``, for more edits than ``m``."""
+    weighted = keys / diagonal[:, None]  # Λ⁻¹Kᵀ, [n, m]
+    system = keys.T @ weighted + metric.matrix  # [m, m]
+    system = (system + system.T) / 2
+    factor = torch.linalg.cholesky(system)
+    pivots = factor.diagonal()
+    return torch.cholesky_solve(weighted.T, factor).T, float((pivots.max() / pivots.min()) ** 2)

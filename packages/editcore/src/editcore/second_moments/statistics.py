@@ -1,0 +1,226 @@
+"""Second moments C = E[k kᵀ] of the edited projections' inputs, over text, cached by everything that changes them.
+
+One pass serves all layers, stops behind the deepest of them and computes no logits. Products are float32, sums float64.
+
+Shapes: ``d_in`` the width of a projection's input, ``tokens`` the tokens counted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from editcore._util.files import write_tensors
+from editcore._util.memory import in_halves
+from editcore._util.paths import cache_dir
+from editcore.interfaces.errors import StatisticsError
+from editcore.interfaces.progress import Progress, silent
+from editcore.models.passes import hooks, stop_after
+from editcore.second_moments.corpora import Corpus, open_corpus
+from editcore.second_moments.linalg import Metric
+
+if TYPE_CHECKING:
+    from editcore.models import LanguageModel
+
+__all__ = ["MomentKey", "StatisticsStore", "cached_moments", "second_moments"]
+
+_log = logging.getLogger(__name__)
+
+_VERSION = 2
+"""Raised when the way moments are computed changes, so that old cache files are not taken for new ones."""
+SEQUENCE_LENGTH = 128
+_ROWS = 16
+TOKENS_PER_WIDTH = 10
+"""Tokens counted per input unit by default: the least that serves (FastMEMIT, arXiv 2506.04226); 40 serves better."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MomentKey:
+    """Everything that changes a second moment."""
+
+    model: str
+    """Fingerprint of the unedited weights."""
+    weight: str
+    """Name of the projection's weight."""
+    corpus: str
+    """Name and parameters of the corpus, with the hash of its content where it has one."""
+    tokens: int
+    sequence_length: int
+    dtype: str
+    version: int = _VERSION
+
+    def digest(self) -> str:
+        """Name of the cache file."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:32]
+
+
+@torch.inference_mode()
+def second_moments(
+    model: LanguageModel, sequences: Tensor, layers: Sequence[int], *, progress: Progress = silent
+) -> dict[int, Tensor]:
+    """C of each layer, ``[d_in, d_in]`` float64, over all tokens of ``sequences [n, seq]`` (no padding)."""
+    width = model.layout.d_ff
+    totals = {layer: torch.zeros(width, width, dtype=torch.float64) for layer in layers}
+    products: dict[int, Tensor] = {}
+
+    def multiply(layer: int) -> Any:
+        def hook(_module: nn.Module, args: tuple[Any, ...], _output: Any) -> None:
+            keys = args[0].reshape(-1, width).float()  # [tokens, d_in]
+            products[layer] = keys.T @ keys
+
+        return hook
+
+    def run(rows: Sequence[Tensor]) -> list[dict[int, Tensor]]:
+        with stop_after(model, max(layers)):
+            model.hf.base_model(input_ids=torch.stack(list(rows)).to(model.device), use_cache=False)
+        return [dict(products)]
+
+    with progress.task("second moments", sequences.numel()) as advance, hooks() as handles:
+        for layer in layers:
+            handles.append(model.projection(layer).register_forward_hook(multiply(layer)))
+        for rows in torch.split(sequences, _ROWS):
+            for found in in_halves(run, list(rows)):
+                for layer, product in found.items():
+                    totals[layer] += product.to(totals[layer])
+            advance(rows.numel())
+    return {layer: total / sequences.numel() for layer, total in totals.items()}
+
+
+class StatisticsStore:
+    """Second moments of one unedited model over one corpus: in memory, else on disk, else computed.
+
+    Ask for the layers before the model is edited; what was asked for stays in memory for the session. ``compute`` is
+    called as :func:`second_moments`, for those who have it done elsewhere.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        *,
+        corpus: str = "self",
+        tokens: int | None = None,
+        seed: int = 0,
+        directory: Path | None = None,
+        progress: Progress = silent,
+        compute: Callable[..., dict[int, Tensor]] = second_moments,
+    ) -> None:
+        self.model = model
+        self._compute = compute
+        self.corpus: Corpus = open_corpus(corpus, seed=seed)
+        self.tokens = tokens or TOKENS_PER_WIDTH * model.layout.d_ff
+        self.directory = (directory or cache_dir() / "statistics") / model.base_fingerprint[:16]
+        self.progress = progress
+        self._moments: dict[int, Tensor] = {}
+        self._metrics: dict[int, Metric] = {}
+
+    def key(self, layer: int) -> MomentKey:
+        """The cache key of a layer."""
+        return MomentKey(
+            model=self.model.base_fingerprint,
+            weight=self.model.layout.weight_name(layer),
+            corpus=self.corpus.identity(),
+            tokens=self.tokens,
+            sequence_length=SEQUENCE_LENGTH,
+            dtype=str(self.model.dtype).removeprefix("torch."),
+        )
+
+    def path(self, layer: int) -> Path:
+        """The cache file of a layer."""
+        return self.directory / f"{self.key(layer).digest()}.safetensors"
+
+    def _factor_path(self, layer: int) -> Path:
+        return self.path(layer).with_suffix(".cholesky.safetensors")
+
+    def moments(self, layers: Sequence[int]) -> dict[int, Tensor]:
+        """C of each layer, ``[d_in, d_in]`` float64, each where its layer is.
+
+        Raises:
+            StatisticsError: the corpus cannot be read, is empty, or a cache file is damaged.
+        """
+        missing = [layer for layer in layers if layer not in self._moments]
+        unread = [layer for layer in missing if not self.path(layer).exists()]
+        for layer in missing:
+            if layer not in unread:
+                self._moments[layer] = self._read(layer)
+        if unread:
+            sequences = self.corpus.sequences(self.model, self.tokens, SEQUENCE_LENGTH, progress=self.progress)
+            for layer, moment in self._compute(self.model, sequences, unread, progress=self.progress).items():
+                self._write(layer, moment, sequences.numel())
+                self._moments[layer] = moment
+        return {layer: self._moments[layer].to(self.model.place(layer)) for layer in layers}
+
+    def metrics(self, layers: Sequence[int]) -> dict[int, Metric]:
+        """The same with its Cholesky factor, which is kept in the session and beside the moment on disk.
+
+        Raises:
+            StatisticsError: as :meth:`moments`.
+            NumericalError: a moment has no factor.
+        """
+        moments = self.moments(layers)
+        for layer in layers:
+            if layer not in self._metrics:
+                self._metrics[layer] = self._factorised(layer, moments[layer])
+        return {layer: self._metrics[layer] for layer in layers}
+
+    def _factorised(self, layer: int, moment: Tensor) -> Metric:
+        path = self._factor_path(layer)
+        if path.exists():
+            factor = self._read_matrix(path, "factor").to(moment)
+            with safe_open(path, framework="pt") as file:
+                return Metric(moment, factor=(factor, float(file.metadata()["jitter"])))
+        metric = Metric(moment)
+        factor, jitter = metric.factor
+        write_tensors(path, {"factor": factor.cpu()}, {"jitter": repr(jitter)})
+        return metric
+
+    def _read(self, layer: int) -> Tensor:
+        return self._read_matrix(self.path(layer), "moment")
+
+    def _read_matrix(self, path: Path, name: str) -> Tensor:
+        width = self.model.layout.d_ff
+        try:
+            with safe_open(path, framework="pt") as file:
+                shape = file.get_slice(name).get_shape()
+                if shape != [width, width]:
+                    raise StatisticsError(f"{path} holds a matrix of shape {shape}, not {[width, width]}; delete it.")
+                # A copy lies where an allocation does; solves over a map of the file may round differently.
+                matrix: Tensor = file.get_tensor(name).clone()
+                return matrix
+        except (SafetensorError, OSError) as error:
+            raise StatisticsError(
+                f"Cannot read the {name} in {path} ({error}); delete it to compute it anew."
+            ) from error
+
+    def _write(self, layer: int, moment: Tensor, counted: int) -> None:
+        key = self.key(layer)
+        metadata = {
+            **{name: str(value) for name, value in asdict(key).items()},
+            "counted_tokens": str(counted),
+            "model_name": self.model.name,
+            "layer": str(layer),
+            "text": self.corpus.content_hash or "",
+        }
+        self._factor_path(layer).unlink(missing_ok=True)  # of an earlier file under this key
+        write_tensors(self.path(layer), {"moment": moment}, metadata)
+
+
+def cached_moments(directory: Path | None = None) -> Iterator[tuple[Path, dict[str, str]]]:
+    """Every cache file with its metadata; unreadable ones are skipped with a warning in the log."""
+    for path in sorted((directory or cache_dir() / "statistics").glob("*/*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = dict(file.metadata() or {})
+        except (SafetensorError, OSError) as error:
+            _log.warning("cannot read %s: %s", path, error)
+            continue
+        if "weight" in metadata:
+            yield path, metadata

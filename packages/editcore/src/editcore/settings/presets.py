@@ -1,0 +1,109 @@
+"""Which preset of an editor is for which model: those of its package, and the user's own before them.
+
+A preset is a TOML file named like the model, such as ``llama-2-7b.toml``; its ``names`` list what else that model is
+called. The user's own are in ``presets/EDITOR/`` of editcore's cache folder, where ``editctl onboard`` puts them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from editcore._util.paths import cache_dir
+from editcore.interfaces.errors import EditcoreError, UnknownNameError
+from editcore.interfaces.specs import Spec
+from editcore.settings.hparams import list_presets, load_preset, preset_models
+
+__all__ = ["Preset", "get_preset", "model_stem", "own_folder", "preset_for", "presets_of"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preset:
+    """A preset of one editor."""
+
+    editor: str
+    name: str
+    source: str | Path
+    """The package that holds it, or the folder of the user's own."""
+    note: str = ""
+    """Why it was chosen for a model, where that is not plain; empty for the package's preset of the model's name."""
+
+    @property
+    def own(self) -> bool:
+        """Whether it is the user's."""
+        return isinstance(self.source, Path)
+
+    def values(self) -> Mapping[str, object]:
+        """Its hyperparameters.
+
+        Raises:
+            HParamsError: the file is not a flat TOML table.
+        """
+        return load_preset(self.source, self.name)
+
+    def models(self) -> tuple[str, ...]:
+        """What else its models are called; nothing for a file that cannot be read."""
+        try:
+            return preset_models(self.source, self.name)
+        except EditcoreError:  # said when the preset is asked for, not when another one is looked for
+            return ()
+
+
+def own_folder(editor: str) -> Path:
+    """Where the user's presets of an editor are. Not created here."""
+    return cache_dir() / "presets" / editor
+
+
+def presets_of(spec: Spec) -> dict[str, Preset]:
+    """The presets of an editor by name, sorted; one of the user's stands in front of the package's of its name."""
+    sources: tuple[str | Path | None, ...] = (getattr(spec, "presets", None), own_folder(spec.name))
+    found = {
+        name: Preset(editor=spec.name, name=name, source=source)
+        for source in sources
+        if source is not None
+        for name in list_presets(source)
+    }
+    return dict(sorted(found.items()))
+
+
+def get_preset(spec: Spec, name: str) -> Preset:
+    """One preset by its name.
+
+    Raises:
+        UnknownNameError: there is none.
+    """
+    presets = presets_of(spec)
+    if name not in presets:
+        raise UnknownNameError("preset", name, presets)
+    return presets[name]
+
+
+def model_stem(model_name: str) -> str:
+    """What a model is called without its organisation or the folders above it: ``gpt2-xl`` of
+    ``openai-community/gpt2-xl``."""
+    path = Path(model_name).expanduser()
+    return path.resolve().name if path.is_dir() else path.name
+
+
+def preset_for(spec: Spec, model_name: str) -> Preset | None:
+    """The preset of an editor for a model: the one named like it, else one that has it among its ``names``, capitals
+    aside; of two, the user's own."""
+    stem = model_stem(model_name).casefold()
+    presets = sorted(presets_of(spec).values(), key=lambda preset: not preset.own)
+    for preset in presets:
+        if preset.name.casefold() == stem:
+            return _with_note(preset, spec, "named like the model") if preset.own else preset
+    for preset in presets:
+        for name in preset.models():
+            if name.casefold() == stem:
+                return _with_note(preset, spec, f"which has '{name}' among its models")
+    return None
+
+
+def _with_note(preset: Preset, spec: Spec, why: str) -> Preset:
+    whose = f"your preset '{preset.name}' ({preset.source})" if preset.own else f"the preset '{preset.name}'"
+    hidden = preset.own and preset.name in list_presets(getattr(spec, "presets", None))
+    more = "; it stands before the package's of that name" if hidden else ""
+    note = f"{spec.name} uses {whose}, {why}{more}."
+    return replace(preset, note=note)

@@ -1,0 +1,315 @@
+"""Hyperparameter files of the methods' reference repositories and of EasyEdit, read as settings of ours.
+
+Most of their fields have the same name here. What is left over belongs to the run (model, device, text) or says where
+modules are, which editcore finds by itself; each is dropped with its reason. No method is named here: the fields come
+from the hyperparameter classes of what is installed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from editcore.interfaces.errors import HParamsError
+from editcore.interfaces.specs import EditorSpec
+from editcore.plugins.registry import Plugins, resolve
+from editcore.settings.hparams import HParams, Setting, build, describe, to_toml
+
+__all__ = ["Imported", "import_file"]
+
+Fields = Mapping[str, object]
+
+_BELONGS_ELSEWHERE = (
+    (r".*_(module|tmp)", "where modules are is found from the model itself"),
+    (r"(model|tokenizer)(_name|_class|_path)?", "the model is an option of the run (--model)"),
+    (r"device|model_parallel|fp16|bf16|dtype", "device and type are options of the run (--device, --dtype)"),
+    (
+        r"stats_dir|mom2_(dataset|n_samples|dtype)",
+        "the text behind the second moments is an option of the run (--corpus, --corpus-tokens)",
+    ),
+    (r"batch_size|max_length", "batches are an option of the run (--batch-size), and texts are never cut"),
+)
+"""Fields that are no hyperparameters here, by pattern, and why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Imported:
+    """A file in our words."""
+
+    source: str
+    editor: str
+    backend: str | None
+    """One whose settings the file has."""
+    extensions: tuple[str, ...]
+    """Those whose settings the file has."""
+    settings: Mapping[str, HParams]
+    """By editor, backend or extension; what the file does not say is unset."""
+    added: Mapping[str, str]
+    """What the file leaves to its code, by ``owner.field``, and why it is set here."""
+    dropped: Mapping[str, str]
+    """What was not used, and why."""
+
+    def toml(self) -> str:
+        """A file for ``editctl run --config``."""
+        lines = [f"# From {_printable(self.source)}, by editctl hparams import.", f"editor = {_quoted(self.editor)}"]
+        if self.backend:
+            lines.append(f"backend = {_quoted(self.backend)}")
+        if self.extensions:
+            lines.append(f"plugins = [{', '.join(map(_quoted, self.extensions))}]")
+        tables = (
+            f"\n[{name}]\n{to_toml(values, only=values.model_fields_set)}" for name, values in self.settings.items()
+        )
+        return "".join([*(f"{line}\n" for line in lines), *tables])
+
+
+def import_file(path: Path, plugins: Plugins, *, editor: str | None = None) -> Imported:
+    """Read a JSON or YAML file of hyperparameters.
+
+    Args:
+        editor: whose they are; left out, ``alg_name`` in the file or the name of its folder says so.
+
+    Raises:
+        HParamsError: the file cannot be read, no editor is known, or a value does not fit its setting.
+        UnknownNameError: ``editor`` is not installed.
+    """
+    try:
+        fields = _read(path)
+        spec = plugins.editor(editor) if editor is not None else _editor_of(path, fields, plugins)
+        return _translate(path, fields, spec, plugins)
+    except RecursionError as error:
+        raise HParamsError(f"{path} is nested too deeply for a file of hyperparameters.") from error
+
+
+def _read(path: Path) -> Fields:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise HParamsError(f"Cannot read {path}: {error.strerror or error}.") from error
+    except ValueError as error:  # no UTF-8, or a name that no file can have
+        raise HParamsError(f"{path} is not a text file: {error}.") from error
+    kind, parse = ("JSON", _parse_json) if path.suffix.lower() == ".json" else ("YAML", _parse_yaml)
+    try:
+        values = parse(text)
+    except ValueError as error:
+        raise HParamsError(f"{path} is not a {kind} file: {_one_line(error)}.") from error
+    if not isinstance(values, dict):
+        raise HParamsError(f"{path} has no fields: it must hold names with values, such as layers: [5].")
+    return values
+
+
+def _parse_json(text: str) -> object:
+    values: object = json.loads(text)
+    return values
+
+
+def _parse_yaml(text: str) -> object:
+    """A YAML document with every scalar as text: YAML 1.1 has its own idea of numbers (5e-1 is none), so that they are
+    read where it is known what a field takes. Tags and aliases mean nothing in such a file."""
+    import yaml
+
+    try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.BaseLoader)):
+            raise ValueError("it uses an alias, which is not supported here")
+        values: object = yaml.load(text, Loader=yaml.BaseLoader)  # makes dicts, lists and texts only
+    except (yaml.YAMLError, OverflowError) as error:  # an escape such as "\UFFFFFFFF" overflows
+        raise ValueError(str(error)) from error
+    return values
+
+
+def _editor_of(path: Path, fields: Fields, plugins: Plugins) -> EditorSpec:
+    """The editor that the file names, or the folder it is in: the repositories have ``hparams/METHOD/MODEL``."""
+    editors = plugins.editors()
+    named = fields.get("alg_name")
+    for name in (named, path.absolute().parent.name):
+        if isinstance(name, str) and name.lower() in editors:
+            return editors[name.lower()]
+    asked = f"names {_shown(named)}, which is not installed" if named else "does not name its method (alg_name)"
+    raise HParamsError(f"{path} {asked}. Say whose it is with --editor: {', '.join(sorted(editors)) or 'none'}.")
+
+
+@dataclass(frozen=True, slots=True)
+class _Owner:
+    """Something installed that has settings."""
+
+    name: str
+    kind: str
+    hparams: type[HParams]
+    settings: Mapping[str, Setting]
+
+    @classmethod
+    def of(cls, kind: str, name: str, hparams: str) -> _Owner:
+        made: type[HParams] = resolve(hparams)
+        return cls(name, kind, made, {setting.name: setting for setting in describe(made)})
+
+    def find(self, field: str) -> str | None:
+        """Our name of a field: its own, or without the owner's name in front."""
+        return next((name for name in (field, field.removeprefix(f"{self.name}_")) if name in self.settings), None)
+
+
+def _translate(path: Path, fields: Fields, spec: EditorSpec, plugins: Plugins) -> Imported:
+    editor = _Owner.of("editor", spec.name, spec.hparams)
+    companions = list(_companions(plugins))
+    values: dict[str, dict[str, object]] = {editor.name: {}}
+    dropped: dict[str, str] = {}
+    mode = str(fields.get("edit_mode", ""))
+    if mode and not any(_means(mode, backend) for backend in plugins.backends()):
+        dropped["edit_mode"] = f"no installed backend is {_shown(mode)}"
+    for field, value in fields.items():
+        if field in {"alg_name", "edit_mode"}:
+            continue
+        if field in editor.settings:
+            values[editor.name][field] = value
+        elif field in _TRANSLATORS and (translated := _TRANSLATORS[field](value, editor.settings)):
+            values[editor.name] |= {name: known for name, known in translated.items() if name not in fields}
+        elif (found := _companion(field, companions)) is None:
+            dropped[field] = _reason(field, editor, companions)
+        elif found[0].kind == "backend" and mode and not _means(mode, found[0].name):
+            dropped[field] = f"edit_mode is {_shown(mode)}, not {found[0].name}"
+        else:
+            values.setdefault(found[0].name, {})[found[1]] = value
+    added = dict(_added(values[editor.name], editor))
+    values[editor.name] |= {name: value for name, (value, _) in added.items()}
+    owners = {owner.name: owner for owner in (editor, *companions) if owner.name in values}
+    return Imported(
+        source=path.name,
+        editor=editor.name,
+        backend=next((name for name, owner in owners.items() if owner.kind == "backend"), None),
+        extensions=tuple(name for name, owner in owners.items() if owner.kind == "extension"),
+        settings={name: _build(path, owner, values[name]) for name, owner in owners.items()},
+        added={f"{name} = {_shown(value)}": why for name, (value, why) in added.items()},
+        dropped=dropped,
+    )
+
+
+def _companions(plugins: Plugins) -> Iterator[_Owner]:
+    """Backends and extensions with settings."""
+    kinds = {"backend": plugins.backends(), "extension": plugins.extensions()}
+    for kind, specs in kinds.items():
+        for name, spec in specs.items():
+            hparams = getattr(spec, "hparams", None)
+            if hparams:
+                yield _Owner.of(kind, name, hparams)
+
+
+def _companion(field: str, companions: Sequence[_Owner]) -> tuple[_Owner, str] | None:
+    """Whose a field is, and its name there. The owner's name in front decides; else its own name must match."""
+    ordered = sorted(companions, key=lambda owner: not field.startswith(f"{owner.name}_"))
+    return next(((owner, name) for owner in ordered if (name := owner.find(field)) is not None), None)
+
+
+def _means(mode: str, backend: str) -> bool:
+    """Whether an ``edit_mode`` such as ``lora_native`` asks for a backend."""
+    return mode == backend or mode.startswith(f"{backend}_")
+
+
+def _reason(field: str, editor: _Owner, companions: Collection[_Owner]) -> str:
+    for pattern, reason in _BELONGS_ELSEWHERE:
+        if re.fullmatch(pattern, field):
+            return reason
+    for owner in companions:
+        if field.startswith(f"{owner.name}_"):
+            return f"the {owner.kind} {owner.name} has no such setting"
+    return (
+        f"neither {editor.name} nor an installed backend or extension has such a setting (if it belongs to a package, "
+        "install that first)"
+    )
+
+
+def _added(values: Fields, editor: _Owner) -> Iterator[tuple[str, tuple[object, str]]]:
+    """What the files leave to their code, where ours has another default."""
+    setting = editor.settings.get("kl_position")
+    if setting and "kl_position" not in values and "lookup" in setting.allowed:
+        yield "kl_position", ("lookup", "the code that such files are for reads the essence term there")
+
+
+_MOST_CONTEXTS = 100
+"""More are refused by the settings, and need no list here."""
+
+
+def _context_counts(value: object, settings: Collection[str]) -> Fields:
+    """``[[5, 10], [10, 10]]``, pairs of length and number: as many contexts in all, of these lengths in turn."""
+    if not {"context_count", "context_length"} <= set(settings) or not isinstance(value, list):
+        return {}
+    pairs = [[_number(part) for part in pair] if isinstance(pair, list) else [] for pair in value]
+    lengths = [pair[0] for pair in pairs if len(pair) == 2 and isinstance(pair[0], int)]
+    counts = [pair[1] for pair in pairs if len(pair) == 2 and isinstance(pair[1], int)]
+    if not value or not len(lengths) == len(counts) == len(pairs):
+        return {}
+    if len(set(counts)) > 1 and min(counts) >= 0 and sum(counts) <= _MOST_CONTEXTS:  # then one length per context
+        lengths = [length for length, count in zip(lengths, counts, strict=True) for _ in range(count)]
+    return {"context_count": sum(counts), "context_length": lengths[0] if len(set(lengths)) == 1 else lengths}
+
+
+def _key_mode(mode: str) -> Callable[[object, Collection[str]], Fields]:
+    def translate(value: object, settings: Collection[str]) -> Fields:
+        return {"key_mode": mode} if "key_mode" in settings and _number(value) is True else {}
+
+    return translate
+
+
+_TRANSLATORS: Mapping[str, Callable[[object, Collection[str]], Fields]] = {
+    "context_template_length_params": _context_counts,
+    "enable_random_prefix_keys": _key_mode("mean"),
+    "enable_prompt_keys": _key_mode("prompt"),
+}
+"""Fields that have another name or form here. An empty answer: there is no such setting."""
+
+
+def _build(path: Path, owner: _Owner, values: Fields) -> HParams:
+    fitted = {name: _fit(value, owner.settings[name]) for name, value in values.items()}
+    return build(owner.hparams, [fitted], owner=f"{path} ({owner.name})")
+
+
+def _fit(value: object, setting: Setting) -> object:
+    """Numbers and truth values written as text, where the setting takes no text."""
+    if setting.type.endswith(" or none") and value in ("", "~", "null", "Null", "NULL"):
+        return None
+    return value if "text" in setting.type else _read_numbers(value, whole="int" in setting.type)
+
+
+def _read_numbers(value: object, *, whole: bool) -> object:
+    if isinstance(value, list):
+        return [_read_numbers(part, whole=whole) for part in value]
+    if isinstance(value, dict):
+        return {key: _read_numbers(part, whole=whole) for key, part in value.items()}
+    number = _number(value)
+    return int(number) if whole and isinstance(number, float) and number.is_integer() else number
+
+
+def _number(value: object) -> object:
+    """What a text says if it is a number or a truth value, else the value itself."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    if text.lower() in {"true", "yes", "on"}:
+        return True
+    if text.lower() in {"false", "no", "off"}:
+        return False
+    try:
+        if re.fullmatch(r"[-+]?[0-9]+", text):
+            return int(text)
+        if re.fullmatch(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?", text):
+            return float(text)
+    except ValueError:  # more digits than Python reads
+        pass
+    return value
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".")

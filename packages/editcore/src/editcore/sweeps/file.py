@@ -1,0 +1,229 @@
+"""The sweep file: a run, and what is varied in it. See docs/reference/sweeps.md."""
+
+from __future__ import annotations
+
+import importlib.resources
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from editcore.interfaces.errors import HParamsError, PluginError, UnknownNameError
+from editcore.interfaces.values import first_problem
+from editcore.plugins.registry import Plugins
+from editcore.settings.toml import parse_toml, run_values
+
+__all__ = ["STUDY", "Arm", "FigureSpec", "Sweep", "SweepFile", "load_study", "load_sweep", "overlaid"]
+
+STUDY = "study"
+"""Kind of the components that are ready-made sweeps; their target is ``"package:FILE.toml"``."""
+
+_FORBIDDEN = re.compile(r"[^a-z0-9_]+")
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class FigureSpec(_Table):
+    """A picture of a study."""
+
+    file: Annotated[str, Field(pattern=r"^[\w.-]+\.png$")]
+    kind: Literal["bars", "lines", "forgetting"]
+    metric: str = "score"
+    metrics: tuple[str, ...] = ()
+    by: str = "arm"
+    split: str | None = None
+    title: str = ""
+
+    @model_validator(mode="after")
+    def _lines_need_an_axis(self) -> FigureSpec:
+        if self.kind == "lines" and self.by == "arm":
+            raise ValueError(f"{self.file}: lines need a setting along the axis: by = 'batch_size'")
+        return self
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The columns that it shows."""
+        return self.metrics or (self.metric,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """A variant of the base run."""
+
+    name: str
+    values: Mapping[str, Any]
+    """Options and settings, laid over the base's."""
+    optional: bool = False
+    """Whether it is left out where something that it names is not installed."""
+
+
+class Sweep(_Table):
+    """A checked sweep file."""
+
+    title: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+    summary: str = ""
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
+    base: Mapping[str, Any] = Field(default_factory=dict)
+    arms: tuple[Mapping[str, Any], ...] = ()
+    grid: Mapping[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(default_factory=dict)
+    exclude: tuple[Mapping[str, Any], ...] = ()
+    figures: tuple[FigureSpec, ...] = ()
+
+    @field_validator("grid", mode="before")
+    @classmethod
+    def _flat(cls, grid: Any) -> Any:
+        """``[grid.replay] replay_rate = [...]`` is ``"replay.replay_rate" = [...]``."""
+        if not isinstance(grid, dict):
+            return grid
+        flat: dict[str, Any] = {}
+        for name, values in grid.items():
+            flat |= {f"{name}.{key}": v for key, v in values.items()} if isinstance(values, dict) else {name: values}
+        return {name if "." in name else name.replace("-", "_"): values for name, values in flat.items()}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Sweep:
+        if self.seeds is not None and ("seed" in self.grid or len(set(self.seeds)) < len(self.seeds)):
+            raise ValueError("seeds: name each seed once, in 'seeds' alone")
+        if "arm" in self.grid:
+            raise ValueError("grid: 'arm' is no setting; write [[arms]]")
+        names = [str(arm.get("name", "")) for arm in self.arms]
+        if not all(names) or len(set(names)) < len(names):
+            raise ValueError("arms: each needs a name of its own")
+        known = {"arm", "seed", *self.grid}
+        for entry in self.exclude:
+            for name in entry:
+                if name not in known:
+                    raise ValueError(f"exclude: '{name}' does not vary here; what does: {', '.join(sorted(known))}")
+        for figure in self.figures:
+            for varied in (figure.by, figure.split):
+                if varied is not None and varied not in known:
+                    raise ValueError(f"figures: '{varied}' does not vary here; what does: {', '.join(sorted(known))}")
+        return self
+
+    def changed(
+        self,
+        *,
+        base: Mapping[str, Any],
+        settings: Mapping[str, Mapping[str, Any]],
+        grid: Mapping[str, Sequence[Any]],
+        seeds: Sequence[int],
+        arms: Sequence[str],
+    ) -> Sweep:
+        """The same with some of it replaced, as the command line does.
+
+        Args:
+            base: options, laid over the base's; one that is an axis has this value alone.
+            settings: the same by plugin.
+            grid: axes, in place of those of their names or beside them.
+            arms: the only ones to keep; all if there are none.
+
+        Raises:
+            UnknownNameError: there is no such arm.
+            HParamsError: what comes out is no sweep.
+        """
+        flat = {**base, **{f"{section}.{key}": v for section, values in settings.items() for key, v in values.items()}}
+        single = {name: (value,) for name, value in flat.items() if name in self.grid and name not in grid}
+        names = [arm.name for arm in self.variants()]
+        for name in arms:
+            if name not in names:
+                raise UnknownNameError("arm", name, names)
+        values: dict[str, Any] = {
+            **self.model_dump(exclude={"figures"}),
+            "figures": self.figures,
+            "base": overlaid(self.base, {**base, **settings}),
+            "grid": {**self.grid, **single, **grid},
+            "arms": [arm for arm in self.arms if not arms or arm["name"] in arms],
+        }
+        if seeds:
+            values["seeds"] = tuple(seeds)
+        try:
+            return Sweep(**values)
+        except ValidationError as error:
+            raise HParamsError(f"These options make no sweep. {first_problem(error)}.") from error
+
+    def variants(self) -> Sequence[Arm]:
+        """The arms; without any, the base run alone."""
+        if not self.arms:
+            options = run_values(self.base)
+            given = options.get("plugins", ())
+            plugins = [given] if isinstance(given, str) else list(given)
+            return [Arm(name="+".join(map(str, [options.get("editor", "run"), *plugins])), values={})]
+        own = ("name", "optional")
+        return [
+            Arm(
+                name=str(arm["name"]),
+                values={name: value for name, value in arm.items() if name not in own},
+                optional=bool(arm.get("optional", False)),
+            )
+            for arm in self.arms
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepFile:
+    """A sweep with the text that it was read from."""
+
+    sweep: Sweep
+    text: str
+
+
+def load_sweep(path: Path) -> SweepFile:
+    """Read a sweep file.
+
+    Raises:
+        HParamsError: it cannot be read or is wrong.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise HParamsError(f"Cannot read the sweep file {path}: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise HParamsError(f"{path} is not a TOML file: {error}.") from error
+    return _parse(text, origin=str(path), stem=path.stem)
+
+
+def load_study(plugins: Plugins, name: str) -> SweepFile:
+    """A ready-made sweep that a package offers.
+
+    Raises:
+        UnknownNameError: no installed package has it.
+        PluginError: its file is not there.
+        HParamsError: its file is wrong.
+    """
+    studies = plugins.components(STUDY)
+    if name not in studies:
+        raise UnknownNameError(STUDY, name, studies, hint=plugins.hint(name))
+    package, _, file = studies[name].target.partition(":")
+    try:
+        text = importlib.resources.files(package).joinpath(file).read_text("utf-8")
+    except (ModuleNotFoundError, OSError, ValueError) as error:
+        raise PluginError(f"The study '{name}' has no file '{studies[name].target}' ({error}).") from error
+    return _parse(text, origin=f"The study '{name}'", stem=name)
+
+
+def _parse(text: str, *, origin: str, stem: str) -> SweepFile:
+    table = parse_toml(text, origin=origin)
+    for key in table:
+        if key not in Sweep.model_fields:
+            raise UnknownNameError(
+                "key of a sweep file", key, Sweep.model_fields, hint="A run's options stand in [base]."
+            )
+    table.setdefault("title", _FORBIDDEN.sub("_", stem.lower()).strip("_") or "sweep")
+    try:
+        return SweepFile(sweep=Sweep(**table), text=text)
+    except ValidationError as error:
+        raise HParamsError(f"{origin} is not a sweep file. {first_problem(error)}.") from error
+
+
+def overlaid(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """A table of options with another laid over it; tables of plugins are merged, everything else is replaced."""
+    merged = dict(base)
+    for name, value in over.items():
+        under = merged.get(name)
+        merged[name] = {**under, **value} if isinstance(under, dict) and isinstance(value, dict) else value
+    return merged

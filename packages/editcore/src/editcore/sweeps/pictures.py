@@ -1,0 +1,108 @@
+"""The figures that a sweep file asks for, from its tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from editcore.figures.studies import Estimate, bars_figure, curves_figure, lines_figure
+from editcore.figures.style import save
+from editcore.sweeps.file import FigureSpec
+from editcore.sweeps.plan import Plan
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["draw", "estimate"]
+
+
+def draw(plan: Plan, table: pd.DataFrame, retention: pd.DataFrame, folder: Path) -> tuple[str, ...]:
+    """Draw every figure that there are results for.
+
+    Returns:
+        Notes on the others.
+    """
+    notes = []
+    finished = table[table["status"] == "finished"]
+    for spec in plan.sweep.figures:
+        source = retention if spec.kind == "forgetting" else finished
+        missing = [name for name in spec.shown if name not in source] if spec.kind != "forgetting" else []
+        if missing:
+            notes.append(f"{spec.file} is not drawn: the table has no column '{missing[0]}'.")
+        elif source.empty:
+            notes.append(f"{spec.file} is not drawn: no trial is finished.")
+        else:
+            save(_figure(plan, spec, source), folder / spec.file)
+    return tuple(notes)
+
+
+def _figure(plan: Plan, spec: FigureSpec, rows: pd.DataFrame) -> Any:
+    title = spec.title or plan.sweep.summary or plan.title
+    split = spec.split or (None if spec.kind == "bars" and spec.by == "arm" else "arm")
+    legend = "" if split in (None, "arm") else str(split).rpartition(".")[2]
+    if spec.kind == "forgetting":
+        labels = _values(rows, split or "arm")
+        curves = {str(label): _curve(_where(rows, split, label)) for label in labels}
+        return curves_figure(curves, title=title, split=legend)
+    places = _values(rows, spec.by)
+    labels = _values(rows, split) if split else [""]
+    panels = {
+        metric: {
+            str(label): [estimate(_where(_where(rows, split, label), spec.by, place), metric) for place in places]
+            for label in labels
+        }
+        for metric in spec.shown
+    }
+    if spec.kind == "lines":
+        return lines_figure(places, panels, setting=spec.by, title=title, split=legend)
+    before = f"before_{spec.metric}"
+    return bars_figure(
+        [str(place) if spec.by == "arm" else f"{spec.by.rpartition('.')[2]} {place}" for place in places],
+        panels[spec.shown[0]],
+        metric=spec.shown[0],
+        title=title,
+        before=float(rows[before].mean()) if before in rows else math.nan,
+        split=legend,
+    )
+
+
+def estimate(rows: pd.DataFrame, metric: str) -> Estimate:
+    """The mean of some rows, everything but seeds averaged first, with its 95 % interval.
+
+    Over two or more seeds it is Student's t. Of a single one it is the interval over facts; that of several trials on
+    the same facts is the mean of theirs, which is on the wide side.
+    """
+    from editcore.sweeps.tables import interval
+
+    by_seed = rows.groupby("seed")[metric].mean().astype(float).dropna()
+    if by_seed.empty:
+        return Estimate(mean=math.nan)
+    if len(by_seed) > 1:
+        low, high = interval(by_seed.to_numpy())
+    else:
+        low, high = (
+            float(rows[name].astype(float).mean()) if (name := f"{metric}_{end}") in rows else math.nan
+            for end in ("low", "high")
+        )
+    return Estimate(mean=float(by_seed.mean()), low=low, high=high)
+
+
+def _curve(rows: pd.DataFrame) -> dict[int, Estimate]:
+    return {age: estimate(rows[rows["age"] == age], "ES") for age in map(int, rows["age"].unique())}
+
+
+def _values(rows: pd.DataFrame, column: str | None) -> Sequence[Any]:
+    """The values of a column in the order in which they come; without those that have none."""
+    if column is None:
+        return [""]
+    seen: list[Any] = []
+    for value in rows[column]:
+        if value is not None and value not in seen:
+            seen.append(value)
+    return seen
+
+
+def _where(rows: pd.DataFrame, column: str | None, wanted: Any) -> pd.DataFrame:
+    return rows if column is None else rows[[value == wanted for value in rows[column]]]

@@ -1,0 +1,304 @@
+"""From a sweep file to trials: every combination, resolved, checked and keyed. No model is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from editcore._util.files import json_text, write_text
+from editcore.interfaces.errors import HParamsError, UnknownNameError
+from editcore.models import CATALOGUE
+from editcore.plugins.registry import Plugins
+from editcore.plugins.versions import code_versions
+from editcore.runs.config import RunConfig
+from editcore.runs.job import records_of
+from editcore.runs.session import resolve_settings
+from editcore.settings.toml import run_values
+from editcore.sweeps.file import Arm, Sweep, SweepFile, overlaid
+
+__all__ = ["PLAN_NAME", "SWEEP_NAME", "Plan", "Point", "Trial", "make_plan"]
+
+PLAN_NAME = "plan.json"
+SWEEP_NAME = "sweep.toml"
+
+_KEY_LENGTH = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """One run of a sweep."""
+
+    key: str
+    """A hash of everything below."""
+    config: RunConfig
+    """With absolute paths, the batch size that the editor can use, and every hyperparameter in ``settings``."""
+    versions: Mapping[str, str]
+    """Of the packages whose code it runs."""
+    contents: Mapping[str, str]
+    """Hashes of the files and model folders that it reads, by option."""
+    facts: int
+    """How many it edits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """One combination, which is one row of the table. Several may be the same trial."""
+
+    arm: str
+    values: Mapping[str, Any]
+    """By axis. Axes that do not concern the arm are absent."""
+    seed: int
+    batch_size: int
+    """As it was asked for."""
+    key: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a sweep comes to."""
+
+    sweep: Sweep
+    text: str
+    """The sweep file, as it was written."""
+    points: tuple[Point, ...]
+    trials: Mapping[str, Trial]
+    """By key, in the order of the points."""
+    notes: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        """Name of the folder of tables and figures."""
+        return self.sweep.title
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The settings that vary."""
+        return tuple(self.sweep.grid)
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """The arms that there are points of, as written."""
+        return tuple(dict.fromkeys(point.arm for point in self.points))
+
+    def write(self, directory: Path) -> None:
+        """``sweep.toml`` and ``plan.json``."""
+        record = {
+            "title": self.title,
+            "summary": self.sweep.summary,
+            "arms": list(self.arms),
+            "axes": {name: list(values) for name, values in self.sweep.grid.items()},
+            "seeds": list(dict.fromkeys(point.seed for point in self.points)),
+            "notes": list(self.notes),
+            "points": [
+                {"arm": point.arm, "values": dict(point.values), "seed": point.seed, "key": point.key}
+                for point in self.points
+            ],
+            "trials": {
+                key: {
+                    "config": trial.config.model_dump(mode="json"),
+                    "versions": trial.versions,
+                    "contents": trial.contents,
+                }
+                for key, trial in self.trials.items()
+            },
+        }
+        write_text(directory / SWEEP_NAME, self.text)
+        write_text(directory / PLAN_NAME, json_text(record, indent=2) + "\n")
+
+
+def make_plan(file: SweepFile, plugins: Plugins) -> Plan:
+    """Resolve and check every combination, so that nothing that can be wrong with names, settings and data stops a
+    sweep that has begun.
+
+    Raises:
+        EditcoreError: something is wrong with it, or nothing is left of it.
+    """
+    return _Planner(file, plugins).plan()
+
+
+class _Planner:
+    """Remembers what many combinations have in common."""
+
+    def __init__(self, file: SweepFile, plugins: Plugins) -> None:
+        self._sweep, self._text, self._plugins = file.sweep, file.text, plugins
+        self._notes: dict[str, None] = {}
+        self._contents: dict[str, str] = {}
+        self._facts: dict[tuple[str, int | None, tuple[str, ...]], int] = {}
+        self._versions: dict[frozenset[str], Mapping[str, str]] = {}
+
+    def plan(self) -> Plan:
+        points: list[Point] = []
+        trials: dict[str, Trial] = {}
+        used: set[str] = set()
+        for arm in self._sweep.variants():
+            try:
+                for values, seed, options, named in self._combinations(arm):
+                    used |= named
+                    trial, batch_size = self._trial(options, arm.name)
+                    trials.setdefault(trial.key, trial)
+                    points.append(Point(arm=arm.name, values=values, seed=seed, batch_size=batch_size, key=trial.key))
+            except UnknownNameError as error:
+                if not arm.optional or error.kind not in ("editor", "plugin", "backend"):
+                    raise
+                points = [point for point in points if point.arm != arm.name]
+                self._notes[f"{arm.name} is left out: the {error.kind} '{error.asked}' is not installed."] = None
+        sections = [name for name in (*_sections(self._sweep.base), *map(_section, self._sweep.grid)) if name]
+        if points and (idle := [name for name in sections if name not in used]):
+            raise UnknownNameError(
+                "settings section", idle[0], used, hint="A section is named after what it sets, which no arm uses here."
+            )
+        if not points:
+            why = " ".join(self._notes) or "Everything is excluded."
+            raise HParamsError(f"The sweep '{self._sweep.title}' has no trials. {why}")
+        kept = dict.fromkeys(point.key for point in points)
+        return Plan(
+            sweep=self._sweep,
+            text=self._text,
+            points=tuple(points),
+            trials={key: trials[key] for key in kept},
+            notes=tuple(self._notes),
+        )
+
+    def _combinations(self, arm: Arm) -> Iterator[tuple[dict[str, Any], int, dict[str, Any], set[str]]]:
+        """Values by axis, seed and options of every combination that an arm has, and the sections that it uses."""
+        sweep = self._sweep
+        seen: set[str] = set()
+        for chosen in itertools.product(*sweep.grid.values()):
+            values = dict(zip(sweep.grid, chosen, strict=True))
+            table = overlaid(sweep.base, arm.values)
+            for name, value in values.items():
+                table = overlaid(table, _nested(name, value))
+            options = run_values(table)
+            seed = options.pop("seed", 0)
+            named = _named(options)
+            own = {*_sections(arm.values)}
+            settings = {name: part for name, part in options.get("settings", {}).items() if name in named | own}
+            mine = {name: value for name, value in values.items() if _section(name) in (None, *named, *own)}
+            for one in sweep.seeds or (seed,):
+                if _excluded(sweep.exclude, {**mine, "arm": arm.name, "seed": one}):
+                    continue
+                identity = json.dumps([mine, one], sort_keys=True, default=str)
+                if identity in seen:  # it differs in axes alone that do not concern the arm
+                    continue
+                seen.add(identity)
+                yield mine, one, {**options, "seed": one, "settings": settings}, named
+
+    def _trial(self, options: Mapping[str, Any], arm: str) -> tuple[Trial, int]:
+        try:
+            config = RunConfig.create(options, self._plugins)
+            settings = resolve_settings(
+                self._plugins, config.model, editor=config.editor, plugins=config.plugins, backend=config.backend,
+                preset=config.preset, settings=config.settings, note=lambda text: self._notes.setdefault(text),
+            )  # fmt: skip
+            paths = self._paths(config)
+            facts = self._count(config)
+        except UnknownNameError:
+            raise
+        except HParamsError as error:
+            raise HParamsError(f"Arm '{arm}': {error}") from error
+        most = self._plugins.editor(config.editor).capabilities.max_batch
+        resolved = {name: values.model_dump(mode="json") for name, values in settings.items()}
+        fitting = config.model_copy(
+            update={
+                "batch_size": min(config.batch_size, most or config.batch_size),
+                "preset": None,  # it is in the settings: what presets a worker has makes no difference
+                "settings": resolved,
+                **{option: str(path) for option, path in paths.items()},
+            }
+        )
+        parts = {
+            "config": fitting.model_dump(mode="json"),
+            "versions": self._code(config),
+            "contents": {option: self._hash(path) for option, path in paths.items()},
+        }
+        key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:_KEY_LENGTH]
+        trial = Trial(
+            key=key,
+            config=fitting,
+            versions=parts["versions"],
+            contents=parts["contents"],
+            facts=facts,
+        )
+        return trial, config.batch_size
+
+    def _paths(self, config: RunConfig) -> dict[str, Path]:
+        """The options that are files or folders here, as absolute paths: workers may start elsewhere."""
+        found = {}
+        if config.model not in CATALOGUE and (folder := Path(config.model).expanduser()).is_dir():
+            found["model"] = folder.resolve()
+        if config.dataset not in self._plugins.datasets() and (file := Path(config.dataset).expanduser()).is_file():
+            found["dataset"] = file.resolve()
+        for option, text in (("corpus", config.corpus), ("eval_text", config.eval_text)):
+            if text is not None and (file := Path(text).expanduser()).is_file():
+                found[option] = file.resolve()
+        return found
+
+    def _count(self, config: RunConfig) -> int:
+        wanted = (config.dataset, config.edits, config.plugins)
+        if wanted not in self._facts:
+            records, notes = records_of(config, self._plugins)
+            self._facts[wanted] = len(records)
+            self._notes.update(dict.fromkeys(notes))
+        return self._facts[wanted]
+
+    def _code(self, config: RunConfig) -> Mapping[str, str]:
+        names = frozenset({config.editor, config.backend, config.evaluator, config.dataset, *config.plugins})
+        if names not in self._versions:
+            self._versions[names] = code_versions(self._plugins, names)
+        return self._versions[names]
+
+    def _hash(self, path: Path) -> str:
+        if str(path) not in self._contents:
+            self._contents[str(path)] = _content(path)
+        return self._contents[str(path)]
+
+
+def _content(path: Path) -> str:
+    """SHA-256 of a file, or of a model folder's files but for those that say nothing about the model."""
+    if path.is_file():
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for file in sorted(path.iterdir()):
+        if file.is_file() and not file.name.startswith(".") and file.suffix.lower() not in (".md", ".lock"):
+            digest.update(f"{file.name} {_content(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def _section(name: str) -> str | None:
+    """Whose setting an axis is; ``None`` for an option of the run."""
+    section, dot, _ = name.rpartition(".")
+    return section if dot else None
+
+
+def _nested(name: str, value: Any) -> dict[str, Any]:
+    section, dot, key = name.rpartition(".")
+    return {section: {key: value}} if dot else {name: value}
+
+
+def _sections(table: Mapping[str, Any]) -> list[str]:
+    return list(run_values(table).get("settings", {}))
+
+
+def _named(options: Mapping[str, Any]) -> set[str]:
+    """What a run uses, by name."""
+    plugins = options.get("plugins", ())
+    several = [plugins] if isinstance(plugins, str) else plugins
+    return {str(options.get("editor", "")), str(options.get("backend", "raw")), *map(str, several)}
+
+
+def _excluded(entries: Sequence[Mapping[str, Any]], values: Mapping[str, Any]) -> bool:
+    return any(
+        all(name in values and _is_one_of(values[name], wanted) for name, wanted in entry.items())
+        for entry in entries
+        if entry
+    )
+
+
+def _is_one_of(value: Any, wanted: Any) -> bool:
+    return bool(value == wanted or (isinstance(wanted, list | tuple) and value in wanted))

@@ -1,0 +1,212 @@
+"""Runs the trials of a plan that are not finished, and writes what came of all of them."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from editcore._util.files import json_text, remove_leftovers, write_text
+from editcore._util.lock import locked
+from editcore._util.paths import check_writable
+from editcore.interfaces.errors import RunError
+from editcore.interfaces.protocols import Executor, Outcome
+from editcore.sweeps.pictures import draw
+from editcore.sweeps.plan import PLAN_NAME, Plan
+from editcore.sweeps.state import (
+    FAILURE_NAME,
+    FAILURES_NAME,
+    STATE_NAME,
+    Failure,
+    State,
+    failure_of,
+    state_of,
+    trial_directory,
+)
+from editcore.sweeps.tables import write_tables
+from editcore.sweeps.trial import Task, TrialRunner
+
+__all__ = ["SweepResult", "Watch", "run_sweep"]
+
+
+class Watch(Protocol):
+    """Is told how a sweep goes on."""
+
+    def begin(self, plan: Plan, states: Mapping[str, State]) -> None:
+        """The trials by key, before the first one is started."""
+        ...
+
+    def change(self, key: str, state: State, *, error: str = "") -> None:
+        """A trial was started, is finished, or failed."""
+        ...
+
+
+class _Unwatched:
+    def begin(self, plan: Plan, states: Mapping[str, State]) -> None: ...
+
+    def change(self, key: str, state: State, *, error: str = "") -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepResult:
+    """A sweep that came to its end."""
+
+    directory: Path
+    plan: Plan
+    finished: int
+    """Trials that have results."""
+    failures: tuple[Failure, ...]
+    tables: Path
+    """The folder of tables and figures."""
+    notes: tuple[str, ...]
+
+
+def run_sweep(
+    plan: Plan,
+    directory: Path,
+    *,
+    executor: Executor,
+    retry_failed: bool = False,
+    watch: Watch | None = None,
+    command: Sequence[str] = (),
+) -> SweepResult:
+    """Run what is not finished, then write tables and figures of everything that is.
+
+    Finished trials are not run again. A trial that failed is kept with its reason and run again only with
+    ``retry_failed``; one that was interrupted goes on behind its last batch. Whatever ends the process, the same call
+    goes on, and ends with the same tables as one that nothing ended.
+
+    Raises:
+        RunError: another process works in the directory, or it is not a sweep's.
+        StorageError: it cannot be written to.
+    """
+    refuse_other(directory)
+    check_writable(directory)
+    watch = watch or _Unwatched()
+    with locked(directory):
+        for folder in (directory, directory / "shared", directory / plan.title):
+            remove_leftovers(folder)
+        for half in (directory / "trials").glob(".*"):  # on its way home when this was killed
+            shutil.rmtree(half)
+        plan.write(directory)
+        states = {key: state_of(directory, key) for key in plan.trials}
+        due = [key for key, state in states.items() if state == "waiting" or (state == "failed" and retry_failed)]
+        watch.begin(plan, {key: "waiting" if key in due else state for key, state in states.items()})
+        try:
+            _run_trials(plan, due, directory, executor, watch, command)
+        except KeyboardInterrupt:
+            _write_state(plan, directory, "interrupted", command)
+            raise
+        return _conclude(plan, directory, command)
+
+
+def refuse_other(directory: Path) -> None:
+    """Refuse a folder with something else in it.
+
+    Raises:
+        RunError: it is not empty, and no sweep.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise RunError(f"The output {directory} is a file; give a directory.")
+    if directory.is_dir() and any(directory.iterdir()) and not (directory / PLAN_NAME).exists():
+        begun = {path.name for path in directory.iterdir() if not path.name.startswith(".")}
+        if begun - {"run.lock", "sweep.toml"}:  # what a sweep writes before its plan
+            raise RunError(f"{directory} has something in it that is no sweep; give another --out.")
+
+
+def _run_trials(
+    plan: Plan, due: Sequence[str], directory: Path, executor: Executor, watch: Watch, command: Sequence[str]
+) -> None:
+    tasks = [
+        Task(
+            key=key,
+            config=plan.trials[key].config,
+            versions=plan.trials[key].versions,
+            home=directory.resolve() if executor.shares_files else None,
+            command=tuple(command),
+        )
+        for key in due
+    ]
+    if not tasks:
+        return
+    outcomes = executor.map(
+        TrialRunner,
+        tasks,
+        started=lambda index: watch.change(due[index], "running"),
+        accelerator=any(task.config.device != "cpu" for task in tasks),
+    )
+    try:
+        for outcome in outcomes:
+            key = due[outcome.index]
+            _keep(key, outcome, directory)
+            watch.change(key, "failed" if outcome.failed else "finished", error=outcome.error)
+    finally:
+        executor.close()
+
+
+def _keep(key: str, outcome: Outcome[Mapping[str, bytes]], directory: Path) -> None:
+    """Put what a worker answered where it belongs."""
+    trial = trial_directory(directory, key)
+    if outcome.failed:
+        record = {
+            "key": key,
+            "kind": outcome.kind,
+            "error": outcome.error,
+            "traceback": outcome.traceback,
+            "attempts": outcome.attempts,
+        }
+        write_text(trial / FAILURE_NAME, json_text(record, indent=2) + "\n")
+        return
+    if outcome.value:
+        _bring_home(outcome.value, trial)
+    (trial / FAILURE_NAME).unlink(missing_ok=True)
+
+
+def _bring_home(files: Mapping[str, bytes], trial: Path) -> None:
+    """Write a run directory that was made elsewhere, whole or not at all."""
+    trial.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=trial.parent, prefix=f".{trial.name}."))
+    try:
+        for name, content in files.items():
+            path = temporary / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        temporary.chmod(0o755)
+        shutil.rmtree(trial, ignore_errors=True)  # an attempt that was not finished
+        temporary.rename(trial)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _conclude(plan: Plan, directory: Path, command: Sequence[str]) -> SweepResult:
+    failures = tuple(failure_of(directory, key) for key in plan.trials if state_of(directory, key) == "failed")
+    lines = [json_text({name: getattr(one, name) for name in ("key", "kind", "error", "attempts")}) for one in failures]
+    write_text(directory / FAILURES_NAME, "".join(f"{line}\n" for line in lines))
+    table, retention = write_tables(plan, directory)
+    notes = draw(plan, table, retention, directory / plan.title)
+    finished = sum(state_of(directory, key) == "finished" for key in plan.trials)
+    _write_state(plan, directory, "finished" if finished == len(plan.trials) else "incomplete", command)
+    return SweepResult(
+        directory=directory,
+        plan=plan,
+        finished=finished,
+        failures=failures,
+        tables=directory / plan.title,
+        notes=(*plan.notes, *notes),
+    )
+
+
+def _write_state(plan: Plan, directory: Path, state: str, command: Sequence[str]) -> None:
+    states = [state_of(directory, key) for key in plan.trials]
+    record: dict[str, Any] = {
+        "state": state,
+        "trials": len(states),
+        "finished": states.count("finished"),
+        "failed": states.count("failed"),
+        "command": shlex.join(command) if command else None,
+    }
+    write_text(directory / STATE_NAME, json_text(record, indent=2) + "\n")

@@ -1,0 +1,252 @@
+"""The tables of a sweep, from the run directories of its trials. Formats: docs/reference/sweeps.md."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from editcore._util.files import replacing
+from editcore.evaluation.scores import Metric, is_share
+from editcore.interfaces.errors import RunError
+from editcore.runs.record import REQUESTS_NAME
+from editcore.runs.results import SUMMARY_NAME
+from editcore.sweeps.plan import Plan, Point
+from editcore.sweeps.state import failure_of, state_of, trial_directory
+
+__all__ = ["METRICS", "mean_table", "result_table", "retention_table", "student_t", "write_tables"]
+
+METRICS = ("ES", "PS", "NS", "score")
+_TIMES = ("seconds", "seconds_per_edit", "peak_memory_bytes")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Result:
+    """A finished trial."""
+
+    summary: Mapping[str, Any]
+    held: pd.Series[float]
+    """By fact, in the order in which they were edited: whether the new object wins after the last edit. NaN for a fact
+    that is not active then."""
+
+
+def write_tables(plan: Plan, directory: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Write every table of a sweep.
+
+    Returns:
+        A row per trial, and retention by age: what its figures are drawn from.
+    """
+    folder = directory / plan.title
+    results = {key: _read(trial_directory(directory, key)) for key in _finished(plan, directory)}
+    table = result_table(plan, directory, results)
+    retention = retention_table(plan, results)
+    means = mean_table(table, plan.axes)
+    _write_csv(table, folder / f"{plan.title}.csv")
+    with replacing(folder / f"{plan.title}.parquet") as path:
+        _uniform(table, plan.axes).to_parquet(path, index=False)
+    _write_csv(means, folder / f"{plan.title}_mean.csv")
+    _write_csv(retention, folder / "retention.csv")
+    _write_csv(_timings(plan, results), folder / "timings.csv")
+    return table, retention
+
+
+def result_table(plan: Plan, directory: Path, results: Mapping[str, _Result]) -> pd.DataFrame:
+    """A row per point that was run, in the order of the plan."""
+    rows = []
+    for point in plan.points:
+        state = state_of(directory, point.key)
+        if state == "waiting":
+            continue
+        row = {**_head(plan, point), "key": point.key, "status": state, "error": ""}
+        if state == "failed":
+            row["error"] = failure_of(directory, point.key).error
+        else:
+            row |= _measured(results[point.key], point)
+        rows.append(row)
+    first = ["arm", *plan.axes, "seed", "key", "status", "error", "edits", "rejected"]
+    shown = [name for metric in METRICS for name in (metric, f"{metric}_low", f"{metric}_high")]
+    last = list(dict.fromkeys(name for row in rows for name in row))
+    before = [name for name in last if name.startswith("before_")]
+    counts = [name for name in last if "." in name and name not in plan.axes]
+    middle = [name for name in last if name not in {*first, *shown, *before, *counts, "retention"}]
+    columns = [*first, *shown, *middle, "retention", *before, *counts]
+    return _frame(rows, columns, plan.axes).astype({"edits": "Int64", "rejected": "Int64"})
+
+
+def mean_table(table: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
+    """Means over seeds with 95 % intervals, a row per arm and values of the axes.
+
+    Over two or more seeds the interval is Student's t; of a single one it is that over its facts.
+    """
+    groups: dict[str, list[Any]] = {}
+    finished = table[table["status"] == "finished"]
+    for place in finished.index:
+        identity = json.dumps([_plain(finished.at[place, name]) for name in ("arm", *axes)], default=str)
+        groups.setdefault(identity, []).append(place)
+    metrics = [name for name in (*METRICS, "retention") if name in table]
+    rows = []
+    for places in groups.values():
+        first = finished.loc[places[0]]
+        row: dict[str, Any] = {name: first[name] for name in ("arm", *axes)}
+        row |= {"seeds": len(places), "interval": "seeds" if len(places) > 1 else "facts"}
+        for name in metrics:
+            values = finished.loc[places, name].astype(float).dropna().to_numpy()
+            facts = [_number(first.get(f"{name}_{end}")) for end in ("low", "high")]
+            low, high = interval(values) if len(places) > 1 else facts
+            row |= {name: _mean(values), f"{name}_low": low, f"{name}_high": high}
+        rows.append(row)
+    columns = ["arm", *axes, "seeds", "interval", *(c for n in metrics for c in (n, f"{n}_low", f"{n}_high"))]
+    return _frame(rows, columns, axes)
+
+
+def retention_table(plan: Plan, results: Mapping[str, _Result]) -> pd.DataFrame:
+    """What is left after the last edit, by how many edits ago a fact was edited, in steps of the batch size.
+
+    Columns: ``arm``, axes, ``seed``, ``age`` (edits made after the fact's batch), ``facts``, ``ES`` in percent with its
+    95 % interval over facts.
+    """
+    rows = []
+    for point in plan.points:
+        facts_held = results[point.key].held.to_numpy() if point.key in results else np.array([])
+        for start in range(0, len(facts_held), point.batch_size):
+            part = facts_held[start : start + point.batch_size]
+            facts = int((~np.isnan(part)).sum())
+            if facts:
+                age = len(facts_held) - start - len(part)
+                known = 100 * part[~np.isnan(part)]
+                metric = Metric(mean=_mean(known), std=float(known.std()), cases=facts, prompts=facts)
+                low, high = metric.interval
+                held = {"age": age, "facts": facts, "ES": metric.mean, "ES_low": low, "ES_high": high}
+                rows.append({**_head(plan, point), **held})
+    columns = ["arm", *plan.axes, "seed", "age", "facts", "ES", "ES_low", "ES_high"]
+    return _frame(rows, columns, plan.axes)
+
+
+def interval(values: np.ndarray[Any, Any]) -> tuple[float, float]:
+    """95 % confidence interval of a mean of independent values, by Student's t; NaN for fewer than two."""
+    if len(values) < 2:
+        return math.nan, math.nan
+    half = student_t(len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
+    return _mean(values) - half, _mean(values) + half
+
+
+def student_t(degrees: int) -> float:
+    """The 97.5 % quantile of Student's t.
+
+    With t = √ν tan θ the distribution has the density cos^(ν-1) θ, up to a factor, on (-π/2, π/2).
+    """
+    angles = np.linspace(0.0, math.pi / 2, 200_001)
+    density = np.cos(angles) ** (degrees - 1)
+    mass = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
+    return math.sqrt(degrees) * math.tan(float(np.interp(0.95, mass / mass[-1], angles)))
+
+
+def _finished(plan: Plan, directory: Path) -> Iterable[str]:
+    return (key for key in plan.trials if state_of(directory, key) == "finished")
+
+
+def _read(trial: Path) -> _Result:
+    try:
+        summary = json.loads((trial / SUMMARY_NAME).read_text(encoding="utf-8"))
+        lines = (trial / REQUESTS_NAME).read_text(encoding="utf-8").splitlines()
+        order = [str(json.loads(line)["request"]["id"]) for line in lines]
+        scores = pd.read_parquet(trial / "results.parquet")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(
+            f"The results of {trial} cannot be read ({' '.join(str(error).split())}). Remove the folder to have the "
+            "trial run again."
+        ) from error
+    after = scores[(scores["phase"] == "after") & (scores["kind"] == "rewrite")].set_index("case_id")["success"]
+    return _Result(summary=summary, held=after.reindex(order).astype(float))
+
+
+def _head(plan: Plan, point: Point) -> dict[str, Any]:
+    return {"arm": point.arm, **{name: point.values.get(name) for name in plan.axes}, "seed": point.seed}
+
+
+def _measured(result: _Result, point: Point) -> dict[str, Any]:
+    summary = result.summary
+    row: dict[str, Any] = {"edits": summary["edits"], "rejected": summary["rejected"]}
+    after, before = summary["after"], summary["before"]
+    for name in after:
+        if name not in ("std", "cases"):
+            row[name] = _number(after[name])
+            row[f"{name}_low"], row[f"{name}_high"] = _over_facts(after, name)
+            row[f"before_{name}"] = _number(before.get(name))
+    row["retention"] = 100 * _mean(result.held.to_numpy()[: -point.batch_size])
+    for owner, counted in summary["extensions"].items():
+        numbers = {name: value for name, value in counted.items() if isinstance(value, bool | int | float)}
+        row |= {f"{owner}.{name}": float(value) for name, value in numbers.items()}
+    return row
+
+
+def _over_facts(summary: Mapping[str, Any], name: str) -> tuple[float, float]:
+    """The 95 % interval over the facts of one trial; NaN for the score, which is no mean of theirs."""
+    if name not in summary["std"] or not summary["cases"].get(name):
+        return math.nan, math.nan
+    cases = int(summary["cases"][name])
+    metric = Metric(
+        mean=_number(summary[name]), std=_number(summary["std"][name]), cases=cases, prompts=cases, share=is_share(name)
+    )
+    return metric.interval
+
+
+def _timings(plan: Plan, results: Mapping[str, _Result]) -> pd.DataFrame:
+    rows = [
+        {
+            **_head(plan, point),
+            "key": point.key,
+            "seconds": sum(map(_number, results[point.key].summary["seconds"].values())),
+            "seconds_per_edit": _number(results[point.key].summary["seconds_per_edit"]),
+            "peak_memory_bytes": results[point.key].summary["peak_memory_bytes"],
+        }
+        for point in plan.points
+        if point.key in results
+    ]
+    return _frame(rows, ["arm", *plan.axes, "seed", "key", *_TIMES], plan.axes)
+
+
+def _frame(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], axes: Sequence[str]) -> pd.DataFrame:
+    """Axes keep their values as they are: pandas would make floats of integers where one is missing."""
+    objects = {name: pd.Series([row.get(name) for row in rows], dtype=object) for name in axes}
+    frame = pd.DataFrame([{k: v for k, v in row.items() if k not in objects} for row in rows], columns=list(columns))
+    return frame.assign(**objects)
+
+
+def _uniform(table: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
+    """With axes of mixed or nested values as text, since a column of a Parquet file has one type."""
+    mixed = [name for name in axes if len({_sort(value) for value in table[name]} - {type(None)}) > 1]
+    nested = [name for name in axes if any(isinstance(value, list | tuple | dict) for value in table[name])]
+    return table.assign(**{name: _texts(table[name]) for name in {*mixed, *nested}})
+
+
+def _sort(value: object) -> type:
+    return float if isinstance(value, int) and not isinstance(value, bool) else type(value)
+
+
+def _texts(column: pd.Series[Any]) -> pd.Series[Any]:
+    return column.map(lambda value: None if value is None else str(value))
+
+
+def _write_csv(frame: pd.DataFrame, path: Path) -> None:
+    with replacing(path) as temporary:
+        frame.to_csv(temporary, index=False)
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _mean(values: np.ndarray[Any, Any]) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else math.nan
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and math.isnan(value) else value
