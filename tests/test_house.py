@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import inspect
 import json
 import os
@@ -10,124 +11,74 @@ import random
 import re
 import subprocess
 import sys
-import tomllib
-from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from editcore.testing import tiny_model, tiny_requests
 
 ROOT = Path(__file__).resolve().parent.parent
-HOUSE = ROOT / "packages" / "editcore" / "src" / "editcore"
 PAGE = ROOT / "docs" / "explanation" / "architecture.md"
-ROOMS = sorted(path.parent.name for path in HOUSE.glob("*/__init__.py"))
-MODULES = {
-    ".".join(path.relative_to(HOUSE.parent).with_suffix("").parts).removesuffix(".__init__"): path
-    for path in HOUSE.rglob("*.py")
-}
 
 
-def layers() -> list[str]:
-    """The rooms as the contract has them, the highest first."""
-    tools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
-    [found] = [contract for contract in tools["contracts"] if contract["type"] == "layers"]
-    assert found["containers"] == ["editcore"]
-    assert "ignore_imports" not in found
-    return list(found["layers"])
+def _tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("house", ROOT / "tools" / "house.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["house"] = module
+    spec.loader.exec_module(module)
+    return module
 
 
-def imports(module: str, *, annotations: bool) -> Iterator[str]:
-    """The modules of editcore that one imports anywhere in it: under ``TYPE_CHECKING`` too, or only there."""
-    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
-    guarded = {
-        id(node)
-        for block in ast.walk(tree)
-        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
-        for node in ast.walk(block)
-    }
-    for node in ast.walk(tree):
-        if annotations and id(node) not in guarded:
-            continue
-        if isinstance(node, ast.ImportFrom) and node.module:
-            for alias in node.names:
-                yield from (name for name in (f"{node.module}.{alias.name}", node.module) if name in MODULES)
-        elif isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name in MODULES)
-
-
-def home(name: str, of: str) -> str:
-    """The module that a name is re-exported from: ``from editcore.models import LanguageModel``."""
-    stub = MODULES[name].with_suffix(".pyi")
-    if stub.is_file():
-        for node in ast.parse(stub.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.ImportFrom) and of in {alias.name for alias in node.names}:
-                return f"{name}.{node.module}"
-    return name
-
-
-def graph() -> dict[str, set[str]]:
-    """Every module with those that it imports, through the rooms' lists of names and in annotations too."""
-    found: dict[str, set[str]] = {}
-    for module, path in MODULES.items():
-        found[module] = set()
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and node.module in MODULES:
-                for alias in node.names:
-                    target = f"{node.module}.{alias.name}"
-                    found[module].add(target if target in MODULES else home(node.module, alias.name))
-        found[module] -= {module}
-    return found
+TOOL = _tool()
+HOUSE = TOOL.House(ROOT / "packages" / "editcore" / "src" / "editcore")
+ROOMS: list[str] = HOUSE.rooms()
+ORDER: list[str] = TOOL.layers(ROOT)
 
 
 def test_the_root_holds_rooms_and_at_most_three_loose_modules() -> None:
-    loose = [path.name for path in HOUSE.glob("*.py") if path.stem not in ("__init__", "__main__")]
-    assert len(loose) <= 3, loose
+    assert len(HOUSE.loose()) <= 3, HOUSE.loose()
 
 
-def test_the_contract_knows_every_room() -> None:
-    assert sorted(layers()) == ROOMS
+def test_the_contract_knows_every_room_and_no_exception() -> None:
+    assert sorted(ORDER) == ROOMS
+    assert "ignore_imports" not in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 
-def test_only_the_annotations_of_interfaces_look_up() -> None:
-    order = layers()
-    complaints = []
-    for module in MODULES:
-        room, *_ = module.removeprefix("editcore.").split(".")
-        if room not in order or room == "interfaces":
-            continue
-        for target in imports(module, annotations=True):
-            other, *_ = target.removeprefix("editcore.").split(".")
-            if other in order and order.index(other) < order.index(room):
-                complaints.append(f"{module} names {target}")
-    assert not complaints
+def test_no_import_looks_up_and_only_the_annotations_of_interfaces_do() -> None:
+    assert HOUSE.upward(ORDER, annotations=False) == []
+    assert {HOUSE.room(found.source) for found in HOUSE.upward(ORDER, annotations=True)} == {"interfaces"}
 
 
 def test_no_module_is_part_of_a_circle() -> None:
-    edges = graph()
-    state: dict[str, int] = {}
+    assert HOUSE.circles() == []
 
-    def visit(module: str, path: tuple[str, ...]) -> None:
-        if state.get(module) == 2:
-            return
-        assert module not in path, " -> ".join([*path[path.index(module) :], module])
-        for target in sorted(edges.get(module, ())):
-            visit(target, (*path, module))
-        state[module] = 2
 
-    for module in edges:
-        visit(module, ())
+@pytest.mark.parametrize("where", ["", "def f():\n    ", "if TYPE_CHECKING:\n    "])
+def test_circles_and_imports_upward_are_noticed_wherever_they_stand(tmp_path: Path, where: str) -> None:
+    package = tmp_path / "small"
+    for room, content in {"low": f"{where}from small.high.a import A", "high": "from small.low import a"}.items():
+        (package / room).mkdir(parents=True)
+        (package / room / "__init__.py").touch()
+        (package / room / "a.py").write_text(f"{content}\n", encoding="utf-8")
+    (package / "__init__.py").touch()
+    house = TOOL.House(package)
+    assert house.circles() == [["small.high.a", "small.low.a"]]
+    [found] = house.upward(["high", "low"], annotations="TYPE" in where)
+    assert (found.source, found.target) == ("small.low.a", "small.high.a")
 
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_room_says_what_it_is_for(room: str) -> None:
-    text = (HOUSE / room / "__init__.py").read_text(encoding="utf-8")
+    text = (HOUSE.package / room / "__init__.py").read_text(encoding="utf-8")
     assert (ast.get_docstring(ast.parse(text)) or "").strip()
-    private = [path.name for path in (HOUSE / room).glob("_*.py") if path.name != "__init__.py"]
+    private = [path.name for path in (HOUSE.package / room).glob("_*.py") if path.name != "__init__.py"]
     assert not private, "a module inside a room is private to it only with a reason"
 
 
 def test_what_a_room_lists_is_there() -> None:
-    rooms = [room for room in ROOMS if (HOUSE / room / "__init__.pyi").is_file()]
+    rooms = [room for room in ROOMS if (HOUSE.package / room / "__init__.pyi").is_file()]
     code = (
         "import importlib, json\n"
         f"rooms = {{name: importlib.import_module('editcore.' + name) for name in {rooms}}}\n"
@@ -139,12 +90,12 @@ def test_what_a_room_lists_is_there() -> None:
     for room, names in json.loads(done.stdout).items():
         assert names
         # A function that is called like its module would be hidden by it, depending on what was imported first.
-        assert not set(names) & {path.stem for path in (HOUSE / room).glob("*.py")}
+        assert not set(names) & {path.stem for path in (HOUSE.package / room).glob("*.py")}
 
 
 def test_the_page_draws_the_rooms_in_their_order() -> None:
     picture = PAGE.read_text(encoding="utf-8").split("```text\n")[1].split("```")[0]
-    assert [line.split()[0] for line in picture.splitlines()] == layers()
+    assert [line.split()[0] for line in picture.splitlines()] == ORDER
 
 
 # The walk of one request

@@ -14,8 +14,7 @@ from editcore import EditSession, KnownTarget, LanguageModel, RunError
 from editcore.ledger.ledger import Ledger
 from editcore.runs.backends import RawBackend
 from editcore.testing import tiny_model, tiny_requests
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from torch import Tensor
 
 FACTS = tiny_requests(12)

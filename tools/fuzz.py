@@ -24,8 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from editcore import EditcoreError, EditEvidence, FactoredDelta, KnownTarget, Plugins, Verdict
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 
 __all__ = ["TARGETS", "Target", "fuzz", "main"]
 

@@ -281,6 +281,7 @@ def _compare_json(old: object, new: object, where: str, findings: Findings) -> N
 
 
 def _compare_frames(old: pd.DataFrame, new: pd.DataFrame, where: str, findings: Findings) -> None:
+    old, new = (frame.astype(object).where(frame.notna(), None) for frame in (old, new))
     for column in [*old.columns, *(name for name in new.columns if name not in old.columns)]:
         if column in old.columns and column in new.columns:
             _compare_json(old[column].tolist(), new[column].tolist(), f"{where}: {column}", findings)

@@ -17,8 +17,7 @@ from edit_lora.factors import (
 )
 from editcore import FactoredDelta
 from editcore.second_moments.linalg import Metric, solve_update
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 sizes = st.integers(1, 12)

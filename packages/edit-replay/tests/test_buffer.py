@@ -9,8 +9,7 @@ import pytest
 import torch
 from edit_replay.buffer import BufferStatistics, EditRecord, ReplayBuffer, compute_edit_priority
 from editcore import EditRequest, KnownTarget
-from hypothesis import settings
-from hypothesis import strategies as st
+from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 WEIGHT = "layer.0"

@@ -9,8 +9,7 @@ import pytest
 from edit_trust.closed_form import reference_cost, score_facts
 from edit_trust.search import split
 from editcore import EditEvidence
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 shares = st.floats(0, 1)
 

@@ -14,8 +14,7 @@ from edit_trust.extension import RECORD_NAME, TrustExtension
 from edit_trust.measure import Measurement
 from editcore import EditRequest, EditSession, HParamsError, KnownTarget, RequestError
 from editcore.testing import tiny_requests
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from torch import Tensor
 
 Open = Callable[..., EditSession]

@@ -22,8 +22,16 @@ import numpy as np
 import pytest
 from editcore import EditcoreError, ModelError, UnknownNameError
 from editcore.cli import main
-from editcore.models import CATALOGUE, DEFAULT_MODEL, CatalogueEntry, LanguageModel, Wheel, local_path, pull
-from editcore.models import catalogue as _catalogue
+from editcore.models import (
+    CATALOGUE,
+    DEFAULT_MODEL,
+    CatalogueEntry,
+    LanguageModel,
+    Wheel,
+    catalogue as _catalogue,
+    local_path,
+    pull,
+)
 from editcore.testing import tiny_tokenizer
 
 
@@ -126,8 +134,8 @@ def wheels(tmp_path: Path, gguf_bytes: bytes, monkeypatch: pytest.MonkeyPatch) -
 
 
 def _use(monkeypatch: pytest.MonkeyPatch, entry: CatalogueEntry) -> None:
-    for module in ("_catalogue", "_language_model"):
-        monkeypatch.setattr(f"editcore.models.{module}.CATALOGUE", {entry.name: entry})
+    for module in ("models", "models.catalogue", "models.language_model"):
+        monkeypatch.setattr(f"editcore.{module}.CATALOGUE", {entry.name: entry})
 
 
 def _entry(**changes: object) -> CatalogueEntry:
@@ -197,10 +205,10 @@ def test_two_processes_at_once(wheels: Path, tmp_path: Path) -> None:
     program = f"""
 import sys, time
 from pathlib import Path
-from editcore.models import _catalogue
+from editcore.models import catalogue
 from editcore.models.catalogue import CatalogueEntry, Wheel, pull
 entry = {_entry()!r}
-_catalogue.CATALOGUE = {{"tiny": entry}}
+catalogue.CATALOGUE = {{"tiny": entry}}
 def convert(entry, source, folder, progress):
     folder.mkdir()
     (folder / "model").write_bytes(source.read_bytes())
@@ -209,7 +217,7 @@ def convert(entry, source, folder, progress):
     deadline = time.monotonic() + 20
     while not Path(sys.argv[2]).exists() and time.monotonic() < deadline:
         time.sleep(0.01)
-_catalogue._convert = convert
+catalogue._convert = convert
 print(pull("tiny", from_dir=Path({str(wheels)!r}), notify=lambda text: None))
 """
     names = (str(tmp_path / "one"), str(tmp_path / "two"))

@@ -217,8 +217,7 @@ def test_a_misspelt_command_gets_a_suggestion(toy: Path, typo: str, meant: str) 
 @pytest.fixture
 def failing(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stands in for a command of ours that fails in one way or another."""
-    from editcore.cli import app as _app
-    from editcore.cli import lazy as _lazy
+    from editcore.cli import app as _app, lazy as _lazy
 
     monkeypatch.syspath_prepend(str(toy))
     group = _lazy.lazy_group((_lazy.CommandRow("fail", "toy_fail:app", "Fails."),))

@@ -14,10 +14,8 @@ from typing import Any
 
 import pytest
 from editcore import DatasetError, DatasetSpec, EditRequest, FactRecord, RequestError, UnknownNameError
-from editcore.datasets import check_records, check_requests, load_records, load_worldfacts, parse_record
-from editcore.datasets import load as _load
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from editcore.datasets import check_records, check_requests, load as _load, load_records, load_worldfacts, parse_record
+from hypothesis import given, settings, strategies as st
 
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 from editcore.evaluation import kl_divergences, next_token_log_probabilities
 from editcore.testing import tiny_model, tiny_requests
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 PROMPTS = [*(request.text for request in tiny_requests(20)), "So", "The capital of France is a city in the north"]
 

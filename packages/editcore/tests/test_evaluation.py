@@ -13,8 +13,7 @@ from editcore import EditRequest, FactRecord
 from editcore.evaluation import CounterFactEvaluator, PromptScore, score_targets, summarize, summarize_frame, to_frame
 from editcore.evaluation.scores import Kind, Metric, summarize_by_relation
 from editcore.testing import tiny_model
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 
 def score(

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 from editcore.runs.forgetting import Curve, Forgetting, Observation, ages, forgetting, monotone, sample_by_age
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 observed = st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 40), st.booleans()), min_size=1, max_size=40)
 

@@ -9,8 +9,7 @@ from typing import Annotated, Literal
 import pytest
 from editcore.interfaces.errors import HParamsError, PluginError, UnknownNameError
 from editcore.settings.hparams import HParams, build, describe, list_presets, load_preset, parse_assignment, to_toml
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from pydantic import Field, ValidationError, model_validator
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from editcore import ModelError, ModelFamilySpec
+from editcore import ModelError
 from editcore.models import LanguageModel, ModelLayout, check_layout, detect_layout
 from editcore.testing import TINY_FAMILIES, TINY_MOE_FAMILIES, tiny_hf_model, tiny_model, tiny_tokenizer
 from torch import nn
@@ -243,22 +243,11 @@ def test_a_family_may_name_the_modules() -> None:
         detect_layout(hf, overrides={"projection": "model.layers.{}.mlp.nothing"})
 
 
-class _Families:
-    """The one method of the plugin facade that loading a model asks."""
-
-    def __init__(self, **paths: str) -> None:
-        spec = ModelFamilySpec("toy", "", summary="A test.", model_types=("llama",), paths=paths)
-        self._specs = {"toy": spec}
-
-    def model_families(self) -> dict[str, ModelFamilySpec]:
-        return self._specs
-
-
-def test_a_plugin_speaks_for_its_model_types_only() -> None:
-    wrong = _Families(projection="model.layers.{}.self_attn.o_proj")
+def test_a_family_speaks_for_its_model_types_only() -> None:
+    families = {"llama": {"projection": "model.layers.{}.self_attn.o_proj"}}
     with pytest.raises(ModelError, match="is not an MLP output projection"):
-        LanguageModel.wrap(tiny_hf_model("llama"), tiny_tokenizer(), families=wrong.family_paths())  # type: ignore[arg-type]
-    LanguageModel.wrap(tiny_hf_model("mistral"), tiny_tokenizer(), families=wrong.family_paths())  # type: ignore[arg-type]
+        LanguageModel.wrap(tiny_hf_model("llama"), tiny_tokenizer(), families=families)
+    LanguageModel.wrap(tiny_hf_model("mistral"), tiny_tokenizer(), families=families)
 
 
 def test_weight_names_of_other_modules_are_refused() -> None:

@@ -7,8 +7,7 @@ import pytest
 import torch
 from editcore import FactoredDelta, NumericalError
 from editcore.second_moments.linalg import Metric, hold_at, norm_of_sum, solve_update
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 

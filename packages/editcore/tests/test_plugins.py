@@ -274,6 +274,21 @@ def test_components_are_unique_within_their_kind(install: Install, load: Load) -
         plugins.component("replay.strategy", "randon")
 
 
+def test_families_are_handed_over_as_paths_by_model_type(install: Install, load: Load) -> None:
+    install(
+        "odd",
+        """
+        @hookimpl
+        def editcore_model_families():
+            from editcore import ModelFamilySpec
+
+            two = ("odd", "odder")
+            return [ModelFamilySpec("odd", "", summary="Odd.", model_types=two, paths={"blocks": "model.rows"})]
+        """,
+    )
+    assert load().family_paths() == {"odd": {"blocks": "model.rows"}, "odder": {"blocks": "model.rows"}}
+
+
 def test_a_registry_cannot_be_changed(install: Install, load: Load) -> None:
     install("rome", announces("rome"))
     with pytest.raises(TypeError):

@@ -15,8 +15,7 @@ import pytest
 from editcore.interfaces.errors import EditcoreError, HParamsError, UnknownNameError
 from editcore.plugins.registry import Plugins
 from editcore.settings.reference import Imported, import_file
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 PLUGIN = """
 from editcore import BackendSpec, EditorSpec, ExtensionSpec, hookimpl

@@ -7,8 +7,7 @@ from itertools import combinations, pairwise
 
 import torch
 from editcore.locate_then_edit.rows import _PASS_TOKENS, passes
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 CPU = torch.device("cpu")
 

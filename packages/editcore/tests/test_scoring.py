@@ -8,14 +8,12 @@ import random
 
 import pytest
 import torch
-from editcore.evaluation import TargetScore, perplexity, score_targets
-from editcore.evaluation import text as _perplexity
+from editcore.evaluation import TargetScore, perplexity, score_targets, text as _perplexity
 from editcore.evaluation.scoring import covering_rows
 from editcore.interfaces.errors import ModelError, RequestError
 from editcore.models import LanguageModel
 from editcore.testing import tiny_model, tiny_tokenizer
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 

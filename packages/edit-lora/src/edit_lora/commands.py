@@ -228,8 +228,7 @@ def combine(
     """
     from editcore.runs import making
 
-    from edit_lora.adapter import Adapter
-    from edit_lora.adapter import combine as combined
+    from edit_lora.adapter import Adapter, combine as combined
 
     found = [Adapter.read(adapter) for adapter in adapters]
     made = combined(found, _weights(weights, len(found)), force=force)

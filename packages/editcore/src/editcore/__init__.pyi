@@ -1,59 +1,69 @@
-from .interfaces.errors import DatasetError as DatasetError
-from .interfaces.errors import EditcoreError as EditcoreError
-from .interfaces.errors import HParamsError as HParamsError
-from .interfaces.errors import ModelError as ModelError
-from .interfaces.errors import NumericalError as NumericalError
-from .interfaces.errors import PluginError as PluginError
-from .interfaces.errors import RequestError as RequestError
-from .interfaces.errors import RunError as RunError
-from .interfaces.errors import StatisticsError as StatisticsError
-from .interfaces.errors import StorageError as StorageError
-from .interfaces.errors import SubjectNotFoundError as SubjectNotFoundError
-from .interfaces.errors import UnknownNameError as UnknownNameError
-from .interfaces.events import AfterBatch as AfterBatch
-from .interfaces.events import AfterEvaluation as AfterEvaluation
-from .interfaces.events import AfterRun as AfterRun
-from .interfaces.events import AfterUndo as AfterUndo
-from .interfaces.events import BatchAddition as BatchAddition
-from .interfaces.events import BeforeApply as BeforeApply
-from .interfaces.events import BeforeBatch as BeforeBatch
-from .interfaces.events import BeforeRun as BeforeRun
-from .interfaces.events import Registration as Registration
+from .interfaces.errors import (
+    DatasetError as DatasetError,
+    EditcoreError as EditcoreError,
+    HParamsError as HParamsError,
+    ModelError as ModelError,
+    NumericalError as NumericalError,
+    PluginError as PluginError,
+    RequestError as RequestError,
+    RunError as RunError,
+    StatisticsError as StatisticsError,
+    StorageError as StorageError,
+    SubjectNotFoundError as SubjectNotFoundError,
+    UnknownNameError as UnknownNameError,
+)
+from .interfaces.events import (
+    AfterBatch as AfterBatch,
+    AfterEvaluation as AfterEvaluation,
+    AfterRun as AfterRun,
+    AfterUndo as AfterUndo,
+    BatchAddition as BatchAddition,
+    BeforeApply as BeforeApply,
+    BeforeBatch as BeforeBatch,
+    BeforeRun as BeforeRun,
+    Registration as Registration,
+)
 from .interfaces.hookspecs import hookimpl as hookimpl
 from .interfaces.progress import Progress as Progress
-from .interfaces.protocols import Backend as Backend
-from .interfaces.protocols import BackendContext as BackendContext
-from .interfaces.protocols import EditContext as EditContext
-from .interfaces.protocols import Editor as Editor
-from .interfaces.protocols import Evaluator as Evaluator
-from .interfaces.protocols import Executor as Executor
-from .interfaces.protocols import ExtensionContext as ExtensionContext
-from .interfaces.protocols import Outcome as Outcome
-from .interfaces.protocols import OverlaysWeights as OverlaysWeights
-from .interfaces.protocols import ReportsStatistics as ReportsStatistics
-from .interfaces.protocols import Resolves as Resolves
-from .interfaces.protocols import TakesContext as TakesContext
-from .interfaces.specs import BackendSpec as BackendSpec
-from .interfaces.specs import Capabilities as Capabilities
-from .interfaces.specs import CommandSpec as CommandSpec
-from .interfaces.specs import ComponentSpec as ComponentSpec
-from .interfaces.specs import DatasetSpec as DatasetSpec
-from .interfaces.specs import EditorSpec as EditorSpec
-from .interfaces.specs import EvaluatorSpec as EvaluatorSpec
-from .interfaces.specs import ExecutorSpec as ExecutorSpec
-from .interfaces.specs import ExtensionSpec as ExtensionSpec
-from .interfaces.specs import ModelFamilySpec as ModelFamilySpec
-from .interfaces.values import EditBatch as EditBatch
-from .interfaces.values import EditEvidence as EditEvidence
-from .interfaces.values import EditRequest as EditRequest
-from .interfaces.values import FactoredDelta as FactoredDelta
-from .interfaces.values import FactRecord as FactRecord
-from .interfaces.values import HeldKey as HeldKey
-from .interfaces.values import KnownTarget as KnownTarget
-from .interfaces.values import Proposal as Proposal
-from .interfaces.values import RejectedRequest as RejectedRequest
-from .interfaces.values import Rejection as Rejection
-from .interfaces.values import Verdict as Verdict
+from .interfaces.protocols import (
+    Backend as Backend,
+    BackendContext as BackendContext,
+    EditContext as EditContext,
+    Editor as Editor,
+    Evaluator as Evaluator,
+    Executor as Executor,
+    ExtensionContext as ExtensionContext,
+    Outcome as Outcome,
+    OverlaysWeights as OverlaysWeights,
+    ReportsStatistics as ReportsStatistics,
+    Resolves as Resolves,
+    TakesContext as TakesContext,
+)
+from .interfaces.specs import (
+    BackendSpec as BackendSpec,
+    Capabilities as Capabilities,
+    CommandSpec as CommandSpec,
+    ComponentSpec as ComponentSpec,
+    DatasetSpec as DatasetSpec,
+    EditorSpec as EditorSpec,
+    EvaluatorSpec as EvaluatorSpec,
+    ExecutorSpec as ExecutorSpec,
+    ExtensionSpec as ExtensionSpec,
+    ModelFamilySpec as ModelFamilySpec,
+)
+from .interfaces.values import (
+    EditBatch as EditBatch,
+    EditEvidence as EditEvidence,
+    EditRequest as EditRequest,
+    FactoredDelta as FactoredDelta,
+    FactRecord as FactRecord,
+    HeldKey as HeldKey,
+    KnownTarget as KnownTarget,
+    Proposal as Proposal,
+    RejectedRequest as RejectedRequest,
+    Rejection as Rejection,
+    Verdict as Verdict,
+)
 from .models.language_model import LanguageModel as LanguageModel
 from .models.layout import ModelLayout as ModelLayout
 from .plugins.registry import Plugins as Plugins

@@ -121,8 +121,7 @@ def run(
     from editcore.cli.console import TerminalProgress
     from editcore.figures.runs import draw_run
     from editcore.interfaces.errors import EditcoreError, HParamsError, RunError
-    from editcore.runs.job import default_directory
-    from editcore.runs.job import run as run_job
+    from editcore.runs.job import default_directory, run as run_job
     from editcore.runs.record import RunRecord
     from editcore.runs.resume import has_begun, is_finished
     from editcore.settings.toml import read_toml, run_values

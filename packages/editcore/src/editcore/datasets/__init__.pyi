@@ -1,7 +1,4 @@
-from .check import check_records as check_records
-from .check import check_requests as check_requests
+from .check import check_records as check_records, check_requests as check_requests
 from .formats import parse_record as parse_record
-from .known import KnownFact as KnownFact
-from .known import load_known_facts as load_known_facts
-from .load import load_records as load_records
-from .load import load_worldfacts as load_worldfacts
+from .known import KnownFact as KnownFact, load_known_facts as load_known_facts
+from .load import load_records as load_records, load_worldfacts as load_worldfacts

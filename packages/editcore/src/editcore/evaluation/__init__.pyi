@@ -1,14 +1,14 @@
 from .counterfact import CounterFactEvaluator as CounterFactEvaluator
-from .divergence import kl_divergences as kl_divergences
-from .divergence import next_token_log_probabilities as next_token_log_probabilities
-from .scores import Kind as Kind
-from .scores import Metric as Metric
-from .scores import PromptScore as PromptScore
-from .scores import Summary as Summary
-from .scores import summarize as summarize
-from .scores import summarize_by_relation as summarize_by_relation
-from .scores import summarize_frame as summarize_frame
-from .scores import to_frame as to_frame
-from .scoring import TargetScore as TargetScore
-from .scoring import score_targets as score_targets
+from .divergence import kl_divergences as kl_divergences, next_token_log_probabilities as next_token_log_probabilities
+from .scores import (
+    Kind as Kind,
+    Metric as Metric,
+    PromptScore as PromptScore,
+    Summary as Summary,
+    summarize as summarize,
+    summarize_by_relation as summarize_by_relation,
+    summarize_frame as summarize_frame,
+    to_frame as to_frame,
+)
+from .scoring import TargetScore as TargetScore, score_targets as score_targets
 from .text import perplexity as perplexity

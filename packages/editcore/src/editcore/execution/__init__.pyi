@@ -1,9 +1,9 @@
-from .executors import LOST as LOST
-from .executors import LocalExecutor as LocalExecutor
-from .executors import LocalHParams as LocalHParams
-from .executors import attempt as attempt
-from .executors import lost as lost
-from .executors import make_executor as make_executor
-from .sharding import ModelSource as ModelSource
-from .sharding import evaluate_run as evaluate_run
-from .sharding import sharded_moments as sharded_moments
+from .executors import (
+    LOST as LOST,
+    LocalExecutor as LocalExecutor,
+    LocalHParams as LocalHParams,
+    attempt as attempt,
+    lost as lost,
+    make_executor as make_executor,
+)
+from .sharding import ModelSource as ModelSource, evaluate_run as evaluate_run, sharded_moments as sharded_moments

@@ -1,62 +1,69 @@
-from .errors import DatasetError as DatasetError
-from .errors import EditcoreError as EditcoreError
-from .errors import HParamsError as HParamsError
-from .errors import ModelError as ModelError
-from .errors import NumericalError as NumericalError
-from .errors import PluginError as PluginError
-from .errors import RequestError as RequestError
-from .errors import RunError as RunError
-from .errors import StatisticsError as StatisticsError
-from .errors import StorageError as StorageError
-from .errors import SubjectNotFoundError as SubjectNotFoundError
-from .errors import UnknownNameError as UnknownNameError
-from .events import AfterBatch as AfterBatch
-from .events import AfterEvaluation as AfterEvaluation
-from .events import AfterRun as AfterRun
-from .events import AfterUndo as AfterUndo
-from .events import BatchAddition as BatchAddition
-from .events import BeforeApply as BeforeApply
-from .events import BeforeBatch as BeforeBatch
-from .events import BeforeRun as BeforeRun
-from .events import Registration as Registration
+from .errors import (
+    DatasetError as DatasetError,
+    EditcoreError as EditcoreError,
+    HParamsError as HParamsError,
+    ModelError as ModelError,
+    NumericalError as NumericalError,
+    PluginError as PluginError,
+    RequestError as RequestError,
+    RunError as RunError,
+    StatisticsError as StatisticsError,
+    StorageError as StorageError,
+    SubjectNotFoundError as SubjectNotFoundError,
+    UnknownNameError as UnknownNameError,
+)
+from .events import (
+    AfterBatch as AfterBatch,
+    AfterEvaluation as AfterEvaluation,
+    AfterRun as AfterRun,
+    AfterUndo as AfterUndo,
+    BatchAddition as BatchAddition,
+    BeforeApply as BeforeApply,
+    BeforeBatch as BeforeBatch,
+    BeforeRun as BeforeRun,
+    Registration as Registration,
+)
 from .history import LedgerEntry as LedgerEntry
-from .hookspecs import LifecycleHooks as LifecycleHooks
-from .hookspecs import RegistrationHooks as RegistrationHooks
-from .hookspecs import hookimpl as hookimpl
-from .progress import Progress as Progress
-from .progress import silent as silent
-from .protocols import Backend as Backend
-from .protocols import BackendContext as BackendContext
-from .protocols import EditContext as EditContext
-from .protocols import Editor as Editor
-from .protocols import Evaluator as Evaluator
-from .protocols import Executor as Executor
-from .protocols import ExtensionContext as ExtensionContext
-from .protocols import Outcome as Outcome
-from .protocols import OverlaysWeights as OverlaysWeights
-from .protocols import ReportsStatistics as ReportsStatistics
-from .protocols import Resolves as Resolves
-from .protocols import TakesContext as TakesContext
-from .specs import BackendSpec as BackendSpec
-from .specs import Capabilities as Capabilities
-from .specs import CommandSpec as CommandSpec
-from .specs import ComponentSpec as ComponentSpec
-from .specs import DatasetSpec as DatasetSpec
-from .specs import EditorSpec as EditorSpec
-from .specs import EvaluatorSpec as EvaluatorSpec
-from .specs import ExecutorSpec as ExecutorSpec
-from .specs import ExtensionSpec as ExtensionSpec
-from .specs import ModelFamilySpec as ModelFamilySpec
-from .specs import Spec as Spec
-from .values import EditBatch as EditBatch
-from .values import EditEvidence as EditEvidence
-from .values import EditRequest as EditRequest
-from .values import FactoredDelta as FactoredDelta
-from .values import FactRecord as FactRecord
-from .values import HeldKey as HeldKey
-from .values import KnownTarget as KnownTarget
-from .values import Proposal as Proposal
-from .values import RejectedRequest as RejectedRequest
-from .values import Rejection as Rejection
-from .values import Verdict as Verdict
-from .values import first_problem as first_problem
+from .hookspecs import LifecycleHooks as LifecycleHooks, RegistrationHooks as RegistrationHooks, hookimpl as hookimpl
+from .progress import Progress as Progress, silent as silent
+from .protocols import (
+    Backend as Backend,
+    BackendContext as BackendContext,
+    EditContext as EditContext,
+    Editor as Editor,
+    Evaluator as Evaluator,
+    Executor as Executor,
+    ExtensionContext as ExtensionContext,
+    Outcome as Outcome,
+    OverlaysWeights as OverlaysWeights,
+    ReportsStatistics as ReportsStatistics,
+    Resolves as Resolves,
+    TakesContext as TakesContext,
+)
+from .specs import (
+    BackendSpec as BackendSpec,
+    Capabilities as Capabilities,
+    CommandSpec as CommandSpec,
+    ComponentSpec as ComponentSpec,
+    DatasetSpec as DatasetSpec,
+    EditorSpec as EditorSpec,
+    EvaluatorSpec as EvaluatorSpec,
+    ExecutorSpec as ExecutorSpec,
+    ExtensionSpec as ExtensionSpec,
+    ModelFamilySpec as ModelFamilySpec,
+    Spec as Spec,
+)
+from .values import (
+    EditBatch as EditBatch,
+    EditEvidence as EditEvidence,
+    EditRequest as EditRequest,
+    FactoredDelta as FactoredDelta,
+    FactRecord as FactRecord,
+    HeldKey as HeldKey,
+    KnownTarget as KnownTarget,
+    Proposal as Proposal,
+    RejectedRequest as RejectedRequest,
+    Rejection as Rejection,
+    Verdict as Verdict,
+    first_problem as first_problem,
+)

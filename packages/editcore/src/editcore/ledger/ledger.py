@@ -32,8 +32,8 @@ from editcore.ledger.lines import (
     UndoLine,
     decode,
     encode,
+    is_whole as is_whole_line,
 )
-from editcore.ledger.lines import is_whole as is_whole_line
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,17 +1,18 @@
-from .editor import LayerSolver as LayerSolver
-from .editor import LocateThenEdit as LocateThenEdit
-from .editor import Prepared as Prepared
-from .editor import prepare as prepare
-from .editor import propose as propose
-from .editor import resolve as resolve
+from .editor import (
+    LayerSolver as LayerSolver,
+    LocateThenEdit as LocateThenEdit,
+    Prepared as Prepared,
+    prepare as prepare,
+    propose as propose,
+    resolve as resolve,
+)
 from .hparams import LocateThenEditHParams as LocateThenEditHParams
-from .located import ROLES as ROLES
-from .located import Tracing as Tracing
-from .located import store_tracing as store_tracing
-from .located import stored_tracing as stored_tracing
-from .located import traced_layer as traced_layer
-from .targets import Targets as Targets
-from .targets import optimise_targets as optimise_targets
-from .targets import tails_fit as tails_fit
-from .templates import OPENINGS as OPENINGS
-from .templates import sample_context_templates as sample_context_templates
+from .located import (
+    ROLES as ROLES,
+    Tracing as Tracing,
+    store_tracing as store_tracing,
+    stored_tracing as stored_tracing,
+    traced_layer as traced_layer,
+)
+from .targets import Targets as Targets, optimise_targets as optimise_targets, tails_fit as tails_fit
+from .templates import OPENINGS as OPENINGS, sample_context_templates as sample_context_templates

@@ -1,32 +1,34 @@
-from .capture import Captured as Captured
-from .capture import Climb as Climb
-from .capture import project as project
-from .catalogue import CATALOGUE as CATALOGUE
-from .catalogue import DEFAULT_MODEL as DEFAULT_MODEL
-from .catalogue import CatalogueEntry as CatalogueEntry
-from .catalogue import Wheel as Wheel
-from .catalogue import local_path as local_path
-from .catalogue import pull as pull
+from .capture import Captured as Captured, Climb as Climb, project as project
+from .catalogue import (
+    CATALOGUE as CATALOGUE,
+    DEFAULT_MODEL as DEFAULT_MODEL,
+    CatalogueEntry as CatalogueEntry,
+    Wheel as Wheel,
+    local_path as local_path,
+    pull as pull,
+)
 from .forward import logits_at as logits_at
-from .language_model import DTYPES as DTYPES
-from .language_model import Encoded as Encoded
-from .language_model import LanguageModel as LanguageModel
-from .layout import CHECKS as CHECKS
-from .layout import ModelLayout as ModelLayout
-from .layout import check_layout as check_layout
-from .layout import detect_layout as detect_layout
-from .passes import first_tensor as first_tensor
-from .passes import hooks as hooks
-from .passes import standing_aside as standing_aside
-from .passes import stop_after as stop_after
+from .language_model import DTYPES as DTYPES, Encoded as Encoded, LanguageModel as LanguageModel
+from .layout import (
+    CHECKS as CHECKS,
+    ModelLayout as ModelLayout,
+    check_layout as check_layout,
+    detect_layout as detect_layout,
+)
+from .passes import (
+    first_tensor as first_tensor,
+    hooks as hooks,
+    standing_aside as standing_aside,
+    stop_after as stop_after,
+)
 from .prompt_form import PromptForm as PromptForm
-from .tokens import FactToken as FactToken
-from .tokens import TokenRow as TokenRow
-from .tokens import continuation_row as continuation_row
-from .tokens import join_continuation as join_continuation
-from .tokens import last_index_covering as last_index_covering
-from .tokens import lookup_row as lookup_row
-from .tokens import pad_rows as pad_rows
-from .writing import add_delta as add_delta
-from .writing import applied as applied
-from .writing import misfits as misfits
+from .tokens import (
+    FactToken as FactToken,
+    TokenRow as TokenRow,
+    continuation_row as continuation_row,
+    join_continuation as join_continuation,
+    last_index_covering as last_index_covering,
+    lookup_row as lookup_row,
+    pad_rows as pad_rows,
+)
+from .writing import add_delta as add_delta, applied as applied, misfits as misfits

@@ -1,9 +1,11 @@
 from .causal_tracing import trace as trace
-from .onboard import Bench as Bench
-from .onboard import Trial as Trial
-from .onboard import best as best
-from .onboard import candidate_layers as candidate_layers
-from .onboard import preset_paths as preset_paths
-from .onboard import span_below as span_below
-from .onboard import tunable_editors as tunable_editors
-from .onboard import write_presets as write_presets
+from .onboard import (
+    Bench as Bench,
+    Trial as Trial,
+    best as best,
+    candidate_layers as candidate_layers,
+    preset_paths as preset_paths,
+    span_below as span_below,
+    tunable_editors as tunable_editors,
+    write_presets as write_presets,
+)

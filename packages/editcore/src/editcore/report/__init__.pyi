@@ -1,4 +1,1 @@
-from .make import PAGE_NAME as PAGE_NAME
-from .make import REPORT_NAME as REPORT_NAME
-from .make import Report as Report
-from .make import make_report as make_report
+from .make import PAGE_NAME as PAGE_NAME, REPORT_NAME as REPORT_NAME, Report as Report, make_report as make_report

@@ -1,32 +1,18 @@
-from .backends import RawBackend as RawBackend
-from .backends import save_edited as save_edited
-from .checkpoints import Checkpoint as Checkpoint
-from .checkpoints import Watched as Watched
-from .checkpoints import read_watched as read_watched
-from .compose import Composition as Composition
-from .compose import Conflict as Conflict
+from .backends import RawBackend as RawBackend, save_edited as save_edited
+from .checkpoints import Checkpoint as Checkpoint, Watched as Watched, read_watched as read_watched
+from .compose import Composition as Composition, Conflict as Conflict
 from .config import RunConfig as RunConfig
-from .directories import json_text as json_text
-from .directories import making as making
-from .directories import refuse_existing as refuse_existing
-from .directories import write_tensors as write_tensors
-from .directories import write_text as write_text
-from .job import records_of as records_of
-from .job import run as run
-from .pack import EditPack as EditPack
-from .pack import read_pack as read_pack
-from .pack import write_pack as write_pack
-from .record import RUN_NAME as RUN_NAME
-from .record import RunRecord as RunRecord
-from .record import folder_of as folder_of
-from .record import recorded as recorded
-from .reopening import open_run as open_run
-from .reopening import open_session as open_session
-from .reopening import statistics_of as statistics_of
-from .results import RunResult as RunResult
-from .results import Sample as Sample
-from .resume import has_begun as has_begun
-from .resume import is_finished as is_finished
-from .session import BatchResult as BatchResult
-from .session import EditSession as EditSession
-from .session import default_editor as default_editor
+from .directories import (
+    json_text as json_text,
+    making as making,
+    refuse_existing as refuse_existing,
+    write_tensors as write_tensors,
+    write_text as write_text,
+)
+from .job import records_of as records_of, run as run
+from .pack import EditPack as EditPack, read_pack as read_pack, write_pack as write_pack
+from .record import RUN_NAME as RUN_NAME, RunRecord as RunRecord, folder_of as folder_of, recorded as recorded
+from .reopening import open_run as open_run, open_session as open_session, statistics_of as statistics_of
+from .results import RunResult as RunResult, Sample as Sample
+from .resume import has_begun as has_begun, is_finished as is_finished
+from .session import BatchResult as BatchResult, EditSession as EditSession, default_editor as default_editor

@@ -1,11 +1,14 @@
-from .corpora import Corpus as Corpus
-from .corpora import open_corpus as open_corpus
-from .linalg import Metric as Metric
-from .linalg import Update as Update
-from .linalg import hold_at as hold_at
-from .linalg import norm_of_sum as norm_of_sum
-from .linalg import solve_update as solve_update
-from .statistics import MomentKey as MomentKey
-from .statistics import StatisticsStore as StatisticsStore
-from .statistics import cached_moments as cached_moments
-from .statistics import second_moments as second_moments
+from .corpora import Corpus as Corpus, open_corpus as open_corpus
+from .linalg import (
+    Metric as Metric,
+    Update as Update,
+    hold_at as hold_at,
+    norm_of_sum as norm_of_sum,
+    solve_update as solve_update,
+)
+from .statistics import (
+    MomentKey as MomentKey,
+    StatisticsStore as StatisticsStore,
+    cached_moments as cached_moments,
+    second_moments as second_moments,
+)

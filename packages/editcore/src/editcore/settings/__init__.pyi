@@ -1,21 +1,22 @@
-from .hparams import HParams as HParams
-from .hparams import Setting as Setting
-from .hparams import build as build
-from .hparams import describe as describe
-from .hparams import list_presets as list_presets
-from .hparams import load_preset as load_preset
-from .hparams import parse_assignment as parse_assignment
-from .hparams import preset_models as preset_models
-from .hparams import to_toml as to_toml
-from .hparams import toml_lines as toml_lines
-from .presets import Preset as Preset
-from .presets import get_preset as get_preset
-from .presets import model_stem as model_stem
-from .presets import own_folder as own_folder
-from .presets import preset_for as preset_for
-from .presets import presets_of as presets_of
-from .reference import Imported as Imported
-from .reference import import_file as import_file
-from .toml import parse_toml as parse_toml
-from .toml import read_toml as read_toml
-from .toml import run_values as run_values
+from .hparams import (
+    HParams as HParams,
+    Setting as Setting,
+    build as build,
+    describe as describe,
+    list_presets as list_presets,
+    load_preset as load_preset,
+    parse_assignment as parse_assignment,
+    preset_models as preset_models,
+    to_toml as to_toml,
+    toml_lines as toml_lines,
+)
+from .presets import (
+    Preset as Preset,
+    get_preset as get_preset,
+    model_stem as model_stem,
+    own_folder as own_folder,
+    preset_for as preset_for,
+    presets_of as presets_of,
+)
+from .reference import Imported as Imported, import_file as import_file
+from .toml import parse_toml as parse_toml, read_toml as read_toml, run_values as run_values

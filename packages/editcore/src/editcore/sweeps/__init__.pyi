@@ -1,23 +1,27 @@
-from .file import STUDY as STUDY
-from .file import Arm as Arm
-from .file import FigureSpec as FigureSpec
-from .file import Sweep as Sweep
-from .file import SweepFile as SweepFile
-from .file import load_study as load_study
-from .file import load_sweep as load_sweep
-from .plan import PLAN_NAME as PLAN_NAME
-from .plan import SWEEP_NAME as SWEEP_NAME
-from .plan import Plan as Plan
-from .plan import Point as Point
-from .plan import Trial as Trial
-from .plan import make_plan as make_plan
-from .run import SweepResult as SweepResult
-from .run import Watch as Watch
-from .run import run_sweep as run_sweep
-from .state import FAILURES_NAME as FAILURES_NAME
-from .state import STATE_NAME as STATE_NAME
-from .state import Failure as Failure
-from .state import State as State
-from .state import failure_of as failure_of
-from .state import state_of as state_of
-from .state import trial_directory as trial_directory
+from .file import (
+    STUDY as STUDY,
+    Arm as Arm,
+    FigureSpec as FigureSpec,
+    Sweep as Sweep,
+    SweepFile as SweepFile,
+    load_study as load_study,
+    load_sweep as load_sweep,
+)
+from .plan import (
+    PLAN_NAME as PLAN_NAME,
+    SWEEP_NAME as SWEEP_NAME,
+    Plan as Plan,
+    Point as Point,
+    Trial as Trial,
+    make_plan as make_plan,
+)
+from .run import SweepResult as SweepResult, Watch as Watch, run_sweep as run_sweep
+from .state import (
+    FAILURES_NAME as FAILURES_NAME,
+    STATE_NAME as STATE_NAME,
+    Failure as Failure,
+    State as State,
+    failure_of as failure_of,
+    state_of as state_of,
+    trial_directory as trial_directory,
+)

@@ -7,5 +7,5 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
-if "pytest" in sys.modules:  # failing assertions of the suites then show their values
-    sys.modules["pytest"].register_assert_rewrite("editcore.testing.contracts")
+if (pytest := sys.modules.get("pytest")) is not None:  # failing assertions of the suites then show their values
+    pytest.register_assert_rewrite("editcore.testing.contracts")

@@ -1,11 +1,15 @@
-from .contracts import BackendContract as BackendContract
-from .contracts import EditorContract as EditorContract
-from .contracts import ExecutorContract as ExecutorContract
+from .contracts import (
+    BackendContract as BackendContract,
+    EditorContract as EditorContract,
+    ExecutorContract as ExecutorContract,
+)
 from .presets import check_presets as check_presets
-from .tiny import TINY_FAMILIES as TINY_FAMILIES
-from .tiny import TINY_MOE_FAMILIES as TINY_MOE_FAMILIES
-from .tiny import three_facts as three_facts
-from .tiny import tiny_hf_model as tiny_hf_model
-from .tiny import tiny_model as tiny_model
-from .tiny import tiny_requests as tiny_requests
-from .tiny import tiny_tokenizer as tiny_tokenizer
+from .tiny import (
+    TINY_FAMILIES as TINY_FAMILIES,
+    TINY_MOE_FAMILIES as TINY_MOE_FAMILIES,
+    three_facts as three_facts,
+    tiny_hf_model as tiny_hf_model,
+    tiny_model as tiny_model,
+    tiny_requests as tiny_requests,
+    tiny_tokenizer as tiny_tokenizer,
+)
