@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 _MODEL = "smollm2-135m"
 _LEDGER_NAME, _DELTAS = "ledger.jsonl", "deltas"
 # Fields of a JSON file that differ from run to run.
-_VARYING = {"seconds", "stages", "seconds_per_edit", "peak_memory_bytes", "sha256", "size"}
+_VARYING = {"seconds", "stages", "seconds_per_edit", "peak_memory_bytes", "sha256", "size", "format"}
 
 
 @dataclass(frozen=True)
@@ -46,30 +47,65 @@ class Case:
     """Positions, in the data set, of the facts that are undone one by one; the first of them is redone at the end."""
 
 
-@dataclass
+_WORKER = """
+import json, os, sys
+answers, asked = os.fdopen(os.dup(1), "w"), sys.stdin
+sys.stdin = open(os.devnull)
+log = open(sys.argv[1], "w")
+os.dup2(log.fileno(), 1), os.dup2(log.fileno(), 2)
+from editcore.cli import main
+for line in asked:
+    sys.argv = ["editctl", *json.loads(line)]
+    try:
+        main()
+        code = 0
+    except SystemExit as end:
+        code = end.code or 0
+    print(code, file=answers, flush=True)
+"""
+"""Runs one ``editctl`` command after the other in one process, which spares each of them the imports."""
+
+
 class Checkout:
-    """One side of the comparison."""
+    """One side of the comparison.
 
-    name: str
-    site: Path
-    """Where its packages are installed."""
-    cache: Path
+    Args:
+        site: where its packages are installed.
+        cache: its own, so that second moments are computed by both.
+    """
 
-    def editctl(self, *arguments: str | Path) -> None:
-        """Run ``editctl`` of this side, or end with its output."""
+    def __init__(self, name: str, site: Path, cache: Path) -> None:
+        self.name, self.log = name, cache / "log"
         environment = {
             **os.environ,
-            "PYTHONPATH": str(self.site),
-            "EDITCORE_CACHE": str(self.cache),
+            "PYTHONPATH": str(site),
+            "EDITCORE_CACHE": str(cache),
             "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": "1",
             "TOKENIZERS_PARALLELISM": "false",
         }
-        code = "from editcore.cli import main; main()"
-        command = [sys.executable, "-c", code, *map(str, arguments)]
-        done = subprocess.run(command, env=environment, cwd=self.cache, capture_output=True, text=True)
-        if done.returncode:
-            sys.exit(f"{self.name}: editctl {' '.join(command[3:])} ended with {done.returncode}\n{done.stderr}")
+        command = [sys.executable, "-c", _WORKER, str(self.log)]
+        self._worker = subprocess.Popen(
+            command, env=environment, cwd=cache, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def editctl(self, *arguments: str | Path) -> None:
+        """Run ``editctl`` of this side, or end with its output."""
+        assert self._worker.stdin is not None
+        assert self._worker.stdout is not None
+        self._worker.stdin.write(json.dumps([str(one) for one in arguments]) + "\n")
+        self._worker.stdin.flush()
+        answer = self._worker.stdout.readline().strip()
+        if answer != "0":
+            said = " ".join(map(str, arguments))
+            raise SystemExit(
+                f"{self.name}: editctl {said} ended with {answer or 'a crash'}\n{self.log.read_text()[-4000:]}"
+            )
+
+    def close(self) -> None:
+        """End the process."""
+        self._worker.kill()
+        self._worker.communicate()
 
 
 @dataclass
@@ -104,13 +140,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ]
         sides = [_install(given.old, folder / "old"), _install(given.new, folder / "new")]
         findings = Findings()
-        for case in cases:
-            before = len(findings.differences)
-            runs = [_run(side, case, materials, folder / side.name) for side in sides]
-            for old, new in zip(*runs, strict=True):
-                _compare(old, new, findings)
-            found = len(findings.differences) - before
-            print(f"{case.name:32s} {'same' if not found else f'{found} differences'}", flush=True)
+        try:
+            for case in cases:
+                before = len(findings.differences)
+                with ThreadPoolExecutor() as pool:
+                    runs = list(pool.map(lambda side, case=case: _run(side, case, folder / side.name), sides))
+                for old, new in zip(*runs, strict=True):
+                    _compare(old, new, findings)
+                found = len(findings.differences) - before
+                print(f"{case.name:32s} {'same' if not found else f'{found} differences'}", flush=True)
+        finally:
+            for side in sides:
+                side.close()
     for line in findings.one_sided:
         print(f"only one side: {line}")
     for line in findings.differences:
@@ -143,14 +184,16 @@ def _materials(folder: Path) -> Path:
 
 def _cases(materials: Path, *, tiny_only: bool) -> Iterator[Case]:
     one, two = ("--set", "layers=[1]"), ("--set", "layers=[0, 1]")
-    trust = ("--plugin", "trust", "--set", "trust.trust_threshold=2.0")
+    trust = ("--plugin", "trust", "--set", "trust.trust_threshold=0.1", "--set", "trust.trust_min_efficacy=0")
     variants = {
         "rome": ("--editor", "rome", *one),
         "memit": ("--editor", "memit", *two),
         "emmet": ("--editor", "emmet", *one),
         "emmet over two layers": ("--editor", "emmet", *two),
         "emmet + replay": ("--editor", "emmet", "--plugin", "replay", *one),
-        "emmet + replay held": ("--editor", "emmet", "--plugin", "replay", "--set", "replay.replay_mode=hold", *one),
+        "emmet + statistics": (
+            "--editor", "emmet", "--plugin", "replay", "--set", "replay.replay_mode=statistics", *one,
+        ),
         "memit + replay": ("--editor", "memit", "--plugin", "replay", *two),
         "emmet + trust": ("--editor", "emmet", *trust, *one),
         "emmet + replay + lora": ("--editor", "emmet", "--plugin", "replay", "--plugin", "lora", *one),
@@ -190,20 +233,21 @@ def _install(revision: str, folder: Path) -> Checkout:
     models = Path(os.environ.get("EDITCORE_CACHE", Path.home() / ".cache" / "editcore")) / "models"
     if models.is_dir():  # second moments are computed anew, models are not
         (cache / "models").symlink_to(models)
-    return Checkout(name=folder.name, site=folder / "site", cache=cache)
+    return Checkout(folder.name, folder / "site", cache)
 
 
-def _run(side: Checkout, case: Case, materials: Path, folder: Path) -> list[Path]:
+def _run(side: Checkout, case: Case, folder: Path) -> list[Path]:
     """What a case leaves on one side: the run, and models saved from it after the run, after the undos and the redo."""
     run = folder / case.name.replace(":", "").replace(" ", "-")
     models = [run.with_name(f"{run.name}-{state}") for state in ("edited", "undone", "redone")]
     side.editctl("run", *case.options, "--out", run, "--save", models[0])
     ids = _ids(run)
-    for position in case.undo:
-        if ids[position] in _active(run):
-            side.editctl("ledger", run, "undo", ids[position])
+    undone = [ids[position] for position in case.undo if ids[position] in _active(run)]  # trust may have rejected one
+    for name in undone:
+        side.editctl("ledger", run, "undo", name)
     side.editctl("export", run, models[1], "--format", "merged")
-    side.editctl("ledger", run, "redo", ids[case.undo[0]])
+    for name in undone[:1]:
+        side.editctl("ledger", run, "redo", name)
     side.editctl("export", run, models[2], "--format", "merged")
     return [run, *models]
 
