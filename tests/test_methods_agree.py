@@ -89,7 +89,7 @@ def deltas(editor: Editor, family: str, edits: int, corpus: Path) -> Mapping[str
     store = StatisticsStore(model, corpus=str(corpus), tokens=2000, directory=corpus.parent / "statistics")
     context = EditContext(statistics=store, seed=3)
     editor.prepare(model, context)
-    return editor.propose(model, EditBatch.of(tiny_requests(edits)), context).deltas
+    return editor.propose(model, EditBatch.of(tiny_requests(edits)), context).changes
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

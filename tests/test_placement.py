@@ -175,7 +175,7 @@ def outcome(model: LanguageModel, corpus: Path, editor: str, plugins: list[str],
         "deltas": [
             (name, delta.left.tolist(), delta.right.tolist())
             for entry in session.ledger.entries
-            for name, delta in sorted(entry.deltas.items())
+            for name, delta in sorted(entry.changes.items())
         ],
         "notes": [entry.notes for entry in session.ledger.entries],
         "blame": blame(model, session.ledger.history(), REQUESTS[0].text),

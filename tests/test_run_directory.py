@@ -204,7 +204,7 @@ def test_the_saved_model_is_the_base_and_the_deltas(done: SimpleNamespace, tiny_
     with torch.no_grad():
         unedited = base(ids).logits
         for entry in Ledger.read(done.directory).entries:
-            for name, delta in entry.deltas.items():
+            for name, delta in entry.changes.items():
                 base.get_parameter(name).add_(delta.dense())
         # Rounded once per batch here, once in all there.
         torch.testing.assert_close(saved(ids).logits, base(ids).logits, rtol=0, atol=1e-4)

@@ -334,7 +334,7 @@ def test_an_adapter_of_a_stranger_is_one_batch_of_unknown_facts(
     with torch.inference_mode():
         expected = made(input_ids=encoded.input_ids, attention_mask=encoded.attention_mask).logits
     torch.testing.assert_close(logits(model), expected * encoded.attention_mask[..., None], rtol=0, atol=1e-3)
-    assert [len(entry.deltas) for entry in ledger.entries] == [3]
+    assert [len(entry.changes) for entry in ledger.entries] == [3]
     theirs(["q_proj", "down_proj"], "wide")
     message = refused(editctl("import", tmp_path / "wide", "--out", tmp_path / "wide-run", "--editor", "emmet"))
     assert "self_attn.q_proj and 2 more modules" in message

@@ -192,7 +192,7 @@ def test_the_rest_of_the_batch_holds_and_the_fact_is_gone(world: World) -> None:
         return float((projection(known.keys[name].float()).double() - known.values[name]).norm())
 
     ids = entry.new_ids
-    asked = {one: float(entry.deltas[name].left[:, row].norm()) for row, one in enumerate(ids)}
+    asked = {one: float(entry.changes[name].left[:, row].norm()) for row, one in enumerate(ids)}
     assert all(missed(one) < 1e-4 * asked[one] for one in ids)
     session.undo(ids[0])
     assert missed(ids[0]) > 0.1 * asked[ids[0]]

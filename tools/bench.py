@@ -179,8 +179,8 @@ def _ours(
         for stage, seconds in stages.items():
             mode.seconds[stage] = mode.seconds.get(stage, 0.0) + seconds / len(records)
         mode.mean_steps += sum(evidence.steps for evidence in batch.proposal.evidence) / len(records)
-        layers = len(batch.proposal.deltas)
-        first, delta = next(iter(batch.proposal.deltas.items()))
+        layers = len(batch.proposal.changes)
+        first, delta = next(iter(batch.proposal.changes.items()))
         for request in batch.batch.requests:
             # λ = 0: at the first layer, the change of the fact's own key is its share of δ.
             key = batch.proposal.known[request.id].keys[first]

@@ -237,7 +237,7 @@ def _read_ledger(folder: Path, content: bytes) -> None:
     ledger = Ledger.read(folder)
     ledger.facts()
     for entry in ledger.history():
-        list(entry.deltas.items())
+        list(entry.changes.items())
         list(entry.known.items())
 
 

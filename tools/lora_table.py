@@ -88,7 +88,7 @@ def prefix(session: EditSession, edits: int) -> list[Deltas]:
     for entry in session.ledger.entries:
         if done >= edits:
             break
-        found.append(entry.deltas)
+        found.append(entry.changes)
         done += entry.num_new
     return found
 

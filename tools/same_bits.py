@@ -310,6 +310,7 @@ def _hashes(path: Path) -> dict[str, str]:
 def _compare_json(old: object, new: object, where: str, findings: Findings) -> None:
     """Values that both sides have; fields of one side are listed once."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
+        old, new = _flat(old), _flat(new)
         for name in sorted(old.keys() ^ new.keys()):
             line = f"{_generic(where)}: {name} is a field of {'NEW' if name in new else 'OLD'}"
             if line not in findings.one_sided:
@@ -322,6 +323,13 @@ def _compare_json(old: object, new: object, where: str, findings: Findings) -> N
             _compare_json(before, after, f"{where} [{index}]", findings)
     else:
         findings.equal(where, old, new)
+
+
+def _flat(fields: Mapping[str, object]) -> Mapping[str, object]:
+    """Figures by name count as fields of what they belong to, wherever a side keeps them; one that is null is none."""
+    figures = fields.get("figures")
+    flat = {**fields, **figures} if isinstance(figures, Mapping) else fields
+    return {name: value for name, value in flat.items() if name != "figures" and value is not None}
 
 
 def _compare_frames(old: pd.DataFrame, new: pd.DataFrame, where: str, findings: Findings) -> None:

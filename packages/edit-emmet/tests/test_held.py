@@ -81,7 +81,7 @@ def test_the_change_is_that_of_the_summed_second_moment(open_session: Open, emme
     session = open_session(Holder(), calculate_objective_value=True, **emmet)
     session.edit(REQUESTS[:2])
     [result] = session.edit(REQUESTS[2:5])
-    [delta] = result.proposal.deltas.values()
+    [delta] = result.proposal.changes.values()
     moment = session.context.statistics.moments([1])[1]
     old, keys = stacked(session, 0, "keys"), stacked(session, 1, "keys")
     weight, ridge = emmet.get("mom2_update_weight", 1.0), emmet.get("update_norm_lambda", 0.0)
@@ -103,7 +103,7 @@ def test_held_facts_are_changed_less(open_session: Open, layers: list[int]) -> N
         [result] = session.edit(REQUESTS[2:5])
         [first] = [entry for entry in session.ledger.entries if entry.batch == 0]
         total = 0.0
-        for name, delta in result.proposal.deltas.items():
+        for name, delta in result.proposal.changes.items():
             old = torch.stack([first.known[one.id].keys[name] for one in REQUESTS[:2]])
             total += float((old @ delta.dense().T).norm())
         changes.append(total)

@@ -49,7 +49,7 @@ def test_every_fact_has_its_value_in_the_edited_model(family: str, corpus: Path)
     _, proposal = propose(model, corpus, batch)
     name = model.layout.weight_name(1)
     rows = [lookup_row(model, request) for request in batch.requests]
-    with applied(model, proposal.deltas):
+    with applied(model, proposal.changes):
         found = capture(model, rows, [1])[1].outputs
     expected = torch.stack([proposal.known[request.id].values[name] for request in batch.requests])
     assert (found - expected).norm() <= 1e-8 * expected.norm()
@@ -71,7 +71,7 @@ def test_the_update_is_the_closed_form(corpus: Path) -> None:
         inverse = torch.linalg.inv(2.0 * moment)
         system = keys.T @ inverse @ keys + ridge * torch.eye(5, dtype=torch.float64)
         expected = residuals @ torch.linalg.inv(system) @ keys.T @ inverse
-        assert (proposal.deltas[name].dense() - expected).norm() <= 1e-8 * expected.norm()
+        assert (proposal.changes[name].dense() - expected).norm() <= 1e-8 * expected.norm()
 
 
 def test_several_layers_together_reach_the_value(corpus: Path) -> None:
@@ -81,12 +81,12 @@ def test_several_layers_together_reach_the_value(corpus: Path) -> None:
     _, proposal = propose(model, corpus, batch, layers=(0, 1, 2))
     rows = [lookup_row(model, request) for request in batch.requests]
     before = capture(model, rows, [2])[2].block_outputs
-    with applied(model, proposal.deltas):
+    with applied(model, proposal.changes):
         moved = capture(model, rows, [2])[2].block_outputs - before
     asked = torch.tensor([evidence.delta_norm for evidence in proposal.evidence], dtype=torch.float64)
     assert (asked > 1e-3).all(), "the edit must ask for something"
     assert torch.allclose(moved.norm(dim=1), asked, rtol=1e-6)
-    assert list(proposal.deltas) == [model.layout.weight_name(layer) for layer in (0, 1, 2)]
+    assert list(proposal.changes) == [model.layout.weight_name(layer) for layer in (0, 1, 2)]
 
 
 def test_auto_weight_gives_the_median_fact_its_fraction(corpus: Path) -> None:
@@ -131,9 +131,9 @@ def test_random_layer_selection_draws_one_layer_per_batch_from_the_seed(corpus: 
         settings = {"layers": (0, 1, 2), "layer_selection": "random", "v_num_grad_steps": 1}
         _, proposal = propose(model, corpus, batch, **settings)
         _, again = propose(model, corpus, batch, **settings)
-        assert list(proposal.deltas) == list(again.deltas)
-        assert len(proposal.deltas) == 1
-        drawn += list(proposal.deltas)
+        assert list(proposal.changes) == list(again.changes)
+        assert len(proposal.changes) == 1
+        drawn += list(proposal.changes)
     assert len(set(drawn)) > 1
 
 

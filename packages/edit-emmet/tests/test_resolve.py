@@ -65,7 +65,7 @@ def test_the_rest_of_a_batch_is_what_it_would_have_been(open_session: Open, emme
         for name, change in dense(expected).items():
             # Known targets ask for W k + δ, from which W k is taken away again: two roundings in float64.
             torch.testing.assert_close(found[name].dense(), change, rtol=1e-9, atol=1e-11)
-            assert (found[name].dense() - whole.deltas[name].dense()).abs().max() > 1e-6
+            assert (found[name].dense() - whole.changes[name].dense()).abs().max() > 1e-6
 
 
 def test_what_a_gate_scaled_stays_scaled(open_session: Open) -> None:
@@ -75,8 +75,10 @@ def test_what_a_gate_scaled_stays_scaled(open_session: Open) -> None:
     batch = EditBatch(index=0, requests=entry.requests, weights=entry.weights, num_new=3, known=entry.known)
     editor = session._editor
     assert isinstance(editor, Resolves)
-    halved = {name: FactoredDelta(delta.left / 2, delta.right) for name, delta in entry.deltas.items()}
-    whole, half = (editor.resolve(session.model, batch, one, [0, 2], session.context) for one in (entry.deltas, halved))
+    halved = {name: FactoredDelta(delta.left / 2, delta.right) for name, delta in entry.changes.items()}
+    whole, half = (
+        editor.resolve(session.model, batch, one, [0, 2], session.context) for one in (entry.changes, halved)
+    )
     assert whole is not None
     assert half is not None
     for name, delta in whole.items():

@@ -11,7 +11,7 @@ from edit_lora.adapter import EDITS
 from edit_lora.backend import LoraBackend
 from edit_lora.hparams import LoraHParams
 from editcore import BackendContext, EditSession, FactoredDelta, LanguageModel, NumericalError
-from editcore.models.writing import add_delta
+from editcore.models.writing import add_changes
 from editcore.second_moments.linalg import Metric
 from editcore.testing import TINY_FAMILIES, tiny_model, tiny_requests
 from peft.tuners.lora import LoraLayer
@@ -46,7 +46,7 @@ def written(model: LanguageModel, active: Sequence[Deltas]) -> LanguageModel:
     """The model with its deltas in the weights."""
     for deltas in active:
         for name, delta in deltas.items():
-            add_delta(model, name, [delta])
+            add_changes(model, name, [delta])
     return model
 
 
@@ -264,7 +264,7 @@ def test_every_editor_and_extension_sees_the_edited_model(
     raw, lora = made["raw"], made["lora"]
     for first, second in zip(raw.ledger.entries, lora.ledger.entries, strict=True):
         assert first.requests == second.requests
-        for name, delta in first.deltas.items():
+        for name, delta in first.changes.items():
             torch.testing.assert_close(second.deltas[name].dense(), delta.dense(), rtol=2e-3, atol=2e-4)
     torch.testing.assert_close(logits(lora.model), logits(raw.model), rtol=0, atol=2e-2)
     prompts = [request.text for request in tiny_requests(3)]

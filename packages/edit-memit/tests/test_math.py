@@ -77,7 +77,7 @@ def test_three_layers_are_those_of_a_slow_loop(family: str, count: int, weight: 
         gram = np.stack(keys).T @ np.stack(keys) + weight * moments[layer].numpy()  # KKᵀ + wC, [d_in, d_in]
         expected = np.linalg.solve(gram, np.stack(keys).T @ np.stack(residuals)).T  # R Kᵀ (…)⁻¹, [d_out, d_in]
         name = changed.layout.weight_name(layer)
-        found = proposal.deltas[name].dense().numpy()
+        found = proposal.changes[name].dense().numpy()
         assert np.linalg.norm(expected) > 1e-3, "the edit must ask for something"
         assert np.linalg.norm(found - expected) <= 1e-8 * np.linalg.norm(expected), f"layer {layer}"
         with torch.no_grad():

@@ -114,7 +114,7 @@ def test_weights_have_no_effect_on_constraints(open_session: Open) -> None:
     results = []
     for weight in (0.1, 10.0):
         session = open_session(replay={"replay_rate": 3, "replay_weight": weight})
-        results.append(session.edit(REQUESTS[:6], batch_size=3)[-1].proposal.deltas)
+        results.append(session.edit(REQUESTS[:6], batch_size=3)[-1].proposal.changes)
     for name, delta in results[0].items():
         assert torch.equal(delta.dense(), results[1][name].dense())
 

@@ -270,7 +270,7 @@ def test_facts_of_layers_drawn_at_random_are_replayed_too(open_session: Open, re
         replay={"replay_rate": 4, "replay_mode": "both"}, emmet={"layers": [0, 1], "layer_selection": "random"}
     )
     session.edit(REQUESTS, batch_size=2)
-    drawn = {next(iter(entry.deltas)) for entry in session.ledger.entries}
+    drawn = {next(iter(entry.changes)) for entry in session.ledger.entries}
     assert len(drawn) == 2
     assert replay_of(session).statistics()["refreshed"]
     assert any(len(record.known.values) == 2 for record in replay_of(session).buffer.records)
@@ -338,7 +338,7 @@ def test_weights_are_those_of_weighted_least_squares(open_session: Open, editor:
     session = open_session(replay={"replay_rate": 4, "replay_weight": weight}, editor=editor, hparams=options)
     session.edit(REQUESTS[:6], batch_size=3)
     entry = session.ledger.entries[-1]
-    [(name, delta)] = entry.deltas.items()
+    [(name, delta)] = entry.changes.items()
     keys = torch.stack([entry.known[one.id].keys[name] for one in entry.requests])
     weights = torch.tensor([1.0] * 3 + [weight] * 3, dtype=torch.float64)
     moment = moment_weight * session.context.statistics.moments([1])[1]

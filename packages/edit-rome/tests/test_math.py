@@ -76,7 +76,7 @@ def test_the_change_is_that_of_the_formula(family: str, mode: str, asks: str, co
     model = tiny_model(family, dtype=torch.float64)
     hparams, proposal = propose(model, corpus, key_mode=mode, mean_asks=asks)
     expected = Oracle(model, corpus, hparams).change(mode, asks)
-    [(name, delta)] = proposal.deltas.items()
+    [(name, delta)] = proposal.changes.items()
     assert name == model.layout.weight_name(1)
     assert np.linalg.norm(delta.dense().numpy() - expected) <= 1e-8 * np.linalg.norm(expected)
     assert delta.rank == 1
@@ -90,7 +90,7 @@ def test_without_the_second_moment_the_key_is_the_direction(corpus: Path, monkey
     oracle = Oracle(model, corpus, hparams)
     oracle.moment = np.eye(len(oracle.moment))
     expected = oracle.change("mean", "shift")
-    [delta] = proposal.deltas.values()
+    [delta] = proposal.changes.values()
     assert np.linalg.norm(delta.dense().numpy() - expected) <= 1e-8 * np.linalg.norm(expected)
 
 
@@ -108,7 +108,7 @@ def test_the_bare_prompt_has_its_value_in_the_edited_model(mode: str, corpus: Pa
     _, proposal = propose(model, corpus, key_mode=mode)
     name, [request] = model.layout.weight_name(1), BATCH.requests
     known = proposal.known[request.id]
-    with applied(model, proposal.deltas):
+    with applied(model, proposal.changes):
         found = capture(model, [lookup_row(model, request)], [1])[1]
     assert torch.allclose(found.inputs[0], known.keys[name], rtol=1e-10)
     assert torch.allclose(found.outputs[0], known.values[name], rtol=1e-8)
@@ -123,7 +123,9 @@ def test_energy_and_alignment_of_the_original_form(corpus: Path) -> None:
     assert proposal.evidence[0].key_energy == pytest.approx(energy, rel=1e-8)
     cosine = energy / np.sqrt((bare @ inverse @ bare) * (mean @ inverse @ mean))
     assert proposal.diagnostics["layer_1_key_alignment"] == pytest.approx(abs(cosine), rel=1e-8)
-    size = float(proposal.deltas[model.layout.weight_name(1)].norm() / model.weight(model.layout.weight_name(1)).norm())
+    size = float(
+        proposal.changes[model.layout.weight_name(1)].norm() / model.weight(model.layout.weight_name(1)).norm()
+    )
     assert proposal.diagnostics["layer_1_relative_change"] == pytest.approx(size, rel=1e-6)
 
 
@@ -156,7 +158,7 @@ def test_an_ordinary_edit_is_not_reported(corpus: Path) -> None:
 
 def test_layers_drawn_for_each_fact(corpus: Path) -> None:
     _, proposal = propose(tiny_model("llama"), corpus, layers=(0, 1), layer_selection="random")
-    assert len(proposal.deltas) == 1
+    assert len(proposal.changes) == 1
 
 
 def test_several_layers_are_refused() -> None:

@@ -68,7 +68,7 @@ def test_checkpoints_are_those_of_the_model_at_that_time(watched: Path) -> None:
     assert found["text"]["perplexity"] == pytest.approx(unedited, rel=1e-5)
     for one in found["checkpoints"]:
         edits = one["num_edits"]
-        backend.rebuild([entry.deltas for entry in ledger.entries[:edits]])
+        backend.rebuild([entry.changes for entry in ledger.entries[:edits]])
         scores = CounterFactEvaluator().evaluate(model, records[:edits])
         now = summarize(scores)
         assert (one["batch"], one["facts"]) == (edits - 1, edits)

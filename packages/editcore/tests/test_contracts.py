@@ -52,8 +52,8 @@ def edited(model):
 
 
 def with_deltas(proposal, change):
-    deltas = {name: change(name, delta) for name, delta in proposal.deltas.items()}
-    return Proposal(deltas=deltas, evidence=proposal.evidence, known=proposal.known)
+    deltas = {name: change(name, delta) for name, delta in proposal.changes.items()}
+    return Proposal(changes=deltas, evidence=proposal.evidence, known=proposal.known)
 
 
 class Leaky(Honest):
@@ -90,7 +90,7 @@ class Silent(Honest):
 
     def propose(self, model, batch, context):
         proposal = super().propose(model, batch, context)
-        return Proposal(deltas=proposal.deltas, evidence=(), known={})
+        return Proposal(changes=proposal.changes, evidence=(), known={})
 
 
 class Alias(Honest):
@@ -147,7 +147,7 @@ class Eager(Honest):
 
     def propose(self, model, batch, context):
         if not len(batch):
-            return Proposal(deltas={}, evidence=(), known={})
+            return Proposal(changes={}, evidence=(), known={})
         return super().propose(model, batch, context)
 
 

@@ -182,14 +182,14 @@ def test_blame_is_what_leaving_an_edit_out_takes(family: str) -> None:
 
 def _without(entry: LedgerEntry, name: str) -> LedgerEntry:
     kept = [row for row, one in enumerate(entry.requests) if one.id != name]
-    deltas = {key: FactoredDelta(one.left[:, kept], one.right[kept]) for key, one in entry.deltas.items()}
+    deltas = {key: FactoredDelta(one.left[:, kept], one.right[kept]) for key, one in entry.changes.items()}
     return replace(entry, deltas=deltas)
 
 
 def test_factors_that_are_not_one_per_fact_are_blamed_by_batch() -> None:
     model = tiny_model()
     entry = entry_of(model, 0, FACTS[:3])
-    merged = {name: FactoredDelta(one.left[:, :2], one.right[:2]) for name, one in entry.deltas.items()}
+    merged = {name: FactoredDelta(one.left[:, :2], one.right[:2]) for name, one in entry.changes.items()}
     [one] = blame(model, [replace(entry, deltas=merged)], "Emmy Noether").contributions
     assert one.requests == FACTS[:3]
 

@@ -288,7 +288,7 @@ def test_a_scaled_batch_is_scaled_where_it_is_kept_and_where_it_is_written(open_
     base = session.model.weight(name).double()
     [result] = session.edit(FACTS[:2])
     assert (result.applied, result.reason, session.ledger.entries[0].scale) == (True, "gate: it looks odd", 0.25)
-    asked = result.proposal.deltas[name].dense().double()
+    asked = result.proposal.changes[name].dense().double()
     assert torch.equal(session.ledger.entries[0].deltas[name].dense(), 0.25 * asked)
     # One rounding to float32 of numbers below 8.
     torch.testing.assert_close(session.model.weight(name).double() - base, 0.25 * asked, rtol=0, atol=5e-7)

@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
-from editcore import BackendContext, FactoredDelta, HParamsError, PluginError, UnknownNameError
-from editcore.models import add_delta
+from editcore import BackendContext, Changes, HParamsError, PluginError, UnknownNameError, WeightChange
+from editcore.models import add_changes
 from editcore.second_moments import Metric
 
 from edit_lora.adapter import EDITS, Adapter, check_name, combine
 from edit_lora.attached import read_attached
+from edit_lora.factors import factored
 from edit_lora.hparams import LoraHParams
 from edit_lora.overlay import Overlay
 from edit_lora.reduction import Reduction, reduce
@@ -51,7 +52,7 @@ class LoraBackend:
         self.hparams = hparams
         self._context: BackendContext | None = None
         self._metrics: dict[int, Metric] = {}
-        self._active: list[Mapping[str, FactoredDelta]] = []
+        self._active: list[Changes] = []
         self._held: dict[str, Reduction] = {}
         self._base: dict[str, Tensor] = {}
         """Bits of the weights that hold their edits themselves."""
@@ -69,7 +70,7 @@ class LoraBackend:
             for name, kept in read_attached(self._context.directory).items():
                 self.attach(name, kept.adapter(), scale=kept.scale, force=kept.forced)
 
-    def apply(self, deltas: Mapping[str, FactoredDelta]) -> None:
+    def apply(self, deltas: Changes) -> None:
         """Add one batch's deltas behind those already active.
 
         Raises:
@@ -77,9 +78,19 @@ class LoraBackend:
         """
         self._realise([*self._active, deltas], deltas)
 
-    def rebuild(self, active: Sequence[Mapping[str, FactoredDelta]]) -> None:
+    def rebuild(self, active: Sequence[Changes]) -> None:
         """Make exactly ``active``, in this order, the model's edits."""
         self._realise(list(active), {*self._held, *(name for deltas in active for name in deltas)})
+
+    @contextmanager
+    def trial(self, changes: Changes) -> Iterator[None]:
+        """The model with ``changes`` behind its edits, inside the block only: as an adapter, cut as it would be."""
+        before = self._active
+        self.apply(changes)
+        try:
+            yield
+        finally:
+            self.rebuild(before)
 
     def statistics(self) -> dict[str, float | int | None]:
         """For results: ranks, and the least share of a change that any projection keeps, by each measure."""
@@ -102,7 +113,7 @@ class LoraBackend:
         with ExitStack() as stack:
             stack.callback(self._restore, bits)
             for name, one in adapted.items():
-                add_delta(self._model, name, self._in_weight(name, one))
+                add_changes(self._model, name, self._in_weight(name, one))
             stack.enter_context(self._overlay.merged(list(self._attached)))
             stack.enter_context(self._overlay.removed())
             yield
@@ -170,7 +181,7 @@ class LoraBackend:
             raise UnknownNameError("adapter", name, self._attached)
         return self._attached[name]
 
-    def _realise(self, active: list[Mapping[str, FactoredDelta]], names: Mapping[str, object] | set[str]) -> None:
+    def _realise(self, active: list[Changes], names: Mapping[str, object] | set[str]) -> None:
         mine = {name: [deltas[name] for deltas in active if name in deltas] for name in sorted(names)}
         found = {name: self._reduce(name, deltas) for name, deltas in mine.items() if deltas}  # may refuse
         self._active = active
@@ -179,8 +190,8 @@ class LoraBackend:
             if name in found:
                 self._put(name, found[name])
 
-    def _reduce(self, name: str, deltas: Sequence[FactoredDelta]) -> Reduction:
-        here = [FactoredDelta(one.left.to(self._model.device), one.right.to(self._model.device)) for one in deltas]
+    def _reduce(self, name: str, changes: Sequence[WeightChange]) -> Reduction:
+        here = [factored(change).to(self._model.device) for change in changes]
         layer = self._model.layout.layer_of(name)
         found = reduce(here, self.hparams, lambda: self._metric(layer), name=name)
         if not found.whole:
@@ -195,7 +206,7 @@ class LoraBackend:
         self._held[name] = found
         if found.fell_back:
             self._base[name] = self._model.weight(name).detach().clone()
-            add_delta(self._model, name, self._in_weight(name, found))
+            add_changes(self._model, name, self._in_weight(name, found))
         else:
             path, scale = name.removesuffix(".weight"), self.hparams.lora_scale
             self._overlay.put(EDITS, path, found.delta, alpha=self.hparams.lora_alpha, scale=scale)
@@ -206,10 +217,12 @@ class LoraBackend:
         if name in self._base:
             self._restore({name: self._base.pop(name)})
 
-    def _in_weight(self, name: str, found: Reduction) -> list[FactoredDelta]:
+    def _in_weight(self, name: str, found: Reduction) -> list[WeightChange]:
         """What to add to a weight: the deltas themselves where all of them are kept, so that the sum has raw's bits."""
-        deltas = [active[name] for active in self._active if name in active] if found.whole else [found.delta]
-        return [FactoredDelta(delta.left * self.hparams.lora_scale, delta.right) for delta in deltas]
+        changes: list[WeightChange] = [found.delta]
+        if found.whole:
+            changes = [active[name] for active in self._active if name in active]
+        return [change.scaled(self.hparams.lora_scale) for change in changes]
 
     @torch.no_grad()
     def _restore(self, bits: Mapping[str, Tensor]) -> None:

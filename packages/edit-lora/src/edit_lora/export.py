@@ -13,12 +13,13 @@ from typing import Any
 from editcore import FactoredDelta, HParamsError, LanguageModel, Plugins, Progress, RunError
 from editcore.interfaces import LedgerEntry, silent
 from editcore.ledger import Ledger, write_ledger
-from editcore.runs import RUN_NAME, RunRecord, json_text, making, open_run, save_edited, statistics_of, write_text
+from editcore.runs import RUN_NAME, RunRecord, json_text, making, open_run, statistics_of, write_text
 from editcore.second_moments import Metric
 from editcore.settings import build
 
 from edit_lora.adapter import WEIGHTS_NAME, Adapter
 from edit_lora.card import model_card
+from edit_lora.factors import factored
 from edit_lora.hparams import LoraHParams
 from edit_lora.reduction import Reduction, reduce
 
@@ -67,7 +68,7 @@ def export_adapter(
     """
     record, ledger = RunRecord.read(run), Ledger.read(run)
     entries = ledger.history()
-    if not any(entry.deltas for entry in entries):
+    if not any(entry.changes for entry in entries):
         raise RunError(f"{run} has no active edits; there is nothing to export.")
     hparams = _hparams(record, rank=rank, criterion=criterion)
     modules = _reduce_all(entries, hparams, _Moments(record, plugins, progress))
@@ -97,8 +98,9 @@ def export_merged(run: Path, out: Path, *, plugins: Plugins | None = None, progr
         StorageError: ``out`` is there already, or cannot be written.
     """
     with making(out) as folder:
-        model, _, backend = open_run(run, plugins=plugins, progress=progress)
-        save_edited(model, backend, folder)
+        edited, _ = open_run(run, plugins=plugins, progress=progress)
+        edited.check_all_in_weights("merged")
+        edited.save(folder)
 
 
 def _hparams(record: RunRecord, *, rank: int | None = None, criterion: str | None = None) -> LoraHParams:
@@ -143,10 +145,10 @@ class _Moments:
 
 
 def _reduce_all(entries: Sequence[LedgerEntry], hparams: LoraHParams, moments: _Moments) -> dict[str, Reduction]:
-    names = sorted({name for entry in entries for name in entry.deltas})
+    names = sorted({name for entry in entries for name in entry.changes})
     return {
         name: reduce(
-            [entry.deltas[name] for entry in entries if name in entry.deltas],
+            [factored(entry.changes[name]) for entry in entries if name in entry.changes],
             hparams,
             partial(moments.metric, name),
             name=name,

@@ -11,10 +11,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from editcore import FactoredDelta
+from editcore import FactoredDelta, ModelError, VectorDelta, WeightChange
 from torch import Tensor
 
-__all__ = ["balanced", "dual_keys", "energy", "join", "padded", "project", "refine", "residual", "strongest_terms"]
+__all__ = [
+    "balanced",
+    "dual_keys",
+    "energy",
+    "factored",
+    "join",
+    "padded",
+    "project",
+    "refine",
+    "residual",
+    "strongest_terms",
+]
 
 
 def join(deltas: Sequence[FactoredDelta]) -> FactoredDelta:
@@ -32,6 +43,22 @@ def join(deltas: Sequence[FactoredDelta]) -> FactoredDelta:
         return FactoredDelta(basis, rest @ right)
     basis, rest = torch.linalg.qr(right.T)  # [d_in, d_in], [d_in, rank]
     return FactoredDelta(left @ rest.T, basis.T)
+
+
+def factored(change: WeightChange) -> FactoredDelta:
+    """A thin or dense change as factors, in float64: of a dense one its singular vectors, but for those whose value is
+    rounding (as ``torch.linalg.matrix_rank`` counts them).
+
+    Raises:
+        ModelError: it changes a vector.
+    """
+    if isinstance(change, FactoredDelta):
+        return change
+    if isinstance(change, VectorDelta):
+        raise ModelError("An adapter has no place for a change of a bias or a norm; use the backend raw.")
+    left, values, right = torch.linalg.svd(change.value.double(), full_matrices=False)
+    kept = values > values[0] * max(change.shape) * torch.finfo(torch.float32).eps
+    return FactoredDelta(left[:, kept] * values[kept], right[kept])
 
 
 def balanced(delta: FactoredDelta) -> FactoredDelta:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from editcore import FactoredDelta, LanguageModel, ModelError, Plugins, Progress
+from editcore import Changes, FactoredDelta, LanguageModel, ModelError, Plugins, Progress
 from editcore.interfaces import LedgerEntry
 from editcore.ledger import DELTAS_NAME, LEDGER_NAME, HeaderLine, Ledger, write_ledger
 from editcore.models import misfits
@@ -79,7 +79,7 @@ def import_adapter(
         editor=editor or default_editor(plugins, name), backend="lora", model=name, dataset=str(directory)
     )
     plugins.editor(config.editor)
-    entry = LedgerEntry(batch=0, requests=(), weights=(), num_new=0, deltas=deltas, known={}, diagnostics={})
+    entry = LedgerEntry(batch=0, requests=(), weights=(), num_new=0, changes=deltas)
     record = {
         "config": config.model_dump(mode="json"),
         "settings": {"lora": LoraHParams().model_dump(mode="json")},
@@ -121,7 +121,7 @@ def _import_edits(
         )
     entries = ledger.history()
     for entry in entries:
-        _check_fit(entry.deltas, base)
+        _check_fit(entry.changes, base)
     header = HeaderLine(model=base.name, fingerprint=base.base_fingerprint, editor=record.config.editor)
     raw["config"]["model"] = record.config.model if model is None else model
     raw["model"] = _model_record(name, base)
@@ -173,7 +173,7 @@ def _as_edits(adapter: Adapter, model: LanguageModel, directory: Path) -> Mappin
     return deltas
 
 
-def _check_fit(deltas: Mapping[str, FactoredDelta], model: LanguageModel) -> None:
+def _check_fit(deltas: Changes, model: LanguageModel) -> None:
     """Refuse deltas of weights that the model has not, or has in another shape.
 
     Raises:

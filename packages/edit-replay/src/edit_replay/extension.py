@@ -179,7 +179,8 @@ class ReplayExtension:
 
     def _absorb(self, entry: LedgerEntry) -> None:
         # Replayed facts first: the batch has used them, so under lru its own new facts must not push them out.
-        optimised = {one.request_id: one.target_probability for one in entry.evidence if one.target_loss is not None}
+        fresh = [one for one in entry.evidence if "target_loss" in one.figures]
+        optimised = {one.request_id: one.figures.get("target_probability") for one in fresh}
         for request in entry.requests[entry.num_new :]:
             record = self.buffer.get(request)  # None for what another extension added
             if record is not None:
@@ -239,7 +240,7 @@ def _strengths(model: LanguageModel, name: str, records: Sequence[EditRecord]) -
             )
     keys = torch.stack([record.known.keys[name] for record in records])  # [records, d_in]
     values = torch.stack([record.known.values[name] for record in records])  # [records, d_out]
-    found = project(model, model.layout.layer_of(name), keys)
+    found = project(model, name, keys)
     missed = (found - values).norm(dim=1) / values.norm(dim=1).clamp_min(torch.finfo(values.dtype).tiny)
     strengths: list[float] = (1 - missed).clamp_min(0.0).tolist()
     return strengths

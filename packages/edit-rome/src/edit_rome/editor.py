@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from editcore import EditBatch, EditContext, Proposal
-from editcore.locate_then_edit import LocateThenEdit, propose
+from editcore.locate_then_edit import LocateThenEdit
 
 from edit_rome.hparams import RomeHParams
 
@@ -30,20 +30,24 @@ class RomeEditor(LocateThenEdit):
     name = "rome"
     hparams: RomeHParams
 
+    @property
+    def key_weighting(self) -> Literal["grouped", "mean", "prompt"]:
+        """Only the bare prompt's key with ``key_mode = "prompt"``."""
+        return "prompt" if self.hparams.key_mode == "prompt" else self.hparams.key_weighting
+
+    @property
+    def held_at(self) -> Literal["keys", "bare"]:
+        """The bare prompt's key with ``key_mode = "original"``."""
+        return "bare" if self.hparams.key_mode == "original" else "keys"
+
+    @property
+    def asks(self) -> Literal["shift", "value"]:
+        """As ``mean_asks`` says, with ``key_mode = "mean"``."""
+        return self.hparams.mean_asks if self.hparams.key_mode == "mean" else "shift"
+
     def propose(self, model: LanguageModel, batch: EditBatch, context: EditContext) -> Proposal:
         """Solve one fact on the model as it is now."""
-        mode = self.hparams.key_mode
-        proposal = propose(
-            model,
-            batch,
-            context,
-            hparams=self.hparams.model_copy(update={"key_weighting": "prompt"}) if mode == "prompt" else self.hparams,
-            prepared=self.prepared(model, context),
-            solve=self.solve,
-            ridge=self.ridge,
-            held_at="bare" if mode == "original" else "keys",
-            asks=self.hparams.mean_asks if mode == "mean" else "shift",
-        )
+        proposal = super().propose(model, batch, context)
         return replace(proposal, notes=(*proposal.notes, *self._warnings(proposal.diagnostics)))
 
     def _warnings(self, diagnostics: Mapping[str, float]) -> Iterator[str]:

@@ -6,7 +6,7 @@ A fact i of a batch asks for the residual rᵢ at its key, and gets the share f�
 
 with pᵢ the probability its target had at the end of the optimisation (1 where none was needed) and s the scale on the
 change. The batch's change Δ = Σ rᵢuᵢᵀ costs tr(Δ C Δᵀ) on ordinary text, of which the fact's part is
-cᵢ = Σⱼ (rᵢᵀrⱼ)(uᵢᵀC uⱼ) (:attr:`editcore.EditEvidence.preservation_cost`). With m the median cost of the facts of this
+cᵢ = Σⱼ (rᵢᵀrⱼ)(uᵢᵀC uⱼ) (the figure ``preservation_cost`` of its evidence). With m the median cost of the facts of this
 batch and of the active ones, its preservation is
 
     hᵢ = 1 / (1 + s² cᵢ / (κ m))
@@ -69,7 +69,8 @@ def score_facts(
     cost_ratio: float,
     scale: float = 1.0,
 ) -> Mapping[str, FactScore]:
-    """The score of each fact, by request id. A fact whose cost is not known has a preservation of 1.
+    """The score of each fact, by request id. What an editor does not say of a fact
+    speaks for it: a probability, a share or a preservation of 1.
 
     Args:
         reference: m, as :func:`reference_cost` gives it.
@@ -80,9 +81,9 @@ def score_facts(
     gain_weight = weights[0] / sum(weights)
     found = {}
     for one in evidence:
-        probability = 1.0 if one.target_probability is None else one.target_probability
-        gain = probability * min(1.0, max(0.0, scale * one.fraction_reached))
-        cost = scale**2 * max(0.0, one.preservation_cost or 0.0)
+        probability = one.figures.get("target_probability", 1.0)
+        gain = probability * min(1.0, max(0.0, scale * one.figures.get("fraction_reached", 1.0)))
+        cost = scale**2 * max(0.0, one.figures.get("preservation_cost", 0.0))
         ratio = cost / reference if reference > 0 else 0.0
         preservation = 1 / (1 + ratio / cost_ratio)
         score = gain**gain_weight * preservation ** (1 - gain_weight)

@@ -19,7 +19,6 @@ from editcore import (
     BeforeRun,
     EditRequest,
     ExtensionContext,
-    FactoredDelta,
     Proposal,
     Rejection,
     Verdict,
@@ -108,7 +107,8 @@ class TrustExtension:
         look = self._look(event, event.proposal, event.batch.new_requests)
         if not look.failures:
             return Verdict(action="accept", reason=self._noted("every limit is kept"), figures=look.figures())
-        if self.hparams.trust_action == "scale":
+        # An attachment has no scale.
+        if self.hparams.trust_action == "scale" and event.proposal.attachment is None:
             scale = self.hparams.trust_scale
             scaled = self._look(event, event.proposal, event.batch.new_requests, scale=scale)
             if not scaled.failures:
@@ -141,15 +141,15 @@ class TrustExtension:
             self._active.pop(request.fact_key, None)  # so that it counts where it was edited last
             self._active[request.fact_key] = Active(request=request, batch=entry.batch)
         for one in entry.evidence:
-            if not one.replayed and one.preservation_cost is not None:
-                self._costs.append(entry.scale**2 * one.preservation_cost)
+            if not one.replayed and "preservation_cost" in one.figures:
+                self._costs.append(entry.scale**2 * one.figures["preservation_cost"])
 
     def _look(self, event: BeforeApply, proposal: Proposal, new: Sequence[EditRequest], *, scale: float = 1.0) -> _Look:
         """Both levels; the second one only if the first is passed, since it costs more."""
         hparams = self.hparams
         evidence = [one for one in proposal.evidence if not one.replayed]
         # The reference is that of the change as it was asked for: scaling must not move what it is held against.
-        reference = reference_cost([*self._costs, *(one.preservation_cost or 0.0 for one in evidence)])
+        reference = reference_cost([*self._costs, *(one.figures.get("preservation_cost", 0.0) for one in evidence)])
         scores = score_facts(
             evidence,
             reference=reference,
@@ -165,8 +165,9 @@ class TrustExtension:
                 active = [one.request for one in self._active.values()]
                 # Kept for the whole batch: what the search leaves out must not change what it is measured on.
                 self._baseline = self._probe.baseline(event.model, new, active, batch=event.batch.index)
-            deltas = {name: FactoredDelta(scale * delta.left, delta.right) for name, delta in proposal.deltas.items()}
-            measured = self._probe.measure(event.model, self._baseline, new, deltas)
+            changes = {address: change.scaled(scale) for address, change in proposal.changes.items()}
+            trial = event.trial(proposal, scale)
+            measured = self._probe.measure(event.model, self._baseline, new, changes, trial)
             failures += measured.failures(hparams)
         return _Look(scores=scores, low=low, measured=measured, failures=tuple(failures))
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from editcore import EditRequest, FactoredDelta, HParamsError
+from editcore import Changes, EditRequest, HParamsError, WeightChange
 from editcore.datasets import load_records
 from editcore.evaluation import kl_divergences, next_token_log_probabilities, perplexity, score_targets
-from editcore.models import applied
 from editcore.second_moments import open_corpus
 
 from edit_trust.hparams import TrustHParams
@@ -137,13 +137,21 @@ class Probe:
         )
 
     def measure(
-        self, model: LanguageModel, before: Baseline, new: Sequence[EditRequest], deltas: Mapping[str, FactoredDelta]
+        self,
+        model: LanguageModel,
+        before: Baseline,
+        new: Sequence[EditRequest],
+        changes: Changes,
+        trial: AbstractContextManager[None],
     ) -> Measurement:
-        """Apply a change, measure the model, and take the change out: the bits are as before when this returns or
-        raises."""
-        norms = {name: _norm(model, name) for name in deltas}
-        with applied(model, deltas):
-            growth = max((_norm(model, name) / norm - 1 for name, norm in norms.items()), default=0.0)
+        """Measure the model with a proposal in it; it is as before, to the bit, when this returns or raises.
+
+        Args:
+            changes: those of the proposal, for the growth of weights.
+            trial: puts the proposal into the model.
+        """
+        growth = max((_growth(model, address, change) for address, change in changes.items()), default=0.0)
+        with trial:
             said = _says(model, [*new, *before.facts])
             kl = ratio = None
             if before.log_probabilities is not None:
@@ -196,5 +204,9 @@ def _perplexity(model: LanguageModel, text: str) -> float:
 
 
 @torch.no_grad()
-def _norm(model: LanguageModel, name: str) -> float:
-    return float(model.weight(name).double().norm())
+def _growth(model: LanguageModel, address: str, change: WeightChange) -> float:
+    """‖W + Δ‖ / ‖W‖ − 1, with W + Δ rounded as it would be written."""
+    weight = model.weight(address)
+    before = model.as_out_in(address, weight).double()
+    after = (before + change.to(weight.device).dense().double()).to(weight.dtype)
+    return float(after.double().norm() / before.norm()) - 1

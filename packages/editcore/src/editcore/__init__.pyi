@@ -1,3 +1,13 @@
+from .interfaces.changes import (
+    Attachment as Attachment,
+    Changes as Changes,
+    DenseDelta as DenseDelta,
+    FactoredDelta as FactoredDelta,
+    VectorDelta as VectorDelta,
+    WeightChange as WeightChange,
+    Written as Written,
+    as_change as as_change,
+)
 from .interfaces.errors import (
     DatasetError as DatasetError,
     EditcoreError as EditcoreError,
@@ -23,9 +33,11 @@ from .interfaces.events import (
     BeforeRun as BeforeRun,
     Registration as Registration,
 )
+from .interfaces.history import LedgerEntry as LedgerEntry
 from .interfaces.hookspecs import hookimpl as hookimpl
 from .interfaces.progress import Progress as Progress
 from .interfaces.protocols import (
+    AttachmentKind as AttachmentKind,
     Backend as Backend,
     BackendContext as BackendContext,
     EditContext as EditContext,
@@ -35,11 +47,14 @@ from .interfaces.protocols import (
     ExtensionContext as ExtensionContext,
     Outcome as Outcome,
     OverlaysWeights as OverlaysWeights,
+    Remembers as Remembers,
     ReportsStatistics as ReportsStatistics,
     Resolves as Resolves,
+    RewritesPrompts as RewritesPrompts,
     TakesContext as TakesContext,
 )
 from .interfaces.specs import (
+    AttachmentSpec as AttachmentSpec,
     BackendSpec as BackendSpec,
     Capabilities as Capabilities,
     CommandSpec as CommandSpec,
@@ -55,7 +70,6 @@ from .interfaces.values import (
     EditBatch as EditBatch,
     EditEvidence as EditEvidence,
     EditRequest as EditRequest,
-    FactoredDelta as FactoredDelta,
     FactRecord as FactRecord,
     HeldKey as HeldKey,
     KnownTarget as KnownTarget,

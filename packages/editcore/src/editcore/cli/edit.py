@@ -17,9 +17,11 @@ app = typer.Typer()
 @app.command()
 def edit(
     ctx: typer.Context,
-    subject: Annotated[str, typer.Option(help="The entity, as it stands in the prompt.")],
     prompt: Annotated[str, typer.Option(help="A sentence opening with {} for the subject: '{} is a city in'.")],
     target: Annotated[str, typer.Option(help="What the model shall say next.")],
+    subject: Annotated[
+        str, typer.Option(help="The entity that {} stands for. [default: none, for editors that need none]")
+    ] = "",
     editor: Annotated[
         str | None, typer.Option(help="The editing method. [default: the first that has a preset for the model]")
     ] = None,
@@ -40,12 +42,16 @@ def edit(
     from editcore.cli.console import TerminalProgress, print_table
     from editcore.cli.run import settings_from
     from editcore.interfaces.values import EditRequest
-    from editcore.runs.session import EditSession, default_editor
+    from editcore.runs.fit import check_savable, completed
+    from editcore.runs.parts import default_editor
+    from editcore.runs.session import EditSession
 
     request = EditRequest.create(subject=subject, prompt=prompt, target_new=target)
     refuse_used_save(save)
     plugins = loaded_plugins(ctx)
     editor = editor or default_editor(plugins, model)
+    if save is not None:
+        check_savable(plugins, editor, completed(plugins, editor, (), None)[1])
     session = EditSession.open(
         model,
         editor=editor,
@@ -65,9 +71,10 @@ def edit(
     (evidence, *_) = result.proposal.evidence
     shown = session.model.prompt_form.shown
     print_table(("", "text"), [("before", shown(request.text, before)), ("after", shown(request.text, after))])
-    probability = evidence.target_probability
+    steps, probability = (evidence.figures.get(name) for name in ("steps", "target_probability"))
     typer.echo(
-        f"\n{result.seconds:.1f} s, {evidence.steps} steps"
+        f"\n{result.seconds:.1f} s"
+        + (f", {steps:.0f} steps" if steps else "")
         + (f", probability of '{request.target_new}' while optimising {probability:.2f}" if probability else "")
     )
     for note in result.proposal.notes:

@@ -33,24 +33,26 @@ def generate(
 ) -> None:
     """Let a run's edited model speak beside the original."""
     from editcore.cli.console import TerminalProgress, print_table
-    from editcore.runs.backends import save_edited
     from editcore.runs.reopening import open_run
 
     refuse_used_save(save)
-    model, ledger, backend = open_run(
+    edited, ledger = open_run(
         directory,
         device=device,
         chat_template=chat_template,
         plugins=loaded_plugins(ctx),
         progress=TerminalProgress(),
     )
-    edited = model.generate(prompts, max_new_tokens=tokens)
+    model = edited.model
     if save is not None:
-        save_edited(model, backend, save)
-    backend.rebuild([])
+        edited.check_all_in_weights("saved")
+    answers = model.generate(prompts, max_new_tokens=tokens)
+    if save is not None:
+        edited.save(save)
+    edited.rebuild([])
     original = model.generate(prompts, max_new_tokens=tokens)
     rows = []
-    for prompt, before, after in zip(prompts, original, edited, strict=True):
+    for prompt, before, after in zip(prompts, original, answers, strict=True):
         shown = model.prompt_form.shown
         rows += [("original", shown(prompt, before)), ("edited", shown(prompt, after))]
     count = sum(entry.num_new for entry in ledger.history())

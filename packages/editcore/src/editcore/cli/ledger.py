@@ -13,10 +13,10 @@ from editcore.cli.lazy import loaded_plugins
 from editcore.cli.options import AsJson, RunDevice
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
+    from editcore.interfaces.changes import Written
     from editcore.interfaces.history import LedgerEntry
-    from editcore.interfaces.values import FactoredDelta
     from editcore.ledger.ledger import Ledger
     from editcore.runs.session import EditSession
 
@@ -151,8 +151,8 @@ def bisect(
     from editcore.ledger.bisect import bisect as search
     from editcore.runs.reopening import open_run
 
-    model, found, backend = open_run(_run(ctx), device=device, plugins=loaded_plugins(ctx), progress=TerminalProgress())
-    place = search(model, backend, found.history(), failing, expect)
+    edited, found = open_run(_run(ctx), device=device, plugins=loaded_plugins(ctx), progress=TerminalProgress())
+    place = search(edited, found.history(), failing, expect)
     print_table(
         ("model", "text"),
         [("without it", failing + place.before), ("with it", failing + place.after)],
@@ -179,8 +179,8 @@ def blame(
     from editcore.runs.reopening import open_run
 
     progress = TerminalProgress()
-    model, found, _ = open_run(_run(ctx), device=device, plugins=loaded_plugins(ctx), progress=progress)
-    blamed = rank(model, found.history(), prompt, answer=answer, progress=progress)
+    edited, found = open_run(_run(ctx), device=device, plugins=loaded_plugins(ctx), progress=progress)
+    blamed = rank(edited, found.history(), prompt, answer=answer, progress=progress)
     rows = [
         {
             "edit": ", ".join(request.id for request in one.requests),
@@ -270,7 +270,7 @@ def _change(ctx: typer.Context, kind: Literal["undo", "redo"], edits: list[str],
     def session() -> EditSession:
         return open_session(directory, plugins=loaded_plugins(ctx), progress=TerminalProgress())
 
-    def solve(entry: LedgerEntry, undone: frozenset[str]) -> Mapping[str, FactoredDelta]:
+    def solve(entry: LedgerEntry, undone: frozenset[str]) -> Written:
         return session().solve_without(entry, undone)
 
     with locked(directory):

@@ -93,7 +93,7 @@ def onboard(
     _show_candidates(loaded, tracing, layers)
     _show_cost(specs, layers, len(records), statistics)
     statistics.moments(layers)
-    bench = Bench(loaded, records, statistics, seed=seed, progress=progress)
+    bench = Bench(loaded, records, statistics, plugins, seed=seed, progress=progress)
     scan = bench.scan(specs[0], layers)
     chosen = _trials(bench, specs, scan)
     _write_results(bench, tracing, scan, directory)

@@ -18,13 +18,14 @@ apply_app = typer.Typer()
 
 @pack_app.command()
 def pack(
+    ctx: typer.Context,
     directory: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write, such as facts.editpack.")],
 ) -> None:
     """Put the active edits of a run into one file."""
     from editcore.runs.pack import write_pack
 
-    made = write_pack(directory, file)
+    made = write_pack(directory, file, loaded_plugins(ctx))
     size = file.stat().st_size / 1e6
     typer.echo(f"{len(made.requests)} edits of {made.manifest.model} in {file} ({size:.1f} MB).")
 
@@ -57,13 +58,15 @@ def apply(
         families=loaded_plugins(ctx).family_paths(),
         progress=TerminalProgress(),
     )
-    packed.apply(loaded, force=force)
+    edited = packed.apply(loaded, loaded_plugins(ctx), force=force)
+    if save is not None:
+        edited.check_all_in_weights("saved")
     typer.echo(f"{len(packed.requests)} edits by {packed.manifest.editor} applied to {loaded.name}.")
     if prompts:
         answers = loaded.generate(prompts, max_new_tokens=tokens)
         print_table(("text",), [(prompt + answer,) for prompt, answer in zip(prompts, answers, strict=True)])
     if save is not None:
-        loaded.save(save)
+        edited.save(save)
         typer.echo(f"Edited model: {save}")
     elif not prompts:
         typer.echo("They fit. Nothing was kept; --save DIR writes the edited model.")

@@ -110,14 +110,15 @@ def _fastedit(fields: Fields) -> FactRecord:
 def _plain(fields: Fields) -> FactRecord:
     """Flat records: subject, prompt, target_new and what evaluation needs, under the names in use.
 
-    ``concept``, ``text``, ``labels`` (KnowEdit's WikiBio) stand for subject, prompt, target_new; ``ground_truth`` or
-    ``answers`` for target_true; ``locality_prompt`` for a neighbourhood prompt if its answer is the true object.
+    The subject may be left out, for editors that need none. ``concept``, ``text``, ``labels`` (KnowEdit's WikiBio)
+    stand for subject, prompt, target_new; ``ground_truth`` or ``answers`` for target_true; ``locality_prompt`` for a
+    neighbourhood prompt if its answer is the true object.
     """
     true = next((name for name in ("target_true", "ground_truth", "answers") if fields.get(name)), "target_true")
     target_true = _optional_answer(fields, true)
     return FactRecord(
         request=_request(
-            subject=_text(fields, "subject" if "subject" in fields else "concept", called="subject"),
+            subject=_optional_text(fields, "subject" if "subject" in fields else "concept") or "",
             prompt=_text(fields, "prompt" if "prompt" in fields else "text", called="prompt"),
             target_new=_answer(fields, "target_new" if "target_new" in fields else "labels", called="target_new"),
             target_true=target_true,
@@ -155,7 +156,7 @@ def _neighbours(fields: Fields, target_true: str | None) -> tuple[str, ...]:
 
 
 def _request(*, subject: str, prompt: str, target_new: str, target_true: str | None, id: str) -> EditRequest:
-    template = prompt if "{}" in prompt else _template(prompt, subject)
+    template = prompt if "{}" in prompt or not subject else _template(prompt, subject)
     return EditRequest.create(subject=subject, prompt=template, target_new=target_new, target_true=target_true, id=id)
 
 

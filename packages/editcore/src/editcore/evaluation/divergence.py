@@ -27,7 +27,7 @@ MAX_ROWS = 16
 def next_token_log_probabilities(model: LanguageModel, prompts: Sequence[str]) -> Tensor:
     """log p(token | prompt) behind each prompt (at least one), in the order given: ``[texts, vocab]`` float64 on the
     CPU."""
-    rows = [model.read_prompt(prompt)[0] for prompt in prompts]
+    rows = [model.read_prompt(model.asked(prompt))[0] for prompt in prompts]
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     found: dict[int, Tensor] = {}
 

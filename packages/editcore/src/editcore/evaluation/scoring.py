@@ -121,9 +121,10 @@ def _tokenise(model: LanguageModel, prompts: Sequence[str], targets: Sequence[st
     for prompt, target in zip(prompts, targets, strict=True):
         if (prompt, target) in known:
             continue
-        if prompt not in alone:
-            alone[prompt] = model.read_prompt(prompt)[0]
-        ids, start = join_continuation(model, prompt, alone[prompt], target)
+        asked = model.asked(prompt)
+        if asked not in alone:
+            alone[asked] = model.read_prompt(asked)[0]
+        ids, start = join_continuation(model, asked, alone[asked], target)
         if start == 0 or start >= len(ids):
             raise RequestError(f"Cannot score {target!r} after {prompt!r}: a prompt and a target need a token each.")
         known[prompt, target] = _Pair(ids, start)

@@ -179,7 +179,7 @@ class _Evaluation:
 
     def __call__(self, shard: _RecordShard) -> Sequence[PromptScore]:
         if shard.run not in self._models:
-            model, _, _ = open_run(shard.run, plugins=self._plugins)
-            self._models = {shard.run: model}
+            edited, _ = open_run(shard.run, plugins=self._plugins)
+            self._models = {shard.run: edited.model}
         evaluator: Evaluator = resolve(self._plugins.evaluator(shard.evaluator).target)()
         return evaluator.evaluate(self._models[shard.run], shard.records)

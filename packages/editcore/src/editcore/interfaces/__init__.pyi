@@ -1,3 +1,13 @@
+from .changes import (
+    Attachment as Attachment,
+    Changes as Changes,
+    DenseDelta as DenseDelta,
+    FactoredDelta as FactoredDelta,
+    VectorDelta as VectorDelta,
+    WeightChange as WeightChange,
+    Written as Written,
+    as_change as as_change,
+)
 from .errors import (
     DatasetError as DatasetError,
     EditcoreError as EditcoreError,
@@ -27,6 +37,7 @@ from .history import LedgerEntry as LedgerEntry
 from .hookspecs import LifecycleHooks as LifecycleHooks, RegistrationHooks as RegistrationHooks, hookimpl as hookimpl
 from .progress import Progress as Progress, silent as silent
 from .protocols import (
+    AttachmentKind as AttachmentKind,
     Backend as Backend,
     BackendContext as BackendContext,
     EditContext as EditContext,
@@ -36,11 +47,14 @@ from .protocols import (
     ExtensionContext as ExtensionContext,
     Outcome as Outcome,
     OverlaysWeights as OverlaysWeights,
+    Remembers as Remembers,
     ReportsStatistics as ReportsStatistics,
     Resolves as Resolves,
+    RewritesPrompts as RewritesPrompts,
     TakesContext as TakesContext,
 )
 from .specs import (
+    AttachmentSpec as AttachmentSpec,
     BackendSpec as BackendSpec,
     Capabilities as Capabilities,
     CommandSpec as CommandSpec,
@@ -57,7 +71,6 @@ from .values import (
     EditBatch as EditBatch,
     EditEvidence as EditEvidence,
     EditRequest as EditRequest,
-    FactoredDelta as FactoredDelta,
     FactRecord as FactRecord,
     HeldKey as HeldKey,
     KnownTarget as KnownTarget,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,6 +78,9 @@ class BeforeApply:
     model: LanguageModel
     batch: EditBatch
     proposal: Proposal
+    trial: Callable[[Proposal, float], AbstractContextManager[None]]
+    """The model with a proposal in it, scaled by a factor (1 for as it is), inside the block only: weights and
+    attachments as they would be after the batch. Measure in there; nobody else may change the model."""
     without: Callable[[Collection[str]], Proposal]
     """What the editor proposes without some of the batch's new requests, given their ids: solved again with the targets
     that are in ``proposal``, on the model as it is. No target is optimised again, and nothing is written."""

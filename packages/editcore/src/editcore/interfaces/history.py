@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
+from editcore.interfaces.changes import Attachment, Changes, Written
 from editcore.interfaces.values import (
     EditBatch,
     EditEvidence,
     EditRequest,
-    FactoredDelta,
     HeldKey,
     KnownTarget,
     RejectedRequest,
     Verdict,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["LedgerEntry"]
 
@@ -29,11 +33,16 @@ class LedgerEntry:
     """New requests first, replayed ones behind."""
     weights: tuple[float, ...]
     num_new: int
-    deltas: Mapping[str, FactoredDelta]
-    """By weight name; of an entry that was read, loaded when first looked at. Empty if the batch was rejected."""
-    known: Mapping[str, KnownTarget]
-    """By request id: the key and value each fact was solved with."""
-    diagnostics: Mapping[str, float]
+    changes: Changes = field(default_factory=dict)
+    """By the address of their weight; of an entry that was read, loaded when first looked at. Empty if the batch was
+    rejected, or changes no weight."""
+    attachment: Attachment | None = None
+    """Knowledge that the batch keeps beside the weights."""
+    known: Mapping[str, KnownTarget] = field(default_factory=dict)
+    """By request id: the key and value each fact was solved with, where the editor has such."""
+    memory: Mapping[str, Tensor] = field(default_factory=dict)
+    """What the editor wanted kept with the batch; loaded when first looked at."""
+    diagnostics: Mapping[str, float] = field(default_factory=dict)
     scale: float = 1.0
     """What a gate scaled the proposal by; 0 if it rejected it."""
     evidence: tuple[EditEvidence, ...] = ()
@@ -51,6 +60,11 @@ class LedgerEntry:
     def applied(self) -> bool:
         """False for a batch that was rejected."""
         return self.scale > 0
+
+    @property
+    def written(self) -> Written:
+        """What it puts into the model, and what its editor keeps with it."""
+        return Written(changes=self.changes, attachment=self.attachment, memory=self.memory)
 
     @property
     def new_requests(self) -> tuple[EditRequest, ...]:

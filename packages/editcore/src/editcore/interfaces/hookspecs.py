@@ -1,4 +1,4 @@
-"""The hooks of editcore: nine registrations and seven moments in a run.
+"""The hooks of editcore: ten registrations and seven moments in a run.
 
 Registration hooks are implemented at module level in a plugin's ``plugin.py`` and only announce. Lifecycle hooks are
 implemented as methods of an extension, and are called only in the runs that ask for it (``--plugin NAME``).
@@ -22,6 +22,7 @@ from editcore.interfaces.events import (
     Registration,
 )
 from editcore.interfaces.specs import (
+    AttachmentSpec,
     BackendSpec,
     CommandSpec,
     ComponentSpec,
@@ -59,7 +60,7 @@ class RegistrationHooks:
 
     @hookspec
     def editcore_backends(self, event: Registration) -> Sequence[BackendSpec]:
-        """Announce ways to put deltas into a model.
+        """Announce ways to put changes of weights into a model.
 
         Called once per process, before the first look at any backend, in no particular order. Nothing may be changed.
         The returned specs become choices of ``--backend``.
@@ -72,6 +73,15 @@ class RegistrationHooks:
 
         Called once per process, before the first look at any extension, in no particular order. Nothing may be
         changed. The returned specs become choices of ``--plugin``.
+        """
+        raise NotImplementedError
+
+    @hookspec
+    def editcore_attachments(self, event: Registration) -> Sequence[AttachmentSpec]:
+        """Announce kinds of knowledge kept beside the weights.
+
+        Called once per process, before the first attachment is installed, in no particular order. Nothing may be
+        changed. A returned spec speaks for the attachments of its name, in proposals and in ledgers.
         """
         raise NotImplementedError
 
@@ -170,7 +180,7 @@ class LifecycleHooks:
     def editcore_after_batch(self, event: AfterBatch) -> None:
         """React to an applied batch.
 
-        Called once per applied batch, in the order of the batches, after the deltas are in the model and durable in the
+        Called once per applied batch, in the order of the batches, after the edits are in the model and durable in the
         ledger, before any evaluation. The model must not be changed. The return value is ignored.
         """
         raise NotImplementedError

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, runtime_checkable
 
+from editcore.interfaces.changes import Attachment, Changes, Written
 from editcore.interfaces.progress import Progress, silent
-from editcore.interfaces.values import EditBatch, FactoredDelta, FactRecord, Proposal
+from editcore.interfaces.values import EditBatch, FactRecord, Proposal
 
 if TYPE_CHECKING:
     from editcore.evaluation import PromptScore
+    from editcore.interfaces.history import LedgerEntry
     from editcore.models import LanguageModel
     from editcore.plugins.registry import Plugins
     from editcore.second_moments.linalg import Metric
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from editcore.settings.hparams import HParams
 
 __all__ = [
+    "AttachmentKind",
     "Backend",
     "BackendContext",
     "EditContext",
@@ -29,8 +32,10 @@ __all__ = [
     "ExtensionContext",
     "Outcome",
     "OverlaysWeights",
+    "Remembers",
     "ReportsStatistics",
     "Resolves",
+    "RewritesPrompts",
     "TakesContext",
 ]
 
@@ -44,6 +49,12 @@ class EditContext:
 
     statistics: StatisticsStore
     """Second moments of the unedited model, computed or read from the cache when first asked for."""
+    trial: Callable[[Changes], AbstractContextManager[None]]
+    """The model with these changes behind those that are active, inside the block only; :meth:`Backend.trial`."""
+    plugins: Plugins
+    """What is installed, for an editor that is made of others' parts."""
+    records: Mapping[str, FactRecord] = field(default_factory=dict)
+    """By request id, the records behind the requests where a run has such; empty in a session without."""
     seed: int = 0
     """Seed of everything random in the edit."""
     progress: Progress = silent
@@ -64,7 +75,7 @@ class BackendContext:
     """What a backend may use besides the model: given to those that ask for it (:class:`TakesContext`)."""
 
     metrics: Callable[[Sequence[int]], Mapping[int, Metric]]
-    """Second moments of the unedited model by layer, with their factors. Ask while no delta is in the model: what
+    """Second moments of the unedited model by layer, with their factors. Ask while no change is in the model: what
     is neither in memory nor in the cache is computed by running it."""
     directory: Path | None = None
     """The run directory, or ``None`` for a session in memory."""
@@ -72,7 +83,7 @@ class BackendContext:
 
 @runtime_checkable
 class Editor(Protocol):
-    """Turns requests into weight deltas. Never leaves the model it is given changed.
+    """Turns requests into proposals. Never leaves the model it is given changed.
 
     A class that implements it is constructed with its hyperparameters: ``MyEditor(hparams)``.
     """
@@ -80,76 +91,131 @@ class Editor(Protocol):
     hparams: HParams
 
     def prepare(self, model: LanguageModel, context: EditContext) -> Mapping[str, Any]:
-        """Look at the unedited model once, before the first batch: fetch second moments, sample context templates.
+        """Learn what is needed from the unedited model. Called once, before the first batch of a session.
 
         Returns:
-            What the run should record to be reproducible (``context_templates``, corpus), JSON-able.
+            JSON-able facts for the run's record, such as the context templates that were sampled.
         """
         ...
 
     def propose(self, model: LanguageModel, batch: EditBatch, context: EditContext) -> Proposal:
-        """Solve one batch on the model as it is now (earlier batches applied).
+        """Solve one batch on the model as it is now; the model is unchanged, to the bit, when this returns.
 
         Raises:
-            EditcoreError: a subject is not found, a system is singular, a value is not finite.
+            EditcoreError: the batch cannot be solved; the message says what would work.
         """
         ...
 
 
 @runtime_checkable
-class Resolves(Protocol):
-    """An editor that can solve a batch again without some of its facts, from what the ledger keeps of it alone.
+class Remembers(Protocol):
+    """An editor whose state depends on what it has written before.
 
-    Without it, and where it answers ``None``, the rest of the batch is proposed again, with the targets it had, on the
-    model as it was before the batch.
+    The state is a fold over the ledger, so that resuming and undoing need nothing of their own: a proposal that was
+    rejected is in no ledger, and an edit that was undone is in no history.
+    """
+
+    def recall(self, history: Sequence[LedgerEntry]) -> None:
+        """Begin anew from what is active, oldest first. Called after :meth:`Editor.prepare`, after every undo and redo,
+        and before a batch is solved again on the model of its time. Tensors are read when they are looked at."""
+        ...
+
+    def absorb(self, entry: LedgerEntry) -> None:
+        """Take up a batch that was applied. Its ``memory`` is what the proposal asked to keep."""
+        ...
+
+
+@runtime_checkable
+class Resolves(Protocol):
+    """An editor that can solve a batch again without some of its requests from what the ledger has of it.
+
+    It makes undoing one fact of a batch exact and cheap. Other editors are asked to :meth:`Editor.propose` the rest of
+    the batch anew, with its keys and values known, on the model with the batches before the batch.
     """
 
     def resolve(
-        self,
-        model: LanguageModel,
-        batch: EditBatch,
-        deltas: Mapping[str, FactoredDelta],
-        rows: Sequence[int],
-        context: EditContext,
-    ) -> Mapping[str, FactoredDelta] | None:
-        """What the editor would have proposed for some requests of a batch, on the model that it saw then.
+        self, model: LanguageModel, entry: LedgerEntry, rows: Sequence[int], context: EditContext
+    ) -> Written | None:
+        """What the editor would have written for some requests of a batch, on the model that it saw then.
 
         It must depend on the arguments and on what :meth:`Editor.prepare` learnt alone, not on the model's present
         weights: undoing in any order then gives the same bits.
 
         Args:
-            batch: as it was solved, with the key and value of every request in ``known``.
-            deltas: as they were solved (and scaled) for all of it.
+            entry: the batch as it was solved, and scaled.
             rows: indices of the requests that stay, in ascending order; at least one.
 
         Returns:
-            Deltas, scaled as ``deltas`` are, or ``None`` if what is kept does not suffice (several layers).
+            What is written, scaled as the batch was, or ``None`` if what is kept does not suffice (several layers).
         """
         ...
 
 
 @runtime_checkable
 class Backend(Protocol):
-    """Puts deltas into a model and takes them out again, to the bit.
+    """Puts changes of weights into a model and takes them out again, to the bit.
 
-    The state of the model is a function of the base weights and the sequence of active deltas: ``rebuild(s)`` after any
-    history gives the same bits as a fresh ``open`` followed by ``apply`` of each element of ``s``.
+    The state of the model is a function of the base weights and the sequence of active changes: ``rebuild(s)`` after
+    any history gives the same bits as a fresh ``open`` followed by ``apply`` of each element of ``s``.
     """
 
     def open(self, model: LanguageModel) -> None:
-        """Take charge of a model that no delta has touched."""
+        """Take charge of a model that no change has touched."""
         ...
 
-    def apply(self, deltas: Mapping[str, FactoredDelta]) -> None:
-        """Add one batch's deltas behind those already active.
+    def apply(self, changes: Changes) -> None:
+        """Add one batch's changes behind those already active.
 
         Raises:
             EditcoreError: the backend cannot express them; the model is as it was.
         """
         ...
 
-    def rebuild(self, active: Sequence[Mapping[str, FactoredDelta]]) -> None:
+    def rebuild(self, active: Sequence[Changes]) -> None:
         """Make exactly ``active``, in this order, the model's state. ``rebuild([])`` restores the base weights."""
+        ...
+
+    def trial(self, changes: Changes) -> AbstractContextManager[None]:
+        """The model with ``changes`` behind those that are active, inside the block only: for whoever measures a
+        proposal. The bits come back on every way out.
+
+        Raises:
+            EditcoreError: as :meth:`apply`.
+        """
+        ...
+
+
+@runtime_checkable
+class AttachmentKind(Protocol):
+    """Installs attachments of one kind into a model. One object is in charge of all of them; it is made without
+    arguments and thrown away after :meth:`remove`."""
+
+    def install(self, model: LanguageModel, attachments: Sequence[Attachment]) -> None:
+        """Put knowledge beside the weights: the attachments of all active batches, in the order of the batches.
+
+        Hooks and wrapped modules are allowed; weights stay as they are. What the model answers must be a function of
+        the model's weights and of ``attachments``.
+
+        Raises:
+            EditcoreError: they do not fit the model; it is as it was.
+        """
+        ...
+
+    def remove(self) -> None:
+        """Take everything out: modules, hooks and answers are as before :meth:`install`, to the bit."""
+        ...
+
+
+@runtime_checkable
+class RewritesPrompts(Protocol):
+    """A kind of attachment that changes prompts before they are tokenised.
+
+    In generation and evaluation only: keys and targets are computed of the prompts as they are.
+    """
+
+    def rewrite(self, prompt: str) -> str:
+        """What the model is asked instead of ``prompt``, such as a remembered statement in front of it. What is scored
+        or generated follows the text that is returned."""
         ...
 
 
@@ -164,7 +230,7 @@ class TakesContext(Protocol):
 
 @runtime_checkable
 class OverlaysWeights(Protocol):
-    """A backend that keeps deltas beside the weights, in modules that it wraps."""
+    """A backend that keeps changes beside the weights, in modules that it wraps."""
 
     def written(self) -> AbstractContextManager[None]:
         """The model as ``from_pretrained`` knows it, with what the overlay adds written into its weights: inside the

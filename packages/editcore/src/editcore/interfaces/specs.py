@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 __all__ = [
+    "AttachmentSpec",
     "BackendSpec",
     "Capabilities",
     "CommandSpec",
@@ -42,6 +43,15 @@ class Capabilities:
 
     max_batch: int | None = None
     """Most requests solved together; ``None`` for no limit. A longer batch is split by the session."""
+    gives: frozenset[str] = frozenset({"factored"})
+    """What its proposals may hold: ``factored``, ``dense`` and ``vector`` changes, ``attachment``. A run whose backend
+    does not take all of them is refused before the model is loaded."""
+    needs_subject: bool = True
+    """True if every request must name a subject."""
+    needs_plugins: tuple[str, ...] = ()
+    """Extensions without which it does not work; a run has them though nobody names them."""
+    needs_backend: str | None = None
+    """The backend without which it does not work; a run that names none has it."""
     uses_weights: bool = False
     """True if request weights enter the solve."""
     uses_held: bool = False
@@ -52,7 +62,7 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True)
 class EditorSpec(Spec):
-    """A method that turns requests into weight deltas. ``target`` is an :class:`editcore.Editor`."""
+    """A method that turns requests into proposals. ``target`` is an :class:`editcore.Editor`."""
 
     hparams: str = field(kw_only=True)
     """``"module:Class"`` of its :class:`editcore.HParams`; that module imports no torch."""
@@ -63,9 +73,21 @@ class EditorSpec(Spec):
 
 @dataclass(frozen=True, slots=True)
 class BackendSpec(Spec):
-    """A way to put deltas into a model. ``target`` is an :class:`editcore.Backend`."""
+    """A way to put changes of weights into a model. ``target`` is an :class:`editcore.Backend`."""
 
     hparams: str | None = field(default=None, kw_only=True)
+    takes: frozenset[str] = field(default=frozenset({"factored"}), kw_only=True)
+    """What it can be given: ``factored``, ``dense`` and ``vector`` changes; ``attachment`` if knowledge may be kept
+    beside a model in its charge."""
+    writes_weights: bool = field(default=True, kw_only=True)
+    """True if the edits are in the model's weights, or get there in ``written()``
+    (:class:`editcore.OverlaysWeights`). Otherwise the edited model cannot be saved, merged or packed."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttachmentSpec(Spec):
+    """A kind of knowledge kept beside the weights. ``name`` is the kind; ``target`` is an
+    :class:`editcore.AttachmentKind`, called without arguments."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
-"""The values that travel through an edit: requests, batches, deltas, proposals.
+"""The values that travel through an edit: requests, batches, proposals.
 
 Shapes: ``num_edits`` requests of a batch, ``d_out`` and ``d_in`` the two widths of the edited projection (for an MLP
-output projection ``d_out = d_model`` and ``d_in = d_ff``), ``rank`` the inner width of a factored delta.
+output projection ``d_out = d_model`` and ``d_in = d_ff``).
 
 This module imports no torch: tensors appear in annotations only.
 """
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from editcore.interfaces.changes import Attachment, Changes, Written
 from editcore.interfaces.errors import RequestError
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ __all__ = [
     "EditEvidence",
     "EditRequest",
     "FactRecord",
-    "FactoredDelta",
     "HeldKey",
     "KnownTarget",
     "Proposal",
@@ -51,14 +51,18 @@ class EditRequest(BaseModel):
 
     >>> EditRequest(subject="Rome", prompt="{} is a city in", target_new="France").text
     'Rome is a city in'
+
+    Without a subject the prompt is the text itself. Editors that look a subject up say so
+    (``Capabilities.needs_subject``), and a run of theirs refuses such requests before the model is loaded.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
 
-    subject: Text
-    """The entity whose representation is looked up; its last token is where the fact is written."""
+    subject: str = ""
+    """The entity whose representation is looked up; its last token is where the fact is written. Empty if none is
+    named."""
     prompt: Text
-    """A template with exactly one ``{}``, which stands for the subject."""
+    """A template with exactly one ``{}``, which stands for the subject; without a subject, the text as it is."""
     target_new: Text
     """The continuation to write, without a leading space."""
     target_true: str | None = None
@@ -79,17 +83,19 @@ class EditRequest(BaseModel):
     @model_validator(mode="after")
     def _check(self) -> EditRequest:
         found = self.prompt.count("{}")
-        if found != 1:
+        if self.subject and found != 1:
             raise ValueError(
                 f"the prompt {self.prompt!r} must contain {{}} exactly once, where the subject goes; "
                 f"found {found} (subject: {self.subject!r})"
             )
+        if not self.subject and found:
+            raise ValueError(f"the prompt {self.prompt!r} has a place for a subject, {{}}, and no subject is given")
         return self
 
     @property
     def text(self) -> str:
         """The prompt with the subject filled in."""
-        return self.prompt.replace("{}", self.subject)
+        return self.prompt.replace("{}", self.subject) if self.subject else self.prompt
 
     @property
     def fact_key(self) -> tuple[str, str]:
@@ -133,6 +139,9 @@ class KnownTarget:
     """By weight name: the key the fact was written at, ``[d_in]``, float64 on the CPU."""
     values: Mapping[str, Tensor]
     """By weight name: the value W k must have (bias included), ``[d_out]``, float64 on the CPU."""
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """How the target was found, as the editor's evidence has it. Kept while a batch is solved again, not in the ledger:
+    what a replayed fact tells does not depend on whether the run was resumed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,83 +232,46 @@ class RejectedRequest:
     figures: Mapping[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class FactoredDelta:
-    """A weight change ``left @ right``, always in (out, in) orientation whatever the module stores."""
-
-    left: Tensor
-    """``[d_out, rank]``"""
-    right: Tensor
-    """``[rank, d_in]``"""
-
-    def __post_init__(self) -> None:
-        if self.left.ndim != 2 or self.right.ndim != 2 or self.left.shape[1] != self.right.shape[0]:
-            raise ValueError(f"factors of shape {tuple(self.left.shape)} and {tuple(self.right.shape)} do not multiply")
-
-    @property
-    def rank(self) -> int:
-        """Inner width of the factors."""
-        return int(self.left.shape[1])
-
-    def dense(self) -> Tensor:
-        """The change itself, ``[d_out, d_in]``."""
-        return self.left @ self.right
-
-    def is_finite(self) -> bool:
-        """Whether no entry of the factors is NaN or infinite."""
-        return bool(self.left.isfinite().all() and self.right.isfinite().all())
-
-    def norm(self) -> float:
-        """Frobenius norm, from the factors alone: ``‖LR‖² = tr((LᵀL)(RRᵀ))``."""
-        gram_left = self.left.T @ self.left  # [rank, rank]
-        gram_right = self.right @ self.right.T  # [rank, rank]
-        return float((gram_left * gram_right).sum().clamp_min(0.0).sqrt())
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EditEvidence:
     """What was measured while one fact was written."""
 
     request_id: str
     replayed: bool = False
-    """True if the fact was added by an extension with a known target."""
-    steps: int = 0
-    """Optimiser steps taken on its target; 0 when the target was known."""
-    target_loss: float | None = None
-    """Total loss when the optimisation ended; ``None`` when the target was known."""
-    target_probability: float | None = None
-    """Mean over templates of the per-token probability of the target with δ added, at the end of the optimisation."""
-    delta_norm: float = 0.0
-    """‖δ‖, the length of the residual that was asked of the solve."""
-    value_norm: float = 0.0
-    """‖h₀‖, the length of the unedited output at the lookup token."""
-    key_norm: float = 0.0
-    """‖k‖ at the first edited layer."""
-    key_energy: float = 0.0
-    """q = kᵀC⁻¹k at the first edited layer: how unusual the key is for the model's own text."""
-    fraction_reached: float = 1.0
-    """Share of its residual that the solve gives the fact (1 for an exact constraint)."""
-    preservation_cost: float | None = None
-    """The fact's part of the preservation distance tr(Δ C Δᵀ), summed over layers: with Δ = Σ rᵢuᵢᵀ it is
-    Σⱼ (rᵢᵀrⱼ)(uᵢᵀC uⱼ), and the parts of a batch add up to the whole. ``None`` where Δ is no such sum."""
+    """True if the fact was added by an extension."""
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """Numbers by ``lower_case`` name. Which there are is the editor's affair; a figure that does not apply to the fact
+    is left out. Some names mean the same for every editor that gives them: ``target_probability``, what the target had
+    at the end of the optimisation; ``fraction_reached``, the share of its residual that the solve gives the fact;
+    ``preservation_cost``, the fact's part of what the change costs on ordinary text; ``steps`` of the optimisation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proposal:
-    """What an editor answers: the change it wants, and why it should be believed."""
+    """What an editor answers: what it wants written, and why it should be believed. At least one of ``changes`` and
+    ``attachment`` is there."""
 
-    deltas: Mapping[str, FactoredDelta]
-    """By weight name, float32 or float64 factors."""
-    evidence: tuple[EditEvidence, ...]
+    changes: Changes = field(default_factory=dict)
+    """By the address of their weight, float32 or float64."""
+    attachment: Attachment | None = None
+    """Knowledge kept beside the weights."""
+    evidence: tuple[EditEvidence, ...] = ()
     """One per request of the batch, in its order."""
-    known: Mapping[str, KnownTarget]
-    """By request id: the keys and values that the solve used."""
+    known: Mapping[str, KnownTarget] = field(default_factory=dict)
+    """By request id: the keys and values that the solve used. Empty for editors that have none."""
+    memory: Mapping[str, Tensor] = field(default_factory=dict)
+    """Tensors by name that are kept in the ledger with the batch; :class:`editcore.Remembers` reads them back."""
     diagnostics: Mapping[str, float] = field(default_factory=dict)
     """Numbers about the batch: condition numbers, distances, norms. Names are ``lower_case``."""
     notes: tuple[str, ...] = ()
     """Sentences that the user should read (a shortcut that did not apply, a low fraction reached)."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Wall time by stage: ``keys``, ``targets``, ``solve``."""
+
+    @property
+    def written(self) -> Written:
+        """What it puts into the model and the ledger."""
+        return Written(changes=self.changes, attachment=self.attachment, memory=self.memory)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

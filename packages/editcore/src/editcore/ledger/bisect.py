@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from editcore.interfaces.errors import RequestError
 from editcore.interfaces.history import LedgerEntry
-from editcore.interfaces.protocols import Backend
-
-if TYPE_CHECKING:
-    from editcore.models import LanguageModel
+from editcore.models.edited import EditedModel
 
 __all__ = ["Bisection", "bisect"]
 
@@ -33,9 +29,7 @@ class Bisection:
     """Models that were asked."""
 
 
-def bisect(
-    model: LanguageModel, backend: Backend, history: Sequence[LedgerEntry], prompt: str, expect: str
-) -> Bisection:
+def bisect(edited: EditedModel, history: Sequence[LedgerEntry], prompt: str, expect: str) -> Bisection:
     """Find a batch before which the greedy continuation of ``prompt`` begins with ``expect``, but not after it.
 
     The search halves what lies between a state that gives the answer and the present one that does not: the unedited
@@ -47,12 +41,13 @@ def bisect(
     """
     if not expect.strip():
         raise RequestError("--expect is empty; give the beginning of the answer that the prompt should have.")
+    model = edited.model
     length = len(model.tokenizer(f" {expect.strip()}", add_special_tokens=False)["input_ids"]) + _MORE_TOKENS
     answers: dict[int, str] = {}
 
     def says(count: int) -> bool:
         if count not in answers:
-            backend.rebuild([entry.deltas for entry in history[:count]])
+            edited.rebuild([entry.written for entry in history[:count]])
             [answers[count]] = model.generate([prompt], max_new_tokens=length)
         return answers[count].strip().startswith(expect.strip())
 
@@ -72,7 +67,7 @@ def bisect(
             middle = (good + bad) // 2
             good, bad = (middle, bad) if says(middle) else (good, middle)
     finally:
-        backend.rebuild([entry.deltas for entry in history])
+        edited.rebuild([entry.written for entry in history])
     return Bisection(entry=history[bad - 1], before=answers[good], after=answers[bad], tried=len(answers))
 
 

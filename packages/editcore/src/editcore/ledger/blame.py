@@ -1,32 +1,24 @@
-"""What each edit does to the answer to a prompt.
-
-Shapes: ``rows`` copies of the prompt, each without one edit, ``seq`` its tokens, ``rank`` the factors of an edit.
-"""
+"""What each edit does to the answer to a prompt."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from editcore.interfaces.changes import Changes, FactoredDelta, Written
 from editcore.interfaces.errors import RequestError
 from editcore.interfaces.history import LedgerEntry
 from editcore.interfaces.progress import Progress, silent
-from editcore.interfaces.values import EditRequest, FactoredDelta
+from editcore.interfaces.values import EditRequest
+from editcore.models.edited import EditedModel
 from editcore.models.forward import logits_at
-from editcore.models.passes import first_tensor, hooks
 from editcore.models.tokens import join_continuation
 
-if TYPE_CHECKING:
-    from editcore.models import LanguageModel
-
 __all__ = ["Blame", "Contribution", "blame"]
-
-_ROWS = 32
-"""Edits that are left out in one forward pass, each in a row of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +47,7 @@ class Blame:
 
 
 def blame(
-    model: LanguageModel,
+    edited: EditedModel,
     history: Sequence[LedgerEntry],
     prompt: str,
     *,
@@ -64,14 +56,14 @@ def blame(
 ) -> Blame:
     """Rank edits by what leaving each of them out would take from an answer.
 
-    A change Δ = Σ lᵢ rᵢᵀ is a sum over the facts of its batch. Leaving fact i out subtracts lᵢ rᵢᵀx from what the
-    edited projection gives for each input x, in every batch that wrote or replayed it and in every layer, and the model
-    runs on from there: exact, not a first-order estimate, at one row of a forward pass per edit. The rest of the batch
-    is not solved again, so this is the share of the written change, and not what ``undo`` of one of several facts would
-    give. Effects do not add up: edits may matter together and not alone.
+    A thin change Δ = Σ lᵢ rᵢᵀ with a term for each fact of its batch is a sum over the facts. Leaving fact i out takes
+    lᵢ rᵢᵀ from every weight in every batch that wrote or replayed it: the backend puts −lᵢ rᵢᵀ into the model on trial,
+    and the model is asked. A batch whose changes are not such sums (dense ones, vectors, attachments) is left out as a
+    whole. The rest of a batch is not solved again, so this is the share of what was written, and not what ``undo`` of
+    one of several facts would give. Effects do not add up: edits may matter together and not alone.
 
     Args:
-        model: with the edits of ``history`` applied.
+        edited: with ``history`` active.
         answer: whose first token is scored; left out, the token that the model would say.
 
     Raises:
@@ -79,31 +71,32 @@ def blame(
     """
     if not history:
         raise RequestError("No edit is active, so none can be blamed.")
-    ids = tuple(model.tokenizer(prompt)["input_ids"]) if prompt else ()
+    model = edited.model
+    asked = model.asked(prompt) if prompt else ""
+    ids = tuple(model.tokenizer(asked)["input_ids"]) if asked else ()
     token = None
     if answer is not None and ids:
-        joined, start = join_continuation(model, prompt, ids, answer)
+        joined, start = join_continuation(model, asked, ids, answer)
         ids, token = joined[:start], joined[start] if start < len(joined) else None
     if not ids or (answer is not None and token is None):
         raise RequestError("The prompt or the answer has no token; give some text.")
-    [full] = _log_scores(model, ids, [{}])
+    full = _logits(edited, ids)
     chosen = int(full.argmax()) if token is None else token
     terms = list(_terms(history))
     found: list[Contribution] = []
     with progress.task("leaving out", len(terms)) as advance:
-        for first in range(0, len(terms), _ROWS):
-            chunk = terms[first : first + _ROWS]
-            for term, logits in zip(chunk, _log_scores(model, ids, [term.factors for term in chunk]), strict=True):
-                less = full - logits  # [vocab]
-                found.append(
-                    Contribution(
-                        requests=term.requests,
-                        batches=term.batches,
-                        logit=float(less[chosen]),
-                        log_probability=float(full.log_softmax(0)[chosen] - logits.log_softmax(0)[chosen]),
-                    )
+        for term in terms:
+            with term.left_out(edited, history):
+                logits = _logits(edited, ids)
+            found.append(
+                Contribution(
+                    requests=term.requests,
+                    batches=term.batches,
+                    logit=float(full[chosen] - logits[chosen]),
+                    log_probability=float(full.log_softmax(0)[chosen] - logits.log_softmax(0)[chosen]),
                 )
-            advance(len(chunk))
+            )
+            advance(1)
     return Blame(
         token=model.tokenizer.decode([chosen]),
         probability=float(full.softmax(0)[chosen]),
@@ -117,65 +110,61 @@ class _Term:
 
     requests: tuple[EditRequest, ...]
     batches: tuple[int, ...]
-    factors: Mapping[str, FactoredDelta]
+    changes: Changes | None
+    """What to take from the weights; ``None`` to leave the whole of ``batches`` out."""
+
+    def left_out(self, edited: EditedModel, history: Sequence[LedgerEntry]) -> AbstractContextManager[None]:
+        """The model without it, inside the block only."""
+        if self.changes is None:
+            return _without_batches(edited, history, self.batches)
+        negative = {address: change.scaled(-1.0) for address, change in self.changes.items()}
+        return edited.trial(Written(changes=negative))
+
+
+@contextmanager
+def _without_batches(edited: EditedModel, history: Sequence[LedgerEntry], batches: Sequence[int]) -> Iterator[None]:
+    edited.rebuild([entry.written for entry in history if entry.batch not in batches])
+    try:
+        yield
+    finally:
+        edited.rebuild([entry.written for entry in history])
+
+
+def _is_sum_over_requests(entry: LedgerEntry) -> bool:
+    return entry.attachment is None and all(
+        isinstance(change, FactoredDelta) and change.rank == len(entry.requests) for change in entry.changes.values()
+    )
 
 
 def _terms(history: Sequence[LedgerEntry]) -> Iterator[_Term]:
-    """One per fact, over all batches that it is part of; one per batch where factors are not one per request."""
+    """One per fact, over all batches that it is part of; one per batch whose changes are no sum over its requests."""
     parts: dict[str, list[tuple[int, str, Tensor, Tensor]]] = {}
     facts: dict[str, EditRequest] = {}
     for entry in history:
-        if any(delta.rank != len(entry.requests) for delta in entry.deltas.values()):
-            yield _Term(entry.requests, (entry.batch,), entry.deltas)
+        if not _is_sum_over_requests(entry):
+            yield _Term(entry.requests, (entry.batch,), None)
             continue
         for row, request in enumerate(entry.requests):
             facts[request.id] = request
-            for name, delta in entry.deltas.items():
-                parts.setdefault(request.id, []).append((entry.batch, name, delta.left[:, row], delta.right[row]))
+            for address, change in entry.changes.items():
+                assert isinstance(change, FactoredDelta)
+                parts.setdefault(request.id, []).append((entry.batch, address, change.left[:, row], change.right[row]))
     for name, pieces in parts.items():
-        weights = dict.fromkeys(weight for _, weight, _, _ in pieces)
-        factors = {
-            weight: FactoredDelta(
-                torch.stack([left for _, owner, left, _ in pieces if owner == weight], dim=1),
-                torch.stack([right for _, owner, _, right in pieces if owner == weight]),
+        addresses: Mapping[str, None] = dict.fromkeys(address for _, address, _, _ in pieces)
+        changes = {
+            address: FactoredDelta(
+                torch.stack([left for _, owner, left, _ in pieces if owner == address], dim=1),
+                torch.stack([right for _, owner, _, right in pieces if owner == address]),
             )
-            for weight in weights
+            for address in addresses
         }
-        yield _Term((facts[name],), tuple(dict.fromkeys(batch for batch, *_ in pieces)), factors)
+        yield _Term((facts[name],), tuple(dict.fromkeys(batch for batch, *_ in pieces)), changes)
 
 
 @torch.inference_mode()
-def _log_scores(model: LanguageModel, ids: Sequence[int], left_out: Sequence[Mapping[str, FactoredDelta]]) -> Tensor:
-    """Logits behind the prompt, ``[rows, vocab]`` float64 on the CPU, row i without ``left_out[i]``."""
-    rows = len(left_out)
-    input_ids = torch.tensor([list(ids)] * rows, device=model.device)
-
-    def subtract(name: str) -> Any:
-        left, right = _stacked([deltas.get(name) for deltas in left_out])
-
-        def hook(_module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-            given = first_tensor(output)
-            inputs = args[0].reshape(rows, len(ids), -1).double()  # [rows, seq, d_in]
-            along = torch.einsum("nsi,nri->nsr", inputs, right.to(inputs))  # [rows, seq, rank]
-            change = torch.einsum("nsr,nor->nso", along, left.to(inputs)).reshape(given.shape)
-            return given - change.to(given) if given is output else (given - change.to(given), *output[1:])
-
-        return hook
-
-    with hooks() as handles:
-        for name in {name for deltas in left_out for name in deltas}:
-            handles.append(model.projection(model.layout.layer_of(name)).register_forward_hook(subtract(name)))
-        last = torch.full((rows,), len(ids) - 1, device=model.device)
-        return logits_at(model, input_ids, None, torch.arange(rows, device=model.device), last).double().cpu()
-
-
-def _stacked(deltas: Sequence[FactoredDelta | None]) -> tuple[Tensor, Tensor]:
-    """Factors of every row, ``[rows, d_out, rank]`` and ``[rows, rank, d_in]``, with zeros where a row has fewer."""
-    some = next(delta for delta in deltas if delta is not None)
-    rank = max(delta.rank for delta in deltas if delta is not None)
-    left = torch.zeros(len(deltas), some.left.shape[0], rank, dtype=torch.float64)
-    right = torch.zeros(len(deltas), rank, some.right.shape[1], dtype=torch.float64)
-    for row, delta in enumerate(deltas):
-        if delta is not None:
-            left[row, :, : delta.rank], right[row, : delta.rank] = delta.left, delta.right
-    return left, right
+def _logits(edited: EditedModel, ids: Sequence[int]) -> Tensor:
+    """Logits behind the prompt, ``[vocab]`` float64 on the CPU."""
+    model = edited.model
+    input_ids = torch.tensor([list(ids)], device=model.device)
+    row, last = (torch.tensor([place], device=model.device) for place in (0, len(ids) - 1))
+    return logits_at(model, input_ids, None, row, last)[0].double().cpu()

@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from pydantic import ValidationError
 
 from editcore._util.files import sync_directory, write_tensors
+from editcore.interfaces.changes import Attachment, WeightChange, Written, as_change
 from editcore.interfaces.errors import PluginError, RunError, StorageError
 from editcore.interfaces.history import LedgerEntry
-from editcore.interfaces.values import EditRequest, FactoredDelta, HeldKey, KnownTarget, first_problem
+from editcore.interfaces.values import EditRequest, HeldKey, KnownTarget, first_problem
 from editcore.ledger.lines import (
+    AttachmentLine,
     BatchLine,
     HeaderLine,
     HeldLine,
@@ -38,7 +40,16 @@ from editcore.ledger.lines import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["DELTAS_NAME", "LEDGER_NAME", "Ledger", "batch_line", "entry_without", "write_ledger"]
+__all__ = [
+    "DELTAS_NAME",
+    "LEDGER_NAME",
+    "Ledger",
+    "batch_line",
+    "entry_without",
+    "write_ledger",
+    "written_from",
+    "written_tensors",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -64,7 +75,7 @@ class Ledger:
         self.note = ""
         """What reading it had to leave out; empty if it was whole."""
         self._by_index: dict[int, LedgerEntry] = {}
-        self._revisions: dict[int, dict[frozenset[str], Mapping[str, FactoredDelta]]] = {}
+        self._revisions: dict[int, dict[frozenset[str], Written]] = {}
         self._undone: dict[int, frozenset[str]] = {}
         self._size = 0  # of the complete lines on disk, in bytes
 
@@ -144,7 +155,9 @@ class Ledger:
             elif isinstance(line, BatchLine):
                 self._add(self._entry(line, where))
             elif isinstance(line, RevisionLine):
-                self._add_revision(line.batch, frozenset(line.without), self._stored(line.file, where, ()).lazy_deltas)
+                self._add_revision(
+                    line.batch, frozenset(line.without), self._stored(line.file, where).written(line.attachment)
+                )
             else:
                 self._undone |= self._marked(line.kind, line.edits)
         except ValueError as error:
@@ -160,9 +173,9 @@ class Ledger:
         left."""
         return tuple(view for entry in self.entries if (view := self._view(entry)) is not None)
 
-    def active(self) -> list[Mapping[str, FactoredDelta]]:
-        """The deltas that make up the model's state, in order."""
-        return [entry.deltas for entry in self.history()]
+    def active(self) -> list[Written]:
+        """What makes up the model's state beside its base weights, in order."""
+        return [entry.written for entry in self.history()]
 
     def batch(self, index: int) -> LedgerEntry:
         """The batch of that index, as it was solved."""
@@ -208,7 +221,7 @@ class Ledger:
     def revisions(self, batch: int) -> list[LedgerEntry]:
         """What a batch was solved as without some of its edits, whether it is used or not."""
         entry = self._by_index[batch]
-        return [entry_without(entry, undone, deltas) for undone, deltas in self._revisions.get(batch, {}).items()]
+        return [entry_without(entry, undone, written) for undone, written in self._revisions.get(batch, {}).items()]
 
     def is_solved(self, batch: int, undone: frozenset[str]) -> bool:
         """Whether it is known what a batch is without some of its edits."""
@@ -223,12 +236,12 @@ class Ledger:
             RunError: another process has changed the ledger meanwhile.
         """
         self._check(entry)
-        tensors = _tensors(entry) if entry.applied else None
+        tensors = _tensors(entry) if entry.applied else {}
         held = self._references(entry)
         self._write(lambda file: batch_line(entry, file, held), f"batch-{entry.batch:05d}.safetensors", tensors)
         self._add(entry)
 
-    def revise(self, batch: int, undone: frozenset[str], deltas: Mapping[str, FactoredDelta]) -> None:
+    def revise(self, batch: int, undone: frozenset[str], written: Written) -> None:
         """Keep what a batch is without some of its edits, durably. Nothing changes before :meth:`mark`.
 
         Raises:
@@ -238,11 +251,10 @@ class Ledger:
         number = 1 + len(self._revisions.get(batch, {}))
 
         def line(file: TensorFile | None) -> Line:
-            assert file is not None
-            return RevisionLine(batch=batch, without=without, file=file)
+            return RevisionLine(batch=batch, without=without, file=file, attachment=_attachment_line(written))
 
-        self._write(line, f"batch-{batch:05d}-{number}.safetensors", _factors(deltas))
-        self._add_revision(batch, undone, deltas)
+        self._write(line, f"batch-{batch:05d}-{number}.safetensors", written_tensors(written))
+        self._add_revision(batch, undone, written)
 
     def mark(self, kind: Literal["undo", "redo"], edits: Sequence[tuple[int, str]]) -> None:
         """Note, in one line, that edits (batch and id of each) are undone or back.
@@ -258,18 +270,21 @@ class Ledger:
     # What is known
 
     def _entry(self, line: BatchLine, where: str) -> LedgerEntry:
-        if (line.file is None) == (line.scale > 0):
-            raise ValueError(
-                f"batch {line.batch} is scaled by {line.scale:g} and has {'no' if not line.file else 'a'} file"
-            )
-        stored = None if line.file is None else self._stored(line.file, where, line.requests)
+        writes = line.file is not None or line.attachment is not None
+        if writes != (line.scale > 0):
+            what = "something" if writes else "nothing"
+            raise ValueError(f"batch {line.batch} is scaled by {line.scale:g} and writes {what}")
+        stored = self._stored(line.file, where, line.requests)
+        written = stored.written(line.attachment)
         return LedgerEntry(
             batch=line.batch,
             requests=line.requests,
             weights=line.weights,
             num_new=line.num_new,
-            deltas=stored.lazy_deltas if stored else {},
-            known=stored.lazy_known if stored else {},
+            changes=written.changes,
+            attachment=written.attachment,
+            known=stored.known,
+            memory=written.memory,
             diagnostics=line.diagnostics,
             scale=line.scale,
             evidence=line.evidence,
@@ -312,9 +327,9 @@ class Ledger:
             rows.setdefault((one.batch, one.weight), []).append(places[one.batch][one.request_id])
         return [HeldLine(batch=batch, rows=tuple(sorted(r)), weight=w) for (batch, w), r in sorted(rows.items())]
 
-    def _stored(self, file: TensorFile, where: str, requests: Sequence[EditRequest]) -> _Stored:
+    def _stored(self, file: TensorFile | None, where: str, requests: Sequence[EditRequest] = ()) -> _Stored:
         assert self.directory is not None
-        return _Stored(self.directory / DELTAS_NAME / file.name, file, where, tuple(request.id for request in requests))
+        return _Stored(self.directory / DELTAS_NAME, file, where, tuple(request.id for request in requests))
 
     def _check(self, entry: LedgerEntry) -> None:
         if self.batches and entry.batch <= self.batches[-1].batch:
@@ -335,11 +350,11 @@ class Ledger:
         self.batches.append(entry)
         self._by_index[entry.batch] = entry
 
-    def _add_revision(self, batch: int, undone: frozenset[str], deltas: Mapping[str, FactoredDelta]) -> None:
+    def _add_revision(self, batch: int, undone: frozenset[str], written: Written) -> None:
         entry = self._by_index.get(batch)
         if entry is None or not entry.applied or not undone < set(entry.new_ids):
             raise ValueError(f"batch {batch} cannot be without {', '.join(sorted(undone))}")
-        self._revisions.setdefault(batch, {})[undone] = deltas
+        self._revisions.setdefault(batch, {})[undone] = written
 
     def _marked(self, kind: Literal["undo", "redo"], edits: Sequence[tuple[int, str]]) -> dict[int, frozenset[str]]:
         changed: dict[int, frozenset[str]] = {}
@@ -371,14 +386,14 @@ class Ledger:
     def _write(
         self,
         line_of: Callable[[TensorFile | None], Line],
-        name: str | None = None,
+        name: str = "",
         tensors: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Write a line, and before it the tensors that it speaks of."""
+        """Write a line, and before it the tensors that it speaks of, if there are any."""
         if self.directory is None:
             return
         self._refuse_foreign(self.directory / LEDGER_NAME)
-        if name is None or tensors is None:
+        if not tensors:
             self._append(self.directory, line_of(None))
             return
         path = self.directory / DELTAS_NAME / name
@@ -460,6 +475,7 @@ def batch_line(entry: LedgerEntry, file: TensorFile | None, held: Sequence[HeldL
         return BatchLine(
             batch=entry.batch,
             file=file,
+            attachment=_attachment_line(entry.written),
             scale=entry.scale,
             num_new=entry.num_new,
             requests=entry.requests,
@@ -476,8 +492,8 @@ def batch_line(entry: LedgerEntry, file: TensorFile | None, held: Sequence[HeldL
         raise PluginError(f"Batch {entry.batch} cannot be kept: {first_problem(error)}.") from error
 
 
-def entry_without(entry: LedgerEntry, undone: Collection[str], deltas: Mapping[str, FactoredDelta]) -> LedgerEntry:
-    """The entry without some of its new requests, solved as ``deltas``."""
+def entry_without(entry: LedgerEntry, undone: Collection[str], written: Written) -> LedgerEntry:
+    """The entry without some of its new requests, solved as ``written``."""
     rows = entry.kept_rows(undone)
     requests = tuple(entry.requests[row] for row in rows)
     kept = {request.id for request in requests}
@@ -486,8 +502,10 @@ def entry_without(entry: LedgerEntry, undone: Collection[str], deltas: Mapping[s
         requests=requests,
         weights=tuple(entry.weights[row] for row in rows),
         num_new=sum(row < entry.num_new for row in rows),
-        deltas=deltas,
+        changes=written.changes,
+        attachment=written.attachment,
         known=_Lazy(lambda: {name: known for name, known in entry.known.items() if name in kept}),
+        memory=written.memory,
         evidence=tuple(one for one in entry.evidence if one.request_id in kept),
     )
 
@@ -518,20 +536,39 @@ class _Lazy(Mapping[str, V]):
 
 @dataclass(frozen=True)
 class _Stored:
-    """A tensor file, read and checked when first asked for."""
+    """The tensors of one line, read and checked when first asked for."""
 
-    path: Path
-    file: TensorFile
+    folder: Path
+    file: TensorFile | None
     where: str
     ids: tuple[str, ...]
 
     @property
-    def lazy_deltas(self) -> Mapping[str, FactoredDelta]:
-        return _Lazy(lambda: self._checked(_deltas))
+    def path(self) -> Path:
+        """The file, for messages."""
+        return self.folder / (self.file.name if self.file is not None else "")
+
+    def written(self, attachment: AttachmentLine | None) -> Written:
+        """What the batch put into the model."""
+        return Written(
+            changes=self._lazy(_changes),
+            attachment=None
+            if attachment is None
+            else Attachment(
+                kind=attachment.kind,
+                fields=attachment.fields,
+                tensors=self._lazy(lambda tensors: _named(tensors, "attachment")),
+            ),
+            memory=self._lazy(lambda tensors: _named(tensors, "memory")),
+        )
 
     @property
-    def lazy_known(self) -> Mapping[str, KnownTarget]:
-        return _Lazy(lambda: self._checked(lambda tensors: _known(tensors, self.ids)))
+    def known(self) -> Mapping[str, KnownTarget]:
+        """Keys and values by request id."""
+        return self._lazy(lambda tensors: _known(tensors, self.ids))
+
+    def _lazy(self, pick: Callable[[Mapping[str, Tensor]], Mapping[str, V]]) -> Mapping[str, V]:
+        return {} if self.file is None else _Lazy(lambda: self._checked(pick))
 
     def _checked(self, pick: Callable[[Mapping[str, Tensor]], Mapping[str, V]]) -> Mapping[str, V]:
         try:
@@ -544,6 +581,7 @@ class _Stored:
         from safetensors import SafetensorError
         from safetensors.torch import load
 
+        assert self.file is not None
         try:
             size = self.path.stat().st_size
             if size != self.file.size:
@@ -562,8 +600,13 @@ class _Stored:
             raise RunError(f"{self.where}: {self.path} is not a safetensors file ({error}).") from error
 
 
+def _attachment_line(written: Written) -> AttachmentLine | None:
+    attachment = written.attachment
+    return None if attachment is None else AttachmentLine(kind=attachment.kind, fields=attachment.fields)
+
+
 def _tensors(entry: LedgerEntry) -> dict[str, Tensor]:
-    tensors = _factors(entry.deltas)
+    tensors = written_tensors(entry.written)
     for row, request in enumerate(entry.requests):
         known = entry.known.get(request.id)
         if known is not None:
@@ -572,16 +615,47 @@ def _tensors(entry: LedgerEntry) -> dict[str, Tensor]:
     return tensors
 
 
-def _factors(deltas: Mapping[str, FactoredDelta]) -> dict[str, Tensor]:
+def written_tensors(written: Written) -> dict[str, Tensor]:
+    """Every tensor of what a batch writes, by names of which each says what it is; :func:`written_from` reads them."""
     # A copy each: safetensors refuses tensors that share memory, as one key under two names does.
-    return {f"left/{name}": delta.left.clone() for name, delta in deltas.items()} | {
-        f"right/{name}": delta.right.clone() for name, delta in deltas.items()
+    found = {
+        f"{part}/{address}": tensor.contiguous().clone()
+        for address, change in written.changes.items()
+        for part, tensor in change.tensors().items()
     }
+    beside = {} if written.attachment is None else written.attachment.tensors
+    for kind, tensors in (("attachment", beside), ("memory", written.memory)):
+        found |= {f"{kind}/{name}": tensor.contiguous().clone() for name, tensor in tensors.items()}
+    return found
 
 
-def _deltas(tensors: Mapping[str, Tensor]) -> dict[str, FactoredDelta]:
-    names = sorted(key.removeprefix("left/") for key in tensors if key.startswith("left/"))
-    return {name: FactoredDelta(tensors[f"left/{name}"], tensors[f"right/{name}"]) for name in names}
+_BESIDE = {"key", "value", "attachment", "memory"}
+"""First words of the names of tensors that are no part of a change."""
+
+
+def _changes(tensors: Mapping[str, Tensor]) -> dict[str, WeightChange]:
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key in tensors:
+        part, _, address = key.partition("/")
+        if part not in _BESIDE:
+            parts.setdefault(address, {})[part] = tensors[key]
+    return {address: as_change(parts[address]) for address in sorted(parts)}
+
+
+def written_from(tensors: Mapping[str, Tensor], attachment: AttachmentLine | None) -> Written:
+    """What a batch writes, from its tensors.
+
+    Raises:
+        ValueError: they are not those of changes.
+    """
+    beside = None
+    if attachment is not None:
+        beside = Attachment(kind=attachment.kind, fields=attachment.fields, tensors=_named(tensors, "attachment"))
+    return Written(changes=_changes(tensors), attachment=beside, memory=_named(tensors, "memory"))
+
+
+def _named(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
+    return {key.removeprefix(f"{kind}/"): tensors[key] for key in sorted(tensors) if key.startswith(f"{kind}/")}
 
 
 def _known(tensors: Mapping[str, Tensor], ids: Sequence[str]) -> dict[str, KnownTarget]:

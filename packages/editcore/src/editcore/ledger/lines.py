@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -18,6 +18,7 @@ from editcore.interfaces.values import EditEvidence, EditRequest, RejectedReques
 
 __all__ = [
     "FORMAT",
+    "AttachmentLine",
     "BatchLine",
     "HeaderLine",
     "HeldLine",
@@ -30,7 +31,7 @@ __all__ = [
     "is_whole",
 ]
 
-FORMAT = 1
+FORMAT = 2
 """Raised when a line or a tensor file changes its meaning."""
 
 BatchIndex = Annotated[int, Field(ge=0)]
@@ -69,12 +70,21 @@ class HeldLine(_Model):
     weight: Annotated[float, Field(ge=0)]
 
 
+class AttachmentLine(_Model):
+    """An attachment without its tensors, which are in the file of the batch."""
+
+    kind: Annotated[str, Field(min_length=1)]
+    fields: Mapping[str, Any]
+
+
 class BatchLine(_Model):
-    """One batch that was applied (it has a ``file``) or rejected (its ``scale`` is 0)."""
+    """One batch that was applied, or rejected (its ``scale`` is 0)."""
 
     kind: Literal["batch"] = "batch"
     batch: BatchIndex
     file: TensorFile | None
+    """With the tensors of an applied batch; ``None`` if it has none."""
+    attachment: AttachmentLine | None = None
     scale: Annotated[float, Field(ge=0, le=1)]
     num_new: Annotated[int, Field(ge=0)]
     requests: tuple[EditRequest, ...]
@@ -95,7 +105,8 @@ class RevisionLine(_Model):
     batch: BatchIndex
     without: Annotated[tuple[str, ...], Field(min_length=1)]
     """Ids of new requests of the batch."""
-    file: TensorFile
+    file: TensorFile | None
+    attachment: AttachmentLine | None = None
 
 
 class UndoLine(_Model):

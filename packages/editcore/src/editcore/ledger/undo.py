@@ -10,15 +10,16 @@ import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal
 
+from editcore.interfaces.changes import Written
 from editcore.interfaces.errors import RunError
 from editcore.interfaces.history import LedgerEntry
-from editcore.interfaces.values import EditRequest, FactoredDelta
+from editcore.interfaces.values import EditRequest
 from editcore.ledger.ledger import Ledger
 
 __all__ = ["Solver", "change"]
 
-Solver = Callable[[LedgerEntry, frozenset[str]], Mapping[str, FactoredDelta]]
-"""``(batch, ids of edits to leave out) -> deltas`` of the batch without them."""
+Solver = Callable[[LedgerEntry, frozenset[str]], Written]
+"""``(batch, ids of edits to leave out)`` -> what the batch writes without them."""
 
 
 def change(

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from editcore.interfaces.errors import RunError
 from editcore.interfaces.history import LedgerEntry
 from editcore.interfaces.progress import Progress, silent
@@ -59,9 +57,13 @@ def verify(directory: Path, *, progress: Progress = silent) -> Verification:
 
 def _damage(entry: LedgerEntry) -> Iterator[str]:
     try:
-        for name, delta in entry.deltas.items():
-            if not (torch.isfinite(delta.left).all() and torch.isfinite(delta.right).all()):
-                yield f"Batch {entry.batch}: the change of {name} holds NaN or Inf."
+        for address, change in entry.changes.items():
+            if not change.is_finite():
+                yield f"Batch {entry.batch}: the change of {address} holds NaN or Inf."
+        beside = {} if entry.attachment is None else entry.attachment.tensors
+        for name, tensor in {**beside, **entry.memory}.items():
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                yield f"Batch {entry.batch}: the tensor {name} holds NaN or Inf."
         len(entry.known)  # reads it
     except RunError as error:
         yield str(error)

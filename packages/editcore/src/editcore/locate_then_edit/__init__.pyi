@@ -1,10 +1,7 @@
 from .editor import (
-    LayerSolver as LayerSolver,
+    LayerProblem as LayerProblem,
     LocateThenEdit as LocateThenEdit,
     Prepared as Prepared,
-    prepare as prepare,
-    propose as propose,
-    resolve as resolve,
 )
 from .hparams import LocateThenEditHParams as LocateThenEditHParams
 from .located import (

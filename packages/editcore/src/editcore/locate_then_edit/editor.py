@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from editcore.interfaces.changes import FactoredDelta, Written
 from editcore.interfaces.errors import HParamsError, NumericalError, RequestError
 from editcore.interfaces.protocols import EditContext
 from editcore.interfaces.values import (
     EditBatch,
     EditEvidence,
     EditRequest,
-    FactoredDelta,
     HeldKey,
     KnownTarget,
     Proposal,
@@ -36,19 +36,48 @@ from editcore.locate_then_edit.targets import Targets, optimise_targets, tails_f
 from editcore.locate_then_edit.templates import sample_context_templates
 from editcore.models.capture import Climb, project
 from editcore.models.tokens import TokenRow, lookup_row
-from editcore.models.writing import applied
 from editcore.second_moments.linalg import Metric, Update, hold_at, solve_update
 
 if TYPE_CHECKING:
+    from editcore.interfaces.history import LedgerEntry
     from editcore.models import LanguageModel
 
-__all__ = ["LayerSolver", "LocateThenEdit", "LocateThenEditHParams", "Prepared", "prepare", "propose", "resolve"]
+__all__ = ["LayerProblem", "LocateThenEdit", "LocateThenEditHParams", "Prepared"]
 
-LayerSolver = Callable[[Tensor, Tensor, Metric, Tensor], Update]
-"""``(keys [n, d_in], residuals [n, d_out], metric, weights [n]) -> Update``."""
+HeldAt = Literal["keys", "bare"]
+Asks = Literal["shift", "value"]
+KeyWeighting = Literal["grouped", "mean", "prompt"]
 
 _LOW_FRACTION = 0.5
 """Below this median fraction of the residual, a batch is unlikely to say what it was told; the user is warned."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerProblem:
+    """What one layer is asked to solve. All tensors are float64, on the device of the layer."""
+
+    layer: int
+    """Number of the block."""
+    name: str
+    """Address of the weight, for error messages and for :meth:`StatisticsStore.derived`."""
+    keys: Tensor
+    """K, a row per fact, ``[n, d_in]``."""
+    residuals: Tensor
+    """R, what each fact asks for on top of what its key gives now, ``[n, d_out]``."""
+    weights: Tensor
+    """Weight of each fact, ``[n]``."""
+    text: Metric
+    """C, the second moment of the unedited model's keys."""
+    moment_weight: float
+    """w, ``mom2_update_weight`` as a number."""
+    priced: Metric
+    """w·C + ``update_norm_lambda``·I."""
+    metric: Metric
+    """C', what a change is priced by: ``priced`` and w Σ μ kkᵀ over the held keys."""
+    held_keys: Tensor
+    """Keys of earlier facts that the change shall leave alone, ``[h, d_in]``."""
+    held_weights: Tensor
+    """μ of each of them, ``[h]``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,155 +147,72 @@ class _Clock:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
-def propose(
-    model: LanguageModel,
-    batch: EditBatch,
-    context: EditContext,
-    *,
-    hparams: LocateThenEditHParams,
-    prepared: Prepared,
-    solve: LayerSolver,
-    ridge: float,
-    held_at: Literal["keys", "bare"] = "keys",
-    asks: Literal["shift", "value"] = "shift",
-) -> Proposal:
-    """Solve one batch, layer by layer; the model is back to the bit when this returns or raises.
-
-    Args:
-        ridge: λ of the solve, which turns ``mom2_update_weight = "auto"`` into a number (0 for constraints).
-        held_at: the key that gets the residual: the one the solve is given (the mean over the contexts), or the bare
-            prompt's, to which the solved change is then rescaled (:func:`editcore.second_moments.hold_at`; λ must be
-            0).
-        asks: what a new fact asks for: δ more than its key gives now, or the bare prompt's value h₀ + δ. The two differ
-            by W(k_bare − k) where the key is a mean over contexts.
-
-    Raises:
-        RequestError: the batch is empty.
-        SubjectNotFoundError: a subject is not found in its tokens.
-        NumericalError: a value is not finite.
-    """
-    if not batch.requests:
-        raise RequestError("There is nothing to edit: the batch is empty.")
-    clock = _Clock({})
-    layers = _chosen_layers(hparams.layer_selection, prepared.layers, batch, context.seed)
-    with clock.stage("targets"):
-        asked = _Asked.optimise(model, batch, layers, hparams, prepared, context)
-    weights = torch.tensor(batch.weights, dtype=torch.float64)
-    deltas: dict[str, FactoredDelta] = {}
-    solved: list[_SolvedLayer] = []
-    # Where prefix caches fit, no block reads more of the lower ones than the residual stream.
-    keep = len(layers) > 1 and prepared.shortcuts.get(layers[-1], False)
-    looking = _Looking(model, hparams, prepared.templates, held_at=held_at, keep=keep)
-    for number, layer in enumerate(layers):
-        name = model.layout.weight_name(layer)
-        with applied(model, deltas):
-            with clock.stage("keys"):
-                kept = _kept_keys(batch, name, asked.row) if _keys_stay(layer, prepared, held_at) else {}
-                seen = _see(looking, batch, layer, layers[-1], kept=kept)
-            share = 1 / (len(layers) - number)
-            residuals = asked.residuals(batch, name, seen, share=share, asks=asks, model=model)
-            weight_norm = float(model.weight(name).float().norm())
-        with clock.stage("solve"):
-            text = prepared.metrics[layer]
-            weight = _moment_weight(hparams, seen.keys, text, ridge)
-            priced = text.scaled(weight=weight, ridge=hparams.update_norm_lambda)
-            metric = _holding(priced, batch.held, name, weight)
-            update = solve(seen.keys, residuals, metric, weights.to(seen.keys))
-            if held_at == "bare":
-                update = hold_at(update, seen.keys, seen.held_keys, metric)
-        if not update.delta.is_finite():
-            raise NumericalError(f"The update of {name} holds NaN or Inf; nothing was applied.")
-        deltas[name] = update.delta
-        solved.append(_SolvedLayer(name, layer, seen, residuals, update, priced, text, weight, weight_norm))
-    diagnostics: dict[str, float] = {}
-    for one in solved:
-        diagnostics |= one.diagnostics()
-        if hparams.calculate_objective_value:
-            diagnostics |= one.objective(batch)
-    return Proposal(
-        deltas=deltas,
-        evidence=tuple(asked.evidence(batch, solved)),
-        known={request.id: _known(row, solved) for row, request in enumerate(batch.requests)},
-        diagnostics=diagnostics,
-        notes=(*asked.notes(), *solved[0].notes(), *(note for one in solved for note in one.warnings(hparams))),
-        seconds=clock.seconds,
-    )
-
-
-def resolve(
-    model: LanguageModel,
-    batch: EditBatch,
-    deltas: Mapping[str, FactoredDelta],
-    rows: Sequence[int],
-    *,
-    hparams: LocateThenEditHParams,
-    prepared: Prepared,
-    solve: LayerSolver,
-    ridge: float,
-) -> dict[str, FactoredDelta] | None:
-    """Solve some requests of a batch again, from their stored keys and residuals; see :class:`editcore.Resolves`.
-
-    Of Δ = R (KᵀC'⁻¹K + Λ)⁻¹KᵀC'⁻¹ the ledger has K and, as the left factor, R. Fewer columns of both give what
-    :func:`propose` would have given for those requests at the time, without running the model. The solve must be of
-    this form: one column of the left factor per request, and a right factor that depends on keys and weights alone.
-
-    Args:
-        ridge: as for :func:`propose`. Its ``held_at`` must have been ``keys``: other keys are not kept.
-
-    Returns:
-        ``None`` for a batch of several layers, where keys of the upper ones depend on what the lower ones got.
-    """
-    if len(deltas) != 1:
-        return None
-    [(name, delta)] = deltas.items()
-    chosen = [batch.requests[row].id for row in rows]
-    if delta.rank != len(batch) or any(name not in batch.known[one].keys for one in chosen):
-        return None
-    layer = model.layout.layer_of(name)
-    place, text = model.place(layer), prepared.metrics[layer]
-    keys = torch.stack([batch.known[one].keys[name] for one in chosen]).to(place)  # [n, d_in]
-    residuals = delta.left.T[list(rows)].to(place)  # [n, d_out]
-    weights = torch.tensor([batch.weights[row] for row in rows], dtype=torch.float64, device=place)
-    weight = _moment_weight(hparams, keys, text, ridge)
-    metric = _holding(text.scaled(weight=weight, ridge=hparams.update_norm_lambda), batch.held, name, weight)
-    right = solve(keys, residuals, metric, weights).delta.right
-    return {name: FactoredDelta(delta.left[:, list(rows)].to(right), right)}
-
-
 class LocateThenEdit:
-    """An editor of this kind. Subclasses give their :attr:`name`, and what differs of :attr:`ridge` and :meth:`solve`.
+    """An editor of this kind. A method gives its :attr:`name` and what differs of the properties and :meth:`solve`.
 
-    Without a change it is the shared solve of :func:`editcore.second_moments.linalg.solve_update` with :attr:`ridge`.
+    Without a change it is the shared solve of :func:`editcore.second_moments.solve_update` with :attr:`ridge`.
     """
 
     name: ClassVar[str]
     """As it is announced; error messages begin with it."""
     right_from_keys: ClassVar[bool] = False
     """True if the solve's left factor has one column per request, and its right factor depends on keys and weights
-    alone. A batch without some of its facts is then solved from the ledger (:func:`resolve`)."""
+    alone. A batch without some of its facts is then solved from the ledger (:meth:`resolve`)."""
 
     def __init__(self, hparams: LocateThenEditHParams) -> None:
         self.hparams = hparams
         self._prepared: Prepared | None = None
 
+    # What methods may change
+
+    def solve(self, problem: LayerProblem) -> Update:
+        """The change of one layer: the method itself."""
+        return solve_update(
+            problem.keys,
+            problem.residuals,
+            problem.metric,
+            ridge=self.ridge,
+            tikhonov=self.hparams.tikhonov,
+            weights=problem.weights,
+        )
+
     @property
     def ridge(self) -> float:
-        """λ of the solve; 0 makes every fact a constraint."""
+        """λ of the solve, which turns ``mom2_update_weight = "auto"`` into a number; 0 makes every fact a
+        constraint."""
         return 0.0
 
-    def solve(self, keys: Tensor, residuals: Tensor, metric: Metric, weights: Tensor) -> Update:
-        """The change of one layer.
+    @property
+    def key_weighting(self) -> KeyWeighting:
+        """How keys of the contexts are averaged."""
+        return self.hparams.key_weighting
 
-        Args:
-            keys: ``[n, d_in]``
-            residuals: ``[n, d_out]``
-            weights: ``[n]``
-        """
-        tikhonov = self.hparams.tikhonov
-        return solve_update(keys, residuals, metric, ridge=self.ridge, tikhonov=tikhonov, weights=weights)
+    @property
+    def held_at(self) -> HeldAt:
+        """The key that gets the residual: the one the solve is given (the mean over the contexts), or the bare
+        prompt's, to which the solved change is then rescaled (:func:`editcore.second_moments.hold_at`; λ must be 0)."""
+        return "keys"
+
+    @property
+    def asks(self) -> Asks:
+        """What a new fact asks for: δ more than its key gives now (``shift``), or the bare prompt's value h₀ + δ
+        (``value``). The two differ by W(k_bare − k) where the key is a mean over contexts."""
+        return "shift"
+
+    @property
+    def low_fraction_advice(self) -> str:
+        """What to do when the solve gives the median fact little of its residual; empty where nothing can be set."""
+        return "Lower mom2_update_weight or set it to 'auto'."
+
+    # The way that all of them share
 
     def prepare(self, model: LanguageModel, context: EditContext) -> Mapping[str, Any]:
-        """Fetch second moments and context templates from the unedited model."""
+        """Check the layers, fetch second moments and fix the context templates, of the unedited model.
+
+        Raises:
+            HParamsError: a layer does not exist, the settings do not fit the model, or a tracing of it is asked for and
+                is not there.
+        """
         self._prepared = prepare(model, self.hparams, context, owner=self.name)
         return self._prepared.provenance()
 
@@ -278,26 +224,117 @@ class LocateThenEdit:
         return self._prepared
 
     def propose(self, model: LanguageModel, batch: EditBatch, context: EditContext) -> Proposal:
-        """Solve one batch on the model as it is now."""
-        prepared = self.prepared(model, context)
-        return propose(
-            model, batch, context, hparams=self.hparams, prepared=prepared, solve=self.solve, ridge=self.ridge
+        """Solve one batch, layer by layer; the model is back to the bit when this returns or raises.
+
+        Raises:
+            RequestError: the batch is empty.
+            SubjectNotFoundError: a subject is not found in its tokens.
+            NumericalError: a value is not finite.
+        """
+        if not batch.requests:
+            raise RequestError("There is nothing to edit: the batch is empty.")
+        hparams, prepared, clock = self.hparams, self.prepared(model, context), _Clock({})
+        layers = _chosen_layers(hparams.layer_selection, prepared.layers, batch, context.seed)
+        with clock.stage("targets"):
+            asked = _Asked.optimise(model, batch, layers, hparams, prepared, context)
+        weights = torch.tensor(batch.weights, dtype=torch.float64)
+        changes: dict[str, FactoredDelta] = {}
+        solved: list[_SolvedLayer] = []
+        # Where prefix caches fit, no block reads more of the lower ones than the residual stream.
+        keep = len(layers) > 1 and prepared.shortcuts.get(layers[-1], False)
+        looking = _Looking(
+            model, hparams, prepared.templates, key_weighting=self.key_weighting, held_at=self.held_at, keep=keep
+        )
+        for number, layer in enumerate(layers):
+            name = model.layout.weight_name(layer)
+            with context.trial(changes):
+                with clock.stage("keys"):
+                    kept = _kept_keys(batch, name, asked.row) if _keys_stay(layer, prepared, self.held_at) else {}
+                    seen = _see(looking, batch, layer, layers[-1], kept=kept)
+                share = 1 / (len(layers) - number)
+                residuals = asked.residuals(batch, name, seen, share=share, asks=self.asks, model=model)
+                weight_norm = float(model.weight(name).float().norm())
+            with clock.stage("solve"):
+                problem = self._problem(layer, name, seen.keys, residuals, weights, prepared.metrics[layer], batch.held)
+                update = self.solve(problem)
+                if self.held_at == "bare":
+                    update = hold_at(update, seen.keys, seen.held_keys, problem.metric)
+            if not update.delta.is_finite():
+                raise NumericalError(f"The update of {name} holds NaN or Inf; nothing was applied.")
+            changes[name] = update.delta
+            solved.append(_SolvedLayer(problem, seen, update, weight_norm))
+        diagnostics: dict[str, float] = {}
+        for one in solved:
+            diagnostics |= one.diagnostics()
+            if hparams.calculate_objective_value:
+                diagnostics |= one.objective(batch)
+        return Proposal(
+            changes=changes,
+            evidence=tuple(asked.evidence(batch, solved)),
+            known={request.id: asked.known(row, request, batch, solved) for row, request in enumerate(batch.requests)},
+            diagnostics=diagnostics,
+            notes=(
+                *asked.notes(),
+                *solved[0].notes(self.low_fraction_advice),
+                *(note for one in solved for note in one.warnings(hparams)),
+            ),
+            seconds=clock.seconds,
         )
 
     def resolve(
-        self,
-        model: LanguageModel,
-        batch: EditBatch,
-        deltas: Mapping[str, FactoredDelta],
-        rows: Sequence[int],
-        context: EditContext,
-    ) -> Mapping[str, FactoredDelta] | None:
-        """Solve a batch of one layer again without some of its facts; see :class:`editcore.Resolves`."""
-        if not self.right_from_keys:
+        self, model: LanguageModel, entry: LedgerEntry, rows: Sequence[int], context: EditContext
+    ) -> Written | None:
+        """Solve some requests of a batch again, from their stored keys and residuals; see :class:`editcore.Resolves`.
+
+        Of Δ = R (KᵀC'⁻¹K + Λ)⁻¹KᵀC'⁻¹ the ledger has K and, as the left factor, R. Fewer columns of both give what
+        :meth:`propose` would have given for those requests at the time, without running the model. The solve must be of
+        this form (:attr:`right_from_keys`), and must hold its residuals at the keys that it is given.
+
+        Returns:
+            ``None`` for a batch of several layers, where keys of the upper ones depend on what the lower ones got.
+        """
+        if not self.right_from_keys or self.held_at != "keys" or len(entry.changes) != 1:
             return None
-        prepared = self.prepared(model, context)
-        return resolve(
-            model, batch, deltas, rows, hparams=self.hparams, prepared=prepared, solve=self.solve, ridge=self.ridge
+        [(name, change)] = entry.changes.items()
+        chosen = [entry.requests[row].id for row in rows]
+        if not isinstance(change, FactoredDelta) or change.rank != len(entry.requests):
+            return None
+        if any(name not in entry.known[one].keys for one in chosen):
+            return None
+        layer = model.layout.layer_of(name)
+        place, text = model.place(layer), self.prepared(model, context).metrics[layer]
+        keys = torch.stack([entry.known[one].keys[name] for one in chosen]).to(place)  # [n, d_in]
+        residuals = change.left.T[list(rows)].to(place)  # [n, d_out]
+        weights = torch.tensor([entry.weights[row] for row in rows], dtype=torch.float64, device=place)
+        right = self.solve(self._problem(layer, name, keys, residuals, weights, text, entry.held)).delta.right
+        return Written(changes={name: FactoredDelta(change.left[:, list(rows)].to(right), right)})
+
+    def _problem(
+        self,
+        layer: int,
+        name: str,
+        keys: Tensor,
+        residuals: Tensor,
+        weights: Tensor,
+        text: Metric,
+        held: Sequence[HeldKey],
+    ) -> LayerProblem:
+        weight = _moment_weight(self.hparams, keys, text, self.ridge)
+        priced = text.scaled(weight=weight, ridge=self.hparams.update_norm_lambda)
+        held_keys, held_weights = _held(held, name, len(text.matrix))
+        return LayerProblem(
+            layer=layer,
+            name=name,
+            keys=keys,
+            residuals=residuals,
+            weights=weights.to(keys),
+            text=text,
+            moment_weight=weight,
+            priced=priced,
+            # w·(C + Σ μ kkᵀ) + …: the objective gets w Σ μ ‖Δk‖² over the held facts beside w times its mean over text.
+            metric=priced.plus(held_keys, weight * held_weights) if len(held_keys) else priced,
+            held_keys=held_keys,
+            held_weights=held_weights,
         )
 
 
@@ -371,33 +408,30 @@ def _see(
                 f"{model.name} takes {d_in} numbers: it comes from another model. Edit the fact anew."
             )
     keys = torch.stack([key.double() for key in kept.values()]).to(model.place(layer))  # [kept, d_in]
-    outputs = project(model, layer, keys)
+    outputs = project(model, name, keys)
     # A known fact asks for a value, not for what the layers below left of δ: its stream is not looked at.
     parts.append(_Seen(keys, keys, outputs, outputs, torch.zeros_like(outputs)))
     return _Seen.join(parts, torch.tensor([*looked, *kept]).argsort())
 
 
-def _holding(metric: Metric, held: Sequence[HeldKey], name: str, weight: float) -> Metric:
-    """w·(C + Σ μ kkᵀ) + …: the objective gets w Σ μ ‖Δk‖² over the held facts beside w times its mean over the text.
-
-    A fact that has no key at this weight was written elsewhere, and this weight's change does not move it here.
+def _held(held: Sequence[HeldKey], name: str, width: int) -> tuple[Tensor, Tensor]:
+    """Keys ``[h, width]`` and weights ``[h]`` of the held facts that have a key at this weight. One that has none was
+    written elsewhere, and this weight's change does not move it here.
 
     Raises:
         NumericalError: a key does not fit the weight.
     """
     here = [one for one in held if name in one.keys and one.weight > 0]
-    if not here:
-        return metric
-    width = len(metric.matrix)
     for one in here:
         if one.keys[name].shape != (width,):
             raise NumericalError(
                 f"The stored key of '{one.request_id}' (batch {one.batch}) has the shape "
                 f"{list(one.keys[name].shape)}, but {name} takes {width} numbers: it comes from another model."
             )
-    keys = torch.stack([one.keys[name].double() for one in here])  # [h, d_in]
     weights = torch.tensor([one.weight for one in here], dtype=torch.float64)
-    return metric.plus(keys, weight * weights)
+    if not here:
+        return torch.empty(0, width, dtype=torch.float64), weights
+    return torch.stack([one.keys[name].double() for one in here]), weights
 
 
 _LOOKED_AT = 128
@@ -415,12 +449,14 @@ class _Looking:
         hparams: LocateThenEditHParams,
         templates: Sequence[str],
         *,
-        held_at: Literal["keys", "bare"],
+        key_weighting: KeyWeighting,
+        held_at: HeldAt,
         keep: bool,
     ) -> None:
         """``keep``: whether the next layer may begin where the last one ended."""
         self.model, self.hparams, self.held_at = model, hparams, held_at
-        self.templates = templates[:1] if hparams.key_weighting == "prompt" else templates
+        self.key_weighting: KeyWeighting = key_weighting
+        self.templates = templates[:1] if key_weighting == "prompt" else templates
         self.climb = Climb(model, keep_bytes=_KEPT_BYTES if keep else 0)
 
     def at(self, requests: Mapping[int, EditRequest], layer: int, deepest: int) -> _Seen:
@@ -430,7 +466,7 @@ class _Looking:
         if len(self.templates) > 1:  # of which only the bare prompts go on to the deepest layer
             contexts = self._rows(requests, range(1, len(self.templates)))
             seen.append(self.climb.capture(contexts, [layer])[layer])
-        shares = context_weights(len(self.templates), self.hparams.key_weighting).to(self.model.place(layer))
+        shares = context_weights(len(self.templates), self.key_weighting).to(self.model.place(layer))
 
         def mean(parts: Sequence[Tensor]) -> Tensor:
             per_context = [part.double().reshape(len(requests), -1, part.shape[-1]) for part in parts]
@@ -461,7 +497,7 @@ class _Looking:
         }
 
 
-def context_weights(count: int, weighting: Literal["grouped", "mean", "prompt"]) -> Tensor:
+def context_weights(count: int, weighting: KeyWeighting) -> Tensor:
     """Share of each context in a mean key, ``[count]`` float64, the bare prompt first.
 
     ``grouped``: ½ for the bare prompt, ½ for the others together (MEMIT's code). ``mean``: all alike (ROME, eq. 3).
@@ -525,7 +561,7 @@ class _Asked:
         seen: _Seen,
         *,
         share: float,
-        asks: Literal["shift", "value"],
+        asks: Asks,
         model: LanguageModel,
     ) -> Tensor:
         """What this layer is asked to add to each fact's output, ``[n, d_out]`` float64.
@@ -559,26 +595,49 @@ class _Asked:
     def evidence(self, batch: EditBatch, solved: Sequence[_SolvedLayer]) -> Iterator[EditEvidence]:
         """Per request, in the batch's order."""
         first = solved[0]
-        asked = first.residuals.norm(dim=1)
         costs = _costs(solved)
         for row, request in enumerate(batch.requests):
-            place = self.row.get(request.id)
-            fresh = self.targets if place is not None else None
-            yield EditEvidence(
-                request_id=request.id,
-                replayed=row >= batch.num_new,
-                steps=fresh.steps[place] if fresh and place is not None else 0,
-                target_loss=fresh.losses[place] if fresh and place is not None else None,
-                target_probability=fresh.probabilities[place] if fresh and place is not None else None,
-                delta_norm=float(fresh.deltas[place].norm() if fresh and place is not None else asked[row]),
-                value_norm=float(
-                    fresh.base[place].norm() if fresh and place is not None else first.seen.outputs[row].norm()
-                ),
-                key_norm=float(first.seen.keys[row].norm()),
-                key_energy=float(first.update.energies[row] * first.moment_weight),
-                fraction_reached=float(first.update.fractions[row]),
-                preservation_cost=float(costs[row]) if costs is not None else None,
-            )
+            figures = {
+                **(self._found(row, request, batch) or self._stored(row, first)),
+                "key_norm": float(first.seen.keys[row].norm()),
+                "key_energy": float(first.update.energies[row] * first.problem.moment_weight),
+                "fraction_reached": float(first.update.fractions[row]),
+            }
+            if costs is not None:
+                figures["preservation_cost"] = float(costs[row])
+            yield EditEvidence(request_id=request.id, replayed=row >= batch.num_new, figures=figures)
+
+    def known(self, row: int, request: EditRequest, batch: EditBatch, solved: Sequence[_SolvedLayer]) -> KnownTarget:
+        """Key and value that a fact was solved with, and how its target was found."""
+        return KnownTarget(
+            keys={one.problem.name: one.seen.held_keys[row].cpu() for one in solved},
+            values={one.problem.name: (one.seen.outputs[row] + one.problem.residuals[row]).cpu() for one in solved},
+            figures=self._found(row, request, batch),
+        )
+
+    def _found(self, row: int, request: EditRequest, batch: EditBatch) -> Mapping[str, float]:
+        """How the target of a fact was found; empty if it was known without that.
+
+        ``steps`` of the optimiser, ``target_loss`` and ``target_probability`` at its end (the mean over contexts of the
+        probability per token), ``delta_norm`` ‖δ‖ and ``value_norm`` ‖h₀‖.
+        """
+        place = self.row.get(request.id)
+        if place is None or self.targets is None:
+            return batch.known[request.id].figures if row < batch.num_new else {}
+        return {
+            "steps": float(self.targets.steps[place]),
+            "target_loss": self.targets.losses[place],
+            "target_probability": self.targets.probabilities[place],
+            "delta_norm": float(self.targets.deltas[place].norm()),
+            "value_norm": float(self.targets.base[place].norm()),
+        }
+
+    def _stored(self, row: int, first: _SolvedLayer) -> Mapping[str, float]:
+        """What a fact with a stored value asked of the first layer."""
+        return {
+            "delta_norm": float(first.problem.residuals.norm(dim=1)[row]),
+            "value_norm": float(first.seen.outputs[row].norm()),
+        }
 
     def notes(self) -> tuple[str, ...]:
         return self.targets.notes if self.targets else ()
@@ -590,9 +649,9 @@ _NOWHERE = KnownTarget(keys={}, values={})
 def _costs(solved: Sequence[_SolvedLayer]) -> Tensor | None:
     """Parts of tr(Δ C Δᵀ) by fact, summed over layers, ``[n]`` float64; ``None`` if a left factor is not one column per
     fact."""
-    if any(one.update.delta.rank != len(one.residuals) for one in solved):
+    if any(one.update.delta.rank != len(one.problem.keys) for one in solved):
         return None
-    return torch.stack([one.text.cost_parts(one.update.delta).cpu() for one in solved]).sum(0)
+    return torch.stack([one.problem.text.cost_parts(one.update.delta).cpu() for one in solved]).sum(0)
 
 
 def _stored_value(known: KnownTarget, name: str, request: EditRequest) -> Tensor:
@@ -602,13 +661,6 @@ def _stored_value(known: KnownTarget, name: str, request: EditRequest) -> Tensor
             "it was edited with other layers. Edit it anew instead of replaying it."
         )
     return known.values[name]
-
-
-def _known(row: int, solved: Sequence[_SolvedLayer]) -> KnownTarget:
-    return KnownTarget(
-        keys={one.name: one.seen.held_keys[row].cpu() for one in solved},
-        values={one.name: (one.seen.outputs[row] + one.residuals[row]).cpu() for one in solved},
-    )
 
 
 def _moment_weight(hparams: LocateThenEditHParams, keys: Tensor, text: Metric, ridge: float) -> float:
@@ -627,31 +679,25 @@ def _moment_weight(hparams: LocateThenEditHParams, keys: Tensor, text: Metric, r
 class _SolvedLayer:
     """One layer's numbers."""
 
-    name: str
-    layer: int
+    problem: LayerProblem
     seen: _Seen
-    residuals: Tensor
     update: Update
-    priced: Metric
-    """C with its weight and ``update_norm_lambda``, without what the batch holds."""
-    text: Metric
-    """C itself."""
-    moment_weight: float
     weight_norm: float
+    """‖W‖ before the update (Frobenius)."""
 
     def diagnostics(self) -> dict[str, float]:
         """Named ``layer_<n>_<what>``."""
         numbers = {
             "condition": self.update.condition,
             "dependent_directions": float(self.update.dependent),
-            "moment_condition": self.priced.condition(),
-            "moment_jitter": self.priced.jitter,
-            "moment_weight": self.moment_weight,
+            "moment_condition": self.problem.priced.condition(),
+            "moment_jitter": self.problem.priced.jitter,
+            "moment_weight": self.problem.moment_weight,
             "relative_change": self.update.delta.norm() / self.weight_norm,
         }
         if self.update.alignments is not None:
             numbers["key_alignment"] = float(self.update.alignments.abs().min())
-        return {f"layer_{self.layer}_{key}": value for key, value in numbers.items()}
+        return {f"layer_{self.problem.layer}_{key}": value for key, value in numbers.items()}
 
     def objective(self, batch: EditBatch) -> dict[str, float]:
         """EMMET's objective, term by term: mean squared change over the text, over new and old edits the mean squared
@@ -659,29 +705,28 @@ class _SolvedLayer:
         num_new, delta = batch.num_new, self.update.delta
         keys = self.seen.held_keys
         reached = (keys @ delta.right.T.to(keys)) @ delta.left.T.to(keys)
-        missed = (reached - self.residuals).square().sum(1)  # [n]
+        missed = (reached - self.problem.residuals).square().sum(1)  # [n]
         numbers = {
-            "preservation_distance": self.text.cost(delta),
+            "preservation_distance": self.problem.text.cost(delta),
             "new_edit_distance": float(missed[:num_new].mean()) if num_new else 0.0,
             "old_edit_distance": float(missed[num_new:].mean()) if num_new < len(missed) else 0.0,
         }
-        if held := [one.keys[self.name] for one in batch.held if self.name in one.keys]:
+        if held := [one.keys[self.problem.name] for one in batch.held if self.problem.name in one.keys]:
             right = torch.stack(held).to(delta.right) @ delta.right.T  # [h, rank]
             numbers["held_change"] = float((right @ delta.left.T.to(right)).square().sum(1).mean())
-        return {f"layer_{self.layer}_{key}": value for key, value in numbers.items()}
+        return {f"layer_{self.problem.layer}_{key}": value for key, value in numbers.items()}
 
-    def notes(self) -> Iterator[str]:
+    def notes(self, low_fraction_advice: str) -> Iterator[str]:
         """Sentences about a solve that the user should know of."""
         median = float(self.update.fractions.median())
         if median < _LOW_FRACTION:
             yield (
                 f"The solve gives the median fact {median:.0%} of its residual: the second moment's weight "
-                f"({self.moment_weight:g}) is large for this model's keys. "
-                "Lower mom2_update_weight or set it to 'auto'."
+                f"({self.problem.moment_weight:g}) is large for this model's keys. {low_fraction_advice}".rstrip()
             )
         if self.update.dependent:
             yield (
-                f"{self.update.dependent} of {len(self.residuals)} keys depend on the others (one subject twice?); "
+                f"{self.update.dependent} of {len(self.problem.keys)} keys depend on the others (one subject twice?); "
                 "their facts share one value in the least-squares sense."
             )
 
@@ -689,7 +734,7 @@ class _SolvedLayer:
         """Signs that the solve is not to be trusted to the last digits."""
         if self.update.condition > hparams.warn_condition:
             yield (
-                f"The edit system of layer {self.layer} has the condition number {self.update.condition:.1e} "
-                f"(warn_condition is {hparams.warn_condition:.0e}): keys of its {len(self.residuals)} facts are nearly "
-                "dependent. A Tikhonov term bounds it, such as tikhonov = 1e-6."
+                f"The edit system of layer {self.problem.layer} has the condition number {self.update.condition:.1e} "
+                f"(warn_condition is {hparams.warn_condition:.0e}): keys of its {len(self.problem.keys)} facts are "
+                "nearly dependent. A Tikhonov term bounds it, such as tikhonov = 1e-6."
             )

@@ -7,6 +7,7 @@ from .catalogue import (
     local_path as local_path,
     pull as pull,
 )
+from .edited import EditedModel as EditedModel
 from .forward import logits_at as logits_at
 from .language_model import DTYPES as DTYPES, Encoded as Encoded, LanguageModel as LanguageModel
 from .layout import (
@@ -31,4 +32,5 @@ from .tokens import (
     lookup_row as lookup_row,
     pad_rows as pad_rows,
 )
-from .writing import add_delta as add_delta, applied as applied, misfits as misfits
+from .weights import split_address as split_address
+from .writing import add_changes as add_changes, applied as applied, misfits as misfits

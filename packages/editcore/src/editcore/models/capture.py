@@ -142,13 +142,17 @@ class Climb:
 
 
 @torch.inference_mode()
-def project(model: LanguageModel, layer: int, keys: Tensor) -> Tensor:
-    """What the edited projection of ``layer`` gives for ``keys [n, d_in]``: ``[n, d_out]`` in the keys' type and place.
+def project(model: LanguageModel, address: str, keys: Tensor) -> Tensor:
+    """What the matrix at ``address`` gives for ``keys [n, d_in]``: ``[n, d_out]`` in the keys' type and place.
 
-    It is asked of the module itself, so that its bias and whatever a backend put beside its weight count.
+    Where the address is that of a linear module's weight, it is asked of the module itself, so that its bias and
+    whatever a backend put beside its weight count.
     """
-    weight = model.weight(model.layout.weight_name(layer))
-    found: Tensor = model.projection(layer)(keys.to(weight))
+    weight = model.weight(address)
+    module = model.hf.get_submodule(address.removesuffix(".weight")) if address.endswith(".weight") else None
+    if module is None or isinstance(module, nn.Embedding):
+        return (keys.to(weight) @ model.as_out_in(address, weight).T).to(keys)
+    found: Tensor = module(keys.to(weight))
     return found.to(keys)
 
 

@@ -30,6 +30,7 @@ from editcore.interfaces.progress import Progress, silent
 from editcore.models.catalogue import CATALOGUE, pull, quiet_transformers
 from editcore.models.layout import ModelLayout, check_layout, detect_layout
 from editcore.models.prompt_form import PLAIN, PromptForm, chat_form
+from editcore.models.weights import Weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -80,7 +81,9 @@ class LanguageModel:
         self.name = name
         self.prompt_form = PLAIN
         self._base_fingerprint: str | None = None
-        self._parameters = dict(hf.named_parameters(remove_duplicate=False))
+        self.weights = Weights(hf, model_name=name)
+        """Every parameter by address; what a change of it may look like."""
+        self._rewriters: list[Callable[[str], str]] = []
 
     def __repr__(self) -> str:
         return f"LanguageModel({self.name!r}, {type(self.hf).__name__}, {self.layout.num_layers} blocks)"
@@ -209,25 +212,21 @@ class LanguageModel:
                 f"{setting}: layer {layer} does not exist in {self.name} (it has {last + 1} blocks, 0 to {last})."
             )
 
-    def weight(self, weight_name: str) -> Tensor:
-        """The parameter of that state-dict name, as stored.
+    def weight(self, address: str) -> Tensor:
+        """The parameter of that address, or the slice of it, as stored; see :mod:`editcore.models.weights`.
 
         Raises:
-            ModelError: there is none.
+            ModelError: there is none, it is tied to another one, or it holds no floating-point numbers.
         """
-        try:
-            found: Tensor = self._parameters[weight_name]
-        except KeyError:
-            raise ModelError(
-                f"{self.name} has no weight '{weight_name}'. Its projections are {self.layout.weight_name(0)} to "
-                f"{self.layout.weight_name(self.layout.num_layers - 1)}."
-            ) from None
-        return found
+        return self.weights.stored(address)
 
-    def as_out_in(self, weight_name: str, tensor: Tensor) -> Tensor:
-        """``tensor``, shaped like the stored weight, as (out, in): a view, and its own inverse."""
-        self.layout.layer_of(weight_name)
-        return tensor if self.layout.orientation == "out_in" else tensor.T
+    def as_out_in(self, address: str, tensor: Tensor) -> Tensor:
+        """``tensor``, shaped like the stored weight, as (out, in): a view, and its own inverse.
+
+        Raises:
+            ModelError: as :meth:`weight`.
+        """
+        return self.weights.as_out_in(address, tensor)
 
     @property
     def base_fingerprint(self) -> str:
@@ -276,6 +275,22 @@ class LanguageModel:
         )
         return tuple(encoded["input_ids"]), tuple((int(a), int(b)) for a, b in encoded["offset_mapping"])
 
+    @contextlib.contextmanager
+    def rewriting(self, rewrite: Callable[[str], str]) -> Iterator[None]:
+        """Inside the block, :meth:`asked` puts prompts through ``rewrite``, behind those that do already."""
+        self._rewriters.append(rewrite)
+        try:
+            yield
+        finally:
+            self._rewriters.remove(rewrite)
+
+    def asked(self, prompt: str) -> str:
+        """What the model is asked instead of ``prompt`` where attachments rewrite prompts: in generation and in
+        evaluation. Keys and targets are computed of prompts as they are."""
+        for rewrite in self._rewriters:
+            prompt = rewrite(prompt)
+        return prompt
+
     def generate(
         self,
         prompts: Sequence[str],
@@ -301,7 +316,7 @@ class LanguageModel:
         if raw:
             rows = [list(row) for row in self.tokenizer(list(prompts), verbose=False)["input_ids"]]
         else:
-            rows = [list(self.read_prompt(prompt)[0]) for prompt in prompts]
+            rows = [list(self.read_prompt(self.asked(prompt))[0]) for prompt in prompts]
         new = self.generate_ids(rows, max_new_tokens=max(limits), seed=seed, top_k=top_k, temperature=temperature)
         return [self._continuation(row, ids[:limit]) for row, ids, limit in zip(rows, new, limits, strict=True)]
 

@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any
 from editcore._util.files import write_text
 from editcore.evaluation import CounterFactEvaluator, Summary, summarize
 from editcore.interfaces.errors import EditcoreError, ModelError, PluginError, RunError
+from editcore.interfaces.history import LedgerEntry
 from editcore.interfaces.progress import Progress, silent
-from editcore.interfaces.protocols import EditContext, Editor
+from editcore.interfaces.protocols import EditContext, Editor, Remembers
 from editcore.interfaces.specs import EditorSpec
-from editcore.interfaces.values import EditBatch, FactRecord
-from editcore.models.writing import applied
+from editcore.interfaces.values import EditBatch, FactRecord, Proposal
+from editcore.models.edited import EditedModel
 from editcore.plugins.registry import Plugins, boundary, resolve
+from editcore.runs.backends import RawBackend
 from editcore.settings.hparams import HParams, build, describe, to_toml
 from editcore.settings.presets import model_stem, own_folder
 
@@ -158,6 +160,7 @@ class Bench:
         model: LanguageModel,
         records: Sequence[FactRecord],
         statistics: StatisticsStore,
+        plugins: Plugins,
         *,
         seed: int = 0,
         progress: Progress = silent,
@@ -167,7 +170,16 @@ class Bench:
         self.statistics = statistics
         self.progress = progress
         self.trials: list[Trial] = []
-        self._context = EditContext(statistics=statistics, seed=seed)
+        backend = RawBackend()
+        backend.open(model)
+        self._model_with_edits = EditedModel(model, backend, spec=plugins.backend("raw"), plugins=plugins)
+        self._context = EditContext(
+            statistics=statistics,
+            trial=backend.trial,
+            plugins=plugins,
+            records={record.request.id: record for record in self.records},
+            seed=seed,
+        )
         self.before = self._measure()
 
     def _measure(self) -> Summary:
@@ -236,8 +248,25 @@ class Bench:
             editor.prepare(self.model, self._context)
             for index, start in enumerate(range(0, len(requests), size)):
                 batch = EditBatch.of(requests[start : start + size], index=index)
-                stack.enter_context(applied(self.model, editor.propose(self.model, batch, self._context).deltas))
+                proposal = editor.propose(self.model, batch, self._context)
+                stack.enter_context(self._model_with_edits.trial(proposal.written))
+                if isinstance(editor, Remembers):
+                    editor.absorb(_entry(batch, proposal))
             return self._measure()
+
+
+def _entry(batch: EditBatch, proposal: Proposal) -> LedgerEntry:
+    return LedgerEntry(
+        batch=batch.index,
+        requests=batch.requests,
+        weights=batch.weights,
+        num_new=batch.num_new,
+        changes=proposal.changes,
+        attachment=proposal.attachment,
+        known=proposal.known,
+        memory=proposal.memory,
+        evidence=proposal.evidence,
+    )
 
 
 def preset_paths(specs: Iterable[EditorSpec], model_name: str, *, replace: bool) -> dict[str, Path]:

@@ -11,7 +11,10 @@ def editcore_backends() -> list[BackendSpec]:
     """The backend that writes into the weights."""
     return [
         BackendSpec(
-            "raw", target="editcore.runs.backends:RawBackend", summary="Adds the change to the weights themselves."
+            "raw",
+            target="editcore.runs.backends:RawBackend",
+            summary="Adds the change to the weights themselves.",
+            takes=frozenset({"factored", "dense", "vector", "attachment"}),
         )
     ]
 

@@ -37,6 +37,7 @@ from editcore.interfaces.events import (
 )
 from editcore.interfaces.hookspecs import PROJECT, LifecycleHooks, RegistrationHooks
 from editcore.interfaces.specs import (
+    AttachmentSpec,
     BackendSpec,
     CommandSpec,
     ComponentSpec,
@@ -88,6 +89,7 @@ class _Kind(Generic[S_co]):
 
 _EDITOR = _Kind("editor", "editcore_editors", EditorSpec, "method")
 _BACKEND = _Kind("backend", "editcore_backends", BackendSpec, "backend")
+_ATTACHMENT = _Kind("attachment", "editcore_attachments", AttachmentSpec, "attachment")
 _EXTENSION = _Kind("plugin", "editcore_extensions", ExtensionSpec, "plugin")
 _EVALUATOR = _Kind("evaluator", "editcore_evaluators", EvaluatorSpec)
 _DATASET = _Kind("data set", "editcore_datasets", DatasetSpec)
@@ -99,6 +101,7 @@ _COMPONENT = _Kind("component", "editcore_components", ComponentSpec)
 _KINDS: tuple[_Kind[Any], ...] = (
     _EDITOR,
     _BACKEND,
+    _ATTACHMENT,
     _EXTENSION,
     _EVALUATOR,
     _DATASET,
@@ -171,6 +174,18 @@ class Plugins:
     def backend(self, name: str) -> BackendSpec:
         """The backend of that name; :class:`UnknownNameError` says what is installed."""
         return self._find(_BACKEND, name)
+
+    def attachments(self) -> Mapping[str, AttachmentSpec]:
+        """Kinds of knowledge kept beside the weights."""
+        return self._registry(_ATTACHMENT)
+
+    def attachment(self, kind: str) -> AttachmentSpec:
+        """The kind of attachment of that name.
+
+        Raises:
+            UnknownNameError: there is none.
+        """
+        return self._find(_ATTACHMENT, kind)
 
     def extensions(self) -> Mapping[str, ExtensionSpec]:
         """Choices of ``--plugin``."""

@@ -1,4 +1,4 @@
-from .backends import RawBackend as RawBackend, save_edited as save_edited
+from .backends import RawBackend as RawBackend
 from .checkpoints import Checkpoint as Checkpoint, Watched as Watched, read_watched as read_watched
 from .compose import Composition as Composition, Conflict as Conflict
 from .config import RunConfig as RunConfig
@@ -11,8 +11,9 @@ from .directories import (
 )
 from .job import records_of as records_of, run as run
 from .pack import EditPack as EditPack, read_pack as read_pack, write_pack as write_pack
+from .parts import default_editor as default_editor
 from .record import RUN_NAME as RUN_NAME, RunRecord as RunRecord, folder_of as folder_of, recorded as recorded
 from .reopening import open_run as open_run, open_session as open_session, statistics_of as statistics_of
 from .results import RunResult as RunResult, Sample as Sample
 from .resume import has_begun as has_begun, is_finished as is_finished
-from .session import BatchResult as BatchResult, EditSession as EditSession, default_editor as default_editor
+from .session import BatchResult as BatchResult, EditSession as EditSession

@@ -121,7 +121,7 @@ class Checkpoint(BaseModel):
     perplexity_ratio: float
     """To the unedited model."""
     relative_change: Mapping[str, float]
-    """‖ΔW‖/‖W‖ (Frobenius) by weight: all active deltas together over the unedited weight."""
+    """‖ΔW‖/‖W‖ (Frobenius) by address: all active changes together over the unedited weight."""
     seconds: float
     """Wall time of this checkpoint's measurements."""
 
@@ -256,13 +256,15 @@ class Checkpoints:
 
         session = self._session
         active = session.ledger.active()
-        names = sorted({name for deltas in active for name in deltas})
+        names = sorted({address for written in active for address in written.changes})
         if new := [name for name in names if name not in self._norms]:
             weight = session.model.weight
             self._norms |= session.without_edits(lambda: {name: float(weight(name).double().norm()) for name in new})
         return {
-            name: norm_of_sum([deltas[name] for deltas in active if name in deltas]) / self._norms[name]
+            name: norm_of_sum([written.changes[name] for written in active if name in written.changes])
+            / self._norms[name]
             for name in names
+            if self._norms[name] > 0  # what is zero has no share to change
         }
 
     # On disk

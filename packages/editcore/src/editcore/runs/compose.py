@@ -44,7 +44,8 @@ class Composition:
 class _Fact:
     run: Path
     record: FactRecord
-    known: KnownTarget
+    known: KnownTarget | None
+    """The target it was solved for; ``None`` if its editor keeps none."""
 
     @property
     def request(self) -> EditRequest:
@@ -61,8 +62,9 @@ def compose(
 ) -> Composition:
     """Join the active facts of several runs and solve them together, for the values that each was solved for.
 
-    The editor, its settings, backend and text are those of the first run; no target is optimised again. For an editor
-    of one layer that takes them all in one batch, the result does not depend on how the facts were batched before.
+    The editor, its settings, backend and text are those of the first run. No target is optimised again where runs have
+    kept it; facts of editors that keep none are edited anew. For an editor of one layer that takes them all in one
+    batch, the result does not depend on how the facts were batched before.
 
     Args:
         on_conflict: what to do where runs give one fact (subject and prompt) different targets: refuse, or keep the
@@ -99,7 +101,9 @@ def compose(
     with locked(out):
         session = make_session(config, out, records[0], plugins, progress)
         requests = _renamed([fact.request for fact in facts])
-        known = {request.id: fact.known for request, fact in zip(requests, facts, strict=True)}
+        known = {
+            request.id: fact.known for request, fact in zip(requests, facts, strict=True) if fact.known is not None
+        }
         results = session.edit(requests, known=known)
         lines = (
             fact.record.model_copy(update={"request": request}).model_dump_json()
@@ -116,13 +120,9 @@ def _facts(run: Path) -> list[_Fact]:
     ledger = Ledger.read(run)
     records = {record.request: record for record in recorded(run)}
     known = {one.id: entry.known.get(one.id) for entry in ledger.history() for one in entry.new_requests}
-    found = []
-    for request in ledger.facts():
-        target = known[request.id]
-        if target is None:
-            raise RunError(f"{run} has no key and value of '{request.text}'; its editor does not keep them.")
-        found.append(_Fact(run, records.get(request, FactRecord(request=request)), target))
-    return found
+    return [
+        _Fact(run, records.get(request, FactRecord(request=request)), known[request.id]) for request in ledger.facts()
+    ]
 
 
 def _joined(runs: Sequence[Sequence[_Fact]], on_conflict: OnConflict) -> tuple[list[_Fact], list[Conflict]]:
@@ -142,7 +142,7 @@ def _joined(runs: Sequence[Sequence[_Fact]], on_conflict: OnConflict) -> tuple[l
             f"The runs contradict each other about {len(conflicts)} facts, the first being "
             f"'{conflicts[0].kept.text}': {targets}. Choose with --on-conflict first or last."
         )
-    weights = {tuple(sorted(fact.known.values)): fact for fact in kept}
+    weights = {tuple(sorted(fact.known.values)): fact for fact in kept if fact.known is not None}
     if len(weights) > 1:
         (ours, first), (theirs, second), *_ = weights.items()
         raise RunError(

@@ -12,6 +12,7 @@ from editcore.interfaces.errors import HParamsError, UnknownNameError
 from editcore.interfaces.values import first_problem
 from editcore.plugins.registry import Plugins
 from editcore.runs.checkpoints import TEXT_TOKENS, TEXT_WINDOW
+from editcore.runs.fit import completed
 
 __all__ = ["RunConfig"]
 
@@ -26,7 +27,7 @@ class RunConfig(BaseModel):
     plugins: tuple[str, ...] = ()
     """Extensions, in the order asked for. The name of a backend selects that backend."""
     backend: str = "raw"
-    """How deltas are put into the model."""
+    """How changes of weights are put into the model."""
     model: str = "smollm2-135m"
     """A catalogue name, a folder or a hub id."""
     dataset: str = "worldfacts"
@@ -81,11 +82,18 @@ class RunConfig(BaseModel):
         given = values.get("plugins", ())
         asked = [given] if isinstance(given, str) else [str(name) for name in given]
         chosen = [name for name in asked if name in plugins.backends()]
+        if given_backend := values.get("backend"):
+            chosen = [str(given_backend), *(name for name in chosen if name != given_backend)]
         if len(chosen) > 1:
-            raise HParamsError(f"--plugin names the backends {' and '.join(chosen)}; a run has one backend.")
-        if chosen:
-            values["backend"] = chosen[0]
-        values["plugins"] = tuple(name for name in asked if name not in chosen)
+            raise HParamsError(
+                f"The backends {' and '.join(chosen)} were asked for (--plugin with a backend's name chooses it); "
+                "a run has one backend."
+            )
+        extensions = tuple(name for name in asked if name not in plugins.backends())
+        values["plugins"], values["backend"] = extensions, chosen[0] if chosen else "raw"
+        if isinstance(editor := values.get("editor"), str):
+            needed = completed(plugins, editor, extensions, chosen[0] if chosen else None)
+            values["plugins"], values["backend"] = needed
         try:
             config = cls(**values)
         except ValidationError as error:

@@ -24,6 +24,7 @@ from editcore.plugins.registry import Plugins
 from editcore.plugins.versions import code_versions
 from editcore.runs.checkpoints import CHECKPOINTS, Checkpoints, HeldOutText, Watched
 from editcore.runs.config import RunConfig
+from editcore.runs.fit import check_savable, check_subjects
 from editcore.runs.log import BatchLog, Before
 from editcore.runs.record import REQUESTS_NAME, RunRecord, recorded, write_run
 from editcore.runs.reopening import make_session
@@ -100,8 +101,11 @@ def _run(
     if record is None and config.eval_text is not None:
         open_corpus(config.eval_text)  # found now rather than after the model was loaded
     records, notes = _records(config, plugins) if record is None else (recorded(directory), list(record.notes))
+    check_subjects([one.request for one in records], plugins.editor(config.editor))
+    if save is not None:
+        check_savable(plugins, config.editor, config.backend)
     with clock.stage("model"):
-        session = make_session(config, directory, record, plugins, progress, model=model)
+        session = make_session(config, directory, record, plugins, progress, records=records, model=model)
     prompts = [one.request.text for one in records[:_SAMPLES]]
     with clock.stage("before"):
         before = Before.read(directory) if record is not None else None

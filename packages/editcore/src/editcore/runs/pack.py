@@ -1,14 +1,15 @@
 """A set of edits as one file: what is active in a run, to be put into the same base model elsewhere.
 
-An ``.editpack`` is a safetensors file with the factors of every batch. Its metadata holds a manifest (base model,
-editor, settings, versions, and the batches with their requests and evidence) and a hash over manifest and tensors.
+An ``.editpack`` is a safetensors file with the changes and attachments of every batch. Its metadata holds a manifest
+(base model, editor, settings, versions, and the batches with their requests and evidence) and a hash over manifest and
+tensors.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,12 +17,15 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from editcore._util.files import write_tensors
+from editcore.interfaces.changes import Written
 from editcore.interfaces.errors import RunError
-from editcore.interfaces.values import EditRequest, FactoredDelta, first_problem
-from editcore.ledger.ledger import Ledger, batch_line
+from editcore.interfaces.values import EditRequest, first_problem
+from editcore.ledger.ledger import Ledger, batch_line, written_from, written_tensors
 from editcore.ledger.lines import BatchLine
+from editcore.models.edited import EditedModel
 from editcore.models.writing import misfits
-from editcore.runs.backends import RawBackend
+from editcore.plugins.registry import Plugins
+from editcore.runs.backends import RawBackend, by
 from editcore.runs.record import RunRecord
 
 if TYPE_CHECKING:
@@ -39,7 +43,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     model: str
     """The base model's name where the pack was made."""
     fingerprint: str
@@ -57,22 +61,24 @@ class EditPack:
 
     path: Path
     manifest: Manifest
-    deltas: tuple[Mapping[str, FactoredDelta], ...]
-    """Of each batch, by weight name."""
+    written: tuple[Written, ...]
+    """What each batch writes."""
 
     @property
     def requests(self) -> tuple[EditRequest, ...]:
         """The facts that it writes, oldest first."""
         return tuple(one for batch in self.manifest.batches for one in batch.requests[: batch.num_new])
 
-    def apply(self, model: LanguageModel, *, force: bool = False) -> None:
-        """Write the edits into an unedited model: the bits are those of the run that was packed.
+    def apply(self, model: LanguageModel, plugins: Plugins, *, force: bool = False) -> EditedModel:
+        """Put the edits into an unedited model: the bits are those of the run that was packed.
 
         Args:
+            plugins: where kinds of attachments are announced.
             force: also into a model with other weights than the pack was made for, if the shapes fit.
 
         Raises:
             RunError: the model is another one, or a change does not fit its weight; it is as it was.
+            EditcoreError: an attachment cannot be installed; the model is as it was.
         """
         if not force and model.base_fingerprint != self.manifest.fingerprint:
             raise RunError(
@@ -80,28 +86,36 @@ class EditPack:
                 f"{self.manifest.fingerprint[:12]}; '{model.name}' has {model.base_fingerprint[:12]}. On another base "
                 "its edits may say anything; --force applies them all the same."
             )
-        for deltas in self.deltas:
-            for name, found, expected in misfits(model, deltas):
+        for written in self.written:
+            for address, found, expected in misfits(model, written.changes):
                 raise RunError(
-                    f"{self.path}: the change of {name} is {found[0]} by {found[1]}, in '{model.name}' the weight "
-                    f"is {expected[0]} by {expected[1]}."
+                    f"{self.path}: the change of {address} is {by(found)}, in '{model.name}' the weight is "
+                    f"{by(expected)}."
                 )
         backend = RawBackend()
         backend.open(model)
-        backend.rebuild(self.deltas)
+        edited = EditedModel(model, backend, spec=plugins.backend("raw"), plugins=plugins)
+        edited.rebuild(self.written)
+        return edited
 
 
-def write_pack(directory: Path, path: Path) -> EditPack:
+def write_pack(directory: Path, path: Path, plugins: Plugins) -> EditPack:
     """Pack what is active in a run.
 
     Raises:
-        RunError: there is no run or no active edit, or ``path`` is there already.
+        RunError: there is no run or no active edit, ``path`` is there already, or the run's backend does not keep its
+            edits in weights.
         StorageError: the file cannot be written.
     """
     if path.exists():
         raise RunError(f"{path} is already there; give a name that does not exist yet.")
     record, ledger = RunRecord.read(directory), Ledger.read(directory)
     history = ledger.history()
+    if not plugins.backend(record.config.backend).writes_weights:
+        raise RunError(
+            f"The edits in {directory} cannot be packed: the backend '{record.config.backend}' does not keep them in "
+            "weights, and a pack is applied to weights."
+        )
     if not history:
         raise RunError(f"No edit is active in {directory}, so there is nothing to pack.")
     manifest = Manifest(
@@ -113,14 +127,14 @@ def write_pack(directory: Path, path: Path) -> EditPack:
         batches=tuple(batch_line(entry, None) for entry in history),
     )
     tensors = {
-        f"{side}/{entry.batch}/{name}": factor.clone()
+        f"{entry.batch}/{name}": tensor
         for entry in history
-        for name, delta in entry.deltas.items()
-        for side, factor in (("left", delta.left), ("right", delta.right))
+        # What an editor remembers is for its next batch; nobody edits on from a pack.
+        for name, tensor in written_tensors(replace(entry.written, memory={})).items()
     }
     text = manifest.model_dump_json()
     write_tensors(path, tensors, {MANIFEST: text, HASH: content_hash(text, tensors)})
-    return EditPack(path, manifest, tuple(entry.deltas for entry in history))
+    return EditPack(path, manifest, tuple(entry.written for entry in history))
 
 
 def read_pack(path: Path) -> EditPack:
@@ -146,7 +160,7 @@ def read_pack(path: Path) -> EditPack:
         raise RunError(f"{path} was changed or damaged after it was written: its content hash differs.")
     try:
         manifest = Manifest.model_validate_json(metadata[MANIFEST])
-        return EditPack(path, manifest, _deltas(manifest, tensors))
+        return EditPack(path, manifest, tuple(_written(manifest, tensors)))
     except ValidationError as error:
         raise RunError(
             f"{path} has a manifest that this version of editcore does not read ({first_problem(error)})."
@@ -155,17 +169,26 @@ def read_pack(path: Path) -> EditPack:
         raise RunError(f"{path} does not hold the factors that its manifest speaks of ({error}).") from error
 
 
-def _deltas(manifest: Manifest, tensors: Mapping[str, Tensor]) -> tuple[Mapping[str, FactoredDelta], ...]:
-    found: dict[int, dict[str, FactoredDelta]] = {batch.batch: {} for batch in manifest.batches}
-    for key in sorted(tensors):
-        side, _, rest = key.partition("/")
-        index, _, name = rest.partition("/")
-        if side == "left":
-            delta = FactoredDelta(tensors[key], tensors[f"right/{rest}"])
-            if not all(part.is_floating_point() and torch.isfinite(part).all() for part in (delta.left, delta.right)):
-                raise ValueError(f"the change of {name} is not made of finite numbers")
-            found[int(index)][name] = delta
-    return tuple(found[batch.batch] for batch in manifest.batches)
+def _written(manifest: Manifest, tensors: Mapping[str, Tensor]) -> Iterator[Written]:
+    """What each batch writes.
+
+    Raises:
+        ValueError: tensors are missing, belong to no batch, or hold NaN or Inf.
+    """
+    parts: dict[int, dict[str, Tensor]] = {batch.batch: {} for batch in manifest.batches}
+    for key, tensor in tensors.items():
+        index, _, name = key.partition("/")
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(f"'{name}' of batch {index} is not made of finite numbers")
+        parts[int(index)][name] = tensor
+    for batch in manifest.batches:
+        written = written_from(parts[batch.batch], batch.attachment)
+        for address, change in written.changes.items():
+            if not all(tensor.is_floating_point() for tensor in change.tensors().values()):
+                raise ValueError(f"the change of {address} is not made of finite numbers")
+        if not written.changes and written.attachment is None:
+            raise ValueError(f"batch {batch.batch} writes nothing")
+        yield written
 
 
 def content_hash(manifest: str, tensors: Mapping[str, Tensor]) -> str:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from editcore.interfaces.progress import Progress, silent
-from editcore.interfaces.protocols import Backend
+from editcore.interfaces.values import FactRecord
 from editcore.ledger.ledger import Ledger
 from editcore.models import LanguageModel
+from editcore.models.edited import EditedModel
 from editcore.plugins.registry import Plugins
 from editcore.runs.backends import open_backend, rebuild
 from editcore.runs.config import RunConfig
-from editcore.runs.record import RunRecord
-from editcore.runs.session import EditSession, make_backend
+from editcore.runs.parts import make_backend
+from editcore.runs.record import RunRecord, recorded
+from editcore.runs.session import EditSession
 from editcore.second_moments.statistics import StatisticsStore
 
 __all__ = ["make_session", "open_run", "open_session", "statistics_of"]
@@ -25,12 +28,14 @@ def make_session(
     plugins: Plugins,
     progress: Progress,
     *,
+    records: Sequence[FactRecord] = (),
     model: LanguageModel | None = None,
 ) -> EditSession:
     """The session of a run in its directory, with what is there already.
 
     Args:
         record: of a run that was begun, whose settings are resolved, whatever presets say now.
+        records: what the run edits.
         model: loaded unless given.
     """
     named = {config.editor, config.backend, *config.plugins}
@@ -43,6 +48,7 @@ def make_session(
         backend=config.backend,
         preset=config.preset if record is None else None,
         settings=settings,
+        records=records,
         corpus=config.corpus,
         corpus_tokens=config.corpus_tokens,
         seed=config.seed,
@@ -63,8 +69,8 @@ def open_run(
     chat_template: bool | None = None,
     plugins: Plugins | None = None,
     progress: Progress = silent,
-) -> tuple[LanguageModel, Ledger, Backend]:
-    """The model of a run with its edits applied, the run's ledger, and the backend that holds them.
+) -> tuple[EditedModel, Ledger]:
+    """The model of a run with its edits applied, and the run's ledger.
 
     Args:
         chat_template: whether to put the chat template around prompts; left out, as the run did.
@@ -92,8 +98,9 @@ def open_run(
         statistics=lambda: statistics_of(config, model, progress=progress),
         directory=directory,
     )
-    rebuild(backend, model, ledger)
-    return model, ledger, backend
+    edited = EditedModel(model, backend, spec=plugins.backend(config.backend), plugins=plugins)
+    rebuild(edited, ledger)
+    return edited, ledger
 
 
 def open_session(directory: Path, *, plugins: Plugins | None = None, progress: Progress = silent) -> EditSession:
@@ -104,7 +111,7 @@ def open_session(directory: Path, *, plugins: Plugins | None = None, progress: P
     """
     plugins = plugins or Plugins.load()
     record = RunRecord.read(directory)
-    session = make_session(record.config, directory, record, plugins, progress)
+    session = make_session(record.config, directory, record, plugins, progress, records=recorded(directory))
     record.check(session.model)
     return session
 

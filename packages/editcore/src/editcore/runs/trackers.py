@@ -175,7 +175,7 @@ class JsonlTracker:
 
 
 def _applied(entry: LedgerEntry, *, seconds: float | None) -> dict[str, Any]:
-    known = (one.target_probability for one in entry.evidence if not one.replayed)
+    known = (one.figures.get("target_probability") for one in entry.evidence if not one.replayed)
     probabilities = [probability for probability in known if probability is not None]
     return {
         "batch": entry.batch,

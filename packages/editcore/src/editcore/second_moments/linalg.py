@@ -20,8 +20,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from editcore.interfaces.changes import FactoredDelta, WeightChange
 from editcore.interfaces.errors import NumericalError
-from editcore.interfaces.values import FactoredDelta
 
 __all__ = ["Metric", "Update", "hold_at", "norm_of_sum", "solve_update"]
 
@@ -269,20 +269,25 @@ def hold_at(update: Update, keys: Tensor, held: Tensor, metric: Metric) -> Updat
     )
 
 
-def norm_of_sum(deltas: Sequence[FactoredDelta]) -> float:
-    """‖Σ left @ right‖, the Frobenius norm of what several changes of one weight add up to, in float64.
+def norm_of_sum(changes: Sequence[WeightChange]) -> float:
+    """‖Σ Δ‖, the Frobenius norm of what several changes of one weight add up to, in float64.
 
-    From the Gram matrices of the joined factors while their ranks together stay below the weight's widths; beyond, the
-    sum itself is smaller than they are.
+    Of thin changes from the Gram matrices of the joined factors while their ranks together stay below the weight's
+    widths; beyond, the sum itself is smaller than they are.
     """
-    if not deltas:
+    if not changes:
         return 0.0
-    lefts, rights = [delta.left.double() for delta in deltas], [delta.right.double() for delta in deltas]
-    if sum(delta.rank for delta in deltas) < min(lefts[0].shape[0], rights[0].shape[1]):
+    thin = [change for change in changes if isinstance(change, FactoredDelta)]
+    if len(thin) == len(changes) and sum(change.rank for change in thin) < min(thin[0].shape):
+        lefts, rights = [change.left.double() for change in thin], [change.right.double() for change in thin]
         return FactoredDelta(torch.cat(lefts, dim=1), torch.cat(rights)).norm()
-    total = torch.zeros(lefts[0].shape[0], rights[0].shape[1], dtype=torch.float64, device=lefts[0].device)
-    for left, right in zip(lefts, rights, strict=True):
-        total.addmm_(left, right)
+    device = next(iter(changes[0].tensors().values())).device
+    total = torch.zeros(changes[0].shape, dtype=torch.float64, device=device)
+    for change in changes:
+        if isinstance(change, FactoredDelta):
+            total.addmm_(change.left.double(), change.right.double())
+        else:
+            total += change.value.double()
     return float(total.norm())
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,8 @@ _log = logging.getLogger(__name__)
 
 _VERSION = 2
 """Raised when the way moments are computed changes, so that old cache files are not taken for new ones."""
+_FACTOR = "factor"
+"""Name of the Cholesky factor among the derived tensors."""
 SEQUENCE_LENGTH = 128
 _ROWS = 16
 TOKENS_PER_WIDTH = 10
@@ -137,9 +140,6 @@ class StatisticsStore:
         """The cache file of a layer."""
         return self.directory / f"{self.key(layer).digest()}.safetensors"
 
-    def _factor_path(self, layer: int) -> Path:
-        return self.path(layer).with_suffix(".cholesky.safetensors")
-
     def moments(self, layers: Sequence[int]) -> dict[int, Tensor]:
         """C of each layer, ``[d_in, d_in]`` float64, each where its layer is.
 
@@ -171,33 +171,65 @@ class StatisticsStore:
                 self._metrics[layer] = self._factorised(layer, moments[layer])
         return {layer: self._metrics[layer] for layer in layers}
 
+    def derived(self, layer: int, name: str, compute: Callable[[Metric], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Tensors that follow from a layer's second moment: an eigenbasis, a projector. They are computed once, and
+        kept beside the moment on disk under the same key.
+
+        Args:
+            name: what they are, in ``lower-case`` words. It names everything that changes them beside the moment, such
+                as ``eigenvectors`` or ``null-space-0.02``.
+            compute: from the metric of the layer to tensors by name.
+
+        Returns:
+            Each where its layer is.
+
+        Raises:
+            StatisticsError: as :meth:`moments`, or the name cannot be that of a file.
+        """
+        if re.fullmatch(r"[a-z0-9][a-z0-9.-]*", name) is None:
+            raise StatisticsError(f"'{name}' cannot name derived tensors: lower case, digits, '-' and '.' alone.")
+        place = self.model.place(layer)
+        return {key: tensor.to(place) for key, tensor in self._derived(layer, name, compute).items()}
+
+    def _derived(
+        self, layer: int, name: str, compute: Callable[[Metric], Mapping[str, Tensor]]
+    ) -> Mapping[str, Tensor]:
+        path = self._derived_path(layer, name)
+        if not path.exists():
+            metric = self.metrics([layer])[layer]
+            made = {key: tensor.detach().cpu().contiguous() for key, tensor in compute(metric).items()}
+            write_tensors(path, made, {})
+        return self._read_tensors(path, f"derived tensors '{name}'")
+
+    def _derived_path(self, layer: int, name: str) -> Path:
+        return self.path(layer).with_suffix(f".{name}.safetensors")
+
     def _factorised(self, layer: int, moment: Tensor) -> Metric:
-        path = self._factor_path(layer)
-        if path.exists():
-            factor = self._read_matrix(path, "factor").to(moment)
-            with safe_open(path, framework="pt") as file:
-                return Metric(moment, factor=(factor, float(file.metadata()["jitter"])))
-        metric = Metric(moment)
-        factor, jitter = metric.factor
-        write_tensors(path, {"factor": factor.cpu()}, {"jitter": repr(jitter)})
-        return metric
+        path = self._derived_path(layer, _FACTOR)
+        if not path.exists():
+            factor, jitter = Metric(moment).factor
+            write_tensors(path, {"factor": factor.cpu(), "jitter": torch.tensor([jitter], dtype=torch.float64)}, {})
+        found = self._read_tensors(path, "factor")
+        if set(found) != {"factor", "jitter"} or found["factor"].shape != moment.shape:
+            raise StatisticsError(f"{path} does not hold the factor of a second moment; delete it.")
+        return Metric(moment, factor=(found["factor"].to(moment), float(found["jitter"])))
 
     def _read(self, layer: int) -> Tensor:
-        return self._read_matrix(self.path(layer), "moment")
+        path, width = self.path(layer), self.model.layout.d_ff
+        moment = self._read_tensors(path, "second moment").get("moment")
+        if moment is None or moment.shape != (width, width):
+            found = "no second moment" if moment is None else f"a matrix of shape {list(moment.shape)}"
+            raise StatisticsError(f"{path} holds {found}, not a matrix of shape {[width, width]}; delete it.")
+        return moment
 
-    def _read_matrix(self, path: Path, name: str) -> Tensor:
-        width = self.model.layout.d_ff
+    def _read_tensors(self, path: Path, what: str) -> dict[str, Tensor]:
         try:
             with safe_open(path, framework="pt") as file:
-                shape = file.get_slice(name).get_shape()
-                if shape != [width, width]:
-                    raise StatisticsError(f"{path} holds a matrix of shape {shape}, not {[width, width]}; delete it.")
                 # A copy lies where an allocation does; solves over a map of the file may round differently.
-                matrix: Tensor = file.get_tensor(name).clone()
-                return matrix
+                return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  not a mapping
         except (SafetensorError, OSError) as error:
             raise StatisticsError(
-                f"Cannot read the {name} in {path} ({error}); delete it to compute it anew."
+                f"Cannot read the {what} in {path} ({error}); delete it to compute it anew."
             ) from error
 
     def _write(self, layer: int, moment: Tensor, counted: int) -> None:
@@ -209,7 +241,8 @@ class StatisticsStore:
             "layer": str(layer),
             "text": self.corpus.content_hash or "",
         }
-        self._factor_path(layer).unlink(missing_ok=True)  # of an earlier file under this key
+        for stale in self.directory.glob(f"{key.digest()}.*.safetensors"):  # of an earlier file under this key
+            stale.unlink(missing_ok=True)
         write_tensors(self.path(layer), {"moment": moment}, metadata)
 
 

@@ -17,7 +17,7 @@ from editcore.plugins.registry import Plugins
 from editcore.plugins.versions import code_versions
 from editcore.runs.config import RunConfig
 from editcore.runs.job import records_of
-from editcore.runs.session import resolve_settings
+from editcore.runs.parts import resolve_settings
 from editcore.settings.toml import run_values
 from editcore.sweeps.file import Arm, Sweep, SweepFile, overlaid
 

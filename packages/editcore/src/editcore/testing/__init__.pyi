@@ -1,8 +1,6 @@
-from .contracts import (
-    BackendContract as BackendContract,
-    EditorContract as EditorContract,
-    ExecutorContract as ExecutorContract,
-)
+from .backends import BackendContract as BackendContract
+from .editors import EditorContract as EditorContract
+from .executors import ExecutorContract as ExecutorContract
 from .presets import check_presets as check_presets
 from .tiny import (
     TINY_FAMILIES as TINY_FAMILIES,

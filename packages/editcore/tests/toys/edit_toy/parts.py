@@ -67,7 +67,7 @@ class ToyEditor:
 
 
 def _spoilt(proposal: Proposal, how: str | None) -> Proposal:
-    [(name, delta)] = proposal.deltas.items()
+    [(name, delta)] = proposal.changes.items()
     if how == "name":
         return replace(proposal, deltas={"nowhere.weight": delta})
     if how == "shape":

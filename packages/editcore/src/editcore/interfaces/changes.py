@@ -1,0 +1,219 @@
+"""What an edit puts into a model: changes of weights, and knowledge kept beside them.
+
+Shapes: ``d_out`` and ``d_in`` the two widths of a weight matrix, ``rank`` the inner width of a factored change.
+
+A change is addressed by the state-dict key of its weight, with an index for one slice of a stacked parameter:
+``model.layers.3.mlp.down_proj.weight``, ``model.layers.3.mlp.experts.down_proj[17]``. Matrices are always (out, in),
+whatever the module stores; see :mod:`editcore.models.weights`.
+
+This module imports no torch: tensors appear in annotations only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+__all__ = [
+    "Attachment",
+    "Changes",
+    "DenseDelta",
+    "FactoredDelta",
+    "VectorDelta",
+    "WeightChange",
+    "Written",
+    "as_change",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class FactoredDelta:
+    """A thin change of a matrix, ``left @ right``."""
+
+    kind: ClassVar[str] = "factored"
+
+    left: Tensor
+    """``[d_out, rank]``"""
+    right: Tensor
+    """``[rank, d_in]``"""
+
+    def __post_init__(self) -> None:
+        if self.left.ndim != 2 or self.right.ndim != 2 or self.left.shape[1] != self.right.shape[0]:
+            raise ValueError(f"factors of shape {tuple(self.left.shape)} and {tuple(self.right.shape)} do not multiply")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(d_out, d_in)``"""
+        return (self.left.shape[0], self.right.shape[1])
+
+    @property
+    def rank(self) -> int:
+        """Inner width of the factors."""
+        return int(self.left.shape[1])
+
+    def dense(self) -> Tensor:
+        """The change itself, ``[d_out, d_in]``."""
+        return self.left @ self.right
+
+    def is_finite(self) -> bool:
+        """Whether no entry of the factors is NaN or infinite."""
+        return bool(self.left.isfinite().all() and self.right.isfinite().all())
+
+    def norm(self) -> float:
+        """Frobenius norm, from the factors alone: ``‖LR‖² = tr((LᵀL)(RRᵀ))``."""
+        gram_left = self.left.T @ self.left  # [rank, rank]
+        gram_right = self.right @ self.right.T  # [rank, rank]
+        return float((gram_left * gram_right).sum().clamp_min(0.0).sqrt())
+
+    def scaled(self, factor: float) -> FactoredDelta:
+        """``factor`` times the change."""
+        return FactoredDelta(self.left * factor, self.right)
+
+    def to(self, device: torch.device | str) -> FactoredDelta:
+        """The same on ``device``."""
+        return FactoredDelta(self.left.to(device), self.right.to(device))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its tensors by name; :func:`as_change` is the inverse."""
+        return {"left": self.left, "right": self.right}
+
+
+@dataclass(frozen=True, slots=True)
+class DenseDelta:
+    """A change of a whole matrix, or of a whole parameter with three or more axes, which is then as it is stored."""
+
+    kind: ClassVar[str] = "dense"
+
+    value: Tensor
+    """``[d_out, d_in]``, or the parameter's shape."""
+
+    def __post_init__(self) -> None:
+        if self.value.ndim < 2:
+            raise ValueError(f"a dense change has two axes or more, found the shape {tuple(self.value.shape)}")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(d_out, d_in)``, or the parameter's shape."""
+        return tuple(self.value.shape)
+
+    def dense(self) -> Tensor:
+        """The change itself."""
+        return self.value
+
+    def is_finite(self) -> bool:
+        """Whether no entry is NaN or infinite."""
+        return bool(self.value.isfinite().all())
+
+    def norm(self) -> float:
+        """Frobenius norm."""
+        return float(self.value.double().norm())
+
+    def scaled(self, factor: float) -> DenseDelta:
+        """``factor`` times the change."""
+        return DenseDelta(self.value * factor)
+
+    def to(self, device: torch.device | str) -> DenseDelta:
+        """The same on ``device``."""
+        return DenseDelta(self.value.to(device))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its tensors by name; :func:`as_change` is the inverse."""
+        return {"dense": self.value}
+
+
+@dataclass(frozen=True, slots=True)
+class VectorDelta:
+    """A change of a bias, of a norm's scale, or of any other parameter with one axis or none."""
+
+    kind: ClassVar[str] = "vector"
+
+    value: Tensor
+    """The parameter's shape: ``[d]`` or ``[]``."""
+
+    def __post_init__(self) -> None:
+        if self.value.ndim > 1:
+            raise ValueError(f"a change of a vector has one axis at most, found the shape {tuple(self.value.shape)}")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(d,)`` or ``()``"""
+        return tuple(self.value.shape)
+
+    def dense(self) -> Tensor:
+        """The change itself."""
+        return self.value
+
+    def is_finite(self) -> bool:
+        """Whether no entry is NaN or infinite."""
+        return bool(self.value.isfinite().all())
+
+    def norm(self) -> float:
+        """Euclidean norm."""
+        return float(self.value.double().norm())
+
+    def scaled(self, factor: float) -> VectorDelta:
+        """``factor`` times the change."""
+        return VectorDelta(self.value * factor)
+
+    def to(self, device: torch.device | str) -> VectorDelta:
+        """The same on ``device``."""
+        return VectorDelta(self.value.to(device))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its tensors by name; :func:`as_change` is the inverse."""
+        return {"vector": self.value}
+
+
+WeightChange = FactoredDelta | DenseDelta | VectorDelta
+"""A change of one weight. The union is closed: backends, ledger and packs know its three members."""
+Changes = Mapping[str, WeightChange]
+"""Changes by the address of their weight."""
+
+
+def as_change(tensors: Mapping[str, Tensor]) -> WeightChange:
+    """The change whose ``tensors()`` these are.
+
+    Raises:
+        ValueError: they are those of no change.
+    """
+    match sorted(tensors):
+        case ["left", "right"]:
+            return FactoredDelta(tensors["left"], tensors["right"])
+        case ["dense"]:
+            return DenseDelta(tensors["dense"])
+        case ["vector"]:
+            return VectorDelta(tensors["vector"])
+        case names:
+            raise ValueError(f"no change of a weight is made of {' and '.join(names) or 'nothing'}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attachment:
+    """Knowledge kept beside the weights: a gated memory, a codebook, a text to put before prompts.
+
+    It is data alone. The class announced for its ``kind`` (:class:`editcore.AttachmentSpec`) installs a sequence of
+    them into a model and takes them out again.
+    """
+
+    kind: str
+    """As it is announced."""
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    """By name; kept in the ledger beside the batch."""
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    """Everything else, as JSON has it: texts, numbers, lists and mappings of them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """What one batch puts into the model, and what its editor wants kept with it."""
+
+    changes: Changes = field(default_factory=dict)
+    """By the address of their weight."""
+    attachment: Attachment | None = None
+    memory: Mapping[str, Tensor] = field(default_factory=dict)
+    """Tensors by name that the editor reads back from the ledger; see :class:`editcore.Remembers`."""

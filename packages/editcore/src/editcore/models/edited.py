@@ -1,0 +1,149 @@
+"""A model with its edits: what a backend holds in its weights, and what attachments keep beside them.
+
+Everything that edits, measures on trial, undoes or reopens goes through here, so that weights and attachments always
+belong to the same batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from editcore.interfaces.changes import Attachment, Written
+from editcore.interfaces.errors import ModelError
+from editcore.interfaces.protocols import AttachmentKind, Backend, OverlaysWeights, RewritesPrompts
+from editcore.interfaces.specs import BackendSpec
+from editcore.plugins.registry import Plugins, boundary, resolve
+
+if TYPE_CHECKING:
+    from editcore.models.language_model import LanguageModel
+
+__all__ = ["EditedModel", "attached_reason"]
+
+
+def attached_reason(model: str, kinds: Sequence[str], what: str) -> str:
+    """Why a model with attachments cannot be saved, merged or exported, in a sentence."""
+    return (
+        f"The edits of {model} cannot be {what}: they are kept beside the weights (attachment "
+        f"{' and '.join(kinds)}), and a folder of weights has no place for them. 'editctl generate' and sessions use "
+        "them, and 'editctl pack' takes them along."
+    )
+
+
+class EditedModel:
+    """A model in the charge of a backend, with attachments beside it.
+
+    Its state is a function of the base weights and of what is active, in order, whatever the history.
+
+    Args:
+        model: unedited.
+        backend: opened on ``model``.
+        spec: the backend's announcement.
+        plugins: where kinds of attachments are announced.
+    """
+
+    def __init__(self, model: LanguageModel, backend: Backend, *, spec: BackendSpec, plugins: Plugins) -> None:
+        self.model, self.backend, self.spec, self.plugins = model, backend, spec, plugins
+        self._active: list[Written] = []
+        self._installed: list[Attachment] = []
+        self._beside = ExitStack()
+        """Takes out everything that is installed."""
+
+    @property
+    def attachments(self) -> tuple[Attachment, ...]:
+        """What is installed beside the weights, oldest first."""
+        return tuple(self._installed)
+
+    def apply(self, written: Written) -> None:
+        """Add one batch behind those that are active.
+
+        Raises:
+            EditcoreError: the backend cannot express its changes, or its attachment cannot be installed; the model is
+                as it was.
+        """
+        if written.changes:
+            self.backend.apply(written.changes)
+        if written.attachment is not None:
+            try:
+                self._install([*self._installed, written.attachment])
+            except BaseException:
+                self.rebuild(self._active)
+                raise
+        self._active.append(written)
+
+    def rebuild(self, active: Sequence[Written]) -> None:
+        """Make exactly ``active``, in this order, the model's state; none of them makes it unedited."""
+        self.backend.rebuild([written.changes for written in active if written.changes])
+        self._install([written.attachment for written in active if written.attachment is not None])
+        self._active = list(active)
+
+    @contextmanager
+    def trial(self, written: Written) -> Iterator[None]:
+        """The model with ``written`` behind what is active, inside the block only."""
+        before = list(self._installed)
+        with ExitStack() as stack:
+            if written.changes:
+                stack.enter_context(self.backend.trial(written.changes))
+            if written.attachment is not None:
+                stack.callback(self._install, before)
+                self._install([*before, written.attachment])
+            yield
+
+    @contextmanager
+    def unedited(self) -> Iterator[None]:
+        """The base model, inside the block only."""
+        active = self._active
+        self.rebuild([])
+        try:
+            yield
+        finally:
+            self.rebuild(active)
+
+    def save(self, directory: Path) -> None:
+        """Write the edited model as a folder that ``from_pretrained`` loads, whatever the backend.
+
+        Raises:
+            ModelError: the folder cannot be written, or a part of the edits is not in the weights.
+        """
+        self.check_all_in_weights("saved")
+        with self.backend.written() if isinstance(self.backend, OverlaysWeights) else nullcontext():
+            self.model.save(directory)
+
+    def check_all_in_weights(self, what: str) -> None:
+        """Refuse to pass weights off as the edited model where they are not all of it.
+
+        Args:
+            what: was asked for, as a participle.
+
+        Raises:
+            ModelError: the backend keeps changes elsewhere, or there are attachments.
+        """
+        if kinds := sorted({attachment.kind for attachment in self._installed}):
+            raise ModelError(attached_reason(self.model.name, kinds, what))
+        if not self.spec.writes_weights and self._active:
+            raise ModelError(
+                f"The edits of {self.model.name} cannot be {what}: the backend '{self.spec.name}' does not keep them "
+                "in weights. Make the run with another backend, such as --backend raw."
+            )
+
+    def _install(self, attachments: list[Attachment]) -> None:
+        """Make exactly these the model's attachments, each kind by an object of its own."""
+        if not attachments and not self._installed:
+            return
+        self._installed = []
+        self._beside.close()
+        by_kind: dict[str, list[Attachment]] = {}
+        for attachment in attachments:
+            by_kind.setdefault(attachment.kind, []).append(attachment)
+        with ExitStack() as stack:  # takes out the kinds that are in, if a later one fails
+            for kind in sorted(by_kind):
+                with boundary(f"The attachment '{kind}' cannot be installed: "):
+                    keeper: AttachmentKind = resolve(self.plugins.attachment(kind).target)()
+                    keeper.install(self.model, tuple(by_kind[kind]))
+                stack.callback(keeper.remove)
+                if isinstance(keeper, RewritesPrompts):
+                    stack.enter_context(self.model.rewriting(keeper.rewrite))
+            self._beside = stack.pop_all()
+        self._installed = attachments

@@ -1,0 +1,151 @@
+"""The parameters of a model by address, and how each stores its matrix.
+
+An address is a state-dict key, with an index for one slice of a stacked parameter:
+``model.layers.3.mlp.experts.down_proj[17]``. A matrix is read and written as (out, in): a vector x goes in, W x comes
+out. How a module stores it is looked up from the module's class and never guessed from a shape, because a square matrix
+fits both ways:
+
+* ``nn.Linear`` stores (out, in), as does every module that is not named here;
+* ``Conv1D`` (GPT-2) stores (in, out);
+* ``nn.Embedding`` stores a row per token, (in, out) of a matrix that takes one-hot tokens;
+* a stack of experts says ``is_transposed``, as transformers' own do.
+
+Parameters with one axis or none are vectors, those with three or more axes and no index are changed as they are stored.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from editcore.interfaces.errors import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Weights", "split_address"]
+
+_ADDRESS = re.compile(r"(?P<name>[^\[\]]+)(?:\[(?P<index>\d+)\])?")
+_STACKS_IN_OUT = {"Llama4TextExperts"}
+"""Classes of transformers that store a stack of (in, out) matrices and do not say so."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Parameter:
+    tensor: Tensor
+    owner: nn.Module
+
+
+def split_address(address: str) -> tuple[str, int | None]:
+    """The state-dict key of an address, and its index if it has one.
+
+    >>> split_address("model.layers.3.mlp.experts.down_proj[17]")
+    ('model.layers.3.mlp.experts.down_proj', 17)
+
+    Raises:
+        ModelError: it is no address.
+    """
+    match = _ADDRESS.fullmatch(address)
+    if match is None:
+        raise ModelError(f"'{address}' is not the address of a weight; one looks like 'name.weight' or 'name[3]'.")
+    return match["name"], None if match["index"] is None else int(match["index"])
+
+
+class Weights:
+    """Every parameter of a model under one name: tied ones under that of the input embedding, or else the first.
+
+    The names are those at the time of making: a backend that wraps modules later renames nothing here.
+    """
+
+    def __init__(self, hf: Any, *, model_name: str) -> None:
+        self._model_name = model_name
+        self._parameters: dict[str, _Parameter] = {}
+        self._tied: dict[str, str] = {}
+        embedding = hf.get_input_embeddings()
+        first: dict[int, str] = {}
+        if embedding is not None:
+            first = {
+                id(embedding.weight): name
+                for name, parameter in hf.named_parameters(remove_duplicate=False)
+                if parameter is embedding.weight and hf.get_submodule(name.rpartition(".")[0]) is embedding
+            }
+        for path, module in hf.named_modules(remove_duplicate=False):
+            for own, parameter in module.named_parameters(recurse=False):
+                name = f"{path}.{own}" if path else own
+                canonical = first.setdefault(id(parameter), name)
+                if canonical == name:
+                    self._parameters[name] = _Parameter(parameter, module)
+                else:
+                    self._tied[name] = canonical
+
+    def names(self) -> tuple[str, ...]:
+        """The name of every parameter."""
+        return tuple(self._parameters)
+
+    def tied(self) -> Mapping[str, str]:
+        """Names that stand for another parameter, with its name."""
+        return dict(self._tied)
+
+    def stored(self, address: str) -> Tensor:
+        """The parameter, or the slice of it, as it is stored: a view.
+
+        Raises:
+            ModelError: there is none, it is tied to another one, or it holds no floating-point numbers.
+        """
+        name, index = split_address(address)
+        if name in self._tied:
+            raise ModelError(
+                f"'{name}' of {self._model_name} is tied to '{self._tied[name]}': they are one weight. Address it as "
+                f"'{self._tied[name]}'; a change reaches both ends."
+            )
+        if name not in self._parameters:
+            near = difflib.get_close_matches(name, self._parameters, n=1)
+            hint = f" Did you mean '{near[0]}'?" if near else ""
+            raise ModelError(f"{self._model_name} has no weight '{name}'.{hint}")
+        tensor = self._parameters[name].tensor
+        if not tensor.is_floating_point():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise ModelError(
+                f"'{name}' of {self._model_name} holds numbers of type {kind}; load the model without quantisation to "
+                "edit it."
+            )
+        if index is None:
+            return tensor
+        if tensor.ndim < 2 or index >= tensor.shape[0]:
+            raise ModelError(
+                f"'{address}' of {self._model_name} is not there: '{name}' has the shape {tuple(tensor.shape)}"
+                + (f", with slices 0 to {tensor.shape[0] - 1}." if tensor.ndim > 1 else " and no slices.")
+            )
+        return tensor[index]
+
+    def as_out_in(self, address: str, tensor: Tensor) -> Tensor:
+        """``tensor``, shaped like the stored weight, as (out, in): a view, and its own inverse. Vectors, and stacks
+        without an index, stay as they are.
+
+        Raises:
+            ModelError: as :meth:`stored`, or it is not known how the module stores a slice.
+        """
+        stored = self.stored(address)
+        if stored.ndim != 2:
+            return tensor
+        return tensor.T if self._stores_in_out(address) else tensor
+
+    def _stores_in_out(self, address: str) -> bool:
+        name, index = split_address(address)
+        owner = self._parameters[name].owner
+        if index is not None:
+            says = getattr(owner, "is_transposed", None)
+            if isinstance(says, bool):
+                return says
+            if type(owner).__name__ in _STACKS_IN_OUT:
+                return True
+            raise ModelError(
+                f"'{name}' belongs to a {type(owner).__name__}, which does not say whether it stores its slices (out, "
+                "in) or (in, out), and editcore will not guess."
+            )
+        return isinstance(owner, Conv1D | nn.Embedding)

@@ -1,0 +1,239 @@
+"""A batch on its way from the requests to the ledger: what is refused, added, judged, scaled and entered."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from editcore.interfaces.changes import Written
+from editcore.interfaces.errors import NumericalError, PluginError, RequestError
+from editcore.interfaces.events import (
+    BatchAddition,
+)
+from editcore.interfaces.history import LedgerEntry
+from editcore.interfaces.specs import BackendSpec, EditorSpec
+from editcore.interfaces.values import (
+    EditBatch,
+    EditRequest,
+    HeldKey,
+    Proposal,
+    RejectedRequest,
+    Rejection,
+    Verdict,
+)
+from editcore.models import LanguageModel
+from editcore.models.writing import misfits
+from editcore.runs.backends import by
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = [
+    "check_written",
+    "entry_of",
+    "ids_of",
+    "judgement",
+    "on_cpu",
+    "refuse_contradictions",
+    "refuse_equal_ids",
+    "refuse_no_rest",
+    "rejected_by",
+    "scaled",
+    "with_additions",
+]
+
+
+def refuse_equal_ids(requests: Sequence[EditRequest]) -> None:
+    ids: dict[str, EditRequest] = {}
+    for request in requests:
+        if (other := ids.get(request.id)) is not None:
+            if other == request:
+                raise RequestError(f"A request is twice in one batch: '{request.text}' → '{request.target_new}'.")
+            raise RequestError(
+                f"Two requests of one batch have the id '{request.id}': '{other.text}' and '{request.text}'."
+            )
+        ids[request.id] = request
+
+
+def refuse_contradictions(requests: Sequence[EditRequest]) -> None:
+    facts: dict[tuple[str, str], EditRequest] = {}
+    for request in requests:
+        if (other := facts.get(request.fact_key)) is not None:
+            if other.target_new == request.target_new:
+                raise RequestError(f"A request is twice in one batch: '{request.text}' → '{request.target_new}'.")
+            raise RequestError(
+                f"Two requests of one batch contradict each other: '{request.text}' → '{other.target_new}' and → "
+                f"'{request.target_new}'. Keep one of them, or put them into different batches."
+            )
+        facts[request.fact_key] = request
+
+
+def rejected_by(batch: EditBatch, by: Mapping[str, Mapping[str, Rejection]]) -> Iterator[RejectedRequest]:
+    """What extensions reject of a batch, each request once, in the batch's order.
+
+    Raises:
+        PluginError: one of them names what is no new request of the batch.
+    """
+    new = {request.id for request in batch.new_requests}
+    for name, rejections in by.items():
+        for one in rejections:
+            if one not in new:
+                raise PluginError(f"The plugin '{name}' rejects '{one}', which is no new request of the batch.")
+    for request in batch.new_requests:
+        for name, rejections in by.items():
+            if (why := rejections.get(request.id)) is not None:
+                yield RejectedRequest(request=request, by=name, reason=why.reason, figures=why.figures)
+                break
+
+
+def ids_of(rejected: Sequence[RejectedRequest]) -> set[str]:
+    return {one.request.id for one in rejected}
+
+
+def refuse_no_rest(rest: EditBatch, batch: EditBatch, rejected: Collection[str]) -> None:
+    unknown = set(rejected) - {request.id for request in batch.new_requests}
+    if unknown:
+        raise PluginError(f"A batch cannot be solved without '{min(unknown)}', which is no new request of it.")
+    if not rest.num_new:
+        raise PluginError("A batch cannot be solved without any of its new requests: nothing is left to edit.")
+
+
+def with_additions(batch: EditBatch, additions: Sequence[BatchAddition]) -> EditBatch:
+    """The batch with what extensions added, without what this batch edits anew.
+
+    A key that several of them hold is held once, with the largest weight. A fact that the batch writes again has its
+    value there, and is not held as well.
+    """
+    taken = {request.id for request in batch.requests}
+    edited = {request.fact_key for request in batch.requests}
+    requests, weights = list(batch.requests), list(batch.weights)
+    known = dict(batch.known)
+    for addition in additions:
+        for request, weight in zip(addition.requests, addition.weights, strict=True):
+            if request.id in taken or request.fact_key in edited:
+                continue
+            taken.add(request.id)
+            requests.append(request)
+            weights.append(weight)
+            if request.id in addition.known:
+                known[request.id] = addition.known[request.id]
+    held: dict[tuple[int, str], HeldKey] = {(key.batch, key.request_id): key for key in batch.held}
+    for key in (key for addition in additions for key in addition.held):
+        other = held.get((key.batch, key.request_id))
+        if key.request_id not in taken and (other is None or key.weight > other.weight):
+            held[key.batch, key.request_id] = key
+    return replace(
+        batch, requests=tuple(requests), weights=tuple(weights), known=known, held=HeldKey.ordered(held.values())
+    )
+
+
+def check_written(model: LanguageModel, written: Written, editor: EditorSpec, backend: BackendSpec) -> None:
+    """Refuse what could not be applied, kept or told: the ledger must never hold it."""
+    kinds = {change.kind for change in written.changes.values()}
+    if written.attachment is not None:
+        kinds.add("attachment")
+    who = f"The editor '{editor.name}' proposed"
+    if not kinds:
+        raise PluginError(f"{who} nothing: no change and no attachment; nothing was applied.")
+    if undeclared := sorted(kinds - editor.capabilities.gives):
+        raise PluginError(
+            f"{who} {_kinds_in_words(undeclared)}, which its announcement does not speak of (Capabilities.gives is "
+            f"{', '.join(sorted(editor.capabilities.gives))}); nothing was applied."
+        )
+    if refused := sorted(kinds - backend.takes):
+        raise PluginError(
+            f"{who} {_kinds_in_words(refused)}, which the backend '{backend.name}' does not take; nothing was applied."
+        )
+    for address, found, expected in misfits(model, written.changes):
+        raise PluginError(
+            f"{who} a change of {by(found)} for {address}, which is {by(expected)} (out, in); nothing was applied."
+        )
+    for address, delta in written.changes.items():
+        if not delta.is_finite():
+            raise NumericalError(f"{who} NaN or Inf for {address}; nothing was applied.")
+    beside = {} if written.attachment is None else written.attachment.tensors
+    for name, tensor in {**beside, **written.memory}.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise NumericalError(f"{who} to keep NaN or Inf in the tensor '{name}'; nothing was applied.")
+    if written.attachment is not None:
+        try:
+            json.dumps(dict(written.attachment.fields), allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise PluginError(
+                f"{who} an attachment whose fields are not what JSON has ({error}); nothing was applied."
+            ) from error
+
+
+def _kinds_in_words(kinds: Sequence[str]) -> str:
+    return " and ".join("an attachment" if kind == "attachment" else f"a {kind} change" for kind in kinds)
+
+
+def scaled(written: Written, scale: float) -> Written:
+    """The same with every change multiplied by ``scale``.
+
+    Raises:
+        PluginError: there is an attachment, which has no scale.
+    """
+    if scale != 1 and written.attachment is not None:
+        raise PluginError(
+            f"An attachment ('{written.attachment.kind}') cannot be scaled by {scale:g}; accept it or reject it."
+        )
+    changes = {address: change.scaled(scale) for address, change in written.changes.items()}
+    return replace(written, changes=changes)
+
+
+def on_cpu(written: Written) -> Written:
+    """The same on the CPU, where the ledger keeps it."""
+    beside = written.attachment
+    return Written(
+        changes={address: change.to("cpu") for address, change in written.changes.items()},
+        attachment=beside and replace(beside, tensors={name: one.cpu() for name, one in beside.tensors.items()}),
+        memory={name: tensor.cpu() for name, tensor in written.memory.items()},
+    )
+
+
+def judgement(verdicts: Mapping[str, Verdict]) -> tuple[float, str]:
+    """The scale to apply (0 rejects) and the reasons of those who asked for less than all."""
+    for name, verdict in verdicts.items():
+        if verdict.action not in ("accept", "scale", "reject"):
+            raise PluginError(f"The plugin '{name}' judged '{verdict.action}'; it may accept, scale or reject.")
+        if verdict.action == "scale" and not 0 <= verdict.scale <= 1:
+            raise PluginError(f"The plugin '{name}' asked for scale {verdict.scale}; it lies between 0 and 1.")
+    doubts = {name: verdict for name, verdict in verdicts.items() if verdict.action != "accept"}
+    reason = "; ".join(f"{name}: {verdict.reason}" for name, verdict in doubts.items())
+    if any(verdict.action == "reject" for verdict in doubts.values()):
+        return 0.0, reason
+    return min([1.0, *(verdict.scale for verdict in doubts.values())]), reason
+
+
+def entry_of(
+    batch: EditBatch,
+    proposal: Proposal,
+    scale: float,
+    reason: str,
+    verdicts: Mapping[str, Verdict],
+    rejected: Sequence[RejectedRequest],
+) -> LedgerEntry:
+    applied = scale > 0
+    # Kept as solved, in float64: the sum over batches is rounded once, when a weight is written.
+    written = on_cpu(scaled(proposal.written, scale)) if applied else Written()
+    return LedgerEntry(
+        batch=batch.index,
+        requests=batch.requests,
+        weights=batch.weights,
+        num_new=batch.num_new,
+        changes=written.changes,
+        attachment=written.attachment,
+        known={name: replace(known, figures={}) for name, known in proposal.known.items()} if applied else {},
+        memory=written.memory,
+        diagnostics=proposal.diagnostics,
+        scale=scale,
+        evidence=proposal.evidence,
+        notes=proposal.notes,
+        reason=reason,
+        verdicts=verdicts,
+        held=batch.held,
+        rejected=tuple(rejected),
+    )

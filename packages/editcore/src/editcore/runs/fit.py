@@ -1,0 +1,87 @@
+"""Whether an editor, a backend and the requests fit each other: found before a model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from editcore.interfaces.errors import HParamsError, RequestError
+from editcore.interfaces.specs import EditorSpec
+from editcore.interfaces.values import EditRequest
+from editcore.plugins.registry import Plugins
+
+__all__ = ["check_fit", "check_savable", "check_subjects", "completed"]
+
+_DEFAULT_BACKEND = "raw"
+
+
+def completed(
+    plugins: Plugins, editor: str, extensions: Sequence[str], backend: str | None
+) -> tuple[tuple[str, ...], str]:
+    """Extensions and backend of a run, with those that the editor needs.
+
+    Args:
+        extensions: as they were asked for; needed ones come behind them.
+        backend: as it was asked for, or ``None``.
+
+    Raises:
+        HParamsError: another backend was asked for than the one the editor needs.
+        UnknownNameError: there is no such editor.
+    """
+    needs = plugins.editor(editor).capabilities
+    if needs.needs_backend is not None and backend not in (None, needs.needs_backend):
+        raise HParamsError(
+            f"The editor '{editor}' works with the backend '{needs.needs_backend}' only; '{backend}' was asked for. "
+            "Leave --backend out."
+        )
+    more = tuple(name for name in needs.needs_plugins if name not in extensions)
+    return (*extensions, *more), backend or needs.needs_backend or _DEFAULT_BACKEND
+
+
+def check_fit(plugins: Plugins, editor: str, backend: str) -> None:
+    """Refuse an editor whose proposals the backend cannot hold.
+
+    Raises:
+        HParamsError: it gives what the backend does not take.
+        UnknownNameError: there is no such editor or backend.
+    """
+    gives, takes = plugins.editor(editor).capabilities.gives, plugins.backend(backend).takes
+    if missing := sorted(gives - takes):
+        fitting = sorted(name for name, spec in plugins.backends().items() if gives <= spec.takes)
+        way_out = f"Choose --backend {' or '.join(fitting)}." if fitting else "No installed backend does."
+        raise HParamsError(
+            f"The editor '{editor}' gives changes that the backend '{backend}' does not take: {', '.join(missing)}. "
+            f"{way_out}"
+        )
+
+
+def check_savable(plugins: Plugins, editor: str, backend: str) -> None:
+    """Refuse to promise a folder with the edited model where its edits are not all in weights.
+
+    Raises:
+        HParamsError: the editor keeps them beside the weights, or the backend does not write them.
+    """
+    if "attachment" in plugins.editor(editor).capabilities.gives:
+        raise HParamsError(
+            f"--save: the editor '{editor}' keeps its edits beside the weights, and a folder of weights has no place "
+            "for them. Leave --save out; 'editctl generate' speaks with the edited model."
+        )
+    if not plugins.backend(backend).writes_weights:
+        raise HParamsError(
+            f"--save: the backend '{backend}' does not keep edits in weights, so there is no edited model to write. "
+            "Leave --save out, or choose another backend, such as --backend raw."
+        )
+
+
+def check_subjects(requests: Sequence[EditRequest], editor: EditorSpec) -> None:
+    """Refuse requests without a subject where the editor looks subjects up.
+
+    Raises:
+        RequestError: one has none.
+    """
+    if editor.capabilities.needs_subject:
+        without = [request for request in requests if not request.subject]
+        if without:
+            raise RequestError(
+                f"The editor '{editor.name}' needs a subject in every request; {len(without)} of {len(requests)} have "
+                f"none, the first being '{without[0].text}'. Name it and put {{}} in its place in the prompt."
+            )

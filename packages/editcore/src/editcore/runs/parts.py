@@ -1,0 +1,181 @@
+"""What a session is made of: editor, backend and extensions by name, with their settings."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from editcore.interfaces.errors import HParamsError, UnknownNameError
+from editcore.interfaces.progress import Progress
+from editcore.interfaces.protocols import (
+    Backend,
+    Editor,
+    ExtensionContext,
+)
+from editcore.interfaces.specs import BackendSpec, EditorSpec, ExtensionSpec, Spec
+from editcore.models import LanguageModel
+from editcore.plugins.registry import Plugins, boundary, resolve
+from editcore.runs.fit import check_fit
+from editcore.settings.hparams import HParams, build, describe
+from editcore.settings.presets import get_preset, preset_for, presets_of
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = ["Parts", "default_editor", "make_backend", "make_parts", "make_target", "resolve_settings"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What a session is made of, resolved from names."""
+
+    editor: Editor
+    editor_spec: EditorSpec
+    backend: Backend
+    backend_spec: BackendSpec
+    extensions: Mapping[str, object]
+    settings: Mapping[str, HParams]
+    """Resolved hyperparameters by name of editor, backend and extension."""
+
+
+def make_parts(
+    registry: Plugins,
+    model: LanguageModel | str,
+    editor: str,
+    plugins: Sequence[str],
+    backend: str,
+    preset: str | None,
+    settings: Mapping[str, Mapping[str, Any]],
+    seed: int,
+    progress: Progress,
+) -> Parts:
+    """Names to objects. Everything that can be wrong with names and settings is found here, before a model is
+    loaded."""
+    model_name = model if isinstance(model, str) else model.name
+    resolved = resolve_settings(
+        registry, model_name, editor=editor, plugins=plugins, backend=backend, preset=preset, settings=settings
+    )
+    editor_spec = registry.editor(editor)
+    made_editor: Editor = make_target("editor", editor_spec, resolved[editor])
+    made_backend, _ = make_backend(registry.backend(backend), settings.get(backend, {}))
+    extensions: dict[str, object] = {}
+    context = ExtensionContext(plugins=registry, seed=seed, progress=progress)
+    for name in plugins:
+        extensions[name] = make_target("plugin", registry.extension(name), resolved.get(name), context)
+    return Parts(
+        editor=made_editor,
+        editor_spec=editor_spec,
+        backend=made_backend,
+        backend_spec=registry.backend(backend),
+        extensions=extensions,
+        settings=resolved,
+    )
+
+
+def resolve_settings(
+    registry: Plugins,
+    model_name: str,
+    *,
+    editor: str,
+    plugins: Sequence[str],
+    backend: str,
+    preset: str | None,
+    settings: Mapping[str, Mapping[str, Any]],
+    note: Callable[[str], None] = lambda text: _log.warning("%s", text),
+) -> dict[str, HParams]:
+    """Every hyperparameter of a session, by the name of editor, backend or extension; nothing is made.
+
+    Args:
+        note: told which preset was chosen, where that is not plain.
+
+    Raises:
+        UnknownNameError: a name or a section is unknown.
+        HParamsError: a setting is unknown, missing or wrong, or the backend does not take what the editor gives.
+    """
+    editor_spec, backend_spec = registry.editor(editor), registry.backend(backend)
+    check_fit(registry, editor, backend)
+    companions: list[BackendSpec | ExtensionSpec] = [backend_spec, *(registry.extension(name) for name in plugins)]
+    named = {editor, backend, *plugins}
+    for owner in settings:
+        if owner not in named:
+            raise UnknownNameError("settings section", owner, named, hint="A section is named after what it sets.")
+    resolved: dict[str, HParams] = {}
+    resolved[editor] = _editor_settings(editor_spec, preset, settings.get(editor, {}), model_name, note)
+    for spec in companions:
+        own = _settings(spec, spec.hparams, settings.get(spec.name, {}))
+        if own is not None:
+            resolved[spec.name] = own
+    return resolved
+
+
+def make_backend(spec: BackendSpec, settings: Mapping[str, Any]) -> tuple[Backend, HParams | None]:
+    """A backend with its hyperparameters, if it has any.
+
+    Raises:
+        HParamsError: a setting is unknown or wrong.
+        PluginError: the backend's own code failed.
+    """
+    own = _settings(spec, spec.hparams, settings)
+    backend: Backend = make_target("backend", spec) if own is None else make_target("backend", spec, own)
+    return backend, own
+
+
+def make_target(kind: str, spec: Spec, *arguments: object) -> Any:
+    target = resolve(spec.target)
+    with boundary(f"The {kind} '{spec.name}' cannot be set up: "):
+        return target(*arguments)
+
+
+def _settings(spec: Spec, hparams: str | None, given: Mapping[str, Any]) -> HParams | None:
+    if hparams is not None:
+        made: HParams = build(resolve(hparams), [given], owner=spec.name)
+        return made
+    if given:
+        raise HParamsError(f"{spec.name}: unknown setting '{next(iter(given))}'. It has no hyperparameters.")
+    return None
+
+
+def _editor_settings(
+    spec: EditorSpec,
+    preset: str | None,
+    given: Mapping[str, Any],
+    model_name: str,
+    note: Callable[[str], None],
+) -> HParams:
+    hparams: type[HParams] = resolve(spec.hparams)
+    chosen = get_preset(spec, preset) if preset is not None else preset_for(spec, model_name)
+    if chosen is not None and chosen.note:
+        note(chosen.note)
+    values = {**(chosen.values() if chosen is not None else {}), **given}
+    known = {setting.name: setting for setting in describe(hparams)}
+    missing = [setting for setting in known.values() if setting.required and setting.name not in values]
+    presets = presets_of(spec)
+    # With an unknown name among the values, that one was probably meant: build says so.
+    if missing and presets and preset is None and known.keys() >= values.keys():
+        lacking = missing[0]
+        kind = f"{lacking.type}, {lacking.allowed}" if lacking.allowed else lacking.type
+        example = "[3]" if lacking.type == "list of int" else "VALUE"
+        raise HParamsError(
+            f"{spec.name}: {lacking.name} is required ({kind}), and no preset is named like the model '{model_name}'. "
+            f"Set it, such as --set {lacking.name}={example}, let 'editctl onboard {model_name}' find it, or choose "
+            f"another model's preset with --preset ({', '.join(presets)})."
+        )
+    return build(hparams, [values], owner=spec.name)
+
+
+def default_editor(registry: Plugins, model_name: str) -> str:
+    """The editor for someone who names none: the first by name that has a preset for the model, or the only one.
+
+    Raises:
+        HParamsError: no editor is installed, or none of several has such a preset.
+    """
+    editors = registry.editors()
+    fitting = [name for name in sorted(editors) if preset_for(editors[name], model_name) is not None]
+    if fitting or len(editors) == 1:
+        return [*fitting, *editors][0]
+    installed = ", ".join(sorted(editors)) or "none"
+    raise HParamsError(f"No editor was given, and none has a preset for {model_name}. Installed: {installed}.")

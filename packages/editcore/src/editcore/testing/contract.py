@@ -1,0 +1,213 @@
+"""What all contract suites share: the refusal of silent overrides, and what is compared to the bit."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from editcore.interfaces.errors import HParamsError
+from editcore.models import LanguageModel
+from editcore.plugins.registry import DISABLE_VARIABLE, Plugins
+from editcore.settings.hparams import HParams, build
+from editcore.testing.tiny import tiny_requests
+
+__all__ = [
+    "CORPUS_TOKENS",
+    "Contract",
+    "InjectedFailure",
+    "MakeModel",
+    "ModelState",
+    "counting_passes",
+    "imports_nothing_heavy",
+    "logits_of",
+    "same_bits",
+    "survives_json",
+]
+
+_HEAVY = ("torch", "transformers", "peft", "pandas", "matplotlib")
+_CORPUS_WORDS = 1500
+CORPUS_TOKENS = 1024
+
+MakeModel = Callable[[], LanguageModel]
+
+
+class Contract:
+    """What all suites share: a fresh tiny model, and the refusal of silent overrides."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name, standard in _standard_tests(cls).items():
+            if (used := _used(cls, name)) is not standard and not _is_declared_failure(used):
+                raise TypeError(
+                    f"{cls.__name__} overrides the standard test {name}. Switch it off only in the open: override it "
+                    "with @pytest.mark.xfail(reason='why', strict=True) and call super()."
+                )
+        marks = [mark for base in cls.__mro__ for mark in _marks(vars(base).get("pytestmark", ()))]
+        if any(mark.name in {"skip", "skipif", "xfail"} for mark in marks):
+            raise TypeError(
+                f"{cls.__name__} switches all standard tests off with pytestmark. Switch single ones off: override "
+                "them with @pytest.mark.xfail(reason='why', strict=True) and call super()."
+            )
+
+    @pytest.fixture
+    def registry(self) -> Plugins:
+        """The plugins that are installed."""
+        return Plugins.load()
+
+    @pytest.fixture
+    def corpus(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+        """A text file behind the second moments, and a cache that no other test sees."""
+        monkeypatch.setenv("EDITCORE_CACHE", str(tmp_path / "cache"))
+        words = " ".join(request.text for request in tiny_requests(80)).split()
+        path = tmp_path / "corpus.txt"
+        path.write_text(" ".join(random.Random(0).choices(words, k=_CORPUS_WORDS)), encoding="utf-8")
+        return str(path)
+
+
+def _standard_tests(cls: type) -> dict[str, object]:
+    return {
+        name: test
+        for base in cls.__mro__
+        if base.__module__.rpartition(".")[0] == __package__
+        for name, test in vars(base).items()
+        if name.startswith("test_")
+    }
+
+
+def _used(cls: type, name: str) -> object:
+    """What pytest will find under ``name``, as it was written in the class that gives it."""
+    return next(vars(base)[name] for base in cls.__mro__ if name in vars(base))
+
+
+def _marks(declared: object) -> Sequence[pytest.Mark]:
+    """What ``pytestmark`` may be: marks, decorators, or a list of either."""
+    several = declared if isinstance(declared, list | tuple) else [declared]
+    marks = [one.mark if isinstance(one, pytest.MarkDecorator) else one for one in several]
+    return [mark for mark in marks if isinstance(mark, pytest.Mark)]
+
+
+def _is_declared_failure(override: object) -> bool:
+    marks = _marks(getattr(override, "pytestmark", ()))
+    return bool(marks) and all(
+        mark.name == "xfail" and not mark.args and mark.kwargs.get("reason") and mark.kwargs.get("strict") is True
+        for mark in marks
+    )
+
+
+def imports_nothing_heavy(registry: Plugins, kind: str, name: str, hparams: str | None) -> None:
+    """Announce in a new process, which sees what this one sees but for other plugins, and look at its imports."""
+    modules = [hparams.partition(":")[0]] if hparams else []
+    code = (
+        f"import importlib, sys\nfrom editcore import Plugins\nPlugins.load().{kind}({name!r})\n"
+        f"for module in {modules!r}: importlib.import_module(module)\n"
+        f"print(*sorted({set(_HEAVY)!r} & set(sys.modules)))"
+    )
+    others = [info.name for info in registry.listing() if name not in info.offers.get(f"editcore_{kind}s", ())]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        DISABLE_VARIABLE: ",".join(others),
+    }
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, f"announcing failed in a new process:\n{done.stderr}"
+    heavy = done.stdout.strip()
+    assert not heavy, f"announcing, or importing the hyperparameters, imported {heavy}"
+
+
+def survives_json(hparams: type[HParams], values: Mapping[str, object], owner: str) -> None:
+    assert issubclass(hparams, HParams), f"{hparams.__name__} is no HParams"
+    made = build(hparams, [values], owner=owner)
+    again = hparams.model_validate_json(json.dumps(made.model_dump(mode="json")))
+    assert again == made, "hyperparameters that went through JSON are others"
+    with pytest.raises(HParamsError, match="no_such_setting"):
+        build(hparams, [values, {"no_such_setting": 1}], owner=owner)
+    with pytest.raises(ValidationError, match="no_such_setting"):
+        hparams.model_validate({**made.model_dump(), "no_such_setting": 1})
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """Everything about a model that must not change behind its owner's back."""
+
+    tensors: Mapping[str, Tensor]
+    flags: Mapping[str, object]
+
+    @classmethod
+    def of(cls, model: LanguageModel) -> ModelState:
+        return cls(
+            tensors={name: tensor.detach().clone() for name, tensor in model.hf.state_dict().items()},
+            flags={
+                **{f"{name}.requires_grad": value.requires_grad for name, value in model.hf.named_parameters()},
+                **{f"{name}.grad": value.grad is not None for name, value in model.hf.named_parameters()},
+                **{f"{name}.{flag}": value for name, module in _modules(model) for flag, value in _flags(module)},
+            },
+        )
+
+    def differences(self, other: ModelState) -> list[str]:
+        """Names of what differs, to the bit."""
+        flags = {name for name in {*self.flags, *other.flags} if self.flags.get(name) != other.flags.get(name)}
+        return [*self.changed_tensors(other), *sorted(flags)]
+
+    def changed_tensors(self, other: ModelState) -> list[str]:
+        """Names of tensors that differ, or that one of the two lacks."""
+        both = set(self.tensors) & set(other.tensors)
+        changed = {name for name in both if not same_bits(self.tensors[name], other.tensors[name])}
+        return sorted(changed | (set(self.tensors) ^ set(other.tensors)))
+
+
+def _modules(model: LanguageModel) -> Iterator[tuple[str, nn.Module]]:
+    yield from ((name or "model", module) for name, module in model.hf.named_modules())
+
+
+def _flags(module: nn.Module) -> Iterator[tuple[str, object]]:
+    yield "training", module.training
+    yield "hooks", len(module._forward_hooks) + len(module._forward_pre_hooks) + len(module._backward_hooks)
+    yield "replaced forward", "forward" in vars(module)
+
+
+def same_bits(first: Tensor, second: Tensor) -> bool:
+    if first.shape != second.shape or first.dtype != second.dtype:
+        return False
+    return torch.equal(*(part.contiguous().reshape(-1).view(torch.uint8) for part in (first, second)))
+
+
+@torch.inference_mode()
+def logits_of(model: LanguageModel) -> Tensor:
+    """Logits of a few texts, ``[texts, seq, vocab]``."""
+    encoded = model.encode([request.text for request in tiny_requests(4)])
+    logits: Tensor = model.hf(input_ids=encoded.input_ids, attention_mask=encoded.attention_mask).logits
+    return logits * encoded.attention_mask[..., None]
+
+
+class InjectedFailure(Exception):  # noqa: N818  stands for any failure
+    """Raised inside a forward pass, to see what an editor leaves behind."""
+
+
+@contextlib.contextmanager
+def counting_passes(model: LanguageModel, *, fail_at: int | None = None) -> Iterator[list[int]]:
+    """Counts forward passes; the one of number ``fail_at`` raises."""
+    passes: list[int] = []
+
+    def on_embedding(_module: nn.Module, _args: tuple[Any, ...], _output: Any) -> None:
+        passes.append(len(passes))
+        if passes[-1] == fail_at:
+            raise InjectedFailure
+
+    handle = model.hf.get_input_embeddings().register_forward_hook(on_embedding)
+    try:
+        yield passes
+    finally:
+        handle.remove()
