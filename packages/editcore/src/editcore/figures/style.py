@@ -118,11 +118,13 @@ def png(figure: Figure) -> bytes:
 
 
 def label_axes(axes: Any, *, y: str, x: str = "") -> None:
+    """Name both axes."""
     axes.set_ylabel(y, fontsize=8.5, color=INK)
     axes.set_xlabel(x, fontsize=8.5, color=INK)
 
 
 def number_or_nan(value: float | None) -> float:
+    """``None`` as NaN, which matplotlib leaves out."""
     return math.nan if value is None else value
 
 
@@ -141,11 +143,13 @@ def quantity_axis(
 
 
 def values_of(summary: Summary, names: Sequence[str]) -> list[float]:
+    """Percentages of some metrics; NaN for what cannot be computed."""
     percentages = summary.percentages()
     return [percentages.get(name, math.nan) for name in names]
 
 
 def counted(number: int, noun: str) -> str:
+    """A number with its noun: ``1 fact``, ``1,200 facts``."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
@@ -159,6 +163,7 @@ def top_of_bar(summary: Summary, name: str, value: float) -> float:
 def draw_intervals(
     axes: Any, summary: Summary, names: Sequence[str], places: Sequence[float], *, label: str | None
 ) -> None:
+    """The 95 % interval of each metric that has one, over its place on the axis."""
     for name, place in zip(names, places, strict=True):
         if name in summary.metrics:
             metric = summary.metrics[name]
@@ -182,16 +187,19 @@ def shortened(text: str, most: int = 32) -> str:
 
 
 def percent_axis(axis: Any, set_ticks: Any) -> None:
+    """Ticks from 0 to 100, with a grid."""
     set_ticks(range(0, 101, 20))
     axis.grid(color=GRID, linewidth=0.6)
 
 
 def put_title(figure: Figure, axes: Any, title: str, *, columns: int = 3) -> None:
+    """The title, and the legend under it."""
     figure.suptitle(shortened(title, 100), fontsize=9.5, color=INK, x=0.02, ha="left")
     put_legend(axes, columns=columns)
 
 
 def put_legend(axes: Any, *, columns: int) -> None:
+    """The legend over the axes; nothing without entries."""
     if not axes.get_legend_handles_labels()[0]:
         return
     axes.legend(

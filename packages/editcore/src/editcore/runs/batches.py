@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from editcore.interfaces.changes import Written
+from editcore.interfaces.changes import Written, as_change
 from editcore.interfaces.errors import NumericalError, PluginError, RequestError
 from editcore.interfaces.events import (
     BatchAddition,
@@ -28,7 +28,7 @@ from editcore.models.writing import misfits
 from editcore.runs.backends import by
 
 if TYPE_CHECKING:
-    pass
+    from torch import Tensor
 
 __all__ = [
     "check_written",
@@ -46,6 +46,11 @@ __all__ = [
 
 
 def refuse_equal_ids(requests: Sequence[EditRequest]) -> None:
+    """Refuse a batch that has an id twice.
+
+    Raises:
+        RequestError: it is so.
+    """
     ids: dict[str, EditRequest] = {}
     for request in requests:
         if (other := ids.get(request.id)) is not None:
@@ -58,6 +63,11 @@ def refuse_equal_ids(requests: Sequence[EditRequest]) -> None:
 
 
 def refuse_contradictions(requests: Sequence[EditRequest]) -> None:
+    """Refuse a batch that asks for one fact twice, with one target or two.
+
+    Raises:
+        RequestError: it is so.
+    """
     facts: dict[tuple[str, str], EditRequest] = {}
     for request in requests:
         if (other := facts.get(request.fact_key)) is not None:
@@ -89,10 +99,16 @@ def rejected_by(batch: EditBatch, by: Mapping[str, Mapping[str, Rejection]]) -> 
 
 
 def ids_of(rejected: Sequence[RejectedRequest]) -> set[str]:
+    """The ids of rejected requests."""
     return {one.request.id for one in rejected}
 
 
 def refuse_no_rest(rest: EditBatch, batch: EditBatch, rejected: Collection[str]) -> None:
+    """Refuse to solve a batch without requests that are not new ones of it, or without any of its new ones.
+
+    Raises:
+        PluginError: it is so.
+    """
     unknown = set(rejected) - {request.id for request in batch.new_requests}
     if unknown:
         raise PluginError(f"A batch cannot be solved without '{min(unknown)}', which is no new request of it.")
@@ -185,13 +201,18 @@ def scaled(written: Written, scale: float) -> Written:
 
 
 def on_cpu(written: Written) -> Written:
-    """The same on the CPU, where the ledger keeps it."""
+    """The same as the ledger keeps it: on the CPU, in rows. A run that is resumed reads just that, and arithmetic over
+    other strides may round differently."""
     beside = written.attachment
     return Written(
-        changes={address: change.to("cpu") for address, change in written.changes.items()},
-        attachment=beside and replace(beside, tensors={name: one.cpu() for name, one in beside.tensors.items()}),
-        memory={name: tensor.cpu() for name, tensor in written.memory.items()},
+        changes={address: as_change(_in_rows(change.tensors())) for address, change in written.changes.items()},
+        attachment=beside and replace(beside, tensors=_in_rows(beside.tensors)),
+        memory=_in_rows(written.memory),
     )
+
+
+def _in_rows(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def judgement(verdicts: Mapping[str, Verdict]) -> tuple[float, str]:
@@ -216,6 +237,12 @@ def entry_of(
     verdicts: Mapping[str, Verdict],
     rejected: Sequence[RejectedRequest],
 ) -> LedgerEntry:
+    """What the ledger keeps of a batch.
+
+    Args:
+        scale: what the gates made of it; 0 for a batch that was rejected.
+        reason: why it was scaled or rejected.
+    """
     applied = scale > 0
     # Kept as solved, in float64: the sum over batches is rounded once, when a weight is written.
     written = on_cpu(scaled(proposal.written, scale)) if applied else Written()

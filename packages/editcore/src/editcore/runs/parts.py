@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from editcore.interfaces.errors import HParamsError, UnknownNameError
 from editcore.interfaces.progress import Progress
@@ -20,9 +20,6 @@ from editcore.plugins.registry import Plugins, boundary, resolve
 from editcore.runs.fit import check_fit
 from editcore.settings.hparams import HParams, build, describe
 from editcore.settings.presets import get_preset, preset_for, presets_of
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["Parts", "default_editor", "make_backend", "make_parts", "make_target", "resolve_settings"]
 
@@ -125,6 +122,11 @@ def make_backend(spec: BackendSpec, settings: Mapping[str, Any]) -> tuple[Backen
 
 
 def make_target(kind: str, spec: Spec, *arguments: object) -> Any:
+    """What a plugin announced, imported and called.
+
+    Raises:
+        PluginError: its own code failed.
+    """
     target = resolve(spec.target)
     with boundary(f"The {kind} '{spec.name}' cannot be set up: "):
         return target(*arguments)

@@ -74,6 +74,7 @@ def folder_of(model: str) -> str | None:
 
 
 def installed_versions(plugins: Plugins) -> dict[str, str]:
+    """Versions of the packages that a result depends on, and of every active plugin's, by name."""
     names = {*_VERSIONED, *(row.distribution for row in plugins.listing() if row.status == "active")}
     found = {}
     for name in sorted(names):

@@ -25,6 +25,11 @@ def is_finished(directory: Path) -> bool:
 
 
 def refuse_used(directory: Path) -> None:
+    """Refuse to begin a run where one is, or where none can be written.
+
+    Raises:
+        RunError: it is so.
+    """
     if directory.exists() and not directory.is_dir():
         raise RunError(f"The output {directory} is a file; give a directory that does not exist yet.")
     for name in (RUN_NAME, LEDGER_NAME):
@@ -38,6 +43,11 @@ def refuse_used(directory: Path) -> None:
 
 
 def refuse_unlike(record: RunRecord, config: RunConfig, directory: Path) -> None:
+    """Refuse to resume a run that is finished, or that was begun with another configuration.
+
+    Raises:
+        RunError: it is so.
+    """
     if is_finished(directory):
         raise RunError(
             f"The run in {directory} is finished; there is nothing to resume. "

@@ -128,6 +128,7 @@ def imports_nothing_heavy(registry: Plugins, kind: str, name: str, hparams: str 
 
 
 def survives_json(hparams: type[HParams], values: Mapping[str, object], owner: str) -> None:
+    """Fail unless hyperparameters come back from JSON as they were, and an unknown name is refused."""
     assert issubclass(hparams, HParams), f"{hparams.__name__} is no HParams"
     made = build(hparams, [values], owner=owner)
     again = hparams.model_validate_json(json.dumps(made.model_dump(mode="json")))
@@ -179,6 +180,7 @@ def _flags(module: nn.Module) -> Iterator[tuple[str, object]]:
 
 
 def same_bits(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors have one type, one shape and the same bytes."""
     if first.shape != second.shape or first.dtype != second.dtype:
         return False
     return torch.equal(*(part.contiguous().reshape(-1).view(torch.uint8) for part in (first, second)))
