@@ -8,6 +8,7 @@ from edit_lora.factors import (
     balanced,
     dual_keys,
     energy,
+    factored,
     join,
     padded,
     project,
@@ -15,7 +16,9 @@ from edit_lora.factors import (
     residual,
     strongest_terms,
 )
-from editcore import FactoredDelta
+from edit_lora.hparams import LoraHParams
+from edit_lora.reduction import reduce, without_moment
+from editcore import DenseDelta, FactoredDelta, ModelError, NumericalError, VectorDelta
 from editcore.second_moments.linalg import Metric, solve_update
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
@@ -159,3 +162,85 @@ def test_refining_lowers_the_error_on_the_keys_and_never_raises_the_sum(weighted
     before, after = errors(start), errors(refine(exact, start, keys, 100, price))
     assert after[0] < 0.98 * before[0]
     assert sum(after) <= sum(before)
+
+
+# Dense changes
+
+
+@settings(deadline=None)
+@given(seeds, sizes, sizes, st.sampled_from([torch.float32, torch.float64]))
+def test_a_dense_change_is_its_factors_to_rounding(seed: int, d_out: int, d_in: int, dtype: torch.dtype) -> None:
+    value = draw(seed, d_out, d_in).to(dtype)
+    found = factored(DenseDelta(value))
+    assert found.left.dtype == found.right.dtype == torch.float64
+    assert found.rank <= min(d_out, d_in)
+    missed = float((found.dense() - value.double()).norm())
+    assert missed <= 32 * torch.finfo(dtype).eps * float(value.double().norm())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_small_singular_values_are_kept_and_rounding_is_not(dtype: torch.dtype) -> None:
+    """A spectrum over five orders is all there, of a thin product only its terms."""
+    basis, other = (torch.linalg.qr(draw(seed, 64, 64)).Q for seed in (0, 1))
+    steep = (basis * torch.logspace(0, -5, 64, dtype=torch.float64)) @ other.T
+    found = factored(DenseDelta(steep.to(dtype)))
+    assert found.rank == 64
+    torch.testing.assert_close(
+        found.dense(), steep.to(dtype).double(), rtol=0, atol=1e-6 if dtype.itemsize < 8 else 1e-14
+    )
+    thin = delta(2, 64, 48, 3).dense().to(dtype)
+    assert factored(DenseDelta(thin)).rank == 3
+
+
+def test_no_change_is_a_term_of_zeros() -> None:
+    nothing = factored(DenseDelta(torch.zeros(4, 6)))
+    assert (nothing.rank, nothing.shape) == (1, (4, 6))
+    assert not nothing.dense().any()
+    empty = factored(FactoredDelta(torch.zeros(4, 0), torch.zeros(0, 6)))
+    assert (empty.rank, empty.shape) == (1, (4, 6))
+    assert balanced(join([nothing])).is_finite()
+    found = reduce([nothing, nothing], LoraHParams(lora_rank=1), None, name="w")
+    assert (found.kept_frobenius, found.delta.is_finite(), found.delta.norm()) == (1.0, True, 0.0)
+
+
+def test_thin_changes_are_taken_as_they_are_and_vectors_not_at_all() -> None:
+    one = delta(0, 4, 6, 2)
+    assert factored(one) is one
+    with pytest.raises(ModelError, match="a vector such as a bias or the scale of a norm is no product"):
+        factored(VectorDelta(torch.zeros(4)))
+    with pytest.raises(ModelError, match="a parameter with 3 axes is no product of two matrices"):
+        factored(DenseDelta(torch.zeros(2, 3, 4)))
+
+
+@settings(deadline=None)
+@given(seeds, st.integers(3, 10), st.integers(3, 10), st.booleans())
+def test_a_cut_without_a_second_moment_is_the_best_of_its_rank_and_says_what_is_lost(
+    seed: int, d_out: int, d_in: int, fit: bool
+) -> None:
+    """Eckart and Young: the tail of the spectrum is lost, and no measure that is not known is reported."""
+    first, second = (draw(seed + part, d_out, d_in) for part in (0, 1))
+    changes = [factored(DenseDelta(first)), factored(DenseDelta(second))]
+    found = reduce(changes, LoraHParams(lora_rank=2, lora_fit_steps=5 if fit else 0), None, name="w")
+    left, values, right = torch.linalg.svd(first + second)
+    best = (left[:, :2] * values[:2]) @ right[:2]
+    torch.testing.assert_close(found.delta.dense(), best)
+    lost = float(values[2:].square().sum() / values.square().sum())
+    assert found.kept_frobenius == pytest.approx(1 - lost, abs=1e-12)
+    assert (found.kept_weighted, found.kept_keys, found.delta.rank, found.whole) == (None, None, 2, False)
+
+
+def test_a_threshold_without_a_second_moment_is_one_of_the_whole_change() -> None:
+    exact = factored(DenseDelta(torch.diag(torch.tensor([3.0, 4.0, 0.0], dtype=torch.float64))))
+    tight = LoraHParams(lora_rank=1, lora_residual_threshold=0.5)
+    with pytest.raises(NumericalError, match=r"rank 1 leaves out 0\.6 of the edits at w, .*\(frobenius\).*have rank 2"):
+        reduce([exact], tight, None, name="w")
+    kept = reduce([exact], tight.model_copy(update={"lora_residual_threshold": 0.7}), None, name="w")
+    assert kept.kept_frobenius == pytest.approx(16 / 25)
+    raw = reduce([exact], tight.model_copy(update={"allow_fallback": True}), None, name="w")
+    assert (raw.fell_back, raw.delta.rank, raw.kept_weighted) == (True, 2, 1.0)
+
+
+def test_what_was_not_done_as_asked_is_told() -> None:
+    assert without_moment(LoraHParams(lora_criterion="frobenius"), "w") is None
+    assert "w is not an MLP output projection" in str(without_moment(LoraHParams(), "w"))
+    assert "is not fitted" in str(without_moment(LoraHParams(lora_criterion="frobenius", lora_fit_steps=3), "w"))

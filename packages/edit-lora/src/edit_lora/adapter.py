@@ -1,15 +1,16 @@
 """A LoRA adapter as a value: read from and written to the folder that peft reads and writes.
 
 What an adapter adds to a module is kept as one thin product in (out, in) orientation, its scaling inside; ranks, alphas
-and paddings are matters of the files.
+and paddings are matters of the files. So is that peft keeps the factors of an embedding, ``B [d_model, rank]`` and
+``A [rank, vocab]``, under names of their own.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,8 @@ from edit_lora.factors import balanced, join, padded
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from edit_lora.targets import Targets
+
 __all__ = ["CONFIG_NAME", "EDITS", "ORIGIN_NAME", "WEIGHTS_NAME", "Adapter", "check_name", "combine"]
 
 EDITS = "edits"
@@ -35,11 +38,13 @@ WEIGHTS_NAME = "adapter_model.safetensors"
 ORIGIN_NAME = "base.json"
 """Beside peft's two files: the fingerprint of the base, for which peft has no field."""
 _PREFIX = "base_model.model."  # of every module, in peft's files
+_FACTOR = re.compile(re.escape(_PREFIX) + r"(?P<path>.+)\.lora_(?:(?P<side>[AB])\.weight|embedding_(?P<row_side>[AB]))")
+_COPY = re.compile(re.escape(_PREFIX) + r"(?P<path>.+)\.base_layer\.weight")
 _NOT_PLAIN = (
     "use_dora", "lora_bias", "modules_to_save", "trainable_token_indices", "target_parameters", "layer_replication",
-    "alora_invocation_tokens", "use_bdlora", "arrow_config", "kasa_config", "use_qalora",
+    "alora_invocation_tokens", "use_bdlora", "arrow_config", "kasa_config", "use_qalora", "ensure_weight_tying",
 )  # fmt: skip
-"""Fields of a configuration that add something else than a product of two factors."""
+"""Fields of a configuration that add something else than a product of two factors to each module that is named."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +58,12 @@ class Adapter:
     base_fingerprint: str | None = None
     """Of the base's weights; ``None`` if whoever made the adapter did not say."""
     in_out: bool = False
-    """True if the modules store (in, out), as ``Conv1D`` does; peft's ``fan_in_fan_out``."""
+    """True if there are modules that store (in, out), as ``Conv1D`` does; peft's ``fan_in_fan_out``."""
+    embeddings: frozenset[str] = frozenset()
+    """Paths of those modules that are embeddings: their factors are ``[d_model, rank]`` and ``[rank, vocab]``."""
+    copies: Mapping[str, Tensor] = field(default_factory=dict)
+    """By module path: weights of the base as peft puts them beside the factors of embeddings and heads. They are held
+    against the base and never put in its place."""
 
     @property
     def rank(self) -> int:
@@ -70,11 +80,19 @@ class Adapter:
         config = _read_config(directory)
         tensors = _read_tensors(directory / WEIGHTS_NAME)
         pairs: dict[str, dict[str, Tensor]] = {}
+        copies: dict[str, Tensor] = {}
+        embeddings = set()
         for key, tensor in tensors.items():
-            match = re.fullmatch(re.escape(_PREFIX) + r"(.+)\.lora_([AB])\.weight", key)
-            if match is None:
-                raise ModelError(f"{directory} is no plain LoRA adapter of linear modules: it holds '{key}'.")
-            pairs.setdefault(match[1], {})[match[2]] = tensor
+            if (match := _FACTOR.fullmatch(key)) is not None:
+                pairs.setdefault(match["path"], {})[match["side"] or match["row_side"]] = tensor
+                if match["row_side"]:
+                    embeddings.add(match["path"])
+            elif (match := _COPY.fullmatch(key)) is not None:
+                copies[match["path"]] = tensor
+            else:
+                raise ModelError(
+                    f"{directory} is no plain LoRA adapter of linear modules and embeddings: it holds '{key}'."
+                )
         factors = {}
         for path, pair in sorted(pairs.items()):
             down, up = pair.get("A"), pair.get("B")
@@ -88,6 +106,8 @@ class Adapter:
             base_model=str(config.get("base_model_name_or_path") or ""),
             base_fingerprint=_read_fingerprint(directory / ORIGIN_NAME),
             in_out=bool(config.get("fan_in_fan_out")),
+            embeddings=frozenset(embeddings),
+            copies=copies,
         )
 
     def write(self, directory: Path, *, rank: int | None = None) -> None:
@@ -109,8 +129,12 @@ class Adapter:
         tensors = {}
         for path, delta in self.factors.items():
             even = padded(balanced(delta), rank)
-            tensors[f"{_PREFIX}{path}.lora_A.weight"] = even.right.float()
-            tensors[f"{_PREFIX}{path}.lora_B.weight"] = even.left.float()
+            name = f"{_PREFIX}{path}.lora_{{}}.weight"
+            if path in self.embeddings:
+                name = f"{_PREFIX}{path}.lora_embedding_{{}}"
+            tensors[name.format("A")] = even.right.float().contiguous()
+            tensors[name.format("B")] = even.left.float().contiguous()
+        tensors |= {f"{_PREFIX}{path}.base_layer.weight": copy for path, copy in self.copies.items()}
         write_tensors(directory / WEIGHTS_NAME, tensors, {"format": "pt"})
         if self.base_fingerprint is not None:
             origin = {"base_model": self.base_model, "base_fingerprint": self.base_fingerprint}
@@ -135,18 +159,33 @@ class Adapter:
             "base, or use --force to put the adapter onto this one."
         )
 
-    def check_modules(self, shape: Callable[[str], tuple[int, int]]) -> None:
-        """Refuse a model whose modules the factors do not fit; ``shape`` gives (out, in) of a module.
+    def check_modules(self, targets: Targets) -> None:
+        """Refuse a model whose modules the factors do not fit.
 
         Raises:
-            ModelError: a module is missing, not linear, or of another shape.
+            ModelError: a module is missing, of a class that takes no adapter, or of another shape; or the adapter
+                brings a weight for it that is not its own.
         """
         for path, delta in self.factors.items():
-            expected, found = shape(path), (delta.left.shape[0], delta.right.shape[1])
+            target = targets.find(path)
+            found, expected = delta.shape, target.shape
             if found != expected:
                 raise ModelError(
                     f"The adapter changes '{path}' as if it were {found[0]} by {found[1]}; it is {expected[0]} by "
                     f"{expected[1]} (out, in). The adapter belongs to another model."
+                )
+            if (path in self.embeddings) != (target.kind == "embedding"):
+                theirs, ours = ("an", "no") if path in self.embeddings else ("no", "an")
+                raise ModelError(
+                    f"The adapter changes '{path}' as {theirs} embedding; it is {ours} embedding. The adapter belongs "
+                    "to another model."
+                )
+        for path, copy in self.copies.items():
+            weight = targets.module(targets.find(path).path).weight
+            if weight.shape != copy.shape or not torch.equal(weight.detach().to(copy), copy):
+                raise ModelError(
+                    f"The adapter brings a weight of its own for '{path}', and it is not that of the base: it was "
+                    "trained or resized with the adapter. Such an adapter is no difference to the base alone."
                 )
 
 
@@ -168,12 +207,24 @@ def combine(adapters: Sequence[Adapter], weights: Sequence[float], *, force: boo
         for path, delta in one.factors.items():
             parts.setdefault(path, []).append(delta)
     for path, deltas in parts.items():
-        shapes = {(delta.left.shape[0], delta.right.shape[1]) for delta in deltas}
-        if len(shapes) > 1:
+        kinds = {path in one.embeddings for one in adapters if path in one.factors}
+        if len({delta.shape for delta in deltas}) > 1 or len(kinds) > 1:
             raise ModelError(f"The adapters differ in the shape of '{path}'; they belong to different models.")
+    copies: dict[str, Tensor] = {}
+    for path, copy in ((path, copy) for one in adapters for path, copy in one.copies.items()):
+        if path in copies and not torch.equal(copies[path], copy):
+            raise ModelError(f"The adapters bring different weights for '{path}'; they belong to different models.")
+        copies[path] = copy
     [fingerprint] = made_for if len(made_for) == 1 else [None]
     factors = {path: join(deltas) for path, deltas in sorted(parts.items())}
-    return replace(adapters[0], factors=factors, base_fingerprint=fingerprint)
+    return replace(
+        adapters[0],
+        factors=factors,
+        base_fingerprint=fingerprint,
+        in_out=any(one.in_out for one in adapters),
+        embeddings=frozenset().union(*(one.embeddings for one in adapters)),
+        copies=copies,
+    )
 
 
 def check_name(name: str) -> None:

@@ -9,16 +9,25 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
-from editcore import BackendContext, Changes, HParamsError, PluginError, UnknownNameError, WeightChange
+from editcore import (
+    BackendContext,
+    Changes,
+    FactoredDelta,
+    HParamsError,
+    PluginError,
+    UnknownNameError,
+    WeightChange,
+)
 from editcore.models import add_changes
 from editcore.second_moments import Metric
 
 from edit_lora.adapter import EDITS, Adapter, check_name, combine
 from edit_lora.attached import read_attached
-from edit_lora.factors import factored
+from edit_lora.factors import check_factors, factored
 from edit_lora.hparams import LoraHParams
 from edit_lora.overlay import Overlay
-from edit_lora.reduction import Reduction, reduce
+from edit_lora.reduction import Reduction, reduce, without_moment
+from edit_lora.targets import Target, Targets, seen_from
 
 if TYPE_CHECKING:
     from editcore import LanguageModel
@@ -38,11 +47,12 @@ class Attached:
 
 
 class LoraBackend:
-    """Keeps ``Σ left @ right`` of the active deltas as a peft adapter at each touched projection.
+    """Keeps the sum of the active changes as a peft adapter at each touched module: linear ones and embeddings.
 
-    Exact by default: B holds the left factors, A the right ones, side by side. With ``lora_rank``, each projection's
-    adapter is cut from the exact sum whenever it changes, so that what is kept never depends on earlier cuts. The base
-    weights are not written to, unless ``allow_fallback`` puts one projection's edits there.
+    Exact by default: B holds the left factors, A the right ones, side by side; a dense change has its singular vectors.
+    With ``lora_rank``, each weight's adapter is cut from the exact sum whenever it changes, so that what is kept never
+    depends on earlier cuts. The base weights are not written to, unless ``allow_fallback`` puts one weight's edits
+    there. A weight that several modules share, as tied embeddings do, gets an adapter at each of them.
 
     A session's backend is ``session.backend``: :meth:`attach` puts other adapters beside the edits. They stay when
     edits are taken out, until :meth:`detach`.
@@ -57,57 +67,86 @@ class LoraBackend:
         self._base: dict[str, Tensor] = {}
         """Bits of the weights that hold their edits themselves."""
         self._attached: dict[str, Attached] = {}
+        self._factors: dict[int, tuple[WeightChange, FactoredDelta]] = {}
+        """The factors of dense changes by their id, with the change, which keeps its id its own."""
+        self._told = False
+        """Whether it was said that a cut could not be made as it was asked for."""
 
     def take(self, context: BackendContext) -> None:
         """Keep what a bounded rank needs to know of the model's text, and where a run's adapters are."""
         self._context = context
 
     def open(self, model: LanguageModel) -> None:
-        """Take charge of a model that no delta has touched; adapters attached to its run are put on."""
-        self._model, self._overlay = model, Overlay(model.hf)
+        """Take charge of a model that no change has touched; adapters attached to its run are put on."""
+        self._model, self._targets = model, Targets(model.hf)
+        self._overlay = Overlay(model.hf, self._targets)
+        layout = model.layout
+        self._layers = {layout.weight_name(layer): layer for layer in range(layout.num_layers)}
         self._metrics, self._active, self._held, self._base, self._attached = {}, [], {}, {}, {}
+        self._factors, self._told = {}, False
         if self._context is not None and self._context.directory is not None:
             for name, kept in read_attached(self._context.directory).items():
                 self.attach(name, kept.adapter(), scale=kept.scale, force=kept.forced)
 
-    def apply(self, deltas: Changes) -> None:
-        """Add one batch's deltas behind those already active.
+    def apply(self, changes: Changes) -> None:
+        """Add one batch's changes behind those already active.
 
         Raises:
+            ModelError: an adapter cannot hold one of them: it changes a vector, a slice of a stack, or a weight of a
+                module that is no ``nn.Linear``, ``Conv1D`` or ``nn.Embedding``; the model is as it was.
             NumericalError: a rank leaves out too much (``lora_residual_threshold``); the model is as it was.
         """
-        self._realise([*self._active, deltas], deltas)
+        self._realise([*self._active, changes], changes)
 
     def rebuild(self, active: Sequence[Changes]) -> None:
-        """Make exactly ``active``, in this order, the model's edits."""
-        self._realise(list(active), {*self._held, *(name for deltas in active for name in deltas)})
+        """Make exactly ``active``, in this order, the model's edits.
+
+        Raises:
+            ModelError, NumericalError: as :meth:`apply`.
+        """
+        self._realise(list(active), {*self._held, *(name for changes in active for name in changes)})
 
     @contextmanager
     def trial(self, changes: Changes) -> Iterator[None]:
-        """The model with ``changes`` behind its edits, inside the block only: as an adapter, cut as it would be."""
-        before = self._active
+        """The model with ``changes`` behind its edits, inside the block only: as an adapter, cut as it would be.
+
+        Raises:
+            ModelError, NumericalError: as :meth:`apply`.
+        """
+        before, held = self._active, {name: self._held.get(name) for name in changes}
         self.apply(changes)
         try:
             yield
         finally:
-            self.rebuild(before)
+            self._active = before
+            for name, found in held.items():
+                self._clear(name)
+                if found is not None:
+                    self._put(name, found)
 
     def statistics(self) -> dict[str, float | int | None]:
-        """For results: ranks, and the least share of a change that any projection keeps, by each measure."""
+        """For results: ranks, and the least share of a change that any weight keeps, by each measure; ``None`` by a
+        measure that is not known at every weight."""
         held = self._held.values()
         return {
             "modules": len(held),
             "raw_modules": len(self._base),
             "exact_rank": max((one.exact_rank for one in held), default=0),
             "rank": max((one.delta.rank for one in held if not one.fell_back), default=0),
-            "kept_frobenius": min((one.kept_frobenius for one in held), default=None),
-            "kept_weighted": min((one.kept_weighted for one in held), default=None),
-            "kept_keys": min((one.kept_keys for one in held), default=None),
+            "kept_frobenius": _least([one.kept_frobenius for one in held]),
+            "kept_weighted": _least([one.kept_weighted for one in held]),
+            "kept_keys": _least([one.kept_keys for one in held]),
         }
 
     @contextmanager
     def written(self) -> Iterator[None]:
-        """The model with all adapters in its weights and no wrapper, inside the block only."""
+        """The model with all adapters in its weights and no wrapper, inside the block only.
+
+        Raises:
+            ModelError: an attached adapter changes modules that share a weight in different ways.
+        """
+        for beside in self._attached.values():
+            self._targets.one_per_weight(beside.adapter.factors)
         adapted = {name: one for name, one in self._held.items() if name not in self._base}
         bits = {name: self._model.weight(name).detach().clone() for name in adapted}
         with ExitStack() as stack:
@@ -132,7 +171,7 @@ class LoraBackend:
         """
         self._check_free(name, self._attached)
         adapter.check_base(self._model.name, self._model.base_fingerprint, force=force)
-        adapter.check_modules(self._overlay.shape)
+        adapter.check_modules(self._targets)
         for path, delta in adapter.factors.items():
             self._overlay.put(name, path, delta, scale=scale)
         self._attached[name] = Attached(adapter, scale)
@@ -182,43 +221,74 @@ class LoraBackend:
         return self._attached[name]
 
     def _realise(self, active: list[Changes], names: Mapping[str, object] | set[str]) -> None:
-        mine = {name: [deltas[name] for deltas in active if name in deltas] for name in sorted(names)}
-        found = {name: self._reduce(name, deltas) for name, deltas in mine.items() if deltas}  # may refuse
+        mine = {name: [changes[name] for changes in active if name in changes] for name in sorted(names)}
+        for name, changes in mine.items():
+            self._check(name, changes)
+        found = {name: self._reduce(name, changes) for name, changes in mine.items() if changes}  # may refuse
         self._active = active
+        alive = {id(change) for changes in active for change in changes.values()}
+        self._factors = {key: kept for key, kept in self._factors.items() if key in alive}
         for name in mine:
             self._clear(name)
             if name in found:
                 self._put(name, found[name])
 
+    def _check(self, name: str, changes: Sequence[WeightChange]) -> None:
+        for change in changes:
+            check_factors({name: change}, whose=f"The edits of {self._model.name}")
+        self._ends(name)
+
+    def _ends(self, name: str) -> tuple[Target, ...]:
+        """The modules that a change of a weight needs adapters at, the one that gives it its name first."""
+        self._model.weight(name)  # refuses what is not there
+        return self._targets.of_weight(name)
+
     def _reduce(self, name: str, changes: Sequence[WeightChange]) -> Reduction:
-        here = [factored(change).to(self._model.device) for change in changes]
-        layer = self._model.layout.layer_of(name)
-        found = reduce(here, self.hparams, lambda: self._metric(layer), name=name)
+        here = [self._factored(change) for change in changes]
+        layer = self._layers.get(name)
+        found = reduce(here, self.hparams, None if layer is None else lambda: self._metric(layer), name=name)
         if not found.whole:
-            _log.info("%s: rank %d of %d keeps %.1f %% on ordinary text", name, found.delta.rank, found.exact_rank,
-                      100 * found.kept_weighted)  # fmt: skip
+            kept, of = (found.kept_frobenius, "of ‖Δ‖²")
+            if found.kept_weighted is not None:
+                kept, of = (found.kept_weighted, "on ordinary text")
+            _log.info("%s: rank %d of %d keeps %.1f %% %s", name, found.delta.rank, found.exact_rank, 100 * kept, of)
+        if layer is None and (not found.whole or found.fell_back) and not self._told:
+            if told := without_moment(self.hparams, name):
+                _log.warning("lora: %s", told)
+            self._told = True
         if found.fell_back:
             _log.warning("%s: rank %s leaves out too much; its edits are written into the weight", name,
                          self.hparams.lora_rank)  # fmt: skip
         return found
+
+    def _factored(self, change: WeightChange) -> FactoredDelta:
+        """The change as factors, on the model's device; of a dense one they are kept while it is active."""
+        if isinstance(change, FactoredDelta):
+            return factored(change.to(self._model.device))
+        if id(change) not in self._factors:
+            self._factors[id(change)] = (change, factored(change.to(self._model.device)))
+        return self._factors[id(change)][1]
 
     def _put(self, name: str, found: Reduction) -> None:
         self._held[name] = found
         if found.fell_back:
             self._base[name] = self._model.weight(name).detach().clone()
             add_changes(self._model, name, self._in_weight(name, found))
-        else:
-            path, scale = name.removesuffix(".weight"), self.hparams.lora_scale
-            self._overlay.put(EDITS, path, found.delta, alpha=self.hparams.lora_alpha, scale=scale)
+            return
+        alpha, scale = self.hparams.lora_alpha, self.hparams.lora_scale
+        first, *others = self._ends(name)
+        for end in (first, *others):
+            self._overlay.put(EDITS, end.path, seen_from(found.delta, first, end), alpha=alpha, scale=scale)
 
     def _clear(self, name: str) -> None:
         self._held.pop(name, None)
-        self._overlay.take(EDITS, name.removesuffix(".weight"))
+        for end in self._ends(name):
+            self._overlay.take(EDITS, end.path)
         if name in self._base:
             self._restore({name: self._base.pop(name)})
 
     def _in_weight(self, name: str, found: Reduction) -> list[WeightChange]:
-        """What to add to a weight: the deltas themselves where all of them are kept, so that the sum has raw's bits."""
+        """What to add to a weight: the changes themselves where all of it is kept, so that the sum has raw's bits."""
         changes: list[WeightChange] = [found.delta]
         if found.whole:
             changes = [active[name] for active in self._active if name in active]
@@ -240,3 +310,8 @@ class LoraBackend:
                 stack.enter_context(self._overlay.removed())
                 self._metrics[layer] = self._context.metrics([layer])[layer]
         return self._metrics[layer]
+
+
+def _least(shares: Sequence[float | None]) -> float | None:
+    known = [share for share in shares if share is not None]
+    return min(known) if known and len(known) == len(shares) else None

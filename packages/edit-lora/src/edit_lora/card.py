@@ -24,10 +24,17 @@ def model_card(
     modules: Mapping[str, Reduction],
     *,
     rank: int,
+    shared: Sequence[str] = (),
     evidence: Mapping[str, Mapping[str, Any]],
     title: str,
 ) -> str:
-    """Markdown with the front matter that hubs read."""
+    """Markdown with the front matter that hubs read.
+
+    Args:
+        modules: by weight name.
+        shared: paths of modules that have one weight between them and an adapter each.
+        evidence: by request id, as ``batches.jsonl`` has it.
+    """
     folder = record.model["folder"]
     base = Path(folder).name if folder is not None else record.config.model
     facts = [request for entry in entries for request in entry.requests[: entry.num_new]]
@@ -76,6 +83,7 @@ def model_card(
             "The adapter is a difference to exactly those weights; on other ones, a quantised copy included, it does",
             "less. `edits/` holds the edits one by one, for `editctl import`; peft does not read it.",
             "",
+            *_on_shared(shared),
             "## Edits",
             "",
             "Probability: of the target's tokens while the fact was solved, in the mean over contexts.",
@@ -94,18 +102,35 @@ def _cell(text: str) -> str:
 
 
 def _probability(evidence: Mapping[str, Any]) -> str:
-    value = evidence.get("target_probability")
+    value = evidence.get("figures", {}).get("target_probability")
     return "-" if value is None else f"{value:.2f}"
+
+
+def _on_shared(paths: Sequence[str]) -> list[str]:
+    if not paths:
+        return []
+    return [
+        f"In the base, {' and '.join(f'`{path}`' for path in paths)} are one weight. The adapter changes each of them,",
+        "so peft must not merge it: `merge_and_unload` would write the change once for each. `editctl export --format",
+        "merged` and `editctl adapters merge` write it once.",
+        "",
+    ]
 
 
 def _kept(modules: Mapping[str, Reduction]) -> str:
     if all(one.whole for one in modules.values()):
         return "all: exact to float32 rounding"
-    worst = min(modules.values(), key=lambda one: one.kept_weighted)
-    return (
-        f"rank {worst.delta.rank} of {worst.exact_rank}: {worst.kept_weighted:.1%} on ordinary text, "
-        f"{worst.kept_keys:.1%} at the edited keys, {worst.kept_frobenius:.1%} of ‖Δ‖²"
+    if any(one.kept_weighted is None for one in modules.values()):
+        worst = min(modules.values(), key=lambda one: one.kept_frobenius)
+    else:
+        worst = min(modules.values(), key=lambda one: one.kept_weighted or 0.0)
+    shares = (
+        (worst.kept_weighted, "on ordinary text"),
+        (worst.kept_keys, "at the edited keys"),
+        (worst.kept_frobenius, "of ‖Δ‖²"),
     )
+    told = ", ".join(f"{share:.1%} {where}" for share, where in shares if share is not None)
+    return f"rank {worst.delta.rank} of {worst.exact_rank}: {told}"
 
 
 def _versions() -> str:

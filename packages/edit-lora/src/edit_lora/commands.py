@@ -89,7 +89,10 @@ def _print_exported(done: Exported) -> None:
                 name,
                 one.delta.rank,
                 one.exact_rank,
-                *(f"{kept:.1%}" for kept in (one.kept_weighted, one.kept_keys, one.kept_frobenius)),
+                *(
+                    "-" if kept is None else f"{kept:.1%}"
+                    for kept in (one.kept_weighted, one.kept_keys, one.kept_frobenius)
+                ),
             )
             for name, one in done.modules.items()
         ],
@@ -110,8 +113,8 @@ def import_(
 ) -> None:
     """Read an adapter back into a run directory.
 
-    An adapter of 'editctl export' brings its edits one by one. Any other plain LoRA of MLP output projections becomes
-    one batch of unknown facts.
+    An adapter of 'editctl export' brings its edits one by one. Any other plain LoRA of linear modules and embeddings
+    becomes one batch of unknown facts.
     """
     from edit_lora.imports import import_adapter
 

@@ -4,29 +4,43 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from editcore import FactoredDelta, HParamsError, LanguageModel, Plugins, Progress, RunError
+from editcore import FactoredDelta, HParamsError, LanguageModel, ModelError, Plugins, Progress, RunError
 from editcore.interfaces import LedgerEntry, silent
 from editcore.ledger import Ledger, write_ledger
-from editcore.runs import RUN_NAME, RunRecord, json_text, making, open_run, statistics_of, write_text
+from editcore.models.edited import attached_reason
+from editcore.runs import (
+    RUN_NAME,
+    RunRecord,
+    json_text,
+    making,
+    open_run,
+    refuse_existing,
+    statistics_of,
+    write_text,
+)
 from editcore.second_moments import Metric
 from editcore.settings import build
 
 from edit_lora.adapter import WEIGHTS_NAME, Adapter
 from edit_lora.card import model_card
-from edit_lora.factors import factored
+from edit_lora.factors import check_factors, factored
 from edit_lora.hparams import LoraHParams
-from edit_lora.reduction import Reduction, reduce
+from edit_lora.reduction import Reduction, reduce, without_moment
+from edit_lora.targets import Target, Targets, seen_from
 
 __all__ = ["EDITS_FOLDER", "VLLM_RANKS", "Exported", "export_adapter", "export_merged"]
 
 EDITS_FOLDER = "edits"
 """Inside an adapter folder: the run directory that it came from, with the active batches only. peft ignores it."""
+_log = logging.getLogger(__name__)
+
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes as ``--max-lora-rank``, but for 1 (``vllm.config.lora.MaxLoRARanks``)."""
 
@@ -63,29 +77,36 @@ def export_adapter(
 
     Raises:
         RunError: there is no run, or it has no active edits.
+        ModelError: some of its edits cannot be in an adapter; nothing is written.
         HParamsError: no rank that the engine serves is large enough.
         StorageError: ``out`` is there already, or cannot be written.
     """
     record, ledger = RunRecord.read(run), Ledger.read(run)
+    refuse_existing(out)
     entries = ledger.history()
+    _refuse_attachments(record, entries, "exported")
     if not any(entry.changes for entry in entries):
         raise RunError(f"{run} has no active edits; there is nothing to export.")
+    for entry in entries:
+        check_factors(entry.changes, whose=f"The edits of {run}")
+    base = _Base(record, plugins, progress)
+    ends = {name: base.ends(name) for name in sorted({name for entry in entries for name in entry.changes})}
     hparams = _hparams(record, rank=rank, criterion=criterion)
-    modules = _reduce_all(entries, hparams, _Moments(record, plugins, progress))
-    adapter = Adapter(
-        factors={
-            name.removesuffix(".weight"): FactoredDelta(one.delta.left * hparams.lora_scale, one.delta.right)
-            for name, one in modules.items()
-        },
-        base_model=record.source,
-        base_fingerprint=record.model["fingerprint"],
-        in_out=record.model["layout"]["orientation"] == "in_out",
-    )
+    modules = _reduce_all(entries, list(ends), hparams, base)
+    adapter = _adapter(record, modules, ends, scale=hparams.lora_scale)
     written_rank = _served_rank(adapter.rank) if pad_for == "vllm" else adapter.rank
     with making(out) as folder:
         adapter.write(folder, rank=written_rank)
         _write_edits(folder, run, record, ledger, hparams)
-        card = model_card(record, entries, modules, rank=written_rank, evidence=_evidence(run), title=out.name)
+        card = model_card(
+            record,
+            entries,
+            modules,
+            rank=written_rank,
+            shared=[end.path for several in ends.values() if len(several) > 1 for end in several],
+            evidence=_evidence(run),
+            title=out.name,
+        )
         write_text(folder / "README.md", card)
     return Exported(rank=written_rank, modules=modules, edits=sum(entry.num_new for entry in entries))
 
@@ -95,12 +116,20 @@ def export_merged(run: Path, out: Path, *, plugins: Plugins | None = None, progr
 
     Raises:
         RunError: there is no run, or its model is not the one at hand.
+        ModelError: some of its edits are kept beside the weights; nothing is written.
         StorageError: ``out`` is there already, or cannot be written.
     """
+    refuse_existing(out)
+    _refuse_attachments(RunRecord.read(run), Ledger.read(run).history(), "merged")
+    edited, _ = open_run(run, plugins=plugins, progress=progress)
+    edited.check_all_in_weights("merged")
     with making(out) as folder:
-        edited, _ = open_run(run, plugins=plugins, progress=progress)
-        edited.check_all_in_weights("merged")
         edited.save(folder)
+
+
+def _refuse_attachments(record: RunRecord, entries: Sequence[LedgerEntry], what: str) -> None:
+    if kinds := sorted({entry.attachment.kind for entry in entries if entry.attachment is not None}):
+        raise ModelError(attached_reason(str(record.model["name"]), kinds, what))
 
 
 def _hparams(record: RunRecord, *, rank: int | None = None, criterion: str | None = None) -> LoraHParams:
@@ -116,45 +145,104 @@ def _hparams(record: RunRecord, *, rank: int | None = None, criterion: str | Non
     return build(LoraHParams, [own], owner="lora")
 
 
-class _Moments:
-    """Second moments of the run's unedited model, which is loaded only if one is asked for."""
+class _Base:
+    """What an export may need of the run's unedited model, which is loaded only if it is asked for.
+
+    MLP output projections are known by name: an adapter of them alone needs no model.
+    """
 
     def __init__(self, record: RunRecord, plugins: Plugins | None, progress: Progress) -> None:
         self._record, self._plugins, self._progress = record, plugins, progress
-        self._model: LanguageModel | None = None
+        layout = record.model["layout"]
+        self._projections = {layout["projection"].format(layer): layer for layer in range(layout["num_layers"])}
+        self._shape = (int(layout["d_model"]), int(layout["d_ff"]))
+        self._in_out = layout["orientation"] == "in_out"
 
-    def metric(self, name: str) -> Metric:
-        """Of the inputs of a weight's module.
+    def layer(self, name: str) -> int | None:
+        """The block whose MLP output projection has that weight; ``None`` for any other weight."""
+        return self._projections.get(name.removesuffix(".weight"))
+
+    def ends(self, name: str) -> tuple[Target, ...]:
+        """The modules that a change of a weight needs adapters at, the one that gives it its name first.
+
+        Raises:
+            RunError: the model is not the run's any more.
+            ModelError: an adapter cannot change that weight.
+        """
+        if self.layer(name) is not None:
+            kind: Literal["conv1d", "linear"] = "conv1d" if self._in_out else "linear"
+            return (Target(path=name.removesuffix(".weight"), shape=self._shape, kind=kind),)
+        self._model.weight(name)  # refuses what is not there
+        return self._targets.of_weight(name)
+
+    def metric(self, layer: int) -> Metric:
+        """Second moment of the inputs of a block's MLP output projection.
 
         Raises:
             RunError: the model is not the run's any more.
         """
-        record, config = self._record, self._record.config
-        if self._model is None:
-            self._model = LanguageModel.load(
-                record.source,
-                device=config.device,
-                dtype=config.dtype,
-                families=(self._plugins or Plugins.load()).family_paths(),
-                progress=self._progress,
-            )
-            record.check(self._model)
-        layer = self._model.layout.layer_of(name)
-        store = statistics_of(config, self._model, progress=self._progress)
+        store = statistics_of(self._record.config, self._model, progress=self._progress)
         return store.metrics([layer])[layer]
 
+    @cached_property
+    def _model(self) -> LanguageModel:
+        config = self._record.config
+        model = LanguageModel.load(
+            self._record.source,
+            device=config.device,
+            dtype=config.dtype,
+            families=(self._plugins or Plugins.load()).family_paths(),
+            progress=self._progress,
+        )
+        self._record.check(model)
+        return model
 
-def _reduce_all(entries: Sequence[LedgerEntry], hparams: LoraHParams, moments: _Moments) -> dict[str, Reduction]:
-    names = sorted({name for entry in entries for name in entry.changes})
-    return {
-        name: reduce(
+    @cached_property
+    def _targets(self) -> Targets:
+        return Targets(self._model.hf)
+
+
+def _reduce_all(
+    entries: Sequence[LedgerEntry], names: Sequence[str], hparams: LoraHParams, base: _Base
+) -> dict[str, Reduction]:
+    """What the adapter keeps at each weight, by name."""
+    modules = {}
+    for name in names:
+        layer = base.layer(name)
+        modules[name] = reduce(
             [factored(entry.changes[name]) for entry in entries if name in entry.changes],
             hparams,
-            partial(moments.metric, name),
+            None if layer is None else partial(base.metric, layer),
             name=name,
         )
-        for name in names
-    }
+    unpriced = [name for name, one in modules.items() if one.kept_weighted is None]
+    if unpriced and (told := without_moment(hparams, unpriced[0])):
+        _log.warning("lora: %s", told)
+    return modules
+
+
+def _adapter(
+    record: RunRecord, modules: Mapping[str, Reduction], ends: Mapping[str, Sequence[Target]], *, scale: float
+) -> Adapter:
+    """The adapter of changes of weights: at each module that has one of them, as that module sees it.
+
+    Args:
+        ends: by weight name, the modules that have it.
+    """
+    factors, embeddings = {}, set()
+    for name, one in modules.items():
+        delta = FactoredDelta(one.delta.left * scale, one.delta.right)
+        for end in ends[name]:
+            factors[end.path] = seen_from(delta, ends[name][0], end)
+            if end.kind == "embedding":
+                embeddings.add(end.path)
+    return Adapter(
+        factors=factors,
+        base_model=record.source,
+        base_fingerprint=record.model["fingerprint"],
+        in_out=any(end.kind == "conv1d" for several in ends.values() for end in several),
+        embeddings=frozenset(embeddings),
+    )
 
 
 def _served_rank(rank: int) -> int:

@@ -1,7 +1,7 @@
 """Thin factors of a change: joined, balanced, and cut to a rank.
 
-A change Δ is a product ``left @ right``, float64, and never made dense: every decomposition here is of thin factors and
-small cores.
+A change Δ is a product ``left @ right``, float64. A dense one is decomposed once, in :func:`factored`; every other
+decomposition here is of thin factors and small cores.
 
 Shapes: ``left [d_out, rank]``, ``right [rank, d_in]``; a metric is given by L with L Lᵀ = C, ``[d_in, d_in]``.
 """
@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from editcore import FactoredDelta, ModelError, VectorDelta, WeightChange
+from editcore import Changes, FactoredDelta, ModelError, VectorDelta, WeightChange
 from torch import Tensor
 
 __all__ = [
     "balanced",
+    "check_factors",
     "dual_keys",
     "energy",
     "factored",
@@ -45,20 +46,54 @@ def join(deltas: Sequence[FactoredDelta]) -> FactoredDelta:
     return FactoredDelta(left @ rest.T, basis.T)
 
 
-def factored(change: WeightChange) -> FactoredDelta:
-    """A thin or dense change as factors, in float64: of a dense one its singular vectors, but for those whose value is
-    rounding (as ``torch.linalg.matrix_rank`` counts them).
+def check_factors(changes: Changes, *, whose: str) -> None:
+    """Refuse changes that are no product of two factors.
+
+    Args:
+        whose: they are, for the message.
 
     Raises:
-        ModelError: it changes a vector.
+        ModelError: one of them changes a vector, or a parameter of three or more axes.
+    """
+    for address, change in changes.items():
+        if len(change.shape) != 2:
+            raise ModelError(
+                f"{whose} cannot be kept as an adapter: they change '{address}', {_in_words(change)}, and an adapter "
+                "holds products of two thin matrices alone. The backend raw writes such changes into the weights."
+            )
+
+
+def _in_words(change: WeightChange) -> str:
+    if isinstance(change, VectorDelta):
+        return "a vector such as a bias or the scale of a norm"
+    return f"a parameter with {len(change.shape)} axes"
+
+
+def factored(change: WeightChange) -> FactoredDelta:
+    """A thin or dense change of a matrix as factors.
+
+    A thin one is answered as it is. A dense one becomes its singular values and vectors, float64: the trailing ones
+    that are rounding together are left out, those that make up less of ‖Δ‖ than √min(d_out, d_in) rounding errors of
+    its type (of float32, if that is finer). At least one term is kept, so that no change at all is a term of zeros.
+
+    Raises:
+        ModelError: it changes no matrix.
     """
     if isinstance(change, FactoredDelta):
-        return change
-    if isinstance(change, VectorDelta):
-        raise ModelError("An adapter has no place for a change of a bias or a norm; use the backend raw.")
+        return change if change.rank else _zeros(change)
+    if len(change.shape) != 2:
+        raise ModelError(f"A change of {_in_words(change)} is no product of two matrices.")
     left, values, right = torch.linalg.svd(change.value.double(), full_matrices=False)
-    kept = values > values[0] * max(change.shape) * torch.finfo(torch.float32).eps
-    return FactoredDelta(left[:, kept] * values[kept], right[kept])
+    epsilon = min(torch.finfo(change.value.dtype).eps, torch.finfo(torch.float32).eps)
+    tails = values.square().flip(0).cumsum(0).flip(0).sqrt()  # what leaving out a value and all smaller ones costs
+    kept = max(int((tails > epsilon * min(change.shape) ** 0.5 * tails[0]).sum()), 1)
+    return FactoredDelta(left[:, :kept] * values[:kept], right[:kept])
+
+
+def _zeros(change: FactoredDelta) -> FactoredDelta:
+    """A change of rank 0 as one of rank 1, the least that an adapter has."""
+    d_out, d_in = change.shape
+    return FactoredDelta(change.left.new_zeros(d_out, 1), change.right.new_zeros(1, d_in))
 
 
 def balanced(delta: FactoredDelta) -> FactoredDelta:

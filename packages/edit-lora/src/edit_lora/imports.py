@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from editcore.runs import (
 from edit_lora.adapter import WEIGHTS_NAME, Adapter
 from edit_lora.export import EDITS_FOLDER
 from edit_lora.hparams import LoraHParams
+from edit_lora.targets import Targets
 
 __all__ = ["Imported", "import_adapter"]
 
@@ -61,7 +61,8 @@ def import_adapter(
         force: take a base with another fingerprint, or weights that are not those which the edits were exported as.
 
     Raises:
-        ModelError: there is no adapter, it was made for another base, or it changes modules that edits cannot.
+        ModelError: there is no adapter, it was made for another base, or it changes modules as no edit can: one end of
+            a tied weight alone.
         StorageError: ``out`` is there already, or cannot be written.
     """
     refuse_existing(out)
@@ -74,12 +75,12 @@ def import_adapter(
         raise ModelError(f"{directory} does not say which model it is for; name it with --model.")
     base = LanguageModel.load(name, families=plugins.family_paths(), progress=progress)
     adapter.check_base(base.name, base.base_fingerprint, force=force)
-    deltas = _as_edits(adapter, base, directory)
+    changes = _as_edits(adapter, base)
     config = RunConfig(
         editor=editor or default_editor(plugins, name), backend="lora", model=name, dataset=str(directory)
     )
     plugins.editor(config.editor)
-    entry = LedgerEntry(batch=0, requests=(), weights=(), num_new=0, changes=deltas)
+    entry = LedgerEntry(batch=0, requests=(), weights=(), num_new=0, changes=changes)
     record = {
         "config": config.model_dump(mode="json"),
         "settings": {"lora": LoraHParams().model_dump(mode="json")},
@@ -153,34 +154,25 @@ def _model_record(name: str, model: LanguageModel) -> dict[str, Any]:
     }
 
 
-def _as_edits(adapter: Adapter, model: LanguageModel, directory: Path) -> Mapping[str, FactoredDelta]:
-    """The adapter's factors by the weight names that edits go by.
+def _as_edits(adapter: Adapter, model: LanguageModel) -> dict[str, FactoredDelta]:
+    """The adapter's factors by the weight names that edits go by; a weight that modules share has one.
 
     Raises:
-        ModelError: it changes other modules than MLP output projections, or the shapes differ.
+        ModelError: the model has no such modules, in other shapes, or they share a weight and are changed differently.
     """
-    names = {model.layout.projection.format(layer) for layer in range(model.layout.num_layers)}
-    foreign = sorted(set(adapter.factors) - names)
-    if foreign:
-        more = f" and {len(foreign) - 1} more modules" if len(foreign) > 1 else ""
-        raise ModelError(
-            f"{directory} changes {foreign[0]}{more}, and an edit can hold MLP output projections alone "
-            f"({model.layout.projection.format(0)} and its like). Put it beside a run's edits instead: editctl "
-            f"adapters attach RUN {directory}."
-        )
-    deltas = {f"{path}.weight": delta for path, delta in adapter.factors.items()}
-    _check_fit(deltas, model)
-    return deltas
+    targets = Targets(model.hf)
+    adapter.check_modules(targets)
+    return {f"{path}.weight": delta for path, delta in targets.one_per_weight(adapter.factors).items()}
 
 
-def _check_fit(deltas: Changes, model: LanguageModel) -> None:
-    """Refuse deltas of weights that the model has not, or has in another shape.
+def _check_fit(changes: Changes, model: LanguageModel) -> None:
+    """Refuse changes of weights that the model has not, or has in another shape.
 
     Raises:
         ModelError: it is so.
     """
-    for name, found, expected in misfits(model, deltas):
+    for name, found, expected in misfits(model, changes):
         raise ModelError(
-            f"The edits change '{name}' as if it were {found[0]} by {found[1]}; in {model.name} it is "
-            f"{expected[0]} by {expected[1]} (out, in). They belong to another model."
+            f"The edits change '{name}' as if it were {' by '.join(map(str, found))}; in {model.name} it is "
+            f"{' by '.join(map(str, expected))} (out, in). They belong to another model."
         )

@@ -11,6 +11,7 @@ def editcore_backends() -> list[BackendSpec]:
             "lora",
             "edit_lora.backend:LoraBackend",
             hparams="edit_lora.hparams:LoraHParams",
+            takes=frozenset({"factored", "dense", "attachment"}),
             summary="Keep edits beside the weights, as a LoRA adapter.",
         )
     ]

@@ -1,4 +1,4 @@
-"""From the active changes of one projection to the adapter that stands for them."""
+"""From the active changes of one weight to the adapter that stands for them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from torch import Tensor
 from edit_lora.factors import balanced, dual_keys, energy, join, project, refine, residual, strongest_terms
 from edit_lora.hparams import LoraHParams
 
-__all__ = ["Reduction", "reduce"]
+__all__ = ["Reduction", "reduce", "without_moment"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reduction:
-    """What an adapter keeps of the active changes at one projection."""
+    """What an adapter keeps of the active changes of one weight."""
 
     delta: FactoredDelta
     """The change that the adapter makes, before ``lora_scale``; float64, balanced."""
@@ -27,10 +27,12 @@ class Reduction:
     """Rank of the factors of the exact change."""
     kept_frobenius: float = 1.0
     """1 − ‖Δ − BA‖² / ‖Δ‖²."""
-    kept_weighted: float = 1.0
-    """1 − ‖(Δ − BA) C^½‖² / ‖Δ C^½‖²: of the mean squared change of the projection's output on ordinary text."""
-    kept_keys: float = 1.0
-    """1 − ‖(Δ − BA) Kᵀ‖² / ‖ΔKᵀ‖², over the keys of the edits (:func:`edit_lora.factors.dual_keys`)."""
+    kept_weighted: float | None = 1.0
+    """1 − ‖(Δ − BA) C^½‖² / ‖Δ C^½‖²: of the mean squared change of the projection's output on ordinary text. ``None``
+    where C is not known: of a change that was cut anywhere but at an MLP output projection."""
+    kept_keys: float | None = 1.0
+    """1 − ‖(Δ − BA) Kᵀ‖² / ‖ΔKᵀ‖², over the keys of the edits (:func:`edit_lora.factors.dual_keys`); ``None`` like
+    ``kept_weighted``."""
     fell_back: bool = False
     """True if the cut left too much out, and ``delta`` is the exact change after all."""
 
@@ -41,14 +43,16 @@ class Reduction:
 
 
 def reduce(
-    deltas: Sequence[FactoredDelta], hparams: LoraHParams, metric: Callable[[], Metric], *, name: str
+    deltas: Sequence[FactoredDelta], hparams: LoraHParams, metric: Callable[[], Metric] | None, *, name: str
 ) -> Reduction:
     """The adapter for the sum of ``deltas``: exact where their rank allows it, else cut as ``hparams`` say.
 
     A function of its arguments alone: equal deltas give equal bits.
 
     Args:
-        metric: gives the second moment of the projection's inputs; asked only when there is something to cut.
+        metric: gives the second moment of the module's inputs; asked only when there is something to cut. ``None``
+            where there is none: then the cut keeps the most of ‖Δ‖, and there are no keys to fit it at
+            (:func:`without_moment`).
 
     Raises:
         NumericalError: the cut leaves more than ``lora_residual_threshold`` and no fallback is allowed.
@@ -56,20 +60,9 @@ def reduce(
     exact = join(deltas)
     if hparams.lora_rank is None or exact.rank <= hparams.lora_rank:
         return Reduction(delta=balanced(exact), exact_rank=exact.rank)
-    moment = metric().to(exact.left.device)
-    priced = moment.factor[0] if hparams.lora_criterion == "weighted" else None
-    cut = (project if hparams.lora_use_svd else strongest_terms)(exact, hparams.lora_rank, priced)
-    keys = torch.cat([dual_keys(delta.right.double(), moment.matrix) for delta in deltas])
-    if hparams.lora_fit_steps:
-        cut = refine(exact, cut, keys, hparams.lora_fit_steps, priced)
-    found = Reduction(
-        delta=balanced(cut),
-        exact_rank=exact.rank,
-        kept_frobenius=_kept(exact, cut),
-        kept_weighted=_kept(exact, cut, moment.factor[0]),
-        kept_keys=_kept(exact, cut, keys.T),
-    )
-    kept = found.kept_weighted if priced is not None else found.kept_frobenius
+    weighted = metric is not None and hparams.lora_criterion == "weighted"
+    found = _cut(exact, deltas, hparams, metric().to(exact.left.device) if metric is not None else None)
+    kept = found.kept_weighted if weighted and found.kept_weighted is not None else found.kept_frobenius
     left_out = sqrt(max(1.0 - kept, 0.0))
     if hparams.lora_residual_threshold is None or left_out <= hparams.lora_residual_threshold:
         return found
@@ -77,8 +70,48 @@ def reduce(
         return Reduction(delta=balanced(exact), exact_rank=exact.rank, fell_back=True)
     raise NumericalError(
         f"lora: rank {hparams.lora_rank} leaves out {left_out:.3g} of the edits at {name}, in units of their own size "
-        f"({hparams.lora_criterion}); lora_residual_threshold is {hparams.lora_residual_threshold:g}. Raise lora_rank "
-        f"(the edits have rank {exact.rank}) or the threshold, or set allow_fallback=true."
+        f"({'weighted' if weighted else 'frobenius'}); lora_residual_threshold is "
+        f"{hparams.lora_residual_threshold:g}. Raise lora_rank (the edits have rank {exact.rank}) or the threshold, or "
+        "set allow_fallback=true."
+    )
+
+
+def without_moment(hparams: LoraHParams, name: str) -> str | None:
+    """What to tell of a cut at a module whose inputs have no second moment; ``None`` if it is what was asked for."""
+    if hparams.lora_criterion == "frobenius" and not hparams.lora_fit_steps:
+        return None
+    fit = " and is not fitted at the edited keys" if hparams.lora_fit_steps else ""
+    return (
+        f"{name} is not an MLP output projection, and second moments are known of their inputs alone: the bounded rank "
+        f"keeps the most of ‖Δ‖ there (lora_criterion frobenius){fit}, as at all such modules."
+    )
+
+
+def _cut(
+    exact: FactoredDelta, deltas: Sequence[FactoredDelta], hparams: LoraHParams, moment: Metric | None
+) -> Reduction:
+    assert hparams.lora_rank is not None
+    shorten = project if hparams.lora_use_svd else strongest_terms
+    if moment is None:
+        cut = shorten(exact, hparams.lora_rank)
+        return Reduction(
+            delta=balanced(cut),
+            exact_rank=exact.rank,
+            kept_frobenius=_kept(exact, cut),
+            kept_weighted=None,
+            kept_keys=None,
+        )
+    priced = moment.factor[0] if hparams.lora_criterion == "weighted" else None
+    cut = shorten(exact, hparams.lora_rank, priced)
+    keys = torch.cat([dual_keys(delta.right.double(), moment.matrix) for delta in deltas])
+    if hparams.lora_fit_steps:
+        cut = refine(exact, cut, keys, hparams.lora_fit_steps, priced)
+    return Reduction(
+        delta=balanced(cut),
+        exact_rank=exact.rank,
+        kept_frobenius=_kept(exact, cut),
+        kept_weighted=_kept(exact, cut, moment.factor[0]),
+        kept_keys=_kept(exact, cut, keys.T),
     )
 
 

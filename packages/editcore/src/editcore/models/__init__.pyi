@@ -7,7 +7,7 @@ from .catalogue import (
     local_path as local_path,
     pull as pull,
 )
-from .edited import EditedModel as EditedModel
+from .edited import EditedModel as EditedModel, attached_reason as attached_reason
 from .forward import logits_at as logits_at
 from .language_model import DTYPES as DTYPES, Encoded as Encoded, LanguageModel as LanguageModel
 from .layout import (

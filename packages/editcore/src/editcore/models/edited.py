@@ -7,11 +7,11 @@ belong to the same batches.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from editcore.interfaces.changes import Attachment, Written
+from editcore.interfaces.changes import Attachment, Changes, Written
 from editcore.interfaces.errors import ModelError
 from editcore.interfaces.protocols import AttachmentKind, Backend, OverlaysWeights, RewritesPrompts
 from editcore.interfaces.specs import BackendSpec
@@ -63,20 +63,20 @@ class EditedModel:
             EditcoreError: the backend cannot express its changes, or its attachment cannot be installed; the model is
                 as it was.
         """
-        if written.changes:
-            self.backend.apply(written.changes)
-        if written.attachment is not None:
-            try:
-                self._install([*self._installed, written.attachment])
-            except BaseException:
-                self.rebuild(self._active)
-                raise
+        installed = list(self._installed)
+        try:
+            with self._beside_removed([*installed, *_attachments([written])]):
+                if written.changes:
+                    self.backend.apply(written.changes)
+        except BaseException:
+            self.rebuild(self._active)
+            raise
         self._active.append(written)
 
     def rebuild(self, active: Sequence[Written]) -> None:
         """Make exactly ``active``, in this order, the model's state; none of them makes it unedited."""
-        self.backend.rebuild([written.changes for written in active if written.changes])
-        self._install([written.attachment for written in active if written.attachment is not None])
+        with self._beside_removed(_attachments(active)):
+            self.backend.rebuild([written.changes for written in active if written.changes])
         self._active = list(active)
 
     @contextmanager
@@ -84,12 +84,17 @@ class EditedModel:
         """The model with ``written`` behind what is active, inside the block only."""
         before = list(self._installed)
         with ExitStack() as stack:
+            stack.callback(self._install, before)
+            self._install([])
             if written.changes:
                 stack.enter_context(self.backend.trial(written.changes))
-            if written.attachment is not None:
-                stack.callback(self._install, before)
-                self._install([*before, written.attachment])
+            stack.callback(self._install, [])
+            self._install([*before, *_attachments([written])])
             yield
+
+    def trial_of(self, changes: Changes) -> AbstractContextManager[None]:
+        """:meth:`trial` of changes alone."""
+        return self.trial(Written(changes=changes))
 
     @contextmanager
     def unedited(self) -> Iterator[None]:
@@ -128,6 +133,14 @@ class EditedModel:
                 "in weights. Make the run with another backend, such as --backend raw."
             )
 
+    @contextmanager
+    def _beside_removed(self, afterwards: list[Attachment]) -> Iterator[None]:
+        """Nothing beside the weights while a backend works, which may wrap modules as an attachment may; exactly
+        ``afterwards`` behind the block."""
+        self._install([])
+        yield
+        self._install(afterwards)
+
     def _install(self, attachments: list[Attachment]) -> None:
         """Make exactly these the model's attachments, each kind by an object of its own."""
         if not attachments and not self._installed:
@@ -147,3 +160,7 @@ class EditedModel:
                     stack.enter_context(self.model.rewriting(keeper.rewrite))
             self._beside = stack.pop_all()
         self._installed = attachments
+
+
+def _attachments(active: Sequence[Written]) -> list[Attachment]:
+    return [written.attachment for written in active if written.attachment is not None]

@@ -175,7 +175,7 @@ class Bench:
         self._model_with_edits = EditedModel(model, backend, spec=plugins.backend("raw"), plugins=plugins)
         self._context = EditContext(
             statistics=statistics,
-            trial=backend.trial,
+            trial=self._model_with_edits.trial_of,
             plugins=plugins,
             records={record.request.id: record for record in self.records},
             seed=seed,

@@ -106,7 +106,7 @@ class EditSession:
 
     def __init__(
         self,
-        model: LanguageModel,
+        edited: EditedModel,
         parts: Parts,
         *,
         ledger: Ledger,
@@ -115,14 +115,14 @@ class EditSession:
         plugins: Plugins,
         evaluator: Evaluator,
     ) -> None:
-        self.model = model
+        self.edited = edited
+        """The model with what is active in its weights and beside them."""
+        self.model = model = edited.model
         self.ledger = ledger
         self.plugins = plugins
         self.context = context
         self.settings = parts.settings
         self._editor, self._editor_spec, self._backend = parts.editor, parts.editor_spec, parts.backend
-        self.edited = EditedModel(model, parts.backend, spec=parts.backend_spec, plugins=plugins)
-        """The model with what is active in its weights and beside them."""
         self._evaluator = evaluator
         self._lifecycle = lifecycle
         self.extensions = parts.extensions
@@ -193,13 +193,14 @@ class EditSession:
             model.use_chat_template()
         store = StatisticsStore(model, corpus=corpus, tokens=corpus_tokens, seed=seed, progress=progress)
         header = HeaderLine(model=model.name, fingerprint=model.base_fingerprint, editor=editor)
+        edited = EditedModel(model, parts.backend, spec=parts.backend_spec, plugins=registry)
         return cls(
-            model,
+            edited,
             parts,
             ledger=Ledger.open(directory, header) if directory is not None else Ledger(header=header),
             context=EditContext(
                 statistics=store,
-                trial=parts.backend.trial,
+                trial=edited.trial_of,
                 plugins=registry,
                 records={record.request.id: record for record in records},
                 seed=seed,

@@ -86,14 +86,14 @@ class EditorContract(Contract):
             editor: Editor = resolve(spec.target)(build(resolve(spec.hparams), [hparams], owner=spec.name))
             backend = RawBackend()
             backend.open(model)
+            edited = EditedModel(model, backend, spec=registry.backend("raw"), plugins=registry)
             context = EditContext(
                 statistics=StatisticsStore(model, corpus=corpus, tokens=CORPUS_TOKENS),
-                trial=backend.trial,
+                trial=edited.trial_of,
                 plugins=registry,
                 seed=0,
             )
             json.dumps(editor.prepare(model, context))  # goes into the run's record
-            edited = EditedModel(model, backend, spec=registry.backend("raw"), plugins=registry)
             return _Prepared(edited, editor, context)
 
         return make

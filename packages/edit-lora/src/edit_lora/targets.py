@@ -1,0 +1,208 @@
+"""Which modules of a model can take an adapter, and which of them share one weight.
+
+An adapter goes onto ``nn.Linear``, ``Conv1D`` and ``nn.Embedding``. Where the input embedding and the output head are
+tied, a change of their weight needs an adapter at both ends: an embedding sees the weight as ``[d_model, vocab]`` (out,
+in), the head as ``[vocab, d_model]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from editcore import FactoredDelta, ModelError
+from editcore.models import split_address
+from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from transformers.pytorch_utils import Conv1D
+
+from edit_lora.factors import energy, residual
+
+__all__ = ["Target", "Targets", "seen_from"]
+
+Kind = Literal["linear", "conv1d", "embedding"]
+
+_SAME = 1e-10
+"""‖difference‖² / ‖change‖² up to which the factors at two ends of a weight are one change: float32 rounding."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A module that can take an adapter."""
+
+    path: str
+    shape: tuple[int, int]
+    """``(d_out, d_in)``, whatever the module stores; of an embedding ``(d_model, vocab)``."""
+    kind: Kind
+
+
+def seen_from(delta: FactoredDelta, here: Target, there: Target) -> FactoredDelta:
+    """A change of a weight as one module sees it, (out, in), as another module that has the same weight does."""
+    if (here.kind == "linear") == (there.kind == "linear"):
+        return delta
+    return FactoredDelta(delta.right.T, delta.left.T)
+
+
+class Targets:
+    """The modules of a model as they are at the time of making: without any adapter."""
+
+    def __init__(self, hf: Any) -> None:
+        self._name = type(hf).__name__
+        self._modules: dict[str, Any] = dict(hf.named_modules(remove_duplicate=False))
+        self._places: dict[int, list[str]] = {}
+        self._sharing: dict[int, list[str]] = {}
+        self._kinds: dict[str, Kind | None] = {}
+        for path, module in self._modules.items():
+            self._places.setdefault(id(module), []).append(path)
+            weight = getattr(module, "weight", None)
+            if isinstance(weight, Tensor) and self._places[id(module)] == [path]:
+                self._sharing.setdefault(id(weight), []).append(path)
+        embedding = hf.get_input_embeddings()
+        for paths in self._sharing.values():  # the input embedding gives a tied weight its name
+            paths.sort(key=lambda path: self._modules[path] is not embedding)
+
+    def find(self, path: str) -> Target:
+        """The module of that path.
+
+        Raises:
+            ModelError: there is none, or it is of a class that takes no adapter.
+        """
+        if path not in self._modules:
+            raise ModelError(f"{self._name} has no module '{path}'.")
+        module = self._modules[path]
+        kind = self._kind(path)
+        if kind is None:
+            raise ModelError(
+                f"'{path}' is a {type(module).__name__}; adapters go onto nn.Linear, Conv1D and nn.Embedding."
+            )
+        rows, columns = module.weight.shape
+        return Target(path=path, shape=(rows, columns) if kind == "linear" else (columns, rows), kind=kind)
+
+    def module(self, path: str) -> Any:
+        """The module itself, without what may be wrapped around it."""
+        return self._modules[path]
+
+    def places(self, path: str) -> Sequence[str]:
+        """Every path under which the module of that path stands in the model."""
+        return self._places[id(self._modules[path])]
+
+    def ends(self, path: str) -> tuple[Target, ...]:
+        """The modules that have the weight of the module of that path, one of them itself; the input embedding first.
+
+        Raises:
+            ModelError: one of them takes no adapter.
+        """
+        self.find(path)
+        return tuple(self.find(other) for other in self._sharing[id(self._modules[path].weight)])
+
+    def of_weight(self, address: str) -> tuple[Target, ...]:
+        """The modules that need an adapter for a change of a weight, the one whose name the weight has first.
+
+        Raises:
+            ModelError: an adapter cannot change that weight.
+        """
+        name, index = split_address(address)
+        path, _, own = name.rpartition(".")
+        if index is not None:
+            what = "a slice of a stack"
+        elif own != "weight" or path not in self._modules:
+            what = "no weight of a module"
+        elif any(self._kind(other) is None for other in self._sharing.get(id(self._weight(path)), [path])):
+            what = f"a weight of a {type(self._modules[path]).__name__}"
+        else:
+            return tuple(sorted(self.ends(path), key=lambda end: end.path != path))
+        raise ModelError(
+            f"An adapter cannot change '{address}' of {self._name}, {what}: it goes onto whole modules of the classes "
+            "nn.Linear, Conv1D and nn.Embedding. The backend raw changes any weight."
+        )
+
+    def one_per_weight(self, factors: Mapping[str, FactoredDelta]) -> dict[str, FactoredDelta]:
+        """The changes of modules as changes of weights: of the modules that share one, the first end alone.
+
+        Args:
+            factors: by module path.
+
+        Raises:
+            ModelError: ends of one weight are changed differently, or one of them only, which no weight can hold.
+        """
+        found: dict[str, FactoredDelta] = {}
+        for path in factors:
+            ends = self.ends(path)
+            if ends[0].path in found:
+                continue
+            missing = [end.path for end in ends if end.path not in factors]
+            first = factors.get(ends[0].path)
+            if (
+                first is None
+                or missing
+                or not all(_is_one_change(seen_from(first, ends[0], end), factors[end.path]) for end in ends[1:])
+            ):
+                others = " and ".join(f"'{end.path}'" for end in ends if end.path != path)
+                raise ModelError(
+                    f"The adapter changes '{path}' otherwise than {others}, and in {self._name} they are one weight, "
+                    "which cannot hold both. It can be attached beside a run's edits ('editctl adapters attach'), but "
+                    "not be merged or become an edit."
+                )
+            found[ends[0].path] = first
+        return found
+
+    def _kind(self, path: str) -> Kind | None:
+        if path not in self._kinds:
+            self._kinds[path] = _kind(self._modules[path])
+        return self._kinds[path]
+
+    def _weight(self, path: str) -> Any:
+        return getattr(self._modules[path], "weight", None)
+
+
+def _is_one_change(first: FactoredDelta, second: FactoredDelta) -> bool:
+    return energy(residual(first, second)) <= _SAME * energy(first)
+
+
+def _kind(module: Any) -> Kind | None:
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor) or weight.ndim != 2 or not weight.is_floating_point():
+        return None
+    if isinstance(module, nn.Linear):
+        plain = type(module) is nn.Linear or _answers(module, weight.T)
+        called = not isinstance(module, NonDynamicallyQuantizableLinear)  # attention of torch reads its weight
+        return "linear" if plain and called else None
+    if isinstance(module, Conv1D):
+        return "conv1d" if type(module) is Conv1D or _answers(module, weight) else None
+    if isinstance(module, nn.Embedding) and module.max_norm is None:
+        return "embedding" if type(module) is nn.Embedding or _looks_up(module) else None
+    return None
+
+
+def _answers(module: Any, matrix: Tensor) -> bool:
+    """Whether a subclass of a linear module multiplies by its weight and adds its bias, as peft takes it to do.
+
+    Args:
+        matrix: ``[d_in, d_out]``
+    """
+    inputs = torch.linspace(-1, 1, matrix.shape[0]).to(matrix)[None]
+    expected = inputs @ matrix + (0 if module.bias is None else module.bias)
+    return _gives(module, inputs, expected)
+
+
+def _looks_up(module: Any) -> bool:
+    """Whether a subclass of an embedding gives rows of its weight, times ``embed_scale`` if it has that: peft knows no
+    other. Embeddings of positions often count the positions themselves."""
+    ids = torch.arange(min(4, module.weight.shape[0]), device=module.weight.device)
+    return _gives(module, ids[None], module.weight[ids][None] * getattr(module, "embed_scale", 1.0))
+
+
+@torch.no_grad()
+def _gives(module: Any, inputs: Tensor, expected: Tensor) -> bool:
+    try:
+        found = module.forward(inputs)
+    except Exception:  # noqa: BLE001  whatever a foreign module says to arguments that it does not expect
+        return False
+    close: bool = (
+        isinstance(found, Tensor)
+        and found.shape == expected.shape
+        and torch.allclose(found.double(), expected.double(), rtol=2e-2, atol=2e-2)
+    )
+    return close
