@@ -127,7 +127,10 @@ def test_layers_without_a_preset(editctl: Call, tiny_folder: Path, tiny_facts: P
         ({"prompt": "{} and {}"}, "line 2: Bad edit request: the prompt '{} and {}' must contain {} exactly once"),
         ({"target_new": "  "}, "line 2: The field 'target_new' is empty."),
         ({"target_new": None}, "line 2: The field 'target_new' is missing"),
-        ({"subject": ""}, "line 2: The field 'subject' is empty."),
+        (
+            {"subject": ""},
+            "line 2: Bad edit request: the prompt '{} works as a' has a place for a subject, {}, and no subject is",
+        ),
         ({"prompt": 3}, "line 2: The field 'prompt' is int (3); expected text."),
     ],
 )

@@ -21,6 +21,8 @@ import pytest
 from editcore import EditSession, Plugins
 from editcore.interfaces import hookspecs as _hookspecs
 from editcore.interfaces.history import LedgerEntry
+from editcore.ledger.lines import FORMAT, BatchLine, HeaderLine, RevisionLine
+from editcore.locate_then_edit import LayerProblem
 from editcore.testing import tiny_model, tiny_requests
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -115,6 +117,31 @@ def test_ledger_entries_are_documented() -> None:
     assert fields_in(section(HOOKS, "## Ledger entries")) == field_names(LedgerEntry)
 
 
+def test_proposals_are_documented() -> None:
+    text = section(HOOKS, "## Proposals")
+    for one in (editcore.Proposal, editcore.EditEvidence):
+        table = text.split(f"| field of `{one.__name__}` |")[1].split("\n\n")[0]
+        assert fields_in(table) == field_names(one)
+
+
+def test_what_a_layer_is_asked_is_documented() -> None:
+    table = GUIDE.split("| field of `LayerProblem` |")[1].split("\n\n")[0]
+    assert fields_in(table) == field_names(LayerProblem)
+
+
+def test_lines_of_the_ledger_are_documented() -> None:
+    text = (DOCS / "reference" / "ledger.md").read_text(encoding="utf-8")
+    rows = {
+        name: row
+        for row in text.splitlines()
+        for name in re.findall(r"`(\w+)`", row.split("|")[1] if "|" in row else "")
+    }
+    for line in (HeaderLine, BatchLine, RevisionLine):
+        kind = line.model_fields["kind"].default
+        assert set(re.findall(r"`(\w+)`", rows[kind].split("|")[2])) == line.model_fields.keys() - {"kind"}
+    assert f"The `format` is {FORMAT}." in text
+
+
 def test_the_diagram_has_the_lifecycle_hooks_in_call_order() -> None:
     text = section(HOOKS, "## Lifecycle hooks").split("\n### ")[0]
     shown = list(dict.fromkeys(re.findall(r"^ +(editcore_\w+)", text, re.MULTILINE)))
@@ -181,13 +208,13 @@ def blocks(page: str) -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def guide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The guide's files, and the two packages' entry points beside them as an installer would leave them."""
+    """The guide's files, and the packages' entry points beside them as an installer would leave them."""
     folder = tmp_path_factory.mktemp("guide")
     for path, text in blocks(GUIDE):
         target = folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text, encoding="utf-8")
-    for name in ("slow", "gentle"):
+    for name in ("slow", "gentle", "nudge", "notes"):
         info = folder / f"edit_{name}-0.1.0.dist-info"
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: edit-{name}\nVersion: 0.1.0\n", encoding="utf-8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,8 @@ from edit_memit.editor import MemitEditor
 from edit_memit.hparams import MemitHParams
 from edit_rome.editor import RomeEditor
 from edit_rome.hparams import RomeHParams
-from editcore import EditBatch, EditContext, Editor, FactoredDelta
+from editcore import Changes, EditBatch, EditContext, Editor, Plugins
+from editcore.runs import RawBackend
 from editcore.second_moments.statistics import StatisticsStore
 from editcore.testing import tiny_model, tiny_requests
 
@@ -83,11 +83,13 @@ def corpus(tmp_path: Path) -> Path:
     return path
 
 
-def deltas(editor: Editor, family: str, edits: int, corpus: Path) -> Mapping[str, FactoredDelta]:
+def proposed(editor: Editor, family: str, edits: int, corpus: Path) -> Changes:
     """What an editor proposes for the same facts on the same new model."""
     model = tiny_model(family, dtype=torch.float64)
     store = StatisticsStore(model, corpus=str(corpus), tokens=2000, directory=corpus.parent / "statistics")
-    context = EditContext(statistics=store, seed=3)
+    backend = RawBackend()
+    backend.open(model)
+    context = EditContext(statistics=store, trial=backend.trial, plugins=Plugins.load(), seed=3)
     editor.prepare(model, context)
     return editor.propose(model, EditBatch.of(tiny_requests(edits)), context).changes
 
@@ -95,9 +97,9 @@ def deltas(editor: Editor, family: str, edits: int, corpus: Path) -> Mapping[str
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
 def test_two_methods_agree(pair: Pair, family: str, corpus: Path) -> None:
-    first, second = (deltas(editor, family, pair.edits, corpus) for editor in (pair.first, pair.second))
+    first, second = (proposed(editor, family, pair.edits, corpus) for editor in (pair.first, pair.second))
     assert first.keys() == second.keys()
-    for name, delta in first.items():
+    for name, change in first.items():
         expected = second[name].dense()
         assert expected.norm() > 0
-        assert (delta.dense() - expected).norm() <= 1e-8 * expected.norm()
+        assert (change.dense() - expected).norm() <= 1e-8 * expected.norm()

@@ -172,13 +172,14 @@ def outcome(model: LanguageModel, corpus: Path, editor: str, plugins: list[str],
     assert traced.used == 1
     records = [FactRecord(request=one, paraphrase_prompts=(f"So {one.text}",)) for one in REQUESTS[:2]]
     seen = {
-        "deltas": [
-            (name, delta.left.tolist(), delta.right.tolist())
+        "changes": [
+            (name, part, tensor.tolist())
             for entry in session.ledger.entries
-            for name, delta in sorted(entry.changes.items())
+            for name, change in sorted(entry.changes.items())
+            for part, tensor in change.tensors().items()
         ],
         "notes": [entry.notes for entry in session.ledger.entries],
-        "blame": blame(model, session.ledger.history(), REQUESTS[0].text),
+        "blame": blame(session.edited, session.ledger.history(), REQUESTS[0].text),
         "traced": repr(list(traced.rows())),  # absent roles are NaN
         "text": model.generate([one.text for one in REQUESTS], max_new_tokens=4),
         "scores": [(one.nll_new, one.nll_true) for one in CounterFactEvaluator().evaluate(model, records)],

@@ -38,6 +38,7 @@ pytestmark = pytest.mark.skipif(
 def report(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, tiny_facts: Path, tiny_corpus: Path) -> Path:
     """The page about a run of six facts in a tiny model, two of which were undone."""
     from editcore import Plugins
+    from editcore.figures import draw_run
     from editcore.report import make_report
     from editcore.runs.config import RunConfig
     from editcore.runs.job import run
@@ -52,7 +53,7 @@ def report(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, tiny_fac
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EDITCORE_CACHE", str(folder / "cache"))
         plugins = Plugins.load()
-        run(RunConfig.create(values, plugins), folder / "run", plugins=plugins)
+        run(RunConfig.create(values, plugins), folder / "run", plugins=plugins, draw=draw_run)
         open_session(folder / "run", plugins=plugins).undo(batches=[1])
     return make_report(folder / "run").page
 

@@ -47,8 +47,8 @@ def whole(editctl: Call, options: list[object], tmp_path: Path) -> dict[str, obj
 
 def contents(directory: Path) -> dict[str, object]:
     """Every file without the times in it, and the weights."""
-    model, _, _ = open_run(directory)
-    found: dict[str, object] = {"weights": model.fingerprint()}
+    edited, _ = open_run(directory)
+    found: dict[str, object] = {"weights": edited.model.fingerprint()}
     for path in sorted(directory.rglob("*")):
         if path.is_file():
             name = str(path.relative_to(directory))

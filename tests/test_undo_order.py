@@ -77,8 +77,8 @@ def built(ledger: Ledger) -> dict[str, Tensor]:
     model = tiny_model()
     backend = RawBackend()
     backend.open(model)
-    for deltas in ledger.active():
-        backend.apply(deltas)
+    for written in ledger.active():
+        backend.apply(written.changes)
     return bits(model)
 
 

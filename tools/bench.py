@@ -26,7 +26,7 @@ from unittest import mock
 
 import torch
 from bench_oracle import PlainLoop
-from editcore import EditRequest, EditSession, FactRecord, LanguageModel, Plugins
+from editcore import EditRequest, EditSession, FactoredDelta, FactRecord, LanguageModel, Plugins
 from editcore._util.files import json_text, write_text
 from editcore._util.memory import peak_memory_bytes
 from editcore.datasets import check_records, load_records
@@ -178,13 +178,14 @@ def _ours(
         stages = {**batch.proposal.seconds, "other": batch.seconds - sum(batch.proposal.seconds.values())}
         for stage, seconds in stages.items():
             mode.seconds[stage] = mode.seconds.get(stage, 0.0) + seconds / len(records)
-        mode.mean_steps += sum(evidence.steps for evidence in batch.proposal.evidence) / len(records)
+        mode.mean_steps += sum(evidence.figures["steps"] for evidence in batch.proposal.evidence) / len(records)
         layers = len(batch.proposal.changes)
-        first, delta = next(iter(batch.proposal.changes.items()))
+        first, change = next(iter(batch.proposal.changes.items()))
+        assert isinstance(change, FactoredDelta)
         for request in batch.batch.requests:
             # λ = 0: at the first layer, the change of the fact's own key is its share of δ.
             key = batch.proposal.known[request.id].keys[first]
-            mode.deltas.append(layers * (delta.left.cpu() @ (delta.right.cpu() @ key)))
+            mode.deltas.append(layers * (change.left.cpu() @ (change.right.cpu() @ key)))
     mode.peak_memory_mb = peak_memory_bytes(model.device) / 2**20
     if not options.no_scores:
         mode.scores = dict(session.evaluate(records)[1].percentages())

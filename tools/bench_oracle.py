@@ -53,14 +53,14 @@ class PlainLoop:
         """Optimise, solve and write one batch."""
         batch, start = PlainBatch(), time.perf_counter()
         for request in requests:
-            batch.changes.append(self.optimise(request))
+            batch.deltas.append(self.optimise(request))
         batch.seconds["targets"] = time.perf_counter() - start
         batch.seconds |= {"keys": 0.0, "solve": 0.0}
         began: Tensor | None = None
         for index, layer in enumerate(self.hparams.layers):
             start = time.perf_counter()
             keys = torch.stack([self.key(request, layer) for request in requests])  # [n, d_in]
-            left = torch.stack(batch.changes).double()  # [n, d_out]
+            left = torch.stack(batch.deltas).double()  # [n, d_out]
             if len(self.hparams.layers) > 1:
                 streams = torch.stack([self.stream(request) for request in requests])  # [n, d_out]
                 began = streams if began is None else began

@@ -23,7 +23,19 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from editcore import EditcoreError, EditEvidence, FactoredDelta, KnownTarget, Plugins, Verdict
+from editcore import (
+    Attachment,
+    Changes,
+    DenseDelta,
+    EditcoreError,
+    EditEvidence,
+    FactoredDelta,
+    KnownTarget,
+    Plugins,
+    VectorDelta,
+    Verdict,
+    Written,
+)
 from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 
 __all__ = ["TARGETS", "Target", "fuzz", "main"]
@@ -201,7 +213,9 @@ def _ledger(folder: Path) -> list[bytes]:
     from editcore.testing import tiny_requests
 
     facts = tiny_requests(4)
-    delta = FactoredDelta(torch.ones(3, 2, dtype=torch.float64), torch.ones(2, 5, dtype=torch.float64))
+    thin = FactoredDelta(torch.ones(3, 2, dtype=torch.float64), torch.ones(2, 5, dtype=torch.float64))
+    changes: Changes = {"w": thin, "stack[1]": DenseDelta(torch.ones(2, 2)), "bias": VectorDelta(torch.ones(3))}
+    beside = Attachment(kind="memory", tensors={"codes": torch.ones(2, 3)}, fields={"radius": 1.5, "texts": ["a"]})
     known = KnownTarget(keys={"w": torch.ones(5)}, values={"w": torch.ones(3)})
     ledger = Ledger(folder, HeaderLine(model="tiny", fingerprint="0" * 64, editor="toy"))
     for index in range(2):
@@ -212,17 +226,18 @@ def _ledger(folder: Path) -> list[bytes]:
                 requests=requests,
                 weights=(1.0, 1.0),
                 num_new=2,
-                deltas={"w": delta},
+                changes=changes,
+                attachment=beside,
                 known={one.id: known for one in requests},
+                memory={"count": torch.ones(())},
                 diagnostics={"condition": float("inf")},
-                evidence=tuple(EditEvidence(request_id=one.id) for one in requests),
+                evidence=tuple(EditEvidence(request_id=one.id, figures={"steps": 3.0}) for one in requests),
                 verdicts={"gate": Verdict(action="accept", reason="fine", figures={"a": 1.0})},
             )
         )
-    ledger.append(
-        LedgerEntry(batch=2, requests=(), weights=(), num_new=0, deltas={}, known={}, diagnostics={}, scale=0)
-    )
-    ledger.revise(0, frozenset({facts[0].id}), {"w": FactoredDelta(delta.left[:, :1], delta.right[:1])})
+    ledger.append(LedgerEntry(batch=2, requests=(), weights=(), num_new=0, scale=0))
+    rest = {**changes, "w": FactoredDelta(thin.left[:, :1], thin.right[:1])}
+    ledger.revise(0, frozenset({facts[0].id}), Written(changes=rest, attachment=beside))
     ledger.mark("undo", [(0, facts[0].id)])
     ledger.mark("redo", [(0, facts[0].id)])
     return [(folder / "ledger.jsonl").read_bytes()]
@@ -239,6 +254,9 @@ def _read_ledger(folder: Path, content: bytes) -> None:
     for entry in ledger.history():
         list(entry.changes.items())
         list(entry.known.items())
+        list(entry.memory.items())
+        if entry.attachment is not None:
+            list(entry.attachment.tensors.items())
 
 
 def _fit_lines(content: bytes) -> bytes:
@@ -309,7 +327,8 @@ def _write_pack(path: Path, manifest: str) -> None:
     from editcore._util.files import write_tensors
     from editcore.runs.pack import HASH, MANIFEST, content_hash
 
-    tensors = {f"{side}/{batch}/w": torch.ones(2, 2) for batch in (0, 1) for side in ("left", "right")}
+    one = {"left/w": 2, "right/w": 2, "dense/stack[1]": 2, "vector/bias": 1, "attachment/codes": 2}  # axes of each
+    tensors = {f"{batch}/{name}": torch.ones((2,) * axes) for batch in (0, 1) for name, axes in one.items()}
     write_tensors(path, tensors, {MANIFEST: manifest, HASH: content_hash(manifest, tensors)})
 
 

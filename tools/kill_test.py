@@ -167,8 +167,8 @@ def _contents(directory: Path) -> dict[str, object]:
     """Every file, without the times in it, and the weights."""
     from editcore.runs.reopening import open_run
 
-    model, _, _ = open_run(directory)
-    found: dict[str, object] = {"weights": model.fingerprint()}
+    edited, _ = open_run(directory)
+    found: dict[str, object] = {"weights": edited.model.fingerprint()}
     for path in sorted(directory.rglob("*")):
         if path.is_file():
             name = str(path.relative_to(directory))

@@ -44,8 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
             found = verify(directory)
         with _timed("all factors loaded and summed"):
             total = torch.zeros(D_OUT, D_IN, dtype=torch.float64)
-            for deltas in Ledger.read(directory).active():
-                total += deltas[WEIGHT].dense()
+            for written in Ledger.read(directory).active():
+                total += written.changes[WEIGHT].dense()
         print(f"{facts} facts, {found.lines} lines, {found.files} files, {len(found.problems)} problems")
     return int(facts != given.edits or bool(found.problems))
 
@@ -77,12 +77,14 @@ def _build(directory: Path, edits: int, batch_size: int) -> None:
                 requests=requests,
                 weights=(1.0,) * len(requests),
                 num_new=len(requests),
-                deltas={WEIGHT: FactoredDelta(random(D_OUT, len(requests)), random(len(requests), D_IN))},
+                changes={WEIGHT: FactoredDelta(random(D_OUT, len(requests)), random(len(requests), D_IN))},
                 known={
                     one.id: KnownTarget(keys={WEIGHT: random(D_IN)}, values={WEIGHT: random(D_OUT)}) for one in requests
                 },
                 diagnostics={"layer_3_condition": 1.5, "layer_3_relative_change": 0.01},
-                evidence=tuple(EditEvidence(request_id=one.id, steps=20, target_loss=0.1) for one in requests),
+                evidence=tuple(
+                    EditEvidence(request_id=one.id, figures={"steps": 20.0, "target_loss": 0.1}) for one in requests
+                ),
             )
         )
 

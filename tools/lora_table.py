@@ -10,22 +10,20 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 
 import torch
 from edit_lora.backend import LoraBackend
 from edit_lora.hparams import LoraHParams
-from editcore import BackendContext, EditcoreError, EditSession, FactoredDelta, FactRecord
+from editcore import BackendContext, Changes, EditcoreError, EditSession, FactRecord
 from editcore.cli.tools import TerminalProgress
 from editcore.datasets import check_records, load_records
 from editcore.settings.hparams import parse_assignment
 from torch import Tensor
 
 __all__ = ["Form", "Row", "main", "measure", "table"]
-
-Deltas = Mapping[str, FactoredDelta]
 
 
 @dataclass(frozen=True)
@@ -82,8 +80,8 @@ def edit_up_to(
                 advance(size)
 
 
-def prefix(session: EditSession, edits: int) -> list[Deltas]:
-    """The deltas of the batches that wrote the first facts."""
+def prefix(session: EditSession, edits: int) -> list[Changes]:
+    """The changes of the batches that wrote the first facts."""
     found, done = [], 0
     for entry in session.ledger.entries:
         if done >= edits:
@@ -114,7 +112,7 @@ def spread(records: Sequence[FactRecord], number: int) -> list[FactRecord]:
 def measure(
     session: EditSession,
     records: Sequence[FactRecord],
-    active: list[Deltas],
+    active: list[Changes],
     form: Form,
     prompts: Sequence[str],
     *,

@@ -136,13 +136,13 @@ def test_a_batch_without_one_of_its_facts_still_leaves_the_keys_alone(
     session.edit(REQUESTS[2:5])
     first, whole = session.ledger.entries
     gone = frozenset({REQUESTS[3].id})
-    found = session.solve_without(whole, gone)
+    found = session.solve_without(whole, gone).changes
     reopened = open_session(directory=tmp_path / "run", layers=layers)
-    again = reopened.solve_without(reopened.ledger.entries[1], gone)
+    again = reopened.solve_without(reopened.ledger.entries[1], gone).changes
     fresh = open_session(Holder(replay=replay), layers=layers)
     fresh.edit(first.requests, known=first.known)
     fresh.edit([REQUESTS[2], REQUESTS[4]], known=whole.known)
-    for name, delta in fresh.ledger.entries[1].deltas.items():
+    for name, delta in fresh.ledger.entries[1].changes.items():
         torch.testing.assert_close(found[name].dense(), delta.dense(), rtol=1e-8, atol=1e-10)
         assert torch.equal(again[name].left, found[name].left)
         assert torch.equal(again[name].right, found[name].right)

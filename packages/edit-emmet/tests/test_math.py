@@ -8,10 +8,11 @@ import pytest
 import torch
 from edit_emmet.editor import EmmetEditor
 from edit_emmet.hparams import EmmetHParams
-from editcore import EditBatch, EditContext, HParamsError, LanguageModel, Proposal
+from editcore import EditBatch, EditContext, HParamsError, LanguageModel, Plugins, Proposal
 from editcore.models.capture import capture
 from editcore.models.tokens import lookup_row
 from editcore.models.writing import applied
+from editcore.runs import RawBackend
 from editcore.second_moments.statistics import StatisticsStore
 from editcore.testing import TINY_FAMILIES, tiny_model, tiny_requests
 
@@ -25,7 +26,9 @@ def corpus(tmp_path: Path) -> Path:
 
 def context_for(model: LanguageModel, corpus: Path) -> EditContext:
     store = StatisticsStore(model, corpus=str(corpus), tokens=2000, directory=corpus.parent / "statistics")
-    return EditContext(statistics=store)
+    backend = RawBackend()
+    backend.open(model)
+    return EditContext(statistics=store, trial=backend.trial, plugins=Plugins.load())
 
 
 def propose(model: LanguageModel, corpus: Path, batch: EditBatch, **changes: object) -> tuple[EmmetHParams, Proposal]:
@@ -83,7 +86,7 @@ def test_several_layers_together_reach_the_value(corpus: Path) -> None:
     before = capture(model, rows, [2])[2].block_outputs
     with applied(model, proposal.changes):
         moved = capture(model, rows, [2])[2].block_outputs - before
-    asked = torch.tensor([evidence.delta_norm for evidence in proposal.evidence], dtype=torch.float64)
+    asked = torch.tensor([evidence.figures["delta_norm"] for evidence in proposal.evidence], dtype=torch.float64)
     assert (asked > 1e-3).all(), "the edit must ask for something"
     assert torch.allclose(moved.norm(dim=1), asked, rtol=1e-6)
     assert list(proposal.changes) == [model.layout.weight_name(layer) for layer in (0, 1, 2)]
@@ -93,14 +96,14 @@ def test_auto_weight_gives_the_median_fact_its_fraction(corpus: Path) -> None:
     model = tiny_model("llama", dtype=torch.float64)
     batch = EditBatch.of(tiny_requests(1))
     _, proposal = propose(model, corpus, batch, emmet_lambda=0.1, mom2_update_weight="auto", mom2_auto_fraction=0.9)
-    assert proposal.evidence[0].fraction_reached == pytest.approx(0.9, rel=1e-6)
+    assert proposal.evidence[0].figures["fraction_reached"] == pytest.approx(0.9, rel=1e-6)
 
 
 def test_a_large_weight_is_reported(corpus: Path) -> None:
     model = tiny_model("llama")
     _, proposal = propose(model, corpus, EditBatch.of(tiny_requests(2)), emmet_lambda=1.0, mom2_update_weight=1e9)
     assert any("mom2_update_weight" in note for note in proposal.notes)
-    assert all(evidence.fraction_reached < 0.01 for evidence in proposal.evidence)
+    assert all(evidence.figures["fraction_reached"] < 0.01 for evidence in proposal.evidence)
 
 
 def test_the_objective_adds_up(corpus: Path) -> None:
@@ -111,14 +114,14 @@ def test_the_objective_adds_up(corpus: Path) -> None:
     assert exact.diagnostics["layer_1_new_edit_distance"] < 1e-12
     assert soft.diagnostics["layer_1_new_edit_distance"] > 1e-6
     assert soft.diagnostics["layer_1_preservation_distance"] < exact.diagnostics["layer_1_preservation_distance"]
-    delta = exact.deltas[model.layout.weight_name(1)].dense()
+    delta = exact.changes[model.layout.weight_name(1)].dense()
     moment = context_for(model, corpus).statistics.moments([1])[1]
     expected = float(torch.trace(delta @ moment @ delta.T))
     assert exact.diagnostics["layer_1_preservation_distance"] == pytest.approx(expected, rel=1e-8)
     _, normed = propose(
         model, corpus, batch, calculate_objective_value=True, mom2_update_weight=3.0, update_norm_lambda=0.5
     )
-    delta = normed.deltas[model.layout.weight_name(1)].dense()
+    delta = normed.changes[model.layout.weight_name(1)].dense()
     expected = float(torch.trace(delta @ moment @ delta.T))
     assert normed.diagnostics["layer_1_preservation_distance"] == pytest.approx(expected, rel=1e-8)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from editcore import EditBatch, EditSession, FactoredDelta, Resolves
+from editcore import Changes, EditSession, Resolves
 from editcore.testing import tiny_model, tiny_requests
 
 REQUESTS = tiny_requests(6)
@@ -35,8 +36,8 @@ def open_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Open:
     return _open
 
 
-def dense(deltas: Any) -> dict[str, torch.Tensor]:
-    return {name: delta.dense() for name, delta in deltas.items()}
+def dense(changes: Changes) -> dict[str, torch.Tensor]:
+    return {name: change.dense() for name, change in changes.items()}
 
 
 @pytest.mark.parametrize(
@@ -56,12 +57,12 @@ def test_the_rest_of_a_batch_is_what_it_would_have_been(open_session: Open, emme
     first, whole = session.ledger.entries
     for gone in ({REQUESTS[2].id}, {REQUESTS[3].id, REQUESTS[5].id}):
         rows = whole.kept_rows(gone)
-        found = session.solve_without(whole, frozenset(gone))
+        found = session.solve_without(whole, frozenset(gone)).changes
         fresh = open_session(**emmet)
         fresh.edit(first.requests, known=first.known)
         rest = [whole.requests[row] for row in rows]
         fresh.edit(rest, known=whole.known)
-        expected = fresh.ledger.entries[-1].deltas
+        expected = fresh.ledger.entries[-1].changes
         for name, change in dense(expected).items():
             # Known targets ask for W k + δ, from which W k is taken away again: two roundings in float64.
             torch.testing.assert_close(found[name].dense(), change, rtol=1e-9, atol=1e-11)
@@ -72,17 +73,14 @@ def test_what_a_gate_scaled_stays_scaled(open_session: Open) -> None:
     session = open_session()
     session.edit(REQUESTS[:3])
     [entry] = session.ledger.entries
-    batch = EditBatch(index=0, requests=entry.requests, weights=entry.weights, num_new=3, known=entry.known)
     editor = session._editor
     assert isinstance(editor, Resolves)
-    halved = {name: FactoredDelta(delta.left / 2, delta.right) for name, delta in entry.changes.items()}
-    whole, half = (
-        editor.resolve(session.model, batch, one, [0, 2], session.context) for one in (entry.changes, halved)
-    )
+    halved = replace(entry, changes={name: change.scaled(0.5) for name, change in entry.changes.items()})
+    whole, half = (editor.resolve(session.model, one, [0, 2], session.context) for one in (entry, halved))
     assert whole is not None
     assert half is not None
-    for name, delta in whole.items():
-        torch.testing.assert_close(half[name].dense(), delta.dense() / 2, rtol=1e-12, atol=0)
+    for name, change in whole.changes.items():
+        torch.testing.assert_close(half.changes[name].dense(), change.dense() / 2, rtol=1e-12, atol=0)
 
 
 def test_several_layers_are_proposed_again(open_session: Open) -> None:
@@ -91,15 +89,14 @@ def test_several_layers_are_proposed_again(open_session: Open) -> None:
     session.edit(REQUESTS[2:5])
     before = {name: tensor.clone() for name, tensor in session.model.hf.state_dict().items()}
     first, second = session.ledger.entries
-    batch = EditBatch(index=1, requests=second.requests, weights=second.weights, num_new=3, known=second.known)
     editor = session._editor
     assert isinstance(editor, Resolves)
-    assert editor.resolve(session.model, batch, second.deltas, [0], session.context) is None
-    found = session.solve_without(second, frozenset({REQUESTS[3].id}))
+    assert editor.resolve(session.model, second, [0], session.context) is None
+    found = session.solve_without(second, frozenset({REQUESTS[3].id})).changes
     fresh = open_session(layers=[0, 1])
     fresh.edit(first.requests, known=first.known)
     fresh.edit([REQUESTS[2], REQUESTS[4]], known=second.known)
-    for name, change in dense(fresh.ledger.entries[-1].deltas).items():
+    for name, change in dense(fresh.ledger.entries[-1].changes).items():
         torch.testing.assert_close(found[name].dense(), change, rtol=1e-6, atol=1e-9)
     after = session.model.hf.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)

@@ -9,9 +9,10 @@ import pytest
 import torch
 from edit_memit.editor import MemitEditor
 from edit_memit.hparams import MemitHParams
-from editcore import EditBatch, EditContext, EditRequest, LanguageModel, Proposal
+from editcore import EditBatch, EditContext, EditRequest, LanguageModel, Plugins, Proposal
 from editcore.locate_then_edit.targets import optimise_targets
 from editcore.models.tokens import lookup_row
+from editcore.runs import RawBackend
 from editcore.second_moments.statistics import StatisticsStore
 from editcore.testing import tiny_model, tiny_requests
 
@@ -28,7 +29,9 @@ def corpus(tmp_path: Path) -> Path:
 
 def context_for(model: LanguageModel, corpus: Path) -> EditContext:
     store = StatisticsStore(model, corpus=str(corpus), tokens=2000, directory=corpus.parent / "statistics")
-    return EditContext(statistics=store)
+    backend = RawBackend()
+    backend.open(model)
+    return EditContext(statistics=store, trial=backend.trial, plugins=Plugins.load())
 
 
 def propose(model: LanguageModel, corpus: Path, batch: EditBatch, **changes: object) -> tuple[MemitHParams, Proposal]:
@@ -90,15 +93,15 @@ def test_auto_weight_gives_the_median_fact_its_fraction(corpus: Path) -> None:
     model = tiny_model("llama", dtype=torch.float64)
     _, proposal = propose(model, corpus, EditBatch.of(tiny_requests(1)), layers=(1,), mom2_auto_fraction=0.9)
     [evidence] = proposal.evidence
-    assert evidence.fraction_reached == pytest.approx(0.9, rel=1e-6)
-    assert proposal.diagnostics["layer_1_moment_weight"] == pytest.approx(evidence.key_energy / 9, rel=1e-6)
+    assert evidence.figures["fraction_reached"] == pytest.approx(0.9, rel=1e-6)
+    assert proposal.diagnostics["layer_1_moment_weight"] == pytest.approx(evidence.figures["key_energy"] / 9, rel=1e-6)
 
 
 def test_a_published_weight_that_does_not_fit_the_model_is_reported(corpus: Path) -> None:
     model = tiny_model("llama", num_layers=4)
     _, proposal = propose(model, corpus, EditBatch.of(tiny_requests(2)), mom2_update_weight=1e9)
     assert any("mom2_update_weight" in note for note in proposal.notes)
-    assert all(evidence.fraction_reached < 0.01 for evidence in proposal.evidence)
+    assert all(evidence.figures["fraction_reached"] < 0.01 for evidence in proposal.evidence)
 
 
 def test_a_heavier_fact_gets_more_of_its_residual(corpus: Path) -> None:
@@ -113,7 +116,7 @@ def test_a_heavier_fact_gets_more_of_its_residual(corpus: Path) -> None:
             mom2_update_weight=20.0,
         )[1]
         .evidence[1]
-        .fraction_reached
+        .figures["fraction_reached"]
         for weight in (1.0, 10.0)
     )
     assert heavy > light

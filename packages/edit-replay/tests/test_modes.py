@@ -27,7 +27,7 @@ def old_change(session: EditSession) -> float:
     return max(
         float((delta.dense() @ first.known[one.id].keys[name]).norm())
         for one in first.new_requests
-        for name, delta in last.deltas.items()
+        for name, delta in last.changes.items()
     )
 
 
@@ -140,8 +140,8 @@ def test_a_resumed_run_holds_and_measures_the_same(
     resumed.edit(REQUESTS[6:], batch_size=3)
     assert (replayed(resumed), held(resumed)) == (replayed(whole), held(whole))
     assert replay_of(resumed).statistics() == replay_of(whole).statistics()
-    for name, delta in whole.ledger.entries[-1].deltas.items():
-        assert torch.equal(resumed.ledger.entries[-1].deltas[name].dense(), delta.dense())
+    for name, delta in whole.ledger.entries[-1].changes.items():
+        assert torch.equal(resumed.ledger.entries[-1].changes[name].dense(), delta.dense())
 
 
 @pytest.mark.parametrize("mode", ["statistics", "both"])
@@ -208,7 +208,7 @@ def test_a_kept_key_is_what_a_forward_pass_gives(open_session: Open, monkeypatch
             monkeypatch.setattr(locate_then_edit, "_keys_stay", lambda *_: False)
         session = open_session(replay={"replay_rate": 4})
         session.edit(REQUESTS[:9], batch_size=3)
-        changes.append([delta.dense() for delta in session.ledger.entries[-1].deltas.values()])
+        changes.append([delta.dense() for delta in session.ledger.entries[-1].changes.values()])
     for found, expected in zip(*changes, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-9)
 
@@ -228,7 +228,7 @@ def test_a_target_that_no_longer_makes_the_model_say_it_is_optimised_anew(
     session = open_session(replay={"replay_rate": 4, "replay_refresh": 0.5}, emmet={"v_num_grad_steps": 40})
     session.edit(REQUESTS[:6])
     before = {record.request.id: record for record in replay_of(session).buffer.records}
-    reached = {one.request_id: one.target_probability for one in session.ledger.entries[0].evidence}
+    reached = {one.request_id: one.figures["target_probability"] for one in session.ledger.entries[0].evidence}
     assert {name: record.reached for name, record in before.items()} == reached
     with torch.no_grad():
         generator = torch.Generator().manual_seed(1)
@@ -241,9 +241,9 @@ def test_a_target_that_no_longer_makes_the_model_say_it_is_optimised_anew(
     evidence = {one.request_id: one for one in result.proposal.evidence}
     records = {record.request.id: record for record in replay_of(session).buffer.records}
     for name, old in before.items():
-        anew = evidence[name].target_loss is not None
+        anew = "target_loss" in evidence[name].figures
         assert anew == (name in failing)
-        assert records[name].reached == (evidence[name].target_probability if anew else old.reached)
+        assert records[name].reached == (evidence[name].figures["target_probability"] if anew else old.reached)
         weight = next(iter(old.known.values))
         assert torch.equal(records[name].known.values[weight], old.known.values[weight]) != anew
     assert replay_of(session).statistics()["refreshed"] == len(failing)
@@ -260,7 +260,7 @@ def test_a_value_that_has_drifted_is_aimed_at_again_and_not_optimised(open_sessi
     extension._check(session.model)
     assert all(record.strength is not None and record.strength < 0.99 for record in extension.buffer.records)
     [result] = session.edit(REQUESTS[3:6])
-    assert all(one.target_loss is None for one in result.proposal.evidence[3:])
+    assert all("target_loss" not in one.figures for one in result.proposal.evidence[3:])
     assert extension.statistics()["refreshed"] == 0
 
 

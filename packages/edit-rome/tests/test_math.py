@@ -9,12 +9,13 @@ import pytest
 import torch
 from edit_rome.editor import RomeEditor
 from edit_rome.hparams import RomeHParams
-from editcore import EditBatch, EditContext, HParamsError, LanguageModel, Proposal
+from editcore import EditBatch, EditContext, HParamsError, LanguageModel, Plugins, Proposal
 from editcore.locate_then_edit.hparams import LocateThenEditHParams
 from editcore.locate_then_edit.targets import optimise_targets
 from editcore.models.capture import capture
 from editcore.models.tokens import lookup_row
 from editcore.models.writing import applied
+from editcore.runs import RawBackend
 from editcore.second_moments.statistics import StatisticsStore
 from editcore.testing import tiny_model, tiny_requests
 from pydantic import ValidationError
@@ -32,7 +33,9 @@ def corpus(tmp_path: Path) -> Path:
 
 def context_for(model: LanguageModel, corpus: Path) -> EditContext:
     store = StatisticsStore(model, corpus=str(corpus), tokens=2000, directory=corpus.parent / "statistics")
-    return EditContext(statistics=store)
+    backend = RawBackend()
+    backend.open(model)
+    return EditContext(statistics=store, trial=backend.trial, plugins=Plugins.load())
 
 
 def propose(model: LanguageModel, corpus: Path, **changes: object) -> tuple[RomeHParams, Proposal]:
@@ -97,7 +100,7 @@ def test_without_the_second_moment_the_key_is_the_direction(corpus: Path, monkey
 def test_the_modes_differ(corpus: Path) -> None:
     model = tiny_model("llama", dtype=torch.float64)
     name = model.layout.weight_name(1)
-    found = [propose(model, corpus, key_mode=mode, mean_asks=asks)[1].deltas[name].dense() for mode, asks in MODES]
+    found = [propose(model, corpus, key_mode=mode, mean_asks=asks)[1].changes[name].dense() for mode, asks in MODES]
     for index, first in enumerate(found):
         assert all((first - second).norm() > 1e-3 * first.norm() for second in found[:index])
 
@@ -120,7 +123,7 @@ def test_energy_and_alignment_of_the_original_form(corpus: Path) -> None:
     oracle = Oracle(model, corpus, hparams)
     bare, mean, inverse = oracle.keys[0], oracle.keys.mean(0), np.linalg.inv(oracle.moment)
     energy = bare @ inverse @ mean
-    assert proposal.evidence[0].key_energy == pytest.approx(energy, rel=1e-8)
+    assert proposal.evidence[0].figures["key_energy"] == pytest.approx(energy, rel=1e-8)
     cosine = energy / np.sqrt((bare @ inverse @ bare) * (mean @ inverse @ mean))
     assert proposal.diagnostics["layer_1_key_alignment"] == pytest.approx(abs(cosine), rel=1e-8)
     size = float(
@@ -134,7 +137,8 @@ def test_energy_of_one_key(corpus: Path) -> None:
     hparams, proposal = propose(model, corpus)
     oracle = Oracle(model, corpus, hparams)
     mean = oracle.keys.mean(0)
-    assert proposal.evidence[0].key_energy == pytest.approx(mean @ np.linalg.inv(oracle.moment) @ mean, rel=1e-8)
+    energy = mean @ np.linalg.inv(oracle.moment) @ mean
+    assert proposal.evidence[0].figures["key_energy"] == pytest.approx(energy, rel=1e-8)
     assert "layer_1_key_alignment" not in proposal.diagnostics
 
 

@@ -15,9 +15,8 @@ shares = st.floats(0, 1)
 
 
 def evidence(probability: float | None = 1.0, fraction: float = 1.0, cost: float | None = 1.0) -> EditEvidence:
-    return EditEvidence(
-        request_id="a", target_probability=probability, fraction_reached=fraction, preservation_cost=cost
-    )
+    figures = {"target_probability": probability, "fraction_reached": fraction, "preservation_cost": cost}
+    return EditEvidence(request_id="a", figures={name: one for name, one in figures.items() if one is not None})
 
 
 def score(

@@ -55,8 +55,8 @@ def harms(monkeypatch: pytest.MonkeyPatch, harmful: Sequence[EditRequest]) -> li
 
     measure, sizes = Probe.measure, []
 
-    def measured(self: Probe, model: Any, before: Any, new: Sequence[EditRequest], deltas: Any) -> Measurement:
-        found = measure(self, model, before, new, deltas)
+    def measured(self: Probe, model: Any, before: Any, new: Sequence[EditRequest], *trial: Any) -> Measurement:
+        found = measure(self, model, before, new, *trial)
         sizes.append(len(new))
         return replace(found, kl=1e9) if set(harmful) & set(new) else found
 
@@ -86,7 +86,7 @@ def test_a_value_of_absurd_norm_is_left_out_and_the_rest_is_as_without_it(open_s
 def test_costs_of_facts_add_up_to_the_objectives_distance(open_session: Open) -> None:
     session = open_session(own={"calculate_objective_value": True, "emmet_lambda": 0.1})
     [result] = session.edit(FACTS[:5])
-    parts = [one.preservation_cost or 0.0 for one in result.proposal.evidence]
+    parts = [one.figures["preservation_cost"] for one in result.proposal.evidence]
     assert sum(parts) == pytest.approx(result.proposal.diagnostics["layer_1_preservation_distance"])
 
 
@@ -151,7 +151,7 @@ def test_the_fact_that_does_the_harm_is_found_and_the_rest_is_kept(
         "with it the batch fails (kl 1e+09 is not <= 1e+06), without it the rest passes"
     )
     assert session.requests == tuple(one for one in FACTS[:8] if one != BAD)
-    assert min(one.steps for one in result.proposal.evidence) > 0
+    assert min(one.figures["steps"] for one in result.proposal.evidence) > 0
     assert (sizes[0], sizes[-1]) == (8, 7)
     assert len(sizes) <= 8
 
@@ -177,7 +177,7 @@ def test_a_batch_is_scaled_once_and_kept_if_it_passes_then(open_session: Open) -
     assert (result.applied, session.ledger.batches[0].scale, len(result.rejected)) == (True, 0.5, 0)
     assert "scaled by 0.5, every limit is kept" in result.reason
     name = session.model.layout.weight_name(1)
-    half, whole = (one.ledger.batches[0].deltas[name].dense() for one in (session, free))
+    half, whole = (one.ledger.batches[0].changes[name].dense() for one in (session, free))
     torch.testing.assert_close(half, 0.5 * whole)
 
 

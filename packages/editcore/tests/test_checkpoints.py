@@ -57,18 +57,19 @@ def test_checkpoints_are_those_of_the_model_at_that_time(watched: Path) -> None:
     assert not (watched / "checkpoints").exists()
     frame = pd.read_parquet(watched / "checkpoints.parquet")
     assert list(frame.columns) == COLUMNS
-    model, ledger, backend = open_run(watched)
+    edited, ledger = open_run(watched)
+    model = edited.model
     records = recorded(watched)
     ids = model.tokenizer((watched.parent / "corpus.txt").read_text(), add_special_tokens=False)["input_ids"]
     ids = ids[: found["text"]["tokens"]]
-    backend.rebuild([])
-    base = {name: model.weight(name).double() for name in ledger.entries[0].deltas}
+    edited.rebuild([])
+    base = {name: model.weight(name).double() for name in ledger.entries[0].changes}
     base = {name: weight.clone() for name, weight in base.items()}
     unedited = perplexity(model, ids, window=256)
     assert found["text"]["perplexity"] == pytest.approx(unedited, rel=1e-5)
     for one in found["checkpoints"]:
         edits = one["num_edits"]
-        backend.rebuild([entry.changes for entry in ledger.entries[:edits]])
+        edited.rebuild([entry.written for entry in ledger.entries[:edits]])
         scores = CounterFactEvaluator().evaluate(model, records[:edits])
         now = summarize(scores)
         assert (one["batch"], one["facts"]) == (edits - 1, edits)
@@ -87,7 +88,7 @@ def test_checkpoints_are_those_of_the_model_at_that_time(watched: Path) -> None:
         assert list(zip(first["kind"], first["prompt_index"], strict=True)) == [
             ("rewrite", 0), ("paraphrase", 0), ("neighborhood", 0), ("neighborhood", 1),
         ]  # fmt: skip
-    backend.rebuild([])
+    edited.rebuild([])
     before = summarize(CounterFactEvaluator().evaluate(model, records[:2]))
     assert found["checkpoints"][0]["before"]["NS"] == pytest.approx(before.NS)
 
@@ -223,7 +224,8 @@ def test_what_cannot_be_compared_is_said(editctl: Call, options: list[object], w
 
 def test_equal_prompts_of_several_records_are_run_once(watched: Path) -> None:
     """Scores are those of each record alone, with fewer tokens read."""
-    model, _, _ = open_run(watched)
+    edited, _ = open_run(watched)
+    model = edited.model
     records = recorded(watched)
     records += [
         one.model_copy(update={"request": one.request.model_copy(update={"id": f"{one.request.id}-"})})

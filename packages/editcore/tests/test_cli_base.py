@@ -172,6 +172,7 @@ def test_describe_as_json(toy: Path) -> None:
     [found] = json.loads(editctl("describe", "toy", "--json", path=toy).stdout)
     assert (found["kind"], found["name"], found["presets"]) == ("editor", "toy", ["small"])
     assert found["capabilities"]["max_batch"] is None
+    assert found["capabilities"]["gives"] == ["factored"]
     assert [setting["name"] for setting in found["settings"]] == ["layers", "kl_factor"]
 
 

@@ -94,11 +94,12 @@ def test_the_name_of_a_backend_selects_it(run_toy: Call, tmp_path: Path, asked: 
     config = json.loads((out / "run.json").read_text())["config"]
     assert (config["backend"], config["plugins"]) == ("half", [])
     # Opened again, the backend has its hyperparameters.
-    model, ledger, _ = open_run(out)
+    edited, ledger = open_run(out)
     base = LanguageModel.load(config["model"])
     name = base.layout.weight_name(1)
-    change = 0.125 * ledger.entries[0].deltas[name].dense()
-    torch.testing.assert_close(model.weight(name).double(), base.weight(name).double() + change, rtol=0, atol=5e-7)
+    change = 0.125 * ledger.entries[0].changes[name].dense()
+    found = edited.model.weight(name).double()
+    torch.testing.assert_close(found, base.weight(name).double() + change, rtol=0, atol=5e-7)
 
 
 def test_an_evaluator_of_a_package_measures_the_run(run_toy: Call, tmp_path: Path) -> None:
@@ -121,7 +122,11 @@ def test_an_evaluator_that_is_not_installed_stops_before_anything_is_written(run
 
 def test_two_backends_are_one_too_many(run_toy: Call, tmp_path: Path) -> None:
     done = run_toy("--plugin", "raw", "--plugin", "half")
-    assert (done.code, done.err) == (2, "Error: --plugin names the backends raw and half; a run has one backend.\n")
+    assert (done.code, done.err) == (
+        2,
+        "Error: The backends raw and half were asked for (--plugin with a backend's name chooses it); a run has one "
+        "backend.\n",
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -129,6 +134,37 @@ def test_a_run_needs_an_editor(run_toy: Call, tmp_path: Path) -> None:
     done = run_toy(editor=None)
     assert done.code == 2
     assert done.err.startswith("Error: No editor was given. Installed: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_facts_without_a_subject_are_refused_before_anything_is_loaded(run_toy: Call, tmp_path: Path) -> None:
+    bare = tmp_path / "bare.jsonl"
+    bare.write_text(json.dumps({"prompt": "It rains in", "target_new": "spring"}) + "\n", encoding="utf-8")
+    done = run_toy("--dataset", bare)
+    assert done.code == 2
+    assert done.err.startswith("Error: The editor 'toy' needs a subject in every request; 1 of 1 have none")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_whose_edits_are_beside_the_weights(run_toy: Call, editctl: Call, tmp_path: Path) -> None:
+    options = ["--set", "layers=[1]", "--set", "spoils=beside", "--edits", 2]
+    refused = run_toy(*options, "--save", tmp_path / "saved", editor="toy-any")
+    assert refused.code == 2
+    assert refused.err.startswith("Error: --save: the editor 'toy-any' keeps its edits beside the weights")
+    assert not (tmp_path / "out").exists()
+    done = run_toy(*options, editor="toy-any")
+    assert done.code == 0, done.err
+    edited, _ = open_run(tmp_path / "out")
+    assert edited.model.asked("A") == "0, 1 A"
+    assert editctl("generate", tmp_path / "out", "A").code == 0
+
+
+def test_what_the_backend_does_not_take_is_refused_before_anything_is_loaded(run_toy: Call, tmp_path: Path) -> None:
+    done = run_toy("--backend", "half", "--set", "layers=[1]", editor="toy-any")
+    assert done.code == 2
+    assert done.err.startswith(
+        "Error: The editor 'toy-any' gives changes that the backend 'half' does not take: attachment, dense."
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -248,7 +284,8 @@ def test_what_was_edited_before_a_failure_stays(run_toy: Call, tmp_path: Path) -
     out = tmp_path / "out"
     assert [batch["batch"] for batch in lines(out / "batches.jsonl")] == [0, 1]
     assert not (out / "summary.json").exists()
-    model, ledger, backend = open_run(out)
+    edited, ledger = open_run(out)
+    model = edited.model
     assert [entry.batch for entry in ledger.entries] == [0, 1]
     expected = LanguageModel.load(str(tmp_path / "small"))
     name = expected.layout.weight_name(1)
@@ -256,7 +293,7 @@ def test_what_was_edited_before_a_failure_stays(run_toy: Call, tmp_path: Path) -
     written = (expected.weight(name).double() + total).float()
     # The backend sums in another order in float64, which may move one rounding to float32.
     torch.testing.assert_close(model.weight(name), written, rtol=1.2e-7, atol=1e-9)
-    backend.rebuild([])
+    edited.rebuild([])
     assert torch.equal(model.weight(name), expected.weight(name))
 
 
@@ -332,7 +369,11 @@ def test_one_fact(editctl: Call, small: Path, corpus_file: Path, tmp_path: Path)
         ({"--prompt": "Max Planck works as a"}, "the prompt 'Max Planck works as a' must contain {} exactly once"),
         ({"--prompt": "{} and {}"}, "found 2 (subject: 'Max Planck')"),
         ({"--target": " "}, "Bad edit request: target_new: "),
-        ({"--subject": ""}, "Bad edit request: subject: "),
+        ({"--subject": ""}, "the prompt '{} works as a' has a place for a subject, {}, and no subject is given."),
+        (
+            {"--subject": "", "--prompt": "It rains in"},
+            "The editor 'toy' needs a subject in every request; 1 of 1 have",
+        ),
         ({"--editor": "toi"}, "Unknown editor 'toi'."),
         ({"--set": "layers=[9]"}, "toy: layer 9 does not exist in "),
         ({"--set": "v_lr"}, "--set takes KEY=VALUE, found 'v_lr'."),

@@ -1,4 +1,5 @@
-"""The contract suites notice what they are for: each class below breaks one clause on purpose and fails that one.
+"""The contract suites notice what they are for: each class below breaks one clause on purpose and fails that one, and
+what cannot hold without it.
 
 The suites run once, in a process of their own, on plugins that are installed into a temporary folder. (``pytester`` in
 this process would unload what the suites imported, which torch does not survive.)
@@ -21,39 +22,73 @@ HONEST_EDITOR = '''
 """An editor that keeps the contract, and ones that each break a clause."""
 
 import contextlib
+import dataclasses
 
 import torch
 
-from editcore import EditBatch, FactoredDelta, HParams, Proposal, RequestError
-from editcore.locate_then_edit import LocateThenEditHParams, prepare, propose
-from editcore.second_moments import solve_update
-
-from broken_hparams import BrokenHParams
+from editcore import Attachment, DenseDelta, EditEvidence, FactoredDelta, Proposal, RequestError
+from editcore.locate_then_edit import LocateThenEdit, LocateThenEditHParams
+from editcore.models import continuation_row
 
 
-class Honest:
+class Honest(LocateThenEdit):
+    name = "honest"
+
     def __init__(self, hparams):
-        self.hparams = hparams
-        self.shared = LocateThenEditHParams(layers=(1,), v_num_grad_steps=4, context_templates=("{}",))
-
-    def prepare(self, model, context):
-        self.prepared = prepare(model, self.shared, context, owner="honest")
-        return {}
-
-    def propose(self, model, batch, context):
-        return propose(
-            model, batch, context, hparams=self.shared, prepared=self.prepared, ridge=0.0,
-            solve=lambda keys, residuals, metric, weights: solve_update(keys, residuals, metric),
-        )
+        super().__init__(LocateThenEditHParams(layers=(1,), v_num_grad_steps=4, context_templates=("{}",)))
 
 
 def edited(model):
     return model.weight(model.layout.weight_name(1))
 
 
-def with_deltas(proposal, change):
-    deltas = {name: change(name, delta) for name, delta in proposal.changes.items()}
-    return Proposal(changes=deltas, evidence=proposal.evidence, known=proposal.known)
+def with_changes(proposal, change):
+    changes = {name: change(name, delta) for name, delta in proposal.changes.items()}
+    return Proposal(changes=changes, evidence=proposal.evidence, known=proposal.known)
+
+
+class Remembering(Honest):
+    """Goes further with every batch that is active, as the ledger has it."""
+
+    def recall(self, history):
+        self.seen = len(history)
+
+    def absorb(self, entry):
+        self.seen += 1
+
+    def propose(self, model, batch, context):
+        seen = getattr(self, "seen", 0)  # nobody recalls anything outside a session
+        return with_changes(super().propose(model, batch, context), lambda _, delta: delta.scaled(1 + 1e-3 * seen))
+
+
+class Beside:
+    """Keeps its edits beside the weights: a number that is added to the logit of each target's first token."""
+
+    def __init__(self, hparams):
+        self.hparams = hparams
+
+    def prepare(self, model, context):
+        return {}
+
+    def propose(self, model, batch, context):
+        if not len(batch):
+            raise RequestError("The batch is empty.")
+        rows = [continuation_row(model, request) for request in batch.requests]
+        shift = torch.zeros(model.hf.config.vocab_size)
+        shift[[row.targets[0] for row in rows]] = 1.0
+        evidence = tuple(EditEvidence(request_id=request.id) for request in batch.requests)
+        attachment = Attachment(kind="shift", tensors={"shift": shift}, fields={"facts": len(batch)})
+        return Proposal(attachment=attachment, evidence=evidence)
+
+
+class Shift:
+    def install(self, model, attachments):
+        total = sum(one.tensors["shift"] for one in attachments)
+        head = model.hf.get_output_embeddings()
+        self.handle = head.register_forward_hook(lambda _module, _inputs, logits: logits + total.to(logits))
+
+    def remove(self):
+        self.handle.remove()
 
 
 class Leaky(Honest):
@@ -90,7 +125,7 @@ class Silent(Honest):
 
     def propose(self, model, batch, context):
         proposal = super().propose(model, batch, context)
-        return Proposal(changes=proposal.changes, evidence=(), known={})
+        return Proposal(changes=proposal.changes)
 
 
 class Alias(Honest):
@@ -101,8 +136,8 @@ class Alias(Honest):
             weight = model.as_out_in(name, model.weight(name))
             return FactoredDelta(weight, torch.linalg.pinv(weight.double()) @ delta.dense())
 
-        proposal = with_deltas(super().propose(model, batch, context), alias)
-        return with_deltas(proposal, lambda _, delta: FactoredDelta(delta.left, delta.right.float()))
+        proposal = with_changes(super().propose(model, batch, context), alias)
+        return with_changes(proposal, lambda _, delta: FactoredDelta(delta.left, delta.right.float()))
 
 
 class Stray(Honest):
@@ -122,7 +157,32 @@ class Random(Honest):
             # One factor for all would be one of nine float32 numbers: twice the same, now and then.
             return FactoredDelta(delta.left * (1 + 1e-6 * torch.rand_like(delta.left)), delta.right)
 
-        return with_deltas(super().propose(model, batch, context), shaken)
+        return with_changes(super().propose(model, batch, context), shaken)
+
+
+class Noisy(Honest):
+    """Keeps what it drew from the process's generator."""
+
+    def propose(self, model, batch, context):
+        return dataclasses.replace(super().propose(model, batch, context), memory={"noise": torch.rand(3)})
+
+
+class Counting(Honest):
+    """Goes further with every batch that it was asked for, whatever became of it."""
+
+    asked = 0
+
+    def propose(self, model, batch, context):
+        self.asked += 1
+        factor = 1 + 1e-3 * self.asked
+        return with_changes(super().propose(model, batch, context), lambda _, delta: delta.scaled(factor))
+
+
+class Undeclared(Honest):
+    """Gives dense changes and announces thin ones."""
+
+    def propose(self, model, batch, context):
+        return with_changes(super().propose(model, batch, context), lambda _, delta: DenseDelta(delta.dense()))
 
 
 class Idle(Honest):
@@ -130,7 +190,7 @@ class Idle(Honest):
 
     def propose(self, model, batch, context):
         proposal = super().propose(model, batch, context)
-        return with_deltas(proposal, lambda _, delta: FactoredDelta(delta.left * 0, delta.right))
+        return with_changes(proposal, lambda _, delta: FactoredDelta(delta.left * 0, delta.right))
 
 
 class Small(Honest):
@@ -147,7 +207,7 @@ class Eager(Honest):
 
     def propose(self, model, batch, context):
         if not len(batch):
-            return Proposal(changes={}, evidence=(), known={})
+            return Proposal()
         return super().propose(model, batch, context)
 
 
@@ -158,17 +218,26 @@ class Base:
         self.model, self.active = model, []
         self.base = {name: weight.clone() for name, weight in model.hf.named_parameters()}
 
-    def apply(self, deltas):
-        self.rebuild([*self.active, deltas])
+    def apply(self, changes):
+        self.rebuild([*self.active, changes])
 
     def rebuild(self, active):
         self.active = list(active)
         for name, base in self.base.items():
             total = base.clone()
-            for deltas in self.active:
-                if name in deltas:
-                    total += self.model.as_out_in(name, deltas[name].dense())
+            for changes in self.active:
+                if name in changes:
+                    total += self.model.as_out_in(name, changes[name].dense())
             self.model.weight(name).copy_(total)
+
+    @contextlib.contextmanager
+    def trial(self, changes):
+        before = self.active
+        self.rebuild([*before, changes])
+        try:
+            yield
+        finally:
+            self.rebuild(before)
 
 
 class Meddling(Base):
@@ -196,14 +265,14 @@ class Greedy(Base):
 
 
 class Subtracting(Base):
-    """Takes everything out by subtraction."""
+    """Takes several batches out by subtraction."""
 
     def rebuild(self, active):
-        if active or not self.active:
+        if active or len(self.active) < 2:
             return super().rebuild(active)
-        for deltas in self.active:
-            for name, delta in deltas.items():
-                self.model.weight(name).sub_(self.model.as_out_in(name, delta.dense()))
+        for changes in self.active:
+            for name, change in changes.items():
+                self.model.weight(name).sub_(self.model.as_out_in(name, change.dense()))
         self.active = []
 
 
@@ -211,18 +280,65 @@ class Sticky(Base):
     """Keeps what was applied when it rebuilds with fewer."""
 
     def rebuild(self, active):
-        kept = [deltas for deltas in self.active if not any(deltas is other for other in active)]
+        kept = [changes for changes in self.active if not any(changes is other for other in active)]
         super().rebuild([*kept, *active] if 1 < len(active) < len(self.active) else active)
 
 
 class Sorting(Base):
     """Rebuilds in an order of its own."""
 
-    def apply(self, deltas):
-        super().rebuild([*self.active, deltas])
+    def apply(self, changes):
+        super().rebuild([*self.active, changes])
 
     def rebuild(self, active):
         super().rebuild(sorted(active, key=min))  # by the first weight, which batches mostly come in
+
+
+class Lingering(Base):
+    """Takes what was on trial out by subtraction."""
+
+    @contextlib.contextmanager
+    def trial(self, changes):
+        self.add(changes, 1)
+        try:
+            yield
+        finally:
+            self.add(changes, -1)
+
+    def add(self, changes, sign):
+        for name, change in changes.items():
+            self.model.weight(name).add_(sign * self.model.as_out_in(name, change.dense()))
+
+
+class Hasty(Base):
+    """Ends a trial only if nothing goes wrong in it."""
+
+    @contextlib.contextmanager
+    def trial(self, changes):
+        before = self.active
+        self.rebuild([*before, changes])
+        yield
+        self.rebuild(before)
+
+
+class Lonely(Base):
+    """Tries a change without what is active."""
+
+    @contextlib.contextmanager
+    def trial(self, changes):
+        before = self.active
+        self.rebuild([changes])
+        try:
+            yield
+        finally:
+            self.rebuild(before)
+
+
+class Deaf(Base):
+    """Takes dense changes and does nothing with them."""
+
+    def rebuild(self, active):
+        super().rebuild([{n: one for n, one in changes.items() if one.kind != "dense"} for changes in active])
 
 
 class Baking(Base):
@@ -281,16 +397,17 @@ class Lax(BrokenHParams):
 '''
 
 PLUGIN = """
-from editcore import BackendSpec, Capabilities, EditorSpec, hookimpl
+from editcore import AttachmentSpec, BackendSpec, Capabilities, EditorSpec, hookimpl
 
 EDITORS = {editors!r}
 BACKENDS = {backends!r}
 
 def editor(name, hparams):
     limit = 2 if name == "limited" else None
+    gives = frozenset(["attachment" if name == "beside" else "factored"])
     target = "Honest" if name in ("honest", "limited", "lossy", "lax", "heavy") else name.capitalize()
     return EditorSpec(name, "broken_parts:" + target, hparams=hparams, summary="A method.",
-                      capabilities=Capabilities(max_batch=limit))
+                      capabilities=Capabilities(max_batch=limit, gives=gives))
 
 @hookimpl
 def editcore_editors():
@@ -298,18 +415,32 @@ def editcore_editors():
 
 @hookimpl
 def editcore_backends():
-    return [BackendSpec(name, "broken_parts:" + name.capitalize(), summary="A backend.") for name in BACKENDS]
+    return [
+        BackendSpec(name, "broken_parts:" + name.capitalize(), summary="A backend.", takes=frozenset(takes))
+        for name, takes in BACKENDS.items()
+    ]
+
+@hookimpl
+def editcore_attachments():
+    return [AttachmentSpec("shift", "broken_parts:Shift", summary="Makes tokens likelier.")]
 """
 
 PLAIN = "broken_hparams:BrokenHParams"
 EDITORS: Mapping[str, str] = {
     **dict.fromkeys(["honest", "limited", "leaky", "hooked", "careless", "silent", "alias", "stray"], PLAIN),
     **dict.fromkeys(["random", "idle", "small", "eager"], PLAIN),
+    **dict.fromkeys(["remembering", "beside", "noisy", "counting", "undeclared"], PLAIN),
     "lossy": "broken_hparams:Lossy",
     "lax": "broken_hparams:Lax",
     "heavy": "heavy_hparams:BrokenHParams",
 }
-BACKENDS = ("base", "meddling", "forgetful", "greedy", "subtracting", "sticky", "sorting", "baking", "wrapping")
+BACKENDS: Mapping[str, tuple[str, ...]] = {
+    "base": ("factored", "dense", "vector"),
+    **dict.fromkeys(["meddling", "forgetful", "greedy", "subtracting", "sticky", "sorting"], ("factored",)),
+    **dict.fromkeys(["baking", "wrapping", "lingering", "hasty", "lonely"], ("factored",)),
+    "deaf": ("factored", "dense"),
+}
+"""What each takes."""
 
 
 def install(folder: Path) -> None:
@@ -317,7 +448,7 @@ def install(folder: Path) -> None:
     (folder / "broken_parts.py").write_text(HONEST_EDITOR, encoding="utf-8")
     (folder / "broken_hparams.py").write_text(HPARAMS, encoding="utf-8")
     (folder / "heavy_hparams.py").write_text("import torch\nfrom broken_hparams import BrokenHParams\n", "utf-8")
-    plugin = PLUGIN.format(editors=dict(EDITORS), backends=BACKENDS)
+    plugin = PLUGIN.format(editors=dict(EDITORS), backends=dict(BACKENDS))
     (folder / "broken_plugin.py").write_text(plugin, encoding="utf-8")
     info = folder / "edit_broken-1.0.dist-info"
     info.mkdir()
@@ -417,9 +548,12 @@ BROKEN_EDITORS = {
     "hooked": "test_propose_leaves_the_model_unchanged",
     "careless": "test_a_failed_propose_leaves_the_model_unchanged",
     "silent": "test_a_proposal_is_complete",
-    "alias": "test_deltas_can_be_applied_and_taken_back",
+    "alias": "test_a_proposal_can_be_applied_and_taken_back",
     "stray": "test_other_weights_stay_as_they_are",
     "random": "test_the_same_seed_gives_the_same_bits",
+    "noisy": "test_the_same_seed_gives_the_same_bits",
+    "counting": "test_what_is_remembered_is_what_the_ledger_has",
+    "undeclared": "test_a_proposal_is_complete",
     "idle": "test_the_target_becomes_likelier",
     "small": "test_a_long_list_is_edited_in_batches_that_it_takes",
     "eager": "test_an_empty_batch_is_refused",
@@ -436,10 +570,25 @@ BROKEN_BACKENDS = {
     "sorting": "test_order_is_kept",
     "baking": "test_saving_leaves_the_model_as_it_is",
     "wrapping": "test_what_was_saved_loads_as_the_edited_model",
+    "lingering": "test_a_trial_is_the_state_after_it_and_leaves_nothing",
+    "hasty": "test_a_trial_is_the_state_after_it_and_leaves_nothing",
+    "lonely": "test_a_trial_is_the_state_after_it_and_leaves_nothing",
+    "deaf": "test_every_kind_that_it_takes_has_its_effect",
 }
+ALSO: Mapping[str, set[str]] = {
+    # What is drawn anew each time is not what was drawn before an undo, either.
+    "random": {"test_what_is_remembered_is_what_the_ledger_has"},
+    # A session refuses the proposal, so every test that opens one fails.
+    "undeclared": {
+        "test_other_weights_stay_as_they_are",
+        "test_what_is_remembered_is_what_the_ledger_has",
+        "test_a_long_list_is_edited_in_batches_that_it_takes",
+    },
+}
+"""Clauses that cannot hold where another one is broken."""
 
 
-@pytest.mark.parametrize("name", ["honest", "limited", "base"])
+@pytest.mark.parametrize("name", ["honest", "limited", "remembering", "beside", "base"])
 def test_what_keeps_the_contract_passes(ran: Outcomes, name: str) -> None:
     owner = f"Test{name.capitalize()}"
     assert owner not in ran.failed
@@ -449,7 +598,7 @@ def test_what_keeps_the_contract_passes(ran: Outcomes, name: str) -> None:
 
 @pytest.mark.parametrize(("name", "clause"), [*BROKEN_EDITORS.items(), *BROKEN_BACKENDS.items()])
 def test_what_breaks_one_clause_fails_that_one(ran: Outcomes, name: str, clause: str) -> None:
-    assert ran.failed[f"Test{name.capitalize()}"] == {clause}
+    assert ran.failed[f"Test{name.capitalize()}"] == {clause} | ALSO.get(name, set())
 
 
 def test_every_clause_is_broken_by_somebody() -> None:

@@ -202,11 +202,18 @@ def test_ids_are_unique(tmp_path: Path) -> None:
     assert ids[:2] == ["4", "4-2"]
 
 
+@pytest.mark.parametrize("more", [{}, {"subject": ""}, {"subject": None}])
+def test_a_flat_record_may_have_no_subject(tmp_path: Path, more: dict[str, object]) -> None:
+    [record] = load(write(tmp_path / "f.jsonl", {"prompt": "It rains in", "target_new": "spring", **more}))
+    request = record.request
+    assert (request.subject, request.prompt, request.text) == ("", "It rains in", "It rains in")
+
+
 BROKEN: list[tuple[object, str]] = [
     ({**PLAIN, "target_new": " "}, "The field 'target_new' is empty."),
     ({**PLAIN, "target_new": None}, "The field 'target_new' is missing"),
     ({"subject": "Rome", "prompt": "{} is in"}, "The field 'target_new' is missing; the fields are: subject, prompt"),
-    ({"prompt": "{} is in", "target_new": "x"}, "The field 'subject' is missing"),
+    ({"prompt": "{} is in", "target_new": "x"}, "the prompt '{} is in' has a place for a subject, {}, and no subject"),
     ({**PLAIN, "subject": 5}, r"The field 'subject' is int \(5\); expected text."),
     ({**PLAIN, "prompt": "Paris is in"}, "The subject 'Rome' is not in the prompt 'Paris is in'. Write {} where"),
     ({**PLAIN, "prompt": "{} and {} are in"}, "must contain {} exactly once"),

@@ -5,11 +5,23 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from editcore import EditRequest, FactoredDelta, KnownTarget, RunError, StorageError
+from editcore import (
+    Attachment,
+    DenseDelta,
+    EditRequest,
+    FactoredDelta,
+    KnownTarget,
+    RunError,
+    StorageError,
+    VectorDelta,
+    Written,
+)
 from editcore._util.files import remove_leftovers, replacing
 from editcore.interfaces.history import LedgerEntry
 from editcore.ledger.ledger import Ledger
@@ -32,7 +44,7 @@ def entry(batch: int, *, ids: tuple[str, ...] = ("a", "b")) -> LedgerEntry:
         requests=requests,
         weights=(1.0, 0.5),
         num_new=1,
-        deltas={WEIGHT: FactoredDelta(random(4, 2), random(2, 6))},
+        changes={WEIGHT: FactoredDelta(random(4, 2), random(2, 6))},
         known={r.id: KnownTarget(keys={WEIGHT: random(6)}, values={WEIGHT: random(4)}) for r in requests},
         diagnostics={"layer_1_condition": 1.5},
         scale=0.25,
@@ -43,16 +55,26 @@ def assert_same(found: LedgerEntry, expected: LedgerEntry) -> None:
     """Equal, the tensors to the bit."""
     for name in ("batch", "requests", "weights", "num_new", "diagnostics", "scale"):
         assert getattr(found, name) == getattr(expected, name), name
-    assert list(found.deltas) == list(expected.deltas)
-    for name, delta in expected.deltas.items():
-        assert torch.equal(found.deltas[name].left, delta.left)
-        assert torch.equal(found.deltas[name].right, delta.right)
+    assert list(found.changes) == list(expected.changes)
+    for address, change in expected.changes.items():
+        assert found.changes[address].kind == change.kind
+        assert_equal_tensors(found.changes[address].tensors(), change.tensors())
+    assert_equal_tensors(found.memory, expected.memory)
+    assert (found.attachment is None) == (expected.attachment is None)
+    if found.attachment is not None and expected.attachment is not None:
+        assert found.attachment.kind == expected.attachment.kind
+        assert dict(found.attachment.fields) == dict(expected.attachment.fields)
+        assert_equal_tensors(found.attachment.tensors, expected.attachment.tensors)
     assert list(found.known) == list(expected.known)
     for identity, known in expected.known.items():
         for kind in ("keys", "values"):
-            ours, theirs = getattr(found.known[identity], kind), getattr(known, kind)
-            assert list(ours) == list(theirs)
-            assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+            assert_equal_tensors(getattr(found.known[identity], kind), getattr(known, kind))
+
+
+def assert_equal_tensors(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]) -> None:
+    """The same names in the same order, and the same bits."""
+    assert list(ours) == list(theirs)
+    assert all(torch.equal(ours[name], theirs[name]) and ours[name].dtype == theirs[name].dtype for name in theirs)
 
 
 @pytest.fixture
@@ -110,11 +132,63 @@ def test_facts_may_share_a_tensor(tmp_path: Path) -> None:
     known = KnownTarget(keys={WEIGHT: key}, values={WEIGHT: value})
     one = entry(0)
     shared = LedgerEntry(
-        batch=0, requests=one.requests, weights=one.weights, num_new=1, deltas=one.deltas,
+        batch=0, requests=one.requests, weights=one.weights, num_new=1, changes=one.changes,
         known={"a": known, "b": known}, diagnostics={},
     )  # fmt: skip
     Ledger(tmp_path, HEADER).append(shared)
     assert_same(Ledger.read(tmp_path).entries[0], shared)
+
+
+def with_everything() -> LedgerEntry:
+    """A batch with all that a proposal may hold."""
+    made = entry(0)
+    kinds = {
+        "a.weight": DenseDelta(torch.arange(12.0).reshape(3, 4).T),  # not contiguous
+        "b.bias": VectorDelta(torch.linspace(0, 1, 5, dtype=torch.float64)),
+        "c.scale": VectorDelta(torch.tensor(0.1)),
+        "d.experts[17]": FactoredDelta(torch.ones(3, 1), torch.full((1, 2), 0.3)),
+    }
+    beside = Attachment(
+        kind="notes", tensors={"ids": torch.tensor([3, 4]), "keys/0": torch.ones(2, 3)}, fields={"texts": ["a", "ß"]}
+    )
+    memory = {"count": torch.tensor(7), "sum/of/keys": torch.eye(2, dtype=torch.float64)}
+    return replace(made, changes={**kinds, **made.changes}, attachment=beside, memory=memory)
+
+
+def test_every_kind_of_change_attachments_and_memory_come_back(tmp_path: Path) -> None:
+    made = with_everything()
+    Ledger(tmp_path, HEADER).append(made)
+    read = Ledger.read(tmp_path)
+    assert_same(read.entries[0], made)
+    assert_same(replace(made, changes=read.active()[0].changes, memory=read.active()[0].memory), made)
+
+
+def test_a_revision_may_hold_all_of_it(tmp_path: Path) -> None:
+    made = replace(with_everything(), num_new=2)
+    rest = Written(
+        changes={"b.bias": VectorDelta(torch.ones(5))},
+        attachment=Attachment(kind="notes", fields={"texts": []}),
+        memory={"count": torch.tensor(1)},
+    )
+    ledger = Ledger(tmp_path, HEADER)
+    ledger.append(made)
+    ledger.revise(0, frozenset({"a"}), rest)
+    ledger.mark("undo", [(0, "a")])
+    expected = [ledger.history()[0], *Ledger.read(tmp_path).history()]
+    for found in expected:
+        assert [request.id for request in found.requests] == ["b"]
+        assert_same(replace(found, known={}), replace(expected[0], known={}))
+        assert_equal_tensors(found.memory, rest.memory)
+        assert found.attachment is not None
+        assert (found.attachment.kind, found.attachment.fields) == ("notes", {"texts": []})
+
+
+def test_a_batch_may_be_all_beside_the_weights(tmp_path: Path) -> None:
+    """Without a tensor there is no file."""
+    made = replace(entry(0), changes={}, known={}, attachment=Attachment(kind="notes", fields={"texts": ["a"]}))
+    Ledger(tmp_path, HEADER).append(made)
+    assert names(tmp_path) == ["ledger.jsonl"]
+    assert_same(Ledger.read(tmp_path).entries[0], made)
 
 
 @pytest.mark.parametrize("lost", [1, 40, 10_000])
@@ -156,13 +230,13 @@ def test_a_flipped_bit_in_a_tensor_file_is_named(written: Path, place: int) -> N
     damaged[place] ^= 4
     path.write_bytes(damaged)
     with pytest.raises(RunError, match=r"line 3: .*batch-00001\.safetensors is not the file that was written"):
-        Ledger.read(written).entries[1].deltas[WEIGHT]
+        Ledger.read(written).entries[1].changes[WEIGHT]
 
 
 def test_a_missing_tensor_file_is_named(written: Path) -> None:
     (written / "deltas" / "batch-00003.safetensors").unlink()
     with pytest.raises(RunError, match=r"line 4: .*batch-00003\.safetensors cannot be read \(No such file"):
-        Ledger.read(written).active()[2][WEIGHT]
+        Ledger.read(written).active()[2].changes[WEIGHT]
 
 
 def test_tensors_are_on_the_disk_before_the_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,17 @@ from typing import Any
 
 import pytest
 import torch
-from editcore import EditRequest, FactoredDelta, KnownTarget, LanguageModel, RequestError, RunError
+from editcore import (
+    Attachment,
+    DenseDelta,
+    EditRequest,
+    FactoredDelta,
+    KnownTarget,
+    LanguageModel,
+    Plugins,
+    RequestError,
+    RunError,
+)
 from editcore.interfaces.history import LedgerEntry
 from editcore.ledger.bisect import bisect
 from editcore.ledger.blame import blame
@@ -19,6 +29,7 @@ from editcore.ledger.compare import compare
 from editcore.ledger.ledger import Ledger
 from editcore.ledger.lines import HeaderLine, encode
 from editcore.ledger.verify import verify
+from editcore.models import EditedModel
 from editcore.runs.backends import RawBackend
 from editcore.runs.pack import read_pack
 from editcore.runs.reopening import open_run
@@ -42,11 +53,11 @@ def entry_of(
 ) -> LedgerEntry:
     """A batch of random factors, one column a request."""
     generator = torch.Generator().manual_seed(batch)
-    deltas, names = {}, [model.layout.weight_name(layer) for layer in layers]
+    changes, names = {}, [model.layout.weight_name(layer) for layer in layers]
     for name in names:
         d_out, d_in = model.as_out_in(name, model.weight(name)).shape
         left = size * torch.randn(d_out, len(requests), generator=generator, dtype=torch.float64)
-        deltas[name] = FactoredDelta(
+        changes[name] = FactoredDelta(
             left, torch.randn(len(requests), d_in, generator=generator, dtype=torch.float64) / 8
         )
     known = KnownTarget(keys={}, values={})
@@ -55,10 +66,17 @@ def entry_of(
         requests=requests,
         weights=(1.0,) * len(requests),
         num_new=len(requests),
-        deltas=deltas,
+        changes=changes,
         known={one.id: known for one in requests},
         diagnostics={},
     )
+
+
+def in_charge(model: LanguageModel) -> EditedModel:
+    """The model in the charge of the backend ``raw``."""
+    plugins, backend = Plugins.load(), RawBackend()
+    backend.open(model)
+    return EditedModel(model, backend, spec=plugins.backend("raw"), plugins=plugins)
 
 
 def ledger_of(*batches: tuple[EditRequest, ...]) -> Ledger:
@@ -94,51 +112,49 @@ def test_a_fact_edited_anew_counts_where_it_was_edited_last() -> None:
 
 @pytest.mark.parametrize("broken", [0, 3, 6])
 def test_the_batch_that_changed_an_answer_is_found(broken: int) -> None:
-    model, backend = tiny_model(), RawBackend()
+    model = tiny_model()
     history = [
         entry_of(model, index, (one,), size=20.0 if index == broken else 1e-6, layers=(0, 1, 2))
         for index, one in enumerate(FACTS[:7])
     ]
-    backend.open(model)
+    edited = in_charge(model)
     prompt = "Emmy Noether was born in"
     [said] = model.generate([prompt], max_new_tokens=3)
-    found = bisect(model, backend, history, prompt, said)
+    found = bisect(edited, history, prompt, said)
     assert (found.entry.batch, found.tried <= 5) == (broken, True)
     assert found.before.strip().startswith(said.strip())
     assert not found.after.strip().startswith(said.strip())
     expected = tiny_model()
-    own = RawBackend()
-    own.open(expected)
-    own.rebuild([one.deltas for one in history])
+    in_charge(expected).rebuild([one.written for one in history])
     name = model.layout.weight_name(1)
     assert torch.equal(model.weight(name), expected.weight(name))
 
 
 def test_an_answer_that_an_edit_brought_is_searched_from_there() -> None:
-    model, backend = tiny_model(), RawBackend()
-    backend.open(model)
+    model = tiny_model()
+    edited = in_charge(model)
     sizes = [1e-6, 20.0, 1e-6, 1e-6, 20.0, 1e-6]
     history = [
         entry_of(model, index, (one,), size=size, layers=(0, 1, 2))
         for index, (one, size) in enumerate(zip(FACTS, sizes, strict=False))
     ]
-    backend.rebuild([one.deltas for one in history[:2]])
+    edited.rebuild([one.written for one in history[:2]])
     [brought] = model.generate([FACTS[1].text], max_new_tokens=3)
-    found = bisect(model, backend, history, FACTS[1].text, brought)
+    found = bisect(edited, history, FACTS[1].text, brought)
     assert found.entry.batch == 4
 
 
 def test_what_cannot_be_searched_is_said() -> None:
-    model, backend = tiny_model(), RawBackend()
-    backend.open(model)
+    model = tiny_model()
+    edited = in_charge(model)
     history = [entry_of(model, 0, FACTS[:1], size=1e-6)]
     [said] = model.generate(["Emmy Noether"], max_new_tokens=3)
     with pytest.raises(RequestError, match="Nothing fails: the model says"):
-        bisect(model, backend, history, "Emmy Noether", said)
+        bisect(edited, history, "Emmy Noether", said)
     with pytest.raises(RequestError, match=r"no state to search from .* no batch wrote this fact"):
-        bisect(model, backend, history, "Emmy Noether", "Zzyzx")
+        bisect(edited, history, "Emmy Noether", "Zzyzx")
     with pytest.raises(RequestError, match="--expect is empty"):
-        bisect(model, backend, history, "Emmy Noether", " ")
+        bisect(edited, history, "Emmy Noether", " ")
 
 
 # Blame
@@ -148,13 +164,12 @@ def test_what_cannot_be_searched_is_said() -> None:
 def test_blame_is_what_leaving_an_edit_out_takes(family: str) -> None:
     """Against weights without the edit's columns, on Linear, Conv1D and a projection of flattened tokens."""
     model = tiny_model(family)
-    backend = RawBackend()
-    backend.open(model)
+    edited = in_charge(model)
     again = replace(entry_of(model, 2, (FACTS[5], FACTS[0]), layers=(0, 1)), num_new=1)  # the second one is replayed
     history = [entry_of(model, 0, FACTS[:3], layers=(0, 1)), entry_of(model, 1, FACTS[3:5]), again]
-    backend.rebuild([one.deltas for one in history])
+    edited.rebuild([one.written for one in history])
     prompt, answer = "Emmy Noether was born in", "Vienna"
-    found = blame(model, history, prompt, answer=answer)
+    found = blame(edited, history, prompt, answer=answer)
     assert len(found.contributions) == 6
     assert [abs(one.logit) for one in found.contributions] == sorted(
         (abs(one.logit) for one in found.contributions), reverse=True
@@ -164,7 +179,7 @@ def test_blame_is_what_leaving_an_edit_out_takes(family: str) -> None:
     assert model.tokenizer.decode([token]) == found.token
 
     def scores(active: list[LedgerEntry]) -> torch.Tensor:
-        backend.rebuild([one.deltas for one in active])
+        edited.rebuild([one.written for one in active])
         with torch.inference_mode():
             return model.hf(input_ids=ids.input_ids).logits[0, -1].double()
 
@@ -182,24 +197,81 @@ def test_blame_is_what_leaving_an_edit_out_takes(family: str) -> None:
 
 def _without(entry: LedgerEntry, name: str) -> LedgerEntry:
     kept = [row for row, one in enumerate(entry.requests) if one.id != name]
-    deltas = {key: FactoredDelta(one.left[:, kept], one.right[kept]) for key, one in entry.changes.items()}
-    return replace(entry, deltas=deltas)
+    changes = {key: FactoredDelta(one.left[:, kept], one.right[kept]) for key, one in factored(entry).items()}
+    return replace(entry, changes=changes)
+
+
+def factored(entry: LedgerEntry) -> dict[str, FactoredDelta]:
+    """Its changes, all of which are thin."""
+    return {key: one for key, one in entry.changes.items() if isinstance(one, FactoredDelta)}
 
 
 def test_factors_that_are_not_one_per_fact_are_blamed_by_batch() -> None:
     model = tiny_model()
     entry = entry_of(model, 0, FACTS[:3])
-    merged = {name: FactoredDelta(one.left[:, :2], one.right[:2]) for name, one in entry.changes.items()}
-    [one] = blame(model, [replace(entry, deltas=merged)], "Emmy Noether").contributions
+    merged = {name: FactoredDelta(one.left[:, :2], one.right[:2]) for name, one in factored(entry).items()}
+    edited, history = in_charge(model), [replace(entry, changes=merged)]
+    edited.rebuild([one.written for one in history])
+    [one] = blame(edited, history, "Emmy Noether").contributions
     assert one.requests == FACTS[:3]
+
+
+def beside(model: LanguageModel, batch: int, requests: tuple[EditRequest, ...], *, size: float) -> LedgerEntry:
+    """A batch that changes logits and no weight."""
+    generator = torch.Generator().manual_seed(batch)
+    shift = size * torch.randn(model.layout.vocab_size, generator=generator)
+    attachment = Attachment(kind="toy-logits", tensors={"shift": shift})
+    return replace(entry_of(model, batch, requests), changes={}, attachment=attachment)
+
+
+def test_what_is_beside_the_weights_is_blamed_by_batch(toys: Any) -> None:
+    model = tiny_model()
+    edited = in_charge(model)
+    dense = {name: DenseDelta(one.dense()) for name, one in entry_of(model, 2, FACTS[4:6]).changes.items()}
+    history = [
+        entry_of(model, 0, FACTS[:2]),
+        beside(model, 1, FACTS[2:4], size=1.0),
+        replace(entry_of(model, 2, FACTS[4:6]), changes=dense),
+    ]
+    edited.rebuild([one.written for one in history])
+    prompt, answer = "Emmy Noether was born in", "Vienna"
+    found = blame(edited, history, prompt, answer=answer)
+    by_batch = {one.batches: one for one in found.contributions if one.requests != one.requests[:1]}
+    assert set(by_batch) == {(1,), (2,)}
+    assert sorted(len(one.requests) for one in found.contributions) == [1, 1, 2, 2]
+    ids = model.encode([prompt]).input_ids
+    token = model.tokenizer(f" {answer}", add_special_tokens=False)["input_ids"][0]
+
+    def score(active: list[LedgerEntry]) -> float:
+        edited.rebuild([one.written for one in active])
+        with torch.inference_mode():
+            return float(model.hf(input_ids=ids).logits[0, -1, token])
+
+    full = score(history)
+    for (batch,), one in by_batch.items():
+        assert one.requests == history[batch].requests
+        expected = full - score([entry for entry in history if entry.batch != batch])
+        assert one.logit == pytest.approx(expected, abs=2e-4)
+
+
+def test_the_batch_that_changed_an_answer_may_be_beside_the_weights(toys: Any) -> None:
+    model = tiny_model()
+    edited = in_charge(model)
+    history = [entry_of(model, index, FACTS[index : index + 1], size=1e-6) for index in range(5)]
+    history[3] = beside(model, 3, FACTS[3:4], size=100.0)
+    [said] = model.generate(["Emmy Noether was born in"], max_new_tokens=3)
+    found = bisect(edited, history, "Emmy Noether was born in", said)
+    assert found.entry.batch == 3
+    assert len(edited.attachments) == 1, "all of the history is active at the end"
 
 
 def test_blame_needs_edits_and_tokens() -> None:
     model = tiny_model()
+    edited = in_charge(model)
     with pytest.raises(RequestError, match="No edit is active"):
-        blame(model, [], "A")
+        blame(edited, [], "A")
     with pytest.raises(RequestError, match="no token"):
-        blame(model, [entry_of(model, 0, FACTS[:1])], "")
+        blame(edited, [entry_of(model, 0, FACTS[:1])], "")
 
 
 # Verify and the format
@@ -244,8 +316,8 @@ def test_verify_names_every_damage(tmp_path: Path) -> None:
     ("body", "message"),
     [
         (
-            {"kind": "header", "format": 2, "new": True},
-            "the ledger has format 2, this version of editcore reads format 1",
+            {"kind": "header", "format": 3, "new": True},
+            "the ledger has format 3, this version of editcore reads format 2",
         ),
         ({"kind": "header", "format": 99, "model": "a", "fingerprint": "b", "editor": "c"}, "the ledger has format 99"),
         ({"kind": "batch"}, r"this is no line of a ledger \(batch\.batch: Field required\)"),
@@ -269,7 +341,7 @@ def test_a_first_line_that_is_not_understood(tmp_path: Path, body: Any, message:
     [
         ({"file": {"name": "../../x.safetensors", "size": 1, "sha256": "0" * 64}}, "String should match pattern"),
         ({"file": {"name": "batch-00000.safetensors/../a", "size": 1, "sha256": "0" * 64}}, "should match pattern"),
-        ({"scale": 0.0}, "batch 0 is scaled by 0 and has a file"),
+        ({"scale": 0.0}, "batch 0 is scaled by 0 and writes something"),
         ({"weights": []}, "batch 0 has 1 requests, 0 weights"),
         ({"num_new": 2}, "batch 0 has 1 requests, 1 weights and 2 new requests"),
     ],
@@ -310,7 +382,7 @@ def test_opening_reads_no_tensors(tmp_path: Path) -> None:
     ledger = Ledger.read(tmp_path)
     assert ledger.facts() == FACTS[:1]
     with pytest.raises(RunError, match=r"line 2: .* cannot be read"):
-        list(ledger.active()[0])
+        list(ledger.active()[0].changes)
 
 
 # The command line, on a real run
@@ -406,14 +478,30 @@ def test_a_pack_gives_the_bits_of_the_run(run: Callable[..., Path], editctl: Cal
     assert (done.code, done.out.startswith(f"5 edits of small in {pack} (")) == (0, True)
     done = editctl("apply", pack, "Marie Curie was born in", "--model", small, "--save", tmp_path / "saved")
     assert done.code == 0, done.err
-    model, ledger, _ = open_run(out)
-    assert LanguageModel.load(str(tmp_path / "saved")).fingerprint() == model.fingerprint()
+    edited, ledger = open_run(out)
+    assert LanguageModel.load(str(tmp_path / "saved")).fingerprint() == edited.model.fingerprint()
     manifest = read_pack(pack).manifest
     assert [one.id for one in read_pack(pack).requests] == [one.id for one in ledger.facts()]
     assert manifest.versions["editcore"]
     assert manifest.batches[0].evidence[0].request_id == "0"
     again = editctl("pack", out, pack)
     assert (again.code, "is already there" in again.err) == (2, True)
+
+
+def test_a_pack_takes_along_what_is_beside_the_weights(
+    run: Callable[..., Path], editctl: Call, small: Path, tmp_path: Path
+) -> None:
+    out = run("out", "--editor", "toy-any", "--set", "layers=[1]", "--set", "spoils=beside")
+    pack = tmp_path / "facts.editpack"
+    done = editctl("pack", out, pack)
+    assert done.code == 0, done.err
+    there, _ = open_run(out)
+    packed = read_pack(pack).apply(LanguageModel.load(str(small)), Plugins.load())
+    assert packed.model.fingerprint() == there.model.fingerprint()
+    assert packed.model.asked("A") == there.model.asked("A") == "0, 1 2, 3 4, 5 A"
+    refused = editctl("apply", pack, "--model", small, "--save", tmp_path / "saved")
+    assert (refused.code, "are kept beside the weights (attachment toy-preface)" in refused.err) == (2, True)
+    assert not (tmp_path / "saved").exists()
 
 
 def test_a_pack_on_another_base_is_refused_unless_forced(
@@ -478,7 +566,8 @@ def test_composing_solves_the_union(run: Callable[..., Path], editctl: Call, fac
     assert ledger.facts()[0].target_new == "Madrid"
     assert len({one.id for one in ledger.facts()}) == 5
     # Every fact has the value that it was solved for.
-    model, ledger, _ = open_run(tmp_path / "both")
+    edited, ledger = open_run(tmp_path / "both")
+    model = edited.model
     [entry], name = ledger.entries, model.layout.weight_name(1)
     for known in entry.known.values():
         found = model.projection(1)(known.keys[name].float()).double()

@@ -80,7 +80,7 @@ def test_the_best_trial_has_the_score_then_the_margins() -> None:
 def bench(toys: Any, corpus_file: Path, small: Path) -> Bench:
     records = [FactRecord(request=request, paraphrase_prompts=(f"So {request.text}",)) for request in tiny_requests(3)]
     model = tiny_model()
-    return Bench(model, records, StatisticsStore(model, corpus=str(corpus_file), tokens=600))
+    return Bench(model, records, StatisticsStore(model, corpus=str(corpus_file), tokens=600), Plugins.load())
 
 
 def test_trials_edit_and_leave_the_model_as_it_was(bench: Bench) -> None:

@@ -18,8 +18,10 @@ from editcore import (
     FactRecord,
     HParamsError,
     LanguageModel,
+    ModelError,
     NumericalError,
     PluginError,
+    Plugins,
     RequestError,
     UnknownNameError,
 )
@@ -179,6 +181,18 @@ def test_a_batch_that_fails_leaves_those_before_it(open_session: Open, tmp_path:
         ("shape", PluginError, r"The editor 'toy' proposed a change of 64 by 32 for .*, which is 32 by 64 \(out, in\)"),
         ("nan", NumericalError, r"The editor 'toy' proposed NaN or Inf for .*; nothing was applied\."),
         ("name", EditcoreError, r"nowhere\.weight"),
+        (
+            "dense",
+            PluginError,
+            r"proposed a dense change, which its announcement does not speak of \(Capabilities\.gives is factored\)",
+        ),
+        ("beside", PluginError, "'toy' proposed an attachment, which its announcement does not speak of"),
+        ("nothing", PluginError, "The editor 'toy' proposed nothing: no change and no attachment; nothing was applied"),
+        (
+            "kept",
+            NumericalError,
+            "The editor 'toy' proposed to keep NaN or Inf in the tensor 'sum'; nothing was applied",
+        ),
     ],
 )
 def test_a_proposal_that_cannot_be_written_never_reaches_the_ledger(
@@ -190,6 +204,13 @@ def test_a_proposal_that_cannot_be_written_never_reaches_the_ledger(
         session.edit(FACTS[:2])
     assert same(bits(session.model), base)
     assert not (tmp_path / "run").exists()
+
+
+def test_an_attachment_that_json_has_not_never_reaches_the_ledger(open_session: Open, tmp_path: Path) -> None:
+    session = open_session(editor="toy-any", toy={"spoils": "fields"}, directory=tmp_path / "run")
+    with pytest.raises(PluginError, match=r"an attachment whose fields are not what JSON has \(.*set.*\)"):
+        session.edit(FACTS[:2])
+    assert (session.edited.attachments, (tmp_path / "run").exists()) == ((), False)
 
 
 def test_an_editor_may_answer_with_one_tensor_for_all_facts(open_session: Open, tmp_path: Path) -> None:
@@ -208,6 +229,128 @@ def test_an_editor_may_answer_with_one_tensor_for_all_facts(open_session: Open, 
 def test_a_plugin_that_cannot_be_made_is_named(open_session: Open, options: dict[str, Any], who: str) -> None:
     with pytest.raises(PluginError, match=rf"The {who} cannot be set up: ZeroDivisionError: no luck\."):
         open_session(**options)
+
+
+# Knowledge beside the weights, memory, and what editors and backends need of each other
+
+
+def test_attachments_come_and_go_with_their_batches(open_session: Open, tmp_path: Path) -> None:
+    def opened(**more: Any) -> EditSession:
+        return open_session(editor="toy-any", toy={"spoils": "beside"}, directory=tmp_path / "run", **more)
+
+    session = opened()
+    first, second = session.edit(FACTS[:4], batch_size=2)
+    assert first.applied
+    assert second.applied
+    ids = [", ".join(one.id for one in FACTS[at : at + 2]) for at in (0, 2)]
+    assert session.model.asked("A") == f"{ids[0]} {ids[1]} A"
+    assert opened().model.asked("A") == f"{ids[0]} {ids[1]} A"
+    assert session.without_edits(lambda: session.model.asked("A")) == "A"
+    weights = bits(session.model)
+    session.undo(batches=[0])
+    assert session.model.asked("A") == f"{ids[1]} A"
+    session.undo(FACTS[2].id)
+    assert session.model.asked("A") == f"{FACTS[3].id} A", "the rest of the batch is solved without the other"
+    assert opened().model.asked("A") == f"{FACTS[3].id} A"
+    session.redo(batches=[0])
+    session.redo(FACTS[2].id)
+    assert session.model.asked("A") == f"{ids[0]} {ids[1]} A"
+    assert same(bits(session.model), weights)
+    with pytest.raises(ModelError, match="they are kept beside the weights"):
+        session.save(tmp_path / "saved")
+    session.close()
+    assert session.model.asked("A") == "A"
+
+
+def test_an_attachment_has_no_scale(open_session: Open) -> None:
+    settings = {"gate": {"batch": 0, "action": "scale", "scale": 0.25}}
+    session = open_session(editor="toy-any", toy={"spoils": "beside"}, plugins=["gate"], settings=settings)
+    base = bits(session.model)
+    with pytest.raises(PluginError, match=r"An attachment \('toy-preface'\) cannot be scaled by 0\.25; accept it or"):
+        session.edit(FACTS[:1])
+    assert same(bits(session.model), base)
+    assert (session.ledger.batches, session.model.asked("A")) == ([], "A")
+
+
+def test_dense_changes_are_kept_and_taken_back(open_session: Open, tmp_path: Path) -> None:
+    session = open_session(editor="toy-any", toy={"spoils": "dense"}, directory=tmp_path / "run")
+    thin = open_session()
+    base = bits(session.model)
+    for one in (session, thin):
+        one.edit(FACTS[:4], batch_size=2)
+    name = session.model.layout.weight_name(1)
+    torch.testing.assert_close(session.model.weight(name), thin.model.weight(name), rtol=1e-5, atol=1e-5)
+    again = open_session(editor="toy-any", toy={"spoils": "dense"}, directory=tmp_path / "run")
+    assert same(bits(again.model), bits(session.model))
+    weights = bits(session.model)
+    session.undo(FACTS[1].id)
+    assert not same(bits(session.model), weights)
+    session.redo(FACTS[1].id)
+    assert same(bits(session.model), weights)
+    session.undo(batches=[0, 1])
+    assert same(bits(session.model), base)
+
+
+def test_what_the_backend_does_not_take_is_refused_before_the_model_is_loaded(open_session: Open) -> None:
+    with pytest.raises(HParamsError) as caught:
+        EditSession.open("/nowhere/at/all", editor="toy-any", backend="half", settings={"toy-any": {"layers": [1]}})
+    assert str(caught.value) == (
+        "The editor 'toy-any' gives changes that the backend 'half' does not take: attachment, dense. Choose "
+        f"--backend {' or '.join(fitting())}."
+    )
+
+
+def fitting() -> list[str]:
+    """Installed backends that take attachments, dense and thin changes."""
+    asked = {"factored", "dense", "attachment"}
+    return sorted(name for name, spec in Plugins.load().backends().items() if asked <= spec.takes)
+
+
+def test_an_editor_has_what_it_needs(open_session: Open) -> None:
+    session = open_session(editor="toy-needy", plugins=["second"])
+    assert list(session.extensions) == ["second", "first"]
+    assert type(session.backend).__name__ == "HalfBackend"
+    assert list(open_session(editor="toy-needy", plugins=["first", "second"]).extensions) == ["first", "second"]
+    with pytest.raises(HParamsError, match=r"'toy-needy' works with the backend 'half' only; 'raw' was asked for\."):
+        open_session(editor="toy-needy", backend="raw")
+
+
+def test_a_subject_is_asked_for_where_one_is_looked_up(open_session: Open) -> None:
+    bare = EditRequest(prompt="It rains in", target_new="spring")
+    session = open_session()
+    with pytest.raises(RequestError) as caught:
+        session.edit([*FACTS[:2], bare])
+    assert str(caught.value) == (
+        "The editor 'toy' needs a subject in every request; 1 of 3 have none, the first being 'It rains in'. Name it "
+        "and put {} in its place in the prompt."
+    )
+    assert session.ledger.batches == []
+
+
+def test_an_editor_is_told_what_is_active(open_session: Open, toys: Any, tmp_path: Path) -> None:
+    def opened() -> EditSession:
+        return open_session(editor="toy-remembering", plugins=["gate"], directory=tmp_path / "run")
+
+    def told() -> list[tuple[str, Any]]:
+        found = [(what, detail) for name, what, detail in toys.CALLS if name == "memory"]
+        toys.CALLS.clear()
+        return found
+
+    session = opened()
+    session.edit(FACTS, batch_size=2)  # the gate rejects batch 1
+    assert told() == [
+        ("recall", []), ("propose", 0), ("absorb", 0), ("propose", 1), ("propose", 2), ("absorb", 2),
+    ]  # fmt: skip
+    assert [int(entry.memory["seen"]) for entry in session.ledger.entries] == [0, 1]
+    session.undo(FACTS[4].id)
+    assert told() == [("recall", [0]), ("propose", 2), ("recall", [0, 2]), ("recall", [0, 2])]
+    assert [int(entry.memory["seen"]) for entry in session.ledger.history()] == [0, 1]
+    session.undo(batches=[0])
+    assert told() == [("recall", [2])]
+    opened()
+    assert told() == [("recall", [2])]
+    session.redo(batches=[0])
+    assert told() == [("recall", [0, 2])]
 
 
 # Names and settings
@@ -289,7 +432,7 @@ def test_a_scaled_batch_is_scaled_where_it_is_kept_and_where_it_is_written(open_
     [result] = session.edit(FACTS[:2])
     assert (result.applied, result.reason, session.ledger.entries[0].scale) == (True, "gate: it looks odd", 0.25)
     asked = result.proposal.changes[name].dense().double()
-    assert torch.equal(session.ledger.entries[0].deltas[name].dense(), 0.25 * asked)
+    assert torch.equal(session.ledger.entries[0].changes[name].dense(), 0.25 * asked)
     # One rounding to float32 of numbers below 8.
     torch.testing.assert_close(session.model.weight(name).double() - base, 0.25 * asked, rtol=0, atol=5e-7)
 
@@ -315,9 +458,9 @@ def test_a_verdict_that_means_nothing_is_refused(open_session: Open, gate: dict[
     assert same(bits(session.model), base)
 
 
-def optimisations(result: Any) -> list[int]:
+def optimisations(result: Any) -> list[float]:
     """Steps by request, and what stands for them in the ledger."""
-    return [one.steps for one in result.proposal.evidence]
+    return [one.figures["steps"] for one in result.proposal.evidence]
 
 
 def test_rejected_requests_leave_what_the_others_would_have_been_alone(open_session: Open, tmp_path: Path) -> None:
@@ -420,15 +563,15 @@ def test_extensions_count_for_the_summary(open_session: Open) -> None:
     ("spoil", "complaint"),
     [
         (
-            lambda e: replace(e, deltas={n: FactoredDelta(d.right.T, d.left.T) for n, d in e.deltas.items()}),
+            lambda e: replace(e, changes={n: FactoredDelta(d.right.T, d.left.T) for n, d in thin(e).items()}),
             "was not made",
         ),
         (
-            lambda e: replace(e, deltas=dict(zip(["nowhere.weight"], e.deltas.values(), strict=True))),
+            lambda e: replace(e, changes=dict(zip(["nowhere.weight"], e.changes.values(), strict=True))),
             "has no weight 'nowhere.weight'",
         ),
         (
-            lambda e: replace(e, deltas={n: FactoredDelta(d.left * math.inf, d.right) for n, d in e.deltas.items()}),
+            lambda e: replace(e, changes={n: d.scaled(math.inf) for n, d in e.changes.items()}),
             "Inf",
         ),
         (
@@ -462,6 +605,11 @@ def test_a_ledger_that_does_not_fit_the_model_is_refused_before_anything_is_writ
         assert same(before, bits(model))
 
 
+def thin(entry: LedgerEntry) -> dict[str, FactoredDelta]:
+    """Its changes, all of which are factored."""
+    return {address: change for address, change in entry.changes.items() if isinstance(change, FactoredDelta)}
+
+
 def cut(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Without the last number of each."""
     return {name: tensor[:-1] for name, tensor in tensors.items()}
@@ -475,10 +623,10 @@ def test_an_undo_that_the_backend_refuses_is_not_in_the_ledger(
     before, active = bits(session.model), session.requests
     rebuild = session.backend.rebuild
 
-    def refuses(deltas: Any) -> None:
-        if len(deltas) == 2:
+    def refuses(active: Any) -> None:
+        if len(active) == 2:
             raise NumericalError("Too little rank.")
-        rebuild(deltas)
+        rebuild(active)
 
     monkeypatch.setattr(session.backend, "rebuild", refuses)
     with pytest.raises(NumericalError, match="Too little rank"):

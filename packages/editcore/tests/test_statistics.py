@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from editcore import StatisticsError
 from editcore.second_moments.corpora import SelfCorpus, open_corpus
+from editcore.second_moments.linalg import Metric
 from editcore.second_moments.statistics import StatisticsStore, cached_moments, second_moments
 from editcore.testing import tiny_model
 
@@ -119,7 +121,7 @@ def test_the_factor_is_kept_beside_the_moment_and_goes_with_it(corpus_file: Path
     first = store(model, corpus_file)
     metric = first.metrics([1])[1]
     factor, jitter = metric.factor
-    [path] = first.path(1).parent.glob("*.cholesky.safetensors")
+    [path] = first.path(1).parent.glob("*.factor.safetensors")
     again = store(model, corpus_file).metrics([1])[1]
     assert "factor" in again.__dict__, "read, not computed"
     assert torch.equal(again.factor[0], factor)
@@ -128,3 +130,35 @@ def test_the_factor_is_kept_beside_the_moment_and_goes_with_it(corpus_file: Path
     first.path(1).unlink()
     store(model, corpus_file).moments([1])
     assert not path.exists(), "a moment computed anew has no factor yet"
+
+
+def test_what_follows_from_a_moment_is_computed_once_and_goes_with_it(corpus_file: Path) -> None:
+    model = tiny_model("llama")
+    asked: list[Metric] = []
+
+    def compute(metric: Metric) -> dict[str, torch.Tensor]:
+        asked.append(metric)
+        values, vectors = torch.linalg.eigh(metric.matrix)
+        return {"values": values, "vectors": vectors.T}
+
+    first = store(model, corpus_file)
+    found = first.derived(1, "eigenvectors", compute)
+    again = store(model, corpus_file).derived(1, "eigenvectors", compute)
+    assert len(asked) == 1
+    assert sorted(found) == sorted(again) == ["values", "vectors"]
+    assert all(torch.equal(found[name], again[name]) for name in found)
+    rebuilt = found["vectors"].T @ found["values"].diag() @ found["vectors"]
+    torch.testing.assert_close(rebuilt, first.moments([1])[1], rtol=0, atol=1e-10 * float(found["values"].max()))
+    first.derived(1, "null-space-0.02", compute)
+    assert len(asked) == 2, "another name is another thing"
+    first.path(1).unlink()
+    anew = store(model, corpus_file)
+    anew.moments([1])
+    anew.derived(1, "eigenvectors", compute)
+    assert len(asked) == 3, "a moment computed anew has nothing derived yet"
+
+
+@pytest.mark.parametrize("name", ["", "Eigen", "../x", "a b", ".hidden"])
+def test_derived_tensors_have_the_name_of_a_file(corpus_file: Path, name: str) -> None:
+    with pytest.raises(StatisticsError, match=f"'{re.escape(name)}' cannot name derived tensors"):
+        store(tiny_model("llama"), corpus_file).derived(1, name, lambda _: {})

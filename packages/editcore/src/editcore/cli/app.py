@@ -178,9 +178,14 @@ def _description_json(kind: str, spec: Spec) -> dict[str, object]:
 
     from editcore.settings.presets import presets_of
 
+    def plain(value: object) -> object:
+        if isinstance(value, dict):
+            return {name: plain(item) for name, item in value.items()}
+        return sorted(value) if isinstance(value, frozenset) else value
+
     return {
         "kind": kind,
-        **asdict(spec),
+        **{name: plain(value) for name, value in asdict(spec).items()},
         "presets": list(presets_of(spec)),
         "settings": [asdict(setting) for setting in _settings(spec)],
     }

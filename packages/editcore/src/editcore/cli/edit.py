@@ -42,7 +42,7 @@ def edit(
     from editcore.cli.console import TerminalProgress, print_table
     from editcore.cli.run import settings_from
     from editcore.interfaces.values import EditRequest
-    from editcore.runs.fit import check_savable, completed
+    from editcore.runs.fit import check_savable, check_subjects, completed
     from editcore.runs.parts import default_editor
     from editcore.runs.session import EditSession
 
@@ -50,6 +50,7 @@ def edit(
     refuse_used_save(save)
     plugins = loaded_plugins(ctx)
     editor = editor or default_editor(plugins, model)
+    check_subjects([request], plugins.editor(editor))
     if save is not None:
         check_savable(plugins, editor, completed(plugins, editor, (), None)[1])
     session = EditSession.open(

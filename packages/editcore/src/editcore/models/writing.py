@@ -33,7 +33,7 @@ def applied(model: LanguageModel, changes: Changes) -> Iterator[None]:
         yield
     finally:
         with torch.no_grad():
-            for address, bits in saved.items():
+            for address, bits in reversed(saved.items()):  # a whole and a part of it may both be there
                 model.weight(address).copy_(bits)
 
 

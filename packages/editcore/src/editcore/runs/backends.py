@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from editcore.interfaces.changes import Changes
+from editcore.interfaces.changes import Changes, FactoredDelta, WeightChange
 from editcore.interfaces.errors import RunError
 from editcore.interfaces.protocols import Backend, BackendContext, TakesContext
 from editcore.models.edited import EditedModel
-from editcore.models.writing import add_changes, applied, misfits
+from editcore.models.weights import split_address
+from editcore.models.writing import applied, misfits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -105,7 +106,12 @@ class RawBackend:
     def apply(self, changes: Changes) -> None:
         """Add one batch's changes behind those already active."""
         self._active.append(changes)
-        self._write(changes)
+        try:
+            self._write(changes)
+        except BaseException:
+            self._active.pop()
+            self._write(self._base)
+            raise
 
     def rebuild(self, active: Sequence[Changes]) -> None:
         """Make exactly ``active``, in this order, the model's state."""
@@ -122,15 +128,54 @@ class RawBackend:
             raise RuntimeError("RawBackend.open was not called")
         return self._model
 
-    def _write(self, addresses: Iterable[str]) -> None:
+    def _write(self, addresses: Collection[str]) -> None:
         model = self._opened
-        for address in sorted(addresses):
-            weight = model.weight(address)
+        for address in addresses:
             if address not in self._base:
-                self._base[address] = weight.detach().clone()
-            mine = [changes[address] for changes in self._active if address in changes]
-            if mine:
-                add_changes(model, address, mine, base=self._base[address])
-            else:
-                with torch.no_grad():
-                    weight.copy_(self._base[address])
+                self._take_base(model, address)
+        mixed = {name for name in self._base if split_address(name)[1] is None}
+        done: set[str] = set()
+        for address in sorted(addresses):
+            name = split_address(address)[0]
+            target = name if name in mixed else address
+            if target not in done:
+                done.add(target)
+                self._sum(model, target)
+
+    def _take_base(self, model: LanguageModel, address: str) -> None:
+        """Keep the bits from before any change: where parts of a whole were changed, with theirs."""
+        name, index = split_address(address)
+        if index is not None and name in self._base:
+            self._base[address] = self._base[name][index]
+            return
+        base = model.weight(address).detach().clone()
+        if index is None:
+            for other, bits in self._base.items():
+                whole, place = split_address(other)
+                if whole == name and place is not None:
+                    base[place] = bits
+        self._base[address] = base
+
+    @torch.no_grad()
+    def _sum(self, model: LanguageModel, address: str) -> None:
+        """Base and active changes, of the weight and of its parts, in their order."""
+        weight = model.weight(address)
+        total = self._base[address].to(torch.float64, copy=True)
+        touched = False
+        for changes in self._active:
+            for other, change in changes.items():
+                name, index = split_address(other)
+                if other == address:
+                    total = total + model.as_out_in(address, _in_float64(change, total))
+                elif name == address and index is not None:
+                    total[index] += model.as_out_in(other, _in_float64(change, total))
+                else:
+                    continue
+                touched = True
+        weight.copy_(total.to(weight) if touched else self._base[address])
+
+
+def _in_float64(change: WeightChange, like: Tensor) -> Tensor:
+    if isinstance(change, FactoredDelta):
+        return change.left.to(like) @ change.right.to(like)
+    return change.value.to(like)

@@ -20,7 +20,7 @@ class ToyHParams(LocateThenEditHParams):
     """Enough to move."""
     fails_at: int | None = None
     """Batch that cannot be solved."""
-    spoils: Literal["name", "shape", "nan", "memory"] | None = None
+    spoils: Literal["name", "shape", "nan", "memory", "dense", "nothing", "kept", "beside", "fields"] | None = None
     """What is wrong with the proposal."""
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -12,16 +13,20 @@ from editcore import (
     AfterBatch,
     AfterEvaluation,
     AfterRun,
+    Attachment,
     BatchAddition,
     BeforeApply,
     BeforeBatch,
     BeforeRun,
+    Changes,
+    DenseDelta,
     EditBatch,
     EditContext,
     ExtensionContext,
     FactoredDelta,
     FactRecord,
     LanguageModel,
+    LedgerEntry,
     NumericalError,
     Progress,
     Proposal,
@@ -31,9 +36,8 @@ from editcore import (
 )
 from editcore.evaluation import CounterFactEvaluator, PromptScore
 from editcore.interfaces.progress import silent
-from editcore.locate_then_edit.editor import prepare, propose
+from editcore.locate_then_edit import LocateThenEdit
 from editcore.runs.backends import RawBackend
-from editcore.second_moments.linalg import solve_update
 
 from edit_toy.hparams import GateHParams, HalfHParams, ToyHParams
 
@@ -41,47 +45,62 @@ CALLS: list[tuple[str, str, Any]] = []
 """What the recording extensions were told: name, hook, a detail. Emptied by the fixture that offers the toys."""
 
 
-class ToyEditor:
+class ToyEditor(LocateThenEdit):
     """Least squares, and the mistakes that its hyperparameters ask for."""
 
-    def __init__(self, hparams: ToyHParams) -> None:
-        self.hparams = hparams
-
-    def prepare(self, model: LanguageModel, context: EditContext) -> Mapping[str, Any]:
-        self.prepared = prepare(model, self.hparams, context, owner="toy")
-        return {"context_templates": list(self.prepared.templates)}
+    name = "toy"
+    hparams: ToyHParams
 
     def propose(self, model: LanguageModel, batch: EditBatch, context: EditContext) -> Proposal:
         if batch.index == self.hparams.fails_at:
             raise NumericalError(f"Batch {batch.index} cannot be solved.")
-        proposal = propose(
-            model,
-            batch,
-            context,
-            hparams=self.hparams,
-            prepared=self.prepared,
-            solve=lambda keys, residuals, metric, weights: solve_update(keys, residuals, metric),
-            ridge=0.0,
-        )
-        return _spoilt(proposal, self.hparams.spoils)
+        return _spoilt(super().propose(model, batch, context), self.hparams.spoils)
+
+
+class Remembering(ToyEditor):
+    """Notes what it is told of the past, and keeps the number of its batches."""
+
+    def recall(self, history: Sequence[LedgerEntry]) -> None:
+        CALLS.append(("memory", "recall", [entry.batch for entry in history]))
+        self.seen = len(history)
+
+    def absorb(self, entry: LedgerEntry) -> None:
+        CALLS.append(("memory", "absorb", entry.batch))
+        self.seen += 1
+
+    def propose(self, model: LanguageModel, batch: EditBatch, context: EditContext) -> Proposal:
+        CALLS.append(("memory", "propose", batch.index))
+        proposal = super().propose(model, batch, context)
+        return replace(proposal, memory={"seen": torch.tensor(self.seen)})
 
 
 def _spoilt(proposal: Proposal, how: str | None) -> Proposal:
     [(name, delta)] = proposal.changes.items()
+    assert isinstance(delta, FactoredDelta)
     if how == "name":
-        return replace(proposal, deltas={"nowhere.weight": delta})
+        return replace(proposal, changes={"nowhere.weight": delta})
     if how == "shape":
-        return replace(proposal, deltas={name: FactoredDelta(delta.right.T, delta.left.T)})
+        return replace(proposal, changes={name: FactoredDelta(delta.right.T, delta.left.T)})
     if how == "nan":
-        return replace(proposal, deltas={name: FactoredDelta(delta.left * math.nan, delta.right)})
+        return replace(proposal, changes={name: FactoredDelta(delta.left * math.nan, delta.right)})
     if how == "memory":  # one tensor for all facts
         shared = next(iter(proposal.known.values()))
         return replace(proposal, known=dict.fromkeys(proposal.known, shared))
+    if how == "dense":
+        return replace(proposal, changes={name: DenseDelta(delta.dense())})
+    if how == "nothing":
+        return replace(proposal, changes={})
+    if how == "kept":
+        return replace(proposal, memory={"sum": torch.tensor([1.0, math.nan])})
+    if how in ("beside", "fields"):  # a set is nothing that JSON has
+        text = ", ".join(one.request_id for one in proposal.evidence)
+        beside = Attachment(kind="toy-preface", fields={"text": text if how == "beside" else {text}})
+        return replace(proposal, attachment=beside)
     return proposal
 
 
 class HalfBackend:
-    """Raw, with a factor on every delta."""
+    """Raw, with a factor on every change."""
 
     def __init__(self, hparams: HalfHParams) -> None:
         self._raw, self._strength = RawBackend(), hparams.strength
@@ -89,14 +108,17 @@ class HalfBackend:
     def open(self, model: LanguageModel) -> None:
         self._raw.open(model)
 
-    def apply(self, deltas: Mapping[str, FactoredDelta]) -> None:
-        self._raw.apply(self._scaled(deltas))
+    def apply(self, changes: Changes) -> None:
+        self._raw.apply(self._scaled(changes))
 
-    def rebuild(self, active: Sequence[Mapping[str, FactoredDelta]]) -> None:
-        self._raw.rebuild([self._scaled(deltas) for deltas in active])
+    def rebuild(self, active: Sequence[Changes]) -> None:
+        self._raw.rebuild([self._scaled(changes) for changes in active])
 
-    def _scaled(self, deltas: Mapping[str, FactoredDelta]) -> Mapping[str, FactoredDelta]:
-        return {name: FactoredDelta(self._strength * delta.left, delta.right) for name, delta in deltas.items()}
+    def trial(self, changes: Changes) -> AbstractContextManager[None]:
+        return self._raw.trial(self._scaled(changes))
+
+    def _scaled(self, changes: Changes) -> Changes:
+        return {address: change.scaled(self._strength) for address, change in changes.items()}
 
 
 class Dead:

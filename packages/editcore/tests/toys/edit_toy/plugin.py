@@ -1,6 +1,7 @@
 """Announces the toys; imports no torch."""
 
 from editcore import (
+    AttachmentSpec,
     BackendSpec,
     Capabilities,
     ComponentSpec,
@@ -16,7 +17,7 @@ HPARAMS = "edit_toy.hparams:{}HParams"
 
 @hookimpl
 def editcore_editors() -> list[EditorSpec]:
-    """One that works, one that takes two facts at a time, one that cannot be made."""
+    """One that works, and others with other announcements; one that cannot be made."""
     toy, presets = HPARAMS.format("Toy"), "edit_toy.presets"
     return [
         EditorSpec("toy", "edit_toy.parts:ToyEditor", hparams=toy, presets=presets, summary="Works."),
@@ -27,6 +28,21 @@ def editcore_editors() -> list[EditorSpec]:
             summary="Takes two facts at a time.",
             capabilities=Capabilities(max_batch=2),
         ),
+        EditorSpec(
+            "toy-any",
+            "edit_toy.parts:ToyEditor",
+            hparams=toy,
+            summary="Gives what it is told to, and needs no subject.",
+            capabilities=Capabilities(gives=frozenset({"factored", "dense", "attachment"}), needs_subject=False),
+        ),
+        EditorSpec(
+            "toy-needy",
+            "edit_toy.parts:ToyEditor",
+            hparams=toy,
+            summary="Does not work alone.",
+            capabilities=Capabilities(needs_plugins=("first",), needs_backend="half"),
+        ),
+        EditorSpec("toy-remembering", "edit_toy.parts:Remembering", hparams=toy, summary="Knows its past."),
         EditorSpec("dead-editor", "edit_toy.parts:Dead", hparams=toy, presets=presets, summary="Cannot be made."),
     ]
 
@@ -37,6 +53,16 @@ def editcore_backends() -> list[BackendSpec]:
     return [
         BackendSpec("half", "edit_toy.parts:HalfBackend", hparams=HPARAMS.format("Half"), summary="Writes less."),
         BackendSpec("dead-backend", "edit_toy.parts:Dead", summary="Cannot be made."),
+    ]
+
+
+@hookimpl
+def editcore_attachments() -> list[AttachmentSpec]:
+    """One that changes logits, one that changes prompts, one that cannot be made."""
+    return [
+        AttachmentSpec("toy-logits", "edit_toy.beside:Logits", summary="Changes logits."),
+        AttachmentSpec("toy-preface", "edit_toy.beside:Preface", summary="Puts a text before prompts."),
+        AttachmentSpec("dead-kind", "edit_toy.beside:Broken", summary="Cannot be made."),
     ]
 
 

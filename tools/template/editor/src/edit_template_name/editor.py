@@ -10,8 +10,8 @@ from edit_template_name.hparams import TemplateNameHParams
 from edit_template_name.solve import solve
 
 if TYPE_CHECKING:
-    from editcore.second_moments import Metric, Update
-    from torch import Tensor
+    from editcore.locate_then_edit import LayerProblem
+    from editcore.second_moments import Update
 
 __all__ = ["TemplateNameEditor"]
 
@@ -20,6 +20,7 @@ class TemplateNameEditor(LocateThenEdit):
     """TEMPLATE SUMMARY"""
 
     name = "template-name"
+    right_from_keys = True
     hparams: TemplateNameHParams
 
     @property
@@ -27,6 +28,6 @@ class TemplateNameEditor(LocateThenEdit):
         """λ of the solve."""
         return self.hparams.ridge
 
-    def solve(self, keys: Tensor, residuals: Tensor, metric: Metric, weights: Tensor) -> Update:
+    def solve(self, problem: LayerProblem) -> Update:
         """One layer."""
-        return solve(keys, residuals, metric, weights, ridge=self.ridge)
+        return solve(problem.keys, problem.residuals, problem.metric, problem.weights, ridge=self.ridge)

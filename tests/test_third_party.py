@@ -1,0 +1,453 @@
+"""Four packages as a stranger writes them: installed beside editcore, and used as a user does.
+
+They stand in ``tests/third_party``: dense fine-tuning, an attention with its bias, a gated memory, and retrieval. What
+every editor is promised must hold for them: runs, resuming, undoing in any order, trust, packs, the backend lora.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+from editcore import LanguageModel
+from editcore.testing import tiny_model, tiny_requests
+
+HERE = Path(__file__).resolve().parent / "third_party"
+PACKAGES = sorted(path.parent for path in HERE.glob("third-*/pyproject.toml"))
+TIMES = {"seconds", "seconds_per_edit", "peak_memory_bytes", "stages", "started", "command"}
+LOOSE = {
+    "trust_threshold": 0, "trust_min_efficacy": 0, "trust_min_retention": 0, "trust_max_kl": 1e9,
+    "trust_max_perplexity_ratio": 1e9, "trust_max_norm_growth": 1e9, "trust_text_tokens": 64,
+}  # fmt: skip
+"""Limits of trust that every batch keeps: it measures, and accepts."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """An editor, the model it edits here, and its settings."""
+
+    editor: str
+    model: str
+    settings: tuple[str, ...]
+    attachment: bool = False
+
+    def __str__(self) -> str:
+        return self.editor
+
+
+FINETUNE = Case("finetune", "llama", ("weight=model.layers.1.mlp.up_proj.weight", "steps=3"))
+ATTENTION = Case("attention", "gpt2", ("layer=1", "module=attn.c_proj", "steps=3", "rank=3"))
+MEMORY = Case("gated-memory", "llama", ("layer=1", "steps=4", "clamp_norm_factor=0.1"), attachment=True)
+RETRIEVAL = Case("retrieval", "repeating", (), attachment=True)
+CASES = (FINETUNE, ATTENTION, MEMORY, RETRIEVAL)
+ATTACHED = (MEMORY, RETRIEVAL)
+NUM_FACTS, BATCH = 6, 2
+every_editor = pytest.mark.parametrize("case", CASES, ids=str)
+every_attachment = pytest.mark.parametrize("case", ATTACHED, ids=str)
+
+
+class World:
+    """The packages in a folder, models and facts in another, and a process that has them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.site = folder, folder / "site"
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+        subprocess.run([*pip, "--target", self.site, *PACKAGES], check=True, timeout=300)
+        for family in ("gpt2", "llama"):
+            tiny_model(family).save(folder / family)
+        made = runpy.run_path(str(HERE / "third-retrieval" / "tests" / "test_contract.py"))
+        made["repeating_model"]().save(folder / "repeating")
+        self.prompts = self._write_facts()
+        for name in ("cache", "log"):
+            (folder / name).mkdir()
+        path = [str(self.site), *filter(None, [os.environ.get("PYTHONPATH")])]
+        self.environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(path),
+            "EDITCORE_CACHE": str(folder / "cache"),
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+        self._process: subprocess.Popen[str] | None = None
+        self._runs: dict[str, Path] = {}
+
+    def _write_facts(self) -> list[str]:
+        requests = tiny_requests(NUM_FACTS)
+        with (self.folder / "facts.jsonl").open("w", encoding="utf-8") as file:
+            for number, request in enumerate(requests):
+                fields = request.model_dump(mode="json", include={"subject", "prompt", "target_new", "target_true"})
+                if number == NUM_FACTS - 1:  # none of these editors looks a subject up
+                    fields = {**fields, "subject": "", "prompt": request.text}
+                others = {"neighborhood_prompts": [requests[number - 1].text], "id": f"f{number}"}
+                file.write(json.dumps({**fields, **others}) + "\n")
+        text = " ".join(request.text for request in tiny_requests(80))
+        (self.folder / "text.txt").write_text(text, encoding="utf-8")
+        return [request.text for request in requests]
+
+    def ask(self, call: str, **arguments: Any) -> dict[str, Any]:
+        """An answer of the process; see ``third_party/worker.py``."""
+        if self._process is None:
+            command = [sys.executable, HERE / "worker.py", self.folder / "log"]
+            self._process = subprocess.Popen(
+                command,
+                env=self.environment,
+                cwd=self.folder,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps({"call": call, **arguments}) + "\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        assert answer, f"the process ended while it was asked {call}: {arguments}"
+        found: dict[str, Any] = json.loads(answer)
+        return found
+
+    def editctl(self, *arguments: object) -> SimpleNamespace:
+        """``code``, ``out`` and ``err`` of a command."""
+        return SimpleNamespace(**self.ask("editctl", arguments=[str(one) for one in arguments]))
+
+    def works(self, *arguments: object) -> str:
+        """What a command prints; it must succeed."""
+        done = self.editctl(*arguments)
+        assert done.code == 0, f"{' '.join(map(str, arguments))}\n{done.out}\n{done.err}"
+        return str(done.out)
+
+    def options(self, case: Case, *more: object) -> list[object]:
+        """``editctl run`` for a case, without its directory."""
+        sets = [word for setting in case.settings for word in ("--set", setting)]
+        return [
+            "run", "--editor", case.editor, "--model", self.folder / case.model, "--dataset",
+            self.folder / "facts.jsonl", "--batch-size", BATCH, *sets, *more,
+        ]  # fmt: skip
+
+    def trusted(self, case: Case) -> list[object]:
+        """The same with trust, whose limits all batches keep."""
+        limits = {**LOOSE, "trust_heldout": self.folder / "facts.jsonl", "trust_text": self.folder / "text.txt"}
+        sets = [word for name, value in limits.items() for word in ("--set", f"trust.{name}={value}")]
+        return self.options(case, "--plugin", "trust", *sets)
+
+    def run(self, case: Case) -> Path:
+        """A finished run of a case with trust, made once and never changed."""
+        if case.editor not in self._runs:
+            directory = self.folder / f"whole-{case.editor}"
+            self.works(*self.trusted(case), "--out", directory)
+            self._runs[case.editor] = directory
+        return self._runs[case.editor]
+
+    def copy(self, case: Case, folder: Path) -> Path:
+        """A copy of that run, to be changed."""
+        return Path(shutil.copytree(self.run(case), folder / "run"))
+
+    def state(self, directory: Path, **more: Any) -> dict[str, Any]:
+        """What the run's model is, to the bit."""
+        return self.ask("state", directory=str(directory), prompts=self.prompts, **more)
+
+    def now(self, directory: Path, **more: Any) -> dict[str, Any]:
+        """The same of its edited model alone."""
+        found: dict[str, Any] = self.state(directory, **more)["now"]
+        return found
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    made = World(tmp_path_factory.mktemp("world"))
+    yield made
+    made.close()
+
+
+# The packages
+
+
+def test_they_import_public_names_only() -> None:
+    """``editcore`` and its rooms, and of these what their ``__init__.pyi`` lists."""
+    imported = set()
+    for path in HERE.glob("third-*/**/*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                assert not any(name.name.startswith("edit") for name in node.names), path
+            elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("edit"):
+                imported |= {(node.module, name.name) for name in node.names}
+    assert all(module.count(".") <= 1 for module, _ in imported)
+    for module, name in imported:
+        assert name in importlib.import_module(module).__all__, f"{module}.{name}"
+
+
+def test_they_keep_the_contract_of_editors(world: World) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", HERE]
+    done = subprocess.run(command, env=world.environment, cwd=HERE, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "passed" in done.stdout
+
+
+def test_they_are_listed_and_described(world: World) -> None:
+    rows = {row["name"]: row for row in json.loads(world.works("plugins", "--json"))}
+    for case in CASES:
+        assert (rows[case.editor]["status"], rows[case.editor]["reason"]) == ("active", "")
+        assert ("editcore_attachments" in rows[case.editor]["offers"]) == case.attachment
+        assert case.editor in world.works("describe", case.editor)
+
+
+# Runs
+
+
+@every_editor
+def test_a_run_makes_the_targets_likelier(world: World, case: Case) -> None:
+    frame = pd.read_parquet(world.run(case) / "results.parquet")
+    losses = frame[frame["kind"] == "rewrite"].groupby("phase")["nll_new"].mean()
+    assert losses["after"] < losses["before"]
+    summary = json.loads((world.run(case) / "summary.json").read_text())
+    assert summary["edits"] == NUM_FACTS
+
+
+@every_editor
+def test_a_killed_run_is_resumed_to_the_byte(world: World, case: Case, tmp_path: Path) -> None:
+    whole, out = world.run(case), tmp_path / "killed"
+    arguments = [str(one) for one in [*world.trusted(case), "--out", out]]
+    ended = world.ask("killed", arguments=arguments, directory=str(out))
+    assert not ended["ended"], ended
+    assert 1 <= ended["batches"] <= NUM_FACTS // BATCH
+    assert not (out / "summary.json").exists()
+    before = (out / "ledger.jsonl").read_bytes()
+    world.works("run", "--resume", "--out", out)
+    assert (out / "ledger.jsonl").read_bytes().startswith(before[: before.rfind(b"\n") + 1])
+    found, expected = contents(out), contents(whole)
+    assert sorted(found) == sorted(expected)
+    assert [name for name in expected if found[name] != expected[name]] == []
+    assert world.now(out) == world.now(whole)
+
+
+def contents(directory: Path) -> dict[str, object]:
+    """Every file, without the times in it."""
+    found: dict[str, object] = {}
+    for path in sorted(path for path in directory.rglob("*") if path.is_file()):
+        name = path.relative_to(directory).as_posix()
+        if path.suffix in (".json", ".jsonl") and name != "ledger.jsonl":
+            lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
+            found[name] = [timeless(json.loads(line)) for line in lines]
+        else:
+            found[name] = path.read_bytes()
+    return found
+
+
+def timeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: timeless(part) for name, part in value.items() if name not in TIMES}
+    return [timeless(part) for part in value] if isinstance(value, list) else value
+
+
+# Undoing
+
+
+def play(world: World, run: Path, steps: Sequence[str]) -> None:
+    """Steps such as ``undo f1 f2`` and ``redo --batch 0``."""
+    for step in steps:
+        world.works("ledger", run, *step.split())
+
+
+@every_editor
+@pytest.mark.parametrize(
+    "steps",
+    [
+        ("undo f3", "undo f0", "redo f3", "redo f0"),
+        ("undo --batch 1", "undo f4", "redo f4", "redo --batch 1"),
+        ("undo f5 f2 f0", "redo f0", "undo f1 --batch 2", "redo f1 f2", "redo --batch 2"),
+        ("undo --batch 0 --batch 1 --batch 2", "redo --batch 2", "redo f1", "redo f0 f2 f3"),
+    ],
+    ids=lambda steps: "; ".join(steps),
+)
+def test_undone_and_redone_a_run_is_as_if_nothing_had_been_undone(
+    world: World, case: Case, steps: tuple[str, ...], tmp_path: Path
+) -> None:
+    run = world.copy(case, tmp_path)
+    play(world, run, steps)
+    assert world.state(run) == world.state(world.run(case))
+    assert "files are as they were written" in world.works("ledger", run, "verify")
+
+
+@every_editor
+def test_whole_batches_are_undone_in_any_order(world: World, case: Case, tmp_path: Path) -> None:
+    """The model is that of the batches that are left, as they were solved; of none, the base."""
+    run, whole = world.copy(case, tmp_path), world.run(case)
+    play(world, run, ["undo --batch 2", "undo --batch 0"])
+    assert world.now(run) == world.now(whole, batches=[1])
+    play(world, run, ["redo --batch 2", "undo f3", "undo f2"])
+    assert world.now(run) == world.now(whole, batches=[2])
+    play(world, run, ["undo --batch 2"])
+    found, expected = world.state(run), world.state(whole)
+    assert found["now"] == found["base"] == expected["base"]
+    assert expected["now"]["logits"] != expected["base"]["logits"]
+
+
+@every_editor
+def test_one_fact_of_a_batch_is_undone(world: World, case: Case, tmp_path: Path) -> None:
+    """The other one stays likelier than it was, and the fact is nearer to what it was."""
+    run, whole = world.copy(case, tmp_path), world.state(world.run(case))
+    play(world, run, ["undo f4"])
+    now, edited, base = world.now(run)["scores"], whole["now"]["scores"], whole["base"]["scores"]
+    gone, kept = world.prompts[4], world.prompts[5]
+    assert now[kept] < base[kept]
+    assert abs(now[gone] - base[gone]) < abs(edited[gone] - base[gone])
+    rows = {row["id"]: row["state"] for row in json.loads(world.works("ledger", run, "show", "--edits", "--json"))}
+    assert rows == {**dict.fromkeys(("f0", "f1", "f2", "f3", "f5"), "active"), "f4": "undone"}
+
+
+SOLVED_ON_WHAT_IS_ACTIVE = pytest.mark.xfail(
+    reason="FAULT: EditSession._propose_again solves the rest of a batch on the earlier batches that are active now, "
+    "not on those of the batch's time, so the order of undoing shows",
+    strict=True,
+)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=SOLVED_ON_WHAT_IS_ACTIVE) for case in (FINETUNE, ATTENTION, MEMORY)] + [RETRIEVAL],
+    ids=str,
+)
+def test_single_facts_are_undone_in_either_order(world: World, case: Case, tmp_path: Path) -> None:
+    found = []
+    for number, steps in enumerate((["undo f0", "undo f3"], ["undo f3", "undo f0"])):
+        run = world.copy(case, tmp_path / str(number))
+        play(world, run, steps)
+        found.append(world.now(run))
+    assert found[0] == found[1]
+
+
+# Tools
+
+
+@every_editor
+def test_trust_measures_and_the_tools_of_the_ledger_work(world: World, case: Case) -> None:
+    run = world.run(case)
+    lines = [json.loads(line.partition(" ")[2]) for line in (run / "ledger.jsonl").read_text().splitlines()[1:]]
+    assert all(line["verdicts"]["trust"]["action"] == "accept" for line in lines)
+    assert all("efficacy" in line["verdicts"]["trust"]["figures"] for line in lines)
+    whole = world.state(run)
+    blamed = json.loads(world.works("ledger", run, "blame", world.prompts[0], "--answer", "Paris", "--json"))
+    assert {batch for edit in blamed["edits"] for batch in edit["batches"]} == {0, 1, 2}
+    assert "What each edit adds" in world.works("ledger", run, "blame", world.prompts[0])
+    assert "files are as they were written" in world.works("ledger", run, "verify")
+    answers = zip(world.prompts, whole["base"]["answers"], whole["now"]["answers"], strict=True)
+    prompt, expected = next((prompt, before) for prompt, before, after in answers if not alike(before, after))
+    found = world.works("ledger", run, "bisect", "--failing", prompt, "--expect", expected.strip())
+    assert "models asked" in found
+
+
+def alike(before: str, after: str) -> bool:
+    return after.strip().startswith(before.strip())
+
+
+@pytest.mark.xfail(
+    reason="FAULT: blame takes a factored change of as many columns as its batch has requests for a sum over them, "
+    "whatever its editor says",
+    strict=True,
+)
+def test_blame_does_not_divide_what_belongs_to_no_single_fact(world: World, tmp_path: Path) -> None:
+    """The columns are singular vectors of what all steps add up to, not one per fact."""
+    case, run = Case("attention", "llama", ("layer=1", "steps=3", f"rank={BATCH}")), tmp_path / "run"
+    world.works(*world.options(case), "--out", run)
+    blamed = json.loads(world.works("ledger", run, "blame", world.prompts[0], "--json"))
+    assert sorted(edit["batches"] for edit in blamed["edits"]) == [[0], [1], [2]]
+
+
+@every_editor
+def test_a_pack_answers_as_the_run_does(world: World, case: Case, tmp_path: Path) -> None:
+    run, file = world.run(case), tmp_path / "facts.editpack"
+    world.works("pack", run, file)
+    model = world.folder / case.model
+    assert world.ask("packed", file=str(file), model=str(model), prompts=world.prompts) == world.now(run)
+    said = world.works("generate", run, *world.prompts, "--tokens", 6)
+    again = world.works("apply", file, *world.prompts, "--model", model, "--tokens", 6)
+    edited = [line.removeprefix("edited").strip() for line in said.splitlines() if line.startswith("edited")]
+    assert len(edited) == NUM_FACTS
+    assert all(line in again for line in edited)
+
+
+# Where edits can go, and where they cannot
+
+
+@pytest.mark.parametrize("case", [FINETUNE, ATTENTION], ids=str)
+def test_what_is_in_the_weights_is_saved(world: World, case: Case, tmp_path: Path) -> None:
+    run = world.run(case)
+    weights = world.now(run)["weights"]
+    world.works("generate", run, "Hello", "--tokens", 1, "--save", tmp_path / "saved")
+    world.works("export", run, tmp_path / "merged", "--format", "merged")
+    for folder in (tmp_path / "saved", tmp_path / "merged"):
+        assert LanguageModel.load(str(folder)).fingerprint() == weights
+
+
+def test_a_vector_is_not_exported_as_an_adapter(world: World, tmp_path: Path) -> None:
+    done = world.editctl("export", world.run(ATTENTION), tmp_path / "adapter")
+    assert done.code == 2
+    assert "'transformer.h.1.attn.c_proj.bias', a vector" in done.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@every_attachment
+def test_what_is_kept_beside_the_weights_is_not_saved_as_weights(world: World, case: Case, tmp_path: Path) -> None:
+    run, file, there = world.run(case), tmp_path / "facts.editpack", tmp_path / "there"
+    world.works("pack", run, file)
+    for arguments in (
+        world.options(case, "--out", tmp_path / "out", "--save", there),
+        ["generate", run, "Hello", "--save", there],
+        ["apply", file, "--model", world.folder / case.model, "--save", there],
+        ["export", run, there, "--format", "merged"],
+        ["export", run, there],
+    ):
+        done = world.editctl(*arguments)
+        assert done.code == 2, done.out
+        assert "beside the weights" in done.err
+        assert "Traceback" not in done.err
+        assert sorted(path.name for path in tmp_path.iterdir()) == [file.name]
+
+
+def test_lora_keeps_a_dense_change(world: World, tmp_path: Path) -> None:
+    """As an adapter of as many ranks as it has, with the effect that it has in the weight."""
+    run = tmp_path / "run"
+    world.works(*world.options(FINETUNE, "--plugin", "lora", "--out", run))
+    found, expected = world.state(run), world.state(world.run(FINETUNE))
+    assert found["base"]["scores"] == expected["base"]["scores"]
+    for prompt, loss in expected["now"]["scores"].items():
+        assert found["now"]["scores"][prompt] == pytest.approx(loss, abs=1e-2)
+    world.works("export", run, tmp_path / "adapter")
+    assert (tmp_path / "adapter" / "adapter_config.json").exists()
+
+
+def test_lora_refuses_a_vector_before_a_model_is_loaded(world: World, tmp_path: Path) -> None:
+    options = world.options(ATTENTION, "--plugin", "lora", "--out", tmp_path / "run")
+    options[options.index("--model") + 1] = tmp_path / "no-such-model"
+    done = world.editctl(*options)
+    assert done.code == 2
+    [sentence] = [line for line in done.err.splitlines() if line.startswith("Error: ")]
+    assert "'lora' does not take: vector" in sentence
+    assert "--backend raw" in sentence
+    assert list(tmp_path.iterdir()) == []
+
+
+@every_attachment
+def test_lora_leaves_attachments_beside_the_model(world: World, case: Case, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    world.works(*world.options(case, "--plugin", "lora", "--out", run))
+    assert world.state(run) == world.state(world.run(case))

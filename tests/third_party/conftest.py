@@ -1,0 +1,15 @@
+"""The packages in here are a stranger's: their contract tests run where they are installed, and nowhere else.
+
+``tests/test_third_party.py`` installs them into a folder and runs pytest with it.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+collect_ignore = [
+    package.name
+    for package in Path(__file__).parent.glob("third-*")
+    if find_spec(package.name.replace("-", "_")) is None
+]

@@ -1,0 +1,1 @@
+"""Fine-tuning of one matrix, as an editor of editcore."""

@@ -1,0 +1,1 @@
+"""A gated memory beside a block, as an editor of editcore."""

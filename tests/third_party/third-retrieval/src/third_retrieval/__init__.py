@@ -1,0 +1,1 @@
+"""Remembered statements in front of prompts, as an editor of editcore."""
