@@ -314,18 +314,7 @@ def test_one_fact_of_a_batch_is_undone(world: World, case: Case, tmp_path: Path)
     assert rows == {**dict.fromkeys(("f0", "f1", "f2", "f3", "f5"), "active"), "f4": "undone"}
 
 
-SOLVED_ON_WHAT_IS_ACTIVE = pytest.mark.xfail(
-    reason="FAULT: EditSession._propose_again solves the rest of a batch on the earlier batches that are active now, "
-    "not on those of the batch's time, so the order of undoing shows",
-    strict=True,
-)
-
-
-@pytest.mark.parametrize(
-    "case",
-    [pytest.param(case, marks=SOLVED_ON_WHAT_IS_ACTIVE) for case in (FINETUNE, ATTENTION, MEMORY)] + [RETRIEVAL],
-    ids=str,
-)
+@every_editor
 def test_single_facts_are_undone_in_either_order(world: World, case: Case, tmp_path: Path) -> None:
     found = []
     for number, steps in enumerate((["undo f0", "undo f3"], ["undo f3", "undo f0"])):
@@ -359,11 +348,6 @@ def alike(before: str, after: str) -> bool:
     return after.strip().startswith(before.strip())
 
 
-@pytest.mark.xfail(
-    reason="FAULT: blame takes a factored change of as many columns as its batch has requests for a sum over them, "
-    "whatever its editor says",
-    strict=True,
-)
 def test_blame_does_not_divide_what_belongs_to_no_single_fact(world: World, tmp_path: Path) -> None:
     """The columns are singular vectors of what all steps add up to, not one per fact."""
     case, run = Case("attention", "llama", ("layer=1", "steps=3", f"rank={BATCH}")), tmp_path / "run"

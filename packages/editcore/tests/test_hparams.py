@@ -84,7 +84,7 @@ def test_an_unknown_setting_lists_those_that_exist() -> None:
     [
         (
             {},
-            "toy: layers is required (list of int, not empty, each ≥ 0). Choose a preset or add --set layers=VALUE.",
+            "toy: layers is required (list of int, not empty, each ≥ 0). Add --set layers=VALUE or choose a preset.",
         ),
         (
             {"layers": 3},

@@ -52,6 +52,7 @@ from .interfaces.protocols import (
     Resolves as Resolves,
     RewritesPrompts as RewritesPrompts,
     TakesContext as TakesContext,
+    Trial as Trial,
 )
 from .interfaces.specs import (
     AttachmentSpec as AttachmentSpec,

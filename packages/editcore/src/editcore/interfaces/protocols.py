@@ -37,10 +37,19 @@ __all__ = [
     "Resolves",
     "RewritesPrompts",
     "TakesContext",
+    "Trial",
 ]
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+class Trial(Protocol):
+    """The model as it would be: what :attr:`EditContext.trial` does."""
+
+    def __call__(self, changes: Changes, attachment: Attachment | None = None) -> AbstractContextManager[None]:
+        """With these behind what is active, inside the block only. Weights come back to the bit on every way out."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +58,8 @@ class EditContext:
 
     statistics: StatisticsStore
     """Second moments of the unedited model, computed or read from the cache when first asked for."""
-    trial: Callable[[Changes], AbstractContextManager[None]]
-    """The model with these changes behind those that are active, inside the block only; :meth:`Backend.trial`."""
+    trial: Trial
+    """The model with changes, and an attachment, behind what is active, inside the block only."""
     plugins: Plugins
     """What is installed, for an editor that is made of others' parts."""
     records: Mapping[str, FactRecord] = field(default_factory=dict)

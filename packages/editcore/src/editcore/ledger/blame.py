@@ -56,7 +56,8 @@ def blame(
 ) -> Blame:
     """Rank edits by what leaving each of them out would take from an answer.
 
-    A thin change Δ = Σ lᵢ rᵢᵀ with a term for each fact of its batch is a sum over the facts. Leaving fact i out takes
+    A thin change Δ = Σ lᵢ rᵢᵀ with a term for each fact of its batch is a sum over the facts, where the batch has a key
+    of each (:attr:`editcore.Proposal.known`). Leaving fact i out takes
     lᵢ rᵢᵀ from every weight in every batch that wrote or replayed it: the backend puts −lᵢ rᵢᵀ into the model on trial,
     and the model is asked. A batch whose changes are not such sums (dense ones, vectors, attachments) is left out as a
     whole. The rest of a batch is not solved again, so this is the share of what was written, and not what ``undo`` of
@@ -131,8 +132,14 @@ def _without_batches(edited: EditedModel, history: Sequence[LedgerEntry], batche
 
 
 def _is_sum_over_requests(entry: LedgerEntry) -> bool:
-    return entry.attachment is None and all(
-        isinstance(change, FactoredDelta) and change.rank == len(entry.requests) for change in entry.changes.values()
+    """Whether column i of every factor is of request i, which is so where its editor keeps a key of each request."""
+    return (
+        entry.attachment is None
+        and all(request.id in entry.known for request in entry.requests)
+        and all(
+            isinstance(change, FactoredDelta) and change.rank == len(entry.requests)
+            for change in entry.changes.values()
+        )
     )
 
 

@@ -76,7 +76,8 @@ class Ledger:
         """What reading it had to leave out; empty if it was whole."""
         self._by_index: dict[int, LedgerEntry] = {}
         self._revisions: dict[int, dict[frozenset[str], Written]] = {}
-        self._undone: dict[int, frozenset[str]] = {}
+        self._undone: Mapping[int, frozenset[str]] = {}  # replaced, never changed
+        self._undone_before: dict[int, Mapping[int, frozenset[str]]] = {}  # as it was when a batch came
         self._size = 0  # of the complete lines on disk, in bytes
 
     @classmethod
@@ -159,7 +160,7 @@ class Ledger:
                     line.batch, frozenset(line.without), self._stored(line.file, where).written(line.attachment)
                 )
             else:
-                self._undone |= self._marked(line.kind, line.edits)
+                self._undone = {**self._undone, **self._marked(line.kind, line.edits)}
         except ValueError as error:
             raise RunError(f"{where}: {error}.") from error
 
@@ -171,7 +172,12 @@ class Ledger:
     def history(self) -> tuple[LedgerEntry, ...]:
         """What is active, oldest first: batches without the edits that are undone, and without those that have none
         left."""
-        return tuple(view for entry in self.entries if (view := self._view(entry)) is not None)
+        return self._views(self.entries, self._undone)
+
+    def history_before(self, batch: int) -> tuple[LedgerEntry, ...]:
+        """What was active when that batch came, whatever was undone or redone since."""
+        earlier = (entry for entry in self.entries if entry.batch < batch)
+        return self._views(earlier, self._undone_before[batch])
 
     def active(self) -> list[Written]:
         """What makes up the model's state beside its base weights, in order."""
@@ -265,7 +271,7 @@ class Ledger:
         """
         changed = self._marked(kind, edits)
         self._write(lambda _file: UndoLine(kind=kind, edits=tuple(edits)))
-        self._undone |= changed
+        self._undone = {**self._undone, **changed}
 
     # What is known
 
@@ -349,6 +355,7 @@ class Ledger:
         self._check(entry)
         self.batches.append(entry)
         self._by_index[entry.batch] = entry
+        self._undone_before[entry.batch] = self._undone
 
     def _add_revision(self, batch: int, undone: frozenset[str], written: Written) -> None:
         entry = self._by_index.get(batch)
@@ -373,13 +380,16 @@ class Ledger:
                 raise ValueError(f"batch {batch} was not solved without {', '.join(sorted(undone))}")
         return changed
 
-    def _view(self, entry: LedgerEntry) -> LedgerEntry | None:
-        undone = self.undone(entry.batch)
-        if not undone:
-            return entry
-        if undone == set(entry.new_ids):
-            return None
-        return entry_without(entry, undone, self._revisions[entry.batch][undone])
+    def _views(self, entries: Iterable[LedgerEntry], undone: Mapping[int, frozenset[str]]) -> tuple[LedgerEntry, ...]:
+        """Those of the entries that have an edit left, without the edits that are ``undone``."""
+        views: list[LedgerEntry] = []
+        for entry in entries:
+            out = undone.get(entry.batch, frozenset())
+            if not out:
+                views.append(entry)
+            elif out != set(entry.new_ids):
+                views.append(entry_without(entry, out, self._revisions[entry.batch][out]))
+        return tuple(views)
 
     # On disk
 

@@ -9,12 +9,15 @@ from .catalogue import (
 )
 from .edited import EditedModel as EditedModel, attached_reason as attached_reason
 from .forward import logits_at as logits_at
+from .gradients import asking_for_gradients as asking_for_gradients, target_losses as target_losses
 from .language_model import DTYPES as DTYPES, Encoded as Encoded, LanguageModel as LanguageModel
 from .layout import (
     CHECKS as CHECKS,
     ModelLayout as ModelLayout,
+    attention_output as attention_output,
     check_layout as check_layout,
     detect_layout as detect_layout,
+    replace_first as replace_first,
 )
 from .passes import (
     first_tensor as first_tensor,

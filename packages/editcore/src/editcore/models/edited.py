@@ -74,9 +74,19 @@ class EditedModel:
         self._active.append(written)
 
     def rebuild(self, active: Sequence[Written]) -> None:
-        """Make exactly ``active``, in this order, the model's state; none of them makes it unedited."""
-        with self._beside_removed(_attachments(active)):
-            self.backend.rebuild([written.changes for written in active if written.changes])
+        """Make exactly ``active``, in this order, the model's state; none of them makes it unedited.
+
+        Raises:
+            EditcoreError: as :meth:`apply`; the model is unedited.
+        """
+        try:
+            with self._beside_removed(_attachments(active)):
+                self.backend.rebuild([written.changes for written in active if written.changes])
+        except BaseException:
+            self._active = []
+            if active:
+                self.backend.rebuild([])
+            raise
         self._active = list(active)
 
     @contextmanager
@@ -92,9 +102,9 @@ class EditedModel:
             self._install([*before, *_attachments([written])])
             yield
 
-    def trial_of(self, changes: Changes) -> AbstractContextManager[None]:
-        """:meth:`trial` of changes alone."""
-        return self.trial(Written(changes=changes))
+    def trial_of(self, changes: Changes, attachment: Attachment | None = None) -> AbstractContextManager[None]:
+        """:meth:`trial`, as editors have it (:class:`editcore.Trial`)."""
+        return self.trial(Written(changes=changes, attachment=attachment))
 
     @contextmanager
     def unedited(self) -> Iterator[None]:

@@ -65,8 +65,11 @@ def lookup_row(
     the model's prompt form puts around the whole is in the row, too.
 
     Raises:
-        SubjectNotFoundError: no token covers the subject, or there is no token after it where one is asked for.
+        SubjectNotFoundError: the request has no subject, no token covers it, or there is no token after it where one
+            is asked for.
     """
+    if not request.subject:
+        raise SubjectNotFoundError(f"'{request.text}' names no subject, so there is no token to look it up at.")
     before, _, after = template.partition("{}")
     start = len(before) + request.prompt.index("{}")
     text = before + request.text + after

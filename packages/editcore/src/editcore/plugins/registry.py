@@ -83,17 +83,26 @@ class _Kind(Generic[S_co]):
     """As messages call it."""
     hook: str
     spec: type[S_co]
-    packaged_as: str = ""
-    """What a package ``edit-NAME`` brings, for the hint after an unknown name; empty where no such package is usual."""
+    missing: str = ""
+    """The hint after an unknown name, where ``edit-NAME`` is how such a package is usually called (``{package}``)."""
 
 
-_EDITOR = _Kind("editor", "editcore_editors", EditorSpec, "method")
-_BACKEND = _Kind("backend", "editcore_backends", BackendSpec, "backend")
-_ATTACHMENT = _Kind("attachment", "editcore_attachments", AttachmentSpec, "attachment")
-_EXTENSION = _Kind("plugin", "editcore_extensions", ExtensionSpec, "plugin")
+def _missing(what: str) -> str:
+    return f"(A missing {what} is usually a missing package: pip install {{package}})"
+
+
+_EDITOR = _Kind("editor", "editcore_editors", EditorSpec, _missing("method"))
+_BACKEND = _Kind("backend", "editcore_backends", BackendSpec, _missing("backend"))
+_ATTACHMENT = _Kind(
+    "attachment",
+    "editcore_attachments",
+    AttachmentSpec,
+    "(An attachment comes with the editor that makes it: install that editor's package, or allow it again.)",
+)
+_EXTENSION = _Kind("plugin", "editcore_extensions", ExtensionSpec, _missing("plugin"))
 _EVALUATOR = _Kind("evaluator", "editcore_evaluators", EvaluatorSpec)
 _DATASET = _Kind("data set", "editcore_datasets", DatasetSpec)
-_EXECUTOR = _Kind("executor", "editcore_executors", ExecutorSpec, "executor")
+_EXECUTOR = _Kind("executor", "editcore_executors", ExecutorSpec, _missing("executor"))
 _MODEL_FAMILY = _Kind("model family", "editcore_model_families", ModelFamilySpec)
 _COMMAND = _Kind("command", "editcore_commands", CommandSpec)
 _COMPONENT = _Kind("component", "editcore_components", ComponentSpec)
@@ -496,12 +505,11 @@ def _by_name(word: str, offers: Iterable[tuple[_Plugin, S]]) -> Mapping[str, S]:
 
 
 def _package_hint(kind: _Kind[Any], asked: str, installed: Iterable[str]) -> str:
-    if not kind.packaged_as or not _NAME.fullmatch(asked):
+    if not kind.missing or not _NAME.fullmatch(asked):
         return ""
     # The name that was meant, where there is one: nobody should be told to install a misspelt package.
     near = difflib.get_close_matches(asked, list(installed), n=1)
-    package = f"edit-{near[0] if near else asked}"
-    return f"(A missing {kind.packaged_as} is usually a missing package: pip install {package})"
+    return kind.missing.format(package=f"edit-{near[0] if near else asked}")
 
 
 def _article(word: str) -> str:

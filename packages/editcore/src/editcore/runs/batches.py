@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from editcore.interfaces.changes import Written, as_change
+from editcore.interfaces.changes import Attachment, Written, as_change
 from editcore.interfaces.errors import NumericalError, PluginError, RequestError
 from editcore.interfaces.events import (
     BatchAddition,
@@ -201,18 +201,30 @@ def scaled(written: Written, scale: float) -> Written:
 
 
 def on_cpu(written: Written) -> Written:
-    """The same as the ledger keeps it: on the CPU, in rows. A run that is resumed reads just that, and arithmetic over
-    other strides may round differently."""
+    """The same as the ledger keeps it: on the CPU, in rows, fields as JSON has them, in the order of names. A run that
+    is resumed reads just that, and arithmetic over other strides may round differently.
+
+    Raises:
+        PluginError: an attachment's fields are not JSON.
+    """
     beside = written.attachment
     return Written(
-        changes={address: as_change(_in_rows(change.tensors())) for address, change in written.changes.items()},
-        attachment=beside and replace(beside, tensors=_in_rows(beside.tensors)),
+        changes={address: as_change(_in_rows(change.tensors())) for address, change in sorted(written.changes.items())},
+        attachment=beside and replace(beside, tensors=_in_rows(beside.tensors), fields=_in_json(beside)),
         memory=_in_rows(written.memory),
     )
 
 
 def _in_rows(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
+
+
+def _in_json(attachment: Attachment) -> dict[str, Any]:
+    try:
+        fields: dict[str, Any] = json.loads(json.dumps(dict(attachment.fields), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise PluginError(f"The fields of the attachment '{attachment.kind}' are not JSON: {error}.") from error
+    return fields
 
 
 def judgement(verdicts: Mapping[str, Verdict]) -> tuple[float, str]:

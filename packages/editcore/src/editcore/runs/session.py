@@ -429,16 +429,16 @@ class EditSession:
         return on_cpu(written)
 
     def _propose_again(self, entry: LedgerEntry) -> Written:
-        """Propose a batch with the targets it had, on the model with the active batches before it."""
-        history = self.ledger.history()
-        earlier = [one for one in history if one.batch < entry.batch]
-        self.edited.rebuild([one.written for one in earlier])
-        self._recall(earlier)
+        """Propose a batch with the targets it had, on the model as it was when the batch came: what was undone since
+        makes no difference, so the order of undoing does not show."""
+        earlier = self.ledger.history_before(entry.batch)
         try:
+            self.edited.rebuild([one.written for one in earlier])
+            self._recall(earlier)
             proposal = self._editor.propose(self.model, entry.as_batch(), self.context)
         finally:
             self.edited.rebuild(self.ledger.active())
-            self._recall(history)
+            self._recall(self.ledger.history())
         return scaled(proposal.written, entry.scale)
 
     @property

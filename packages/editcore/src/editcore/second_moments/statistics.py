@@ -188,6 +188,8 @@ class StatisticsStore:
         """
         if re.fullmatch(r"[a-z0-9][a-z0-9.-]*", name) is None:
             raise StatisticsError(f"'{name}' cannot name derived tensors: lower case, digits, '-' and '.' alone.")
+        if name == _FACTOR:
+            raise StatisticsError(f"'{name}' is the name of the moment's own factor; give derived tensors another.")
         place = self.model.place(layer)
         return {key: tensor.to(place) for key, tensor in self._derived(layer, name, compute).items()}
 

@@ -215,17 +215,7 @@ class EditorContract(Contract):
     def test_the_same_seed_gives_the_same_bits(self, prepared: Callable[[], _Prepared], batch: EditBatch) -> None:
         """Two new models, two new editors, one answer."""
         first, second = (prepared().propose(batch).written for _ in range(2))
-        assert set(first.changes) == set(second.changes)
-        for address, change in first.changes.items():
-            other = second.changes[address].tensors()
-            for name, tensor in change.tensors().items():
-                assert same_bits(tensor, other[name]), f"{name} of the change of {address}"
-        beside = _beside(second)
-        assert set(_beside(first)) == set(beside)
-        for name, tensor in _beside(first).items():
-            assert same_bits(tensor, beside[name]), f"the tensor {name}"
-        if first.attachment is not None and second.attachment is not None:
-            assert dict(first.attachment.fields) == dict(second.attachment.fields)
+        _assert_same_bits(first, second)
 
     def test_the_target_becomes_likelier(self, prepared: Callable[[], _Prepared], batch: EditBatch) -> None:
         """In the geometric mean over the batch: on a random model one fact may lose by what another one gains."""
@@ -248,10 +238,7 @@ class EditorContract(Contract):
         detour.undo(batch.requests[0].id)
         detour.redo(batch.requests[0].id)
         [first], [second] = (session.edit(more) for session in (straight, _renumbered(detour, straight)))
-        for address, change in first.proposal.changes.items():
-            other = second.proposal.changes[address].tensors()
-            for name, tensor in change.tensors().items():
-                assert same_bits(tensor, other[name]), f"{name} of the change of {address}"
+        _assert_same_bits(first.proposal.written, second.proposal.written)
 
     def test_a_long_list_is_edited_in_batches_that_it_takes(
         self,
@@ -297,6 +284,21 @@ def _renumbered(session: EditSession, like: EditSession) -> EditSession:
     session.next_batch = max(session.next_batch, like.next_batch)
     like.next_batch = session.next_batch
     return session
+
+
+def _assert_same_bits(first: Written, second: Written) -> None:
+    """Changes, attachments and memory are the same."""
+    assert set(first.changes) == set(second.changes)
+    for address, change in first.changes.items():
+        other = second.changes[address].tensors()
+        for name, tensor in change.tensors().items():
+            assert same_bits(tensor, other[name]), f"{name} of the change of {address}"
+    beside = _beside(second)
+    assert set(_beside(first)) == set(beside)
+    for name, tensor in _beside(first).items():
+        assert same_bits(tensor, beside[name]), f"the tensor {name}"
+    fields = [dict(one.attachment.fields) if one.attachment is not None else None for one in (first, second)]
+    assert fields[0] == fields[1], "the fields of the attachment"
 
 
 def _beside(written: Written) -> dict[str, Tensor]:

@@ -6,8 +6,7 @@ Shapes: ``n`` requests, ``d_out`` and ``d_in`` the widths of the projection.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,10 +22,10 @@ from editcore import (
     RequestError,
     VectorDelta,
 )
+from editcore.models import asking_for_gradients, target_losses
 from torch import Tensor
 
 from third_attention.hparams import AttentionHParams
-from third_attention.losses import target_losses
 
 __all__ = ["AttentionEditor"]
 
@@ -56,7 +55,7 @@ class AttentionEditor:
         optimiser = torch.optim.Adam(sums, lr=self.hparams.learning_rate)
         losses: list[Tensor] = []  # [n] before each step
         for _ in range(self.hparams.steps):
-            with context.trial(_whole(addresses, sums)), asking_for_gradients(weights):
+            with context.trial(_whole(addresses, sums)), asking_for_gradients(model, addresses):
                 losses.append(target_losses(model, batch.requests))
                 gradients = torch.autograd.grad(losses[-1].mean(), weights)
             for address, total, gradient in zip(addresses, sums, gradients, strict=True):
@@ -99,15 +98,3 @@ def cut(matrix: Tensor, rank: int) -> tuple[FactoredDelta, float]:
     left, sizes, right = torch.linalg.svd(matrix, full_matrices=False)
     kept = float(sizes[:rank].square().sum() / sizes.square().sum().clamp_min(torch.finfo(sizes.dtype).tiny))
     return FactoredDelta((left[:, :rank] * sizes[:rank]).contiguous(), right[:rank].contiguous()), kept
-
-
-@contextmanager
-def asking_for_gradients(weights: Sequence[Tensor]) -> Iterator[None]:
-    """Inside the block, autograd follows the weights; a model's own ask for none."""
-    try:
-        for weight in weights:
-            weight.requires_grad_(True)
-        yield
-    finally:
-        for weight in weights:
-            weight.requires_grad_(False)

@@ -5,8 +5,7 @@ Shapes: ``n`` requests, ``d_out`` and ``d_in`` the widths of the matrix.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,11 +19,9 @@ from editcore import (
     Proposal,
     RequestError,
 )
-from editcore.models import split_address
-from torch import Tensor
+from editcore.models import asking_for_gradients, split_address, target_losses
 
 from third_finetune.hparams import FinetuneHParams
-from third_finetune.losses import target_losses
 
 __all__ = ["FinetuneEditor"]
 
@@ -47,15 +44,15 @@ class FinetuneEditor:
         if not batch.requests:
             raise RequestError("finetune: the batch is empty; give it a request.")
         address, steps = self.hparams.weight, self.hparams.steps
-        name, index = split_address(address)
-        parameter = model.weight(name)
-        shares = torch.tensor(batch.weights, device=parameter.device) / sum(batch.weights)
-        delta = torch.zeros(model.as_out_in(address, model.weight(address)).shape, device=parameter.device)
+        index = split_address(address)[1]
+        weight = model.weight(address)
+        shares = torch.tensor(batch.weights, device=weight.device) / sum(batch.weights)
+        delta = torch.zeros(model.as_out_in(address, weight).shape, device=weight.device)
         optimiser = _OPTIMISERS[self.hparams.optimiser]([delta], lr=self.hparams.learning_rate)
         for _ in range(steps):
-            with context.trial({address: DenseDelta(delta)}), asking_for_a_gradient(parameter):
+            with context.trial({address: DenseDelta(delta)}), asking_for_gradients(model, [address]) as parameters:
                 loss = target_losses(model, batch.requests) @ shares
-                [gradient] = torch.autograd.grad(loss, [parameter])
+                [gradient] = torch.autograd.grad(loss, parameters)
             mine = gradient if index is None else gradient[index]
             delta.grad = model.as_out_in(address, mine).to(delta).contiguous()
             optimiser.step()
@@ -74,13 +71,3 @@ class FinetuneEditor:
 
 
 _OPTIMISERS = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
-
-
-@contextmanager
-def asking_for_a_gradient(parameter: Tensor) -> Iterator[None]:
-    """Inside the block, autograd follows the parameter; a model's own ask for none."""
-    parameter.requires_grad_(True)
-    try:
-        yield
-    finally:
-        parameter.requires_grad_(False)
