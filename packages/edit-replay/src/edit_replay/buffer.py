@@ -119,7 +119,7 @@ class ReplayBuffer:
         """Counts as of now."""
         return BufferStatistics(
             size=len(self),
-            unique_subjects=len({record.request.subject for record in self._records.values()}),
+            unique_subjects=len({record.request.subject for record in self._records.values()} - {""}),
             hits=self._hits,
             refreshed=self._refreshed,
             evictions=self._evictions,
@@ -128,7 +128,7 @@ class ReplayBuffer:
 
     def key(self, request: EditRequest) -> Hashable:
         """What a newer request shares with the record that it replaces."""
-        return request.subject if self.duplicates == "subject" else request.fact_key
+        return request.subject if self.duplicates == "subject" and request.subject else request.fact_key
 
     def get(self, request: EditRequest) -> EditRecord | None:
         """The record of exactly this request; ``None`` if its fact is not kept, or with another target."""

@@ -58,7 +58,8 @@ class _Look:
     def figures(self) -> dict[str, float]:
         """By name: the least of each closed-form term, and what was measured."""
         scores = [one.figures() for one in self.scores.values()]
-        least = {f"least_{name}": min(one[name] for one in scores) for name in ("score", "gain", "preservation")}
+        names = ("score", "gain", "preservation") if scores else ()  # an editor may give no evidence
+        least = {f"least_{name}": min(one[name] for one in scores) for name in names}
         return {**least, **(self.measured.figures() if self.measured else {})}
 
 
@@ -192,7 +193,8 @@ class TrustExtension:
         unsaid = look.measured.unsaid
         new = {request.id: request for request in event.batch.new_requests}
         # Suspects last: what the model does not say in spite of the change, then what scores low.
-        order = sorted(new, key=lambda name: (name in unsaid, -look.scores[name].score))
+        score = {name: one.score for name, one in look.scores.items()}
+        order = sorted(new, key=lambda name: (name in unsaid, -score.get(name, 1.0)))
 
         def passes(kept: Sequence[str]) -> bool:
             part = event.without([name for name in new if name not in kept])

@@ -37,7 +37,7 @@ class Measurement:
     perplexity_ratio: float | None
     """Perplexity of the text, after over before."""
     norm_growth: float
-    """Largest ‖W + Δ‖ / ‖W‖ − 1 of an edited weight."""
+    """Largest ‖W + Δ‖ / ‖W‖ − 1 of an edited weight; a weight that is all zero, as many biases are, has none."""
     unsaid: frozenset[str]
     """Ids of the new facts that the model does not say."""
 
@@ -117,12 +117,13 @@ class Probe:
         """Measure the model before a batch.
 
         Args:
-            new: the facts of the batch. Prompts that speak of their subjects are left out.
+            new: the facts of the batch. Prompts that speak of their subjects are left out; where a fact has none, those
+                that contain its prompt.
             active: earlier facts, of which some are drawn, other than those edited anew.
             batch: its index, which decides with the seed what is drawn.
         """
-        subjects = {request.subject for request in new}
-        prompts = tuple(prompt for prompt in self.prompts if not any(subject in prompt for subject in subjects))
+        spoken_of = {request.subject or request.text for request in new}
+        prompts = tuple(prompt for prompt in self.prompts if not any(words in prompt for words in spoken_of))
         edited = {request.fact_key for request in new}
         candidates = [request for request in active if request.fact_key not in edited]
         # Drawn from (seed, batch) and nothing earlier, so that a resumed run draws the same.
@@ -150,7 +151,7 @@ class Probe:
             changes: those of the proposal, for the growth of weights.
             trial: puts the proposal into the model.
         """
-        growth = max((_growth(model, address, change) for address, change in changes.items()), default=0.0)
+        growth = max((_growth(model, *one) for one in changes.items() if model.weight(one[0]).any()), default=0.0)
         with trial:
             said = _says(model, [*new, *before.facts])
             kl = ratio = None

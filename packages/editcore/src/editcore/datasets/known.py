@@ -78,5 +78,5 @@ def _true(records: list[FactRecord]) -> list[KnownFact]:
     return [
         KnownFact(request.subject, request.text, request.target_true)
         for request in requests
-        if request.target_true is not None
+        if request.target_true is not None and request.subject  # tracing disturbs the subject's tokens
     ]

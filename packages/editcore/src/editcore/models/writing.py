@@ -14,7 +14,7 @@ from editcore.interfaces.changes import Changes, FactoredDelta, WeightChange
 if TYPE_CHECKING:
     from editcore.models import LanguageModel
 
-__all__ = ["add_changes", "applied", "misfits"]
+__all__ = ["add_changes", "applied", "in_float64", "misfits"]
 
 
 @contextmanager
@@ -50,18 +50,17 @@ def misfits(model: LanguageModel, changes: Changes) -> Iterator[tuple[str, tuple
 
 
 @torch.no_grad()
-def add_changes(
-    model: LanguageModel, address: str, changes: Sequence[WeightChange], *, base: Tensor | None = None
-) -> None:
-    """Write ``base + Σ changes``, summed in float64 in the given order and rounded once.
-
-    ``base`` is a stored-orientation tensor, the present weight if left out.
-    """
+def add_changes(model: LanguageModel, address: str, changes: Sequence[WeightChange]) -> None:
+    """Add changes to a weight, summed in float64 in the given order and rounded once."""
     weight = model.weight(address)
-    total = model.as_out_in(address, weight if base is None else base).double()
+    total = model.as_out_in(address, weight).double()
     for change in changes:
-        if isinstance(change, FactoredDelta):
-            total = total + change.left.to(total) @ change.right.to(total)
-        else:
-            total = total + change.value.to(total)
+        total = total + in_float64(change, total)
     weight.copy_(model.as_out_in(address, total).to(weight))
+
+
+def in_float64(change: WeightChange, like: Tensor) -> Tensor:
+    """The change itself, multiplied out where ``like`` is, which is in float64."""
+    if isinstance(change, FactoredDelta):
+        return change.left.to(like) @ change.right.to(like)
+    return change.value.to(like)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from editcore.interfaces.changes import Changes, FactoredDelta, WeightChange
+from editcore.interfaces.changes import Changes
 from editcore.interfaces.errors import RunError
 from editcore.interfaces.protocols import Backend, BackendContext, TakesContext
 from editcore.models.edited import EditedModel
 from editcore.models.weights import split_address
-from editcore.models.writing import applied, misfits
+from editcore.models.writing import applied, in_float64, misfits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -166,16 +166,10 @@ class RawBackend:
             for other, change in changes.items():
                 name, index = split_address(other)
                 if other == address:
-                    total = total + model.as_out_in(address, _in_float64(change, total))
+                    total = total + model.as_out_in(address, in_float64(change, total))
                 elif name == address and index is not None:
-                    total[index] += model.as_out_in(other, _in_float64(change, total))
+                    total[index] += model.as_out_in(other, in_float64(change, total))
                 else:
                     continue
                 touched = True
         weight.copy_(total.to(weight) if touched else self._base[address])
-
-
-def _in_float64(change: WeightChange, like: Tensor) -> Tensor:
-    if isinstance(change, FactoredDelta):
-        return change.left.to(like) @ change.right.to(like)
-    return change.value.to(like)
