@@ -54,6 +54,14 @@ def test_lru_drops_the_fact_used_longest_ago() -> None:
     assert subjects(buffer) == ["A", "C"]
 
 
+def test_facts_without_a_subject_do_not_replace_each_other() -> None:
+    buffer = ReplayBuffer(4, duplicates="subject")
+    for index, prompt in enumerate(["Rome is in", "Oslo is in", "Rome is in"]):
+        buffer.store(EditRequest(prompt=prompt, target_new="Norway"), known(), batch=index)
+    assert [record.request.prompt for record in buffer.records] == ["Oslo is in", "Rome is in"]
+    assert buffer.statistics.unique_subjects == 0
+
+
 def test_a_newer_fact_replaces_the_older_one_and_starts_anew() -> None:
     buffer = filled("A", "B")
     buffer.replayed(kept(buffer, "A"), known(), batch=2)

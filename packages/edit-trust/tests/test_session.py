@@ -12,7 +12,7 @@ import pytest
 import torch
 from edit_trust.extension import RECORD_NAME, TrustExtension
 from edit_trust.measure import Measurement
-from editcore import EditRequest, EditSession, HParamsError, KnownTarget, RequestError
+from editcore import EditRequest, EditSession, HParamsError, KnownTarget, RequestError, VectorDelta
 from editcore.testing import tiny_requests
 from hypothesis import HealthCheck, given, settings, strategies as st
 from torch import Tensor
@@ -214,6 +214,43 @@ def test_held_out_prompts_do_not_speak_of_the_batch(open_session: Open, trust_of
     before = probe.baseline(session.model, [subject], [], batch=0)
     assert 0 < len(before.prompts) < len(probe.prompts)
     assert not any(subject.subject in prompt for prompt in before.prompts)
+
+
+def test_held_out_prompts_do_not_contain_a_fact_without_a_subject(open_session: Open, trust_of: TrustOf) -> None:
+    session = open_session(trust={"trust_heldout_samples": 60})
+    probe = trust_of(session)._probe
+    assert probe is not None
+    request = EditRequest(prompt=probe.prompts[0], target_new="Rome")
+    assert probe.baseline(session.model, [request], [], batch=0).prompts == probe.prompts[1:]
+
+
+def test_an_editor_without_evidence_is_judged_by_what_is_measured(
+    open_session: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = open_session()
+    propose = session._editor.propose
+    monkeypatch.setattr(session._editor, "propose", lambda *given: replace(propose(*given), evidence=()))
+    harms(monkeypatch, [BAD])
+    session.edit(FACTS[:4])
+    assert rejected(session).keys() == {BAD.id}
+
+
+def test_a_weight_that_is_all_zero_has_no_growth(open_session: Open, trust_of: TrustOf) -> None:
+    session = open_session()
+    probe = trust_of(session)._probe
+    assert probe is not None
+    name = "model.norm.weight"
+    changes = {name: VectorDelta(torch.full_like(session.model.weight(name), 0.5))}
+    before = probe.baseline(session.model, FACTS[:1], [], batch=0)
+
+    def growth() -> float:
+        trial = session.edited.trial_of(changes)
+        return probe.measure(session.model, before, FACTS[:1], changes, trial).norm_growth
+
+    assert growth() > 0.4
+    with torch.no_grad():
+        session.model.weight(name).zero_()
+    assert growth() == 0.0
 
 
 def test_nothing_is_measured_where_nothing_is_asked_for(open_session: Open, trust_of: TrustOf) -> None:

@@ -325,6 +325,17 @@ def test_an_attachment_that_cannot_be_installed_leaves_the_model_as_it_was(
     expected.check(model, [*active, pool[2]])
 
 
+def test_active_batches_that_cannot_be_installed_leave_the_model_unedited(
+    model: LanguageModel, plugins: Plugins
+) -> None:
+    edited, expected, pool = in_charge(model, plugins), Expected(model), pool_for(model)
+    with pytest.raises(ModelError, match=r"It does not fit\."):
+        edited.rebuild([Written(changes=pool[0].changes, attachment=shift(0, refuses=True))])
+    expected.check(model, [])
+    edited.apply(pool[2])
+    expected.check(model, [pool[2]])
+
+
 def test_changes_that_cannot_be_written_leave_the_model_as_it_was(model: LanguageModel, plugins: Plugins) -> None:
     edited, expected, pool = in_charge(model, plugins), Expected(model), pool_for(model)
     edited.apply(pool[0])

@@ -76,6 +76,7 @@ PUBLIC = [
     "StorageError",
     "SubjectNotFoundError",
     "TakesContext",
+    "Trial",
     "UnknownNameError",
     "VectorDelta",
     "Verdict",

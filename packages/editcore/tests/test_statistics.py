@@ -162,3 +162,8 @@ def test_what_follows_from_a_moment_is_computed_once_and_goes_with_it(corpus_fil
 def test_derived_tensors_have_the_name_of_a_file(corpus_file: Path, name: str) -> None:
     with pytest.raises(StatisticsError, match=f"'{re.escape(name)}' cannot name derived tensors"):
         store(tiny_model("llama"), corpus_file).derived(1, name, lambda _: {})
+
+
+def test_derived_tensors_are_not_taken_for_the_factor_of_the_moment(corpus_file: Path) -> None:
+    with pytest.raises(StatisticsError, match="'factor' is the name of the moment's own factor"):
+        store(tiny_model("llama"), corpus_file).derived(1, "factor", lambda _: {})

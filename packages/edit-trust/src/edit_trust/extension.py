@@ -17,6 +17,7 @@ from editcore import (
     BeforeApply,
     BeforeBatch,
     BeforeRun,
+    EditEvidence,
     EditRequest,
     ExtensionContext,
     Proposal,
@@ -58,8 +59,7 @@ class _Look:
     def figures(self) -> dict[str, float]:
         """By name: the least of each closed-form term, and what was measured."""
         scores = [one.figures() for one in self.scores.values()]
-        names = ("score", "gain", "preservation") if scores else ()  # an editor may give no evidence
-        least = {f"least_{name}": min(one[name] for one in scores) for name in names}
+        least = {f"least_{name}": min(one[name] for one in scores) for name in ("score", "gain", "preservation")}
         return {**least, **(self.measured.figures() if self.measured else {})}
 
 
@@ -148,7 +148,8 @@ class TrustExtension:
     def _look(self, event: BeforeApply, proposal: Proposal, new: Sequence[EditRequest], *, scale: float = 1.0) -> _Look:
         """Both levels; the second one only if the first is passed, since it costs more."""
         hparams = self.hparams
-        evidence = [one for one in proposal.evidence if not one.replayed]
+        given = {one.request_id: one for one in proposal.evidence}
+        evidence = [given.get(request.id, EditEvidence(request_id=request.id)) for request in new]
         # The reference is that of the change as it was asked for: scaling must not move what it is held against.
         reference = reference_cost([*self._costs, *(one.figures.get("preservation_cost", 0.0) for one in evidence)])
         scores = score_facts(
@@ -193,8 +194,7 @@ class TrustExtension:
         unsaid = look.measured.unsaid
         new = {request.id: request for request in event.batch.new_requests}
         # Suspects last: what the model does not say in spite of the change, then what scores low.
-        score = {name: one.score for name, one in look.scores.items()}
-        order = sorted(new, key=lambda name: (name in unsaid, -score.get(name, 1.0)))
+        order = sorted(new, key=lambda name: (name in unsaid, -look.scores[name].score))
 
         def passes(kept: Sequence[str]) -> bool:
             part = event.without([name for name in new if name not in kept])
