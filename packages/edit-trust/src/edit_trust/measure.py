@@ -175,7 +175,7 @@ def _held_out(hparams: TrustHParams, plugins: Plugins, seed: int) -> tuple[str, 
     if not hparams.trust_heldout_samples:
         return ()
     records = load_records(hparams.trust_heldout, plugins=plugins)
-    found = sorted({prompt for record in records for prompt in record.neighborhood_prompts})
+    found = sorted({probe.prompt for record in records for probe in record.of_kind("neighborhood")})
     if not found:
         raise HParamsError(
             f"trust: the records of '{hparams.trust_heldout}' have no neighbourhood prompts. Set trust_heldout to "

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from pydantic import ValidationError
 
-from editcore.datasets.formats import parse_record
+from editcore.datasets.formats import Unread, parse_record
 from editcore.interfaces.errors import DatasetError, RequestError, UnknownNameError
 from editcore.interfaces.specs import DatasetSpec
 from editcore.interfaces.values import FactRecord, first_problem
@@ -49,11 +49,14 @@ def load_worldfacts() -> list[FactRecord]:
     return _records(_json_lines(resource.read_text(encoding="utf-8"), "worldfacts.jsonl"), "worldfacts.jsonl")
 
 
-def load_records(name_or_path: str | Path, *, plugins: Registry) -> list[FactRecord]:
+def load_records(name_or_path: str | Path, *, plugins: Registry, notes: list[str] | None = None) -> list[FactRecord]:
     """Read a registered data set, or a ``.jsonl``, ``.json`` (an array) or ``.csv`` file, plain or ``.gz``.
 
     Formats are recognised by their fields (:mod:`editcore.datasets.formats`). Ids are unique in the result: an id that
     comes again gets ``-2``, ``-3``, ... behind it.
+
+    Args:
+        notes: gets a sentence on fields of a file that are not used.
 
     Raises:
         UnknownNameError: there is no data set of that name.
@@ -65,7 +68,7 @@ def load_records(name_or_path: str | Path, *, plugins: Registry) -> list[FactRec
     path = Path(name_or_path).expanduser()
     if not path.is_file():
         raise DatasetError(missing_file(path, name, plugins))
-    return _records(read_items(path), str(path))
+    return _records(read_items(path), str(path), notes)
 
 
 def is_path(name: str) -> bool:
@@ -182,19 +185,23 @@ def _reason(error: Exception) -> str:
     return "nested too deeply" if isinstance(error, RecursionError) else str(error)  # a number with too many digits
 
 
-def _records(items: Items, name: str) -> list[FactRecord]:
+def _records(items: Items, name: str, notes: list[str] | None = None) -> list[FactRecord]:
     records: list[FactRecord] = []
+    unread = Unread()
     for line, fields in items:
         if not isinstance(fields, dict):
             raise DatasetError(f"{name}, line {line}: a record must be an object, found {type(fields).__name__}.")
         try:
-            records += parse_record(fields)
+            records += parse_record(fields, unread)
         except RequestError as error:
             raise DatasetError(f"{name}, line {line}: {error}") from error
         except ValidationError as error:
             raise DatasetError(f"{name}, line {line}: {first_problem(error)}.") from error
     if not records:
         raise DatasetError(f"{name}: there are no records in it.")
+    if unread and notes is not None:
+        found = ", ".join(f"{field} (in {count})" for field, count in sorted(unread.items()))
+        notes.append(f"{name}: fields that are not used: {found}.")
     return list(_unique(records))
 
 

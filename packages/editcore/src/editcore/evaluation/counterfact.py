@@ -61,11 +61,11 @@ class CounterFactEvaluator:
 
 def _questions(record: FactRecord) -> Iterator[_Question]:
     yield _Question(record, "rewrite", record.request.text)
-    for prompt in record.paraphrase_prompts:
-        yield _Question(record, "paraphrase", prompt)
+    for probe in record.of_kind("paraphrase"):
+        yield _Question(record, "paraphrase", probe.prompt)
     if record.request.target_true is not None:
-        for prompt in record.neighborhood_prompts:
-            yield _Question(record, "neighborhood", prompt)
+        for probe in record.of_kind("neighborhood"):
+            yield _Question(record, "neighborhood", probe.prompt)
 
 
 def _judge(question: _Question, scores: Sequence[TargetScore]) -> PromptScore:

@@ -74,6 +74,7 @@ from .values import (
     FactRecord as FactRecord,
     HeldKey as HeldKey,
     KnownTarget as KnownTarget,
+    Probe as Probe,
     Proposal as Proposal,
     RejectedRequest as RejectedRequest,
     Rejection as Rejection,

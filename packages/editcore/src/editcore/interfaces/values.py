@@ -28,6 +28,7 @@ __all__ = [
     "FactRecord",
     "HeldKey",
     "KnownTarget",
+    "Probe",
     "Proposal",
     "RejectedRequest",
     "Rejection",
@@ -115,20 +116,35 @@ class EditRequest(BaseModel):
             raise RequestError(f"Bad edit request: {first_problem(error)}.") from error
 
 
+class Probe(BaseModel):
+    """One question that a record asks of an edited model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Annotated[str, Field(pattern=r"^[a-z0-9_]+(\.[a-z0-9_]+)*$")]
+    """What it tests, in dotted words from the general to the special: ``paraphrase``, ``neighborhood``,
+    ``portability.reasoning``, ``locality.relation_specificity``, ``multihop``, ``generation``. A data set may bring
+    kinds that nobody else has."""
+    prompt: Text
+    """Full text, with the subject filled in."""
+    answers: tuple[str, ...] = ()
+    """Every answer that is right, the first being the usual one. Empty where the prompt is an opening to go on from."""
+
+
 class FactRecord(BaseModel):
-    """A request with what evaluation needs: the CounterFact schema, flattened."""
+    """A request with the probes that measure what became of it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     request: EditRequest
     relation: str | None = None
     """Relation id such as ``P103`` or ``country-capital``; results are grouped by it."""
-    paraphrase_prompts: tuple[str, ...] = ()
-    """Full texts (subject filled in) that ask the same fact."""
-    neighborhood_prompts: tuple[str, ...] = ()
-    """Full texts about other subjects whose answer is ``target_true`` and must stay so."""
-    generation_prompts: tuple[str, ...] = ()
-    """Openings about the subject, for free generation."""
+    probes: tuple[Probe, ...] = ()
+    """In the order in which the data set has them."""
+
+    def of_kind(self, kind: str) -> tuple[Probe, ...]:
+        """The probes of a kind and of those below it: ``portability`` has ``portability.reasoning``, too."""
+        return tuple(probe for probe in self.probes if probe.kind == kind or probe.kind.startswith(f"{kind}."))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

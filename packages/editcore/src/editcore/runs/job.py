@@ -246,16 +246,17 @@ def records_of(config: RunConfig, plugins: Plugins) -> tuple[list[FactRecord], l
         DatasetError: they cannot be read.
         HParamsError: there are fewer than ``config.edits``.
     """
-    available = load_records(config.dataset, plugins=plugins)
+    notes: list[str] = []
+    available = load_records(config.dataset, plugins=plugins, notes=notes)
     if config.edits is not None and config.edits > len(available):
         raise HParamsError(
             f"--edits {config.edits} is more than the data set '{config.dataset}' has; it has {len(available)} records."
         )
     asked = available[: config.edits]
     if any(plugins.extension(name).settles_conflicts for name in config.plugins):
-        return asked, []
-    kept, notes = check_records(asked)
-    return kept, list(notes)
+        return asked, notes
+    kept, more = check_records(asked)
+    return kept, [*notes, *more]
 
 
 def _edit(
