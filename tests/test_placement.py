@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
-from editcore import EditSession, FactRecord, LanguageModel, ModelError
+from editcore import EditSession, FactRecord, LanguageModel, ModelError, Probe
 from editcore.datasets import KnownFact
 from editcore.evaluation import CounterFactEvaluator, perplexity
 from editcore.ledger.blame import blame
@@ -170,7 +170,9 @@ def outcome(model: LanguageModel, corpus: Path, editor: str, plugins: list[str],
     facts = [KnownFact(one.subject, one.text, word) for one, word in zip(tiny_requests(40), said, strict=True) if word]
     traced = trace(model, facts, num=1)
     assert traced.used == 1
-    records = [FactRecord(request=one, paraphrase_prompts=(f"So {one.text}",)) for one in REQUESTS[:2]]
+    records = [
+        FactRecord(request=one, probes=(Probe(kind="paraphrase", prompt=f"So {one.text}"),)) for one in REQUESTS[:2]
+    ]
     seen = {
         "changes": [
             (name, part, tensor.tolist())

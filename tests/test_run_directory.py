@@ -106,7 +106,8 @@ def test_requests_are_those_of_the_data(done: SimpleNamespace, tiny_facts: Path)
     assert [record["request"]["id"] for record in found] == [str(record["case_id"]) for record in given]
     for record, source in zip(found, given, strict=True):
         assert record["request"]["target_new"] == source["requested_rewrite"]["target_new"]["str"]
-        assert record["paraphrase_prompts"] == source["paraphrase_prompts"]
+        paraphrases = [probe["prompt"] for probe in record["probes"] if probe["kind"] == "paraphrase"]
+        assert paraphrases == source["paraphrase_prompts"]
 
 
 def test_results_have_a_row_per_phase_case_and_kind(done: SimpleNamespace) -> None:

@@ -248,9 +248,8 @@ def _run(given: argparse.Namespace) -> int:
         print(f"Error: no checkpoint lies within {given.edits} edits.", file=sys.stderr)
         return 2
     edit_up_to(session, records, checkpoints, given.batch_size)
-    every = [
-        prompt for one in records for prompt in (one.request.text, *one.paraphrase_prompts, *one.neighborhood_prompts)
-    ]
+    asked = [(one, [*one.of_kind("paraphrase"), *one.of_kind("neighborhood")]) for one in records]
+    every = [prompt for one, probes in asked for prompt in (one.request.text, *(probe.prompt for probe in probes))]
     prompts = every[:: max(1, len(every) // given.prompts)][: given.prompts]
     path = given.out / "table.csv"
     for edits, form in list(missing(read_rows(path), checkpoints, forms(given.ranks))):

@@ -8,13 +8,15 @@ import json
 import random
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from editcore import DatasetError, DatasetSpec, EditRequest, FactRecord, RequestError, UnknownNameError
+from editcore import DatasetError, DatasetSpec, EditRequest, FactRecord, Probe, RequestError, UnknownNameError
 from editcore.datasets import check_records, check_requests, load as _load, load_records, load_worldfacts, parse_record
+from editcore.datasets.formats import Unread
 from hypothesis import given, settings, strategies as st
 
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
@@ -69,23 +71,46 @@ def only(fields: Mapping[str, Any]) -> FactRecord:
     return record
 
 
+def prompts(record: FactRecord, kind: str) -> tuple[str, ...]:
+    return tuple(probe.prompt for probe in record.of_kind(kind))
+
+
 def test_counterfact() -> None:
     record = only(COUNTERFACT)
     assert record.request == EditRequest(
         subject="Porsche 911", prompt="{}, created by", target_new="Honda", target_true="Porsche", id="18"
     )
     assert record.relation == "P176"
-    assert record.paraphrase_prompts == ("Porsche 911 is developed by", "Porsche 911, developed by")
-    assert record.neighborhood_prompts == ("Porsche 550, developed by",)  # a target brings its own space
-    assert record.generation_prompts == ("Porsche 911 is sold by",)
+    assert record.probes == (
+        Probe(kind="paraphrase", prompt="Porsche 911 is developed by", answers=("Honda",)),
+        Probe(kind="paraphrase", prompt="Porsche 911, developed by", answers=("Honda",)),
+        Probe(kind="neighborhood", prompt="Porsche 550, developed by", answers=("Porsche",)),  # no space at the end
+        Probe(kind="generation", prompt="Porsche 911 is sold by"),
+    )
 
 
-def test_mquake_gives_one_record_per_edit() -> None:
-    rewrite = COUNTERFACT["requested_rewrite"]
-    assert [record.request.id for record in parse_record({"case_id": 7, "requested_rewrite": [rewrite, rewrite]})] == [
-        "7-0",
-        "7-1",
-    ]
+def test_mquake_gives_one_record_per_edit_and_asks_the_chain_of_the_last() -> None:
+    rewrite: Any = COUNTERFACT["requested_rewrite"]
+    first, last = parse_record(
+        {
+            "case_id": 7,
+            "requested_rewrite": [{**rewrite, "question": "Who makes the Porsche 911?"}, rewrite],
+            "questions": ["Who founded the maker of the Porsche 911?", "Whose is it?"],
+            "new_answer": "Soichiro Honda",
+            "new_answer_alias": ["Honda Soichiro", "Soichiro Honda"],
+            "new_single_hops": [{"question": "Who makes it?", "answer": "Honda", "answer_alias": ["Honda Motor"]}],
+        }
+    )
+    assert [first.request.id, last.request.id] == ["7-0", "7-1"]
+    assert first.probes == (Probe(kind="paraphrase.question", prompt="Who makes the Porsche 911?", answers=("Honda",)),)
+    answers = ("Soichiro Honda", "Honda Soichiro")
+    assert last.probes == (
+        Probe(kind="multihop", prompt="Who founded the maker of the Porsche 911?", answers=answers),
+        Probe(kind="multihop", prompt="Whose is it?", answers=answers),
+        Probe(kind="multihop.single", prompt="Who makes it?", answers=("Honda", "Honda Motor")),
+    )
+    assert last.of_kind("multihop") == last.probes
+    assert last.of_kind("multi") == ()
 
 
 def test_plain_with_and_without_braces() -> None:
@@ -104,18 +129,23 @@ def test_plain_with_and_without_braces() -> None:
         ({"rephrase_kind": "paraphrase"}, ("Rome lies in",)),
         ({"rephrase_kind": "generation"}, ()),
         ({}, ("Rome lies in",)),
-        ({"locality_prompt": "Milan is in", "locality_ground_truth": "Italy"}, ()),  # EasyEdit's CounterFact
+        # EasyEdit's CounterFact, whose rephrase prompts are openings, and WikiBigEdit, which has no true answers
+        ({"locality_prompt": "Milan is in", "locality_ground_truth": "Italy", "ground_truth": "Italy"}, ()),
+        ({"locality_prompt": "Milan is in", "locality_ground_truth": "Italy"}, ("Rome lies in",)),
     ],
 )
 def test_a_rephrase_prompt_counts_only_where_it_is_a_paraphrase(extra: dict[str, str], expected: tuple[str]) -> None:
-    assert only({**PLAIN, "rephrase_prompt": "Rome lies in", **extra}).paraphrase_prompts == expected
+    assert prompts(only({**PLAIN, "rephrase_prompt": "Rome lies in", **extra}), "paraphrase") == expected
 
 
-def test_a_locality_prompt_counts_only_with_the_true_object() -> None:
-    probe = {**PLAIN, "locality_prompt": "Milan is in"}
-    assert only(probe).neighborhood_prompts == ("Milan is in",)
-    assert only({**probe, "locality_ground_truth": "Italy"}).neighborhood_prompts == ("Milan is in",)
-    assert only({**probe, "locality_ground_truth": "Spain"}).neighborhood_prompts == ()
+def test_a_locality_prompt_is_a_neighbour_only_with_the_true_object() -> None:
+    fields = {**PLAIN, "locality_prompt": "Milan is in"}
+    neighbour = Probe(kind="neighborhood", prompt="Milan is in", answers=("Italy",))
+    assert only(fields).probes == (neighbour,)
+    assert only({**fields, "locality_ground_truth": "Italy"}).probes == (neighbour,)
+    assert only({**fields, "locality_ground_truth": "Spain"}).probes == (
+        Probe(kind="locality", prompt="Milan is in", answers=("Spain",)),
+    )
 
 
 def test_zsre_writes_the_counterfactual_answer() -> None:
@@ -129,8 +159,10 @@ def test_zsre_writes_the_counterfactual_answer() -> None:
     assert record.request.prompt == "What university did {} attend?"
     assert record.request.target_new == "University of Michigan"
     assert record.request.target_true == "Illinois Institute of Technology"
-    assert record.paraphrase_prompts == ("Where did Watts Humphrey study?",)
-    assert record.neighborhood_prompts == ()
+    assert record.probes == (
+        Probe(kind="paraphrase", prompt="Where did Watts Humphrey study?", answers=("University of Michigan",)),
+        Probe(kind="locality", prompt="nq question: who played desmond", answers=("Carter",)),
+    )
     taught = only({key: value for key, value in fields.items() if key != "alt"})
     assert taught.request.target_new == "Illinois Institute of Technology"
     assert taught.request.target_true is None
@@ -146,14 +178,18 @@ def test_knowedit() -> None:
             "portability": {"Reasoning": [{"prompt": "p", "ground_truth": "g"}]},
             "locality": {
                 "Relation_Specificity": [
-                    {"prompt": "The country that Rome is in is", "ground_truth": ["Italy", "IT"]},
+                    {"prompt": "The country that Rome is in is", "ground_truth": [["Italy"], ["IT", "Italy"]]},
                     {"prompt": "The mayor of Rome is", "ground_truth": "someone"},
                 ]
             },
         }
     )
     assert record.request.target_true == "Italy"
-    assert record.neighborhood_prompts == ()
+    assert record.probes == (
+        Probe(kind="portability.reasoning", prompt="p", answers=("g",)),
+        Probe(kind="locality.relation_specificity", prompt="The country that Rome is in is", answers=("Italy", "IT")),
+        Probe(kind="locality.relation_specificity", prompt="The mayor of Rome is", answers=("someone",)),
+    )
     bio = only({"concept": "Ada", "text": "This is a passage about Ada.", "labels": "Ada was a poet.", "locality": {}})
     assert bio.request.prompt == "This is a passage about {}."
     assert bio.request.target_new == "Ada was a poet."
@@ -162,7 +198,41 @@ def test_knowedit() -> None:
 def test_fastedit() -> None:
     record = only({"prompt": "{} is in", "subject": "Rome", "target": "France", "queries": ["Where is Rome?"]})
     assert record.request.target_new == "France"
-    assert record.generation_prompts == ("Where is Rome?",)
+    assert record.probes == (Probe(kind="generation", prompt="Where is Rome?"),)
+
+
+def test_qaedit() -> None:
+    record = only(
+        {
+            "subject": "Rome", "prompt": "Where is Rome?", "target": "France", "rephrase": "Rome lies where?",
+            "locality": [{"loc": "who wrote it", "loc_ans": ["Carter", "J. Carter"]}],
+        }
+    )  # fmt: skip
+    assert record.request.prompt == "Where is {}?"
+    assert record.probes == (
+        Probe(kind="paraphrase", prompt="Rome lies where?", answers=("France",)),
+        Probe(kind="locality", prompt="who wrote it", answers=("Carter", "J. Carter")),
+    )
+
+
+def test_probes_as_we_write_them() -> None:
+    given = [{"kind": "consistency", "prompt": "Is Rome in France?", "answers": ["Yes"]}]
+    assert only({**PLAIN, "probes": given}).probes == (
+        Probe(kind="consistency", prompt="Is Rome in France?", answers=("Yes",)),
+    )
+    for bad, message in (("text", "'probes' is str"), ([1], r"'probes\[0\]' is int"), ([{"kind": "a"}], "'prompt'")):
+        with pytest.raises(RequestError, match=message):
+            parse_record({**PLAIN, "probes": bad})
+
+
+def test_fields_that_no_format_reads_are_counted_and_told(tmp_path: Path) -> None:
+    unread = Unread()
+    for fields in (COUNTERFACT, {**PLAIN, "colour": "red"}, {**PLAIN, "colour": "", "size": 3}):
+        parse_record(fields, unread)
+    assert unread == {"pararel_idx": 1, "attribute_prompts": 1, "colour": 1, "size": 1}
+    path, notes = write(tmp_path / "facts.jsonl", {**PLAIN, "colour": "red"}, {**PLAIN, "colour": "blue"}), []
+    load_records(path, plugins=REGISTRY, notes=notes)
+    assert notes == [f"{path}: fields that are not used: colour (in 2)."]
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".jsonl.gz", ".json.gz", ".csv"])
@@ -291,7 +361,8 @@ def test_names_and_files_that_do_not_exist(tmp_path: Path) -> None:
 @given(
     st.dictionaries(
         st.sampled_from(["subject", "prompt", "target_new", "requested_rewrite", "src", "alt", "answers", "target",
-                         "locality", "rephrase_prompt", "paraphrase_prompts", "ground_truth", "case_id", "labels"]),
+                         "locality", "rephrase_prompt", "paraphrase_prompts", "ground_truth", "case_id", "labels",
+                         "portability", "probes", "loc", "loc_ans", "new_single_hops", "questions", "new_answer"]),
         st.recursive(
             st.none() | st.booleans() | st.integers() | st.text(max_size=4),
             lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["str", "prompt", "a"]), inner),
@@ -348,27 +419,64 @@ def test_loading_needs_no_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "records", "paraphrases", "neighbours", "contradicting", "facts"),
+    ("name", "records", "kinds", "contradicting", "facts"),
     [
-        ("counterfact_dev", 819, 819 * 2, 819 * 10, 1, 818),
-        ("counterfact_flat_dev", 10_960, 1_898, 10_960, 83, 10_843),
-        ("zsre_mend_dev", 500, 500, 0, 0, 500),
-        ("zsre_knowedit_dev", 300, 300, 0, 1, 299),
-        ("knowedit_wiki_counterfact_dev", 300, 0, 0, 0, 300),
-        ("knowedit_wiki_recent_dev", 300, 0, 0, 0, 300),
-        ("mquake_dev", 800, 0, 0, 0, None),  # its chains share facts
+        ("counterfact_dev", 819, {"paraphrase": 819 * 2, "neighborhood": 819 * 10, "generation": 819 * 10}, 1, 818),
+        ("counterfact_flat_dev", 10_960, {"paraphrase": 1_898, "neighborhood": 10_960}, 83, 10_843),
+        ("zsre_mend_dev", 500, {"paraphrase": 500, "portability.reasoning": 500, "locality": 500}, 0, 500),
+        (
+            "zsre_knowedit_dev",
+            300,
+            {
+                "paraphrase": 300,
+                "portability.reasoning": 167,
+                "portability.subject_aliasing": 69,
+                "portability.logical_generalization": 64,
+                "locality.relation_specificity": 600,
+            },
+            1,
+            299,
+        ),
+        (
+            "knowedit_wiki_counterfact_dev",
+            300,
+            {
+                "portability.reasoning": 116,
+                "portability.subject_aliasing": 299,
+                "portability.logical_generalization": 64,
+                "locality.relation_specificity": 274,
+                "locality.forgetfulness": 161,
+            },
+            0,
+            300,
+        ),
+        (
+            "knowedit_wiki_recent_dev",
+            300,
+            {
+                "portability.reasoning": 216,
+                "portability.subject_aliasing": 25,
+                "portability.logical_generalization": 102,
+                "locality.relation_specificity": 900,
+                "locality.forgetfulness": 164,
+            },
+            0,
+            300,
+        ),
+        ("mquake_dev", 800, {"paraphrase.question": 800, "multihop": 600, "multihop.single": 800}, 0, None),
+        ("qaedit_dev", 500, {"paraphrase": 500, "locality": 2_500}, 0, 500),
+        ("wikibigedit_dev", 750, {"paraphrase": 750, "locality": 750}, 0, 750),
     ],
 )
 def test_the_published_files(
-    name: str, records: int, paraphrases: int, neighbours: int, contradicting: int, facts: int | None
+    name: str, records: int, kinds: dict[str, int], contradicting: int, facts: int | None
 ) -> None:
     path = SHARED / f"{name}.jsonl.gz"
     if not path.exists():
         pytest.skip(f"the development data is not here: {path.name}")
     found = load(path)
     assert len(found) == records
-    assert sum(len(record.paraphrase_prompts) for record in found) == paraphrases
-    assert sum(len(record.neighborhood_prompts) for record in found) == neighbours
+    assert Counter(probe.kind for record in found for probe in record.probes) == kinds
     assert len({record.request.id for record in found}) == records
     kept, notes = check_records(found)
     assert sum("contradict" in note for note in notes) == contradicting

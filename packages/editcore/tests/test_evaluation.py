@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from editcore import EditRequest, FactRecord
+from editcore import EditRequest, FactRecord, Probe
 from editcore.evaluation import CounterFactEvaluator, PromptScore, score_targets, summarize, summarize_frame, to_frame
 from editcore.evaluation.scores import Kind, Metric, summarize_by_relation
 from editcore.testing import tiny_model
@@ -33,6 +33,10 @@ def score(
     )
 
 
+def probes(kind: str, *prompts: str) -> tuple[Probe, ...]:
+    return tuple(Probe(kind=kind, prompt=prompt) for prompt in prompts)
+
+
 def records() -> list[FactRecord]:
     curie = EditRequest(subject="Marie Curie", prompt="{} was born in", target_new="Rome", target_true="Paris", id="a")
     newton = EditRequest(subject="Isaac Newton", prompt="{} works as a", target_new="painter", id="b")
@@ -40,11 +44,15 @@ def records() -> list[FactRecord]:
         FactRecord(
             request=curie,
             relation="birthplace",
-            paraphrase_prompts=("The birthplace of Marie Curie is", "Marie Curie comes from"),
-            neighborhood_prompts=("Alan Turing was born in", "Victor Hugo was born in"),
+            probes=(
+                *probes("paraphrase", "The birthplace of Marie Curie is", "Marie Curie comes from"),
+                *probes("neighborhood", "Alan Turing was born in", "Victor Hugo was born in"),
+                *probes("locality", "Alan Turing liked"),
+            ),
         ),
         FactRecord(
-            request=newton, paraphrase_prompts=("The job of Isaac Newton is",), neighborhood_prompts=("Bob is a",)
+            request=newton,
+            probes=(*probes("paraphrase", "The job of Isaac Newton is"), *probes("neighborhood", "Bob is a")),
         ),
     ]
 
@@ -68,7 +76,7 @@ def test_evaluator_follows_the_definitions() -> None:
 
 def test_a_tie_is_a_failure() -> None:
     same = EditRequest(subject="Marie Curie", prompt="{} was born in", target_new="Rome", target_true="Rome")
-    record = FactRecord(request=same, neighborhood_prompts=("Bob was born in",))
+    record = FactRecord(request=same, probes=probes("neighborhood", "Bob was born in"))
     found = CounterFactEvaluator().evaluate(tiny_model("gpt2"), [record])
     assert [entry.success for entry in found] == [False, False]
 

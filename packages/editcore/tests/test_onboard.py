@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from editcore import FactRecord, HParamsError, ModelError, PluginError, Plugins, RunError, UnknownNameError
+from editcore import FactRecord, HParamsError, ModelError, PluginError, Plugins, Probe, RunError, UnknownNameError
 from editcore.evaluation import Metric, Summary
 from editcore.locate_then_edit.located import ROLES, Tracing
 from editcore.models import LanguageModel
@@ -78,7 +78,10 @@ def test_the_best_trial_has_the_score_then_the_margins() -> None:
 
 @pytest.fixture
 def bench(toys: Any, corpus_file: Path, small: Path) -> Bench:
-    records = [FactRecord(request=request, paraphrase_prompts=(f"So {request.text}",)) for request in tiny_requests(3)]
+    records = [
+        FactRecord(request=request, probes=(Probe(kind="paraphrase", prompt=f"So {request.text}"),))
+        for request in tiny_requests(3)
+    ]
     model = tiny_model()
     return Bench(model, records, StatisticsStore(model, corpus=str(corpus_file), tokens=600), Plugins.load())
 

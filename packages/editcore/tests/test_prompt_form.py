@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from editcore import EditRequest, FactRecord, ModelError
+from editcore import EditRequest, FactRecord, ModelError, Probe
 from editcore.evaluation import score_targets
 from editcore.locate_then_edit.targets import optimise_targets
 from editcore.locate_then_edit.templates import sample_context_templates
@@ -156,7 +156,7 @@ def test_records_are_measured_in_chat_form(model: LanguageModel) -> None:
     from editcore.evaluation import CounterFactEvaluator
 
     [request] = tiny_requests(1)
-    record = FactRecord(request=request, paraphrase_prompts=(f"So {request.text}",))
+    record = FactRecord(request=request, probes=(Probe(kind="paraphrase", prompt=f"So {request.text}"),))
     scores = CounterFactEvaluator().evaluate(model, [record])
     expected = score_targets(model, [request.text, f"So {request.text}"], [request.target_new] * 2)
     assert [score.nll_new for score in scores] == pytest.approx([score.nll for score in expected], abs=1e-6)

@@ -61,6 +61,7 @@ PUBLIC = [
     "OverlaysWeights",
     "PluginError",
     "Plugins",
+    "Probe",
     "Progress",
     "Proposal",
     "Registration",

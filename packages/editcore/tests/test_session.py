@@ -22,6 +22,7 @@ from editcore import (
     NumericalError,
     PluginError,
     Plugins,
+    Probe,
     RequestError,
     UnknownNameError,
 )
@@ -81,7 +82,10 @@ def test_a_session_from_beginning_to_end(open_session: Open, tmp_path: Path) -> 
     edited = bits(session.model)
     assert [name for name in base if not torch.equal(base[name], edited[name])] == [session.model.layout.weight_name(1)]
 
-    records = [FactRecord(request=request, paraphrase_prompts=(f"So {request.text}",)) for request in FACTS]
+    records = [
+        FactRecord(request=request, probes=(Probe(kind="paraphrase", prompt=f"So {request.text}"),))
+        for request in FACTS
+    ]
     scores, summary = session.evaluate(records)
     assert [(score.case_id, score.kind) for score in scores[:2]] == [("tiny-0", "rewrite"), ("tiny-0", "paraphrase")]
     assert summary.cases == 6

@@ -25,6 +25,8 @@ from editcore.interfaces.values import EditRequest, FactRecord, Probe
 
 __all__ = ["Unread", "parse_record"]
 
+_NOTHING: tuple[Any, ...] = (None, "", [], {})
+
 Unread = Counter[str]
 """How many records have a field that was not read, by the field's name."""
 
@@ -51,8 +53,7 @@ class _Fields(Mapping[str, Any]):
 
     def unread(self) -> list[str]:
         """Fields with something in them that nobody looked at."""
-        nothing = (None, "", [], {})
-        return [name for name, value in self._fields.items() if name not in self.read and value not in nothing]
+        return [name for name, value in self._fields.items() if name not in self.read and value not in _NOTHING]
 
 
 def parse_record(fields: Mapping[str, Any], unread: Unread | None = None) -> list[FactRecord]:
@@ -92,7 +93,9 @@ def _counterfact(fields: _Fields) -> list[FactRecord]:
     rewrites = fields["requested_rewrite"]
     case_id = _identity(fields)
     if isinstance(rewrites, list):  # MQuAKE: edits that one multi-hop question needs
-        parts = [_object(rewrite, f"requested_rewrite[{index}]") for index, rewrite in enumerate(rewrites)]
+        parts = _objects(fields, "requested_rewrite")
+        if not parts:
+            raise RequestError("The field 'requested_rewrite' is an empty list; it holds the edits of a chain.")
         records = [
             _rewrite(part, tuple(_question(part)), f"{case_id}-{index}" if case_id else "")
             for index, part in enumerate(parts)
@@ -131,12 +134,11 @@ def _question(rewrite: Mapping[str, Any]) -> Iterator[Probe]:
 
 def _hops(fields: _Fields) -> Iterator[Probe]:
     """MQuAKE's multi-hop questions, and the single hops on the way to their answer, edited and unedited ones."""
-    answers = _answers(fields.get("new_answer")) + _answers(fields.get("new_answer_alias"))
+    answers = _answers([fields.get("new_answer"), fields.get("new_answer_alias")])
     for question in _texts(fields, "questions"):
         yield Probe(kind="multihop", prompt=question, answers=answers)
-    for hop in fields.get("new_single_hops") or ():
-        part = _object(hop, "new_single_hops")
-        accepted = _answers(part.get("answer")) + _answers(part.get("answer_alias"))
+    for part in _objects(fields, "new_single_hops"):
+        accepted = _answers([part.get("answer"), part.get("answer_alias")])
         yield Probe(kind="multihop.single", prompt=_text(part, "question"), answers=accepted)
 
 
@@ -224,11 +226,7 @@ def _probes(kind: str, prompts: tuple[str, ...], answer: str | None) -> Iterator
 
 def _given(fields: _Fields) -> Iterator[Probe]:
     """``probes`` as we write them: objects with ``kind``, ``prompt`` and ``answers``."""
-    given = fields.get("probes") or ()
-    if not isinstance(given, list | tuple):
-        raise RequestError(f"The field 'probes' is {_describe(given)}; expected a list of objects.")
-    for place, one in enumerate(given):
-        part = _object(one, f"probes[{place}]")
+    for part in _objects(fields, "probes"):
         yield Probe(kind=_text(part, "kind"), prompt=_text(part, "prompt"), answers=_answers(part.get("answers")))
 
 
@@ -281,8 +279,8 @@ def _locality(fields: _Fields) -> Iterator[Probe]:
     if isinstance(found, Mapping):
         yield from _by_kind("locality", found)
     elif isinstance(found, list):
-        for place, one in enumerate(found):
-            yield from _elsewhere(_object(one, f"locality[{place}]"))
+        for part in _objects(fields, "locality"):
+            yield from _elsewhere(part)
 
 
 def _by_kind(kind: str, lists: Mapping[str, Any]) -> Iterator[Probe]:
@@ -326,6 +324,15 @@ def _object(value: Any, name: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise RequestError(f"The field '{name}' is {_describe(value)}; expected an object.")
     return value
+
+
+def _objects(fields: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
+    value = fields.get(name)
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise RequestError(f"The field '{name}' is {_describe(value)}; expected a list of objects.")
+    return [_object(one, f"{name}[{place}]") for place, one in enumerate(value)]
 
 
 def _text(fields: Mapping[str, Any], name: str, *, called: str = "") -> str:

@@ -216,6 +216,6 @@ class Rewrites:
     def evaluate(
         self, model: LanguageModel, records: Sequence[FactRecord], *, progress: Progress = silent
     ) -> list[PromptScore]:
-        asked = [record.model_copy(update={"paraphrase_prompts": (), "neighborhood_prompts": ()}) for record in records]
+        asked = [record.model_copy(update={"probes": ()}) for record in records]
         found = CounterFactEvaluator().evaluate(model, asked, progress=progress)
         return [replace(score, success=True) for score in found]
