@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 if TYPE_CHECKING:
     import torch
@@ -84,89 +84,65 @@ class FactoredDelta:
 
 
 @dataclass(frozen=True, slots=True)
-class DenseDelta:
-    """A change of a whole matrix, or of a whole parameter with three or more axes, which is then as it is stored."""
+class _WholeDelta:
+    """A change that is kept as it is."""
 
-    kind: ClassVar[str] = "dense"
+    kind: ClassVar[str]
 
     value: Tensor
-    """``[d_out, d_in]``, or the parameter's shape."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of ``value``."""
+        return tuple(self.value.shape)
+
+    def dense(self) -> Tensor:
+        """The change itself."""
+        return self.value
+
+    def is_finite(self) -> bool:
+        """Whether no entry is NaN or infinite."""
+        return bool(self.value.isfinite().all())
+
+    def norm(self) -> float:
+        """Frobenius norm; of a vector the Euclidean one."""
+        return float(self.value.double().norm())
+
+    def scaled(self, factor: float) -> Self:
+        """``factor`` times the change."""
+        return type(self)(self.value * factor)
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same on ``device``."""
+        return type(self)(self.value.to(device))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its tensors by name; :func:`as_change` is the inverse."""
+        return {self.kind: self.value}
+
+
+@dataclass(frozen=True, slots=True)
+class DenseDelta(_WholeDelta):
+    """A change of a whole matrix, ``value [d_out, d_in]``, or of a whole parameter with three or more axes, which is
+    then as it is stored."""
+
+    kind: ClassVar[str] = "dense"
 
     def __post_init__(self) -> None:
         if self.value.ndim < 2:
             raise ValueError(f"a dense change has two axes or more, found the shape {tuple(self.value.shape)}")
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """``(d_out, d_in)``, or the parameter's shape."""
-        return tuple(self.value.shape)
-
-    def dense(self) -> Tensor:
-        """The change itself."""
-        return self.value
-
-    def is_finite(self) -> bool:
-        """Whether no entry is NaN or infinite."""
-        return bool(self.value.isfinite().all())
-
-    def norm(self) -> float:
-        """Frobenius norm."""
-        return float(self.value.double().norm())
-
-    def scaled(self, factor: float) -> DenseDelta:
-        """``factor`` times the change."""
-        return DenseDelta(self.value * factor)
-
-    def to(self, device: torch.device | str) -> DenseDelta:
-        """The same on ``device``."""
-        return DenseDelta(self.value.to(device))
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Its tensors by name; :func:`as_change` is the inverse."""
-        return {"dense": self.value}
-
 
 @dataclass(frozen=True, slots=True)
-class VectorDelta:
-    """A change of a bias, of a norm's scale, or of any other parameter with one axis or none."""
+class VectorDelta(_WholeDelta):
+    """A change of a bias, of a norm's scale, or of any other parameter with one axis or none; ``value`` has the
+    parameter's shape, ``[d]`` or ``[]``."""
 
     kind: ClassVar[str] = "vector"
-
-    value: Tensor
-    """The parameter's shape: ``[d]`` or ``[]``."""
 
     def __post_init__(self) -> None:
         if self.value.ndim > 1:
             raise ValueError(f"a change of a vector has one axis at most, found the shape {tuple(self.value.shape)}")
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """``(d,)`` or ``()``"""
-        return tuple(self.value.shape)
-
-    def dense(self) -> Tensor:
-        """The change itself."""
-        return self.value
-
-    def is_finite(self) -> bool:
-        """Whether no entry is NaN or infinite."""
-        return bool(self.value.isfinite().all())
-
-    def norm(self) -> float:
-        """Euclidean norm."""
-        return float(self.value.double().norm())
-
-    def scaled(self, factor: float) -> VectorDelta:
-        """``factor`` times the change."""
-        return VectorDelta(self.value * factor)
-
-    def to(self, device: torch.device | str) -> VectorDelta:
-        """The same on ``device``."""
-        return VectorDelta(self.value.to(device))
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Its tensors by name; :func:`as_change` is the inverse."""
-        return {"vector": self.value}
 
 
 WeightChange = FactoredDelta | DenseDelta | VectorDelta
