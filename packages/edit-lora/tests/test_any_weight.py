@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +18,8 @@ from edit_lora.adapter import EDITS, Adapter
 from edit_lora.backend import LoraBackend
 from edit_lora.hparams import LoraHParams
 from editcore import (
+    Attachment,
+    AttachmentSpec,
     BackendContext,
     Changes,
     DenseDelta,
@@ -26,8 +31,9 @@ from editcore import (
     Plugins,
     VectorDelta,
     WeightChange,
+    Written,
 )
-from editcore.models import add_changes
+from editcore.models import EditedModel, add_changes
 from editcore.runs.fit import check_fit
 from editcore.second_moments import Metric
 from editcore.testing import TINY_FAMILIES, tiny_hf_model, tiny_model, tiny_requests, tiny_tokenizer
@@ -275,6 +281,55 @@ def test_a_module_that_stands_twice_in_a_model_is_wrapped_at_both_places() -> No
     backend.rebuild([])
     assert model.hf.model.layers[2].self_attn.v_proj is model.hf.model.layers[1].self_attn.v_proj
     assert torch.equal(logits(model), base)
+
+
+# Beside attachments
+
+
+class Doubling:
+    """Puts a module around the one that is edited, as the backend does."""
+
+    def install(self, model: LanguageModel, attachments: Sequence[Attachment]) -> None:
+        self.attention: Any = model.hf.model.layers[1].self_attn
+        self.inner = self.attention.v_proj
+        self.attention.v_proj = Around(self.inner)
+
+    def remove(self) -> None:
+        assert self.attention.v_proj.inner is self.inner, "another one stands where this one was put"
+        self.attention.v_proj = self.inner
+
+
+class Around(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        doubled: Tensor = 2 * self.inner(hidden)
+        return doubled
+
+
+def test_an_attachment_may_wrap_the_module_that_the_backend_wraps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "doubling", SimpleNamespace(Doubling=Doubling))  # type: ignore[misc]
+    spec = AttachmentSpec("doubling", "doubling:Doubling", summary="Doubles values.")
+    monkeypatch.setattr(Plugins, "attachment", lambda _self, _kind: spec)
+    model, plugins = made("llama"), Plugins.load()
+    name, base = ATTENTION["llama"], logits(model)
+    edited = EditedModel(model, opened(model), spec=plugins.backend("lora"), plugins=plugins)
+    first, second = (Written(changes={name: dense(model, name, seed)}) for seed in (0, 1))
+    beside = Written(attachment=Attachment(kind="doubling"))
+    for written in (first, beside, second):
+        edited.apply(written)
+    with edited.trial(Written(changes=first.changes, attachment=Attachment(kind="doubling"))):
+        pass
+    expected = made("llama")
+    add_changes(expected, name, [first.changes[name], second.changes[name]])
+    with torch.no_grad():
+        expected.weight(name).mul_(2)
+    agree(logits(model), logits(expected), base)
+    edited.rebuild([])
+    assert torch.equal(logits(model), base)
+    assert type(model.hf.model.layers[1].self_attn.v_proj) is nn.Linear
 
 
 # A bounded rank
