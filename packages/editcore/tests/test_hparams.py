@@ -84,7 +84,7 @@ def test_an_unknown_setting_lists_those_that_exist() -> None:
     [
         (
             {},
-            "toy: layers is required (list of int, not empty, each ≥ 0). Add --set layers=VALUE or choose a preset.",
+            "toy: layers is required (list of int, not empty, each ≥ 0). Add --set layers=VALUE.",
         ),
         (
             {"layers": 3},

@@ -138,8 +138,8 @@ class Remembers(Protocol):
 class Resolves(Protocol):
     """An editor that can solve a batch again without some of its requests from what the ledger has of it.
 
-    It makes undoing one fact of a batch exact and cheap. Other editors are asked to :meth:`Editor.propose` the rest of
-    the batch anew, with its keys and values known, on the model with the batches before the batch.
+    It makes undoing one fact of a batch cheap. Other editors are asked to :meth:`Editor.propose` the rest of the batch
+    anew, with its keys and values known, on the model as it was when the batch came.
     """
 
     def resolve(

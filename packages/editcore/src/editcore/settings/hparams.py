@@ -318,7 +318,7 @@ def _problem(errors: list[ErrorDetails], values: Mapping[str, object], settings:
         kinds.discard("too_short")  # follows from an item that was refused
     setting = settings[name]
     if "missing" in kinds:
-        return f"{name} is required ({_expected(setting)}). Add --set {name}=VALUE or choose a preset."
+        return f"{name} is required ({_expected(setting)}). Add --set {name}=VALUE."
     found = f"{name} = {json.dumps(values.get(name), ensure_ascii=False, default=str)}"
     if kinds & {"value_error", "assertion_error"}:
         return f"{found}: {message}."
