@@ -1,9 +1,10 @@
-"""``gated-memory`` keeps the contract of editors."""
+"""``gated-memory`` keeps the contracts of editors and of attachments."""
 
 from __future__ import annotations
 
 import pytest
-from editcore.testing import EditorContract
+from editcore import Attachment, EditSession
+from editcore.testing import AttachmentContract, EditorContract, tiny_model, tiny_requests
 
 
 class TestGatedMemoryContract(EditorContract):
@@ -16,3 +17,17 @@ class TestGatedMemoryContract(EditorContract):
     @pytest.fixture
     def hparams(self) -> dict[str, object]:
         return {"layer": 1, "clamp_norm_factor": 0.1}
+
+
+class TestMemoryContract(AttachmentContract):
+    """Two batches of one fact each, as the editor writes them."""
+
+    @pytest.fixture
+    def attachment_kind(self) -> str:
+        return "gated-memory"
+
+    @pytest.fixture
+    def attachments(self) -> tuple[Attachment, ...]:
+        session = EditSession.open(tiny_model(), editor="gated-memory", settings={"gated-memory": {"layer": 1}})
+        session.edit(tiny_requests(2), batch_size=1)
+        return tuple(one.attachment for one in session.ledger.entries if one.attachment is not None)

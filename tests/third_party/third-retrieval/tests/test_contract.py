@@ -1,4 +1,4 @@
-"""``retrieval`` keeps the contract of editors, on a model that repeats what it has read."""
+"""``retrieval`` keeps the contracts of editors and of attachments, on a model that repeats what it has read."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from editcore import LanguageModel
-from editcore.testing import EditorContract, tiny_model
+from editcore import Attachment, LanguageModel
+from editcore.testing import AttachmentContract, EditorContract, tiny_model, tiny_requests
 
 
 def repeating_model() -> LanguageModel:
@@ -40,3 +40,21 @@ class TestRetrievalContract(EditorContract):
     @pytest.fixture
     def make_model(self) -> Callable[[], LanguageModel]:
         return repeating_model
+
+
+class TestStatementsContract(AttachmentContract):
+    """A statement each of two batches."""
+
+    @pytest.fixture
+    def attachment_kind(self) -> str:
+        return "retrieved-context"
+
+    @pytest.fixture
+    def attachments(self) -> tuple[Attachment, ...]:
+        return tuple(
+            Attachment(
+                kind="retrieved-context",
+                fields={"statements": [f"{one.text} {one.target_new}"], "least_overlap": 0.5},
+            )
+            for one in tiny_requests(2)
+        )

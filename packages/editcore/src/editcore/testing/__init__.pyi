@@ -1,3 +1,4 @@
+from .attachments import AttachmentContract as AttachmentContract
 from .backends import BackendContract as BackendContract
 from .editors import EditorContract as EditorContract
 from .executors import ExecutorContract as ExecutorContract
