@@ -146,8 +146,11 @@ def _reachable(edges: Mapping[str, set[str]], start: str) -> set[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(prog="house.py", description="Count what makes a layout easy or hard to follow.")
-    parser.add_argument("checkouts", metavar="CHECKOUT", nargs="*", type=Path, help="[default: this one]")
+    parser.add_argument("checkouts", metavar="CHECKOUT", nargs="*", type=Path, help="a folder [default: this one]")
     checkouts = parser.parse_args(arguments).checkouts or [ROOT]
+    for checkout in checkouts:
+        if not (checkout / "packages" / "editcore").is_dir():
+            parser.error(f"'{checkout}' is no checkout of editcore; 'git worktree add FOLDER COMMIT' makes one.")
     columns = [counts(checkout) for checkout in checkouts]
     for name in columns[0]:
         print(f"{name:38s}" + "".join(f"{column[name]!s:45s}" for column in columns).rstrip())
