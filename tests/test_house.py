@@ -69,6 +69,13 @@ def test_circles_and_imports_upward_are_noticed_wherever_they_stand(tmp_path: Pa
     assert (found.source, found.target) == ("small.low.a", "small.high.a")
 
 
+def test_a_folder_that_is_no_checkout_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        TOOL.main([str(tmp_path)])
+    assert end.value.code == 2
+    assert "is no checkout of editcore" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_room_says_what_it_is_for(room: str) -> None:
     text = (HOUSE.package / room / "__init__.py").read_text(encoding="utf-8")

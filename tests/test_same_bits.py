@@ -61,3 +61,10 @@ def test_a_missing_file_is_told(tool: ModuleType, tmp_path: Path) -> None:
     (new / "results.parquet").unlink()
     tool._compare(old, new, findings)
     assert findings.one_sided == ["new/results.parquet is a file of OLD"]
+
+
+def test_a_case_that_is_not_there_is_refused(tool: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        tool.main(["old", "new", "--tiny-only", "--case", "trust"])
+    assert end.value.code == 2
+    assert "There is no case 'trust'. There are: gpt2: rome; " in capsys.readouterr().err

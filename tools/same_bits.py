@@ -135,9 +135,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="same-bits-") as name:
         folder = Path(name)
         materials = _materials(folder / "materials")
-        cases = [
-            case for case in _cases(materials, tiny_only=given.tiny_only) if not given.case or case.name in given.case
-        ]
+        every = {case.name: case for case in _cases(materials, tiny_only=given.tiny_only)}
+        if unknown := sorted(set(given.case or ()) - set(every)):
+            parser.error(f"There is no case '{unknown[0]}'. There are: {'; '.join(every)}.")
+        cases = [every[name] for name in given.case or every]
         sides = [_install(given.old, folder / "old"), _install(given.new, folder / "new")]
         findings = Findings()
         try:
