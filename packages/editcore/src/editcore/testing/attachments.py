@@ -140,5 +140,5 @@ def _written(attachments: Sequence[Attachment]) -> list[Written]:
 
 
 def _answers(edited: EditedModel, prompts: Sequence[str]) -> Tensor:
-    """log p of what comes next, ``[prompts, vocab]``."""
+    """log p of what comes next, ``[texts, vocab]``."""
     return next_token_log_probabilities(edited.model, prompts)
