@@ -35,6 +35,11 @@ from .interfaces.events import (
 )
 from .interfaces.history import LedgerEntry as LedgerEntry
 from .interfaces.hookspecs import hookimpl as hookimpl
+from .interfaces.metrics import (
+    EvaluationContext as EvaluationContext,
+    MetricSpec as MetricSpec,
+    Observation as Observation,
+)
 from .interfaces.progress import Progress as Progress
 from .interfaces.protocols import (
     AttachmentKind as AttachmentKind,

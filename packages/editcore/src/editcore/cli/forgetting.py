@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from editcore.cli.options import AsJson
+from editcore.evaluation.measures import Measure, legend, shown
 
 if TYPE_CHECKING:
     from editcore.runs.checkpoints import Watched
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
 __all__ = ["app"]
 
 app = typer.Typer()
-
-_PER_CHECKPOINT = ("ES", "PS", "NS", "score", "perplexity", "perplexity_ratio")
 
 
 @app.command()
@@ -50,17 +49,17 @@ def forgetting(
         from editcore.figures.style import save
 
         title = "What is left of the edits: " + (next(iter(labels)) if len(labels) == 1 else f"{len(labels)} runs")
-        drawn = {label: (watched.checkpoints, watched.forgetting) for label, watched in found.items()}
-        save(forgetting_runs_figure(drawn, title=title), out)
+        save(forgetting_runs_figure(found, title=title), out)
     if as_json:
         print_json({label: watched.model_dump(mode="json") for label, watched in found.items()})
         return
     console = make_console()
-    columns = ("edits", "facts", "ES", "PS", "NS", "score", "perplexity", "ratio", "‖ΔW‖/‖W‖ %", "seconds")
+    metrics = _metrics(found)
+    columns = ("edits", "facts", *metrics, "perplexity", "ratio", "‖ΔW‖/‖W‖ %", "seconds")
     print_table(
         ("run", *columns),
-        [_shown(row) for row in rows],
-        title="At each checkpoint; ES, PS, NS and score in percent, higher is better",
+        [_shown(row, metrics) for row in rows],
+        title=f"At each checkpoint; {legend(metrics.values())}",
         right=columns,
         console=console,
     )
@@ -94,7 +93,13 @@ def _labels(runs: Sequence[Path]) -> Mapping[str, Path]:
     return labels
 
 
+def _metrics(found: Mapping[str, Watched]) -> Mapping[str, Measure]:
+    """Those that tables show, of all runs, by key."""
+    return {one.key: one for watched in found.values() for one in shown(watched.metrics)}
+
+
 def _rows(found: Mapping[str, Watched], methods: Mapping[str, str]) -> Iterator[dict[str, object]]:
+    metrics = _metrics(found)
     for label, watched in found.items():
         for one in watched.checkpoints:
             yield {
@@ -102,7 +107,9 @@ def _rows(found: Mapping[str, Watched], methods: Mapping[str, str]) -> Iterator[
                 "method": methods[label],
                 "num_edits": one.num_edits,
                 "facts": one.facts,
-                **{name: getattr(one, name) for name in _PER_CHECKPOINT},
+                **{key: one.values.get(key) for key in metrics},
+                "perplexity": one.perplexity,
+                "perplexity_ratio": one.perplexity_ratio,
                 "relative_change": max(one.relative_change.values(), default=0.0),
                 "seconds": one.seconds,
                 "half_life": watched.forgetting.half_life,
@@ -110,9 +117,12 @@ def _rows(found: Mapping[str, Watched], methods: Mapping[str, str]) -> Iterator[
             }
 
 
-def _shown(row: Mapping[str, object]) -> tuple[str, ...]:
-    digits = {"perplexity": 2, "perplexity_ratio": 3}
-    numbers = (_text(row[name], digits.get(name, 1)) for name in _PER_CHECKPOINT)
+def _shown(row: Mapping[str, Any], metrics: Mapping[str, Measure]) -> tuple[str, ...]:
+    numbers = (
+        *(one.text(row[key]) for key, one in metrics.items()),
+        _text(row["perplexity"], 2),
+        _text(row["perplexity_ratio"], 3),
+    )
     change = row["relative_change"]
     assert isinstance(change, float)
     return (

@@ -13,7 +13,6 @@ from editcore.cli.lazy import loaded_plugins
 from editcore.cli.options import ChatTemplate, Corpus, Device, Dtype, ModelArgument
 
 if TYPE_CHECKING:
-    from editcore.evaluation import Summary
     from editcore.interfaces.specs import EditorSpec
     from editcore.locate_then_edit.located import Tracing
     from editcore.models import LanguageModel
@@ -27,7 +26,7 @@ app = typer.Typer()
 _NEXT_EDITS = 40
 """Facts of the run that is proposed."""
 _GOOD = 90.0
-"""ES below which the settings found are not good."""
+"""Percent of the facts that must be written; below it the settings found are not good."""
 
 
 @app.command()
@@ -43,6 +42,7 @@ def onboard(
     ),
     trace: Annotated[int, typer.Option(min=0, help="Facts to trace; 0 leaves tracing out.")] = 6,
     edits: Annotated[int, typer.Option(min=1, help="Facts to edit in each trial.")] = 6,
+    evaluator: Annotated[str, typer.Option(metavar="NAME", help="What measures the trials.")] = "counterfact",
     candidates: Annotated[int, typer.Option(min=1, help="Layers to try.")] = 6,
     corpus: Corpus = "self",
     corpus_tokens: Annotated[
@@ -65,6 +65,7 @@ def onboard(
     from editcore._util.paths import fresh_directory
     from editcore.cli.console import TerminalProgress
     from editcore.datasets import check_records, load_known_facts, load_records
+    from editcore.evaluation.measures import retention_of
     from editcore.models import LanguageModel
     from editcore.onboarding.causal_tracing import trace as trace_model
     from editcore.onboarding.onboard import Bench, candidate_layers, preset_paths, tunable_editors, write_presets
@@ -93,7 +94,7 @@ def onboard(
     _show_candidates(loaded, tracing, layers)
     _show_cost(specs, layers, len(records), statistics)
     statistics.moments(layers)
-    bench = Bench(loaded, records, statistics, plugins, seed=seed, progress=progress)
+    bench = Bench(loaded, records, statistics, plugins, evaluator=evaluator, seed=seed, progress=progress)
     scan = bench.scan(specs[0], layers)
     chosen = _trials(bench, specs, scan)
     _write_results(bench, tracing, scan, directory)
@@ -106,10 +107,12 @@ def onboard(
     for path in write_presets(chosen, paths, measured=measured, before=bench.before):
         typer.echo(f"Wrote {path}")
     winner = max(chosen, key=lambda trial: trial.rank)
-    if winner.summary is not None and not winner.summary.ES >= _GOOD:
+    telling = retention_of(bench.measures, ())
+    if telling is not None and winner.summary is not None and not winner.summary.value(telling.key) >= _GOOD:
         typer.echo(
-            f"Note: even the best settings write {winner.summary.ES:.0f} % of the facts. More --candidates may find a "
-            "better layer; a model that knows nothing cannot be told anything, either."
+            f"Note: even the best settings write {winner.summary.value(telling.key):.0f} % of the facts "
+            f"({telling.key}). More --candidates may find a better layer; a model that knows nothing cannot be told "
+            "anything, either."
         )
     options = {"--dataset": (dataset, "worldfacts"), "--corpus": (corpus, "self"),
                "--corpus-tokens": (corpus_tokens, None), "--seed": (seed, 0), "--device": (device, "cpu"),
@@ -177,21 +180,19 @@ def _show_cost(specs: list[EditorSpec], layers: list[int], facts: int, statistic
 
 def _show_trials(bench: Bench, chosen: list[Trial]) -> None:
     from editcore.cli.console import print_table
+    from editcore.evaluation.measures import legend, shown
 
-    numbers = ("ES", "PS", "NS", "score")
-    rows = [("", "before", "", *_percents(bench.before))]
+    measures = shown(bench.measures)
+    numbers = [one.key for one in measures]
+    rows = [("", "before", "", *(one.text(bench.before.value(one.key)) for one in measures))]
     for trial in bench.trials:
-        result = _percents(trial.summary) if trial.summary else ("-",) * 4
+        values = trial.summary.values() if trial.summary else {}
+        result = [one.text(values.get(one.key)) for one in measures]
         rows.append(("*" if trial in chosen else "", trial.editor, trial.problem or trial.label, *result))
     print_table(
-        ("", "editor", "settings", *numbers), rows, title="Trials; percent, higher is better; * becomes a preset",
+        ("", "editor", "settings", *numbers), rows, title=f"Trials; {legend(measures)}; * becomes a preset",
         right=numbers,
     )  # fmt: skip
-
-
-def _percents(summary: Summary) -> tuple[str, ...]:
-    values = (summary.ES, summary.PS, summary.NS, summary.score)
-    return tuple("-" if value != value else f"{value:.1f}" for value in values)
 
 
 def _write_results(bench: Bench, tracing: Tracing | None, scan: Mapping[int, Trial], directory: Path) -> None:

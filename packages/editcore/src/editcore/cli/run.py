@@ -61,7 +61,11 @@ def run(
         int | None, typer.Option(help="Tokens of it. [default: ten times the projection's input width]")
     ] = None,
     evaluator: Annotated[
-        str | None, typer.Option(metavar="NAME", help="What measures the model. [default: counterfact]")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="What measures the model; may be given several times. [default: counterfact and generation]",
+        ),
     ] = None,
     eval_every: Annotated[
         int | None,
@@ -88,7 +92,9 @@ def run(
     assignments: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="KEY=VALUE", help="A hyperparameter of the editor, or PLUGIN.KEY=VALUE of another."
+            "--set",
+            metavar="KEY=VALUE",
+            help="A hyperparameter of the editor, or NAME.KEY=VALUE of a plugin or evaluator.",
         ),
     ] = None,
     out: Annotated[
@@ -110,9 +116,10 @@ def run(
         "editor": editor, "backend": backend, "model": model, "dataset": dataset, "edits": edits,
         "batch_size": batch_size, "seed": seed, "device": device, "dtype": dtype, "preset": preset,
         "chat_template": chat_template, "corpus": corpus, "corpus_tokens": corpus_tokens,
-        "evaluator": evaluator, "eval_every": eval_every, "eval_sample": eval_sample, "eval_text": eval_text,
+        "eval_every": eval_every, "eval_sample": eval_sample, "eval_text": eval_text,
         "eval_text_tokens": eval_text_tokens,
         "plugins": tuple(plugin) if plugin else None,
+        "evaluators": tuple(evaluator) if evaluator else None,
     }  # fmt: skip
     given = {name: value for name, value in options.items() if value is not None}
     plugins = loaded_plugins(ctx)
@@ -213,21 +220,32 @@ def settings_from(assignments: list[str], base: dict[str, dict[str, Any]], *, ed
 
 def show_result(result: RunResult) -> None:
     """The table of a finished run."""
+    from editcore._util.words import counted
     from editcore.cli.console import make_console, print_table
+    from editcore.evaluation.measures import legend, shown
 
     console = make_console()
-    names = ("ES", "PS", "NS", "score")
-    console.print()
-    print_table(
-        ("", *names),
-        [
-            ("before", *(_percent(getattr(result.before, name)) for name in names)),
-            ("after", *(_percent(getattr(result.after, name)) for name in names)),
-        ],
-        title=f"{result.edits} edits; percent, higher is better",
-        right=names,
-        console=console,
-    )
+    measures = shown(result.after.measures)
+    phases = {"before": (result.before, result.before.values()), "after": (result.after, result.after.values())}
+    for evaluator in dict.fromkeys(one.evaluator for one in measures):
+        mine = [
+            one
+            for one in measures
+            if one.evaluator == evaluator and any(one.key in values for _, values in phases.values())
+        ]
+        if not mine:
+            continue
+        facts = max(summary.facts.get(evaluator, 0) for summary, _ in phases.values())
+        sampled = f" on a sample of {facts}" if 0 < facts < result.edits else ""
+        names = [one.key for one in mine]
+        console.print()
+        print_table(
+            ("", *names),
+            [(phase, *(one.text(values.get(one.key)) for one in mine)) for phase, (_, values) in phases.items()],
+            title=f"{counted(result.edits, 'edit')}, by {evaluator}{sampled}; {legend(mine)}",
+            right=names,
+            console=console,
+        )
     console.print()
     print_table(
         ("prompt", "edited to", "before", "after"),
@@ -256,14 +274,12 @@ def show_result(result: RunResult) -> None:
         )
     for note in result.notes:
         console.print(f"Note: {note}")
+    for one in result.tallies:
+        console.print(one.sentence())
     if (curve := result.directory / "figures" / "forgetting_curve.png").exists():
         console.print(f"Checkpoints: editctl forgetting {shlex.quote(str(result.directory))}; their picture is {curve}")
     console.print(f"Everything is in {result.directory}; the picture is {result.directory / 'figures' / 'summary.png'}")
     console.print(f"A page about it: {shlex.join(['editctl', 'report', str(result.directory)])}")
-
-
-def _percent(value: float) -> str:
-    return "-" if value != value else f"{value:.1f}"
 
 
 def _first_line(text: str) -> str:

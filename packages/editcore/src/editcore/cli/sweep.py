@@ -280,15 +280,17 @@ def _show(result: SweepResult) -> None:
     import pandas as pd
 
     from editcore.cli.console import make_console, print_table
+    from editcore.evaluation.measures import legend, shown
 
     console = make_console()
     means = pd.read_csv(result.tables / f"{result.plan.title}_mean.csv", dtype=dict.fromkeys(result.plan.axes, str))
-    names = [name for name in ("ES", "PS", "NS", "score", "retention") if name in means]
+    measures = {one.key: one for one in shown(result.plan.measures)}
+    names = [name for name in (*measures, "retention") if name in means]
     rows = [
         (
             row["arm"],
             *("" if pd.isna(row[axis]) else row[axis] for axis in result.plan.axes),
-            *("-" if pd.isna(row[name]) else f"{row[name]:.1f}" for name in names),
+            *(measures[name].text(row[name]) if name in measures else _percent(row[name]) for name in names),
         )
         for _, row in means.iterrows()
     ]
@@ -296,8 +298,9 @@ def _show(result: SweepResult) -> None:
     seeds = len({point.seed for point in result.plan.points})
     over = f"means over {seeds} seeds; " if seeds > 1 else ""
     print_table(
-        ("arm", *result.plan.axes, *names), rows, title=f"{over}percent, higher is better", right=names, console=console
-    )
+        ("arm", *result.plan.axes, *names), rows, title=f"{over}{legend(measures.values())}", right=names,
+        console=console,
+    )  # fmt: skip
     console.print()
     for failure in result.failures:
         console.print(f"Failed: {failure.key[:8]}: {failure.error}")
@@ -308,3 +311,7 @@ def _show(result: SweepResult) -> None:
     for note in result.notes:
         console.print(f"Note: {note}")
     console.print(f"Tables and figures are in {result.tables}, the runs in {result.directory / 'trials'}")
+
+
+def _percent(value: float) -> str:
+    return "-" if value != value else f"{value:.1f}"

@@ -1,4 +1,4 @@
-"""Measure what a model says: the evaluator of CounterFact, target scores, perplexity and divergence.
+"""Measure what a model says: evaluators and what they add up to, target scores, perplexity and divergence.
 
 Nothing here imports torch before a model is measured.
 """

@@ -1,14 +1,26 @@
-from .counterfact import CounterFactEvaluator as CounterFactEvaluator
+from .counterfact import COUNTERFACT as COUNTERFACT, CounterFactEvaluator as CounterFactEvaluator
 from .divergence import kl_divergences as kl_divergences, next_token_log_probabilities as next_token_log_probabilities
-from .scores import (
-    Kind as Kind,
-    Metric as Metric,
-    PromptScore as PromptScore,
-    Summary as Summary,
-    summarize as summarize,
-    summarize_by_relation as summarize_by_relation,
-    summarize_frame as summarize_frame,
-    to_frame as to_frame,
+from .generation import (
+    GENERATION as GENERATION,
+    GenerationEvaluator as GenerationEvaluator,
+    GenerationHParams as GenerationHParams,
 )
+from .measures import (
+    DEFAULT_EVALUATORS as DEFAULT_EVALUATORS,
+    Measure as Measure,
+    legend as legend,
+    measures_of as measures_of,
+    objectives_of as objectives_of,
+    retention_of as retention_of,
+    shown as shown,
+)
+from .measuring import measure as measure
 from .scoring import TargetScore as TargetScore, score_targets as score_targets
+from .summaries import (
+    Average as Average,
+    Measurement as Measurement,
+    Summary as Summary,
+    average_of as average_of,
+    summarize_frame as summarize_frame,
+)
 from .text import perplexity as perplexity

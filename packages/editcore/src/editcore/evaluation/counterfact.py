@@ -11,21 +11,124 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from editcore.evaluation.scores import Kind, PromptScore
-from editcore.interfaces.progress import Progress, silent
+from editcore.interfaces.metrics import REWRITE, EvaluationContext, MetricSpec, Observation
+from editcore.interfaces.specs import EvaluatorSpec
 from editcore.interfaces.values import FactRecord
 
 if TYPE_CHECKING:
     from editcore.evaluation.scoring import TargetScore
     from editcore.models import LanguageModel
 
-__all__ = ["CounterFactEvaluator"]
+__all__ = ["COUNTERFACT", "CounterFactEvaluator", "harmonic_mean"]
+
+_PARAPHRASE, _NEIGHBORHOOD = "paraphrase", "neighborhood"
+
+
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """The field's names for what is measured after one kind of prompt."""
+
+    success: str
+    magnitude: str
+    accuracy: str
+    nll_new: str
+    nll_true: str
+    label: str
+
+
+_NAMES = {
+    REWRITE: _Names("ES", "EM", "rewrite_acc", "rewrite_nll_new", "rewrite_nll_true", "Efficacy"),
+    _PARAPHRASE: _Names("PS", "PM", "paraphrase_acc", "paraphrase_nll_new", "paraphrase_nll_true", "Paraphrase"),
+    _NEIGHBORHOOD: _Names(
+        "NS", "NM", "neighborhood_acc", "neighborhood_nll_new", "neighborhood_nll_true", "Neighbourhood"
+    ),
+}
+_MEANINGS = {
+    REWRITE: "After so many of the edited prompts the new object is likelier than the true one.",
+    _PARAPHRASE: "After so many of their paraphrases the new object is likelier than the true one.",
+    _NEIGHBORHOOD: "After so many prompts about other subjects their true object is still likelier than the new one.",
+}
+
+
+def _metrics() -> Iterator[MetricSpec]:
+    for kind, names in _NAMES.items():
+        yield MetricSpec(
+            name=names.success,
+            label=f"{names.label} ({names.success})",
+            meaning=_MEANINGS[kind],
+            keep=kind == _NEIGHBORHOOD,
+            retention=kind == REWRITE,
+        )
+    successes = tuple(names.success for names in _NAMES.values())
+    yield MetricSpec(
+        name="score",
+        label="Score (harmonic mean)",
+        meaning=f"The harmonic mean of {', '.join(successes[:-1])} and {successes[-1]}.",
+        of=successes,
+        combine="editcore.evaluation.counterfact:harmonic_mean",
+        objective=True,
+    )
+    for names in _NAMES.values():
+        yield MetricSpec(
+            name=names.magnitude,
+            label=f"{names.label} magnitude ({names.magnitude})",
+            meaning=f"By how much the wanted object wins in {names.success}: a difference of probabilities per token.",
+            signed=True,
+            show="report",
+        )
+    for names in _NAMES.values():
+        yield MetricSpec(
+            name=names.accuracy,
+            label=f"{names.label} accuracy",
+            meaning=f"After so many prompts of {names.success} every token of the wanted object is the likeliest one.",
+            show="report",
+        )
+    magnitudes = tuple(names.magnitude for names in _NAMES.values())
+    yield MetricSpec(
+        name="margin",
+        label="Margin (mean magnitude)",
+        meaning=f"The mean of {', '.join(magnitudes[:-1])} and {magnitudes[-1]}: how decided the model is.",
+        of=magnitudes,
+        combine="editcore.evaluation.counterfact:mean",
+        signed=True,
+        objective=True,
+        show="report",
+    )
+    for kind, names in _NAMES.items():
+        for name, of in ((names.nll_new, "new"), (names.nll_true, "true")):
+            yield MetricSpec(
+                name=name,
+                label=f"{names.label}, −log p of the {of} object",
+                meaning="The mean negative log-likelihood per token.",
+                unit="nats",
+                better="lower" if (of == "true") == (kind == _NEIGHBORHOOD) else "higher",
+                show="data",
+            )
+
+
+def harmonic_mean(*values: float) -> float:
+    """0 if any is 0."""
+    return 0.0 if min(values) <= 0 else len(values) / sum(1 / value for value in values)
+
+
+def mean(*values: float) -> float:
+    """The arithmetic one."""
+    return sum(values) / len(values)
+
+
+COUNTERFACT = EvaluatorSpec(
+    "counterfact",
+    target="editcore.evaluation.counterfact:CounterFactEvaluator",
+    summary="Efficacy, paraphrase and neighbourhood: does the new object win over the true one?",
+    metrics=tuple(_metrics()),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class _Question:
     record: FactRecord
-    kind: Kind
+    names: _Names
+    kind: str
     prompt: str
 
     @property
@@ -43,45 +146,49 @@ class CounterFactEvaluator:
     """
 
     def evaluate(
-        self, model: LanguageModel, records: Sequence[FactRecord], *, progress: Progress = silent
-    ) -> list[PromptScore]:
-        """One score per record and prompt: records in order, within one the rewrite prompt first."""
+        self,
+        model: LanguageModel,
+        records: Sequence[FactRecord],
+        context: EvaluationContext = EvaluationContext(),  # noqa: B008  frozen
+    ) -> list[Observation]:
+        """Records in order, within one the rewrite prompt first, for each prompt the success first."""
         from editcore.evaluation.scoring import score_targets  # imports torch
 
         questions = [question for record in records for question in _questions(record)]
         asked = [(question.prompt, target) for question in questions for target in question.targets]
         scored = iter(
             score_targets(
-                model, [prompt for prompt, _ in asked], [target for _, target in asked], progress=progress,
+                model, [prompt for prompt, _ in asked], [target for _, target in asked], progress=context.progress,
                 description="Evaluating",
             )
         )  # fmt: skip
-        return [_judge(question, [next(scored) for _ in question.targets]) for question in questions]
+        return [one for question in questions for one in _judge(question, [next(scored) for _ in question.targets])]
 
 
 def _questions(record: FactRecord) -> Iterator[_Question]:
-    yield _Question(record, "rewrite", record.request.text)
-    for probe in record.of_kind("paraphrase"):
-        yield _Question(record, "paraphrase", probe.prompt)
-    if record.request.target_true is not None:
-        for probe in record.of_kind("neighborhood"):
-            yield _Question(record, "neighborhood", probe.prompt)
+    yield _Question(record, _NAMES[REWRITE], REWRITE, record.request.text)
+    kinds = (_PARAPHRASE,) if record.request.target_true is None else (_PARAPHRASE, _NEIGHBORHOOD)
+    for kind in kinds:
+        for probe in record.of_kind(kind):
+            yield _Question(record, _NAMES[kind], probe.kind, probe.prompt)
 
 
-def _judge(question: _Question, scores: Sequence[TargetScore]) -> PromptScore:
-    new = scores[0]
-    true = scores[1] if len(scores) > 1 else None
-    wanted, other = (true, new) if question.kind == "neighborhood" else (new, true)
+def _judge(question: _Question, scores: Sequence[TargetScore]) -> Iterator[Observation]:
+    new, true = scores[0], scores[1] if len(scores) > 1 else None
+    names = question.names
+    wanted, other = (true, new) if names is _NAMES[_NEIGHBORHOOD] else (new, true)
     assert wanted is not None
-    return PromptScore(
-        case_id=question.record.request.id,
-        relation=question.record.relation,
-        kind=question.kind,
-        prompt=question.prompt,
-        nll_new=new.nll,
-        nll_true=None if true is None else true.nll,
+    values = {
         # A tie is a failure: strict inequality, as in the reference evaluation.
-        success=None if other is None else wanted.nll < other.nll,
-        magnitude=None if other is None else math.exp(-wanted.nll) - math.exp(-other.nll),
-        correct=wanted.correct,
-    )
+        names.success: None if other is None else float(wanted.nll < other.nll),
+        names.magnitude: None if other is None else math.exp(-wanted.nll) - math.exp(-other.nll),
+        names.accuracy: float(wanted.correct),
+        names.nll_new: new.nll,
+        names.nll_true: None if true is None else true.nll,
+    }
+    for name, value in values.items():
+        if value is not None:
+            yield Observation(
+                request_id=question.record.request.id, metric=name, value=value, kind=question.kind,
+                prompt=question.prompt,
+            )  # fmt: skip

@@ -16,19 +16,25 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import torch
 
+from editcore.evaluation.measures import measures_of
+from editcore.evaluation.measuring import measure
+from editcore.evaluation.summaries import Measurement
 from editcore.interfaces.errors import RunError
+from editcore.interfaces.metrics import Observation
 from editcore.interfaces.progress import Progress, silent
 from editcore.interfaces.protocols import Evaluator, Executor
+from editcore.interfaces.specs import EvaluatorSpec
 from editcore.interfaces.values import FactRecord
 from editcore.models import LanguageModel
-from editcore.plugins.registry import Plugins, resolve
+from editcore.models.edited import EditedModel
+from editcore.plugins.registry import Plugins
+from editcore.runs.parts import make_evaluators
+from editcore.runs.record import RunRecord
 from editcore.runs.reopening import open_run
 from editcore.second_moments.statistics import second_moments
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from editcore.evaluation import PromptScore
 
 __all__ = ["ModelSource", "evaluate_run", "sharded_moments"]
 
@@ -97,20 +103,28 @@ def evaluate_run(
     records: Sequence[FactRecord],
     executor: Executor,
     *,
-    evaluator: str = "counterfact",
+    evaluators: Sequence[str] | None = None,
     progress: Progress = silent,
-) -> list[PromptScore]:
-    """Scores of a run's edited model on ``records``, in their order. Workers must see the run directory.
+) -> Measurement:
+    """What evaluators observe of a run's edited model on ``records``, in their order. Workers must see the run
+    directory. An evaluator that samples does so within each shard.
+
+    Args:
+        evaluators: those of the run unless given; with the settings that the run has for them.
 
     Raises:
         RunError: a shard failed.
     """
+    names = tuple(RunRecord.read(directory).config.evaluators if evaluators is None else evaluators)
+    plugins = Plugins.load()
+    measures = measures_of([plugins.evaluator(name) for name in names])
     shards = [
-        _RecordShard(run=directory.resolve(), evaluator=evaluator, records=tuple(records[start : start + RECORDS]))
+        _RecordShard(run=directory.resolve(), evaluators=names, records=tuple(records[start : start + RECORDS]))
         for start in range(0, len(records), RECORDS)
     ]
     parts = _in_order(executor, _Evaluation, shards, "evaluating", progress)
-    return [score for part in parts for score in part]
+    observations = {name: tuple(one for part in parts for one in part[name]) for name in names}
+    return Measurement(measures=measures, observations=observations)
 
 
 def _in_order(
@@ -166,20 +180,28 @@ class _Moments:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _RecordShard:
     run: Path
-    evaluator: str
+    evaluators: tuple[str, ...]
     records: tuple[FactRecord, ...]
 
 
 class _Evaluation:
-    """Scores of records, with one edited model in memory."""
+    """Observations of records, with one edited model in memory."""
 
     def __init__(self) -> None:
         self._plugins = Plugins.load()
-        self._models: dict[Path, LanguageModel] = {}
+        self._models: dict[Path, tuple[EditedModel, RunRecord]] = {}
 
-    def __call__(self, shard: _RecordShard) -> Sequence[PromptScore]:
+    def __call__(self, shard: _RecordShard) -> Mapping[str, Sequence[Observation]]:
         if shard.run not in self._models:
+            self._models = {}  # first: there may be no room for two
             edited, _ = open_run(shard.run, plugins=self._plugins)
-            self._models = {shard.run: edited.model}
-        evaluator: Evaluator = resolve(self._plugins.evaluator(shard.evaluator).target)()
-        return evaluator.evaluate(self._models[shard.run], shard.records)
+            self._models = {shard.run: (edited, RunRecord.read(shard.run))}
+        edited, record = self._models[shard.run]
+        evaluators = make_evaluators(self._plugins, shard.evaluators, record.settings)
+        seed = record.config.seed
+        unedited: Mapping[str, Sequence[Observation]] = {}
+        comparing: list[tuple[EvaluatorSpec, Evaluator]] = [one for one in evaluators if one[0].compares]
+        if comparing:
+            with edited.unedited():
+                unedited = measure(comparing, edited.model, shard.records, seed=seed).observations
+        return measure(evaluators, edited.model, shard.records, unedited=unedited, seed=seed).observations

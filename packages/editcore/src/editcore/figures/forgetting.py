@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
 
+from editcore.evaluation.measures import Measure, shown
 from editcore.figures.style import (
     AFTER,
     GRID,
     INK,
+    axis_label,
+    by_axis,
     label_axes,
+    look_of,
     number_or_nan,
     percent_axis,
     put_legend,
@@ -21,14 +26,10 @@ from editcore.figures.style import (
 )
 
 if TYPE_CHECKING:
-    from editcore.runs.checkpoints import Checkpoint
-    from editcore.runs.forgetting import AgeBin, Forgetting
+    from editcore.runs.checkpoints import Checkpoint, Watched
+    from editcore.runs.forgetting import AgeBin
 
 __all__ = ["forgetting_figure", "forgetting_runs_figure"]
-
-_MARKS: Mapping[str, tuple[str, str]] = {
-    "ES": ("o", "#0072B2"), "PS": ("s", "#E69F00"), "NS": ("^", "#009E73"), "score": ("D", INK),
-}  # fmt: skip
 
 _RUNS = (
     ("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P"),
@@ -37,20 +38,29 @@ _RUNS = (
 """Colour (Okabe and Ito) and marker of each run that is compared; they begin again after the last."""
 
 
-def forgetting_figure(checkpoints: Sequence[Checkpoint], forgetting: Forgetting, *, title: str) -> Figure:
+def forgetting_figure(watched: Watched, *, title: str) -> Figure:
     """What a run's checkpoints saw, against the number of edits, and retention by age below, with 95 % intervals.
 
-    The dotted line is the NS of the unedited model on the facts that each checkpoint measured.
+    Dotted lines are what the unedited model had, on the facts that each checkpoint measured, of metrics that an edit
+    should leave alone.
     """
-    figure, [metrics, text, size, age] = stacked_panels(4, height=7.4, ratios=(2.1, 1, 1, 1.6), share=False)
+    checkpoints, forgetting = watched.checkpoints, watched.forgetting
+    groups = by_axis([one for one in shown(watched.metrics) if not one.of])
+    heights = [2.1 if number == 0 else 1.5 for number in range(len(groups))]
+    figure, panels = stacked_panels(
+        len(groups) + 3, height=5.0 + 1.15 * sum(heights), ratios=(*heights, 1, 1, 1.6), share=False
+    )
+    *measured, text, size, age = panels
     at = [one.num_edits for one in checkpoints]
-    for name in ("ES", "PS", "NS"):
-        _curve(metrics, at, checkpoints, name, colour=_MARKS[name][1], marker=_MARKS[name][0], label=name)
-    held = [number_or_nan(one.before.get("NS")) for one in checkpoints]
-    metrics.plot(at, held, color=_MARKS["NS"][1], linewidth=1, linestyle=":", label="NS unedited")
-    percent_axis(metrics.yaxis, metrics.set_yticks)
-    metrics.set_ylim(-3, 105)
-    label_axes(metrics, y="prompts won (%)")
+    for axes, group in zip(measured, groups, strict=True):
+        looks = look_of(group)
+        for one in group:
+            colour, marker = looks[one.key]
+            _curve(axes, at, checkpoints, one.key, colour=colour, marker=marker, label=one.key)
+            held = [number_or_nan(checkpoint.before.get(one.key)) for checkpoint in checkpoints]
+            if one.keep and not all(map(math.isnan, held)):
+                axes.plot(at, held, color=colour, linewidth=1, linestyle=":", label=f"{one.key} unedited")
+        _metric_axis(axes, group[0], y=axis_label(group[0]))
     ratios = [one.perplexity_ratio for one in checkpoints]
     text.plot(at, ratios, color=AFTER, marker="o", markersize=3.5, linewidth=1)
     text.axhline(1, color=INK, linewidth=0.8, linestyle=":")
@@ -63,12 +73,14 @@ def forgetting_figure(checkpoints: Sequence[Checkpoint], forgetting: Forgetting,
     size.set_ylim(bottom=0)
     if size.get_lines():
         put_legend(size, columns=4)
-    for axes in (metrics, text, size):
+    for axes in (*measured, text, size):
         axes.set_xlim(0, 1.03 * max([1, *at]))
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.yaxis.grid(color=GRID, linewidth=0.6)
-    for axes in (metrics, text):
+    for axes in (*measured, text):
         axes.tick_params(labelbottom=False)
+    for axes in measured[1:]:
+        put_legend(axes, columns=4)
     _retention(age, forgetting.retention_by_age, colour=AFTER, marker="o")
     _age_axis(age)
     if forgetting.half_life is not None:
@@ -76,34 +88,49 @@ def forgetting_figure(checkpoints: Sequence[Checkpoint], forgetting: Forgetting,
     half = "never" if forgetting.half_life is None else f"{forgetting.half_life} facts"
     area = "unknown" if forgetting.auc is None else f"{forgetting.auc:.1f} %"
     age.set_title(f"half-life: {half}; mean over ages: {area}", fontsize=8, color=INK, loc="left", pad=3)
-    put_title(figure, metrics, title, columns=4)
+    put_title(figure, panels[0], title, columns=4)
     return figure
 
 
-def forgetting_runs_figure(runs: Mapping[str, tuple[Sequence[Checkpoint], Forgetting]], *, title: str) -> Figure:
-    """The checkpoints of several runs on common axes: ES, PS, NS, perplexity ratio, and retention by age."""
-    figure, panels = stacked_panels(5, height=8.2 + 0.2 * (len(runs) // 2), share=False)
-    most = max([1, *(one.num_edits for checkpoints, _ in runs.values() for one in checkpoints)])
-    for index, (label, (checkpoints, forgetting)) in enumerate(runs.items()):
+def _metric_axis(axes: Any, measure: Measure, *, y: str, x: str = "") -> None:
+    if measure.share:
+        percent_axis(axes.yaxis, axes.set_yticks)
+        axes.set_ylim(-3, 105)
+    label_axes(axes, y=y, x=x)
+
+
+def forgetting_runs_figure(runs: Mapping[str, Watched], *, title: str) -> Figure:
+    """The checkpoints of several runs on common axes: every metric, perplexity ratio, and retention by age."""
+    known: dict[str, Measure] = {}
+    for watched in runs.values():
+        for one in shown(watched.metrics):
+            if not one.of:
+                known.setdefault(one.key, one)
+    figure, panels = stacked_panels(
+        len(known) + 2, height=3.3 + 1.65 * len(known) + 0.2 * (len(runs) // 2), share=False
+    )
+    *measured, text, age = panels
+    most = max([1, *(one.num_edits for watched in runs.values() for one in watched.checkpoints)])
+    for index, (label, watched) in enumerate(runs.items()):
         colour, marker = _RUNS[index % len(_RUNS)]
+        checkpoints = watched.checkpoints
         at = [one.num_edits for one in checkpoints]
-        for axes, name in zip(panels, ("ES", "PS", "NS"), strict=False):
-            _curve(axes, at, checkpoints, name, colour=colour, marker=marker, label=label)
-        panels[3].plot(
+        for axes, key in zip(measured, known, strict=True):
+            _curve(axes, at, checkpoints, key, colour=colour, marker=marker, label=label)
+        text.plot(
             at, [one.perplexity_ratio for one in checkpoints], color=colour, marker=marker, markersize=3.5, linewidth=1
         )
-        _retention(panels[4], forgetting.retention_by_age, colour=colour, marker=marker)
-    for axes, name in zip(panels, ("ES (%)", "PS (%)", "NS (%)", "perplexity\nratio"), strict=False):
+        _retention(age, watched.forgetting.retention_by_age, colour=colour, marker=marker)
+    for axes, one in zip(measured, known.values(), strict=True):
+        _metric_axis(axes, one, y="\n".join(textwrap.wrap(f"{one.key} ({one.unit})" if one.unit else one.key, 16)))
+    label_axes(text, y="perplexity\nratio", x="facts edited")
+    text.axhline(1, color=INK, linewidth=0.8, linestyle=":")
+    for axes in (*measured, text):
         axes.set_xlim(0, 1.03 * most)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.yaxis.grid(color=GRID, linewidth=0.6)
-        label_axes(axes, y=name, x="facts edited" if axes is panels[3] else "")
-        axes.tick_params(labelbottom=axes is panels[3])
-    for axes in panels[:3]:
-        percent_axis(axes.yaxis, axes.set_yticks)
-        axes.set_ylim(-3, 105)
-    panels[3].axhline(1, color=INK, linewidth=0.8, linestyle=":")
-    _age_axis(panels[4])
+        axes.tick_params(labelbottom=axes is text)
+    _age_axis(age)
     put_title(figure, panels[0], title, columns=2)
     return figure
 
@@ -119,7 +146,7 @@ def _curve(
     label: str,
 ) -> None:
     """A metric at each checkpoint with its 95 % interval as a band."""
-    values = [number_or_nan(getattr(one, name)) for one in checkpoints]
+    values = [number_or_nan(one.values.get(name)) for one in checkpoints]
     axes.plot(at, values, color=colour, marker=marker, markersize=3.5, linewidth=1, label=label)
     bounds = [one.interval.get(name, (math.nan, math.nan)) for one in checkpoints]
     axes.fill_between(at, [low for low, _ in bounds], [high for _, high in bounds], color=colour, alpha=0.13, lw=0)

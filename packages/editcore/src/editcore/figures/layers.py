@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from editcore.figures.forgetting import _MARKS
-from editcore.figures.style import GRID, INK, new_figure, percent_axis, put_title, stacked_panels, values_of
+from editcore.evaluation.measures import shown
+from editcore.figures.style import GRID, INK, look_of, new_figure, percent_axis, put_title, stacked_panels
 
 if TYPE_CHECKING:
     from editcore.evaluation import Summary
@@ -49,19 +49,23 @@ def tracing_figure(tracing: Tracing, *, title: str) -> Figure:
 
 
 def layers_figure(trials: Mapping[int, Summary], before: Summary, *, chosen: int, title: str) -> Figure:
-    """ES, PS, NS and score after editing each layer alone, in percent; the NS before any edit as a line to hold."""
+    """Every metric that is a share after editing each layer alone, in percent; what an edit should leave alone has its
+    value before any edit as a line to hold."""
     figure, axes = new_figure()
     layers = sorted(trials)
     axes.axvline(chosen, color=GRID, linewidth=8, zorder=0)
-    for name, (marker, colour) in _MARKS.items():
-        values = [values_of(trials[layer], [name])[0] for layer in layers]
-        axes.plot(layers, values, marker=marker, markersize=4, linewidth=1, color=colour, label=name)
-    if not math.isnan(before.NS):
-        axes.axhline(before.NS, color=_MARKS["NS"][1], linewidth=1, linestyle=":", label="NS before")
+    measures = [one for one in shown(before.measures) if one.share]
+    for key, (colour, marker) in look_of(measures).items():
+        values = [trials[layer].value(key) for layer in layers]
+        axes.plot(layers, values, marker=marker, markersize=4, linewidth=1, color=colour, label=key)
+    for one in measures:
+        if one.keep and not math.isnan(before.value(one.key)):
+            colour, _ = look_of(measures)[one.key]
+            axes.axhline(before.value(one.key), color=colour, linewidth=1, linestyle=":", label=f"{one.key} before")
     axes.xaxis.get_major_locator().set_params(integer=True)
     percent_axis(axes.yaxis, axes.set_yticks)
     axes.set_ylim(0, 105)
     axes.set_xlabel("layer edited", fontsize=8.5, color=INK)
-    axes.set_ylabel("prompts won (%)", fontsize=8.5, color=INK)
+    axes.set_ylabel("percent", fontsize=8.5, color=INK)
     put_title(figure, axes, title, columns=5)
     return figure

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
 
+from editcore._util.words import counted
+from editcore.evaluation.measures import Measure, shown
 from editcore.figures.style import (
     AFTER,
     BEFORE,
     GRID,
     INK,
-    NAMES,
-    counted,
+    axis_label,
+    by_axis,
     draw_intervals,
     new_figure,
     percent_axis,
+    put_legend,
     put_title,
+    quantity_axis,
     shortened,
+    stacked_panels,
     top_of_bar,
-    values_of,
 )
 
 if TYPE_CHECKING:
@@ -29,49 +34,72 @@ if TYPE_CHECKING:
 
 __all__ = ["per_relation_figure", "summary_figure"]
 
+_LINE = 14
+"""Characters of a line under a bar."""
+
 
 def summary_figure(before: Summary, after: Summary, *, title: str) -> Figure:
-    """ES, PS, NS and score before and after the edits, in percent, with 95 % intervals over cases.
+    """Every metric before and after the edits, with 95 % intervals over facts: a panel per evaluator and unit.
 
-    The score is a mean of the other three and has no interval of its own. What cannot be computed has no bar.
+    A composite is no mean over facts and has no interval. What cannot be told has no bar.
     """
-    figure, axes = new_figure()
-    names = list(NAMES)
-    width = 0.38
-    for summary, offset, colour, label in ((before, -0.2, BEFORE, "before"), (after, 0.2, AFTER, "after")):
-        values = values_of(summary, names)
-        places = [index + offset for index in range(len(names))]
-        tops = [top_of_bar(summary, name, value) for name, value in zip(names, values, strict=True)]
-        heights = [0.0 if math.isnan(value) else value for value in values]
-        axes.bar(places, heights, width, color=colour, label=f"{label} ({counted(summary.cases, 'fact')})")
-        draw_intervals(axes, summary, names, places, label="95 % interval" if summary is after else None)
-        for place, value, top in zip(places, values, tops, strict=True):
-            text = "n/a" if math.isnan(value) else f"{value:.0f}"
-            axes.annotate(
-                text, (place, top), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=8, color=INK
-            )
-    axes.set_xticks(range(len(names)), [NAMES[name] for name in names])
-    axes.tick_params(axis="x", length=0)
-    percent_axis(axes.yaxis, axes.set_yticks)
-    axes.set_ylim(0, 112)
-    axes.set_ylabel("prompts won (%)", fontsize=8.5, color=INK)
-    put_title(figure, axes, title)
+    groups = by_axis(shown(after.measures))
+    widest = max((len(group) for group in groups), default=4)
+    figure, panels = stacked_panels(
+        max(1, len(groups)), width=max(5.0, 1.15 * widest), height=0.5 + 2.6 * max(1, len(groups)), share=False
+    )
+    for axes, group in zip(panels, groups, strict=False):
+        _bars(axes, group, before, after)
+    put_title(figure, panels[0], title)
     return figure
 
 
+def _bars(axes: Any, group: Sequence[Measure], before: Summary, after: Summary) -> None:
+    keys = [one.key for one in group]
+    highest = 0.0
+    for summary, offset, colour, label in ((before, -0.2, BEFORE, "before"), (after, 0.2, AFTER, "after")):
+        values = [summary.value(key) for key in keys]
+        places = [index + offset for index in range(len(keys))]
+        tops = [top_of_bar(summary, key, value) for key, value in zip(keys, values, strict=True)]
+        heights = [0.0 if math.isnan(value) else value for value in values]
+        facts = counted(summary.facts.get(group[0].evaluator, 0), "fact")
+        axes.bar(places, heights, 0.38, color=colour, label=f"{label} ({facts})")
+        draw_intervals(axes, summary, keys, places, label="95 % interval" if summary is after else None)
+        for place, value, top, one in zip(places, values, tops, group, strict=True):
+            text = "n/a" if math.isnan(value) else f"{value:.0f}" if one.percent else f"{value:.3g}"
+            axes.annotate(
+                text, (place, top), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=8, color=INK
+            )
+        highest = max([highest, *tops])
+    axes.set_xticks(range(len(keys)), [_wrapped(one.label) for one in group])
+    axes.tick_params(axis="x", length=0)
+    if group[0].share:
+        percent_axis(axes.yaxis, axes.set_yticks)
+        axes.set_ylim(0, 112)
+    else:
+        axes.yaxis.grid(color=GRID, linewidth=0.6)
+        axes.set_ylim(top=1.12 * highest or 1)
+    axes.set_ylabel(axis_label(group[0]), fontsize=8.5, color=INK)
+    put_legend(axes, columns=3)
+
+
+def _wrapped(label: str) -> str:
+    return "\n".join(textwrap.wrap(label.replace(" (", "\n("), _LINE, replace_whitespace=False))
+
+
 def per_relation_figure(
-    before: Mapping[str, Summary], after: Mapping[str, Summary], *, metric: str = "NS", title: str
+    before: Mapping[str, Summary], after: Mapping[str, Summary], *, measure: Measure, title: str
 ) -> Figure:
     """One metric per relation: a line from before to after, so that the relations that suffer stand out.
 
-    Args:
-        metric: ``ES``, ``PS``, ``NS`` or an accuracy; relations for which it cannot be computed are left out.
+    Relations for which it cannot be told are left out.
     """
     rows = [
-        (relation, before[relation].metrics[metric].mean, after[relation].metrics[metric].mean)
+        (relation, before[relation].value(measure.key), after[relation].value(measure.key))
         for relation in before
-        if relation in after and metric in before[relation].metrics and metric in after[relation].metrics
+        if relation in after
     ]
+    rows = [row for row in rows if not math.isnan(row[1]) and not math.isnan(row[2])]
     rows.sort(key=lambda row: (row[2] - row[1], row[0]), reverse=True)
     figure, axes = new_figure(height=1.1 + 0.2 * max(1, len(rows)))
     places = range(len(rows))
@@ -81,8 +109,6 @@ def per_relation_figure(
     axes.set_yticks(places, [shortened(row[0]) for row in rows])
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(-0.7, len(rows) - 0.3)
-    percent_axis(axes.xaxis, axes.set_xticks)
-    axes.set_xlim(-2, 102)
-    axes.set_xlabel(f"{metric} (%)", fontsize=8.5, color=INK)
+    quantity_axis(axes.xaxis, lambda *_ends: axes.set_xlim(-2, 102), axes.set_xlabel, measure, axes.set_xticks)
     put_title(figure, axes, title)
     return figure

@@ -9,7 +9,18 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from editcore.figures.style import DASHES, INK, MARKERS, PALETTE, new_figure, put_title, quantity_axis, stacked_panels
+from editcore.evaluation.measures import Measure
+from editcore.figures.style import (
+    DASHES,
+    INK,
+    MARKERS,
+    PALETTE,
+    new_figure,
+    percent_axis,
+    put_title,
+    quantity_axis,
+    stacked_panels,
+)
 
 __all__ = ["Estimate", "Series", "bars_figure", "curves_figure", "lines_figure"]
 
@@ -28,12 +39,18 @@ Series = Mapping[str, Sequence[Estimate]]
 
 
 def bars_figure(
-    groups: Sequence[str], series: Series, *, metric: str, title: str, before: float = math.nan, split: str = ""
+    groups: Sequence[str],
+    series: Series,
+    *,
+    metric: Measure | str,
+    title: str,
+    before: float = math.nan,
+    split: str = "",
 ) -> Figure:
     """A metric as horizontal bars, which leave room for long names: a group per place, a bar per series in it.
 
     Args:
-        metric: a metric's name, or any column's, which is then the axis' label.
+        metric: or the name of any column, which is then the axis' label.
         before: value of the unedited model, drawn as a line; NaN for none.
         split: what the series differ in, for the legend; empty for a single series without one.
     """
@@ -57,7 +74,12 @@ def bars_figure(
 
 
 def lines_figure(
-    places: Sequence[object], panels: Mapping[str, Series], *, setting: str, title: str, split: str = ""
+    places: Sequence[object],
+    panels: Sequence[tuple[Measure | str, Series]],
+    *,
+    setting: str,
+    title: str,
+    split: str = "",
 ) -> Figure:
     """Metrics against a setting: a panel per metric, a line with its interval as a band per series.
 
@@ -68,7 +90,7 @@ def lines_figure(
     figure, stacked = stacked_panels(len(panels), height=0.9 + (2.3 if len(panels) == 1 else 1.25 * len(panels)))
     numeric = all(isinstance(place, int | float) and not isinstance(place, bool) for place in places)
     at = [float(str(place)) for place in places] if numeric else [float(index) for index in range(len(places))]
-    for axes, (metric, series) in zip(stacked, panels.items(), strict=True):
+    for axes, (metric, series) in zip(stacked, panels, strict=True):
         for number, (label, estimates) in enumerate(series.items()):
             _line(axes, at, estimates, number, label=f"{split} {label}".strip())
         quantity_axis(axes.yaxis, axes.set_ylim, axes.set_ylabel, metric, axes.set_yticks, short=len(panels) > 1)
@@ -79,14 +101,16 @@ def lines_figure(
 
 
 def curves_figure(curves: Mapping[str, Mapping[int, Estimate]], *, title: str, split: str = "") -> Figure:
-    """Forgetting: efficacy after the last edit, by how many edits were made since a fact was edited."""
+    """Forgetting: facts that are retained after the last edit, by how many edits were made since they were edited."""
     figure, axes = new_figure(height=3.2)
     for number, (label, curve) in enumerate(curves.items()):
         ages = sorted(curve)
         _line(axes, ages, [curve[age] for age in ages], number, label=f"{split} {label}".strip())
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("edits made since the fact was edited", fontsize=8.5, color=INK)
-    quantity_axis(axes.yaxis, axes.set_ylim, axes.set_ylabel, "ES", axes.set_yticks)
+    percent_axis(axes.yaxis, axes.set_yticks)
+    axes.set_ylim(0, 108)
+    axes.set_ylabel("retained (%)", fontsize=8.5, color=INK)
     put_title(figure, axes, title)
     return figure
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from editcore._util.files import replacing
 
 if TYPE_CHECKING:
-    from editcore.evaluation import Summary
+    from editcore.evaluation import Measure, Summary
 
 __all__ = [
     "AFTER",
@@ -25,12 +25,12 @@ __all__ = [
     "GRID",
     "INK",
     "MARKERS",
-    "NAMES",
     "PALETTE",
-    "QUANTITIES",
-    "counted",
+    "axis_label",
+    "by_axis",
     "draw_intervals",
     "label_axes",
+    "look_of",
     "new_figure",
     "number_or_nan",
     "percent_axis",
@@ -42,7 +42,6 @@ __all__ = [
     "shortened",
     "stacked_panels",
     "top_of_bar",
-    "values_of",
 ]
 
 # The blue of Okabe and Ito's palette and a pale grey-blue: they differ in lightness, so that colour-blind readers and
@@ -60,21 +59,6 @@ PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#F
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", "--", ":", "-.")
-
-QUANTITIES: Mapping[str, str] = {
-    "ES": "efficacy success (%)",
-    "PS": "paraphrase success (%)",
-    "NS": "neighbourhood specificity (%)",
-    "score": "score, harmonic mean (%)",
-    "retention": "retention (%)",
-}
-
-NAMES: Mapping[str, str] = {
-    "ES": "Efficacy\n(ES)",
-    "PS": "Paraphrase\n(PS)",
-    "NS": "Neighbourhood\n(NS)",
-    "score": "Score\n(harmonic mean)",
-}
 
 
 def new_figure(*, width: float = COLUMN_WIDTH, height: float = 3.1) -> tuple[Figure, Any]:
@@ -129,55 +113,77 @@ def number_or_nan(value: float | None) -> float:
 
 
 def quantity_axis(
-    axis: Any, set_limits: Any, set_label: Any, metric: str, set_ticks: Any, *, short: bool = False
+    axis: Any, set_limits: Any, set_label: Any, measure: Measure | str, set_ticks: Any, *, short: bool = False
 ) -> None:
-    """Percent from 0 to 100 for what is one; anything else as it comes, by the last part of its name."""
-    name = metric.rpartition(".")[2]
-    percent = f"{metric} (%)" if short else QUANTITIES.get(metric, name)
-    set_label(percent if metric in QUANTITIES else name, fontsize=8.5, color=INK)
-    if metric in QUANTITIES:
-        percent_axis(axis, set_ticks)
-        set_limits(0, 108)
+    """A metric's label, from 0 to 100 for a share; anything else as it comes, by the last part of its name.
+
+    Args:
+        short: its key instead of the label, for panels that are not high.
+    """
+    if isinstance(measure, str):
+        set_label(measure.rpartition(".")[2], fontsize=8.5, color=INK)
     else:
+        unit = f" ({measure.unit})" if measure.unit else ""
+        set_label(f"{measure.key if short else measure.label}{unit}", fontsize=8.5, color=INK)
+    if isinstance(measure, str) or not measure.share:
         axis.grid(color=GRID, linewidth=0.6)
+        return
+    percent_axis(axis, set_ticks)
+    set_limits(0, 108)
 
 
-def values_of(summary: Summary, names: Sequence[str]) -> list[float]:
-    """Percentages of some metrics; NaN for what cannot be computed."""
-    percentages = summary.percentages()
-    return [percentages.get(name, math.nan) for name in names]
+def axis_label(measure: Measure) -> str:
+    """Of an axis that several metrics of one evaluator share."""
+    return f"{measure.evaluator} ({measure.unit})" if measure.unit else measure.evaluator
 
 
-def counted(number: int, noun: str) -> str:
-    """A number with its noun: ``1 fact``, ``1,200 facts``."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+def by_axis(measures: Sequence[Measure]) -> list[list[Measure]]:
+    """Those that can share an axis: the shares of one evaluator together, any other metric alone."""
+    groups: dict[tuple[str, str], list[Measure]] = {}
+    for one in measures:
+        groups.setdefault((one.evaluator, "" if one.share else one.key), []).append(one)
+    return list(groups.values())
 
 
-def top_of_bar(summary: Summary, name: str, value: float) -> float:
+def top_of_bar(summary: Summary, key: str, value: float) -> float:
     """Where the number stands: above the bar and its interval."""
     if math.isnan(value):
         return 0.0
-    return max(value, summary.metrics[name].interval[1]) if name in summary.metrics else value
+    ends = summary.interval(key)
+    return value if ends is None else max(value, ends[1])
 
 
 def draw_intervals(
-    axes: Any, summary: Summary, names: Sequence[str], places: Sequence[float], *, label: str | None
+    axes: Any, summary: Summary, keys: Sequence[str], places: Sequence[float], *, label: str | None
 ) -> None:
     """The 95 % interval of each metric that has one, over its place on the axis."""
-    for name, place in zip(names, places, strict=True):
-        if name in summary.metrics:
-            metric = summary.metrics[name]
-            low, high = metric.interval
+    for key, place in zip(keys, places, strict=True):
+        ends = summary.interval(key)
+        if ends is not None:
+            mean = summary.value(key)
             axes.errorbar(
                 place,
-                metric.mean,
-                yerr=[[max(0.0, metric.mean - low)], [max(0.0, high - metric.mean)]],
+                mean,
+                yerr=[[max(0.0, mean - ends[0])], [max(0.0, ends[1] - mean)]],
                 color=INK,
                 linewidth=1,
                 capsize=2.5,
                 label=label,
             )
             label = None  # one entry in the legend
+
+
+def look_of(measures: Sequence[Measure]) -> dict[str, tuple[str, str]]:
+    """Colour and marker of each metric, by key: a composite is black."""
+    looks: dict[str, tuple[str, str]] = {}
+    plain = 0
+    for one in measures:
+        if one.of:
+            looks[one.key] = (INK, "D")
+        else:
+            looks[one.key] = (PALETTE[plain % (len(PALETTE) - 1)], MARKERS[plain % len(MARKERS)])
+            plain += 1
+    return looks
 
 
 def shortened(text: str, most: int = 32) -> str:

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from editcore.interfaces.history import LedgerEntry
-    from editcore.interfaces.values import EditBatch, EditRequest, HeldKey, KnownTarget, Proposal, Rejection
+    from editcore.interfaces.metrics import Observation
+    from editcore.interfaces.values import (
+        EditBatch,
+        EditRequest,
+        FactRecord,
+        HeldKey,
+        KnownTarget,
+        Proposal,
+        Rejection,
+    )
     from editcore.models import LanguageModel
 
 __all__ = [
@@ -43,6 +52,8 @@ class BeforeRun:
     when one is resumed."""
     directory: Path | None
     """The run directory, or ``None`` for a session in memory."""
+    records: Sequence[FactRecord] = ()
+    """What the run edits, in its order; empty for a session that was given requests alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,16 +126,27 @@ class AfterUndo:
 class AfterEvaluation:
     """All edits made so far have been measured."""
 
+    model: LanguageModel
+    """As it was measured."""
     phase: str
     """``before`` or ``after``, or the number of edits at a checkpoint."""
     num_edits: int
+    records: Sequence[FactRecord]
+    """The facts that were measured."""
+    observations: Mapping[str, Sequence[Observation]]
+    """By evaluator, everything that was seen."""
     scores: Mapping[str, float]
-    """By metric name (``ES``, ``PS``, ``NS``, ``score``, ...), in percent."""
+    """What it adds up to, by metric, as it is shown: a percentage between 0 and 100. Of two evaluators' metrics of one
+    name each has its evaluator's in front: ``EVALUATOR.METRIC``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AfterRun:
     """All batches are applied and evaluated."""
 
+    model: LanguageModel
+    """With all edits in it."""
+    records: Sequence[FactRecord]
+    """What the run was to edit."""
     directory: Path | None
     num_edits: int

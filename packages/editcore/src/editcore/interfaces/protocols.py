@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from editcore.interfaces.changes import Attachment, Changes, Written
+from editcore.interfaces.metrics import EvaluationContext, Observation
 from editcore.interfaces.progress import Progress, silent
 from editcore.interfaces.values import EditBatch, FactRecord, Proposal
 
 if TYPE_CHECKING:
-    from editcore.evaluation import PromptScore
     from editcore.interfaces.history import LedgerEntry
     from editcore.models import LanguageModel
     from editcore.plugins.registry import Plugins
@@ -249,12 +249,19 @@ class OverlaysWeights(Protocol):
 
 @runtime_checkable
 class Evaluator(Protocol):
-    """Measures a model on fact records; never changes it."""
+    """Measures a model on fact records; never changes it.
+
+    A class that implements it is constructed with its hyperparameters, or without arguments if it has none. What it can
+    observe is announced in its :class:`editcore.EvaluatorSpec`.
+    """
 
     def evaluate(
-        self, model: LanguageModel, records: Sequence[FactRecord], *, progress: Progress = silent
-    ) -> list[PromptScore]:
-        """One score per record and prompt."""
+        self, model: LanguageModel, records: Sequence[FactRecord], context: EvaluationContext
+    ) -> Sequence[Observation]:
+        """One observation per record, question and metric, for what can be told.
+
+        It must depend on the model, the records and ``context`` alone: a run that was killed and resumed asks again.
+        """
         ...
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from editcore.interfaces.metrics import MetricSpec, check_metrics
+
 __all__ = [
     "AttachmentSpec",
     "BackendSpec",
@@ -102,7 +104,21 @@ class ExtensionSpec(Spec):
 
 @dataclass(frozen=True, slots=True)
 class EvaluatorSpec(Spec):
-    """A measurement of an edited model. ``target`` is an :class:`editcore.Evaluator`."""
+    """A measurement of an edited model. ``target`` is an :class:`editcore.Evaluator`.
+
+    Raises:
+        ValueError: the metrics do not go together.
+    """
+
+    metrics: tuple[MetricSpec, ...] = field(kw_only=True)
+    """What it observes, in the order in which tables and pictures show it."""
+    hparams: str | None = field(default=None, kw_only=True)
+    compares: bool = field(default=False, kw_only=True)
+    """True if it reads what it observed of the unedited model (:attr:`editcore.EvaluationContext.unedited`), which is
+    then measured wherever it is not known."""
+
+    def __post_init__(self) -> None:
+        check_metrics(self.metrics)
 
 
 @dataclass(frozen=True, slots=True)

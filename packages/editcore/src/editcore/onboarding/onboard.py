@@ -1,12 +1,14 @@
 """Onboarding: how a model that nobody has edited yet is edited best, found by editing it a little.
 
-Tracing proposes layers, trials decide. A trial writes a few facts with some settings, measures ES, PS and NS on them,
-and leaves the model as it was. No method is named here: what an editor can be told follows from its settings, by the
-names that the field has for them (:class:`editcore.locate_then_edit.hparams.LocateThenEditHParams`).
+Tracing proposes layers, trials decide. A trial writes a few facts with some settings, measures what became of them, and
+leaves the model as it was. No method and no metric is named here: what an editor can be told follows from its settings,
+by the names that the field has for them (:class:`editcore.locate_then_edit.hparams.LocateThenEditHParams`), and what is
+better from the metrics that an evaluator announces as its objectives.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -15,7 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from editcore._util.files import write_text
-from editcore.evaluation import CounterFactEvaluator, Summary, summarize
+from editcore.evaluation.measures import DEFAULT_EVALUATORS, Measure, measures_of, objectives_of, shown
+from editcore.evaluation.measuring import measure
+from editcore.evaluation.summaries import Measurement, Summary
 from editcore.interfaces.errors import EditcoreError, ModelError, PluginError, RunError
 from editcore.interfaces.history import LedgerEntry
 from editcore.interfaces.progress import Progress, silent
@@ -25,6 +29,7 @@ from editcore.interfaces.values import EditBatch, FactRecord, Proposal
 from editcore.models.edited import EditedModel
 from editcore.plugins.registry import Plugins, boundary, resolve
 from editcore.runs.backends import RawBackend
+from editcore.runs.parts import make_evaluators
 from editcore.settings.hparams import HParams, build, describe, to_toml
 from editcore.settings.presets import model_stem, own_folder
 
@@ -70,13 +75,13 @@ class Trial:
     """The settings as a preset has them."""
 
     @property
-    def rank(self) -> tuple[float, float]:
-        """The score, then how decided the model is: mean differences of probability. Greater is better."""
+    def rank(self) -> tuple[float, ...]:
+        """What trials are compared by, greater being better: the objectives of the evaluator, one after the other."""
         if self.summary is None:
-            return (-1.0, 0.0)
-        score = self.summary.score
-        magnitudes = [self.summary.metrics[name].mean for name in ("EM", "PM", "NM") if name in self.summary.metrics]
-        return (score if score == score else 0.0, sum(magnitudes))
+            return (-math.inf,)
+        objectives = objectives_of(self.summary.measures)
+        values = [(self.summary.value(one.key), one.better) for one in objectives]
+        return tuple(-math.inf if math.isnan(one) else one if way == "higher" else -one for one, way in values)
 
     @property
     def label(self) -> str:
@@ -85,11 +90,10 @@ class Trial:
 
     def row(self) -> dict[str, object]:
         """For a table."""
-        values = self.summary.percentages() if self.summary else {}
         return {
             "editor": self.editor,
             "settings": ", ".join(f"{name}={_shown(value)}" for name, value in self.settings.items()),
-            **{name: values.get(name, float("nan")) for name in ("ES", "PS", "NS", "score")},
+            **({one.key: self.summary.value(one.key) for one in shown(self.summary.measures)} if self.summary else {}),
             "seconds": self.seconds,
             "problem": self.problem,
         }
@@ -162,9 +166,17 @@ class Bench:
         statistics: StatisticsStore,
         plugins: Plugins,
         *,
+        evaluator: str = DEFAULT_EVALUATORS[0],
         seed: int = 0,
         progress: Progress = silent,
     ) -> None:
+        [(spec, made)] = make_evaluators(plugins, [evaluator], {})
+        if not objectives_of(measures_of([spec])):
+            raise PluginError(
+                f"The evaluator '{evaluator}' has no metric that trials could be compared by (an objective). Name "
+                "another with --evaluator."
+            )
+        self._evaluators, self._seed = [(spec, made)], seed
         self.model = model
         self.records = list(records)
         self.statistics = statistics
@@ -180,10 +192,17 @@ class Bench:
             records={record.request.id: record for record in self.records},
             seed=seed,
         )
-        self.before = self._measure()
+        self._unedited: Measurement = measure(self._evaluators, model, self.records, seed=seed)
+        self.before = self._unedited.summary
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """What every trial is measured by."""
+        return self.before.measures
 
     def _measure(self) -> Summary:
-        return summarize(CounterFactEvaluator().evaluate(self.model, self.records))
+        unedited = self._unedited.observations
+        return measure(self._evaluators, self.model, self.records, unedited=unedited, seed=self._seed).summary
 
     def scan(self, spec: EditorSpec, layers: Sequence[int]) -> dict[int, Trial]:
         """Each layer alone."""
@@ -297,12 +316,14 @@ def write_presets(trials: Iterable[Trial], paths: Mapping[str, Path], *, measure
     written = []
     for trial in trials:
         assert trial.summary is not None
-        after, was = _three(trial.summary), _three(before)
-        head = f"# Measured by editctl onboard on {measured}.\n# ES / PS / NS: {after} after editing, {was} before.\n"
+        told = [one for one in shown(before.measures) if not one.of]
+        after, was = (" / ".join(_plain(one, summary) for one in told) for summary in (trial.summary, before))
+        names = " / ".join(one.key for one in told)
+        head = f"# Measured by editctl onboard on {measured}.\n# {names}: {after} after editing, {was} before.\n"
         write_text(paths[trial.editor], head + trial.toml)
         written.append(paths[trial.editor])
     return written
 
 
-def _three(summary: Summary) -> str:
-    return " / ".join(f"{value:.1f}".removesuffix(".0") for value in (summary.ES, summary.PS, summary.NS))
+def _plain(measure: Measure, summary: Summary) -> str:
+    return measure.text(summary.value(measure.key)).removesuffix(".0")

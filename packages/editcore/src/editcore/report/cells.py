@@ -8,14 +8,9 @@ from typing import Any
 
 from editcore.report.document import Cell, Column, Table, one_line
 
-__all__ = ["between", "change", "counted", "number", "records_table", "seconds"]
+__all__ = ["between", "change", "number", "records_table", "seconds"]
 
 _MISSING = "n/a"
-
-
-def counted(count: int, noun: str) -> str:
-    """``1 fact``, ``2,000 facts``."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def number(value: float | None, digits: int = 1) -> Cell:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from editcore.evaluation import Summary, summarize_frame
+from editcore._util.words import counted
+from editcore.evaluation import Measure, Summary, retention_of, shown, summarize_frame
 from editcore.figures.scores import per_relation_figure, summary_figure
 from editcore.figures.style import png
+from editcore.interfaces.metrics import HOLDS
 from editcore.interfaces.values import FactRecord, RejectedRequest
-from editcore.report.cells import between, change, counted, number, records_table, seconds
+from editcore.report.cells import between, change, number, records_table, seconds
 from editcore.report.document import (
     Block,
     Cell,
@@ -38,36 +40,11 @@ if TYPE_CHECKING:
 
 __all__ = ["run_report", "saved_pictures"]
 
-_SHARES: Mapping[str, str] = {
-    "ES": "Efficacy (ES)",
-    "PS": "Paraphrase (PS)",
-    "NS": "Neighbourhood (NS)",
-    "score": "Score",
-}
-_METRICS: Mapping[str, str] = {
-    **_SHARES,
-    "EM": "Efficacy magnitude (EM)",
-    "PM": "Paraphrase magnitude (PM)",
-    "NM": "Neighbourhood magnitude (NM)",
-    "rewrite_acc": "Rewrite accuracy",
-    "paraphrase_acc": "Paraphrase accuracy",
-    "neighborhood_acc": "Neighbourhood accuracy",
-}
-_MEANING = (
-    "Efficacy (ES) and paraphrase (PS) are the share of prompts after which the new object is likelier than the true "
-    "one, neighbourhood (NS) the share of prompts about other subjects after which their true object is still the "
-    "likelier one. The score is the harmonic mean of the three. Magnitudes are by how much, as a difference of "
-    "probabilities per token; accuracies say how often the wanted object is what the model says. All are in percent, "
-    "higher is better, averaged within each fact first; intervals are 95 % over facts."
-)
-_KINDS = ("rewrite", "paraphrase", "neighborhood")
 _CHECKPOINT: Mapping[str, str] = {
     "num_edits": "facts edited",
     "facts": "facts measured",
-    "ES": "ES (%)",
-    "PS": "PS (%)",
-    "NS": "NS (%)",
-    "score": "score (%)",
+}
+_CHECKPOINT_COSTS: Mapping[str, str] = {
     "perplexity": "perplexity",
     "perplexity_ratio": "perplexity, times the unedited model's",
     "relative_change": "‖ΔW‖/‖W‖",
@@ -82,8 +59,8 @@ _AGES: Mapping[str, str] = {
     "interval": "95 % interval",
 }
 _CURVE = "forgetting_curve"
-_PLACED = ("summary", "relations_ES", "relations_PS", "relations_NS", _CURVE)
-"""Figures that have their place in another section."""
+_PLACED = ("summary", _CURVE)
+"""Figures that have their place in another section; so has every ``relations_METRIC``."""
 
 
 def run_report(directory: Path, *, writer: str) -> Document:
@@ -93,7 +70,7 @@ def run_report(directory: Path, *, writer: str) -> Document:
         RunError: the run is not finished, or a file is missing or damaged.
     """
     run = RunResults.read(directory)
-    before, after = (summarize_frame(run.phase(name)) for name in ("before", "after"))
+    before, after = (summarize_frame(run.phase(name), run.summary.metrics) for name in _PHASES)
     title = run.record.config.title(run.summary.edits)
     saved = {one.name: one for one in saved_pictures(directory / FIGURES_NAME)}
     sections = [
@@ -104,8 +81,12 @@ def run_report(directory: Path, *, writer: str) -> Document:
         Section("Facts", [_facts(run)]),
         Section("Generations", [_generations(run)]),
         Section("Batches", list(_batches(run))),
+        Section("Counts", list(_counts(run))),
         Section("Cost", list(_cost(run))),
-        Section("More figures", [one for name, one in saved.items() if name not in _PLACED]),
+        Section(
+            "More figures",
+            [one for name, one in saved.items() if name not in _PLACED and not name.startswith("relations_")],
+        ),
         Section("Settings", list(_settings(run))),
         Section("Reproduce", list(_reproduce(run))),
         Section("Notes", [Paragraph(note) for note in _notes(run)]),
@@ -143,64 +124,81 @@ def _notices(run: RunResults) -> Iterator[Block]:
 
 
 def _headline(run: RunResults, before: Summary, after: Summary, title: str) -> Iterator[Block]:
-    values = after.percentages(), before.percentages()
-    yield Tiles(
-        [
-            Tile(name=name, value=number(values[0].get(key)).text, note=f"before: {number(values[1].get(key)).text}")
-            for key, name in _SHARES.items()
-        ]
-    )
+    old, new = before.values(), after.values()
+    told = [one for one in shown(run.summary.metrics) if one.key in new or one.key in old]
+    if told:
+        yield Tiles(
+            [Tile(name=one.heading, value=_cell(one, new).text, note=f"before: {_cell(one, old).text}") for one in told]
+        )
     yield Paragraph(_in_words(before, after))
+    for one in run.summary.tallies:
+        yield Paragraph(one_line(one.sentence()))
     if run.summary.rejected:
         yield Paragraph(f"{counted(run.summary.rejected, 'fact')} were refused by a gate and not written.")
-    yield _metrics(before, after)
-    yield Paragraph(_MEANING)
-    yield Picture(name="summary", png=png(summary_figure(before, after, title=title)), alt=_summary_alt(before, after))
+    for evaluator in dict.fromkeys(one.evaluator for one in run.summary.metrics):
+        if evaluator in before.facts or evaluator in after.facts:
+            yield _metrics(evaluator, before, after)
+    if told:
+        figure = summary_figure(before, after, title=title)
+        yield Picture(name="summary", png=png(figure), alt=_summary_alt(told, old, new))
+
+
+def _cell(measure: Measure, values: Mapping[str, float]) -> Cell:
+    value = values.get(measure.key)
+    if measure.percent or value is None or math.isnan(value):
+        return number(value)
+    return Cell(f"{value:.4g}", order=value)
 
 
 def _in_words(before: Summary, after: Summary) -> str:
-    sentences = [
-        ("ES", "After {value} of the edited prompts the new object wins over the true one"),
-        ("PS", "after {value} of their paraphrases"),
-        ("NS", "and of the prompts about other subjects {value} keep their true object"),
-    ]
+    old = before.values()
     parts = []
-    for name, words in sentences:
-        if (metric := after.metrics.get(name)) is not None:
-            low, high = metric.interval
-            was = f", {before.metrics[name].mean:.1f} % before" if name in before.metrics else ""
-            parts.append(words.format(value=f"{metric.mean:.1f} %") + f" (95 % interval {low:.1f} to {high:.1f}{was})")
+    for one in shown(after.measures):
+        if (ends := after.interval(one.key)) is not None:
+            was = f"; {one.text(old[one.key])} before" if one.key in old else ""
+            value, low, high = (one.text(number) for number in (after.value(one.key), *ends))
+            unit = f" {one.unit}" if one.unit else ""
+            parts.append(f"{one.label} {value}{unit} (95 % interval {low} to {high}{was})")
     if not parts:
-        return "Nothing could be compared: the facts have no true object."
-    return f"{'; '.join(parts)}.".replace(" %", "\u00a0%")  # a number stays with its sign at the end of a line
+        return "Nothing could be measured: no evaluator has a question that these facts answer."
+    return f"{', '.join(parts)}.".replace(" %", "\u00a0%")  # a number stays with its sign at the end of a line
 
 
-def _metrics(before: Summary, after: Summary) -> Table:
-    old, new = before.percentages(), after.percentages()
+def _metrics(evaluator: str, before: Summary, after: Summary) -> Table:
+    """What one evaluator measured, with what each metric says."""
+    old, new = before.values(), after.values()
     rows: list[Row] = []
-    for key, name in _METRICS.items():
-        if key not in old and key not in new:
+    for one in after.measures:
+        if one.evaluator != evaluator or one.show == "data" or (one.key not in old and one.key not in new):
             continue
-        values = [number(one.get(key)) for one in (old, new)]
-        ends = [between(one.metrics[key].interval if key in one.metrics else None) for one in (before, after)]
-        gain = new.get(key, math.nan) - old.get(key, math.nan)
-        shown = number(gain) if math.isnan(gain) else Cell(f"{gain:+.1f}", order=gain)
-        rows.append([name, values[0], ends[0], values[1], ends[1], shown])
+        ends = [between(summary.interval(one.key)) for summary in (before, after)]
+        gain = new.get(one.key, math.nan) - old.get(one.key, math.nan)
+        text = f"{gain:+.1f}" if one.percent else f"{gain:+.4g}"
+        shown_gain = number(gain) if math.isnan(gain) else Cell(text, order=gain)
+        better = "" if one.better == "higher" else " Lower is better."
+        rows.append(
+            [
+                one.label, one.unit, _cell(one, old), ends[0], _cell(one, new), ends[1], shown_gain,
+                one_line(f"{one.meaning}{better}"),
+            ]
+        )  # fmt: skip
     heads = ("before", "95 % interval", "after", "95 % interval", "change")
+    facts = [counted(summary.facts.get(evaluator, 0), "fact") for summary in (before, after)]
     return Table(
-        caption=f"Percent; {counted(before.cases, 'fact')} measured before, {counted(after.cases, 'fact')} after",
-        columns=[Column("measure"), *(Column(head, number=True) for head in heads)],
+        caption=(
+            f"By the evaluator {evaluator}: {facts[0]} measured before, {facts[1]} after. Higher is better unless it "
+            "says otherwise; intervals are over facts."
+        ),
+        columns=[
+            Column("measure"), Column("unit"), *(Column(head, number=True) for head in heads), Column("what it says"),
+        ],
         rows=rows,
-    )
+    )  # fmt: skip
 
 
-def _summary_alt(before: Summary, after: Summary) -> str:
-    old, new = before.percentages(), after.percentages()
-    pairs = [
-        f"{name} {number(old.get(key)).text} before and {number(new.get(key)).text} after"
-        for key, name in _SHARES.items()
-    ]
-    return f"Bars, in percent: {'; '.join(pairs)}."
+def _summary_alt(told: Sequence[Measure], old: Mapping[str, float], new: Mapping[str, float]) -> str:
+    pairs = [f"{one.label} {_cell(one, old).text} before and {_cell(one, new).text} after" for one in told]
+    return f"Bars: {'; '.join(pairs)}."
 
 
 # Relations
@@ -210,29 +208,36 @@ def _relations(run: RunResults) -> Iterator[Block]:
     before, after = ({str(name): part for name, part in run.phase(one).groupby("relation")} for one in _PHASES)
     if not after:
         return
+    metrics = run.summary.metrics
     old, new = (
-        {name: summarize_frame(part) for name, part in parts.items() if name in after} for parts in (before, after)
+        {name: summarize_frame(part, metrics) for name, part in parts.items() if name in after}
+        for parts in (before, after)
     )
-    for metric in ("ES", "PS", "NS"):
-        if any(metric in one.metrics for one in new.values()):
-            figure = per_relation_figure(old, new, metric=metric, title=f"{_SHARES[metric]} by relation")
+    told = [one for one in shown(metrics) if any(not math.isnan(part.value(one.key)) for part in new.values())]
+    for one in told:
+        if not one.of and one.share:
             yield Picture(
-                name=f"relations_{metric}",
-                png=png(figure),
-                alt=f"{_SHARES[metric]} of each relation before and after, in percent; the table has the numbers.",
+                name=f"relations_{one.key}",
+                png=png(per_relation_figure(old, new, measure=one, title=f"{one.label} by relation")),
+                alt=f"{one.label} of each relation before and after, in percent; the table has the numbers.",
             )
     yield Table(
-        caption="Percent before → after, by relation",
-        columns=[Column("relation"), Column("facts", number=True), *(Column(n, number=True) for n in _SHARES.values())],
+        caption="Before → after, by relation",
+        columns=[Column("relation"), Column("facts", number=True), *(Column(n.heading, number=True) for n in told)],
         rows=[
             [
                 name,
-                Cell(str(one.cases), order=one.cases),
-                *(change(old[name].percentages().get(key), one.percentages().get(key)) for key in _SHARES),
+                Cell(str(facts := max(part.facts.values(), default=0)), order=facts),
+                *(_changed(one, old.get(name), part) for one in told),
             ]
-            for name, one in sorted(new.items())
+            for name, part in sorted(new.items())
         ],
     )
+
+
+def _changed(measure: Measure, old: Summary | None, new: Summary) -> Cell:
+    before = math.nan if old is None else old.value(measure.key)
+    return change(before, new.value(measure.key), 0 if measure.percent else 2)
 
 
 _PHASES = ("before", "after")
@@ -249,21 +254,32 @@ def _forgetting(run: RunResults, saved: Mapping[str, Picture]) -> Iterator[Block
     facts = run.summary.forgetting
     sentences = []
     if facts.get("half_life") is not None:
-        sentences.append(f"Half of the first efficacy is gone {facts['half_life']:g} facts later (half-life).")
-    elif "half_life" in facts:
-        sentences.append("Efficacy never fell to half of what it was: there is no half-life.")
+        sentences.append(f"Half of what was retained at first is gone {facts['half_life']:g} facts later (half-life).")
+    elif "half_life" in facts and facts.get("auc") is not None:
+        sentences.append("Retention never fell to half of what it was: there is no half-life.")
     if facts.get("auc") is not None:
         sentences.append(f"Mean retention over ages, the area under the curve, is {facts['auc']:.1f} %.")
     if sentences:
         yield Paragraph(" ".join(sentences))
+    told = shown(run.summary.metrics)
     rows = [
-        {**one, "relative_change": _largest(one.get("relative_change"))} if "relative_change" in one else one
+        {
+            **{name: value for name, value in one.items() if name not in ("values", "before", "interval", "batch")},
+            **{one_metric.key: _value(one, one_metric.key) for one_metric in told},
+            "relative_change": _largest(one.get("relative_change")),
+        }
         for one in run.summary.checkpoints
     ]
-    yield records_table("All facts edited so far, measured again at each checkpoint", rows, names=_CHECKPOINT)
+    names = {**_CHECKPOINT, **{one.key: one.heading for one in told}, **_CHECKPOINT_COSTS}
+    yield records_table("All facts edited so far, measured again at each checkpoint", rows, names=names)
     bins = facts.get("retention_by_age")
     if isinstance(bins, list) and bins and all(isinstance(one, Mapping) for one in bins):
         yield records_table("Retention by age, in facts edited since a fact was", bins, names=_AGES)
+
+
+def _value(checkpoint: Mapping[str, Any], key: str) -> Any:
+    values = checkpoint.get("values")
+    return values.get(key) if isinstance(values, Mapping) else None
 
 
 def _largest(by_weight: Any) -> Any:
@@ -326,51 +342,65 @@ def _figures(figures: Mapping[str, float]) -> str:
 
 
 def _facts(run: RunResults) -> Table:
+    metrics = [one for one in shown(run.summary.metrics) if not one.of]
     old, new = (_by_fact(run.phase(name)) for name in _PHASES)
+    told = [one for one in metrics if any(one.key in values for values in (*old.values(), *new.values()))]
+    holding = retention_of(told, [one.key for one in told])
+    spoken = {one.metric for one in run.summary.tallies}
     states = {name: (batch, state) for (batch, name), state in run.ledger.states().items()}
-    numbers = ("batch", "ES", "PS", "NS", "p(new)", "p(true)")
-    texts = ("subject", "prompt", "edited to", "instead of", "relation", "state")
+    said = _said(run.phase("after"), spoken)
+    texts = ["subject", "prompt", "edited to", "instead of", "relation", "state", *(["it says"] if said else [])]
     return Table(
         caption=(
-            "Every fact. ES, PS and NS in percent of the fact's prompts, before → after; p is the probability per "
-            "token of the new and the true object after the edited prompt, before → after."
+            "Every fact: its own means of each measure, before → after. Where a measure is of a sample, the others "
+            "have none."
         ),
-        columns=[*map(Column, texts), *(Column(name, number=True) for name in numbers)],
-        rows=[_fact(one, old, new, states) for one in run.facts],
+        columns=[
+            *map(Column, texts), Column("batch", number=True), *(Column(one.heading, number=True) for one in told),
+        ],
+        rows=[_fact(one, told, holding, old, new, said, states) for one in run.facts],
         search=True,
         page_only=True,
-    )
+    )  # fmt: skip
 
 
-Scores = Mapping[tuple[str, str], Mapping[str, float]]
+Means = Mapping[str, Mapping[str, float]]
+"""By request id, a fact's means by metric."""
 
 
-def _by_fact(frame: pd.DataFrame) -> Scores:
-    """The numbers of a phase by fact and kind of prompt."""
-    columns = ["success", "nll_new", "nll_true"]
-    rows = zip(frame["case_id"], frame["kind"], frame[columns].to_numpy(dtype=float), strict=True)
-    return {(str(case), str(kind)): dict(zip(columns, map(float, row), strict=True)) for case, kind, row in rows}
+def _by_fact(frame: pd.DataFrame) -> Means:
+    found: dict[str, dict[str, float]] = {}
+    means = frame.groupby(["request_id", "metric"], sort=False)["value"].mean().reset_index()
+    for fact, metric, value in zip(means["request_id"], means["metric"], means["value"], strict=True):
+        found.setdefault(str(fact), {})[str(metric)] = float(value)
+    return found
+
+
+def _said(frame: pd.DataFrame, metrics: Collection[str]) -> Mapping[str, str]:
+    """By request id, what the model says after the edited prompt, where it was let speak."""
+    rows = frame[frame["metric"].isin(list(metrics)) & frame["text"].notna()]
+    return {str(fact): str(text) for fact, text in zip(rows["request_id"], rows["text"], strict=True)}
 
 
 def _fact(
     fact: FactRecord,
-    old: Scores,
-    new: Scores,
+    told: Sequence[Measure],
+    holding: Measure | None,
+    old: Means,
+    new: Means,
+    said: Mapping[str, str],
     states: Mapping[str, tuple[int, str]],
 ) -> Row:
     request = fact.request
     batch, state = states.get(request.id, (None, "waiting"))
-
-    def find(scores: Scores, column: str, kind: str = "rewrite") -> float:
-        return scores.get((request.id, kind), {}).get(column, math.nan)
-
-    shares = [change(100 * find(old, "success", kind), 100 * find(new, "success", kind)) for kind in _KINDS]
-    if state == "active" and find(new, "success") == 0:
-        shares[0] = Cell(f"{shares[0].text} lost", order=shares[0].order, tone="bad")
-    # exp of the mean log-likelihood: the geometric mean over the object's tokens.
-    chances = [
-        change(math.exp(-find(old, column)), math.exp(-find(new, column)), 3) for column in ("nll_new", "nll_true")
-    ]
+    cells = []
+    for one in told:
+        values = (means.get(request.id, {}).get(one.key, math.nan) for means in (old, new))
+        before, after = (100 * value if one.percent else value for value in values)
+        cell = change(before, after, 0 if one.percent else 3)
+        if one is holding and state == "active" and after < 100 * HOLDS:
+            cell = Cell(f"{cell.text} lost", order=cell.order, tone="bad")
+        cells.append(cell)
     return [
         one_line(request.subject),
         one_line(request.text),
@@ -378,9 +408,9 @@ def _fact(
         one_line(request.target_true or ""),
         one_line(fact.relation or ""),
         Cell("refused" if state == "rejected" else state, tone="" if state == "active" else "bad"),
+        *([one_line(said.get(request.id, ""))] if said else []),
         Cell("", order=math.nan) if batch is None else Cell(str(batch), order=batch),
-        *shares,
-        *chances,
+        *cells,
     ]
 
 
@@ -438,9 +468,12 @@ def _cost(run: RunResults) -> Iterator[Block]:
         columns=[Column("stage"), Column("time", number=True)],
         rows=[[name, Cell(seconds(value), order=value)] for name, value in times.items()],
     )
+
+
+def _counts(run: RunResults) -> Iterator[Block]:
     counts = [
         [owner, name.replace("_", " "), one_line("" if value is None else value)]
-        for owner, counted_by in summary.extensions.items()
+        for owner, counted_by in run.summary.extensions.items()
         for name, value in counted_by.items()
     ]
     if counts:

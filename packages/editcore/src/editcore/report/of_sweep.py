@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from editcore._util.words import counted
+from editcore.evaluation.measures import Measure, legend, objectives_of, shown
 from editcore.interfaces.errors import RunError
 from editcore.interfaces.values import first_problem
-from editcore.report.cells import between, counted, number, seconds
+from editcore.report.cells import between, number, seconds
 from editcore.report.document import (
     Block,
     Cell,
@@ -37,14 +39,6 @@ if TYPE_CHECKING:
 
 __all__ = ["sweep_report"]
 
-_METRICS: Mapping[str, str] = {
-    "ES": "ES (%)",
-    "PS": "PS (%)",
-    "NS": "NS (%)",
-    "score": "score (%)",
-    "retention": "retention (%)",
-}
-
 Link = Callable[[Path], str]
 T = TypeVar("T", bound=BaseModel)
 
@@ -59,6 +53,7 @@ class _Point(BaseModel):
 class _Plan(BaseModel):
     model_config = ConfigDict(frozen=True)
 
+    metrics: tuple[Measure, ...]
     title: str
     summary: str = ""
     arms: Sequence[str]
@@ -85,9 +80,10 @@ class _Sweep:
     means: pd.DataFrame
     timings: pd.DataFrame
 
-    @property
-    def metrics(self) -> list[str]:
-        return [name for name in _METRICS if name in self.means]
+    def metrics(self, table: pd.DataFrame) -> Mapping[str, str]:
+        """Headings by the columns of a table that have metrics."""
+        headings = {one.key: one.heading for one in shown(self.plan.metrics)}
+        return {name: heading for name, heading in {**headings, "retention": "retention (%)"}.items() if name in table}
 
 
 def sweep_report(directory: Path, *, writer: str, link_to: Link) -> Document:
@@ -182,13 +178,16 @@ def _summary(sweep: _Sweep) -> Iterator[Block]:
             Tile(name="Time of all trials", value=seconds(cost)),
         ]
     )
-    if "score" in sweep.means:
-        scored = [(score, row) for row in _rows(sweep.means) if not math.isnan(score := _float(row["score"]))]
+    for one in objectives_of(plan.metrics)[:1]:
+        if one.key not in sweep.means:
+            continue
+        scored = [(value, row) for row in _rows(sweep.means) if not math.isnan(value := _float(row[one.key]))]
         if scored:
-            score, best = max(scored, key=lambda pair: pair[0])
-            low, high = _float(best["score_low"]), _float(best["score_high"])
-            ends = "" if math.isnan(low) else f" (95 % interval {low:.1f} to {high:.1f})"
-            yield Paragraph(f"The best mean score is {score:.1f}{ends}: {_name(best, plan)}.")
+            choose = max if one.better == "higher" else min
+            value, best = choose(scored, key=lambda pair: pair[0])
+            low, high = _float(best[f"{one.key}_low"]), _float(best[f"{one.key}_high"])
+            ends = "" if math.isnan(low) else f" (95 % interval {one.text(low)} to {one.text(high)})"
+            yield Paragraph(f"The best mean of {one.key} is {one.text(value)}{ends}: {_name(best, plan)}.")
 
 
 def _name(row: Mapping[str, Any], plan: _Plan) -> str:
@@ -197,20 +196,20 @@ def _name(row: Mapping[str, Any], plan: _Plan) -> str:
 
 
 def _means(sweep: _Sweep) -> Iterator[Block]:
-    metrics = sweep.metrics
+    metrics = sweep.metrics(sweep.means)
     if not len(sweep.means):
         yield Paragraph("No trial is finished.")
         return
     yield Table(
         caption=(
-            "Means after the last edit, higher is better. Intervals are 95 %: over seeds, by Student's t, where there "
-            "are two or more, otherwise over facts."
+            f"Means after the last edit; {legend(shown(sweep.plan.metrics))}. Intervals are 95 %: over seeds, by "
+            "Student's t, where there are two or more, otherwise over facts."
         ),
         columns=[
             Column("arm"),
             *map(Column, sweep.plan.axes),
             Column("seeds", number=True),
-            *(Column(heading, number=True) for name in metrics for heading in (_METRICS[name], "interval")),
+            *(Column(heading, number=True) for name in metrics for heading in (metrics[name], "interval")),
         ],
         rows=[
             [
@@ -243,7 +242,7 @@ def _failures(sweep: _Sweep, link_to: Link) -> Iterator[Block]:
 
 
 def _trials(sweep: _Sweep, link_to: Link) -> Table:
-    metrics = [name for name in _METRICS if name in sweep.table]
+    metrics = sweep.metrics(sweep.table)
     known = {row["key"]: row for row in _rows(sweep.timings)}
     rows: list[Row] = []
     for row in _rows(sweep.table):
@@ -267,7 +266,7 @@ def _trials(sweep: _Sweep, link_to: Link) -> Table:
             *map(Column, sweep.plan.axes),
             Column("seed", number=True),
             Column("state"),
-            *(Column(_METRICS[name], number=True) for name in metrics),
+            *(Column(heading, number=True) for heading in metrics.values()),
             Column("time", number=True),
         ],
         rows=rows,

@@ -10,18 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from editcore.evaluation.measures import Measure
+from editcore.evaluation.summaries import COLUMNS
 from editcore.interfaces.errors import RunError
 from editcore.interfaces.values import FactRecord, RejectedRequest, first_problem
 from editcore.ledger.ledger import Ledger
 from editcore.runs.record import RunRecord, recorded
-from editcore.runs.results import RESULTS_NAME, SUMMARY_NAME
+from editcore.runs.results import RESULTS_NAME, SUMMARY_NAME, Tally
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["RunResults", "RunSummary"]
 
-_COLUMNS = ("phase", "case_id", "relation", "kind", "prompts", "success", "magnitude", "accuracy", "nll_new")
+_COLUMNS = ("phase", *COLUMNS)
 
 
 class _Said(BaseModel):
@@ -36,6 +38,8 @@ class RunSummary(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
+    metrics: tuple[Measure, ...]
+    tallies: Sequence[Tally]
     edits: int
     rejected: int
     seconds_per_edit: float | None
@@ -60,7 +64,7 @@ class RunResults:
     ledger: Ledger
     summary: RunSummary
     scores: pd.DataFrame
-    """``results.parquet``; see :func:`editcore.evaluation.to_frame`."""
+    """``results.parquet``: a row per observation; see :meth:`editcore.evaluation.Measurement.frame`."""
 
     @classmethod
     def read(cls, directory: Path) -> RunResults:
@@ -91,9 +95,8 @@ class RunResults:
     @property
     def is_older_than_ledger(self) -> bool:
         """Whether edits were undone or redone since the facts were measured."""
-        asked = {one.request.id for one in self.facts}
-        active = {fact.id for fact in self.ledger.facts()} & asked
-        return set(self.phase("after")["case_id"]) != active
+        active = {fact.id for fact in self.ledger.facts()}
+        return len(active) != self.summary.edits or not active.issuperset(self.phase("after")["request_id"])
 
     @property
     def refusals(self) -> list[tuple[int, RejectedRequest]]:

@@ -18,15 +18,16 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from editcore._util.files import json_text, replacing, write_text
-from editcore.evaluation import summarize
+from editcore.evaluation.measures import Measure, retention_of
 from editcore.interfaces.errors import RunError
+from editcore.interfaces.metrics import HOLDS
 from editcore.interfaces.values import first_problem
-from editcore.runs.forgetting import Forgetting, Observation, ages, forgetting, sample_by_age
+from editcore.runs.forgetting import Forgetting, Sighting, ages, forgetting, sample_by_age
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from editcore.evaluation import PromptScore, Summary
+    from editcore.evaluation import Measurement
     from editcore.interfaces.values import FactRecord
     from editcore.runs.session import EditSession
 
@@ -45,7 +46,8 @@ SEED_OFFSET = 1
 
 _TYPES = {
     "after_batch": "int64", "num_edits": "int64", "request_id": "string", "batch": "int64", "age": "int64",
-    "kind": "string", "prompt_index": "int64", "success": "float64", "nll_new": "float64", "nll_true": "float64",
+    "evaluator": "string", "metric": "string", "kind": "string", "prompt": "string", "value": "float64",
+    "text": "string",
 }  # fmt: skip
 
 
@@ -99,7 +101,7 @@ class HeldOutText(TextInfo):
 
 
 class Checkpoint(BaseModel):
-    """What was measured after a batch. Metrics are in percent; ``None`` where one cannot be computed."""
+    """What was measured after a batch, by metric, as it is shown; ``None`` where one cannot be told."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -108,15 +110,12 @@ class Checkpoint(BaseModel):
     num_edits: int
     """Facts that were active."""
     facts: int
-    """Facts that were scored: all of them, or a sample."""
-    ES: float | None
-    PS: float | None
-    NS: float | None
-    score: float | None
+    """Facts that were measured: all of them, or a sample."""
+    values: Mapping[str, float | None]
     before: Mapping[str, float | None]
-    """``ES``, ``PS``, ``NS`` and ``score`` of the unedited model on the same facts."""
+    """The same of the unedited model on the same facts."""
     interval: Mapping[str, tuple[float, float]]
-    """95 % intervals over facts of ``ES``, ``PS`` and ``NS``."""
+    """95 % intervals over facts, of the means that were measured."""
     perplexity: float
     perplexity_ratio: float
     """To the unedited model."""
@@ -134,6 +133,11 @@ class Watched(BaseModel):
     eval_every: int
     eval_sample: int | None
     text: TextInfo
+    metrics: tuple[Measure, ...]
+    """What is measured, in the order in which it is shown."""
+    retention: str | None
+    """Key of the metric by which a fact is retained; ``None`` if none says so, and then nothing is told of
+    forgetting."""
     checkpoints: tuple[Checkpoint, ...]
     forgetting: Forgetting
 
@@ -165,7 +169,7 @@ class Checkpoints:
         self,
         session: EditSession,
         records: Sequence[FactRecord],
-        before: Sequence[PromptScore],
+        before: Measurement,
         text: HeldOutText,
         *,
         every: int,
@@ -204,21 +208,22 @@ class Checkpoints:
         start, batch = time.perf_counter(), batches[-1].batch
         requests = sample_by_age(self._session.requests, self._sample, seed=f"{self._seed}:{batch}")
         records = [self._records[one.id] for one in requests if one.id in self._records]
-        scores, _ = self._session.evaluate(records, phase=str(len(self._session.requests)))
-        frame = self._add(batch, scores, start)
+        measured = self._session.evaluate(records, phase=str(len(self._session.requests)))
+        frame = self._add(batch, measured, [record.request.id for record in records], start)
         with replacing(self._directory / CHECKPOINTS / f"{batch:05d}.parquet") as path:
             frame.to_parquet(path, index=False)
         self._write()
 
-    def finish(self, scores: Sequence[PromptScore], *, start: float) -> Watched:
+    def finish(self, measured: Measurement, *, start: float) -> Watched:
         """Take what was measured at the end of the run as the last checkpoint, and write the table.
 
         Args:
-            scores: of all active facts.
+            measured: all active facts.
             start: when that measurement began, by ``time.perf_counter``.
         """
         batches = self._session.ledger.batches
-        self._add(batches[-1].batch if batches else -1, scores, start)
+        asked = [request.id for request in self._session.requests if request.id in self._records]
+        self._add(batches[-1].batch if batches else -1, measured, asked, start)
         with replacing(self._directory / TABLE_NAME) as path:
             self._frame().to_parquet(path, index=False)
         watched = self._write()
@@ -228,22 +233,21 @@ class Checkpoints:
             (self._directory / CHECKPOINTS).rmdir()
         return watched
 
-    def _add(self, batch: int, scores: Sequence[PromptScore], start: float) -> pd.DataFrame:
+    def _add(self, batch: int, measured: Measurement, asked: Sequence[str], start: float) -> pd.DataFrame:
         from editcore.evaluation import perplexity
 
         session, text = self._session, self._text
         value = perplexity(session.model, text.ids, window=text.window, progress=session.context.progress)
         change = self._relative_change()
-        now = summarize(scores)
-        cases = {one.case_id for one in scores}
-        self._frames[batch] = _frame(scores, batch, session)
+        now = measured.summary
+        self._frames[batch] = _frame(measured, batch, session)
         self._found[batch] = Checkpoint(
             batch=batch,
             num_edits=len(session.requests),
-            facts=now.cases,
-            **_percentages(now),
-            before=_percentages(summarize(one for one in self._before if one.case_id in cases)),
-            interval={name: now.metrics[name].interval for name in ("ES", "PS", "NS") if name in now.metrics},
+            facts=len(asked),
+            values=now.as_json(),
+            before=self._before.of_facts(asked).summary.as_json(),
+            interval={key: one.interval for key, one in now.averages.items()},
             perplexity=value,
             perplexity_ratio=value / text.perplexity,
             relative_change=change,
@@ -282,13 +286,19 @@ class Checkpoints:
         paths = [table] if table.exists() else [self._directory / CHECKPOINTS / f"{n:05d}.parquet" for n in self._found]
         try:
             read = [pd.read_parquet(path) for path in paths]
-            rows = pd.concat(read)[list(_TYPES)] if read else _frame([], -1, self._session)
+            rows = pd.concat(read)[list(_TYPES)] if read else self._nothing()
         except (OSError, ValueError, KeyError) as error:
             raise RunError(
                 f"A table of checkpoints in {self._directory} is damaged or gone ({error}). Remove {FORGETTING_NAME} "
                 "to go on without the checkpoints so far."
             ) from error
         return {batch: rows[rows["after_batch"] == batch] for batch in self._found}
+
+    @staticmethod
+    def _nothing() -> pd.DataFrame:
+        import pandas as pd
+
+        return pd.DataFrame(columns=list(_TYPES)).astype(_TYPES)
 
     def _frame(self) -> pd.DataFrame:
         import pandas as pd
@@ -297,53 +307,39 @@ class Checkpoints:
         return pd.concat(frames, ignore_index=True).astype(_TYPES)
 
     def _write(self) -> Watched:
+        frame = self._frame()
+        retention = retention_of(self._session.measures, set(frame["metric"]))
         watched = Watched(
             eval_every=self._every,
             eval_sample=self._sample,
             text=self._text.info(),
+            metrics=self._session.measures,
+            retention=None if retention is None else retention.key,
             checkpoints=tuple(self._found[batch] for batch in sorted(self._found)),
-            forgetting=forgetting(_observations(self._frame()), step=self._every),
+            forgetting=forgetting(_sightings(frame, retention), step=self._every),
         )
         text = json_text(json.loads(watched.model_dump_json()), indent=2)
         write_text(self._directory / FORGETTING_NAME, text + "\n")
         return watched
 
 
-def _percentages(summary: Summary) -> dict[str, float | None]:
-    found = summary.percentages()
-    return {name: found.get(name) for name in ("ES", "PS", "NS", "score")}
-
-
-def _frame(scores: Sequence[PromptScore], batch: int, session: EditSession) -> pd.DataFrame:
-    """A row per prompt."""
-    import pandas as pd
-
+def _frame(measured: Measurement, batch: int, session: EditSession) -> pd.DataFrame:
+    """A row per observation."""
     known = ages(session.ledger.history())
-    counts: dict[tuple[str, str], int] = {}
-    rows = []
-    for one in scores:
-        index = counts.get((one.case_id, one.kind), 0)
-        counts[one.case_id, one.kind] = index + 1
-        written, age = known[one.case_id]
-        rows.append(
-            {
-                "after_batch": batch,
-                "num_edits": len(session.requests),
-                "request_id": one.case_id,
-                "batch": written,
-                "age": age,
-                "kind": one.kind,
-                "prompt_index": index,
-                "success": None if one.success is None else float(one.success),
-                "nll_new": one.nll_new,
-                "nll_true": one.nll_true,
-            }
-        )
-    return pd.DataFrame(rows, columns=list(_TYPES)).astype(_TYPES)
+    frame = measured.frame({})
+    ids = [str(name) for name in frame["request_id"]]
+    return frame.assign(
+        after_batch=batch,
+        num_edits=len(session.requests),
+        batch=[known[name][0] for name in ids],
+        age=[known[name][1] for name in ids],
+    )[list(_TYPES)].astype(_TYPES)
 
 
-def _observations(frame: pd.DataFrame) -> list[Observation]:
-    """A rewrite prompt is one per fact; a fact without a true object has nothing to win against."""
-    rewrite = frame[(frame["kind"] == "rewrite") & frame["success"].notna()]
-    columns = (rewrite[name].tolist() for name in ("request_id", "age", "success"))
-    return [(name, age, success > 0.5) for name, age, success in zip(*columns, strict=True)]
+def _sightings(frame: pd.DataFrame, retention: Measure | None) -> list[Sighting]:
+    """Of the facts that were observed by the metric that tells."""
+    if retention is None:
+        return []
+    rows = frame[(frame["evaluator"] == retention.evaluator) & (frame["metric"] == retention.key)]
+    columns = (rows[name].tolist() for name in ("request_id", "age", "value"))
+    return [(name, age, value >= HOLDS) for name, age, value in zip(*columns, strict=True)]

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from editcore.evaluation.measures import DEFAULT_EVALUATORS
 from editcore.interfaces.errors import HParamsError, UnknownNameError
 from editcore.interfaces.values import first_problem
 from editcore.plugins.registry import Plugins
@@ -48,7 +49,7 @@ class RunConfig(BaseModel):
     """Tokens counted; left out, ten times the width of the projection's input."""
     chat_template: bool = False
     """Whether the model's chat template stands around every prompt, of edits and of measurements."""
-    evaluator: str = "counterfact"
+    evaluators: Annotated[tuple[str, ...], Field(min_length=1)] = DEFAULT_EVALUATORS
     """What measures the model: before, at checkpoints and at the end."""
     eval_every: Annotated[int, Field(ge=1)] | None = None
     """Facts between two checkpoints, at which the edits made so far are measured again; left out, only the end is."""
@@ -60,7 +61,7 @@ class RunConfig(BaseModel):
     eval_text_tokens: Annotated[int, Field(ge=TEXT_WINDOW)] = TEXT_TOKENS
     """Tokens of it, from its start."""
     settings: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)
-    """Hyperparameters by the name of the editor, backend or extension."""
+    """Hyperparameters by the name of the editor, backend, extension or evaluator."""
 
     @property
     def method(self) -> str:
@@ -90,6 +91,8 @@ class RunConfig(BaseModel):
                 "a run has one backend."
             )
         extensions = tuple(name for name in asked if name not in plugins.backends())
+        if isinstance(one := values.get("evaluators"), str):
+            values["evaluators"] = (one,)
         values["plugins"], values["backend"] = extensions, chosen[0] if chosen else "raw"
         if isinstance(editor := values.get("editor"), str):
             needed = completed(plugins, editor, extensions, chosen[0] if chosen else None)
@@ -98,8 +101,10 @@ class RunConfig(BaseModel):
             config = cls(**values)
         except ValidationError as error:
             raise HParamsError(f"The run's configuration is wrong. {first_problem(error)}.") from error
-        if len(set(config.plugins)) < len(config.plugins):
-            raise HParamsError(f"A plugin is named twice: --plugin {' --plugin '.join(config.plugins)}.")
+        for option, names in (("plugin", config.plugins), ("evaluator", config.evaluators)):
+            if len(set(names)) < len(names):
+                asked_for = " ".join(f"--{option} {name}" for name in names)
+                raise HParamsError(f"{'An' if option[0] in 'aeiou' else 'A'} {option} is named twice: {asked_for}.")
         for name in ("eval_sample", "eval_text", "eval_text_tokens"):
             value = getattr(config, name)
             if config.eval_every is None and value != cls.model_fields[name].default:

@@ -1,7 +1,8 @@
 """How edits are forgotten: retention by age, half-life, and the area under the curve.
 
 The *age* of a fact is the number of facts written after its own batch: right after that batch it is 0. A fact is
-*retained* if its rewrite prompt is still won. An observation is one fact at one age: ``(request id, age, retained)``.
+*retained* if it still holds, as the metric says by which the run tells. A sighting is one fact at one age: ``(request
+id, age, retained)``.
 This module imports no torch.
 """
 
@@ -16,14 +17,14 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from editcore.evaluation.scores import case_metric
+from editcore.evaluation.summaries import average_of
 
 if TYPE_CHECKING:
     from editcore.interfaces.history import LedgerEntry
 
-__all__ = ["AgeBin", "Curve", "Forgetting", "Observation", "ages", "forgetting", "monotone", "sample_by_age"]
+__all__ = ["AgeBin", "Curve", "Forgetting", "Sighting", "ages", "forgetting", "monotone", "sample_by_age"]
 
-Observation = tuple[str, int, bool]
+Sighting = tuple[str, int, bool]
 T = TypeVar("T")
 
 _BINS = 10
@@ -42,10 +43,10 @@ class Curve:
     """How many there were."""
 
     @classmethod
-    def of(cls, observations: Iterable[Observation]) -> Curve:
-        """The curve of some observations; a fact that was seen twice at one age counts twice."""
+    def of(cls, sightings: Iterable[Sighting]) -> Curve:
+        """The curve of some sightings; a fact that was seen twice at one age counts twice."""
         seen: dict[int, list[bool]] = {}
-        for _, age, retained in observations:
+        for _, age, retained in sightings:
             seen.setdefault(age, []).append(retained)
         at = sorted(seen)
         return cls(
@@ -69,7 +70,7 @@ class Curve:
     @property
     def area(self) -> float | None:
         """Mean retention over ages: the integral of the plain curve from its first to its last age, straight between
-        observed ages, over their distance. ``None`` without observations; of a single age its retention."""
+        observed ages, over their distance. ``None`` without sightings; of a single age its retention."""
         if len(self.ages) < 2:
             return self.retention[0] if self.ages else None
         halves = [(one + other) / 2 for one, other in pairwise(self.retention)]
@@ -122,28 +123,28 @@ class Forgetting(BaseModel):
     """Age 0 alone, then bins of equal width; those without a fact are left out."""
 
 
-def forgetting(observations: Sequence[Observation], *, step: int) -> Forgetting:
+def forgetting(sightings: Sequence[Sighting], *, step: int) -> Forgetting:
     """Half-life, area and retention by age.
 
     Args:
         step: facts between two checkpoints. Bins behind age 0 are the smallest multiple of it wide that gives at most
             ten.
     """
-    curve = Curve.of(observations)
+    curve = Curve.of(sightings)
     oldest = curve.ages[-1] if curve.ages else 0
     width = step * max(1, math.ceil(oldest / (step * _BINS)))
     bounds = [(0, 0), *((first + 1, first + width) for first in range(0, oldest, width))]
     bins = []
     for first, last in bounds:
-        inside = [one for one in observations if first <= one[1] <= last]
-        metric = case_metric([name for name, _, _ in inside], [float(retained) for _, _, retained in inside])
+        inside = [one for one in sightings if first <= one[1] <= last]
+        metric = average_of([name for name, _, _ in inside], [float(retained) for _, _, retained in inside])
         if metric is not None:
             bins.append(
                 AgeBin(
                     first=first,
                     last=last,
                     age=sum(age for _, age, _ in inside) / len(inside),
-                    facts=metric.cases,
+                    facts=metric.facts,
                     retention=metric.mean,
                     interval=metric.interval,
                 )

@@ -14,7 +14,7 @@ from editcore._util.lock import locked
 from editcore._util.memory import peak_memory_bytes
 from editcore._util.paths import timed_directory
 from editcore.datasets import check_records, load_records
-from editcore.evaluation import summarize
+from editcore.evaluation import Measurement
 from editcore.interfaces.errors import HParamsError
 from editcore.interfaces.progress import Progress, silent
 from editcore.interfaces.values import EditRequest, FactRecord
@@ -28,7 +28,7 @@ from editcore.runs.fit import check_savable, check_subjects
 from editcore.runs.log import BatchLog, Before
 from editcore.runs.record import REQUESTS_NAME, RunRecord, recorded, write_run
 from editcore.runs.reopening import make_session
-from editcore.runs.results import FIGURES_NAME, RunResult, Sample, write_scores, write_summary
+from editcore.runs.results import FIGURES_NAME, RunResult, Sample, Tally, write_observations, write_summary
 from editcore.runs.resume import has_begun, refuse_unlike, refuse_used
 from editcore.runs.session import EditSession
 from editcore.runs.stopwatch import Stages
@@ -108,8 +108,10 @@ def _run(
         session = make_session(config, directory, record, plugins, progress, records=records, model=model)
     prompts = [one.request.text for one in records[:_SAMPLES]]
     with clock.stage("before"):
-        before = Before.read(directory) if record is not None else None
-        if before is None:
+        before = Before.read(directory, session.measures) if record is not None else None
+        if before is not None:
+            session.remember_unedited(before.measured, records)
+        else:
             before = _before(session, records, prompts, config, shared)
     if record is None:
         _write_begun(directory, config, session, command, records, notes, before)
@@ -127,18 +129,20 @@ def _run(
     with clock.stage("after"):
         start = time.perf_counter()
         kept = [one for one in records if one.request.id in active]
-        after = _measure(session, kept, prompts, phase="after")
+        after = session.evaluate(kept)
+        said = session.generate(prompts, max_new_tokens=_SAMPLE_TOKENS)
         if checkpoints is not None:
-            watched = checkpoints.finish(after.scores, start=start)
+            watched = checkpoints.finish(after, start=start)
     session.finish()
     result = RunResult(
         directory=directory,
         title=config.title(len(session.requests)),
-        before=summarize(before.scores),
-        after=summarize(after.scores),
+        before=before.measured.summary,
+        after=after.summary,
+        tallies=_tallies(after, kept),
         samples=tuple(
             Sample(prompt=one.request.text, target_new=one.request.target_new, before=old, after=new)
-            for one, old, new in zip(records, before.said, after.said, strict=False)
+            for one, old, new in zip(records, before.said, said, strict=False)
         ),
         edits=len(session.requests),
         rejected=sum(one.request.id not in applied for one in records),
@@ -146,11 +150,15 @@ def _run(
         seconds=clock.seconds,
         seconds_per_edit=_seconds_per_edit(log.lines),
         peak_memory_bytes=peak_memory_bytes(session.model.device),
-        notes=tuple(dict.fromkeys([*notes, *(note for entry in session.ledger.batches for note in entry.notes)])),
+        notes=tuple(
+            dict.fromkeys(
+                [*notes, *(note for entry in session.ledger.batches for note in entry.notes), *_unseen(after, kept)]
+            )
+        ),
         extensions=session.statistics(),
         watched=watched,
     )
-    write_scores(directory, before.scores, after.scores)
+    write_observations(directory, before.measured, after, records)
     if draw is not None:
         draw(result)
     write_summary(result)
@@ -180,19 +188,19 @@ def _before(
         "device": model.device.type,
         "prompt_form": asdict(model.prompt_form),
         "records": [record.model_dump(mode="json") for record in records],
-        "text": None if config.eval_every is None else [text, config.eval_text_tokens, config.seed],
-        "evaluator": config.evaluator,
-        "code": code_versions(session.plugins, (config.evaluator,)),
+        "text": None if config.eval_every is None else [text, config.eval_text_tokens],
+        "seed": config.seed,
+        "evaluators": {
+            name: session.settings[name].model_dump(mode="json") if name in session.settings else None
+            for name in config.evaluators
+        },
+        "code": code_versions(session.plugins, config.evaluators),
     }
-    before, foreign = Before.shared(shared, identity, measure)
+    before, foreign = Before.shared(shared, identity, session.measures, measure)
     if foreign:
-        session.tell_measured(summarize(before.scores), phase="before")
+        session.remember_unedited(before.measured, records)
+        session.tell_measured(before.measured, records, phase="before")
     return before
-
-
-def _measure(session: EditSession, records: Sequence[FactRecord], prompts: Sequence[str], *, phase: str) -> Before:
-    scores, _ = session.evaluate(records, phase=phase)
-    return Before(scores=tuple(scores), said=tuple(session.generate(prompts, max_new_tokens=_SAMPLE_TOKENS)))
 
 
 def _measure_base(
@@ -204,7 +212,20 @@ def _measure_base(
         if config.eval_every is None
         else HeldOutText.measured(session, config.eval_text, config.seed, tokens=config.eval_text_tokens)
     )
-    return _measure(session, records, prompts, phase="before").model_copy(update={"text": text})
+    measured = session.evaluate_unedited(records)
+    said = session.generate_unedited(prompts, max_new_tokens=_SAMPLE_TOKENS)
+    return Before(measured=measured, said=tuple(said), text=text)
+
+
+def _tallies(found: Measurement, records: Sequence[FactRecord]) -> tuple[Tally, ...]:
+    told = (Tally.of(measure, found, records) for measure in found.measures if measure.tally)
+    return tuple(one for one in told if one is not None)
+
+
+def _unseen(found: Measurement, records: Sequence[FactRecord]) -> list[str]:
+    """What did nothing must not look like success."""
+    silent_ones = [name for name, observations in found.observations.items() if records and not observations]
+    return [f"The evaluator '{name}' observed nothing of the {len(records)} facts." for name in silent_ones]
 
 
 def _checkpoints(
@@ -215,7 +236,7 @@ def _checkpoints(
     return Checkpoints(
         session,
         records,
-        before.scores,
+        before.measured,
         before.text,
         every=config.eval_every,
         sample=config.eval_sample,

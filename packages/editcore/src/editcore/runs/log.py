@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from editcore._util.files import json_text, write_text
-from editcore.evaluation import PromptScore
+from editcore._util.files import json_text, replacing, write_text
+from editcore.evaluation.measures import Measure
+from editcore.evaluation.summaries import Measurement
 from editcore.interfaces.errors import RunError, StorageError
 from editcore.interfaces.history import LedgerEntry
 from editcore.interfaces.values import RejectedRequest, first_problem
@@ -108,27 +109,47 @@ class _Times(BaseModel):
     stages: dict[str, float]
 
 
-class Before(BaseModel):
-    """What the unedited model scored and said, kept while the run goes on: a resumed one need not measure it again."""
+class _Kept(BaseModel):
+    """``before.json``: what of it is no observation."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    scores: tuple[PromptScore, ...]
+    said: tuple[str, ...]
+    text: HeldOutText | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Before:
+    """What the unedited model scored and said, kept while the run goes on: a resumed one need not measure it again.
+
+    Its observations are in ``before.parquet``, the rest in ``before.json``, which is written last.
+    """
+
+    measured: Measurement
     said: tuple[str, ...]
     text: HeldOutText | None = None
     """What its perplexity is measured on, in a run with checkpoints."""
 
     @classmethod
-    def read(cls, directory: Path) -> Before | None:
+    def read(cls, directory: Path, measures: tuple[Measure, ...]) -> Before | None:
         """``None`` if there is none.
 
+        Args:
+            measures: those of the run's evaluators.
+
         Raises:
-            RunError: the file is damaged.
+            RunError: a file is damaged.
         """
-        return cls._read(directory / BEFORE_NAME)
+        return cls._read(directory / BEFORE_NAME, measures)
 
     @classmethod
-    def shared(cls, folder: Path, identity: Mapping[str, Any], measure: Callable[[], Before]) -> tuple[Before, bool]:
+    def shared(
+        cls,
+        folder: Path,
+        identity: Mapping[str, Any],
+        measures: tuple[Measure, ...],
+        measure: Callable[[], Before],
+    ) -> tuple[Before, bool]:
         """What another run measured of the same model on the same records, or else measured now and kept for others.
 
         Args:
@@ -139,29 +160,42 @@ class Before(BaseModel):
         """
         digest = hashlib.sha256(json_text(dict(sorted(identity.items()))).encode()).hexdigest()[:32]
         path = folder / f"before-{digest}.json"
-        found = cls._read(path)
+        found = cls._read(path, measures)
         if found is not None:
             return found, True
         measured = measure()
-        write_text(path, measured.model_dump_json() + "\n")
+        measured._write(path)
         return measured, False
 
     @classmethod
-    def _read(cls, path: Path) -> Before | None:
+    def _read(cls, path: Path, measures: tuple[Measure, ...]) -> Before | None:
+        import pandas as pd
+
+        table = path.with_suffix(".parquet")
         try:
-            return cls.model_validate_json(path.read_bytes())
+            kept = _Kept.model_validate_json(path.read_bytes())
+            measured = Measurement.from_frame(pd.read_parquet(table), measures)
         except FileNotFoundError:
             return None
-        except OSError as error:
-            raise RunError(f"{path} cannot be read ({error.strerror}).") from error
         except ValidationError as error:
             raise RunError(f"{path} is damaged ({first_problem(error)}). Remove it to measure anew.") from error
+        except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are ValueErrors
+            why = " ".join(str(error).split())
+            raise RunError(f"{path} or {table.name} is damaged ({why}). Remove them to measure anew.") from error
+        return cls(measured=measured, said=kept.said, text=kept.text)
 
     def write(self, directory: Path) -> None:
         """Keep it, whole or not at all."""
-        write_text(directory / BEFORE_NAME, self.model_dump_json() + "\n")
+        self._write(directory / BEFORE_NAME)
+
+    def _write(self, path: Path) -> None:
+        with replacing(path.with_suffix(".parquet")) as table:
+            self.measured.frame({}).to_parquet(table, index=False)
+        write_text(path, _Kept(said=self.said, text=self.text).model_dump_json() + "\n")
 
     @staticmethod
     def remove(directory: Path) -> None:
         """The results have it now."""
-        (directory / BEFORE_NAME).unlink(missing_ok=True)
+        path = directory / BEFORE_NAME
+        path.unlink(missing_ok=True)  # first: without it the table counts for nothing
+        path.with_suffix(".parquet").unlink(missing_ok=True)

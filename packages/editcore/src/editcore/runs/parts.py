@@ -12,16 +12,25 @@ from editcore.interfaces.progress import Progress
 from editcore.interfaces.protocols import (
     Backend,
     Editor,
+    Evaluator,
     ExtensionContext,
 )
-from editcore.interfaces.specs import BackendSpec, EditorSpec, ExtensionSpec, Spec
+from editcore.interfaces.specs import BackendSpec, EditorSpec, EvaluatorSpec, ExtensionSpec, Spec
 from editcore.models import LanguageModel
 from editcore.plugins.registry import Plugins, boundary, resolve
 from editcore.runs.fit import check_fit
 from editcore.settings.hparams import HParams, build, describe
 from editcore.settings.presets import get_preset, preset_for, presets_of
 
-__all__ = ["Parts", "default_editor", "make_backend", "make_parts", "make_target", "resolve_settings"]
+__all__ = [
+    "Parts",
+    "default_editor",
+    "make_backend",
+    "make_evaluators",
+    "make_parts",
+    "make_target",
+    "resolve_settings",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -35,8 +44,9 @@ class Parts:
     backend: Backend
     backend_spec: BackendSpec
     extensions: Mapping[str, object]
+    evaluators: Sequence[tuple[EvaluatorSpec, Evaluator]]
     settings: Mapping[str, HParams]
-    """Resolved hyperparameters by name of editor, backend and extension."""
+    """Resolved hyperparameters by name of editor, backend, extension and evaluator."""
 
 
 def make_parts(
@@ -45,6 +55,7 @@ def make_parts(
     editor: str,
     plugins: Sequence[str],
     backend: str,
+    evaluators: Sequence[str],
     preset: str | None,
     settings: Mapping[str, Mapping[str, Any]],
     seed: int,
@@ -54,8 +65,9 @@ def make_parts(
     loaded."""
     model_name = model if isinstance(model, str) else model.name
     resolved = resolve_settings(
-        registry, model_name, editor=editor, plugins=plugins, backend=backend, preset=preset, settings=settings
-    )
+        registry, model_name, editor=editor, plugins=plugins, backend=backend, evaluators=evaluators, preset=preset,
+        settings=settings,
+    )  # fmt: skip
     editor_spec = registry.editor(editor)
     made_editor: Editor = make_target("editor", editor_spec, resolved[editor])
     made_backend, _ = make_backend(registry.backend(backend), settings.get(backend, {}))
@@ -69,8 +81,28 @@ def make_parts(
         backend=made_backend,
         backend_spec=registry.backend(backend),
         extensions=extensions,
+        evaluators=[_made(registry.evaluator(name), resolved.get(name)) for name in evaluators],
         settings=resolved,
     )
+
+
+def make_evaluators(
+    registry: Plugins, names: Sequence[str], settings: Mapping[str, Mapping[str, Any]]
+) -> list[tuple[EvaluatorSpec, Evaluator]]:
+    """Evaluators with their hyperparameters.
+
+    Raises:
+        UnknownNameError: there is none of a name.
+        HParamsError: a setting is unknown or wrong.
+        PluginError: an evaluator's own code failed.
+    """
+    specs = [registry.evaluator(name) for name in names]
+    return [_made(spec, _settings(spec, spec.hparams, settings.get(spec.name, {}))) for spec in specs]
+
+
+def _made(spec: EvaluatorSpec, own: HParams | None) -> tuple[EvaluatorSpec, Evaluator]:
+    made: Evaluator = make_target("evaluator", spec) if own is None else make_target("evaluator", spec, own)
+    return spec, made
 
 
 def resolve_settings(
@@ -80,11 +112,12 @@ def resolve_settings(
     editor: str,
     plugins: Sequence[str],
     backend: str,
+    evaluators: Sequence[str],
     preset: str | None,
     settings: Mapping[str, Mapping[str, Any]],
     note: Callable[[str], None] = lambda text: _log.warning("%s", text),
 ) -> dict[str, HParams]:
-    """Every hyperparameter of a session, by the name of editor, backend or extension; nothing is made.
+    """Every hyperparameter of a session, by the name of editor, backend, extension or evaluator; nothing is made.
 
     Args:
         note: told which preset was chosen, where that is not plain.
@@ -95,8 +128,12 @@ def resolve_settings(
     """
     editor_spec, backend_spec = registry.editor(editor), registry.backend(backend)
     check_fit(registry, editor, backend)
-    companions: list[BackendSpec | ExtensionSpec] = [backend_spec, *(registry.extension(name) for name in plugins)]
-    named = {editor, backend, *plugins}
+    companions: list[BackendSpec | ExtensionSpec | EvaluatorSpec] = [
+        backend_spec,
+        *(registry.extension(name) for name in plugins),
+        *(registry.evaluator(name) for name in evaluators),
+    ]
+    named = {editor, backend, *plugins, *evaluators}
     for owner in settings:
         if owner not in named:
             raise UnknownNameError("settings section", owner, named, hint="A section is named after what it sets.")

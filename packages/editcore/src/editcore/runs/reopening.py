@@ -38,7 +38,7 @@ def make_session(
         records: what the run edits.
         model: loaded unless given.
     """
-    named = {config.editor, config.backend, *config.plugins}
+    named = {config.editor, config.backend, *config.plugins, *config.evaluators}
     settings = {name: values for name, values in (record or config).settings.items() if record is None or name in named}
     source = config.model if record is None else record.source
     return EditSession.open(
@@ -55,7 +55,7 @@ def make_session(
         device=config.device,
         dtype=config.dtype,
         chat_template=config.chat_template,
-        evaluator=config.evaluator,
+        evaluators=config.evaluators,
         directory=directory,
         registry=plugins,
         progress=progress,

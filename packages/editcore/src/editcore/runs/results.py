@@ -8,14 +8,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from editcore._util.files import json_text, replacing, write_text
+from editcore.interfaces.metrics import HOLDS
 from editcore.interfaces.values import RejectedRequest
 from editcore.runs.log import Before, rejection_line
 
 if TYPE_CHECKING:
-    from editcore.evaluation import PromptScore, Summary
+    from editcore.evaluation import Measure, Measurement, Summary
+    from editcore.interfaces.values import FactRecord
     from editcore.runs.checkpoints import Watched
 
-__all__ = ["FIGURES_NAME", "RESULTS_NAME", "SUMMARY_NAME", "RunResult", "Sample", "write_scores", "write_summary"]
+__all__ = [
+    "FIGURES_NAME",
+    "RESULTS_NAME",
+    "SUMMARY_NAME",
+    "RunResult",
+    "Sample",
+    "Tally",
+    "write_observations",
+    "write_summary",
+]
 
 SUMMARY_NAME = "summary.json"
 RESULTS_NAME = "results.parquet"
@@ -33,6 +44,47 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Tally:
+    """How many facts hold, by one metric: the last lines of a run."""
+
+    metric: str
+    """Its key."""
+    words: str
+    """What is said of them, such as ``are said``."""
+    held: int
+    asked: int
+    """Facts that were observed: all that are active, or a sample."""
+    active: int
+    missing: tuple[str, ...]
+    """Prompt and target of those that do not hold."""
+
+    @classmethod
+    def of(cls, measure: Measure, found: Measurement, records: Sequence[FactRecord]) -> Tally | None:
+        """What one metric says of the records; ``None`` if it observed none of them."""
+        values = {one.request_id: one.value for one in found.of(measure)}
+        if not values:
+            return None
+        missing = [record.request for record in records if values.get(record.request.id, 1.0) < HOLDS]
+        return cls(
+            metric=measure.key,
+            words=measure.tally,
+            held=len(values) - len(missing),
+            asked=len(values),
+            active=len(records),
+            missing=tuple(f"{request.text} → {request.target_new}" for request in missing),
+        )
+
+    def sentence(self, most: int = 5) -> str:
+        """``38 of 40 facts are said; not: ...``, with at most so many named."""
+        sampled = "" if self.asked == self.active else f" (a sample of {self.active:,})"
+        if not self.missing:
+            return f"{self.held:,} of {self.asked:,} facts{sampled} {self.words}."
+        more = len(self.missing) - most
+        named = "; ".join(self.missing[:most]) + (f"; and {more:,} more" if more > 0 else "")
+        return f"{self.held:,} of {self.asked:,} facts{sampled} {self.words}; not: {named}."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult:
     """A finished run."""
 
@@ -41,6 +93,9 @@ class RunResult:
     """What stands over its results."""
     before: Summary
     after: Summary
+    """Of all facts that are active at the end."""
+    tallies: tuple[Tally, ...]
+    """How many of the facts hold, by every metric that says so."""
     samples: tuple[Sample, ...]
     edits: int
     """Facts that are active at the end."""
@@ -61,13 +116,15 @@ class RunResult:
     """What was seen at checkpoints, in a run that has them."""
 
 
-def write_scores(directory: Path, before: Sequence[PromptScore], after: Sequence[PromptScore]) -> None:
-    """Write ``results.parquet``: a row per prompt and phase."""
+def write_observations(directory: Path, before: Measurement, after: Measurement, records: Sequence[FactRecord]) -> None:
+    """Write ``results.parquet``: a row per observation and phase, as :meth:`Measurement.frame` says."""
     import pandas as pd
 
-    from editcore.evaluation.scores import to_frame
-
-    frame = pd.concat([to_frame(before, phase="before"), to_frame(after, phase="after")], ignore_index=True)
+    relations = {record.request.id: record.relation for record in records}
+    phases = {"before": before, "after": after}
+    frames = [found.frame(relations).assign(phase=name) for name, found in phases.items()]
+    frame = pd.concat(frames, ignore_index=True)
+    frame = frame.astype({"phase": "string"})[["phase", *(name for name in frame if name != "phase")]]
     with replacing(directory / RESULTS_NAME) as path:
         frame.to_parquet(path, index=False)
 
@@ -76,8 +133,14 @@ def write_summary(result: RunResult) -> None:
     """Write ``summary.json``: with it the run is finished."""
     watched = result.watched
     summary = {
+        "metrics": [asdict(measure) for measure in result.after.measures],
         "before": result.before.as_json(),
         "after": result.after.as_json(),
+        "averages": {
+            phase: {key: asdict(one) for key, one in summary.averages.items()}
+            for phase, summary in (("before", result.before), ("after", result.after))
+        },
+        "tallies": [asdict(one) for one in result.tallies],
         "edits": result.edits,
         "rejected": result.rejected,
         "rejections": [{"batch": batch, **rejection_line(one)} for batch, one in result.rejections],

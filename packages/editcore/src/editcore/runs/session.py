@@ -9,9 +9,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from editcore._util.files import json_text, uninterrupted
+from editcore.evaluation.measures import DEFAULT_EVALUATORS, Measure, measures_of
+from editcore.evaluation.measuring import measure
+from editcore.evaluation.summaries import Measurement
 from editcore.interfaces.changes import Written
 from editcore.interfaces.errors import RequestError
 from editcore.interfaces.events import (
@@ -24,6 +27,7 @@ from editcore.interfaces.events import (
     BeforeRun,
 )
 from editcore.interfaces.history import LedgerEntry
+from editcore.interfaces.metrics import Observation
 from editcore.interfaces.progress import Progress, silent
 from editcore.interfaces.protocols import (
     Backend,
@@ -33,6 +37,7 @@ from editcore.interfaces.protocols import (
     ReportsStatistics,
     Resolves,
 )
+from editcore.interfaces.specs import EvaluatorSpec
 from editcore.interfaces.values import (
     EditBatch,
     EditRequest,
@@ -63,11 +68,8 @@ from editcore.runs.batches import (
     with_additions,
 )
 from editcore.runs.fit import check_subjects, completed
-from editcore.runs.parts import Parts, make_parts, make_target
+from editcore.runs.parts import Parts, make_parts
 from editcore.second_moments.statistics import StatisticsStore
-
-if TYPE_CHECKING:
-    from editcore.evaluation import PromptScore, Summary
 
 __all__ = ["BatchResult", "EditSession"]
 
@@ -113,7 +115,6 @@ class EditSession:
         context: EditContext,
         lifecycle: Lifecycle,
         plugins: Plugins,
-        evaluator: Evaluator,
     ) -> None:
         self.edited = edited
         """The model with what is active in its weights and beside them."""
@@ -123,7 +124,9 @@ class EditSession:
         self.context = context
         self.settings = parts.settings
         self._editor, self._editor_spec, self._backend = parts.editor, parts.editor_spec, parts.backend
-        self._evaluator = evaluator
+        self._evaluators = parts.evaluators
+        self._unedited: dict[str, dict[str, Sequence[Observation]]] = {spec.name: {} for spec, _ in parts.evaluators}
+        """By evaluator and request id, what was observed of the unedited model."""
         self._lifecycle = lifecycle
         self.extensions = parts.extensions
         self.next_batch = ledger.batches[-1].batch + 1 if ledger.batches else 0
@@ -133,7 +136,14 @@ class EditSession:
         open_backend(self._backend, model, statistics=lambda: context.statistics, directory=ledger.directory)
         rebuild(self.edited, ledger)
         self._recall(ledger.history())
-        self._lifecycle.before_run(BeforeRun(model=model, history=ledger.history(), directory=ledger.directory))
+        self._lifecycle.before_run(
+            BeforeRun(
+                model=model,
+                history=ledger.history(),
+                directory=ledger.directory,
+                records=tuple(context.records.values()),
+            )
+        )
 
     @classmethod
     def open(
@@ -152,7 +162,7 @@ class EditSession:
         device: str = "cpu",
         dtype: str = "float32",
         chat_template: bool = False,
-        evaluator: str = "counterfact",
+        evaluators: Sequence[str] = DEFAULT_EVALUATORS,
         directory: Path | None = None,
         registry: Plugins | None = None,
         progress: Progress = silent,
@@ -166,20 +176,22 @@ class EditSession:
                 by themselves.
             backend: name of a backend; left out, the one that the editor needs, or ``raw``.
             preset: a preset of the editor; left out, the one named like the model is used where there is one.
-            settings: hyperparameters by the name of the editor, backend or extension: ``{"emmet": {"layers": [3]}}``.
+            settings: hyperparameters by the name of the editor, backend, extension or evaluator:
+                ``{"emmet": {"layers": [3]}}``.
             records: what an editor may know of the facts beside their requests.
             corpus: text behind the second moments; see :func:`editcore.second_moments.corpora.open_corpus`.
             chat_template: put the model's chat template around every prompt, of edits and of measurements.
-            evaluator: what :meth:`evaluate` measures by.
+            evaluators: what :meth:`evaluate` measures by.
             directory: where the ledger is kept; left out, it is kept in memory. Batches that are there are applied.
 
         Raises:
             EditcoreError: a name is unknown, a setting is wrong, the model cannot be loaded.
         """
         registry = registry or Plugins.load()
-        measure = registry.evaluator(evaluator)
         plugins, backend = completed(registry, editor, plugins, backend)
-        parts = make_parts(registry, model, editor, plugins, backend, preset, settings or {}, seed, progress)
+        parts = make_parts(
+            registry, model, editor, plugins, backend, evaluators, preset, settings or {}, seed, progress
+        )
         if isinstance(model, str):
             model = LanguageModel.load(
                 model,
@@ -208,7 +220,6 @@ class EditSession:
             ),
             lifecycle=lifecycle(parts.extensions),
             plugins=registry,
-            evaluator=make_target("evaluator", measure),
         )
 
     def edit(
@@ -241,6 +252,11 @@ class EditSession:
     def backend(self) -> Backend:
         """What holds the changes; a backend may offer more than the protocol asks for."""
         return self._backend
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """The metrics of its evaluators."""
+        return measures_of(spec for spec, _ in self._evaluators)
 
     @property
     def max_batch(self) -> int | None:
@@ -446,19 +462,65 @@ class EditSession:
         """The facts that are active, oldest first; a fact edited again counts where it was edited last."""
         return self.ledger.facts()
 
-    def evaluate(self, records: Sequence[FactRecord], *, phase: str = "after") -> tuple[list[PromptScore], Summary]:
-        """Measure the model as it is now on ``records``: every score, and their summary."""
-        from editcore.evaluation import summarize
+    def evaluate(self, records: Sequence[FactRecord], *, phase: str = "after") -> Measurement:
+        """Measure the model as it is now on ``records``.
 
-        scores = self._evaluator.evaluate(self.model, records, progress=self.context.progress)
-        summary = summarize(scores)
-        self.tell_measured(summary, phase=phase)
-        return scores, summary
+        Evaluators that compare are handed what they observed of the unedited model; where that is not known yet, it is
+        measured first, with the edits taken out meanwhile.
+        """
+        comparing = [(spec, evaluator) for spec, evaluator in self._evaluators if spec.compares]
+        for spec, evaluator in comparing:
+            known = self._unedited[spec.name]
+            missing = [record for record in records if record.request.id not in known]
+            if missing:
+                with self.edited.unedited():
+                    self.remember_unedited(self._measured([(spec, evaluator)], missing, unedited=None), missing)
+        unedited = {
+            name: [one for record in records for one in known.get(record.request.id, ())]
+            for name, known in self._unedited.items()
+        }
+        found = self._measured(self._evaluators, records, unedited=unedited)
+        self.tell_measured(found, records, phase=phase)
+        return found
 
-    def tell_measured(self, summary: Summary, *, phase: str) -> None:
-        """Tell the extensions what was measured; :meth:`evaluate` does."""
+    def evaluate_unedited(self, records: Sequence[FactRecord]) -> Measurement:
+        """Measure the base model on ``records``, and remember what was observed; the edits are back when this
+        returns."""
+        with self.edited.unedited():
+            found = self._measured(self._evaluators, records, unedited=None)
+            self.remember_unedited(found, records)
+            self.tell_measured(found, records, phase="before")
+        return found
+
+    def _measured(
+        self,
+        evaluators: Sequence[tuple[EvaluatorSpec, Evaluator]],
+        records: Sequence[FactRecord],
+        *,
+        unedited: Mapping[str, Sequence[Observation]] | None,
+    ) -> Measurement:
+        seed, progress = self.context.seed, self.context.progress
+        return measure(evaluators, self.model, records, unedited=unedited, seed=seed, progress=progress)
+
+    def remember_unedited(self, found: Measurement, records: Sequence[FactRecord]) -> None:
+        """Take what was observed of the unedited model on ``records``, here or in an earlier process."""
+        for evaluator, observations in found.observations.items():
+            of_record: dict[str, list[Observation]] = {record.request.id: [] for record in records}
+            for one in observations:
+                of_record[one.request_id].append(one)
+            self._unedited[evaluator] |= of_record
+
+    def tell_measured(self, found: Measurement, records: Sequence[FactRecord], *, phase: str) -> None:
+        """Tell the extensions what was measured of the model as it is; :meth:`evaluate` does."""
         self._lifecycle.after_evaluation(
-            AfterEvaluation(phase=phase, num_edits=len(self.requests), scores=summary.percentages())
+            AfterEvaluation(
+                model=self.model,
+                phase=phase,
+                num_edits=len(self.requests),
+                records=tuple(records),
+                observations=found.observations,
+                scores=found.summary.values(),
+            )
         )
 
     def generate(self, prompts: Sequence[str], *, max_new_tokens: int = 20) -> list[str]:
@@ -484,7 +546,14 @@ class EditSession:
 
     def finish(self) -> None:
         """Tell the extensions that all edits are made and measured."""
-        self._lifecycle.after_run(AfterRun(directory=self.ledger.directory, num_edits=len(self.requests)))
+        self._lifecycle.after_run(
+            AfterRun(
+                model=self.model,
+                records=tuple(self.context.records.values()),
+                directory=self.ledger.directory,
+                num_edits=len(self.requests),
+            )
+        )
 
     def statistics(self) -> dict[str, dict[str, Any]]:
         """What extensions and the backend count about themselves, by their names; see

@@ -46,6 +46,7 @@ def run_values(table: Mapping[str, Any]) -> dict[str, Any]:
     """Options by the names of :class:`RunConfig`'s fields, with the tables of plugins as ``settings``."""
     tables = {name: value for name, value in table.items() if isinstance(value, dict)}
     options = {name.replace("-", "_"): value for name, value in table.items() if name not in tables}
-    if "plugin" in options:  # as the option is called
-        options.setdefault("plugins", options.pop("plugin"))
+    for name in ("plugin", "evaluator"):  # as the options are called
+        if name in options:
+            options.setdefault(f"{name}s", options.pop(name))
     return options | ({"settings": tables} if tables else {})

@@ -33,7 +33,8 @@ class FigureSpec(_Table):
 
     file: Annotated[str, Field(pattern=r"^[\w.-]+\.png$")]
     kind: Literal["bars", "lines", "forgetting"]
-    metric: str = "score"
+    metric: str = ""
+    """Left out, what trials are compared by: the first objective of the trials' evaluators."""
     metrics: tuple[str, ...] = ()
     by: str = "arm"
     split: str | None = None
@@ -47,8 +48,8 @@ class FigureSpec(_Table):
 
     @property
     def shown(self) -> tuple[str, ...]:
-        """The columns that it shows."""
-        return self.metrics or (self.metric,)
+        """The columns that it shows; none where the objective is meant."""
+        return self.metrics or ((self.metric,) if self.metric else ())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from editcore.evaluation.measures import objectives_of
 from editcore.figures.studies import Estimate, bars_figure, curves_figure, lines_figure
 from editcore.figures.style import save
 from editcore.sweeps.file import FigureSpec
@@ -28,9 +29,12 @@ def draw(plan: Plan, table: pd.DataFrame, retention: pd.DataFrame, folder: Path)
     finished = table[table["status"] == "finished"]
     for spec in plan.sweep.figures:
         source = retention if spec.kind == "forgetting" else finished
-        missing = [name for name in spec.shown if name not in source] if spec.kind != "forgetting" else []
+        wanted = _shown(plan, spec)
+        missing = [name for name in wanted if name not in source] if spec.kind != "forgetting" else []
         if missing:
             notes.append(f"{spec.file} is not drawn: the table has no column '{missing[0]}'.")
+        elif not wanted and spec.kind != "forgetting":
+            notes.append(f"{spec.file} is not drawn: it names no metric, and no evaluator says what trials are for.")
         elif source.empty:
             notes.append(f"{spec.file} is not drawn: no trial is finished.")
         else:
@@ -48,24 +52,33 @@ def _figure(plan: Plan, spec: FigureSpec, rows: pd.DataFrame) -> Any:
         return curves_figure(curves, title=title, split=legend)
     places = _values(rows, spec.by)
     labels = _values(rows, split) if split else [""]
-    panels = {
-        metric: {
-            str(label): [estimate(_where(_where(rows, split, label), spec.by, place), metric) for place in places]
-            for label in labels
-        }
-        for metric in spec.shown
-    }
+    measures = {one.key: one for one in plan.measures}
+    panels = [
+        (
+            measures.get(name, name),
+            {
+                str(label): [estimate(_where(_where(rows, split, label), spec.by, place), name) for place in places]
+                for label in labels
+            },
+        )
+        for name in _shown(plan, spec)
+    ]
     if spec.kind == "lines":
         return lines_figure(places, panels, setting=spec.by, title=title, split=legend)
-    before = f"before_{spec.metric}"
+    metric, series = panels[0]
+    before = f"before_{_shown(plan, spec)[0]}"
     return bars_figure(
         [str(place) if spec.by == "arm" else f"{spec.by.rpartition('.')[2]} {place}" for place in places],
-        panels[spec.shown[0]],
-        metric=spec.shown[0],
+        series,
+        metric=metric,
         title=title,
         before=float(rows[before].mean()) if before in rows else math.nan,
         split=legend,
     )
+
+
+def _shown(plan: Plan, spec: FigureSpec) -> tuple[str, ...]:
+    return spec.shown or tuple(one.key for one in objectives_of(plan.measures)[:1])
 
 
 def estimate(rows: pd.DataFrame, metric: str) -> Estimate:
@@ -90,7 +103,7 @@ def estimate(rows: pd.DataFrame, metric: str) -> Estimate:
 
 
 def _curve(rows: pd.DataFrame) -> dict[int, Estimate]:
-    return {age: estimate(rows[rows["age"] == age], "ES") for age in map(int, rows["age"].unique())}
+    return {age: estimate(rows[rows["age"] == age], "retained") for age in map(int, rows["age"].unique())}
 
 
 def _values(rows: pd.DataFrame, column: str | None) -> Sequence[Any]:

@@ -6,12 +6,14 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from editcore._util.files import json_text, write_text
+from editcore.evaluation.measures import DEFAULT_EVALUATORS, Measure, measures_of
 from editcore.interfaces.errors import HParamsError, UnknownNameError
+from editcore.interfaces.specs import EvaluatorSpec
 from editcore.models import CATALOGUE
 from editcore.plugins.registry import Plugins
 from editcore.plugins.versions import code_versions
@@ -27,6 +29,8 @@ PLAN_NAME = "plan.json"
 SWEEP_NAME = "sweep.toml"
 
 _KEY_LENGTH = 20
+_COLUMNS = ("retention", "edits", "rejected")
+"""Of the table of trials, besides metrics: figures may show them, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,12 +72,19 @@ class Plan:
     points: tuple[Point, ...]
     trials: Mapping[str, Trial]
     """By key, in the order of the points."""
+    evaluators: tuple[EvaluatorSpec, ...]
+    """What measures them, in the order in which they come."""
     notes: tuple[str, ...]
 
     @property
     def title(self) -> str:
         """Name of the folder of tables and figures."""
         return self.sweep.title
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """The metrics of all its trials."""
+        return measures_of(self.evaluators)
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -85,9 +96,22 @@ class Plan:
         """The arms that there are points of, as written."""
         return tuple(dict.fromkeys(point.arm for point in self.points))
 
+    def check_figures(self) -> None:
+        """Refuse a figure that shows what is not measured.
+
+        Raises:
+            UnknownNameError: there is no such metric, and no such count of an extension.
+        """
+        keys = [*(one.key for one in self.measures), *_COLUMNS]
+        for figure in self.sweep.figures:
+            for name in figure.shown:
+                if name not in keys and "." not in name:  # with a dot it is a count, which is known in the end only
+                    raise UnknownNameError("metric", name, keys, hint=f"The figure {figure.file} shows it.")
+
     def write(self, directory: Path) -> None:
         """``sweep.toml`` and ``plan.json``."""
         record = {
+            "metrics": [asdict(one) for one in self.measures],
             "title": self.title,
             "summary": self.sweep.summary,
             "arms": list(self.arms),
@@ -156,13 +180,17 @@ class _Planner:
             why = " ".join(self._notes) or "Everything is excluded."
             raise HParamsError(f"The sweep '{self._sweep.title}' has no trials. {why}")
         kept = dict.fromkeys(point.key for point in points)
-        return Plan(
+        evaluators = dict.fromkeys(name for key in kept for name in trials[key].config.evaluators)
+        plan = Plan(
             sweep=self._sweep,
             text=self._text,
             points=tuple(points),
             trials={key: trials[key] for key in kept},
+            evaluators=tuple(self._plugins.evaluator(name) for name in evaluators),
             notes=tuple(self._notes),
         )
+        plan.check_figures()
+        return plan
 
     def _combinations(self, arm: Arm) -> Iterator[tuple[dict[str, Any], int, dict[str, Any], set[str]]]:
         """Values by axis, seed and options of every combination that an arm has, and the sections that it uses."""
@@ -193,7 +221,8 @@ class _Planner:
             config = RunConfig.create(options, self._plugins)
             settings = resolve_settings(
                 self._plugins, config.model, editor=config.editor, plugins=config.plugins, backend=config.backend,
-                preset=config.preset, settings=config.settings, note=lambda text: self._notes.setdefault(text),
+                evaluators=config.evaluators, preset=config.preset, settings=config.settings,
+                note=lambda text: self._notes.setdefault(text),
             )  # fmt: skip
             paths = self._paths(config)
             facts = self._count(config)
@@ -247,7 +276,7 @@ class _Planner:
         return self._facts[wanted]
 
     def _code(self, config: RunConfig) -> Mapping[str, str]:
-        names = frozenset({config.editor, config.backend, config.evaluator, config.dataset, *config.plugins})
+        names = frozenset({config.editor, config.backend, config.dataset, *config.plugins, *config.evaluators})
         if names not in self._versions:
             self._versions[names] = code_versions(self._plugins, names)
         return self._versions[names]
@@ -289,7 +318,11 @@ def _named(options: Mapping[str, Any]) -> set[str]:
     """What a run uses, by name."""
     plugins = options.get("plugins", ())
     several = [plugins] if isinstance(plugins, str) else plugins
-    return {str(options.get("editor", "")), str(options.get("backend", "raw")), *map(str, several)}
+    measuring = options.get("evaluators", DEFAULT_EVALUATORS)
+    evaluators = [measuring] if isinstance(measuring, str) else measuring
+    return {
+        str(options.get("editor", "")), str(options.get("backend", "raw")), *map(str, several), *map(str, evaluators),
+    }  # fmt: skip
 
 
 def _excluded(entries: Sequence[Mapping[str, Any]], values: Mapping[str, Any]) -> bool:

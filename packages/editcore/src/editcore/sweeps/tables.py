@@ -13,16 +13,17 @@ import numpy as np
 import pandas as pd
 
 from editcore._util.files import replacing
-from editcore.evaluation.scores import Metric, is_share
+from editcore.evaluation.measures import Measure, retention_of, shown
+from editcore.evaluation.summaries import Average, average_of
 from editcore.interfaces.errors import RunError
+from editcore.interfaces.metrics import HOLDS
 from editcore.runs.record import REQUESTS_NAME
 from editcore.runs.results import SUMMARY_NAME
 from editcore.sweeps.plan import Plan, Point
 from editcore.sweeps.state import failure_of, state_of, trial_directory
 
-__all__ = ["METRICS", "mean_table", "result_table", "retention_table", "student_t", "write_tables"]
+__all__ = ["mean_table", "result_table", "retention_table", "student_t", "write_tables"]
 
-METRICS = ("ES", "PS", "NS", "score")
 _TIMES = ("seconds", "seconds_per_edit", "peak_memory_bytes")
 
 
@@ -31,9 +32,11 @@ class _Result:
     """A finished trial."""
 
     summary: Mapping[str, Any]
+    keys: Mapping[str, str]
+    """The sweep's keys of its metrics, by those in its summary."""
     held: pd.Series[float]
-    """By fact, in the order in which they were edited: whether the new object wins after the last edit. NaN for a fact
-    that is not active then."""
+    """By fact, in the order in which they were edited: 1 where it is retained after the last edit, 0 where it is not,
+    and NaN where nobody can tell: it is not active, or was not asked."""
 
 
 def write_tables(plan: Plan, directory: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -43,10 +46,10 @@ def write_tables(plan: Plan, directory: Path) -> tuple[pd.DataFrame, pd.DataFram
         A row per trial, and retention by age: what its figures are drawn from.
     """
     folder = directory / plan.title
-    results = {key: _read(trial_directory(directory, key)) for key in _finished(plan, directory)}
+    results = {key: _read(trial_directory(directory, key), plan.measures) for key in _finished(plan, directory)}
     table = result_table(plan, directory, results)
     retention = retention_table(plan, results)
-    means = mean_table(table, plan.axes)
+    means = mean_table(table, plan.axes, [one.key for one in shown(plan.measures)])
     _write_csv(table, folder / f"{plan.title}.csv")
     with replacing(folder / f"{plan.title}.parquet") as path:
         _uniform(table, plan.axes).to_parquet(path, index=False)
@@ -70,16 +73,18 @@ def result_table(plan: Plan, directory: Path, results: Mapping[str, _Result]) ->
             row |= _measured(results[point.key], point)
         rows.append(row)
     first = ["arm", *plan.axes, "seed", "key", "status", "error", "edits", "rejected"]
-    shown = [name for metric in METRICS for name in (metric, f"{metric}_low", f"{metric}_high")]
+    metrics = [one.key for one in shown(plan.measures)]
+    always = [name for metric in metrics for name in (metric, f"{metric}_low", f"{metric}_high")]
     last = list(dict.fromkeys(name for row in rows for name in row))
     before = [name for name in last if name.startswith("before_")]
-    counts = [name for name in last if "." in name and name not in plan.axes]
-    middle = [name for name in last if name not in {*first, *shown, *before, *counts, "retention"}]
-    columns = [*first, *shown, *middle, "retention", *before, *counts]
+    measured = {name for one in plan.measures for name in (one.key, f"{one.key}_low", f"{one.key}_high")}
+    counts = [name for name in last if "." in name and name not in {*plan.axes, *measured, *before}]
+    middle = [name for name in last if name not in {*first, *always, *before, *counts, "retention"}]
+    columns = [*first, *always, *middle, "retention", *before, *counts]
     return _frame(rows, columns, plan.axes).astype({"edits": "Int64", "rejected": "Int64"})
 
 
-def mean_table(table: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
+def mean_table(table: pd.DataFrame, axes: Sequence[str], metrics: Sequence[str]) -> pd.DataFrame:
     """Means over seeds with 95 % intervals, a row per arm and values of the axes.
 
     Over two or more seeds the interval is Student's t; of a single one it is that over its facts.
@@ -89,7 +94,7 @@ def mean_table(table: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
     for place in finished.index:
         identity = json.dumps([_plain(finished.at[place, name]) for name in ("arm", *axes)], default=str)
         groups.setdefault(identity, []).append(place)
-    metrics = [name for name in (*METRICS, "retention") if name in table]
+    metrics = [name for name in (*metrics, "retention") if name in table]
     rows = []
     for places in groups.values():
         first = finished.loc[places[0]]
@@ -108,23 +113,22 @@ def mean_table(table: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
 def retention_table(plan: Plan, results: Mapping[str, _Result]) -> pd.DataFrame:
     """What is left after the last edit, by how many edits ago a fact was edited, in steps of the batch size.
 
-    Columns: ``arm``, axes, ``seed``, ``age`` (edits made after the fact's batch), ``facts``, ``ES`` in percent with its
-    95 % interval over facts.
+    Columns: ``arm``, axes, ``seed``, ``age`` (edits made after the fact's batch), ``facts``, ``retained`` in percent
+    with its 95 % interval over facts.
     """
     rows = []
     for point in plan.points:
         facts_held = results[point.key].held.to_numpy() if point.key in results else np.array([])
         for start in range(0, len(facts_held), point.batch_size):
             part = facts_held[start : start + point.batch_size]
-            facts = int((~np.isnan(part)).sum())
-            if facts:
+            known = part[~np.isnan(part)]
+            found = average_of([str(number) for number in range(len(known))], known)
+            if found is not None:
                 age = len(facts_held) - start - len(part)
-                known = 100 * part[~np.isnan(part)]
-                metric = Metric(mean=_mean(known), std=float(known.std()), cases=facts, prompts=facts)
-                low, high = metric.interval
-                held = {"age": age, "facts": facts, "ES": metric.mean, "ES_low": low, "ES_high": high}
-                rows.append({**_head(plan, point), **held})
-    columns = ["arm", *plan.axes, "seed", "age", "facts", "ES", "ES_low", "ES_high"]
+                low, high = found.interval
+                held = {"age": age, "facts": found.facts, "retained": found.mean}
+                rows.append({**_head(plan, point), **held, "retained_low": low, "retained_high": high})
+    columns = ["arm", *plan.axes, "seed", "age", "facts", "retained", "retained_low", "retained_high"]
     return _frame(rows, columns, plan.axes)
 
 
@@ -151,19 +155,26 @@ def _finished(plan: Plan, directory: Path) -> Iterable[str]:
     return (key for key in plan.trials if state_of(directory, key) == "finished")
 
 
-def _read(trial: Path) -> _Result:
+def _read(trial: Path, measures: Sequence[Measure]) -> _Result:
     try:
         summary = json.loads((trial / SUMMARY_NAME).read_text(encoding="utf-8"))
         lines = (trial / REQUESTS_NAME).read_text(encoding="utf-8").splitlines()
         order = [str(json.loads(line)["request"]["id"]) for line in lines]
-        scores = pd.read_parquet(trial / "results.parquet")
+        table = pd.read_parquet(trial / "results.parquet")
+        own = {(one["evaluator"], one["name"]): str(one["key"]) for one in summary["metrics"]}
+        keys = {own[one.evaluator, one.name]: one.key for one in measures if (one.evaluator, one.name) in own}
+        telling = retention_of(measures, [keys[key] for key in summary["averages"]["after"] if key in keys])
+        after = table[table["phase"] == "after"]
+        if telling is not None:
+            after = after[after["metric"] == own.get((telling.evaluator, telling.name))]
+        values = after.groupby("request_id")["value"].mean()
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(
             f"The results of {trial} cannot be read ({' '.join(str(error).split())}). Remove the folder to have the "
             "trial run again."
         ) from error
-    after = scores[(scores["phase"] == "after") & (scores["kind"] == "rewrite")].set_index("case_id")["success"]
-    return _Result(summary=summary, held=after.reindex(order).astype(float))
+    held = values.reindex(order).astype(float) if telling is not None else pd.Series(np.nan, index=order)
+    return _Result(summary=summary, keys=keys, held=(held >= HOLDS).astype(float).where(held.notna()))
 
 
 def _head(plan: Plan, point: Point) -> dict[str, Any]:
@@ -174,11 +185,10 @@ def _measured(result: _Result, point: Point) -> dict[str, Any]:
     summary = result.summary
     row: dict[str, Any] = {"edits": summary["edits"], "rejected": summary["rejected"]}
     after, before = summary["after"], summary["before"]
-    for name in after:
-        if name not in ("std", "cases"):
-            row[name] = _number(after[name])
-            row[f"{name}_low"], row[f"{name}_high"] = _over_facts(after, name)
-            row[f"before_{name}"] = _number(before.get(name))
+    for own, key in result.keys.items():
+        row[key] = _number(after.get(own))
+        row[f"{key}_low"], row[f"{key}_high"] = _over_facts(summary["averages"]["after"].get(own))
+        row[f"before_{key}"] = _number(before.get(own))
     row["retention"] = 100 * _mean(result.held.to_numpy()[: -point.batch_size])
     for owner, counted in summary["extensions"].items():
         numbers = {name: value for name, value in counted.items() if isinstance(value, bool | int | float)}
@@ -186,15 +196,9 @@ def _measured(result: _Result, point: Point) -> dict[str, Any]:
     return row
 
 
-def _over_facts(summary: Mapping[str, Any], name: str) -> tuple[float, float]:
-    """The 95 % interval over the facts of one trial; NaN for the score, which is no mean of theirs."""
-    if name not in summary["std"] or not summary["cases"].get(name):
-        return math.nan, math.nan
-    cases = int(summary["cases"][name])
-    metric = Metric(
-        mean=_number(summary[name]), std=_number(summary["std"][name]), cases=cases, prompts=cases, share=is_share(name)
-    )
-    return metric.interval
+def _over_facts(averaged: Mapping[str, Any] | None) -> tuple[float, float]:
+    """The 95 % interval over the facts of one trial; NaN for a composite, which is no mean of theirs."""
+    return (math.nan, math.nan) if averaged is None else Average(**averaged).interval
 
 
 def _timings(plan: Plan, results: Mapping[str, _Result]) -> pd.DataFrame:

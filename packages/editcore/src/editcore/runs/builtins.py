@@ -21,14 +21,11 @@ def editcore_backends() -> list[BackendSpec]:
 
 @hookimpl
 def editcore_evaluators() -> list[EvaluatorSpec]:
-    """The measurements of CounterFact."""
-    return [
-        EvaluatorSpec(
-            "counterfact",
-            target="editcore.evaluation:CounterFactEvaluator",
-            summary="Efficacy, paraphrase and neighbourhood: does the new object win over the true one?",
-        )
-    ]
+    """CounterFact's measurement, and free generation."""
+    from editcore.evaluation.counterfact import COUNTERFACT
+    from editcore.evaluation.generation import GENERATION
+
+    return [COUNTERFACT, GENERATION]
 
 
 @hookimpl

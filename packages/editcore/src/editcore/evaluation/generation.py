@@ -1,0 +1,307 @@
+"""What the edited model says when it is let speak: greedy, free, and never told how long the answer is.
+
+Teacher forcing hands the model the beginning of the object and its length; a user does not. As in "The Mirage of Model
+Editing" (arXiv 2502.11177) an answer ends at a full stop, a line break or an end token, and is compared after
+normalisation (lower case, no punctuation, no articles, single spaces). Departures from it: the object may stand
+anywhere in the answer (``said``; ``said_first`` asks for it at once), and answers are cut after ``answer_tokens``
+tokens, because a small model does not stop by itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import string
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from editcore.interfaces.metrics import REWRITE, EvaluationContext, MetricSpec, Observation
+from editcore.interfaces.specs import EvaluatorSpec
+from editcore.interfaces.values import FactRecord, Probe
+from editcore.settings.hparams import HParams
+
+if TYPE_CHECKING:
+    from editcore.models import LanguageModel
+
+__all__ = [
+    "GENERATION",
+    "GenerationEvaluator",
+    "GenerationHParams",
+    "answer_of",
+    "distinct_bigrams",
+    "is_said",
+    "normalized",
+]
+
+GENERATION = EvaluatorSpec(
+    "generation",
+    target="editcore.evaluation.generation:GenerationEvaluator",
+    hparams="editcore.evaluation.generation:GenerationHParams",
+    summary="Free generation: does the model say the new object, and elsewhere what it said before?",
+    compares=True,
+    metrics=(
+        MetricSpec(
+            name="said",
+            label="Said",
+            meaning="After so many of the edited prompts the model's own answer has the new object in it.",
+            retention=True,
+            objective=True,
+            tally="are said",
+        ),
+        MetricSpec(
+            name="paraphrase_said",
+            label="Paraphrases said",
+            meaning="After so many of their paraphrases it has.",
+        ),
+        MetricSpec(
+            name="portability_said",
+            label="Consequences said",
+            meaning="To so many questions that follow from the edited facts (portability, multi-hop) the answer is "
+            "right.",
+        ),
+        MetricSpec(
+            name="unchanged",
+            label="Unchanged elsewhere",
+            meaning="To so many questions about other things the answer is, word for word, the unedited model's.",
+            keep=True,
+        ),
+        MetricSpec(
+            name="distinct_bigrams",
+            label="Distinct word pairs",
+            meaning="So many pairs of words in a row are different ones, in the first words of a free continuation: "
+            "text that repeats itself has few. To be compared with the value before the edits.",
+            keep=True,
+        ),
+        MetricSpec(
+            name="elsewhere_answered",
+            label="Answered elsewhere",
+            meaning="To so many questions about other things there is an answer at all.",
+            show="data",
+        ),
+        MetricSpec(
+            name="said_first",
+            label="Said at once",
+            meaning="So many answers to the edited prompts begin with the new object.",
+            show="report",
+        ),
+        MetricSpec(
+            name="paraphrase_said_first",
+            label="Paraphrases said at once",
+            meaning="So many answers to the paraphrases begin with it.",
+            show="report",
+        ),
+    ),
+)
+
+
+class GenerationHParams(HParams):
+    """How the model is let speak."""
+
+    sample: Annotated[int, Field(ge=1)] | None = 40
+    """Facts whose edited prompt is asked, the same ones before and after the edits; none for all. The defaults are
+    small, because a run has this evaluator unless it is told otherwise."""
+    further: Annotated[int, Field(ge=0)] | None = 12
+    """Facts of the sample that are asked more than their edited prompt; none for all."""
+    paraphrases: Annotated[int, Field(ge=0)] = 1
+    """Paraphrases of such a fact that are asked, evenly over its list; so below."""
+    consequences: Annotated[int, Field(ge=0)] = 2
+    """Questions that follow from it (portability, multi-hop)."""
+    elsewhere: Annotated[int, Field(ge=0)] = 1
+    """Questions about other things, of its neighbourhood and locality."""
+    answer_tokens: Annotated[int, Field(ge=1)] = 10
+    """Longest answer, in tokens."""
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = (".", "\n")
+    """Texts at which an answer ends; one inside the wanted object does not count, nor one before the first word."""
+    continuations: Annotated[int, Field(ge=0)] = 3
+    """Facts of the sample with a long continuation, in which distinct word pairs are counted."""
+    continuation_tokens: Annotated[int, Field(ge=2)] = 60
+    """Its length, in tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    record: FactRecord
+    kind: str
+    prompt: str
+    answers: tuple[str, ...]
+    said: str
+    """Name of the metric that a right answer counts for; of ``unchanged`` where it should be as it was."""
+    first: str = ""
+    """The same for an answer that begins so; empty for none."""
+
+
+class GenerationEvaluator:
+    """Lets the model answer the edited prompts, their paraphrases and what follows from them, and asks elsewhere."""
+
+    def __init__(self, hparams: GenerationHParams | None = None) -> None:
+        self.hparams = hparams or GenerationHParams()
+
+    def evaluate(
+        self, model: LanguageModel, records: Sequence[FactRecord], context: EvaluationContext
+    ) -> list[Observation]:
+        """Of each fact of the sample the edited prompt first; the long continuations come last."""
+        settings = self.hparams
+        asked = _sample(records, settings.sample, seed=context.seed)
+        further = {record.request.id for record in asked[: settings.further]}
+        questions = [
+            question for record in asked for question in self._questions(record, further=record.request.id in further)
+        ]
+        before = {(one.request_id, one.prompt): one.text for one in context.unedited or () if one.metric in _ANSWERS}
+        found: list[Observation] = []
+        said = _spoken(model, [one.prompt for one in questions], settings.answer_tokens, context, "Answering")
+        for question in questions:
+            answer = answer_of(said[question.prompt], settings.stop, question.answers)
+            earlier = before.get((question.record.request.id, question.prompt))
+            found += _judged(question, answer, earlier)
+        openings = [(record, _opening(record)) for record in asked[: settings.continuations]]
+        said = _spoken(model, [text for _, text in openings], settings.continuation_tokens, context, "Continuing")
+        for record, prompt in openings:
+            value = distinct_bigrams(said[prompt])
+            if value is not None:
+                found.append(_observed(record, "distinct_bigrams", value, "generation", prompt, said[prompt]))
+        return found
+
+    def _questions(self, record: FactRecord, *, further: bool) -> Iterator[_Question]:
+        request, settings = record.request, self.hparams
+        wanted = (request.target_new,)
+        yield _Question(record, REWRITE, request.text, wanted, "said", "said_first")
+        if not further:
+            return
+        for probe in _spread(record.of_kind("paraphrase"), settings.paraphrases):
+            answers = probe.answers or wanted
+            yield _Question(record, probe.kind, probe.prompt, answers, "paraphrase_said", "paraphrase_said_first")
+        following = [*record.of_kind("portability"), *record.of_kind("multihop")]
+        for probe in _spread([one for one in following if one.answers], settings.consequences):
+            yield _Question(record, probe.kind, probe.prompt, probe.answers, "portability_said")
+        for probe in _spread([*record.of_kind("neighborhood"), *record.of_kind("locality")], settings.elsewhere):
+            yield _Question(record, probe.kind, probe.prompt, probe.answers, _UNCHANGED)
+
+
+_UNCHANGED = "unchanged"
+_SEEN = "elsewhere_answered"
+_ANSWERS = {"said", "paraphrase_said", "portability_said", _SEEN}
+"""Metrics whose observations have the text of an answer."""
+
+
+def _judged(question: _Question, answer: str, earlier: str | None) -> Iterator[Observation]:
+    asked = (question.kind, question.prompt, answer)
+    if question.said == _UNCHANGED:
+        yield _observed(question.record, _SEEN, float(bool(answer.strip())), *asked)
+        if earlier is not None:
+            yield _observed(question.record, _UNCHANGED, float(answer.strip() == earlier.strip()), *asked)
+        return
+    yield _observed(question.record, question.said, float(is_said(question.answers, answer)), *asked)
+    if question.first:
+        yield _observed(question.record, question.first, float(is_said(question.answers, answer, first=True)), *asked)
+
+
+def _observed(record: FactRecord, metric: str, value: float, kind: str, prompt: str, text: str) -> Observation:
+    return Observation(request_id=record.request.id, metric=metric, value=value, kind=kind, prompt=prompt, text=text)
+
+
+def _spoken(
+    model: LanguageModel, prompts: Sequence[str], tokens: int, context: EvaluationContext, what: str
+) -> dict[str, str]:
+    """Greedy continuations by prompt; one that is asked twice is continued once."""
+    different = list(dict.fromkeys(prompts))
+    said: dict[str, str] = {}
+    with context.progress.task(what, len(different)) as advance:
+        for start in range(0, len(different), _TOGETHER):
+            part = different[start : start + _TOGETHER]
+            said |= dict(zip(part, model.generate(part, max_new_tokens=tokens), strict=True))
+            advance(len(part))
+    return said
+
+
+_TOGETHER = 64
+"""Prompts between two reports of progress."""
+
+
+def _sample(records: Sequence[FactRecord], count: int | None, *, seed: int) -> list[FactRecord]:
+    """``count`` records in their order, chosen by their ids: of a part of the records mostly the same ones."""
+    if count is None or count >= len(records):
+        return list(records)
+
+    def place(record: FactRecord) -> str:
+        return hashlib.sha256(f"{seed}:{record.request.id}".encode()).hexdigest()
+
+    chosen = {record.request.id for record in sorted(records, key=place)[:count]}
+    return [record for record in records if record.request.id in chosen]
+
+
+def _spread(probes: Sequence[Probe], count: int) -> list[Probe]:
+    """``count`` of them, evenly over their list."""
+    if count >= len(probes):
+        return list(probes)
+    return [probes[(2 * number + 1) * len(probes) // (2 * count)] for number in range(count)]
+
+
+def _opening(record: FactRecord) -> str:
+    """What the model is to go on from: the data set's own opening, or else the edited prompt."""
+    return next((probe.prompt for probe in record.of_kind("generation")), record.request.text)
+
+
+# Texts
+
+
+def answer_of(text: str, stop: Sequence[str], answers: Sequence[str] = ()) -> str:
+    """``text`` up to the first stop that does not stand inside one of ``answers``.
+
+    >>> answer_of(" born in St. Louis. He", [".", "\\n"], ["St. Louis"])
+    ' born in St. Louis'
+    """
+    small = text.lower()
+    inside = [
+        (match.start(), match.end())
+        for answer in answers
+        for match in re.finditer(re.escape(answer.lower()), small)
+        if answer
+    ]
+    ends = [
+        match.start()
+        for one in stop
+        for match in re.finditer(re.escape(one), text)
+        if text[: match.start()].strip()
+        and not any(first < match.end() and match.start() < last for first, last in inside)
+    ]
+    return text[: min(ends, default=len(text))]
+
+
+def normalized(text: str) -> str:
+    """Lower case, no punctuation, no articles, single spaces: what two answers are compared by.
+
+    >>> normalized("The  U.S.A.")
+    'usa'
+    """
+    plain = "".join(one for one in unicodedata.normalize("NFKC", text).casefold() if one not in _PUNCTUATION)
+    return " ".join(word for word in plain.split() if word not in ("a", "an", "the"))
+
+
+_PUNCTUATION = frozenset(string.punctuation + "‘’“”«»–—…¡¿")
+
+
+def is_said(answers: Iterable[str], text: str, *, first: bool = False) -> bool:
+    """Whether one of ``answers`` stands in ``text`` as whole words, or at its beginning; both are normalised.
+
+    >>> is_said(["France"], " the south of France"), is_said(["France"], " the south of France", first=True)
+    (True, False)
+    """
+    said = f"{normalized(text)} "
+    wanted = [one for one in map(normalized, answers) if one]
+    return any(said.startswith(f"{one} ") or (not first and f" {one} " in said) for one in wanted)
+
+
+def distinct_bigrams(text: str) -> float | None:
+    """Different pairs of neighbouring words over all of them; ``None`` for a text of fewer than two words.
+
+    >>> distinct_bigrams("so it is and so it is")
+    0.6666666666666666
+    """
+    words = text.lower().split()
+    pairs = list(pairwise(words))
+    return len(set(pairs)) / len(pairs) if pairs else None

@@ -1,0 +1,71 @@
+"""Several evaluators on one model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from editcore.evaluation.measures import measures_of
+from editcore.evaluation.summaries import Measurement
+from editcore.interfaces.errors import PluginError
+from editcore.interfaces.metrics import EvaluationContext, Observation
+from editcore.interfaces.progress import Progress, silent
+from editcore.interfaces.protocols import Evaluator
+from editcore.interfaces.specs import EvaluatorSpec
+from editcore.interfaces.values import FactRecord
+from editcore.plugins.registry import boundary
+
+if TYPE_CHECKING:
+    from editcore.models import LanguageModel
+
+__all__ = ["measure"]
+
+
+def measure(
+    evaluators: Sequence[tuple[EvaluatorSpec, Evaluator]],
+    model: LanguageModel,
+    records: Sequence[FactRecord],
+    *,
+    unedited: Mapping[str, Sequence[Observation]] | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Measurement:
+    """What evaluators observe of the model as it is.
+
+    Args:
+        unedited: by evaluator, what it observed of the unedited model on these records; ``None`` if this is that model.
+
+    Raises:
+        PluginError: an evaluator failed, or observed what it does not announce.
+    """
+    found: dict[str, tuple[Observation, ...]] = {}
+    for spec, evaluator in evaluators:
+        known = None if unedited is None else tuple(unedited.get(spec.name, ()))
+        with boundary(f"The evaluator '{spec.name}' failed: "):
+            observations = evaluator.evaluate(
+                model, records, EvaluationContext(unedited=known, seed=seed, progress=progress)
+            )
+            found[spec.name] = tuple(observations)
+        _check(spec, found[spec.name], records)
+    return Measurement(measures=measures_of(spec for spec, _ in evaluators), observations=found)
+
+
+def _check(spec: EvaluatorSpec, observations: Sequence[Observation], records: Sequence[FactRecord]) -> None:
+    announced = {one.name for one in spec.metrics if not one.of}
+    asked = {record.request.id for record in records}
+    for one in observations:
+        if not isinstance(one, Observation):
+            raise PluginError(f"The evaluator '{spec.name}' returned {one!r:.80} among its observations.")
+        if one.metric not in announced:
+            raise PluginError(
+                f"The evaluator '{spec.name}' observed '{one.metric}', which it does not announce; it announces: "
+                f"{', '.join(sorted(announced)) or 'none'}."
+            )
+        if one.request_id not in asked:
+            raise PluginError(f"The evaluator '{spec.name}' observed a fact that it was not asked: '{one.request_id}'.")
+        if not math.isfinite(one.value):
+            raise PluginError(
+                f"The evaluator '{spec.name}' observed {one.value} as '{one.metric}' after {one.prompt!r}; what cannot "
+                "be told is left out."
+            )

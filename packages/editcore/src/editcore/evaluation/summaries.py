@@ -1,0 +1,221 @@
+"""What observations add up to. This module imports no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from editcore.evaluation.measures import Measure, combined
+from editcore.interfaces.metrics import Observation
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Average", "Measurement", "Summary", "average_of", "summarize_frame"]
+
+_Z = 1.959964  # 97.5 % quantile of the normal distribution
+_TEXTS = ("request_id", "relation", "evaluator", "metric", "kind", "prompt", "text")
+COLUMNS = ("request_id", "relation", "evaluator", "metric", "kind", "prompt", "value", "text")
+"""Of :meth:`Measurement.frame`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Average:
+    """The mean of one metric, as it is shown: a percentage between 0 and 100, anything else in its unit."""
+
+    mean: float
+    std: float
+    """Standard deviation (population form) of what was averaged: the facts' means, or single observations."""
+    facts: int
+    """Facts with an observation that counts."""
+    prompts: int
+    """Observations."""
+    share: bool = True
+    """Whether it lies between 0 and 100; a difference may be negative."""
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % confidence interval of the mean over facts.
+
+        For a share, Wilson's interval, which stays open at 0 and 100 %. Its number of trials is the one at which a
+        binomial has the variance seen between facts: several prompts of a fact tell more than one.
+        """
+        if not self.share:
+            half = _Z * self.std / math.sqrt(self.facts)
+            return (self.mean - half, self.mean + half)
+        p = self.mean / 100
+        variance = (self.std / 100) ** 2
+        # Shares within facts vary at most as single prompts do, so there are at least as many trials as facts.
+        trials = max(1.0, p * (1 - p) / variance if variance > 0 else 1.0) * self.facts
+        centre = (p + _Z**2 / (2 * trials)) / (1 + _Z**2 / trials)
+        half = _Z * math.sqrt(p * (1 - p) / trials + (_Z / (2 * trials)) ** 2) / (1 + _Z**2 / trials)
+        return (100 * max(0.0, centre - half), 100 * min(1.0, centre + half))
+
+
+def average_of(
+    request_ids: Sequence[str],
+    values: Sequence[float],
+    *,
+    within: Literal["facts", "prompts"] = "facts",
+    percent: bool = True,
+    share: bool = True,
+) -> Average | None:
+    """The average of some values; ``None`` if there are none.
+
+    Args:
+        within: as :attr:`editcore.MetricSpec.average`.
+        percent: the values are parts of 1, and the average a percentage.
+        share: it lies between 0 and 100.
+    """
+    facts: dict[str, list[float]] = {}
+    for request_id, value in zip(request_ids, values, strict=True):
+        facts.setdefault(request_id, []).append(float(value))
+    if not facts:
+        return None
+    scale = 100 if percent else 1
+    if within == "facts":
+        averaged = np.array([scale * sum(one) / len(one) for one in facts.values()])
+    else:
+        averaged = np.array([scale * value for one in facts.values() for value in one])
+    return Average(
+        mean=float(averaged.mean()),
+        std=float(averaged.std()),
+        facts=len(facts),
+        prompts=sum(map(len, facts.values())),
+        share=share,
+    )
+
+
+def _of_measure(measure: Measure, request_ids: Sequence[str], values: Sequence[float]) -> Average | None:
+    return average_of(request_ids, values, within=measure.average, percent=measure.percent, share=measure.share)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """What one measurement of a model adds up to."""
+
+    measures: tuple[Measure, ...]
+    """The metrics that were asked for, in the order in which they are shown."""
+    averages: Mapping[str, Average] = field(default_factory=dict)
+    """By key, of the metrics that have observations."""
+    facts: Mapping[str, int] = field(default_factory=dict)
+    """By evaluator, how many facts it observed something of; those that observed nothing are absent."""
+
+    def values(self) -> dict[str, float]:
+        """Every mean and composite by key, as it is shown; what cannot be told is left out."""
+        means = {key: one.mean for key, one in self.averages.items()}
+        known = {**means, **combined(self.measures, means)}
+        return {one.key: known[one.key] for one in self.measures if one.key in known}
+
+    def value(self, key: str) -> float:
+        """One of them; NaN if it cannot be told."""
+        return self.values().get(key, math.nan)
+
+    def interval(self, key: str) -> tuple[float, float] | None:
+        """The 95 % interval of a mean; ``None`` for a composite, which is no mean of facts, and where there is none."""
+        return self.averages[key].interval if key in self.averages else None
+
+    def as_json(self) -> dict[str, float | None]:
+        """:meth:`values`, and ``None`` for what cannot be told."""
+        return {**{one.key: None for one in self.measures}, **self.values()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """What the evaluators of a run observed of a model."""
+
+    measures: tuple[Measure, ...]
+    observations: Mapping[str, Sequence[Observation]]
+    """By evaluator."""
+
+    @property
+    def summary(self) -> Summary:
+        """What they add up to."""
+        found: dict[str, Average] = {}
+        facts: dict[str, set[str]] = {}
+        columns: dict[tuple[str, str], tuple[list[str], list[float]]] = {}
+        for evaluator, observations in self.observations.items():
+            for one in observations:
+                ids, values = columns.setdefault((evaluator, one.metric), ([], []))
+                ids.append(one.request_id)
+                values.append(one.value)
+                facts.setdefault(evaluator, set()).add(one.request_id)
+        for measure in self.measures:
+            if (column := columns.get((measure.evaluator, measure.name))) is not None:
+                averaged = _of_measure(measure, *column)
+                assert averaged is not None
+                found[measure.key] = averaged
+        return Summary(
+            measures=self.measures,
+            averages=MappingProxyType(found),
+            facts=MappingProxyType({evaluator: len(ids) for evaluator, ids in facts.items()}),
+        )
+
+    def of_facts(self, request_ids: Iterable[str]) -> Measurement:
+        """The part that is about some facts."""
+        wanted = set(request_ids)
+        kept = {
+            evaluator: tuple(one for one in observations if one.request_id in wanted)
+            for evaluator, observations in self.observations.items()
+        }
+        return Measurement(measures=self.measures, observations=kept)
+
+    def of(self, measure: Measure) -> list[Observation]:
+        """The observations of one metric."""
+        return [one for one in self.observations.get(measure.evaluator, ()) if one.metric == measure.name]
+
+    def frame(self, relations: Mapping[str, str | None]) -> pd.DataFrame:
+        """A row per observation.
+
+        Columns: ``request_id``, ``relation``, ``evaluator``, ``metric`` (its key), ``kind`` (of the question),
+        ``prompt``, ``value`` (parts of 1 for a percentage, otherwise in the metric's unit), ``text``.
+
+        Args:
+            relations: of the facts, by request id.
+        """
+        import pandas as pd
+
+        keys = {(one.evaluator, one.name): one.key for one in self.measures}
+        rows = [
+            (
+                one.request_id, relations.get(one.request_id), evaluator, keys[evaluator, one.metric], one.kind,
+                one.prompt, one.value, one.text,
+            )
+            for evaluator, observations in self.observations.items()
+            for one in observations
+        ]  # fmt: skip
+        types = {**dict.fromkeys(_TEXTS, "string"), "value": "float64"}
+        return pd.DataFrame(rows, columns=list(COLUMNS)).astype(types)
+
+    @classmethod
+    def from_frame(cls, frame: pd.DataFrame, measures: tuple[Measure, ...]) -> Measurement:
+        """What :meth:`frame` was made of; rows of metrics that are not among ``measures`` are left out."""
+        names = {(one.evaluator, one.key): one.name for one in measures}
+        found: dict[str, list[Observation]] = {one.evaluator: [] for one in measures}
+        columns = [frame[name].astype(object).where(frame[name].notna(), None) for name in COLUMNS]
+        for request_id, _, evaluator, key, kind, prompt, value, text in zip(*columns, strict=True):
+            if (evaluator, key) in names:
+                found[evaluator].append(
+                    Observation(
+                        request_id=request_id, metric=names[evaluator, key], value=value, kind=kind, prompt=prompt,
+                        text=text,
+                    )
+                )  # fmt: skip
+        return cls(measures=measures, observations=found)
+
+
+def summarize_frame(frame: pd.DataFrame, measures: tuple[Measure, ...]) -> Summary:
+    """What the observations behind rows of :meth:`Measurement.frame` add up to."""
+    found: dict[str, Average] = {}
+    for measure in measures:
+        rows = frame[(frame["evaluator"] == measure.evaluator) & (frame["metric"] == measure.key)]
+        averaged = _of_measure(measure, list(rows["request_id"]), list(rows["value"]))
+        if averaged is not None:
+            found[measure.key] = averaged
+    facts = {str(name): int(rows["request_id"].nunique()) for name, rows in frame.groupby("evaluator", sort=False)}
+    return Summary(measures=measures, averages=MappingProxyType(found), facts=MappingProxyType(facts))
