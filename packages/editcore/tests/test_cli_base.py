@@ -179,7 +179,7 @@ def test_describe_as_json(toy: Path) -> None:
 def test_describe_of_an_unknown_or_broken_name_is_one_paragraph(toy: Path) -> None:
     unknown = editctl("describe", "tooy", path=toy)
     assert unknown.returncode == 2
-    assert unknown.stderr.startswith("Error: Unknown editor, backend or plugin 'tooy'. Available: ")
+    assert unknown.stderr.startswith("Error: Unknown editor, backend, plugin or data set 'tooy'. Available: ")
     assert "Did you mean 'toy'?" in unknown.stderr
     broken = editctl("describe", "bad", path=toy)
     assert broken.returncode == 2

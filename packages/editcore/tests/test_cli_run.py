@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 import torch
 from editcore import EditcoreError, Plugins, RunError
+from editcore.datasets import content_hash, load_records
 from editcore.ledger.ledger import Ledger
 from editcore.models import LanguageModel
 from editcore.runs.config import RunConfig
 from editcore.runs.job import default_directory, run
-from editcore.runs.reopening import open_run
+from editcore.runs.reopening import open_run, open_session
 from editcore.testing import tiny_model
 
 Call = Callable[..., SimpleNamespace]
@@ -193,9 +194,113 @@ def test_a_setting_without_preset_is_asked_for(run_toy: Call, small: Path, tmp_p
     assert setting(tmp_path / "out", "layers") == [1]
 
 
-def test_the_directory_has_a_name_of_its_own() -> None:
-    config = RunConfig(editor="toy", dataset="some/where/facts.v2.jsonl.gz")
-    assert default_directory(config).as_posix().startswith("runs/toy-facts-")
+@pytest.mark.parametrize(
+    ("dataset", "directory", "title"),
+    [
+        ("some/where/facts.v2.jsonl.gz", "runs/toy-facts-2", "facts.v2.jsonl.gz"),
+        ("worldfacts", "runs/toy-worldfacts-2", "worldfacts"),
+        ("toy-facts:dev", "runs/toy-toy-facts-dev-2", "toy-facts:dev"),
+        ("toy-facts:some/where.jsonl", "runs/toy-toy-facts-some-where-2", "toy-facts:some/where.jsonl"),
+    ],
+)
+def test_directory_and_title_have_a_name_of_their_own(dataset: str, directory: str, title: str) -> None:
+    config = RunConfig(editor="toy", dataset=dataset)
+    found = default_directory(config)
+    assert found.parent == Path("runs")  # and the time follows
+    assert found.as_posix().startswith(directory)
+    assert config.title(2).endswith(f": 2 edits of {title}")
+
+
+# Data sets
+
+
+def test_a_data_set_has_an_argument_and_settings(run_toy: Call, editctl: Call, facts: Path, tmp_path: Path) -> None:
+    done = run_toy("--dataset", f"toy-facts:{facts}", "--set", "toy-facts.most=3", "--set", "toy-facts.label=x")
+    assert done.code == 0, done.err
+    out = tmp_path / "out"
+    recorded = json.loads((out / "run.json").read_text())
+    assert recorded["settings"]["toy-facts"] == {"file": str(facts), "most": 3, "label": "x"}
+    kept = load_records(out / "requests.jsonl", plugins=Plugins.load())
+    assert [record.extra["label"] for record in kept] == ["x", "x", "x"]
+    assert recorded["dataset"] == {"name": f"toy-facts:{facts}", "records": 3, "hash": content_hash(kept)}
+    assert kept == load_records(
+        f"toy-facts:{facts}", plugins=Plugins.load(), settings={"toy-facts": {"most": 3, "label": "x"}}
+    )
+    # The records of a run are a data set, and the session of the run can be opened.
+    again = run_toy("--dataset", out / "requests.jsonl", "--out", tmp_path / "again")
+    assert again.code == 0, again.err
+    assert (tmp_path / "again" / "requests.jsonl").read_bytes() == (out / "requests.jsonl").read_bytes()
+    assert len(open_session(out).requests) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--dataset", "worldfacts:dev"), "The data set 'worldfacts' takes no argument; found 'worldfacts:dev'."),
+        (("--dataset", "worldfacts", "--set", "worldfacts.x=1"), "worldfacts: unknown setting 'x'. It has no hyper"),
+        (
+            ("--dataset", "toy-facts:f", "--set", "toy-facts.labl=x"),
+            "toy-facts: unknown setting 'labl'. It has: file, ",
+        ),
+        (
+            ("--dataset", "toy-facts:f", "--set", "toy-facts.file=g"),
+            "The data set is 'toy-facts:f', and toy-facts.file ",
+        ),
+        (("--dataset", "toy-facts:f", "--set", "toy-few.file=g"), "Unknown settings section 'toy-few'."),
+        (("--dataset", "toy-fact:f"), "Unknown data set 'toy-fact'."),
+        (("--set", "toy-facts.most=1"), "Unknown settings section 'toy-facts'."),
+        (("--dataset", "toy"), "The data set 'toy' has hyperparameters, and another part of the run has its name, "),
+        (("--dataset", "toy-subclassed"), "The data set 'toy-subclassed' returned something else than a FactRecord "),
+    ],
+)
+def test_a_data_set_that_is_wrong_stops_before_anything_is_written(
+    run_toy: Call, tmp_path: Path, options: tuple[str, ...], message: str
+) -> None:
+    done = run_toy(*options)
+    assert done.code == 2
+    assert done.err.startswith(f"Error: {message}"), done.err
+    assert not (tmp_path / "out" / "run.json").exists()
+
+
+def test_a_data_set_is_described(editctl: Call) -> None:
+    done = editctl("describe", "toy-facts")
+    assert done.code == 0, done.err
+    assert "toy-facts (data set): Those of a file." in done.out
+    assert "Argument: file (--dataset toy-facts:FILE)" in done.out
+    assert "What stands in the extra of each." in done.out
+
+
+@pytest.fixture
+def stopped(run_toy: Call, facts: Path, tmp_path: Path, toys: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run with a data set of a package that was ended after its first batch."""
+    propose = toys.ToyEditor.propose
+
+    def interrupted(self: Any, model: Any, batch: Any, context: Any) -> Any:
+        if batch.index == 1:
+            raise KeyboardInterrupt
+        return propose(self, model, batch, context)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(toys.ToyEditor, "propose", interrupted)
+        assert run_toy("--dataset", f"toy-facts:{facts}", "--set", "toy-facts.most=4").code == 130
+    return tmp_path / "out"
+
+
+@pytest.mark.parametrize("now", ["same", "changed", "gone"])
+def test_a_resumed_run_goes_on_with_its_own_records(
+    editctl: Call, stopped: Path, facts: Path, now: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    requests = (stopped / "requests.jsonl").read_bytes()
+    if now == "changed":
+        facts.write_text(facts.read_text().replace("It is known", "It is said"))
+    if now == "gone":
+        facts.unlink()
+    done = editctl("run", "--resume", "--out", stopped, "--dataset", f"toy-facts:{facts}", "--set", "toy-facts.most=4")
+    assert done.code == 0, done.err
+    assert (stopped / "requests.jsonl").read_bytes() == requests
+    assert json.loads((stopped / "summary.json").read_text())["edits"] == 4
+    said = [message for message in caplog.messages if "has other records now than when the run began" in message]
+    assert len(said) == (1 if now == "changed" else 0)
 
 
 # What a run leaves

@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import json
 import random
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -14,10 +15,33 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from editcore import DatasetError, DatasetSpec, EditRequest, FactRecord, Probe, RequestError, UnknownNameError
-from editcore.datasets import check_records, check_requests, load as _load, load_records, load_worldfacts, parse_record
+from editcore import (
+    DatasetError,
+    DatasetSpec,
+    EditRequest,
+    FactRecord,
+    HParamsError,
+    PluginError,
+    Plugins,
+    Probe,
+    RequestError,
+    UnknownNameError,
+)
+from editcore.datasets import (
+    check_records,
+    check_requests,
+    content_hash,
+    dataset_settings,
+    is_path,
+    load as _load,
+    load_records,
+    load_worldfacts,
+    parse_record,
+    short_name,
+)
 from editcore.datasets.formats import Unread
 from hypothesis import given, settings, strategies as st
+from pydantic import ValidationError
 
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
 
@@ -225,6 +249,78 @@ def test_probes_as_we_write_them() -> None:
             parse_record({**PLAIN, "probes": bad})
 
 
+OF_A_RUN = FactRecord(
+    request=EditRequest(subject="Rome", prompt="{} is in", target_new="France", id="case-7-2", tags=("a", "b")),
+    relation="P17",
+    probes=(Probe(kind="portability.reasoning", prompt="p", answers=("x", "y")), Probe(kind="generation", prompt="q")),
+    extra={"hops": [1, {"weight": 0.5}], "none": None},
+)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json"])
+def test_the_records_of_a_run_are_read_as_they_are(tmp_path: Path, suffix: str) -> None:
+    bare = FactRecord(request=EditRequest(prompt="It rains in", target_new="spring"))
+    lines = [record.model_dump_json() for record in (OF_A_RUN, bare)]
+    path = tmp_path / f"requests{suffix}"
+    path.write_text("\n".join(lines) if suffix == ".jsonl" else f"[{', '.join(lines)}]", encoding="utf-8")
+    notes: list[str] = []
+    found = load_records(path, plugins=REGISTRY, notes=notes)
+    assert found == [OF_A_RUN, bare]
+    assert content_hash(found) == content_hash([OF_A_RUN, bare])
+    assert notes == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"probe": []}, "This is no record of a run. probe: Extra inputs are not permitted."),
+        ({"relation": 17}, "relation: Input should be a valid string"),
+        ({"extra": [1]}, "extra: Input should be a valid dictionary"),
+        ({"request": {}}, "request.prompt: Field required"),
+        ({"request": {"prompt": "{} is", "target_new": "x"}}, "request: the prompt '{} is' has a place for a subject"),
+        ({"request": {"prompt": "It is", "target_new": "x", "id": 7}}, "request.id: Input should be a valid string"),
+        ({"probes": [{"kind": "Paraphrase", "prompt": "p"}]}, "probes.0.kind: String should match pattern"),
+    ],
+)
+def test_a_record_of_a_run_that_is_wrong_is_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(RequestError, match=re.escape(message)):
+        parse_record({**json.loads(OF_A_RUN.model_dump_json()), **change})
+
+
+def test_a_text_called_request_makes_no_record_of_a_run() -> None:
+    assert only({**PLAIN, "request": "please"}).request.target_new == "France"
+
+
+@pytest.mark.parametrize("extra", [{"a": float("nan")}, {"a": [{"b": float("inf")}]}, {"a": {1, 2}}, {1: "a"}])
+def test_what_is_beside_the_fact_is_json(extra: Any) -> None:
+    with pytest.raises(ValidationError, match="extra"):
+        FactRecord(request=OF_A_RUN.request, extra=extra)
+
+
+def test_records_may_be_kept_in_a_set() -> None:
+    again = FactRecord.model_validate_json(OF_A_RUN.model_dump_json())
+    assert {OF_A_RUN, again, OF_A_RUN.model_copy(update={"extra": {}})} == {
+        OF_A_RUN,
+        OF_A_RUN.model_copy(update={"extra": {}}),
+    }
+
+
+def test_the_hash_is_of_what_the_records_hold_and_of_their_order() -> None:
+    other = FactRecord(request=EditRequest(prompt="It rains in", target_new="spring"))
+    changed = [
+        [OF_A_RUN],
+        [other, OF_A_RUN],
+        [OF_A_RUN.model_copy(update={"extra": {"hops": [2]}}), other],
+        [OF_A_RUN.model_copy(update={"probes": ()}), other],
+        [OF_A_RUN.model_copy(update={"request": OF_A_RUN.request.model_copy(update={"id": "8"})}), other],
+    ]
+    hashes = {content_hash(records) for records in ([OF_A_RUN, other], *changed)}
+    assert len(hashes) == 1 + len(changed)
+    assert all(re.fullmatch("[0-9a-f]{64}", one) for one in hashes)
+    turned = {"none": None, "hops": [1, {"weight": 0.5}]}
+    assert content_hash([OF_A_RUN.model_copy(update={"extra": turned})]) == content_hash([OF_A_RUN])
+
+
 def test_fields_that_no_format_reads_are_counted_and_told(tmp_path: Path) -> None:
     unread = Unread()
     for fields in (COUNTERFACT, {**PLAIN, "colour": "red"}, {**PLAIN, "colour": "", "size": 3}):
@@ -357,12 +453,135 @@ def test_names_and_files_that_do_not_exist(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+# Data sets of packages
+
+
+@pytest.fixture
+def offered(toys: Any) -> Plugins:
+    """With the data sets of the toys."""
+    return Plugins.load()
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Path:
+    return write(tmp_path / "three.jsonl", *({**PLAIN, "id": name} for name in "abc"))
+
+
+def test_an_argument_sets_one_hyperparameter_and_sections_the_others(offered: Plugins, three: Path) -> None:
+    records = load_records(f"toy-facts:{three}", plugins=offered)
+    assert [record.request.id for record in records] == ["a", "b", "c"]
+    assert [record.extra for record in records] == [
+        {"hops": [number, {"weight": 0.5}], "label": "plain"} for number in range(3)
+    ]
+    settings = {"toy-facts": {"most": 2, "label": "x"}, "other": {"most": 1}}
+    records = load_records(f"toy-facts:{three}", plugins=offered, settings=settings)
+    assert [record.extra["label"] for record in records] == ["x", "x"]
+    assert load_records("toy-facts", plugins=offered, settings={"toy-facts": {"file": str(three), "most": 2}}) != []
+    # A number stays a number, and a text that looks like one a text.
+    few = dataset_settings("toy-few:2", {"toy-few": {"file": str(three)}}, plugins=offered)
+    assert few is not None
+    assert few.model_dump() == {"file": str(three), "most": 2, "label": "plain"}
+    numbered = dataset_settings("toy-facts:2024", {}, plugins=offered)
+    assert numbered is not None
+    assert numbered.model_dump()["file"] == "2024"
+    assert dataset_settings("worldfacts", {}, plugins=offered) is None
+    assert dataset_settings(str(three), {}, plugins=offered) is None
+
+
+def test_an_argument_and_its_setting_may_say_the_same(offered: Plugins, three: Path) -> None:
+    settings = {"toy-few": {"file": str(three), "most": 2}}
+    assert len(load_records("toy-few:2", plugins=offered, settings=settings)) == 2
+
+
+@pytest.mark.parametrize(
+    ("dataset", "given", "message"),
+    [
+        ("worldfacts:dev", {}, "The data set 'worldfacts' takes no argument; found 'worldfacts:dev'."),
+        ("toy-facts", {}, "toy-facts: file is required (text)"),
+        ("toy-facts:f", {"labl": "x"}, "toy-facts: unknown setting 'labl'. It has: file, label, most."),
+        ("toy-few:many", {"file": "f"}, 'toy-few: most = "many" has the wrong type. Expected: int'),
+        (
+            "toy-few:2",
+            {"file": "f", "most": 3},
+            "The data set is 'toy-few:2', and toy-few.most is set to 3; leave one of the two out.",
+        ),
+    ],
+)
+def test_wrong_settings_of_a_data_set(offered: Plugins, dataset: str, given: dict[str, object], message: str) -> None:
+    settings = {dataset.partition(":")[0]: given}
+    with pytest.raises(HParamsError, match=re.escape(message)):
+        load_records(dataset, plugins=offered, settings=settings)
+
+
+def test_an_unknown_data_set_with_an_argument_is_named(offered: Plugins) -> None:
+    with pytest.raises(UnknownNameError, match=r"Unknown data set 'toy-fact'.*Did you mean 'toy-facts'\?"):
+        load_records("toy-fact:dev", plugins=offered)
+    with pytest.raises(DatasetError, match=r"There is no file toy-fact:some/dev\.json\. .*Did you mean 'toy-facts'\?"):
+        load_records("toy-fact:some/dev.json", plugins=offered)
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("worldfacts", False),
+        ("worldfact:dev", False),
+        ("toy-facts:some/where.jsonl", False),
+        ("toy-fact:some/where.jsonl", True),
+        ("facts.jsonl", True),
+        ("some/toy-facts:dev", True),
+    ],
+)
+def test_a_registered_name_before_a_colon_makes_a_data_set(offered: Plugins, name: str, path: bool) -> None:
+    assert is_path(name, offered) is path
+
+
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [
+        ("worldfacts", "worldfacts"),
+        ("some/where/facts.v2.jsonl", "facts.v2.jsonl"),
+        ("toy-facts:dev", "toy-facts:dev"),
+        ("toy-facts:some/where", "toy-facts:some/where"),
+        ("./odd:names/facts.jsonl", "facts.jsonl"),
+    ],
+)
+def test_the_short_name_is_for_titles(name: str, short: str) -> None:
+    assert short_name(name) == short
+
+
+@pytest.mark.parametrize(
+    ("dataset", "error", "message"),
+    [
+        (
+            "toy-subclassed",
+            DatasetError,
+            "The data set 'toy-subclassed' returned something else than a FactRecord (Labelled); fields of its own "
+            "belong in a FactRecord's 'extra'.",
+        ),
+        ("toy-dicts", DatasetError, "The data set 'toy-dicts' returned something else than a FactRecord (dict); "),
+        ("toy-nothing", DatasetError, "toy-nothing: there are no records in it."),
+        ("toy-broken", PluginError, "The data set 'toy-broken' cannot be loaded: ZeroDivisionError: no luck."),
+    ],
+)
+def test_a_data_set_that_does_not_return_records(
+    offered: Plugins, dataset: str, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        load_records(dataset, plugins=offered)
+
+
+def test_an_argument_needs_hyperparameters() -> None:
+    with pytest.raises(ValueError, match="'a' has the argument 'split' and no hyperparameters"):
+        DatasetSpec("a", target="b:c", argument="split", summary="")
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.dictionaries(
         st.sampled_from(["subject", "prompt", "target_new", "requested_rewrite", "src", "alt", "answers", "target",
                          "locality", "rephrase_prompt", "paraphrase_prompts", "ground_truth", "case_id", "labels",
-                         "portability", "probes", "loc", "loc_ans", "new_single_hops", "questions", "new_answer"]),
+                         "portability", "probes", "loc", "loc_ans", "new_single_hops", "questions", "new_answer",
+                         "request", "relation", "extra"]),
         st.recursive(
             st.none() | st.booleans() | st.integers() | st.text(max_size=4),
             lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["str", "prompt", "a"]), inner),

@@ -42,6 +42,13 @@ def test_a_data_set_gives_what_was_true_before() -> None:
     assert len(facts) > 400
 
 
+@pytest.mark.usefixtures("toys")
+def test_a_data_set_may_have_an_argument(tmp_path: Path) -> None:
+    path = tmp_path / "facts.jsonl"
+    path.write_text(json.dumps(PLAIN) + "\n")
+    assert load(f"toy-facts:{path}") == [KnownFact("Rome", "Rome is the capital of", "Italy")]
+
+
 @pytest.mark.parametrize(
     ("record", "message"),
     [

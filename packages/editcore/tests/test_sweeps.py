@@ -124,9 +124,68 @@ def test_the_code_is_part_of_the_key(plan: Callable[..., Plan], monkeypatch: pyt
     assert trial.key not in plan().trials
 
 
+def test_the_settings_of_a_data_set_make_axes(plan: Callable[..., Plan], facts: Path) -> None:
+    """Of the arms that it concerns; what is resolved is in the configuration."""
+    made = plan(
+        f'[[arms]]\nname = "file"\n[[arms]]\nname = "set"\ndataset = "toy-facts:{facts}"\n'
+        "[grid.toy-facts]\nmost = [2, 4]"
+    )
+    assert rows(made) == [("file", 0), ("set", 2, 0), ("set", 4, 0)]
+    trials = list(made.trials.values())
+    assert [trial.facts for trial in trials] == [6, 2, 4]
+    assert trials[1].config.settings["toy-facts"] == {"file": str(facts), "most": 2, "label": "plain"}
+    assert "toy-facts" not in trials[0].config.settings
+    assert "edit-toy" in trials[1].versions
+
+
+def test_records_of_a_data_set_that_changed_make_another_trial(
+    plan: Callable[..., Plan], editctl: Call, write: Callable[..., Path], facts: Path, tmp_path: Path
+) -> None:
+    """The files behind a package's data set are no option of the run, but what is in them counts."""
+    behind = facts.rename(tmp_path / "behind.jsonl")
+    file = write()
+    file.write_text(file.read_text().replace(f'dataset = "{facts}"', f'dataset = "toy-facts:{behind}"\nedits = 2'))
+    arguments = ("sweep", file, "--out", tmp_path / "out")
+    done = editctl(*arguments, "--executor", "inline")
+    assert done.code == 0, done.err
+    assert "; 0 to run" in editctl(*arguments, "--dry-run").out
+    lines = behind.read_text().splitlines()
+    behind.write_text("\n".join([*lines[:5], lines[5].replace("It is known", "It is said")]) + "\n")
+    assert "; 0 to run" in editctl(*arguments, "--dry-run").out  # it edits the first two
+    behind.write_text("\n".join([lines[0].replace("It is known", "It is said"), *lines[1:]]) + "\n")
+    assert "; 1 to run" in editctl(*arguments, "--dry-run").out
+    [key] = json.loads((tmp_path / "out" / "plan.json").read_text())["trials"]
+    planned = json.loads((tmp_path / "out" / "plan.json").read_text())["trials"][key]["contents"]["records"]
+    assert json.loads((tmp_path / "out" / "trials" / key / "run.json").read_text())["dataset"] == {
+        "name": f"toy-facts:{behind}",
+        "records": 2,
+        "hash": planned,
+    }
+
+
+def test_a_worker_that_finds_other_records_refuses_the_trial(
+    plan: Callable[..., Plan], facts: Path, tmp_path: Path
+) -> None:
+    made = plan()
+    facts.write_text(facts.read_text().replace("It is known", "It is said"))
+    result = run_sweep(made, tmp_path / "out", executor=make_executor(Plugins.load(), "inline", {}))
+    [failure] = result.failures
+    assert failure.kind == "RunError"
+    assert failure.error.startswith(f"The records of '{facts}' are not the planned ones: their hash is ")
+    assert not (tmp_path / "out" / "trials" / failure.key / "run.json").exists()
+
+
 @pytest.mark.parametrize(
     ("more", "base", "message"),
     [
+        ("", "worldfacts.x = 1", "Unknown settings section 'worldfacts'"),
+        ("", "toy-facts.most = 1", "Unknown settings section 'toy-facts'"),
+        (
+            '[[arms]]\nname = "a"\ndataset = "toy-few:2"\ntoy-few = {file = "f", most = 3}',
+            "",
+            "leave one of the two out",
+        ),
+        ('[[arms]]\nname = "a"\ndataset = "worldfacts"\nworldfacts.x = 1', "", "unknown setting 'x'. It has no hyper"),
         ("", 'editors = "x"', "Unknown option 'editors'. .* Did you mean 'editor'?"),
         ("", "toy.v_lrr = 1.0", "toy: .*v_lrr.*v_lr"),
         ("", "gate.batch = 1", "Unknown settings section 'gate'"),

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from editcore.datasets import short_name
 from editcore.interfaces import LedgerEntry
 from editcore.runs import RunRecord
 
@@ -73,7 +74,7 @@ def model_card(
             f"| its fingerprint | `{record.model['fingerprint']}` |",
             f"| its type | {record.config.dtype} |",
             f"| editor | {record.config.editor} |",
-            f"| data set | {_cell(Path(record.config.dataset).name)} |",
+            f"| data set | {_cell(short_name(record.config.dataset))} |",
             f"| batches | {len(entries)} |",
             f"| rank | {rank} |",
             f"| edited weights | {', '.join(f'`{name}`' for name in modules)} |",

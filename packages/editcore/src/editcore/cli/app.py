@@ -15,6 +15,8 @@ import typer
 from editcore.cli.lazy import CommandRow, lazy_group, loaded_plugins
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from editcore.interfaces.specs import Spec
     from editcore.plugins.registry import PluginInfo, Plugins
     from editcore.settings.hparams import Setting
@@ -112,10 +114,10 @@ def editors(ctx: typer.Context) -> None:
 @app.command()
 def describe(
     ctx: typer.Context,
-    name: Annotated[str, typer.Argument(help="An editor, a backend or a plugin.")],
+    name: Annotated[str, typer.Argument(help="An editor, a backend, a plugin or a data set.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
-    """Explain an editor, backend or plugin and its hyperparameters."""
+    """Explain an editor, backend, plugin or data set and its hyperparameters."""
     found = _named(loaded_plugins(ctx), name)
     if as_json:
         _print_json([_description_json(kind, spec) for kind, spec in found.items()])
@@ -150,11 +152,16 @@ def _named(plugins: Plugins, name: str) -> dict[str, Spec]:
     """Everything that can be described under a name, by kind."""
     from editcore.interfaces.errors import UnknownNameError
 
-    kinds = {"editor": plugins.editors(), "backend": plugins.backends(), "plugin": plugins.extensions()}
+    kinds: dict[str, Mapping[str, Spec]] = {
+        "editor": plugins.editors(),
+        "backend": plugins.backends(),
+        "plugin": plugins.extensions(),
+        "data set": plugins.datasets(),
+    }
     found = {kind: registry[name] for kind, registry in kinds.items() if name in registry}
     if not found:
         known = {known for registry in kinds.values() for known in registry}
-        raise UnknownNameError("editor, backend or plugin", name, known, hint=plugins.hint(name))
+        raise UnknownNameError("editor, backend, plugin or data set", name, known, hint=plugins.hint(name))
     return found
 
 
@@ -197,6 +204,8 @@ def _print_description(kind: str, spec: Spec) -> None:
     typer.echo(f"{spec.name} ({kind}): {spec.summary}")
     if presets := _presets(spec):
         typer.echo(f"Presets: {presets}")
+    if argument := getattr(spec, "argument", ""):
+        typer.echo(f"Argument: {argument} (--dataset {spec.name}:{argument.upper()})")
     settings = _settings(spec)
     if not settings:
         typer.echo("It has no hyperparameters.")

@@ -37,9 +37,9 @@ def onboard(
         list[str] | None,
         typer.Option(metavar="NAME", help="Write presets for these alone; the first tries the layers. [default: all]"),
     ] = None,
-    dataset: Annotated[str, typer.Option(help="Facts to trace and to edit: a data set or a file of records.")] = (
-        "worldfacts"
-    ),
+    dataset: Annotated[
+        str, typer.Option(help="Facts to trace and edit: a data set (NAME or NAME:ARGUMENT) or a file.")
+    ] = "worldfacts",
     trace: Annotated[int, typer.Option(min=0, help="Facts to trace; 0 leaves tracing out.")] = 6,
     edits: Annotated[int, typer.Option(min=1, help="Facts to edit in each trial.")] = 6,
     evaluator: Annotated[str, typer.Option(metavar="NAME", help="What measures the trials.")] = "counterfact",
@@ -64,7 +64,7 @@ def onboard(
     """
     from editcore._util.paths import fresh_directory
     from editcore.cli.console import TerminalProgress
-    from editcore.datasets import check_records, load_known_facts, load_records
+    from editcore.datasets import check_records, load_known_facts, load_records, short_name
     from editcore.evaluation.measures import retention_of
     from editcore.models import LanguageModel
     from editcore.onboarding.causal_tracing import trace as trace_model
@@ -99,7 +99,7 @@ def onboard(
     chosen = _trials(bench, specs, scan)
     _write_results(bench, tracing, scan, directory)
     measured = (
-        f"{len(records)} facts of {Path(dataset).name}; second moments from {Path(corpus).name}, seed {seed}; "
+        f"{len(records)} facts of {short_name(dataset)}; second moments from {Path(corpus).name}, seed {seed}; "
         f"model {loaded.base_fingerprint[:12]}"
     )
     if chat_template:

@@ -38,7 +38,7 @@ def run(
         str | None, typer.Option(help="A catalogue name, a model folder or a hub id. [default: smollm2-135m]")
     ] = None,
     dataset: Annotated[
-        str | None, typer.Option(help="A data set's name or a file of records. [default: worldfacts]")
+        str | None, typer.Option(help="A data set (NAME or NAME:ARGUMENT) or a file of records. [default: worldfacts]")
     ] = None,
     edits: Annotated[int | None, typer.Option(help="How many facts to edit. [default: all of the data set]")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Facts solved together. [default: 10]")] = None,
@@ -94,7 +94,7 @@ def run(
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="A hyperparameter of the editor, or NAME.KEY=VALUE of a plugin or evaluator.",
+            help="A hyperparameter of the editor, or NAME.KEY=VALUE of a plugin, evaluator or data set.",
         ),
     ] = None,
     out: Annotated[

@@ -30,7 +30,7 @@ _BASELINE = "baseline"
 
 Out = Annotated[Path | None, typer.Option(metavar="DIR", help="Sweep directory. [default: runs/NAME, named like it]")]
 Model = Annotated[str | None, typer.Option(help="A catalogue name, a model folder or a hub id.")]
-Dataset = Annotated[str | None, typer.Option(help="A data set's name or a file of records.")]
+Dataset = Annotated[str | None, typer.Option(help="A data set (NAME or NAME:ARGUMENT) or a file of records.")]
 Edits = Annotated[int | None, typer.Option(help="How many facts each trial edits.")]
 BatchSizes = Annotated[
     list[int] | None, typer.Option("--batch-size", help="Facts solved together; several make an axis of it.")
@@ -40,7 +40,11 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps, or aut
 Arms = Annotated[list[str] | None, typer.Option("--arm", metavar="NAME", help="Only this arm, or these.")]
 Assignments = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="An option of every trial, or PLUGIN.KEY=VALUE of a plugin."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="An option of every trial, or NAME.KEY=VALUE of an editor, plugin or data set.",
+    ),
 ]
 Axes = Annotated[
     list[str] | None,

@@ -1,4 +1,12 @@
 from .check import check_records as check_records, check_requests as check_requests
 from .formats import parse_record as parse_record
 from .known import KnownFact as KnownFact, load_known_facts as load_known_facts
-from .load import load_records as load_records, load_worldfacts as load_worldfacts
+from .load import (
+    content_hash as content_hash,
+    dataset_name as dataset_name,
+    dataset_settings as dataset_settings,
+    is_path as is_path,
+    load_records as load_records,
+    load_worldfacts as load_worldfacts,
+    short_name as short_name,
+)

@@ -6,6 +6,7 @@
 | zsRE | ``src`` |
 | plain, EasyEdit's CounterFact, KnowEdit, WikiBigEdit | ``target_new`` or ``labels``, beside ``prompt`` or ``text`` |
 | FastEdit, QAEdit | ``prompt`` and ``target`` |
+| a run's ``requests.jsonl`` | ``request``, an object |
 
 A prompt has a ``{}`` where the subject goes, or the subject itself, which then becomes the ``{}``.
 
@@ -20,8 +21,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pydantic import ValidationError
+
 from editcore.interfaces.errors import RequestError
-from editcore.interfaces.values import EditRequest, FactRecord, Probe
+from editcore.interfaces.values import EditRequest, FactRecord, Probe, first_problem
 
 __all__ = ["Unread", "parse_record"]
 
@@ -74,6 +77,8 @@ def parse_record(fields: Mapping[str, Any], unread: Unread | None = None) -> lis
 
 
 def _parse(fields: _Fields) -> list[FactRecord]:
+    if isinstance(fields.get("request"), Mapping):
+        return [_of_run(fields)]
     if "requested_rewrite" in fields:
         return _counterfact(fields)
     if "src" in fields:
@@ -87,6 +92,14 @@ def _parse(fields: _Fields) -> list[FactRecord]:
         f"This is no edit in a known format; its fields are: {found}. An edit has prompt, target_new and, for most "
         "editors, subject, or is a CounterFact, zsRE, KnowEdit, MQuAKE, WikiBigEdit, QAEdit or FastEdit record."
     )
+
+
+def _of_run(fields: _Fields) -> FactRecord:
+    """A line of a run's ``requests.jsonl``, which is a record as we write it."""
+    try:
+        return FactRecord.model_validate({name: fields[name] for name in fields})
+    except ValidationError as error:
+        raise RequestError(f"This is no record of a run. {first_problem(error)}.") from error
 
 
 def _counterfact(fields: _Fields) -> list[FactRecord]:

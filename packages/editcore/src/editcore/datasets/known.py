@@ -28,17 +28,18 @@ class KnownFact:
 
 
 def load_known_facts(name_or_path: str | Path, *, plugins: Registry) -> list[KnownFact]:
-    """The true facts of a data set or a file.
+    """The true facts of a data set (``NAME`` or ``NAME:ARGUMENT``) or a file.
 
     A file may be in ROME's ``known_1000`` format (``subject``, ``prompt``, ``attribute``) or in any that
     :func:`load_records` reads; of a record, the fact is the one before the edit (``target_true``).
 
     Raises:
         UnknownNameError: there is no data set of that name.
+        HParamsError: the data set does not take this argument.
         DatasetError: the file cannot be read, or has no true fact.
     """
     name = str(name_or_path)
-    if isinstance(name_or_path, str) and not is_path(name):
+    if isinstance(name_or_path, str) and not is_path(name, plugins):
         facts = _true(load_records(name, plugins=plugins))
     else:
         path = Path(name_or_path).expanduser()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import io
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,16 +17,28 @@ from typing import Any, Protocol
 from pydantic import ValidationError
 
 from editcore.datasets.formats import Unread, parse_record
-from editcore.interfaces.errors import DatasetError, RequestError, UnknownNameError
+from editcore.interfaces.errors import DatasetError, HParamsError, RequestError, UnknownNameError
 from editcore.interfaces.specs import DatasetSpec
 from editcore.interfaces.values import FactRecord, first_problem
-from editcore.plugins.registry import resolve
+from editcore.plugins.registry import boundary, resolve
+from editcore.settings.hparams import HParams, build, describe, parse_assignment
 
-__all__ = ["is_path", "load_records", "load_worldfacts", "missing_file", "read_items"]
+__all__ = [
+    "content_hash",
+    "dataset_name",
+    "dataset_settings",
+    "is_path",
+    "load_records",
+    "load_worldfacts",
+    "missing_file",
+    "read_items",
+    "short_name",
+]
 
 MAX_BYTES = 1 << 30
 """Largest file that is read, after decompression. CounterFact has 45 MB."""
 SUFFIXES = (".jsonl", ".json", ".csv")
+_WITH_ARGUMENT = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*:.*")
 
 Items = Iterator[tuple[int, Any]]
 """(line number, what stands there)"""
@@ -49,37 +62,123 @@ def load_worldfacts() -> list[FactRecord]:
     return _records(_json_lines(resource.read_text(encoding="utf-8"), "worldfacts.jsonl"), "worldfacts.jsonl")
 
 
-def load_records(name_or_path: str | Path, *, plugins: Registry, notes: list[str] | None = None) -> list[FactRecord]:
-    """Read a registered data set, or a ``.jsonl``, ``.json`` (an array) or ``.csv`` file, plain or ``.gz``.
+def load_records(
+    name_or_path: str | Path,
+    *,
+    plugins: Registry,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    notes: list[str] | None = None,
+) -> list[FactRecord]:
+    """Read a registered data set (``NAME`` or ``NAME:ARGUMENT``), or a ``.jsonl``, ``.json`` (an array) or ``.csv``
+    file, plain or ``.gz``.
 
     Formats are recognised by their fields (:mod:`editcore.datasets.formats`). Ids are unique in the result: an id that
     comes again gets ``-2``, ``-3``, ... behind it.
 
     Args:
+        settings: hyperparameters by the name of what they set; the data set has its own from there.
         notes: gets a sentence on fields of a file that are not used.
 
     Raises:
         UnknownNameError: there is no data set of that name.
-        DatasetError: there is no such file, or it cannot be read; the message names the file and the line.
+        HParamsError: the data set does not take these settings or this argument.
+        DatasetError: there is no such file, or it cannot be read; the message names the file and the line. Or the data
+            set returned something else than records.
+        PluginError: the data set's own code failed.
     """
     name = str(name_or_path)
-    if isinstance(name_or_path, str) and not is_path(name):
-        return _registered(name, plugins)
+    if isinstance(name_or_path, str) and not is_path(name, plugins):
+        return _registered(name, settings or {}, plugins)
     path = Path(name_or_path).expanduser()
     if not path.is_file():
         raise DatasetError(missing_file(path, name, plugins))
     return _records(read_items(path), str(path), notes)
 
 
-def is_path(name: str) -> bool:
-    """Whether a file is meant: names of data sets have no dots and no slashes. A file in the way of one is not read."""
-    return re.search(r"[./\\~]", name) is not None
+def is_path(name: str, plugins: Registry) -> bool:
+    """Whether a file is meant: names of data sets have no dots and no slashes, but the argument behind the colon of a
+    registered one may have them. A file in the way of a data set is not read."""
+    if re.search(r"[./\\~]", name) is None:
+        return False
+    head, colon, _ = name.partition(":")
+    return not colon or head not in plugins.datasets()
 
 
-def _registered(name: str, plugins: Registry) -> list[FactRecord]:
+def dataset_name(dataset: str, plugins: Registry) -> str | None:
+    """The data set that ``NAME`` or ``NAME:ARGUMENT`` asks for, whether there is one or not; ``None`` for a file."""
+    return None if is_path(dataset, plugins) else dataset.partition(":")[0]
+
+
+def short_name(dataset: str) -> str:
+    """What a data set or a file of records is called in titles.
+
+    >>> short_name("toy-facts:some/where"), short_name("some/where/facts.jsonl")
+    ('toy-facts:some/where', 'facts.jsonl')
+    """
+    return dataset if _WITH_ARGUMENT.fullmatch(dataset) else Path(dataset).name
+
+
+def dataset_settings(dataset: str, settings: Mapping[str, Mapping[str, Any]], *, plugins: Registry) -> HParams | None:
+    """The hyperparameters of a data set: its section of ``settings``, and its argument. ``None`` if it has none, and
+    for a file.
+
+    Raises:
+        UnknownNameError: there is no data set of that name.
+        HParamsError: a setting is unknown or wrong, the data set takes no argument, or the argument and the setting
+            that it stands for have different values.
+    """
+    name = dataset_name(dataset, plugins)
+    if name is None:
+        return None
     spec = plugins.dataset(name)
-    records: Sequence[FactRecord] = resolve(spec.target)()
-    return list(_unique(records))
+    _, colon, text = dataset.partition(":")
+    if colon and not spec.argument:
+        raise HParamsError(f"The data set '{name}' takes no argument; found '{dataset}'.")
+    if spec.hparams is None:
+        return None
+    hparams: type[HParams] = resolve(spec.hparams)
+    given = settings.get(name, {})
+    if not colon:
+        return build(hparams, [given], owner=name)
+    own = build(hparams, [given, {spec.argument: _argument(hparams, spec.argument, text)}], owner=name)
+    if spec.argument in given:
+        alone = build(hparams, [given], owner=name)
+        if getattr(alone, spec.argument) != getattr(own, spec.argument):
+            raise HParamsError(
+                f"The data set is '{dataset}', and {name}.{spec.argument} is set to {given[spec.argument]!r}; "
+                "leave one of the two out."
+            )
+    return own
+
+
+def _argument(hparams: type[HParams], name: str, text: str) -> object:
+    """The value behind the colon: as it stands there for a text, otherwise read as ``--set`` reads it."""
+    kinds = {setting.name: setting.type for setting in describe(hparams)}
+    return text if kinds.get(name) in ("text", "text or none") else parse_assignment(f"{name}={text}")[1]
+
+
+def content_hash(records: Iterable[FactRecord]) -> str:
+    """SHA-256 of what the records hold, in their order. Records that a run has kept have the hash of those that it was
+    given."""
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(json.dumps(record.model_dump(mode="json"), sort_keys=True).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _registered(dataset: str, settings: Mapping[str, Mapping[str, Any]], plugins: Registry) -> list[FactRecord]:
+    spec = plugins.dataset(dataset.partition(":")[0])
+    own = dataset_settings(dataset, settings, plugins=plugins)
+    target = resolve(spec.target)
+    with boundary(f"The data set '{dataset}' cannot be loaded: "):
+        records = list(target() if own is None else target(own))
+    for record in records:
+        if type(record) is not FactRecord:  # a subclass would not come back from requests.jsonl
+            raise DatasetError(
+                f"The data set '{dataset}' returned something else than a FactRecord ({type(record).__name__}); "
+                "fields of its own belong in a FactRecord's 'extra'."
+            )
+    return _kept(records, dataset)
 
 
 def missing_file(path: Path, name: str, plugins: Registry) -> str:
@@ -87,7 +186,9 @@ def missing_file(path: Path, name: str, plugins: Registry) -> str:
     if path.is_dir():
         return f"{path} is a folder; a data set is a file ({', '.join(SUFFIXES)}, each also .gz)."
     names = plugins.datasets()
-    hint = str(UnknownNameError("data set", path.name.split(".")[0], names)).partition(". ")[2]
+    head, colon, _ = name.partition(":")
+    asked = head if colon else path.name.split(".")[0]
+    hint = str(UnknownNameError("data set", asked, names)).partition(". ")[2]
     return f"There is no file {name}. {hint}" if hint else f"There is no file {name}."
 
 
@@ -197,12 +298,18 @@ def _records(items: Items, name: str, notes: list[str] | None = None) -> list[Fa
             raise DatasetError(f"{name}, line {line}: {error}") from error
         except ValidationError as error:
             raise DatasetError(f"{name}, line {line}: {first_problem(error)}.") from error
-    if not records:
-        raise DatasetError(f"{name}: there are no records in it.")
+    kept = _kept(records, name)
     if unread and notes is not None:
         found = ", ".join(f"{field} (in {count})" for field, count in sorted(unread.items()))
         notes.append(f"{name}: fields that are not used: {found}.")
-    return list(_unique(records))
+    return kept
+
+
+def _kept(records: Iterable[FactRecord], name: str) -> list[FactRecord]:
+    kept = list(_unique(records))
+    if not kept:
+        raise DatasetError(f"{name}: there are no records in it.")
+    return kept
 
 
 def _unique(records: Iterable[FactRecord]) -> Iterator[FactRecord]:

@@ -123,7 +123,16 @@ class EvaluatorSpec(Spec):
 
 @dataclass(frozen=True, slots=True)
 class DatasetSpec(Spec):
-    """A source of fact records. ``target`` is called without arguments and returns a sequence of ``FactRecord``."""
+    """A source of fact records. ``target`` is called with its hyperparameters, or without arguments if it has none, and
+    returns a sequence of ``FactRecord``."""
+
+    hparams: str | None = field(default=None, kw_only=True)
+    argument: str = field(default="", kw_only=True)
+    """The hyperparameter that ``--dataset NAME:ARGUMENT`` sets; empty if the data set takes no argument."""
+
+    def __post_init__(self) -> None:
+        if self.argument and self.hparams is None:
+            raise ValueError(f"the data set '{self.name}' has the argument '{self.argument}' and no hyperparameters")
 
 
 @dataclass(frozen=True, slots=True)

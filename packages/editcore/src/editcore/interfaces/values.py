@@ -9,11 +9,12 @@ This module imports no torch: tensors appear in annotations only.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 
 from editcore.interfaces.changes import Attachment, Changes, Written
 from editcore.interfaces.errors import RequestError
@@ -141,6 +142,20 @@ class FactRecord(BaseModel):
     """Relation id such as ``P103`` or ``country-capital``; results are grouped by it."""
     probes: tuple[Probe, ...] = ()
     """In the order in which the data set has them."""
+    extra: Mapping[str, JsonValue] = Field(default_factory=dict)
+    """What else a data set knows of the fact, for its own evaluator; JSON."""
+
+    @field_validator("extra")
+    @classmethod
+    def _finite(cls, extra: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
+        try:
+            json.dumps(extra, allow_nan=False)
+        except ValueError as error:  # it would come back as null
+            raise ValueError("a number in it is not finite, and JSON has none that is not") from error
+        return extra
+
+    def __hash__(self) -> int:
+        return hash((self.request, self.relation, self.probes))  # a mapping has no hash
 
     def of_kind(self, kind: str) -> tuple[Probe, ...]:
         """The probes of a kind and of those below it: ``portability`` has ``portability.reasoning``, too."""

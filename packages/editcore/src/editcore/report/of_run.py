@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from editcore._util.words import counted
+from editcore.datasets import short_name
 from editcore.evaluation import Measure, Summary, retention_of, shown, summarize_frame
 from editcore.figures.scores import per_relation_figure, summary_figure
 from editcore.figures.style import png
@@ -105,7 +106,7 @@ def _lead(run: RunResults) -> str:
     started = run.record.machine.get("started", "")
     when = f" The run began on {started[:10]} at {started[11:16]} UTC." if started else ""
     return (
-        f"{counted(run.summary.edits, 'fact')} of {Path(config.dataset).name} written into {Path(config.model).name} "
+        f"{counted(run.summary.edits, 'fact')} of {short_name(config.dataset)} written into {Path(config.model).name} "
         f"by {config.editor}{extensions}, {config.batch_size} at a time.{when}"
     )
 

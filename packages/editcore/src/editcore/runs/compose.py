@@ -105,12 +105,11 @@ def compose(
             request.id: fact.known for request, fact in zip(requests, facts, strict=True) if fact.known is not None
         }
         results = session.edit(requests, known=known)
-        lines = (
-            fact.record.model_copy(update={"request": request}).model_dump_json()
-            for request, fact in zip(requests, facts, strict=True)
-        )
-        write_text(out / REQUESTS_NAME, "".join(f"{line}\n" for line in lines))
-        write_run(out, config, session)
+        joined = [
+            fact.record.model_copy(update={"request": request}) for request, fact in zip(requests, facts, strict=True)
+        ]
+        write_text(out / REQUESTS_NAME, "".join(f"{record.model_dump_json()}\n" for record in joined))
+        write_run(out, config, session, joined)
     notes = dict.fromkeys(note for result in results for note in result.proposal.notes)
     return Composition(directory=out, edits=len(requests), conflicts=tuple(conflicts), notes=tuple(notes))
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from editcore.datasets import short_name
 from editcore.evaluation.measures import DEFAULT_EVALUATORS
 from editcore.interfaces.errors import HParamsError, UnknownNameError
 from editcore.interfaces.values import first_problem
@@ -32,7 +33,7 @@ class RunConfig(BaseModel):
     model: str = "smollm2-135m"
     """A catalogue name, a folder or a hub id."""
     dataset: str = "worldfacts"
-    """A registered data set or a file of records."""
+    """A registered data set, with or without its argument (``NAME:ARGUMENT``), or a file of records."""
     edits: Annotated[int, Field(ge=1)] | None = None
     """How many records to edit, from the start of the data set; left out, all of them."""
     batch_size: Annotated[int, Field(ge=1)] = 10
@@ -61,7 +62,12 @@ class RunConfig(BaseModel):
     eval_text_tokens: Annotated[int, Field(ge=TEXT_WINDOW)] = TEXT_TOKENS
     """Tokens of it, from its start."""
     settings: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)
-    """Hyperparameters by the name of the editor, backend, extension or evaluator."""
+    """Hyperparameters by the name of the editor, backend, extension, evaluator or data set."""
+
+    @property
+    def part_names(self) -> frozenset[str]:
+        """Names of what its session is made of: editor, backend, extensions and evaluators."""
+        return frozenset({self.editor, self.backend, *self.plugins, *self.evaluators})
 
     @property
     def method(self) -> str:
@@ -116,4 +122,4 @@ class RunConfig(BaseModel):
     def title(self, edits: int) -> str:
         """What stands over a run's results: by what, on what, and how many facts of which data were edited."""
         counted = f"{edits} edit" if edits == 1 else f"{edits} edits"
-        return f"{self.method} on {Path(self.model).name}: {counted} of {Path(self.dataset).name}"
+        return f"{self.method} on {Path(self.model).name}: {counted} of {short_name(self.dataset)}"

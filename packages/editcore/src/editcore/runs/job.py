@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -13,9 +14,9 @@ from editcore._util.files import remove_leftovers, write_text
 from editcore._util.lock import locked
 from editcore._util.memory import peak_memory_bytes
 from editcore._util.paths import timed_directory
-from editcore.datasets import check_records, load_records
+from editcore.datasets import check_records, content_hash, load_records, short_name
 from editcore.evaluation import Measurement
-from editcore.interfaces.errors import HParamsError
+from editcore.interfaces.errors import EditcoreError, HParamsError, RunError
 from editcore.interfaces.progress import Progress, silent
 from editcore.interfaces.values import EditRequest, FactRecord
 from editcore.ledger.ledger import DELTAS_NAME
@@ -26,6 +27,7 @@ from editcore.runs.checkpoints import CHECKPOINTS, Checkpoints, HeldOutText, Wat
 from editcore.runs.config import RunConfig
 from editcore.runs.fit import check_savable, check_subjects
 from editcore.runs.log import BatchLog, Before
+from editcore.runs.parts import resolve_dataset
 from editcore.runs.record import REQUESTS_NAME, RunRecord, recorded, write_run
 from editcore.runs.reopening import make_session
 from editcore.runs.results import FIGURES_NAME, RunResult, Sample, Tally, write_observations, write_summary
@@ -33,6 +35,7 @@ from editcore.runs.resume import has_begun, refuse_unlike, refuse_used
 from editcore.runs.session import EditSession
 from editcore.runs.stopwatch import Stages
 from editcore.second_moments.corpora import open_corpus
+from editcore.settings.hparams import HParams
 
 __all__ = ["default_directory", "records_of", "run"]
 
@@ -40,6 +43,8 @@ _log = logging.getLogger(__name__)
 
 _SAMPLES = 3
 _SAMPLE_TOKENS = 8
+_LONGEST_STEM = 64
+"""Characters of a data set's name in the name of a directory; its argument may be long."""
 
 
 def run(
@@ -53,6 +58,7 @@ def run(
     resume: bool = False,
     model: LanguageModel | None = None,
     shared: Path | None = None,
+    records_hash: str | None = None,
     draw: Callable[[RunResult], None] | None = None,
 ) -> RunResult:
     """Edit, measure and write the run directory; with ``save``, the edited model as a normal folder too.
@@ -66,6 +72,7 @@ def run(
         model: the model of ``config``, unedited, if it is in memory. It is unedited again when this returns; after an
             exception it may not be.
         shared: a folder where runs keep what they measure of an unedited model, for one another.
+        records_hash: what the records must have as their :func:`editcore.datasets.content_hash`.
         draw: draws the results, such as :func:`editcore.figures.draw_run`. Called before the summary is written, so
             that a finished run has its pictures.
 
@@ -82,7 +89,7 @@ def run(
             refuse_unlike(record, config, directory)
         for folder in (directory, directory / DELTAS_NAME, directory / FIGURES_NAME, directory / CHECKPOINTS):
             remove_leftovers(folder)
-        return _run(config, directory, record, plugins, progress, command, save, model, shared, draw)
+        return _run(config, directory, record, plugins, progress, command, save, model, shared, records_hash, draw)
 
 
 def _run(
@@ -95,12 +102,20 @@ def _run(
     save: Path | None,
     model: LanguageModel | None,
     shared: Path | None,
+    records_hash: str | None,
     draw: Callable[[RunResult], None] | None,
 ) -> RunResult:
     clock = Stages()
     if record is None and config.eval_text is not None:
         open_corpus(config.eval_text)  # found now rather than after the model was loaded
-    records, notes = _records(config, plugins) if record is None else (recorded(directory), list(record.notes))
+    data_settings: Mapping[str, HParams] = {}
+    if record is None:
+        data_settings = resolve_dataset(plugins, config.dataset, config.settings, part_names=config.part_names)
+        records, notes = _records(config, plugins)
+    else:
+        records, notes = recorded(directory), list(record.notes)
+    if records_hash is not None:
+        _refuse_other_records(records, records_hash, config)
     check_subjects([one.request for one in records], plugins.editor(config.editor))
     if save is not None:
         check_savable(plugins, config.editor, config.backend)
@@ -114,9 +129,10 @@ def _run(
         else:
             before = _before(session, records, prompts, config, shared)
     if record is None:
-        _write_begun(directory, config, session, command, records, notes, before)
+        _write_begun(directory, config, session, command, records, data_settings, notes, before)
     else:
         record.compare(session)
+        _compare_records(record, records, plugins)
     log = BatchLog(directory, session.ledger)
     checkpoints = _checkpoints(session, records, before, config, directory)
     _edit(session, [one.request for one in records], config.batch_size, log, progress, checkpoints)
@@ -268,7 +284,7 @@ def records_of(config: RunConfig, plugins: Plugins) -> tuple[list[FactRecord], l
         HParamsError: there are fewer than ``config.edits``.
     """
     notes: list[str] = []
-    available = load_records(config.dataset, plugins=plugins, notes=notes)
+    available = load_records(config.dataset, plugins=plugins, settings=config.settings, notes=notes)
     if config.edits is not None and config.edits > len(available):
         raise HParamsError(
             f"--edits {config.edits} is more than the data set '{config.dataset}' has; it has {len(available)} records."
@@ -278,6 +294,31 @@ def records_of(config: RunConfig, plugins: Plugins) -> tuple[list[FactRecord], l
         return asked, notes
     kept, more = check_records(asked)
     return kept, [*notes, *more]
+
+
+def _refuse_other_records(records: Sequence[FactRecord], planned: str, config: RunConfig) -> None:
+    """Refuse to give results of other records the name of the planned ones'."""
+    found = content_hash(records)
+    if found != planned:
+        raise RunError(
+            f"The records of '{config.dataset}' are not the planned ones: their hash is {found[:12]} where the run is "
+            f"made, and was {planned[:12]} where it was planned. Have the same data everywhere, or start the sweep "
+            "again if they were changed while it ran."
+        )
+
+
+def _compare_records(record: RunRecord, records: Sequence[FactRecord], plugins: Plugins) -> None:
+    """Warn if the data set has changed since the run began. It need not be there any more."""
+    try:
+        now, _ = records_of(record.config.model_copy(update={"settings": record.settings}), plugins)
+    except EditcoreError:
+        return
+    if content_hash(now) != content_hash(records):
+        _log.warning(
+            "The data set '%s' has other records now than when the run began. The run goes on with those that it "
+            "began with.",
+            record.config.dataset,
+        )
 
 
 def _edit(
@@ -312,15 +353,17 @@ def _write_begun(
     session: EditSession,
     command: Sequence[str],
     records: Sequence[FactRecord],
+    data_settings: Mapping[str, HParams],
     notes: Sequence[str],
     before: Before,
 ) -> None:
     """What a run needs to be resumed; with ``run.json``, which comes last, it is begun."""
     before.write(directory)
     write_text(directory / REQUESTS_NAME, "".join(record.model_dump_json() + "\n" for record in records))
-    write_run(directory, config, session, command=command, notes=notes)
+    write_run(directory, config, session, records, data_settings=data_settings, command=command, notes=notes)
 
 
 def default_directory(config: RunConfig) -> Path:
     """``runs/EDITOR-DATASET-TIME``, in the working directory."""
-    return timed_directory(f"{config.editor}-{Path(config.dataset).name.split('.')[0]}")
+    stem = re.sub(r"[^\w-]+", "-", short_name(config.dataset).split(".")[0]).strip("-")
+    return timed_directory(f"{config.editor}-{stem[:_LONGEST_STEM]}")

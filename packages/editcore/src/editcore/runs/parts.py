@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from editcore.datasets import dataset_name, dataset_settings
 from editcore.interfaces.errors import HParamsError, UnknownNameError
 from editcore.interfaces.progress import Progress
 from editcore.interfaces.protocols import (
@@ -29,6 +30,7 @@ __all__ = [
     "make_evaluators",
     "make_parts",
     "make_target",
+    "resolve_dataset",
     "resolve_settings",
 ]
 
@@ -115,11 +117,13 @@ def resolve_settings(
     evaluators: Sequence[str],
     preset: str | None,
     settings: Mapping[str, Mapping[str, Any]],
+    dataset: str | None = None,
     note: Callable[[str], None] = lambda text: _log.warning("%s", text),
 ) -> dict[str, HParams]:
     """Every hyperparameter of a session, by the name of editor, backend, extension or evaluator; nothing is made.
 
     Args:
+        dataset: of a run, whose hyperparameters are then among them.
         note: told which preset was chosen, where that is not plain.
 
     Raises:
@@ -134,16 +138,54 @@ def resolve_settings(
         *(registry.evaluator(name) for name in evaluators),
     ]
     named = {editor, backend, *plugins, *evaluators}
-    for owner in settings:
-        if owner not in named:
-            raise UnknownNameError("settings section", owner, named, hint="A section is named after what it sets.")
+    own_of_dataset: dict[str, HParams] = {}
+    if dataset is None:
+        _refuse_unknown_sections(settings, named)
+    else:
+        own_of_dataset = resolve_dataset(registry, dataset, settings, part_names=named)
     resolved: dict[str, HParams] = {}
     resolved[editor] = _editor_settings(editor_spec, preset, settings.get(editor, {}), model_name, note)
     for spec in companions:
         own = _settings(spec, spec.hparams, settings.get(spec.name, {}))
         if own is not None:
             resolved[spec.name] = own
-    return resolved
+    return resolved | own_of_dataset
+
+
+def resolve_dataset(
+    registry: Plugins, dataset: str, settings: Mapping[str, Mapping[str, Any]], *, part_names: Collection[str]
+) -> dict[str, HParams]:
+    """The hyperparameters of a run's data set, by its name; empty if it has none.
+
+    Args:
+        settings: of the whole run.
+        part_names: of what the run's session is made of.
+
+    Raises:
+        UnknownNameError: there is no such data set, or nothing of the run has the name of a section.
+        HParamsError: a setting or the argument is wrong, or the settings could be another part's of the same name.
+    """
+    name = dataset_name(dataset, registry)
+    _refuse_unknown_sections(settings, {*part_names, *([] if name is None else [name])})
+    if name is None:
+        return {}
+    spec = registry.dataset(name)
+    if name in part_names:
+        if spec.hparams is not None:
+            raise HParamsError(
+                f"The data set '{name}' has hyperparameters, and another part of the run has its name, so that the "
+                f"section '{name}' of the settings could be either's."
+            )
+    elif spec.hparams is None and settings.get(name):
+        raise _no_hyperparameters(spec, settings[name])
+    own = dataset_settings(dataset, settings, plugins=registry)
+    return {} if own is None else {name: own}
+
+
+def _refuse_unknown_sections(settings: Mapping[str, Mapping[str, Any]], named: Collection[str]) -> None:
+    for owner in settings:
+        if owner not in named:
+            raise UnknownNameError("settings section", owner, named, hint="A section is named after what it sets.")
 
 
 def make_backend(spec: BackendSpec, settings: Mapping[str, Any]) -> tuple[Backend, HParams | None]:
@@ -174,8 +216,12 @@ def _settings(spec: Spec, hparams: str | None, given: Mapping[str, Any]) -> HPar
         made: HParams = build(resolve(hparams), [given], owner=spec.name)
         return made
     if given:
-        raise HParamsError(f"{spec.name}: unknown setting '{next(iter(given))}'. It has no hyperparameters.")
+        raise _no_hyperparameters(spec, given)
     return None
+
+
+def _no_hyperparameters(spec: Spec, given: Mapping[str, Any]) -> HParamsError:
+    return HParamsError(f"{spec.name}: unknown setting '{next(iter(given))}'. It has no hyperparameters.")
 
 
 def _editor_settings(

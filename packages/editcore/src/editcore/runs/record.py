@@ -16,12 +16,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from editcore._util.files import json_text, write_text
+from editcore.datasets import content_hash
 from editcore.interfaces.errors import RunError
 from editcore.interfaces.values import FactRecord, first_problem
 from editcore.models import CATALOGUE, LanguageModel
 from editcore.plugins.registry import Plugins
 from editcore.runs.config import RunConfig
 from editcore.runs.session import EditSession
+from editcore.settings.hparams import HParams
 
 __all__ = ["REQUESTS_NAME", "RUN_NAME", "RunRecord", "folder_of", "installed_versions", "recorded", "write_run"]
 
@@ -36,14 +38,23 @@ def write_run(
     directory: Path,
     config: RunConfig,
     session: EditSession,
+    records: Sequence[FactRecord],
     *,
+    data_settings: Mapping[str, HParams] | None = None,
     command: Sequence[str] = (),
     notes: Sequence[str] = (),
 ) -> None:
-    """Write ``run.json``: everything that decides the result, and what was learnt from the unedited model."""
+    """Write ``run.json``: everything that decides the result, and what was learnt from the unedited model.
+
+    Args:
+        records: what the run edits.
+        data_settings: hyperparameters of the data set, by its name.
+    """
+    settings = {**session.settings, **(data_settings or {})}
     record = {
         "config": config.model_dump(mode="json"),
-        "settings": {name: settings.model_dump(mode="json") for name, settings in session.settings.items()},
+        "settings": {name: own.model_dump(mode="json") for name, own in settings.items()},
+        "dataset": {"name": config.dataset, "records": len(records), "hash": content_hash(records)},
         "provenance": dict(session.provenance),
         "model": {
             "name": session.model.name,
@@ -91,7 +102,7 @@ class RunRecord:
 
     config: RunConfig
     settings: Mapping[str, Mapping[str, Any]]
-    """Every hyperparameter, by the name of editor, backend or extension."""
+    """Every hyperparameter, by the name of editor, backend, extension or data set."""
     model: Mapping[str, Any]
     """Name, folder if it is one, fingerprint and layout."""
     versions: Mapping[str, str]

@@ -38,8 +38,7 @@ def make_session(
         records: what the run edits.
         model: loaded unless given.
     """
-    named = {config.editor, config.backend, *config.plugins, *config.evaluators}
-    settings = {name: values for name, values in (record or config).settings.items() if record is None or name in named}
+    settings = {name: values for name, values in (record or config).settings.items() if name in config.part_names}
     source = config.model if record is None else record.source
     return EditSession.open(
         source if model is None else model,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from editcore._util.files import json_text, write_text
+from editcore.datasets import content_hash, dataset_name, is_path
 from editcore.evaluation.measures import DEFAULT_EVALUATORS, Measure, measures_of
 from editcore.interfaces.errors import HParamsError, UnknownNameError
 from editcore.interfaces.specs import EvaluatorSpec
@@ -44,7 +45,8 @@ class Trial:
     versions: Mapping[str, str]
     """Of the packages whose code it runs."""
     contents: Mapping[str, str]
-    """Hashes of the files and model folders that it reads, by option."""
+    """Hashes of the files and model folders that it reads, by option, and of the records that it edits
+    (``records``)."""
     facts: int
     """How many it edits."""
 
@@ -152,7 +154,7 @@ class _Planner:
         self._sweep, self._text, self._plugins = file.sweep, file.text, plugins
         self._notes: dict[str, None] = {}
         self._contents: dict[str, str] = {}
-        self._facts: dict[tuple[str, int | None, tuple[str, ...]], int] = {}
+        self._facts: dict[tuple[str, int | None, tuple[str, ...], str], tuple[int, str]] = {}
         self._versions: dict[frozenset[str], Mapping[str, str]] = {}
 
     def plan(self) -> Plan:
@@ -203,7 +205,7 @@ class _Planner:
                 table = overlaid(table, _nested(name, value))
             options = run_values(table)
             seed = options.pop("seed", 0)
-            named = _named(options)
+            named = _named(options, self._plugins)
             own = {*_sections(arm.values)}
             settings = {name: part for name, part in options.get("settings", {}).items() if name in named | own}
             mine = {name: value for name, value in values.items() if _section(name) in (None, *named, *own)}
@@ -222,10 +224,11 @@ class _Planner:
             settings = resolve_settings(
                 self._plugins, config.model, editor=config.editor, plugins=config.plugins, backend=config.backend,
                 evaluators=config.evaluators, preset=config.preset, settings=config.settings,
+                dataset=config.dataset,
                 note=lambda text: self._notes.setdefault(text),
             )  # fmt: skip
             paths = self._paths(config)
-            facts = self._count(config)
+            facts, records = self._records(config)
         except UnknownNameError:
             raise
         except HParamsError as error:
@@ -243,7 +246,9 @@ class _Planner:
         parts = {
             "config": fitting.model_dump(mode="json"),
             "versions": self._code(config),
-            "contents": {option: self._hash(path) for option, path in paths.items()},
+            # Of a file of records counts what is edited, as of a data set.
+            "contents": {option: self._hash(path) for option, path in paths.items() if option != "dataset"}
+            | {"records": records},
         }
         key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:_KEY_LENGTH]
         trial = Trial(
@@ -260,23 +265,26 @@ class _Planner:
         found = {}
         if config.model not in CATALOGUE and (folder := Path(config.model).expanduser()).is_dir():
             found["model"] = folder.resolve()
-        if config.dataset not in self._plugins.datasets() and (file := Path(config.dataset).expanduser()).is_file():
+        if is_path(config.dataset, self._plugins) and (file := Path(config.dataset).expanduser()).is_file():
             found["dataset"] = file.resolve()
         for option, text in (("corpus", config.corpus), ("eval_text", config.eval_text)):
             if text is not None and (file := Path(text).expanduser()).is_file():
                 found[option] = file.resolve()
         return found
 
-    def _count(self, config: RunConfig) -> int:
-        wanted = (config.dataset, config.edits, config.plugins)
+    def _records(self, config: RunConfig) -> tuple[int, str]:
+        """How many records it edits, and their hash."""
+        own = config.settings.get(dataset_name(config.dataset, self._plugins) or "", {})
+        wanted = (config.dataset, config.edits, config.plugins, json.dumps(own, sort_keys=True, default=str))
         if wanted not in self._facts:
             records, notes = records_of(config, self._plugins)
-            self._facts[wanted] = len(records)
+            self._facts[wanted] = (len(records), content_hash(records))
             self._notes.update(dict.fromkeys(notes))
         return self._facts[wanted]
 
     def _code(self, config: RunConfig) -> Mapping[str, str]:
-        names = frozenset({config.editor, config.backend, config.dataset, *config.plugins, *config.evaluators})
+        dataset = dataset_name(config.dataset, self._plugins)
+        names = config.part_names | ({dataset} if dataset is not None else set())
         if names not in self._versions:
             self._versions[names] = code_versions(self._plugins, names)
         return self._versions[names]
@@ -314,15 +322,16 @@ def _sections(table: Mapping[str, Any]) -> list[str]:
     return list(run_values(table).get("settings", {}))
 
 
-def _named(options: Mapping[str, Any]) -> set[str]:
+def _named(options: Mapping[str, Any], registry: Plugins) -> set[str]:
     """What a run uses, by name."""
     plugins = options.get("plugins", ())
     several = [plugins] if isinstance(plugins, str) else plugins
     measuring = options.get("evaluators", DEFAULT_EVALUATORS)
     evaluators = [measuring] if isinstance(measuring, str) else measuring
-    return {
-        str(options.get("editor", "")), str(options.get("backend", "raw")), *map(str, several), *map(str, evaluators),
-    }  # fmt: skip
+    parts = (options.get("editor", ""), options.get("backend", "raw"), *several, *evaluators)
+    default = RunConfig.model_fields["dataset"].default
+    dataset = dataset_name(str(options.get("dataset", default)), registry)
+    return {*map(str, parts), *([] if dataset is None else [dataset])}
 
 
 def _excluded(entries: Sequence[Mapping[str, Any]], values: Mapping[str, Any]) -> bool:

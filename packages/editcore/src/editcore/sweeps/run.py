@@ -126,6 +126,7 @@ def _run_trials(
             key=key,
             config=plan.trials[key].config,
             versions=plan.trials[key].versions,
+            records=plan.trials[key].contents["records"],
             home=directory.resolve() if executor.shares_files else None,
             command=tuple(command),
         )

@@ -34,6 +34,8 @@ class Task:
     config: RunConfig
     versions: Mapping[str, str]
     """Of the code that the trial was planned with."""
+    records: str
+    """Hash of the records that it was planned with."""
     home: Path | None
     """The sweep directory, if workers see it; otherwise they work in a temporary one of their machine."""
     command: tuple[str, ...] = ()
@@ -85,6 +87,7 @@ class TrialRunner:
                     resume=True,
                     model=model,
                     shared=home / "shared",
+                    records_hash=task.records,
                     draw=draw_run,
                 )
             except BaseException:

@@ -1,1 +1,2 @@
-"""A plugin package for tests: an editor, two backends, and extensions that judge, record and fail."""
+"""A plugin package for tests: an editor, two backends, extensions that judge, record and fail, and data
+sets."""

@@ -8,7 +8,7 @@ from editcore import HParams
 from editcore.locate_then_edit.hparams import LocateThenEditHParams
 from pydantic import Field
 
-__all__ = ["GateHParams", "HalfHParams", "ToyHParams"]
+__all__ = ["FactsHParams", "GateHParams", "HalfHParams", "ToyHParams"]
 
 
 class ToyHParams(LocateThenEditHParams):
@@ -29,6 +29,17 @@ class HalfHParams(HParams):
 
     strength: Annotated[float, Field(gt=0)] = 0.5
     """Factor on every delta."""
+
+
+class FactsHParams(HParams):
+    """Of the data set ``toy-facts``."""
+
+    file: str
+    """Where the facts are."""
+    most: Annotated[int, Field(ge=0)] | None = None
+    """How many of them."""
+    label: str = "plain"
+    """What stands in the extra of each."""
 
 
 class GateHParams(HParams):

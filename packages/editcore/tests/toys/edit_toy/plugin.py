@@ -5,6 +5,7 @@ from editcore import (
     BackendSpec,
     Capabilities,
     ComponentSpec,
+    DatasetSpec,
     EditorSpec,
     EvaluatorSpec,
     ExecutorSpec,
@@ -82,6 +83,21 @@ def editcore_extensions() -> list[ExtensionSpec]:
 def editcore_evaluators() -> list[EvaluatorSpec]:
     """One that looks at less."""
     return [EvaluatorSpec("rewrites", "edit_toy.parts:Rewrites", summary="The edited prompts alone.")]
+
+
+@hookimpl
+def editcore_datasets() -> list[DatasetSpec]:
+    """One with an argument, and some that go wrong."""
+    facts = HPARAMS.format("Facts")
+    return [
+        DatasetSpec("toy-facts", "edit_toy.data:facts", hparams=facts, argument="file", summary="Those of a file."),
+        DatasetSpec("toy-few", "edit_toy.data:facts", hparams=facts, argument="most", summary="So many of a file."),
+        DatasetSpec("toy", "edit_toy.data:facts", hparams=facts, summary="Called like the editor."),
+        DatasetSpec("toy-subclassed", "edit_toy.data:subclassed", summary="Returns a subclass."),
+        DatasetSpec("toy-dicts", "edit_toy.data:dicts", summary="Returns dicts."),
+        DatasetSpec("toy-nothing", "edit_toy.data:nothing", summary="Returns nothing."),
+        DatasetSpec("toy-broken", "edit_toy.data:broken", summary="Fails."),
+    ]
 
 
 @hookimpl
