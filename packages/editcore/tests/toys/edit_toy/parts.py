@@ -22,20 +22,19 @@ from editcore import (
     DenseDelta,
     EditBatch,
     EditContext,
+    EvaluationContext,
     ExtensionContext,
     FactoredDelta,
     FactRecord,
     LanguageModel,
     LedgerEntry,
     NumericalError,
-    Progress,
+    Observation,
     Proposal,
     Rejection,
     Verdict,
     hookimpl,
 )
-from editcore.evaluation import CounterFactEvaluator, PromptScore
-from editcore.interfaces.progress import silent
 from editcore.locate_then_edit import LocateThenEdit
 from editcore.runs.backends import RawBackend
 
@@ -211,11 +210,14 @@ class Miscounting:
 
 
 class Rewrites:
-    """Asks the edited prompts only, and says that the new object has won."""
+    """Asks nothing: says that every edited prompt is won, and how long it is."""
 
     def evaluate(
-        self, model: LanguageModel, records: Sequence[FactRecord], *, progress: Progress = silent
-    ) -> list[PromptScore]:
-        asked = [record.model_copy(update={"probes": ()}) for record in records]
-        found = CounterFactEvaluator().evaluate(model, asked, progress=progress)
-        return [replace(score, success=True) for score in found]
+        self, model: LanguageModel, records: Sequence[FactRecord], context: EvaluationContext
+    ) -> list[Observation]:
+        found = []
+        for record in records:
+            asked = {"request_id": record.request.id, "prompt": record.request.text}
+            found.append(Observation(metric="won", value=1.0, **asked))
+            found.append(Observation(metric="length", value=float(len(record.request.text)), **asked))
+        return found

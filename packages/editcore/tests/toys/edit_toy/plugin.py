@@ -10,6 +10,7 @@ from editcore import (
     EvaluatorSpec,
     ExecutorSpec,
     ExtensionSpec,
+    MetricSpec,
     hookimpl,
 )
 
@@ -82,7 +83,17 @@ def editcore_extensions() -> list[ExtensionSpec]:
 @hookimpl
 def editcore_evaluators() -> list[EvaluatorSpec]:
     """One that looks at less."""
-    return [EvaluatorSpec("rewrites", "edit_toy.parts:Rewrites", summary="The edited prompts alone.")]
+    return [
+        EvaluatorSpec(
+            "rewrites",
+            "edit_toy.parts:Rewrites",
+            summary="The edited prompts alone.",
+            metrics=(
+                MetricSpec(name="won", label="Won", retention=True, objective=True),
+                MetricSpec(name="length", label="Length", unit="characters", better="lower"),
+            ),
+        )
+    ]
 
 
 @hookimpl
