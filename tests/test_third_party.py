@@ -1,7 +1,9 @@
-"""Four packages as a stranger writes them: installed beside editcore, and used as a user does.
+"""Five packages as a stranger writes them: installed beside editcore, and used as a user does.
 
 They stand in ``tests/third_party``: dense fine-tuning, an attention with its bias, a gated memory, and retrieval. What
-every editor is promised must hold for them: runs, resuming, undoing in any order, trust, packs, the backend lora.
+every editor is promised must hold for them: runs, resuming, undoing in any order, trust, packs, the backend lora. The
+fifth has a data set with questions of its own and an evaluator with metrics of its own, which must be seen wherever
+something is measured.
 """
 
 from __future__ import annotations
@@ -55,6 +57,9 @@ RETRIEVAL = Case("retrieval", "repeating", (), attachment=True)
 CASES = (FINETUNE, ATTENTION, MEMORY, RETRIEVAL)
 ATTACHED = (MEMORY, RETRIEVAL)
 NUM_FACTS, BATCH = 6, 2
+EVALUATORS = ("consequences", "counterfact", "generation")
+THEIRS = ("consistent", "surprise", "consequences.unchanged", "balance")
+"""What the tables call their metrics: ``generation`` has one that is called ``unchanged``, too."""
 every_editor = pytest.mark.parametrize("case", CASES, ids=str)
 every_attachment = pytest.mark.parametrize("case", ATTACHED, ids=str)
 
@@ -94,9 +99,36 @@ class World:
                     fields = {**fields, "subject": "", "prompt": request.text}
                 others = {"neighborhood_prompts": [requests[number - 1].text], "id": f"f{number}"}
                 file.write(json.dumps({**fields, **others}) + "\n")
+        self.write_questions(self.folder / "questions.jsonl")
         text = " ".join(request.text for request in tiny_requests(80))
         (self.folder / "text.txt").write_text(text, encoding="utf-8")
         return [request.text for request in requests]
+
+    @staticmethod
+    def write_questions(path: Path, *, answer: str | None = None) -> None:
+        """Facts for the data set ``questions``; with ``answer``, the last one is about something else."""
+        requests = tiny_requests(NUM_FACTS)
+        lines = []
+        for number, request in enumerate(requests):
+            new = request.target_new if answer is None or number < NUM_FACTS - 1 else answer
+            lines.append(
+                {
+                    **request.model_dump(mode="json", include={"subject", "prompt", "target_true"}),
+                    "target_new": new,
+                    "id": f"f{number}",
+                    "follows": [[f"Everybody says that {request.text}", new]],
+                    "others": [[requests[number - 1].subject, "who knows"]],
+                }
+            )
+        path.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
+
+    def asking(self, *more: object) -> list[object]:
+        """``editctl run`` with the data set and the evaluator, beside those that every run has."""
+        options = self.options(FINETUNE, *more)
+        options[options.index("--dataset") + 1] = f"questions:{self.folder / 'questions.jsonl'}"
+        evaluators = [word for name in EVALUATORS for word in ("--evaluator", name)]
+        return [*options, *evaluators, "--set", "consequences.tokens=3", "--eval-every", BATCH,
+                "--eval-text", self.folder / "text.txt", "--eval-text-tokens", 256]  # fmt: skip
 
     def ask(self, call: str, **arguments: Any) -> dict[str, Any]:
         """An answer of the process; see ``third_party/worker.py``."""
@@ -216,7 +248,7 @@ def test_they_are_listed_and_described(world: World) -> None:
 @every_editor
 def test_a_run_makes_the_targets_likelier(world: World, case: Case) -> None:
     frame = pd.read_parquet(world.run(case) / "results.parquet")
-    losses = frame[frame["kind"] == "rewrite"].groupby("phase")["nll_new"].mean()
+    losses = frame[frame["metric"] == "rewrite_nll_new"].groupby("phase")["value"].mean()
     assert losses["after"] < losses["before"]
     summary = json.loads((world.run(case) / "summary.json").read_text())
     assert summary["edits"] == NUM_FACTS
@@ -417,6 +449,148 @@ def test_lora_keeps_a_dense_change(world: World, tmp_path: Path) -> None:
         assert found["now"]["scores"][prompt] == pytest.approx(loss, abs=1e-2)
     world.works("export", run, tmp_path / "adapter")
     assert (tmp_path / "adapter" / "adapter_config.json").exists()
+
+
+# An evaluator and a data set of theirs
+
+
+@pytest.fixture(scope="module")
+def asked(world: World) -> SimpleNamespace:
+    """A run with both, and what it printed."""
+    directory = world.folder / "asked"
+    printed = world.works(*world.asking("--out", directory))
+    return SimpleNamespace(directory=directory, printed=printed, summary=read_json(directory / "summary.json"))
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_their_metrics_are_in_the_table_and_the_files(asked: SimpleNamespace) -> None:
+    [head] = [line for line in asked.printed.splitlines() if THEIRS[0] in line]
+    assert head.split() == list(THEIRS)
+    assert "by consequences; percent (surprise in nats), higher is better (lower for surprise)" in asked.printed
+    frame = pd.read_parquet(asked.directory / "results.parquet")
+    theirs = frame[frame["evaluator"] == "consequences"]
+    assert set(theirs["kind"]) == {"portability.consequence", "locality.elsewhere"}
+    assert set(theirs["metric"]) == set(THEIRS[:-1])
+    assert set(theirs["relation"]) == {"even", "odd"}
+    for phase, expected in (("before", {"consequences.unchanged": 100.0}), ("after", {})):
+        values = asked.summary[phase]
+        rows = theirs[theirs["phase"] == phase].groupby("metric")["value"].mean()
+        for key, mean in rows.items():
+            assert values[key] == pytest.approx(mean if key == "surprise" else 100 * mean)
+        assert values["balance"] == (
+            None if phase == "before" else min(values["consistent"], values["consequences.unchanged"])
+        )
+        assert {key: values[key] for key in expected} == expected
+    assert asked.summary["after"]["surprise"] < asked.summary["before"]["surprise"]
+    kept = [json.loads(line)["extra"] for line in (asked.directory / "requests.jsonl").read_text().splitlines()]
+    assert kept == [{"line": number} for number in range(NUM_FACTS)]
+    own = read_json(asked.directory / "run.json")
+    assert own["settings"]["consequences"] == {"tokens": 3}
+    assert own["dataset"]["records"] == NUM_FACTS
+
+
+def test_what_is_unchanged_is_told_by_the_unedited_models_text(asked: SimpleNamespace) -> None:
+    frame = pd.read_parquet(asked.directory / "results.parquet")
+    rows = frame[frame["metric"] == "consequences.unchanged"]
+    before, after = (rows[rows["phase"] == phase].set_index("request_id") for phase in ("before", "after"))
+    assert ((before["text"] == after["text"]).astype(float) == after["value"]).all()
+    assert 0 < after["value"].mean() < 1, "the test should see both"
+
+
+def test_their_metrics_are_at_the_checkpoints_and_compared(world: World, asked: SimpleNamespace) -> None:
+    watched = read_json(asked.directory / "forgetting.json")
+    assert watched["retention"] == "consistent"
+    assert [one["num_edits"] for one in watched["checkpoints"]] == [2, 4, 6]
+    assert watched["checkpoints"][-1]["values"] == asked.summary["after"]
+    assert all(0 <= one["values"]["consistent"] <= 100 for one in watched["checkpoints"])
+    ages = {one["first"] for one in watched["forgetting"]["retention_by_age"]}
+    assert 0 in ages
+    assert len(ages) > 1
+    told = world.works("forgetting", asked.directory, "--out", world.folder / "forgetting.png")
+    assert set(THEIRS) <= set(next(line for line in told.splitlines() if line.startswith("run ")).split())
+
+
+def test_their_metrics_are_in_the_pictures_and_the_report(world: World, asked: SimpleNamespace) -> None:
+    for name in ("summary", "forgetting_curve"):
+        assert (asked.directory / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    world.works("report", asked.directory, "--out", world.folder / "page")
+    page = (world.folder / "page" / "index.html").read_text(encoding="utf-8")
+    for words in ("Consistent answers", "Surprise (nats)", "Unchanged answers", "Balance", "Lower is better."):
+        assert words in page
+    pictures = {path.stem for path in (world.folder / "page" / "figures").glob("*.png")}
+    assert {"summary", "relations_consistent", "relations_consequences.unchanged"} <= pictures
+
+
+def test_a_killed_run_compares_with_the_unedited_model_all_the_same(
+    world: World, asked: SimpleNamespace, tmp_path: Path
+) -> None:
+    out = tmp_path / "killed"
+    ended = world.ask("killed", arguments=[str(one) for one in world.asking("--out", out)], directory=str(out))
+    assert not ended["ended"], ended
+    assert (out / "before.parquet").exists()
+    world.works("run", "--resume", "--out", out)
+    found, expected = contents(out), contents(asked.directory)
+    for name in ("results.parquet", "checkpoints.parquet", "summary.json", "forgetting.json"):
+        assert found[name] == expected[name], name
+
+
+def test_their_metrics_are_in_a_sweep_which_notices_that_the_facts_changed(world: World, tmp_path: Path) -> None:
+    facts = tmp_path / "facts.jsonl"
+    world.write_questions(facts)
+    study = f"""title = "asked"
+[base]
+editor = "finetune"
+model = "{world.folder / "llama"}"
+dataset = "questions:{facts}"
+batch-size = {BATCH}
+evaluator = ["consequences", "generation"]
+[base.finetune]
+weight = "model.layers.1.mlp.up_proj.weight"
+[grid.finetune]
+steps = [1, 3]
+[[figures]]
+file = "balance.png"
+kind = "bars"
+by = "finetune.steps"
+[[figures]]
+file = "lines.png"
+kind = "lines"
+by = "finetune.steps"
+metrics = ["surprise", "consequences.unchanged"]
+"""
+    (tmp_path / "study.toml").write_text(study, encoding="utf-8")
+    sweep = ["sweep", tmp_path / "study.toml", "--out", tmp_path / "sweep"]
+    printed = world.works(*sweep, "--workers", 1)
+    assert set(THEIRS) <= set(next(line for line in printed.splitlines() if line.startswith("arm ")).split())
+    tables = tmp_path / "sweep" / "asked"
+    table = pd.read_csv(tables / "asked.csv")
+    for key in THEIRS:
+        trials = [read_json(tmp_path / "sweep" / "trials" / key / "summary.json") for key in table["key"]]
+        assert table[key].tolist() == pytest.approx([trial["after"][key] for trial in trials])
+    assert (tables / "balance.png").exists()
+    assert (tables / "lines.png").exists()
+    assert pd.read_csv(tables / "retention.csv")["retained"].between(0, 100).all()
+    world.works("report", tmp_path / "sweep")
+    page = (tmp_path / "sweep" / "report" / "index.html").read_text(encoding="utf-8")
+    assert "The best mean of balance is" in page
+    assert "0 to run" in world.works(*sweep, "--dry-run")
+    world.write_questions(facts, answer="Madrid")
+    assert "2 to run" in world.works(*sweep, "--dry-run")
+
+
+def test_a_sweep_of_what_nobody_measures_is_refused_at_once(world: World, tmp_path: Path) -> None:
+    study = '[base]\neditor = "finetune"\n[[figures]]\nfile = "a.png"\nkind = "bars"\nmetric = "consistent"\n'
+    (tmp_path / "study.toml").write_text(study, encoding="utf-8")
+    done = world.editctl(
+        "sweep", tmp_path / "study.toml", "--out", tmp_path / "sweep", "--set", f"model={world.folder / 'llama'}",
+        "--set", "finetune.weight=model.layers.1.mlp.up_proj.weight",
+    )  # fmt: skip
+    assert done.code == 2
+    assert "Unknown metric 'consistent'" in done.err
+    assert not (tmp_path / "sweep").exists()
 
 
 def test_lora_refuses_a_vector_before_a_model_is_loaded(world: World, tmp_path: Path) -> None:

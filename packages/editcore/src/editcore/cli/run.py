@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ import typer
 from editcore.cli.lazy import loaded_plugins
 
 if TYPE_CHECKING:
+    from editcore.evaluation import Measure, Summary
     from editcore.plugins.registry import Plugins
     from editcore.runs.config import RunConfig
     from editcore.runs.record import RunRecord
@@ -31,7 +33,9 @@ def run(
     editor: Annotated[str | None, typer.Option(help="The editing method; 'editctl editors' lists them.")] = None,
     plugin: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="An extension for this run, such as replay; may be given several times."),
+        typer.Option(
+            metavar="NAME", help="An extension for this run; may be given several times. 'editctl plugins' lists them."
+        ),
     ] = None,
     backend: Annotated[str | None, typer.Option(help="How deltas are put into the model. [default: raw]")] = None,
     model: Annotated[
@@ -241,7 +245,10 @@ def show_result(result: RunResult) -> None:
         console.print()
         print_table(
             ("", *names),
-            [(phase, *(one.text(values.get(one.key)) for one in mine)) for phase, (_, values) in phases.items()],
+            [
+                *((phase, *(one.text(values.get(one.key)) for one in mine)) for phase, (_, values) in phases.items()),
+                *_facts(result.after, mine),
+            ],
             title=f"{counted(result.edits, 'edit')}, by {evaluator}{sampled}; {legend(mine)}",
             right=names,
             console=console,
@@ -280,6 +287,13 @@ def show_result(result: RunResult) -> None:
         console.print(f"Checkpoints: editctl forgetting {shlex.quote(str(result.directory))}; their picture is {curve}")
     console.print(f"Everything is in {result.directory}; the picture is {result.directory / 'figures' / 'summary.png'}")
     console.print(f"A page about it: {shlex.join(['editctl', 'report', str(result.directory)])}")
+
+
+def _facts(summary: Summary, measures: Sequence[Measure]) -> Iterator[tuple[str, ...]]:
+    """A row with the facts behind each mean, where they are not the same for all."""
+    counts = [summary.averages[one.key].facts if one.key in summary.averages else None for one in measures]
+    if len({count for count in counts if count is not None}) > 1:
+        yield ("facts", *("" if count is None else str(count) for count in counts))
 
 
 def _first_line(text: str) -> str:

@@ -26,7 +26,7 @@ def trace(
     model: ModelArgument,
     facts: Annotated[
         str,
-        typer.Option(help="True facts: a data set (NAME or NAME:ARGUMENT) or a file (records, or ROME's known_1000)."),
+        typer.Option(help="True facts: a data set (NAME or NAME:ARGUMENT) or a file (records, or known_1000)."),
     ] = "worldfacts",
     num: Annotated[int, typer.Option(min=1, help="Facts to trace, of those that the model knows.")] = 20,
     draws: Annotated[int, typer.Option(min=1, help="Draws of the noise for each fact.")] = 1,

@@ -3,8 +3,8 @@
 Teacher forcing hands the model the beginning of the object and its length; a user does not. As in "The Mirage of Model
 Editing" (arXiv 2502.11177) an answer ends at a full stop, a line break or an end token, and is compared after
 normalisation (lower case, no punctuation, no articles, single spaces). Departures from it: the object may stand
-anywhere in the answer (``said``; ``said_first`` asks for it at once), and answers are cut after ``answer_tokens``
-tokens, because a small model does not stop by itself.
+anywhere in the answer (``facts_said``; ``facts_said_first`` asks for it at once), and answers are cut after
+``answer_tokens`` tokens, because a small model does not stop by itself.
 """
 
 from __future__ import annotations
@@ -46,20 +46,20 @@ GENERATION = EvaluatorSpec(
     compares=True,
     metrics=(
         MetricSpec(
-            name="said",
-            label="Said",
+            name="facts_said",
+            label="Facts said",
             meaning="After so many of the edited prompts the model's own answer has the new object in it.",
             retention=True,
             objective=True,
             tally="are said",
         ),
         MetricSpec(
-            name="paraphrase_said",
+            name="paraphrases_said",
             label="Paraphrases said",
             meaning="After so many of their paraphrases it has.",
         ),
         MetricSpec(
-            name="portability_said",
+            name="consequences_said",
             label="Consequences said",
             meaning="To so many questions that follow from the edited facts (portability, multi-hop) the answer is "
             "right.",
@@ -84,13 +84,13 @@ GENERATION = EvaluatorSpec(
             show="data",
         ),
         MetricSpec(
-            name="said_first",
-            label="Said at once",
+            name="facts_said_first",
+            label="Facts said at once",
             meaning="So many answers to the edited prompts begin with the new object.",
             show="report",
         ),
         MetricSpec(
-            name="paraphrase_said_first",
+            name="paraphrases_said_first",
             label="Paraphrases said at once",
             meaning="So many answers to the paraphrases begin with it.",
             show="report",
@@ -169,22 +169,22 @@ class GenerationEvaluator:
     def _questions(self, record: FactRecord, *, further: bool) -> Iterator[_Question]:
         request, settings = record.request, self.hparams
         wanted = (request.target_new,)
-        yield _Question(record, REWRITE, request.text, wanted, "said", "said_first")
+        yield _Question(record, REWRITE, request.text, wanted, "facts_said", "facts_said_first")
         if not further:
             return
         for probe in _spread(record.of_kind("paraphrase"), settings.paraphrases):
             answers = probe.answers or wanted
-            yield _Question(record, probe.kind, probe.prompt, answers, "paraphrase_said", "paraphrase_said_first")
+            yield _Question(record, probe.kind, probe.prompt, answers, "paraphrases_said", "paraphrases_said_first")
         following = [*record.of_kind("portability"), *record.of_kind("multihop")]
         for probe in _spread([one for one in following if one.answers], settings.consequences):
-            yield _Question(record, probe.kind, probe.prompt, probe.answers, "portability_said")
+            yield _Question(record, probe.kind, probe.prompt, probe.answers, "consequences_said")
         for probe in _spread([*record.of_kind("neighborhood"), *record.of_kind("locality")], settings.elsewhere):
             yield _Question(record, probe.kind, probe.prompt, probe.answers, _UNCHANGED)
 
 
 _UNCHANGED = "unchanged"
 _SEEN = "elsewhere_answered"
-_ANSWERS = {"said", "paraphrase_said", "portability_said", _SEEN}
+_ANSWERS = {"facts_said", "paraphrases_said", "consequences_said", _SEEN}
 """Metrics whose observations have the text of an answer."""
 
 

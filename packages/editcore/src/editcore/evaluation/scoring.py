@@ -102,7 +102,7 @@ def score_targets(
     budget = max_tokens or (CPU_TOKENS if model.device.type == "cpu" else ACCELERATOR_TOKENS)
     scores: dict[int, TargetScore] = {}
 
-    def score(chunk: Sequence[int]) -> list[tuple[int, TargetScore]]:
+    def score_rows(chunk: Sequence[int]) -> list[tuple[int, TargetScore]]:
         indices = [index for row in chunk for index in readers[row]]
         owners = [place for place, row in enumerate(chunk) for _ in readers[row]]
         found = _score_chunk(model, [rows[row] for row in chunk], [pairs[index] for index in indices], owners)
@@ -110,7 +110,7 @@ def score_targets(
 
     with torch.inference_mode(), progress.task(description, len(rows)) as advance:
         for chunk in _chunks(rows, [[pairs[index] for index in reader] for reader in readers], model, budget):
-            scores |= in_halves(score, chunk)
+            scores |= in_halves(score_rows, chunk)
             advance(len(chunk))
     return [scores[index] for index in range(len(pairs))]
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["per_relation_figure", "summary_figure"]
 
-_LINE = 14
+_LINE = 16
 """Characters of a line under a bar."""
 
 
@@ -43,7 +43,8 @@ def summary_figure(before: Summary, after: Summary, *, title: str) -> Figure:
 
     A composite is no mean over facts and has no interval. What cannot be told has no bar.
     """
-    groups = by_axis(shown(after.measures))
+    known = {**before.values(), **after.values()}
+    groups = by_axis([one for one in shown(after.measures) if one.key in known])
     widest = max((len(group) for group in groups), default=4)
     figure, panels = stacked_panels(
         max(1, len(groups)), width=max(5.0, 1.15 * widest), height=0.5 + 2.6 * max(1, len(groups)), share=False
@@ -71,7 +72,7 @@ def _bars(axes: Any, group: Sequence[Measure], before: Summary, after: Summary) 
                 text, (place, top), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=8, color=INK
             )
         highest = max([highest, *tops])
-    axes.set_xticks(range(len(keys)), [_wrapped(one.label) for one in group])
+    axes.set_xticks(range(len(keys)), [_wrapped(one, after) for one in group])
     axes.tick_params(axis="x", length=0)
     if group[0].share:
         percent_axis(axes.yaxis, axes.set_yticks)
@@ -83,8 +84,14 @@ def _bars(axes: Any, group: Sequence[Measure], before: Summary, after: Summary) 
     put_legend(axes, columns=3)
 
 
-def _wrapped(label: str) -> str:
-    return "\n".join(textwrap.wrap(label.replace(" (", "\n("), _LINE, replace_whitespace=False))
+def _wrapped(measure: Measure, after: Summary) -> str:
+    """What stands under its bars: its label, and of how many facts it is where that is not all that were measured."""
+    first, *rest = measure.label.split(" (", 1)
+    lines = [*textwrap.wrap(first, _LINE), *(f"({part}" for part in rest)]
+    averaged = after.averages.get(measure.key)
+    if averaged is not None and averaged.facts < after.facts[measure.evaluator]:
+        lines.append(f"[{counted(averaged.facts, 'fact')}]")
+    return "\n".join(lines)
 
 
 def per_relation_figure(

@@ -116,9 +116,9 @@ def _known_facts(
             chunk = facts[start : start + _CHUNK]
             scores = score_targets(model, [fact.prompt for fact in chunk], [fact.attribute for fact in chunk])
             advance(len(chunk))
-            for fact, score in zip(chunk, scores, strict=True):
+            for fact, scored in zip(chunk, scores, strict=True):
                 asked += 1
-                if score.correct:
+                if scored.correct:
                     known.append(fact)
                 if len(known) == num:
                     return known, asked

@@ -157,7 +157,7 @@ def _in_words(before: Summary, after: Summary) -> str:
     for one in shown(after.measures):
         if (ends := after.interval(one.key)) is not None:
             was = f"; {one.text(old[one.key])} before" if one.key in old else ""
-            value, low, high = (one.text(number) for number in (after.value(one.key), *ends))
+            value, low, high = (one.text(end) for end in (after.value(one.key), *ends))
             unit = f" {one.unit}" if one.unit else ""
             parts.append(f"{one.label} {value}{unit} (95 % interval {low} to {high}{was})")
     if not parts:
@@ -180,7 +180,7 @@ def _metrics(evaluator: str, before: Summary, after: Summary) -> Table:
         rows.append(
             [
                 one.label, one.unit, _cell(one, old), ends[0], _cell(one, new), ends[1], shown_gain,
-                one_line(f"{one.meaning}{better}"),
+                _behind(one, after), one_line(f"{one.meaning}{better}"),
             ]
         )  # fmt: skip
     heads = ("before", "95 % interval", "after", "95 % interval", "change")
@@ -191,10 +191,17 @@ def _metrics(evaluator: str, before: Summary, after: Summary) -> Table:
             "says otherwise; intervals are over facts."
         ),
         columns=[
-            Column("measure"), Column("unit"), *(Column(head, number=True) for head in heads), Column("what it says"),
+            Column("measure"), Column("unit"), *(Column(head, number=True) for head in (*heads, "facts")),
+            Column("what it says"),
         ],
         rows=rows,
     )  # fmt: skip
+
+
+def _behind(measure: Measure, summary: Summary) -> Cell:
+    """How many facts a mean is of."""
+    averaged = summary.averages.get(measure.key)
+    return Cell("", order=math.nan) if averaged is None else Cell(str(averaged.facts), order=averaged.facts)
 
 
 def _summary_alt(told: Sequence[Measure], old: Mapping[str, float], new: Mapping[str, float]) -> str:

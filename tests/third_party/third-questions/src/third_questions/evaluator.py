@@ -1,0 +1,69 @@
+"""The evaluator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from editcore import EvaluationContext, FactRecord, LanguageModel, Observation
+from editcore.evaluation import score_targets
+
+from third_questions.hparams import ConsequencesHParams
+
+
+class Consequences:
+    """Asks what follows from each fact, and something else."""
+
+    def __init__(self, hparams: ConsequencesHParams) -> None:
+        self.hparams = hparams
+
+    def evaluate(
+        self, model: LanguageModel, records: Sequence[FactRecord], context: EvaluationContext
+    ) -> list[Observation]:
+        """Records in order; ``consistent`` and ``unchanged`` need what was observed of the unedited model."""
+        known = context.unedited or ()
+        costs = {(one.request_id, one.prompt): one.value for one in known if one.metric == "surprise"}
+        texts = {(one.request_id, one.prompt): one.text for one in known if one.text is not None}
+        return [
+            one
+            for record in records
+            for one in (*self._follows(model, record, costs), *self._elsewhere(model, record, texts, context))
+        ]
+
+    def _follows(
+        self, model: LanguageModel, record: FactRecord, costs: dict[tuple[str, str], float]
+    ) -> list[Observation]:
+        probes = record.of_kind("portability")
+        scores = score_targets(model, [one.prompt for one in probes], [one.answers[0] for one in probes])
+        found = []
+        for probe, score in zip(probes, scores, strict=True):
+            name, asked = record.request.id, {"kind": probe.kind, "prompt": probe.prompt}
+            found.append(Observation(request_id=name, metric="surprise", value=score.nll, **asked))
+            if (name, probe.prompt) in costs:
+                likelier = float(score.nll < costs[name, probe.prompt])
+                found.append(Observation(request_id=name, metric="consistent", value=likelier, **asked))
+        return found
+
+    def _elsewhere(
+        self,
+        model: LanguageModel,
+        record: FactRecord,
+        texts: dict[tuple[str, str], str],
+        context: EvaluationContext,
+    ) -> list[Observation]:
+        found = []
+        for probe in record.of_kind("locality"):
+            [text] = model.generate([probe.prompt], max_new_tokens=self.hparams.tokens)
+            first = context.unedited is None
+            same = 1.0 if first else float(texts.get((record.request.id, probe.prompt)) == text)
+            found.append(
+                Observation(
+                    request_id=record.request.id, metric="unchanged", value=same, kind=probe.kind, prompt=probe.prompt,
+                    text=text,
+                )
+            )  # fmt: skip
+        return found
+
+
+def smaller(consistent: float, unchanged: float) -> float:
+    """Of two shares."""
+    return min(consistent, unchanged)
