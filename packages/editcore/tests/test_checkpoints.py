@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from editcore.evaluation import CounterFactEvaluator, perplexity, summarize
+from editcore import Plugins
+from editcore.evaluation import DEFAULT_EVALUATORS, CounterFactEvaluator, Measurement, measure, perplexity
 from editcore.ledger.ledger import Ledger
+from editcore.runs.checkpoints import read_watched
 from editcore.runs.forgetting import Curve
+from editcore.runs.parts import make_evaluators
 from editcore.runs.record import recorded
 from editcore.runs.reopening import open_run
 from PIL import Image
@@ -23,8 +27,10 @@ Call = Callable[..., SimpleNamespace]
 pytestmark = pytest.mark.usefixtures("toys")
 
 COLUMNS = [
-    "after_batch", "num_edits", "request_id", "batch", "age", "kind", "prompt_index", "success", "nll_new", "nll_true",
+    "after_batch", "num_edits", "request_id", "batch", "age", "evaluator", "metric", "kind", "prompt", "value", "text",
 ]  # fmt: skip
+EVALUATORS = make_evaluators(Plugins.load(), DEFAULT_EVALUATORS, {})
+"""Those of a run that names none."""
 
 
 @pytest.fixture
@@ -49,11 +55,35 @@ def strict(path: Path) -> Any:
     return json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
 
+def observed(rows: pd.DataFrame) -> list[tuple[object, ...]]:
+    """Rows of a table as tuples, all but the numbers."""
+    columns = ["request_id", "evaluator", "metric", "kind", "prompt", "text"]
+    return [tuple(None if pd.isna(one) else one for one in row) for row in rows[columns].itertuples(index=False)]
+
+
+def told(found: Measurement) -> list[tuple[object, ...]]:
+    """The same of a measurement."""
+    return [
+        (one.request_id, evaluator, one.metric, one.kind, one.prompt, one.text)
+        for evaluator, observations in found.observations.items()
+        for one in observations
+    ]
+
+
+def values_of(found: Measurement) -> list[float]:
+    return [one.value for observations in found.observations.values() for one in observations]
+
+
 def test_checkpoints_are_those_of_the_model_at_that_time(watched: Path) -> None:
     found = strict(watched / "forgetting.json")
     summary = strict(watched / "summary.json")
     assert (summary["checkpoints"], summary["forgetting"]) == (found["checkpoints"], found["forgetting"])
     assert [one["num_edits"] for one in found["checkpoints"]] == [2, 4, 6]
+    assert found["metrics"] == summary["metrics"]
+    assert [one["key"] for one in found["metrics"]] == list(summary["after"])
+    assert found["retention"] == "ES"
+    assert found["checkpoints"][-1]["values"] == summary["after"]
+    assert found["checkpoints"][-1]["before"] == summary["before"]
     assert not (watched / "checkpoints").exists()
     frame = pd.read_parquet(watched / "checkpoints.parquet")
     assert list(frame.columns) == COLUMNS
@@ -67,37 +97,41 @@ def test_checkpoints_are_those_of_the_model_at_that_time(watched: Path) -> None:
     base = {name: weight.clone() for name, weight in base.items()}
     unedited = perplexity(model, ids, window=256)
     assert found["text"]["perplexity"] == pytest.approx(unedited, rel=1e-5)
+    base_seen = measure(EVALUATORS, model, records)
     for one in found["checkpoints"]:
         edits = one["num_edits"]
         edited.rebuild([entry.written for entry in ledger.entries[:edits]])
-        scores = CounterFactEvaluator().evaluate(model, records[:edits])
-        now = summarize(scores)
+        seen = measure(EVALUATORS, model, records[:edits], unedited=base_seen.observations)
+        now = seen.summary
         assert (one["batch"], one["facts"]) == (edits - 1, edits)
-        assert [one[name] for name in ("ES", "PS", "NS", "score")] == pytest.approx([now.ES, now.PS, now.NS, now.score])
-        assert one["interval"]["NS"] == pytest.approx(list(now.metrics["NS"].interval))
+        assert one["values"] == pytest.approx(now.as_json(), abs=1e-3)
+        assert {"ES", "PS", "NS", "score", "facts_said", "unchanged"} <= now.values().keys()
+        assert list(one["interval"]) == list(now.averages)
+        for key, interval in one["interval"].items():
+            assert interval == pytest.approx(list(now.averages[key].interval), abs=1e-3)
+        before = base_seen.of_facts([record.request.id for record in records[:edits]]).summary
+        assert one["before"] == pytest.approx(before.as_json(), abs=1e-3)
         assert one["perplexity"] == pytest.approx(perplexity(model, ids, window=256), rel=1e-5)
         assert one["perplexity_ratio"] == pytest.approx(one["perplexity"] / unedited, rel=1e-5)
         for name, weight in base.items():
             change = (model.weight(name).double() - weight).norm() / weight.norm()
             assert one["relative_change"][name] == pytest.approx(float(change), rel=1e-3)
         rows = frame[frame["num_edits"] == edits]
-        assert rows["nll_new"].tolist() == pytest.approx([score.nll_new for score in scores], abs=1e-5)
-        assert rows["success"].tolist() == [float(bool(score.success)) for score in scores]
+        assert observed(rows) == told(seen)
+        assert rows["value"].tolist() == pytest.approx(values_of(seen), abs=1e-4)
+        assert (rows["after_batch"] == one["batch"]).all()
         assert (rows["age"] == edits - 1 - rows["batch"]).all()
-        first = rows[rows["request_id"] == records[0].request.id]
-        assert list(zip(first["kind"], first["prompt_index"], strict=True)) == [
-            ("rewrite", 0), ("paraphrase", 0), ("neighborhood", 0), ("neighborhood", 1),
-        ]  # fmt: skip
-    edited.rebuild([])
-    before = summarize(CounterFactEvaluator().evaluate(model, records[:2]))
-    assert found["checkpoints"][0]["before"]["NS"] == pytest.approx(before.NS)
+        assert dict(zip(rows["request_id"], rows["batch"], strict=True)) == {
+            record.request.id: number for number, record in enumerate(records[:edits])
+        }
 
 
 def test_forgetting_is_that_of_the_table(watched: Path) -> None:
     found = strict(watched / "forgetting.json")["forgetting"]
     frame = pd.read_parquet(watched / "checkpoints.parquet")
-    rewrite = frame[frame["kind"] == "rewrite"]
-    curve = Curve.of(zip(rewrite["request_id"], rewrite["age"], rewrite["success"] > 0, strict=True))
+    rewrite = frame[(frame["evaluator"] == "counterfact") & (frame["metric"] == "ES")]
+    assert set(rewrite["kind"]) == {"rewrite"}
+    curve = Curve.of(zip(rewrite["request_id"], rewrite["age"], rewrite["value"] > 0, strict=True))
     assert found["half_life"] == curve.half_life
     assert found["auc"] == pytest.approx(100 * (curve.area or 0.0))
     assert [(one["first"], one["last"]) for one in found["retention_by_age"]] == [(0, 0), (1, 2), (3, 4), (5, 6)]
@@ -189,10 +223,14 @@ def test_runs_are_compared_in_a_table_and_a_picture(editctl: Call, watched: Path
     done = editctl("forgetting", watched, other, "--out", picture, "--csv", table)
     assert done.code == 0, done.err
     found = strict(watched / "forgetting.json")
+    keys = [one["key"] for one in found["metrics"] if one["show"] == "always"]
+    assert keys[:4] == ["ES", "PS", "NS", "score"]
+    assert "facts_said" in keys
     rows = [line.split() for line in done.out.splitlines()]
     for label in ("watched", "other"):
         for one in found["checkpoints"]:
-            numbers = [f"{one[name]:.1f}" for name in ("ES", "PS", "NS", "score")]
+            values = [one["values"][key] for key in keys]
+            numbers = ["-" if value is None else f"{value:.1f}" for value in values]
             start = [label, str(one["num_edits"]), str(one["facts"]), *numbers, f"{one['perplexity']:.2f}"]
             assert any(row[: len(start)] == start for row in rows)
         half_life = found["forgetting"]["half_life"]
@@ -200,11 +238,13 @@ def test_runs_are_compared_in_a_table_and_a_picture(editctl: Call, watched: Path
         assert any(row[:4] == [label, "toy", *ends] for row in rows)
     written = pd.read_csv(table)
     assert written["run"].tolist() == ["watched"] * 3 + ["other"] * 3
-    assert written["ES"].tolist() == pytest.approx([one["ES"] for one in found["checkpoints"]] * 2)
+    for key in keys:
+        values = [one["values"][key] for one in found["checkpoints"]] * 2
+        assert written[key].tolist() == pytest.approx([math.nan if one is None else one for one in values], nan_ok=True)
     with Image.open(picture) as image:
         assert image.format == "PNG"
     printed = json.loads(editctl("forgetting", watched, "--json").out)
-    assert printed["watched"]["forgetting"] == found["forgetting"]
+    assert printed == {"watched": found}
 
 
 def test_what_cannot_be_compared_is_said(editctl: Call, options: list[object], watched: Path, tmp_path: Path) -> None:
@@ -233,13 +273,55 @@ def test_equal_prompts_of_several_records_are_run_once(watched: Path) -> None:
     ]
     read: list[int] = []
     handle = model.hf.get_input_embeddings().register_forward_hook(lambda _m, ids, _o: read.append(ids[0].numel()))
-    alone = [score for record in records for score in CounterFactEvaluator().evaluate(model, [record])]
+    alone = [one for record in records for one in CounterFactEvaluator().evaluate(model, [record])]
     tokens_alone = sum(read)
     read.clear()
     together = CounterFactEvaluator().evaluate(model, records)
     handle.remove()
     assert 2 * sum(read) <= tokens_alone
-    assert [(one.case_id, one.kind, one.success) for one in together] == [
-        (one.case_id, one.kind, one.success) for one in alone
+    assert [(one.request_id, one.kind, one.metric, one.prompt) for one in together] == [
+        (one.request_id, one.kind, one.metric, one.prompt) for one in alone
     ]
-    assert [one.nll_new for one in together] == pytest.approx([one.nll_new for one in alone], abs=1e-5)
+    assert [one.value for one in together] == pytest.approx([one.value for one in alone], abs=1e-5)
+
+
+# Other metrics
+
+
+def test_the_metric_of_another_evaluator_tells_what_is_retained(
+    editctl: Call, options: list[object], tmp_path: Path
+) -> None:
+    """The run has no CounterFact measurement; the text is the model's own."""
+    out = tmp_path / "out"
+    done = editctl(*options, "--evaluator", "rewrites", "--eval-every", 3, "--eval-text-tokens", 512, "--out", out)
+    assert done.code == 0, done.err
+    found = strict(out / "forgetting.json")
+    assert found["retention"] == "won"
+    assert [one["key"] for one in found["metrics"]] == ["won", "length"]
+    lengths = [len(record.request.text) for record in recorded(out)]
+    assert [one["values"] for one in found["checkpoints"]] == [
+        {"won": 100.0, "length": pytest.approx(sum(lengths[:edits]) / edits)} for edits in (3, 6)
+    ]
+    assert found["checkpoints"][0]["interval"]["length"][0] < sum(lengths[:3]) / 3
+    assert (found["forgetting"]["half_life"], found["forgetting"]["auc"]) == (None, 100.0)
+    printed = editctl("forgetting", out, "--csv", tmp_path / "table.csv", "--out", tmp_path / "both.png")
+    assert printed.code == 0, printed.err
+    assert "length in characters" in printed.out
+    assert pd.read_csv(tmp_path / "table.csv")["length"].tolist() == pytest.approx(
+        [sum(lengths[:edits]) / edits for edits in (3, 6)]
+    )
+
+
+def test_without_a_metric_that_tells_nothing_is_said_of_forgetting(
+    editctl: Call, options: list[object], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    done = editctl(*options, "--evaluator", "lengths", "--eval-every", 3, "--eval-text-tokens", 512, "--out", out)
+    assert done.code == 0, done.err
+    found = read_watched(out)
+    assert [one.values.keys() for one in found.checkpoints] == [{"length"}] * 2
+    assert (found.retention, found.forgetting.auc, found.forgetting.retention_by_age) == (None, None, ())
+    printed = editctl("forgetting", out)
+    assert printed.code == 0, printed.err
+    [row] = [line.split() for line in printed.out.splitlines() if line.split()[:2] == ["out", "toy"]]
+    assert row[3:] == ["-", "-", "-"]

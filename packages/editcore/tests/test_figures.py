@@ -10,23 +10,47 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from editcore import figures
-from editcore.evaluation import Metric, Summary
+from editcore import EvaluatorSpec, MetricSpec, figures
+from editcore.evaluation import COUNTERFACT, Average, Measure, Summary, measures_of
 from editcore.figures.style import COLUMN_WIDTH
 from editcore.interfaces.errors import EditcoreError
 from editcore.locate_then_edit.located import KINDS, Tracing
-from editcore.runs.checkpoints import Checkpoint
-from editcore.runs.forgetting import forgetting
+from editcore.runs.checkpoints import Checkpoint, TextInfo, Watched
+from editcore.runs.forgetting import Sighting, forgetting
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+MEASURES = measures_of([COUNTERFACT])
+NS = next(one for one in MEASURES if one.key == "NS")
+OTHER = EvaluatorSpec(
+    "other",
+    "m:Other",
+    summary="Another.",
+    metrics=(
+        MetricSpec(name="won", label="Won at once", retention=True),
+        MetricSpec(name="length", label="Length", unit="words", keep=True),
+        MetricSpec(name="gap", label="Gap", signed=True, better="lower"),
+        MetricSpec(name="hidden", label="Hidden", show="report"),
+    ),
+)
+"""An evaluator with a metric of every unit."""
 
 
 def summary(es: float, ps: float, ns: float, **more: float) -> Summary:
-    values = {"ES": es, "PS": ps, "NS": ns, **more}
-    return Summary(metrics={k: Metric(mean=v, std=20.0, cases=40, prompts=80) for k, v in values.items()}, cases=40)
+    return of(MEASURES, {"ES": es, "PS": ps, "NS": ns, **more}, counterfact=40)
 
 
-def texts(figure: object) -> list[str]:
-    axes = figure.axes[0]  # type: ignore[attr-defined]
+def of(measures: tuple[Measure, ...], values: dict[str, float], **facts: int) -> Summary:
+    """Of metrics with these means, each over as many facts as its evaluator saw."""
+    of_key = {one.key: one for one in measures}
+    averages = {
+        key: Average(mean=value, std=20.0, facts=facts[of_key[key].evaluator], prompts=80, share=of_key[key].share)
+        for key, value in values.items()
+    }
+    return Summary(measures=measures, averages=averages, facts=facts)
+
+
+def texts(figure: object, panel: int = 0) -> list[str]:
+    axes = figure.axes[panel]  # type: ignore[attr-defined]
     return [text.get_text() for text in axes.texts]
 
 
@@ -34,30 +58,78 @@ def test_summary_figure_shows_both_sides() -> None:
     figure = figures.summary_figure(summary(20, 25, 74), summary(100, 91, 72), title="40 edits")
     assert texts(figure) == ["20", "25", "74", "29", "100", "91", "72", "86"]
     axes = figure.axes[0]
-    assert axes.get_ylabel() == "prompts won (%)"
+    assert axes.get_ylabel() == "counterfact (%)"
+    assert [label.get_text() for label in axes.get_xticklabels()] == [
+        "Efficacy\n(ES)", "Paraphrase\n(PS)", "Neighbourhood\n(NS)", "Score\n(harmonic mean)",
+    ]  # fmt: skip
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert labels == ["before (40 facts)", "after (40 facts)", "95 % interval"]
     assert isinstance(figure.canvas, FigureCanvasAgg)
 
 
 def test_what_cannot_be_computed_is_marked() -> None:
-    nothing = Summary(metrics={}, cases=1)
-    assert texts(figures.summary_figure(nothing, nothing, title="no true objects")) == ["n/a"] * 8
+    """On one side; what cannot be told at all is left out."""
+    nothing = Summary(measures=MEASURES)
+    some = of(MEASURES, {"ES": 100.0, "PS": 90.0}, counterfact=40)
+    assert texts(figures.summary_figure(nothing, some, title="t")) == ["n/a", "n/a", "100", "90"]
+    assert texts(figures.summary_figure(some, nothing, title="t")) == ["100", "90", "n/a", "n/a"]
+    assert texts(figures.summary_figure(nothing, nothing, title="no true objects")) == []
+
+
+def test_each_evaluator_and_unit_has_a_panel() -> None:
+    measures = measures_of([COUNTERFACT, OTHER])
+    before = of(measures, {"ES": 10, "won": 25, "length": 3.14159, "gap": -5, "hidden": 1}, counterfact=40, other=1)
+    after = of(measures, {"ES": 90, "won": 75, "length": 1200.5, "gap": 7.5, "hidden": 2}, counterfact=40, other=1)
+    figure = figures.summary_figure(before, after, title="t")
+    assert [axes.get_ylabel() for axes in figure.axes] == [
+        "counterfact (%)", "other (%)", "other (words)", "other (%)",
+    ]  # fmt: skip
+    assert [texts(figure, panel) for panel in range(4)] == [
+        ["10", "90"], ["25", "75"], ["3.14", "1.2e+03"], ["-5", "8"],
+    ]  # fmt: skip
+    shares, words, gap = figure.axes[1:]
+    assert shares.get_ylim() == (0, 112)
+    assert words.get_ylim()[1] > 1200.5
+    assert gap.get_ylim()[0] < -5
+    assert [text.get_text() for text in shares.get_legend().get_texts()] == [
+        "before (1 fact)", "after (1 fact)", "95 % interval",
+    ]  # fmt: skip
+    for axes, mean, half in ((gap, 7.5, 1.96 * 20), (words, 1200.5, 1.96 * 20)):
+        _before, bar = (line.get_segments()[0][:, 1] for line in axes.collections)
+        assert list(bar) == pytest.approx([mean - half, mean + half], rel=1e-4)
+
+
+def test_a_metric_of_fewer_facts_than_were_measured_says_so() -> None:
+    several = of(MEASURES, {"ES": 50, "PS": 50}, counterfact=40)
+    few = dict(several.averages) | {"PS": Average(mean=50, std=0, facts=1, prompts=2)}
+    after = Summary(measures=MEASURES, averages=few, facts=several.facts)
+    axes = figures.summary_figure(several, after, title="t").axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["Efficacy\n(ES)", "Paraphrase\n(PS)\n[1 fact]"]
 
 
 def test_relations_that_lose_most_stand_at_the_top() -> None:
     before = {"a": summary(0, 0, 70), "b": summary(0, 0, 60), "only before": summary(0, 0, 1)}
     after = {"a": summary(0, 0, 40), "b": summary(0, 0, 65)}
-    axes = figures.per_relation_figure(before, after, title="by relation").axes[0]
+    axes = figures.per_relation_figure(before, after, measure=NS, title="by relation").axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["b", "a"]  # drawn from the bottom up
-    assert axes.get_xlabel() == "NS (%)"
-    figures.per_relation_figure({}, {}, title="empty")
+    assert axes.get_xlabel() == "Neighbourhood (NS) (%)"
+    figures.per_relation_figure({}, {}, measure=NS, title="empty")
+
+
+def test_a_relation_of_which_a_metric_cannot_be_told_is_left_out() -> None:
+    before = {"a": summary(0, 0, 70), "b": of(MEASURES, {"ES": 10}, counterfact=40)}
+    axes = figures.per_relation_figure(before, before, measure=NS, title="t").axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a"]
+    score = next(one for one in MEASURES if one.key == "score")
+    axes = figures.per_relation_figure(before, before, measure=score, title="t").axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a"]
+    assert axes.get_xlabel() == "Score (harmonic mean) (%)"
 
 
 def test_names_from_elsewhere_are_shown_as_they_are(tmp_path: Path) -> None:
     """Dollars would begin mathematics, and what is no mathematics could not be drawn."""
     name = "$\\no{$ " + "x" * 200
-    figure = figures.per_relation_figure({name: summary(1, 2, 3)}, {name: summary(4, 5, 6)}, title=name)
+    figure = figures.per_relation_figure({name: summary(1, 2, 3)}, {name: summary(4, 5, 6)}, measure=NS, title=name)
     figures.save(figure, tmp_path / "odd.png")
     [label] = figure.axes[0].get_yticklabels()
     assert label.get_text().replace("\\$", "$").startswith("$\\no{$ xxx")
@@ -101,42 +173,108 @@ def test_a_scan_shows_each_layer_and_what_was_there_before() -> None:
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["ES", "PS", "NS", "score", "NS before"]
 
 
-def checkpoints(change: float, name: str = "model.layers.3.mlp.down_proj.weight") -> list[Checkpoint]:
-    return [
+def test_a_scan_shows_the_shares_of_an_evaluator_alone() -> None:
+    measures = measures_of([OTHER])
+    trials = {1: of(measures, {"won": 50, "length": 900}, other=6), 0: of(measures, {"won": 25, "length": 1}, other=6)}
+    axes = figures.layers_figure(trials, of(measures, {"length": 4}, other=6), chosen=1, title="t").axes[0]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["won"]
+    assert list({line.get_label(): line for line in axes.lines}["won"].get_ydata()) == [25, 50]
+
+
+def checkpoints(change: float, name: str = "model.layers.3.mlp.down_proj.weight") -> tuple[Checkpoint, ...]:
+    return tuple(
         Checkpoint(
-            batch=n, num_edits=10 * (n + 1), facts=10 * (n + 1), ES=100 - change * n, PS=None, NS=70, score=None,
+            batch=n, num_edits=10 * (n + 1), facts=10 * (n + 1),
+            values={"ES": 100 - change * n, "PS": None, "NS": 70, "score": None},
             before={"ES": 1, "PS": None, "NS": 75, "score": None}, interval={"ES": (50, 100), "NS": (60, 80)},
             perplexity=20, perplexity_ratio=1.1, relative_change={name: 0.01 * (n + 1)}, seconds=1,
         )
         for n in range(3)
-    ]  # fmt: skip
+    )  # fmt: skip
+
+
+def watched(
+    seen: tuple[Checkpoint, ...], sightings: list[Sighting], metrics: tuple[Measure, ...] = MEASURES, *, step: int = 10
+) -> Watched:
+    return Watched(
+        eval_every=step,
+        eval_sample=None,
+        text=TextInfo(source="text", tokens=256, window=256, perplexity=20),
+        metrics=metrics,
+        retention="ES",
+        checkpoints=seen,
+        forgetting=forgetting(sightings, step=step),
+    )
 
 
 def test_a_forgetting_curve_has_every_measurement_and_the_half_life() -> None:
-    observations = [("a", 0, True), ("a", 10, True), ("a", 20, False)]
-    found = forgetting(observations, step=10)
-    metrics, text, size, age = figures.forgetting_figure(checkpoints(5), found, title="t").axes
+    found = watched(checkpoints(5), [("a", 0, True), ("a", 10, True), ("a", 20, False)])
+    metrics, text, size, age = figures.forgetting_figure(found, title="t").axes
     lines = {line.get_label(): line for line in metrics.lines}
+    assert list(lines) == ["ES", "PS", "NS", "NS unedited"], "composites have no curve"
     assert list(lines["ES"].get_xdata()) == [10, 20, 30]
     assert list(lines["ES"].get_ydata()) == [100, 95, 90]
     assert np.isnan(lines["PS"].get_ydata()).all()
     assert set(lines["NS unedited"].get_ydata()) == {75}
+    assert metrics.get_ylabel() == "counterfact (%)"
     assert list(text.lines[0].get_ydata()) == [1.1] * 3
     assert list(size.lines[0].get_ydata()) == pytest.approx([1, 2, 3])
     assert [one.get_text() for one in size.get_legend().get_texts()] == ["layer 3"]
     assert list(age.lines[0].get_ydata()) == [100, 100, 0]
+    assert age.get_ylabel() == "retained (%)"
     assert age.get_title(loc="left") == "half-life: 20 facts; mean over ages: 75.0 %"
-    figures.forgetting_figure([], forgetting([], step=1), title="nothing yet")
+    figures.forgetting_figure(watched((), [], step=1), title="nothing yet")
+    figures.forgetting_figure(watched((), [], (), step=1), title="nothing measured")
+
+
+def test_the_curves_of_another_evaluator_have_panels_of_their_own() -> None:
+    metrics = measures_of([COUNTERFACT, OTHER])
+    seen = tuple(
+        one.model_copy(
+            update={
+                "values": {**one.values, "won": 50.0 + one.batch, "length": 4.5, "gap": -1.0},
+                "before": {**one.before, "won": 1.0, "length": 6.0, "gap": 0.0},
+            }
+        )
+        for one in checkpoints(5)
+    )
+    figure = figures.forgetting_figure(watched(seen, [("a", 0, True)], metrics), title="t")
+    panels = {axes.get_ylabel(): axes for axes in figure.axes}
+    assert list(panels)[:3] == ["counterfact (%)", "other (%)", "other (words)"]
+    assert len(figure.axes) == 7, "the shares together, whatever else alone; then text, size and age"
+    won, words, gap = figure.axes[1:4]
+    assert {line.get_label(): list(line.get_ydata()) for line in won.lines} == {"won": [50, 51, 52]}
+    assert {line.get_label(): list(line.get_ydata()) for line in words.lines} == {
+        "length": [4.5] * 3, "length unedited": [6] * 3,
+    }  # fmt: skip
+    assert [line.get_label() for line in gap.lines] == ["gap"]
+    assert won.get_ylim() == (-3, 105)
 
 
 def test_runs_are_compared_on_common_axes() -> None:
-    runs = {name: (checkpoints(change), forgetting([("a", 0, True)], step=10)) for name, change in (("x", 0), ("y", 9))}
+    runs = {name: watched(checkpoints(change), [("a", 0, True)]) for name, change in (("x", 0), ("y", 9))}
     first, *_, ratio, age = figures.forgetting_runs_figure(runs, title="t").axes
     assert [text.get_text() for text in first.get_legend().get_texts()] == ["x", "y"]
     assert [list(line.get_ydata()) for line in first.lines] == [[100, 100, 100], [100, 91, 82]]
     assert len({line.get_color() for line in first.lines}) == 2
     assert ratio.get_xlabel() == "facts edited"
     assert age.get_xlabel() == "age (facts edited since)"
+
+
+def test_runs_by_different_evaluators_are_compared_where_they_can_be() -> None:
+    other = tuple(one.model_copy(update={"values": {"won": 50.0}}) for one in checkpoints(0))
+    runs = {
+        "x": watched(checkpoints(5), [("a", 0, True)]),
+        "y": watched(other, [("a", 0, True)], measures_of([OTHER])),
+    }
+    panels = figures.forgetting_runs_figure(runs, title="t").axes
+    assert [axes.get_ylabel() for axes in panels][:6] == [
+        "ES (%)", "PS (%)", "NS (%)", "won (%)", "length (words)", "gap (%)",
+    ]  # fmt: skip
+    own, others = panels[0].lines, panels[3].lines
+    assert [list(line.get_ydata()) for line in (own[0], others[1])] == [[100, 95, 90], [50] * 3]
+    assert np.isnan(own[1].get_ydata()).all()
+    assert np.isnan(others[0].get_ydata()).all()
 
 
 def test_save_writes_a_png_of_200_dpi_or_nothing(tmp_path: Path) -> None:

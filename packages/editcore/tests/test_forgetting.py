@@ -8,15 +8,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from editcore.runs.forgetting import Curve, Forgetting, Observation, ages, forgetting, monotone, sample_by_age
+from editcore.runs.forgetting import Curve, Forgetting, Sighting, ages, forgetting, monotone, sample_by_age
 from hypothesis import given, strategies as st
 
 observed = st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 40), st.booleans()), min_size=1, max_size=40)
 
 
-def means(observations: list[Observation]) -> dict[int, Fraction]:
+def means(sightings: list[Sighting]) -> dict[int, Fraction]:
     kept: dict[int, list[bool]] = {}
-    for _, age, retained in observations:
+    for _, age, retained in sightings:
         kept.setdefault(age, []).append(retained)
     return {age: Fraction(sum(kept[age]), len(kept[age])) for age in sorted(kept)}
 
@@ -34,9 +34,9 @@ def smooth(values: list[Fraction], weights: list[int]) -> list[Fraction]:
 
 
 @given(observed)
-def test_the_monotone_curve_is_the_isotonic_regression(observations: list[Observation]) -> None:
-    curve = Curve.of(observations)
-    plain = means(observations)
+def test_the_monotone_curve_is_the_isotonic_regression(sightings: list[Sighting]) -> None:
+    curve = Curve.of(sightings)
+    plain = means(sightings)
     assert curve.ages == tuple(plain)
     assert curve.retention == pytest.approx([float(value) for value in plain.values()])
     found = monotone(curve.retention, curve.facts)
@@ -45,20 +45,20 @@ def test_the_monotone_curve_is_the_isotonic_regression(observations: list[Observ
 
 
 @given(observed)
-def test_half_life_is_the_first_age_at_half_of_the_beginning(observations: list[Observation]) -> None:
-    plain = means(observations)
-    counts = [sum(age == one for _, one, _ in observations) for age in plain]
+def test_half_life_is_the_first_age_at_half_of_the_beginning(sightings: list[Sighting]) -> None:
+    plain = means(sightings)
+    counts = [sum(age == one for _, one, _ in sightings) for age in plain]
     curve = dict(zip(plain, smooth(list(plain.values()), counts), strict=True))
     expected = None
     if 0 in curve and curve[0] > 0:
         expected = min((age for age, value in curve.items() if 2 * value <= curve[0]), default=None)
-    assert Curve.of(observations).half_life == expected
+    assert Curve.of(sightings).half_life == expected
 
 
 @given(observed)
-def test_area_is_the_mean_over_all_ages_between(observations: list[Observation]) -> None:
+def test_area_is_the_mean_over_all_ages_between(sightings: list[Sighting]) -> None:
     """Trapezoids of width one over every whole age, with straight lines between those that were observed."""
-    plain = means(observations)
+    plain = means(sightings)
     known = list(plain)
 
     def at(age: int) -> Fraction:
@@ -70,21 +70,21 @@ def test_area_is_the_mean_over_all_ages_between(observations: list[Observation])
     whole = [at(age) for age in range(known[0], known[-1] + 1)]
     pieces = [(a + b) / 2 for a, b in itertools.pairwise(whole)]
     expected = sum(pieces) / len(pieces) if pieces else whole[0]
-    assert Curve.of(observations).area == pytest.approx(float(expected))
+    assert Curve.of(sightings).area == pytest.approx(float(expected))
 
 
 @given(observed, st.integers(1, 6))
-def test_bins_hold_every_observation_once_with_wilsons_interval(observations: list[Observation], step: int) -> None:
-    found = forgetting(observations, step=step)
+def test_bins_hold_every_sighting_once_with_wilsons_interval(sightings: list[Sighting], step: int) -> None:
+    found = forgetting(sightings, step=step)
     bins = found.retention_by_age
     assert len(bins) <= 11
     assert all(a.last < b.first for a, b in itertools.pairwise(bins))
-    for _, age, _ in observations:
+    for _, age, _ in sightings:
         assert sum(one.first <= age <= one.last for one in bins) == 1
     for one in bins:
-        inside = [(name, kept) for name, age, kept in observations if one.first <= age <= one.last]
+        inside = [(name, kept) for name, age, kept in sightings if one.first <= age <= one.last]
         names = {name for name, _ in inside}
-        inner = [age for _, age, _ in observations if one.first <= age <= one.last]
+        inner = [age for _, age, _ in sightings if one.first <= age <= one.last]
         assert one.age == pytest.approx(sum(inner) / len(inner))
         shares = [Fraction(sum(k for n, k in inside if n == name), sum(n == name for n, _ in inside)) for name in names]
         assert one.facts == len(names)
@@ -104,8 +104,8 @@ def test_nothing_observed_is_nothing_known() -> None:
 
 
 def test_a_curve_that_falls() -> None:
-    observations = [(str(n), age, n < kept) for age, kept in ((0, 10), (10, 8), (20, 9), (30, 5)) for n in range(10)]
-    found = forgetting(observations, step=10)
+    sightings = [(str(n), age, n < kept) for age, kept in ((0, 10), (10, 8), (20, 9), (30, 5)) for n in range(10)]
+    found = forgetting(sightings, step=10)
     assert found.half_life == 30
     assert found.auc == pytest.approx((9 + 8.5 + 7) / 3 * 10)
     assert [(one.first, one.last, one.retention) for one in found.retention_by_age] == [

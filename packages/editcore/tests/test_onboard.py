@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from editcore import FactRecord, HParamsError, ModelError, PluginError, Plugins, Probe, RunError, UnknownNameError
-from editcore.evaluation import Metric, Summary
+from editcore import (
+    EvaluatorSpec,
+    FactRecord,
+    HParamsError,
+    MetricSpec,
+    ModelError,
+    PluginError,
+    Plugins,
+    Probe,
+    RunError,
+    UnknownNameError,
+)
+from editcore.evaluation import COUNTERFACT, Average, Summary, measures_of, objectives_of
 from editcore.locate_then_edit.located import ROLES, Tracing
 from editcore.models import LanguageModel
 from editcore.onboarding.onboard import (
@@ -27,14 +40,18 @@ from editcore.second_moments.statistics import StatisticsStore
 from editcore.settings.presets import own_folder, preset_for
 from editcore.testing import tiny_model, tiny_requests
 
+MEASURES = measures_of([COUNTERFACT])
+
 
 def summary(es: float, ps: float, ns: float, em: float = 0.0) -> Summary:
-    values = {"ES": es, "PS": ps, "NS": ns, "EM": em}
-    return Summary(metrics={k: Metric(mean=v, std=1.0, cases=4, prompts=8) for k, v in values.items()}, cases=4)
+    values = {"ES": es, "PS": ps, "NS": ns, "EM": em, "PM": 0.0, "NM": 0.0}
+    averages = {name: Average(mean=value, std=1.0, facts=4, prompts=8) for name, value in values.items()}
+    return Summary(measures=MEASURES, averages=averages, facts={"counterfact": 4})
 
 
 def trial(*scores: float, **fields: Any) -> Trial:
-    return Trial(editor="toy", settings={"layers": (1,)}, summary=summary(*scores) if scores else None, **fields)
+    found = summary(*scores) if scores else None
+    return Trial(**{"editor": "toy", "settings": {"layers": (1,)}, "summary": found, **fields})
 
 
 def tracing(mlp: list[float], used: int = 3) -> Tracing:
@@ -72,14 +89,57 @@ def test_the_best_trial_has_the_score_then_the_margins() -> None:
     low, high, decided = trial(100, 80, 50), trial(100, 90, 70, 10.0), trial(100, 90, 70, 20.0)
     assert best([low, high, trial(), decided]) is decided
     assert best([high, replace(high, seconds=9.0)]) is high
+    assert decided.rank == (1.0, pytest.approx(3 / (1 / 100 + 1 / 90 + 1 / 70)), pytest.approx(20 / 3)), "score, margin"
     with pytest.raises(ModelError, match=r"can edit this model\. no luck"):
         best([trial(problem="no luck"), trial(problem="none either")])
+
+
+def test_trials_are_compared_by_what_their_evaluator_says_is_better() -> None:
+    """The first objective decides, the next among equals; what cannot be told comes last, a trial without one behind
+    that."""
+    metrics = (
+        MetricSpec(name="seen", label="Seen"),
+        MetricSpec(name="won", label="Won", objective=True),
+        MetricSpec(name="words", label="Words", unit="words", better="lower", objective=True),
+    )
+    measures = measures_of([EvaluatorSpec("e", "m:E", summary="E.", metrics=metrics), COUNTERFACT])
+
+    def of(**values: float) -> Trial:
+        averages = {name: Average(mean=value, std=0, facts=1, prompts=1) for name, value in values.items()}
+        return trial(summary=Summary(measures=measures, averages=averages))
+
+    order = [
+        of(won=90, words=3),
+        of(won=90, words=4, seen=100, ES=100, PS=100, NS=100),
+        of(won=90),
+        of(won=80, words=1),
+        of(words=1),
+        trial(problem="no luck"),
+    ]
+    backwards = order[::-1]
+    assert sorted(backwards, key=lambda one: one.rank, reverse=True) == order
+    assert best(backwards) is order[0]
+    assert order[0].row().keys() >= {"seen", "won", "words", "ES"}
+    assert "EM" not in order[0].row(), "metrics for the report are not in the table"
+    assert "won" not in order[-1].row()
+
+
+def test_settings_that_work_come_before_those_that_do_not() -> None:
+    metrics = (MetricSpec(name="won", label="Won", objective=True),)
+    unknown = trial(summary=Summary(measures=measures_of([EvaluatorSpec("e", "m:E", summary="E.", metrics=metrics)])))
+    assert best([trial(problem="no luck"), unknown]) is unknown
 
 
 @pytest.fixture
 def bench(toys: Any, corpus_file: Path, small: Path) -> Bench:
     records = [
-        FactRecord(request=request, probes=(Probe(kind="paraphrase", prompt=f"So {request.text}"),))
+        FactRecord(
+            request=request,
+            probes=(
+                Probe(kind="paraphrase", prompt=f"So {request.text}"),
+                Probe(kind="neighborhood", prompt="Bob Dylan lives in"),
+            ),
+        )
         for request in tiny_requests(3)
     ]
     model = tiny_model()
@@ -95,7 +155,8 @@ def test_trials_edit_and_leave_the_model_as_it_was(bench: Bench) -> None:
     for one in scan.values():
         assert one.summary is not None
         assert one.settings.items() >= FAST.items()
-        assert one.summary.metrics["EM"].mean > bench.before.metrics["EM"].mean
+        assert one.summary.value("EM") > bench.before.value("EM")
+        assert one.summary.measures == bench.measures == MEASURES
     assert len(bench.trials) == 2
     bench.scan(spec, [1])
     assert len(bench.trials) == 2, "what has been tried is not tried again"
@@ -119,6 +180,32 @@ def test_settings_that_do_not_work_are_a_result_too(bench: Bench) -> None:
     crashed = bench._try(spec, {"layers": (1,), "fails_at": 0})
     assert "cannot be solved" in crashed.problem
     assert bench.model.fingerprint() == before
+
+
+def test_trials_are_measured_by_the_evaluator_that_is_asked_for(bench: Bench) -> None:
+    plugins = Plugins.load()
+    other = Bench(bench.model, bench.records, bench.statistics, plugins, evaluator="generation")
+    before = other.before
+    assert math.isnan(before.value("unchanged")), "the unedited model is what others are compared with"
+    spoken = other.scan(plugins.editor("toy"), [1])[1]
+    assert spoken.summary is not None
+    assert [one.key for one in objectives_of(spoken.summary.measures)] == ["facts_said"]
+    assert spoken.rank == (1.0, spoken.summary.value("facts_said"))
+    assert 0 <= spoken.summary.value("unchanged") <= 100
+    won = Bench(bench.model, bench.records, bench.statistics, plugins, evaluator="rewrites")
+    assert won.before.values() == {"won": 100.0, "length": pytest.approx(mean_length(bench.records))}
+    with pytest.raises(PluginError) as caught:
+        Bench(bench.model, bench.records, bench.statistics, plugins, evaluator="lengths")
+    assert str(caught.value) == (
+        "The evaluator 'lengths' has no metric that trials could be compared by (an objective). Name another with "
+        "--evaluator."
+    )
+    with pytest.raises(UnknownNameError, match=r"Unknown evaluator 'counterfat'\..* Did you mean 'counterfact'"):
+        Bench(bench.model, bench.records, bench.statistics, plugins, evaluator="counterfat")
+
+
+def mean_length(records: Sequence[FactRecord]) -> float:
+    return sum(len(record.request.text) for record in records) / len(records)
 
 
 def test_editors_are_found_by_their_settings(toys: Any) -> None:

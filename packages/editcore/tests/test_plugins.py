@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from editcore.evaluation import COUNTERFACT, GENERATION
 from editcore.interfaces.errors import HParamsError, PluginError, UnknownNameError
 from editcore.interfaces.events import AfterEvaluation, BatchAddition, BeforeApply
 from editcore.interfaces.hookspecs import RegistrationHooks, hookimpl
@@ -21,7 +22,7 @@ Install = Callable[..., None]
 Load = Callable[..., Plugins]
 
 IMPORTS = """
-from editcore import BackendSpec, CommandSpec, ComponentSpec, EditorSpec, hookimpl
+from editcore import BackendSpec, CommandSpec, ComponentSpec, EditorSpec, EvaluatorSpec, MetricSpec, hookimpl
 
 def editor(name):
     return EditorSpec(name, target=f"{__name__}:Editor", hparams=f"{__name__}:HParams", summary="A method.")
@@ -80,7 +81,8 @@ def test_builtin_plugin_is_installed_and_active() -> None:
     plugins = Plugins.load()
     assert info(plugins, "builtin").status == "active"
     assert plugins.backend("raw").target == "editcore.runs.backends:RawBackend"
-    assert "counterfact" in plugins.evaluators()
+    assert plugins.evaluator("counterfact") == COUNTERFACT
+    assert plugins.evaluator("generation") == GENERATION
     assert "worldfacts" in plugins.datasets()
 
 
@@ -160,6 +162,17 @@ def test_each_hook_is_called_once_and_only_when_its_kind_is_asked_for(install: I
             "editcore_components: the kind 'A b' is not made of lower-case letters, digits, hyphens and dots",
         ),
         ("@hookimpl\ndef editcore_editorz(): return []", "unknown hook 'editcore_editorz'"),
+        (
+            "@hookimpl\ndef editcore_evaluators():\n"
+            "    twice = (MetricSpec(name='a', label='A'), MetricSpec(name='a', label='B'))\n"
+            "    return [EvaluatorSpec('x', 'm:X', summary='.', metrics=twice)]",
+            "editcore_evaluators: ValueError: the metric a is announced twice",
+        ),
+        (
+            "@hookimpl\ndef editcore_evaluators(): return [EvaluatorSpec('x', 'm:X', summary='.')]",
+            "editcore_evaluators: TypeError: EvaluatorSpec.__init__() missing 1 required keyword-only argument: "
+            "'metrics'",
+        ),
     ],
 )
 def test_a_broken_plugin_is_listed_with_its_reason_and_harms_no_other(
@@ -343,7 +356,10 @@ class Bystander:
 def test_extensions_are_told_last_given_first() -> None:
     log: list[str] = []
     run = lifecycle({"a": Extension(log, "a"), "none": Bystander(), "b": Extension(log, "b")})
-    run.after_evaluation(AfterEvaluation(phase="after", num_edits=1, scores={}))
+    model: Any = None
+    run.after_evaluation(
+        AfterEvaluation(model=model, phase="after", num_edits=1, records=(), observations={}, scores={})
+    )
     assert log == ["b after", "a after"]
     run.before_run(object())  # type: ignore[arg-type]  # nobody listens
 

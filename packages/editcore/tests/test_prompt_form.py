@@ -157,6 +157,20 @@ def test_records_are_measured_in_chat_form(model: LanguageModel) -> None:
 
     [request] = tiny_requests(1)
     record = FactRecord(request=request, probes=(Probe(kind="paraphrase", prompt=f"So {request.text}"),))
-    scores = CounterFactEvaluator().evaluate(model, [record])
+    found = CounterFactEvaluator().evaluate(model, [record])
     expected = score_targets(model, [request.text, f"So {request.text}"], [request.target_new] * 2)
-    assert [score.nll_new for score in scores] == pytest.approx([score.nll for score in expected], abs=1e-6)
+    seen = {one.metric: one.value for one in found if one.metric.endswith("_nll_new")}
+    assert seen == pytest.approx({"rewrite_nll_new": expected[0].nll, "paraphrase_nll_new": expected[1].nll}, abs=1e-6)
+
+
+def test_a_model_speaks_in_chat_form(model: LanguageModel) -> None:
+    from editcore import EvaluationContext
+    from editcore.evaluation import GenerationEvaluator
+    from editcore.evaluation.generation import answer_of
+
+    [request] = tiny_requests(1)
+    found = GenerationEvaluator().evaluate(model, [FactRecord(request=request)], EvaluationContext())
+    [said] = model.generate([request.text], max_new_tokens=10)
+    assert found[0].prompt == request.text
+    assert found[0].text == answer_of(said, [".", "\n"], [request.target_new])
+    assert model.generate([request.text], max_new_tokens=10, raw=True) != [said]

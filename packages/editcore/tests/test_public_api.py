@@ -39,6 +39,7 @@ PUBLIC = [
     "EditcoreError",
     "Editor",
     "EditorSpec",
+    "EvaluationContext",
     "Evaluator",
     "EvaluatorSpec",
     "Executor",
@@ -53,10 +54,12 @@ PUBLIC = [
     "KnownTarget",
     "LanguageModel",
     "LedgerEntry",
+    "MetricSpec",
     "ModelError",
     "ModelFamilySpec",
     "ModelLayout",
     "NumericalError",
+    "Observation",
     "Outcome",
     "OverlaysWeights",
     "PluginError",
@@ -111,6 +114,7 @@ def test_an_unknown_attribute_is_an_attribute_error() -> None:
 def test_importing_what_plugins_need_loads_nothing_heavy() -> None:
     code = (
         "import sys; from editcore import EditorSpec, EditRequest, HParams, Plugins, Editor, hookimpl; "
+        "from editcore import Evaluator, EvaluatorSpec, EvaluationContext, MetricSpec, Observation; "
         "Plugins.load().listing(); "
         "print(*sorted({'torch', 'transformers', 'peft', 'pandas', 'matplotlib', 'numpy'} & set(sys.modules)))"
     )

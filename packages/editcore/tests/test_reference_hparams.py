@@ -89,7 +89,7 @@ def plugins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plugins]:
     (folder / "import_toy_hparams.py").write_text(HPARAMS)
     sys.path.insert(0, str(folder))
     try:
-        modules = {"builtin": "editcore.plugins.builtins", "toys": "import_toy_plugin"}
+        modules = {"builtin": "editcore.runs.builtins", "toys": "import_toy_plugin"}
         entries = [EntryPoint(name, module, "editcore") for name, module in modules.items()]
         yield Plugins.load(entry_points=entries, disabled=[])
     finally:

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 import torch
 from editcore import (
+    AfterEvaluation,
     EditcoreError,
     EditRequest,
     EditSession,
+    EvaluationContext,
     FactoredDelta,
     FactRecord,
     HParamsError,
@@ -26,6 +28,8 @@ from editcore import (
     RequestError,
     UnknownNameError,
 )
+from editcore.evaluation import CounterFactEvaluator, GenerationEvaluator
+from editcore.evaluation.generation import answer_of
 from editcore.interfaces import LedgerEntry
 from editcore.ledger import Ledger, write_ledger
 from editcore.testing import tiny_model, tiny_requests
@@ -86,9 +90,14 @@ def test_a_session_from_beginning_to_end(open_session: Open, tmp_path: Path) -> 
         FactRecord(request=request, probes=(Probe(kind="paraphrase", prompt=f"So {request.text}"),))
         for request in FACTS
     ]
-    scores, summary = session.evaluate(records)
-    assert [(score.case_id, score.kind) for score in scores[:2]] == [("tiny-0", "rewrite"), ("tiny-0", "paraphrase")]
-    assert summary.cases == 6
+    found = session.evaluate(records)
+    asked = dict.fromkeys((one.request_id, one.kind) for one in found.observations["counterfact"])
+    assert list(asked) == [(one.id, kind) for one in FACTS for kind in ("rewrite", "paraphrase")]
+    assert found.summary.facts == {"counterfact": 6, "generation": 6}
+    assert found.measures == session.measures
+    expected = CounterFactEvaluator().evaluate(session.model, records)
+    assert found.observations["counterfact"] == tuple(expected)
+    assert same(bits(session.model), edited)
 
     assert session.generate_unedited([FACTS[0].text], max_new_tokens=5) == said
     assert same(bits(session.model), edited)
@@ -164,6 +173,123 @@ def test_a_list_that_cannot_be_edited_is_refused(open_session: Open, requests: l
 def test_a_batch_has_at_least_one_fact(open_session: Open) -> None:
     with pytest.raises(RequestError, match="batch_size is 0"):
         open_session().edit(FACTS, batch_size=0)
+
+
+# Measuring
+
+
+def elsewhere() -> list[FactRecord]:
+    """The facts with a question about something else."""
+    return [
+        FactRecord(request=request, probes=(Probe(kind="neighborhood", prompt=f"{number} was born in"),))
+        for number, request in enumerate(FACTS)
+    ]
+
+
+def test_what_compares_is_handed_the_unedited_model(open_session: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is measured where it is not known yet, with the edits out meanwhile, and once."""
+    session = open_session(evaluators=["generation", "rewrites"], toy={"clamp_norm_factor": 20.0})
+    base = session.model.fingerprint()
+    session.edit(FACTS)
+    edited = session.model.fingerprint()
+    seen: list[tuple[bool, tuple[str, ...], bool]] = []
+    evaluate = GenerationEvaluator.evaluate
+
+    def spied(self: Any, model: LanguageModel, records: Any, context: EvaluationContext) -> Any:
+        unedited = model.fingerprint() == base
+        seen.append((unedited, tuple(one.request.id for one in records), context.unedited is None))
+        return evaluate(self, model, records, context)
+
+    monkeypatch.setattr(GenerationEvaluator, "evaluate", spied)
+    records, ids = elsewhere(), tuple(request.id for request in FACTS)
+    first = session.evaluate(records[:2])
+    assert seen == [(True, ids[:2], True), (False, ids[:2], False)]
+    assert session.model.fingerprint() == edited
+    seen.clear()
+    whole = session.evaluate(records)
+    assert seen == [(True, ids[2:], True), (False, ids, False)], "what is known is not measured again"
+    seen.clear()
+    assert session.evaluate(records) == whole
+    assert seen == [(False, ids, False)]
+    prompts = [one.probes[0].prompt for one in records]
+    was, now = session.generate_unedited(prompts, max_new_tokens=10), session.generate(prompts, max_new_tokens=10)
+    expected = [answer_of(one, ".\n") == answer_of(other, ".\n") for one, other in zip(was, now, strict=True)]
+    found = [one for one in whole.observations["generation"] if one.metric == "unchanged"]
+    assert [(one.request_id, one.value) for one in found] == list(zip(ids, expected, strict=True))
+    assert not all(expected), "the edits do harm"
+    assert first.summary.averages["unchanged"].facts == 2
+
+
+def test_a_measured_base_model_is_remembered(open_session: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = open_session(evaluators=["generation"])
+    records = elsewhere()
+    before = session.evaluate_unedited(records)
+    assert "unchanged" not in before.summary.values()
+    assert session.evaluate(records).summary.value("unchanged") == 100.0
+    session.edit(FACTS[:2])
+    weights = bits(session.model)
+    assert session.evaluate_unedited(records) == before
+    assert same(bits(session.model), weights)
+    monkeypatch.setattr(session.edited, "unedited", lambda: 1 / 0)
+    after = session.evaluate(records)
+
+    resumed = open_session(evaluators=["generation"])
+    resumed.remember_unedited(before, records)
+    resumed.edit(FACTS[:2])
+    monkeypatch.setattr(resumed.edited, "unedited", lambda: 1 / 0)
+    assert resumed.evaluate(records) == after
+
+
+def test_evaluators_have_settings_and_extensions_are_told_everything(open_session: Open, toys: Any) -> None:
+    session = open_session(
+        evaluators=["rewrites", "generation"],
+        settings={"generation": {"sample": 1, "continuations": 0}},
+        plugins=["first"],
+    )
+    session.edit(FACTS[:2])
+    records = elsewhere()[:2]
+    told: list[AfterEvaluation] = session.extensions["first"].evaluations  # type: ignore[attr-defined]
+    found = session.evaluate(records, phase="2")
+    [event] = told
+    assert (event.model, event.phase, event.num_edits, event.records) == (session.model, "2", 2, tuple(records))
+    assert event.observations == found.observations
+    assert event.scores == found.summary.values()
+    assert event.scores["won"] == 100.0
+    assert event.scores["length"] == sum(len(one.text) for one in FACTS[:2]) / 2
+    assert found.summary.facts == {"rewrites": 2, "generation": 1}
+    session.evaluate_unedited(records)
+    assert [one.phase for one in told] == ["2", "before"]
+    assert "unchanged" in event.scores
+    assert "unchanged" not in told[1].scores
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (
+            {"evaluators": ["generatoin"]},
+            UnknownNameError,
+            "Unknown evaluator 'generatoin'.* Did you mean 'generation'",
+        ),
+        ({"settings": {"generation": {"sampel": 3}}}, HParamsError, "generation: unknown setting 'sampel'"),
+        ({"settings": {"generation": {"sample": 0}}}, HParamsError, "generation: sample"),
+        ({"settings": {"counterfact": {"a": 1}}}, HParamsError, r"counterfact: unknown setting 'a'\. It has no"),
+        (
+            {"evaluators": ["counterfact"], "settings": {"generation": {"sample": 3}}},
+            UnknownNameError,
+            "Unknown settings section 'generation'",
+        ),
+    ],
+)
+def test_a_wrong_evaluator_is_said_before_the_model_is_loaded(
+    open_session: Open, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        EditSession.open(
+            "/nowhere/at/all",
+            editor="toy",
+            **{**options, "settings": {"toy": {"layers": [1]}, **options.get("settings", {})}},
+        )
 
 
 # What goes wrong leaves nothing behind

@@ -82,7 +82,34 @@ def test_an_evaluation_in_shards_is_that_of_the_run(
     records = recorded(tmp_path / "run")
     found = [evaluate_run(tmp_path / "run", records, Shuffled(workers)) for workers in (1, 2)]
     assert found[0] == found[1]
-    assert list(dict.fromkeys(score.case_id for score in found[0])) == [one.request.id for one in records]
-    from editcore.evaluation import summarize
+    assert found[0].measures == result.after.measures
+    assert list(found[0].observations) == ["counterfact", "generation"]
+    for observations in found[0].observations.values():
+        assert list(dict.fromkeys(one.request_id for one in observations)) == [one.request.id for one in records]
+    values = found[0].summary.values()
+    # The run continues three texts in all, each shard of two records all of its own.
+    assert values.keys() == result.after.values().keys()
+    assert result.after.averages["distinct_bigrams"].facts == 3
+    assert found[0].summary.averages["distinct_bigrams"].facts == 6
+    for both in (values, expected := result.after.values()):
+        del both["distinct_bigrams"]
+    assert values == pytest.approx(expected, abs=1e-4)
+    assert result.after.averages["unchanged"].facts == 6
 
-    assert summarize(found[0]).percentages() == pytest.approx(result.after.percentages(), abs=1e-4)
+    some = evaluate_run(tmp_path / "run", records, Shuffled(2), evaluators=["rewrites"])
+    assert list(some.observations) == ["rewrites"]
+    assert some.summary.value("won") == 100.0
+    assert some.summary.value("length") == pytest.approx(sum(len(one.request.text) for one in records) / len(records))
+
+
+def test_an_evaluation_in_shards_has_the_settings_of_the_run(
+    small: Path, facts: Path, corpus_file: Path, tmp_path: Path
+) -> None:
+    config = RunConfig(
+        editor="toy", model=str(small), dataset=str(facts), corpus=str(corpus_file), corpus_tokens=2000, batch_size=6,
+        evaluators=("generation",), settings={"generation": {"sample": 2, "continuations": 0}}, seed=5,
+    )  # fmt: skip
+    result = run(config, tmp_path / "run", plugins=Plugins.load())
+    found = evaluate_run(tmp_path / "run", recorded(tmp_path / "run"), Shuffled(1))
+    assert found.summary.facts == result.after.facts == {"generation": 2}
+    assert found.summary.values() == result.after.values()

@@ -67,7 +67,9 @@ def test_a_run_leaves_a_line_per_event(
     assert found[2]["new"] == found[4]["new"] == ["0", "1"]
     assert found[4]["seconds"] > 0
     summary = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))
-    assert found[-2]["scores"]["ES"] == summary["after"]["ES"]
+    assert found[-2]["scores"] == {key: value for key, value in summary["after"].items() if value is not None}
+    assert found[1]["scores"] == {key: value for key, value in summary["before"].items() if value is not None}
+    assert {"ES", "score", "facts_said"} <= found[-2]["scores"].keys()
     assert found[-1]["num_edits"] == summary["edits"] == 2
 
 

@@ -136,7 +136,7 @@ def _totals(watched: Watched) -> tuple[str, ...]:
     ends = (bins[0].retention if bins and bins[0].first == 0 else None, bins[-1].retention if bins else None)
     half_life = watched.forgetting.half_life
     return (
-        "never" if half_life is None else str(half_life),
+        str(half_life) if half_life is not None else "never" if watched.forgetting.auc is not None else "-",
         *(_text(one, 1) for one in (watched.forgetting.auc, *ends)),
     )
 

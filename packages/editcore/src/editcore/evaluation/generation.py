@@ -13,7 +13,7 @@ import hashlib
 import re
 import string
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated
@@ -146,8 +146,11 @@ class GenerationEvaluator:
     ) -> list[Observation]:
         """Of each fact of the sample the edited prompt first; the long continuations come last."""
         settings = self.hparams
-        asked = _sample(records, settings.sample, seed=context.seed)
-        further = {record.request.id for record in asked[: settings.further]}
+        seed = context.seed
+        asked = _sample(records, settings.sample, _observed_of(context, "facts_said"), seed=seed)
+        further = {
+            record.request.id for record in _sample(asked, settings.further, _observed_of(context, _SEEN), seed=seed)
+        }
         questions = [
             question for record in asked for question in self._questions(record, further=record.request.id in further)
         ]
@@ -158,12 +161,13 @@ class GenerationEvaluator:
             answer = answer_of(said[question.prompt], settings.stop, question.answers)
             earlier = before.get((question.record.request.id, question.prompt))
             found += _judged(question, answer, earlier)
-        openings = [(record, _opening(record)) for record in asked[: settings.continuations]]
+        continued = _sample(asked, settings.continuations, _observed_of(context, _DISTINCT), seed=seed)
+        openings = [(record, _opening(record)) for record in continued]
         said = _spoken(model, [text for _, text in openings], settings.continuation_tokens, context, "Continuing")
         for record, prompt in openings:
             value = distinct_bigrams(said[prompt])
             if value is not None:
-                found.append(_observed(record, "distinct_bigrams", value, "generation", prompt, said[prompt]))
+                found.append(_observed(record, _DISTINCT, value, "generation", prompt, said[prompt]))
         return found
 
     def _questions(self, record: FactRecord, *, further: bool) -> Iterator[_Question]:
@@ -184,6 +188,7 @@ class GenerationEvaluator:
 
 _UNCHANGED = "unchanged"
 _SEEN = "elsewhere_answered"
+_DISTINCT = "distinct_bigrams"
 _ANSWERS = {"facts_said", "paraphrases_said", "consequences_said", _SEEN}
 """Metrics whose observations have the text of an answer."""
 
@@ -222,13 +227,19 @@ _TOGETHER = 64
 """Prompts between two reports of progress."""
 
 
-def _sample(records: Sequence[FactRecord], count: int | None, *, seed: int) -> list[FactRecord]:
-    """``count`` records in their order, chosen by their ids: of a part of the records mostly the same ones."""
+def _observed_of(context: EvaluationContext, metric: str) -> set[str]:
+    """The facts of which the unedited model was asked for a metric."""
+    return {one.request_id for one in context.unedited or () if one.metric == metric}
+
+
+def _sample(records: Sequence[FactRecord], count: int | None, known: Collection[str], *, seed: int) -> list[FactRecord]:
+    """``count`` records in their order, chosen by a hash of their ids; those that can be compared first."""
     if count is None or count >= len(records):
         return list(records)
 
-    def place(record: FactRecord) -> str:
-        return hashlib.sha256(f"{seed}:{record.request.id}".encode()).hexdigest()
+    def place(record: FactRecord) -> tuple[bool, str]:
+        name = record.request.id
+        return name not in known, hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()
 
     chosen = {record.request.id for record in sorted(records, key=place)[:count]}
     return [record for record in records if record.request.id in chosen]
@@ -255,18 +266,17 @@ def answer_of(text: str, stop: Sequence[str], answers: Sequence[str] = ()) -> st
     >>> answer_of(" born in St. Louis. He", [".", "\\n"], ["St. Louis"])
     ' born in St. Louis'
     """
-    small = text.lower()
     inside = [
         (match.start(), match.end())
         for answer in answers
-        for match in re.finditer(re.escape(answer.lower()), small)
+        for match in re.finditer(re.escape(answer), text, re.IGNORECASE)
         if answer
     ]
     ends = [
         match.start()
         for one in stop
         for match in re.finditer(re.escape(one), text)
-        if text[: match.start()].strip()
+        if re.search(r"\w", text[: match.start()])
         and not any(first < match.end() and match.start() < last for first, last in inside)
     ]
     return text[: min(ends, default=len(text))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
@@ -40,8 +41,9 @@ class Measure(MetricSpec):
 
     @property
     def heading(self) -> str:
-        """The label with the unit in which the value is shown."""
-        return f"{self.label} ({self.unit})" if self.unit and not self.label.endswith(")") else self.label
+        """The label with the unit in which the value is shown; after a name in brackets, percent need not be said."""
+        plain = not self.unit or (self.percent and self.label.endswith(")"))
+        return self.label if plain else f"{self.label} ({self.unit})"
 
 
 def measures_of(evaluators: Iterable[EvaluatorSpec]) -> tuple[Measure, ...]:
@@ -106,5 +108,7 @@ def combined(measures: Sequence[Measure], means: Mapping[str, float]) -> dict[st
         if one.of and None not in parts:
             combine = resolve(one.combine)
             with boundary(f"The metric '{one.key}' of the evaluator '{one.evaluator}' failed: "):
-                found[one.key] = float(combine(*parts))
+                value = float(combine(*parts))
+            if math.isfinite(value):
+                found[one.key] = value
     return found

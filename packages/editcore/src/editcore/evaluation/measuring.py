@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import TYPE_CHECKING
 
 from editcore.evaluation.measures import measures_of
@@ -64,7 +65,7 @@ def _check(spec: EvaluatorSpec, observations: Sequence[Observation], records: Se
             )
         if one.request_id not in asked:
             raise PluginError(f"The evaluator '{spec.name}' observed a fact that it was not asked: '{one.request_id}'.")
-        if not math.isfinite(one.value):
+        if not isinstance(one.value, Real) or not math.isfinite(one.value):
             raise PluginError(
                 f"The evaluator '{spec.name}' observed {one.value} as '{one.metric}' after {one.prompt!r}; what cannot "
                 "be told is left out."

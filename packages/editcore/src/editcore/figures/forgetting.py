@@ -85,7 +85,8 @@ def forgetting_figure(watched: Watched, *, title: str) -> Figure:
     _age_axis(age)
     if forgetting.half_life is not None:
         age.axvline(forgetting.half_life, color=INK, linewidth=0.8, linestyle=":")
-    half = "never" if forgetting.half_life is None else f"{forgetting.half_life} facts"
+    half = "unknown" if forgetting.auc is None else "never"
+    half = half if forgetting.half_life is None else f"{forgetting.half_life} facts"
     area = "unknown" if forgetting.auc is None else f"{forgetting.auc:.1f} %"
     age.set_title(f"half-life: {half}; mean over ages: {area}", fontsize=8, color=INK, loc="left", pad=3)
     put_title(figure, panels[0], title, columns=4)

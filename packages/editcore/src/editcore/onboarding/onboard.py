@@ -76,12 +76,13 @@ class Trial:
 
     @property
     def rank(self) -> tuple[float, ...]:
-        """What trials are compared by, greater being better: the objectives of the evaluator, one after the other."""
+        """What trials are compared by, greater being better: whether the settings work, then the objectives of the
+        evaluator, one after the other."""
         if self.summary is None:
-            return (-math.inf,)
+            return (0.0,)
         objectives = objectives_of(self.summary.measures)
         values = [(self.summary.value(one.key), one.better) for one in objectives]
-        return tuple(-math.inf if math.isnan(one) else one if way == "higher" else -one for one, way in values)
+        return (1.0, *(-math.inf if math.isnan(one) else one if way == "higher" else -one for one, way in values))
 
     @property
     def label(self) -> str:

@@ -14,7 +14,7 @@ from editcore.interfaces.errors import HParamsError, UnknownNameError
 from editcore.interfaces.values import first_problem
 from editcore.plugins.registry import Plugins
 from editcore.runs.checkpoints import TEXT_TOKENS, TEXT_WINDOW
-from editcore.runs.fit import completed
+from editcore.runs.fit import completed, refuse_twice
 
 __all__ = ["RunConfig"]
 
@@ -107,10 +107,8 @@ class RunConfig(BaseModel):
             config = cls(**values)
         except ValidationError as error:
             raise HParamsError(f"The run's configuration is wrong. {first_problem(error)}.") from error
-        for option, names in (("plugin", config.plugins), ("evaluator", config.evaluators)):
-            if len(set(names)) < len(names):
-                asked_for = " ".join(f"--{option} {name}" for name in names)
-                raise HParamsError(f"{'An' if option[0] in 'aeiou' else 'A'} {option} is named twice: {asked_for}.")
+        refuse_twice("plugin", config.plugins)
+        refuse_twice("evaluator", config.evaluators)
         for name in ("eval_sample", "eval_text", "eval_text_tokens"):
             value = getattr(config, name)
             if config.eval_every is None and value != cls.model_fields[name].default:

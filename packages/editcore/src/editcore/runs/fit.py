@@ -9,7 +9,7 @@ from editcore.interfaces.specs import EditorSpec
 from editcore.interfaces.values import EditRequest
 from editcore.plugins.registry import Plugins
 
-__all__ = ["check_fit", "check_savable", "check_subjects", "completed"]
+__all__ = ["check_fit", "check_savable", "check_subjects", "completed", "refuse_twice"]
 
 _DEFAULT_BACKEND = "raw"
 
@@ -35,6 +35,17 @@ def completed(
         )
     more = tuple(name for name in needs.needs_plugins if name not in extensions)
     return (*extensions, *more), backend or needs.needs_backend or _DEFAULT_BACKEND
+
+
+def refuse_twice(option: str, names: Sequence[str]) -> None:
+    """Refuse to be told a name twice.
+
+    Raises:
+        HParamsError: it was.
+    """
+    if len(set(names)) < len(names):
+        asked = " ".join(f"--{option} {name}" for name in names)
+        raise HParamsError(f"{'An' if option[0] in 'aeiou' else 'A'} {option} is named twice: {asked}.")
 
 
 def check_fit(plugins: Plugins, editor: str, backend: str) -> None:

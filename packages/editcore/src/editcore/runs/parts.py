@@ -19,7 +19,7 @@ from editcore.interfaces.protocols import (
 from editcore.interfaces.specs import BackendSpec, EditorSpec, EvaluatorSpec, ExtensionSpec, Spec
 from editcore.models import LanguageModel
 from editcore.plugins.registry import Plugins, boundary, resolve
-from editcore.runs.fit import check_fit
+from editcore.runs.fit import check_fit, refuse_twice
 from editcore.settings.hparams import HParams, build, describe
 from editcore.settings.presets import get_preset, preset_for, presets_of
 
@@ -70,6 +70,7 @@ def make_parts(
         registry, model_name, editor=editor, plugins=plugins, backend=backend, evaluators=evaluators, preset=preset,
         settings=settings,
     )  # fmt: skip
+    refuse_twice("evaluator", evaluators)
     editor_spec = registry.editor(editor)
     made_editor: Editor = make_target("editor", editor_spec, resolved[editor])
     made_backend, _ = make_backend(registry.backend(backend), settings.get(backend, {}))
@@ -98,6 +99,7 @@ def make_evaluators(
         HParamsError: a setting is unknown or wrong.
         PluginError: an evaluator's own code failed.
     """
+    refuse_twice("evaluator", names)
     specs = [registry.evaluator(name) for name in names]
     return [_made(spec, _settings(spec, spec.hparams, settings.get(spec.name, {}))) for spec in specs]
 

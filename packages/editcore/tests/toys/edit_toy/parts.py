@@ -130,7 +130,8 @@ class Dead:
 class _Recorder:
     name = ""
 
-    def __init__(self, _hparams: None, _context: ExtensionContext) -> None: ...
+    def __init__(self, _hparams: None, _context: ExtensionContext) -> None:
+        self.evaluations: list[AfterEvaluation] = []
 
     @hookimpl
     def editcore_before_run(self, event: BeforeRun) -> None:
@@ -152,6 +153,7 @@ class _Recorder:
     @hookimpl
     def editcore_after_evaluation(self, event: AfterEvaluation) -> None:
         CALLS.append((self.name, "after_evaluation", event.phase))
+        self.evaluations.append(event)
 
     @hookimpl
     def editcore_after_run(self, event: AfterRun) -> None:
@@ -221,3 +223,12 @@ class Rewrites:
             found.append(Observation(metric="won", value=1.0, **asked))
             found.append(Observation(metric="length", value=float(len(record.request.text)), **asked))
         return found
+
+
+class Lengths(Rewrites):
+    """Of what that one sees the lengths alone, which nothing can be decided by."""
+
+    def evaluate(
+        self, model: LanguageModel, records: Sequence[FactRecord], context: EvaluationContext
+    ) -> list[Observation]:
+        return [one for one in super().evaluate(model, records, context) if one.metric == "length"]

@@ -82,8 +82,14 @@ def editcore_extensions() -> list[ExtensionSpec]:
 
 @hookimpl
 def editcore_evaluators() -> list[EvaluatorSpec]:
-    """One that looks at less."""
+    """One that looks at less, and one that says nothing of facts."""
     return [
+        EvaluatorSpec(
+            "lengths",
+            "edit_toy.parts:Lengths",
+            summary="How long the edited prompts are.",
+            metrics=(MetricSpec(name="length", label="Length", unit="characters"),),
+        ),
         EvaluatorSpec(
             "rewrites",
             "edit_toy.parts:Rewrites",
@@ -92,7 +98,7 @@ def editcore_evaluators() -> list[EvaluatorSpec]:
                 MetricSpec(name="won", label="Won", retention=True, objective=True),
                 MetricSpec(name="length", label="Length", unit="characters", better="lower"),
             ),
-        )
+        ),
     ]
 
 
