@@ -19,10 +19,13 @@ from pathlib import Path
 import editcore
 import pytest
 from editcore import EditSession, Plugins
+from editcore.evaluation import Average, GenerationHParams, Measure
+from editcore.evaluation.summaries import COLUMNS
 from editcore.interfaces import hookspecs as _hookspecs
 from editcore.interfaces.history import LedgerEntry
 from editcore.ledger.lines import FORMAT, BatchLine, HeaderLine, RevisionLine
 from editcore.locate_then_edit import LayerProblem
+from editcore.runs.results import Tally
 from editcore.testing import tiny_model, tiny_requests
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,6 +33,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 HOOKS = (DOCS / "plugins" / "hooks.md").read_text(encoding="utf-8")
 GUIDE = (DOCS / "plugins" / "write-a-plugin.md").read_text(encoding="utf-8")
+EVALUATORS = (DOCS / "plugins" / "evaluators.md").read_text(encoding="utf-8")
 
 
 def name_of(path: Path) -> str:
@@ -129,6 +133,29 @@ def test_what_a_layer_is_asked_is_documented() -> None:
     assert fields_in(table) == field_names(LayerProblem)
 
 
+@pytest.mark.parametrize("described", [editcore.MetricSpec, editcore.Observation, editcore.EvaluationContext])
+def test_what_evaluators_say_and_are_told_is_documented(described: type) -> None:
+    table = EVALUATORS.split(f"| field of `{described.__name__}` |")[1].split("\n\n")[0]
+    assert fields_in(table) == field_names(described)
+
+
+def test_the_fields_of_results_are_documented() -> None:
+    page = (DOCS / "reference" / "results.md").read_text(encoding="utf-8")
+    for name, described in (("metrics", Measure), ("averages", Average), ("tallies", Tally)):
+        table = page.split(f"| field of `{name}` |")[1].split("\n\n")[0]
+        assert fields_in(table) == field_names(described)
+    assert fields_in(section(page, "## results.parquet")) == {"phase", *COLUMNS}
+
+
+def test_the_settings_of_generation_are_documented() -> None:
+    page = (DOCS / "how-to" / "measure-an-edit.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (\S+)", section(page, "### It asks a sample"), re.MULTILINE)
+    fields = GenerationHParams.model_fields
+    assert [name for name, _ in rows] == list(fields)
+    numbers = {name: int(default) for name, default in rows if default.isdigit()}
+    assert numbers == {name: field.default for name, field in fields.items() if name != "stop"}
+
+
 def test_lines_of_the_ledger_are_documented() -> None:
     text = (DOCS / "reference" / "ledger.md").read_text(encoding="utf-8")
     rows = {
@@ -206,15 +233,18 @@ def blocks(page: str) -> list[tuple[str, str]]:
     return [(path, f"# {path}\n{text}") for path, text in found]
 
 
+GUIDES_FILES = [*blocks(GUIDE), *blocks(EVALUATORS)]
+
+
 @pytest.fixture(scope="module")
 def guide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The guide's files, and the packages' entry points beside them as an installer would leave them."""
+    """The guides' files, and the packages' entry points beside them as an installer would leave them."""
     folder = tmp_path_factory.mktemp("guide")
-    for path, text in blocks(GUIDE):
+    for path, text in GUIDES_FILES:
         target = folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text, encoding="utf-8")
-    for name in ("slow", "gentle", "nudge", "notes"):
+    for name in ("slow", "gentle", "nudge", "notes", "belief"):
         info = folder / f"edit_{name}-0.1.0.dist-info"
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: edit-{name}\nVersion: 0.1.0\n", encoding="utf-8")
@@ -252,9 +282,10 @@ def session_with(
     )
 
 
-def test_every_code_block_of_the_guide_is_a_file() -> None:
+@pytest.mark.parametrize("page", [GUIDE, EVALUATORS], ids=["write-a-plugin", "evaluators"])
+def test_every_code_block_of_the_guides_is_a_file(page: str) -> None:
     """Nothing is left out of these tests by a forgotten first line."""
-    assert len(re.findall(r"^```(?:python|toml)$", GUIDE, re.MULTILINE)) == len(blocks(GUIDE))
+    assert len(re.findall(r"^```(?:python|toml)$", page, re.MULTILINE)) == len(blocks(page))
 
 
 def test_the_guide_starts_with_a_dozen_lines_that_work(
@@ -292,7 +323,7 @@ def test_the_guides_settings_are_described(guide: Path) -> None:
 
 
 def test_the_guides_tests_pass(guide: Path) -> None:
-    tests = [path for path, _ in blocks(GUIDE) if path.startswith("tests/")]
+    tests = [path for path, _ in GUIDES_FILES if path.startswith("tests/")]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "--import-mode=importlib", "-p", "no:cacheprovider", *tests],
         capture_output=True,
