@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
+from editcore.interfaces.errors import PluginError
 from editcore.interfaces.metrics import MetricSpec
 from editcore.interfaces.specs import EvaluatorSpec
 from editcore.plugins.registry import boundary, resolve
@@ -93,20 +94,23 @@ def legend(measures: Iterable[Measure]) -> str:
 
 
 def combined(measures: Sequence[Measure], means: Mapping[str, float]) -> dict[str, float]:
-    """The composites, by key, of which all parts are known.
+    """The composites, by key, of which all parts are known. One whose package is gone since is left out.
 
     Args:
         means: by key, as they are shown.
 
     Raises:
-        PluginError: what combines them cannot be loaded, or failed.
+        PluginError: what combines them failed.
     """
     keys = {(one.evaluator, one.name): one.key for one in measures}
     found: dict[str, float] = {}
     for one in measures:
         parts = [means.get(keys[one.evaluator, name]) for name in one.of]
         if one.of and None not in parts:
-            combine = resolve(one.combine)
+            try:
+                combine = resolve(one.combine)
+            except PluginError:  # measuring has refused it, unless it was there then
+                continue
             with boundary(f"The metric '{one.key}' of the evaluator '{one.evaluator}' failed: "):
                 value = float(combine(*parts))
             if math.isfinite(value):

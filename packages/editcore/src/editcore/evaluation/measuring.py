@@ -15,7 +15,7 @@ from editcore.interfaces.progress import Progress, silent
 from editcore.interfaces.protocols import Evaluator
 from editcore.interfaces.specs import EvaluatorSpec
 from editcore.interfaces.values import FactRecord
-from editcore.plugins.registry import boundary
+from editcore.plugins.registry import boundary, resolve
 
 if TYPE_CHECKING:
     from editcore.models import LanguageModel
@@ -38,10 +38,13 @@ def measure(
         unedited: by evaluator, what it observed of the unedited model on these records; ``None`` if this is that model.
 
     Raises:
-        PluginError: an evaluator failed, or observed what it does not announce.
+        PluginError: an evaluator failed, observed what it does not announce, or has a composite that cannot be loaded.
     """
     found: dict[str, tuple[Observation, ...]] = {}
     for spec, evaluator in evaluators:
+        for metric in spec.metrics:
+            if metric.combine:
+                resolve(metric.combine)  # found now rather than after the model was measured
         known = None if unedited is None else tuple(unedited.get(spec.name, ()))
         with boundary(f"The evaluator '{spec.name}' failed: "):
             observations = evaluator.evaluate(

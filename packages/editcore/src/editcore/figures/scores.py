@@ -74,6 +74,7 @@ def _bars(axes: Any, group: Sequence[Measure], before: Summary, after: Summary) 
         highest = max([highest, *tops])
     axes.set_xticks(range(len(keys)), [_wrapped(one, after) for one in group])
     axes.tick_params(axis="x", length=0)
+    axes.set_xlim(-0.6, max(len(keys), 3) - 0.4)
     if group[0].share:
         percent_axis(axes.yaxis, axes.set_yticks)
         axes.set_ylim(0, 112)

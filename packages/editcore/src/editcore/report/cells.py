@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from editcore.report.document import Cell, Column, Table, one_line
@@ -28,9 +28,9 @@ def change(before: float | None, after: float | None, digits: int = 0) -> Cell:
     return Cell(f"{old.text} → {new.text}", order=new.order)
 
 
-def between(ends: tuple[float, float] | None) -> Cell:
-    """An interval."""
-    return Cell("", tone="quiet") if ends is None else Cell(f"{ends[0]:.1f} to {ends[1]:.1f}", order=ends[0])
+def between(ends: tuple[float, float] | None, text: Callable[[float], str] = "{:.1f}".format) -> Cell:
+    """An interval, its ends as ``text`` writes them."""
+    return Cell("", tone="quiet") if ends is None else Cell(f"{text(ends[0])} to {text(ends[1])}", order=ends[0])
 
 
 def seconds(value: float) -> str:

@@ -125,7 +125,7 @@ def _notices(run: RunResults) -> Iterator[Block]:
 
 
 def _headline(run: RunResults, before: Summary, after: Summary, title: str) -> Iterator[Block]:
-    old, new = before.values(), after.values()
+    old, new = ({key: value for key, value in one.items() if value is not None} for one in run.summary.phases)
     told = [one for one in shown(run.summary.metrics) if one.key in new or one.key in old]
     if told:
         yield Tiles(
@@ -138,7 +138,7 @@ def _headline(run: RunResults, before: Summary, after: Summary, title: str) -> I
         yield Paragraph(f"{counted(run.summary.rejected, 'fact')} were refused by a gate and not written.")
     for evaluator in dict.fromkeys(one.evaluator for one in run.summary.metrics):
         if evaluator in before.facts or evaluator in after.facts:
-            yield _metrics(evaluator, before, after)
+            yield _metrics(evaluator, before, after, old, new)
     if told:
         figure = summary_figure(before, after, title=title)
         yield Picture(name="summary", png=png(figure), alt=_summary_alt(told, old, new))
@@ -165,14 +165,15 @@ def _in_words(before: Summary, after: Summary) -> str:
     return f"{', '.join(parts)}.".replace(" %", "\u00a0%")  # a number stays with its sign at the end of a line
 
 
-def _metrics(evaluator: str, before: Summary, after: Summary) -> Table:
+def _metrics(
+    evaluator: str, before: Summary, after: Summary, old: Mapping[str, float], new: Mapping[str, float]
+) -> Table:
     """What one evaluator measured, with what each metric says."""
-    old, new = before.values(), after.values()
     rows: list[Row] = []
     for one in after.measures:
         if one.evaluator != evaluator or one.show == "data" or (one.key not in old and one.key not in new):
             continue
-        ends = [between(summary.interval(one.key)) for summary in (before, after)]
+        ends = [between(summary.interval(one.key), one.text) for summary in (before, after)]
         gain = new.get(one.key, math.nan) - old.get(one.key, math.nan)
         text = f"{gain:+.1f}" if one.percent else f"{gain:+.4g}"
         shown_gain = number(gain) if math.isnan(gain) else Cell(text, order=gain)

@@ -39,6 +39,8 @@ class RunSummary(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     metrics: tuple[Measure, ...]
+    before: Mapping[str, float | None]
+    after: Mapping[str, float | None]
     tallies: Sequence[Tally]
     edits: int
     rejected: int
@@ -51,6 +53,11 @@ class RunSummary(BaseModel):
     checkpoints: Sequence[Mapping[str, Any]] = ()
     """What was measured between the first edit and the last."""
     forgetting: Mapping[str, Any] = {}
+
+    @property
+    def phases(self) -> tuple[Mapping[str, float | None], Mapping[str, float | None]]:
+        """What was measured ``before`` and ``after``, by key, composites included."""
+        return self.before, self.after
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
