@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import os
 import re
 import subprocess
@@ -205,3 +206,72 @@ def test_the_bans_are_noticed(code: str, complaint: str) -> None:
 def test_what_is_allowed_is_not_noticed(code: str) -> None:
     tree = ast.parse(code)
     assert not [*pickles(tree), *devices(tree)]
+
+
+# What plugins are made with
+
+
+def next_major(version: str) -> str:
+    """The first version that may break plugins (docs/explanation/compatibility.md)."""
+    major, minor, *_ = version.split(".")
+    return f"0.{int(minor) + 1}" if major == "0" else str(int(major) + 1)
+
+
+@pytest.mark.parametrize(("version", "bound"), [("0.1.0", "0.2"), ("0.9.3", "0.10"), ("1.4.2", "2")])
+def test_the_next_major_version_is_the_minor_one_before_1(version: str, bound: str) -> None:
+    assert next_major(version) == bound
+
+
+BOUNDED = [*PLUGINS, *sorted(path.parent for path in ROOT.glob("tests/third_party/*/pyproject.toml"))]
+
+
+@every(BOUNDED)
+def test_a_plugin_says_which_editcore_it_was_made_for(package: Path) -> None:
+    version = project(ROOT / "packages" / "editcore")["project"]["version"]
+    [requirement] = [line for line in project(package)["project"]["dependencies"] if word(line) == "editcore"]
+    assert re.fullmatch(rf"editcore>=[\d.]+,<{re.escape(next_major(version))}", requirement)
+
+
+def code_of_pages() -> list[tuple[str, str]]:
+    pages = sorted((ROOT / "docs" / "plugins").glob("*.md"))
+    blocks = [
+        (page, re.findall(r"^```python\n(.*?)^```$", page.read_text("utf-8"), re.MULTILINE | re.DOTALL))
+        for page in pages
+    ]
+    return [(f"{page.stem} {number}", block) for page, found in blocks for number, block in enumerate(found)]
+
+
+def code_of_plugins() -> list[tuple[str, str]]:
+    paths = [path for path in SOURCES if path.relative_to(ROOT).parts[1] != "editcore"]
+    return [(name_of(path), path.read_text(encoding="utf-8")) for path in paths]
+
+
+def not_public(code: str) -> Iterator[str]:
+    """Imports of editcore that are no names which it, or a room of it, lists."""
+    for node in ast.walk(ast.parse(code)):
+        match node:
+            case ast.Import(names=names):
+                yield from (one.name for one in names if one.name.startswith("editcore."))
+            case ast.ImportFrom(module=str(module), names=names) if module.partition(".")[0] == "editcore":
+                listed = importlib.import_module(module).__all__ if module.count(".") <= 1 else ()
+                yield from (f"{module}.{one.name}" for one in names if one.name not in listed)
+
+
+@pytest.mark.parametrize(
+    ("where", "code"), [pytest.param(*one, id=one[0]) for one in [*code_of_plugins(), *code_of_pages()]]
+)
+def test_a_plugin_imports_public_names_only(where: str, code: str) -> None:
+    assert list(not_public(code)) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "complaint"),
+    [
+        ("from editcore.models.layout import ModelLayout", "editcore.models.layout.ModelLayout"),
+        ("def f():\n    from editcore.models import detect", "editcore.models.detect"),
+        ("if TYPE_CHECKING:\n    from editcore._util.files import write_text", "editcore._util.files.write_text"),
+        ("import editcore.models", "editcore.models"),
+    ],
+)
+def test_what_is_not_public_is_noticed(code: str, complaint: str) -> None:
+    assert list(not_public(code)) == [complaint]

@@ -18,7 +18,7 @@ import torch
 from edit_lora.backend import LoraBackend
 from edit_lora.hparams import LoraHParams
 from editcore import BackendContext, Changes, EditcoreError, EditSession, FactRecord
-from editcore.cli.tools import TerminalProgress
+from editcore.cli import TerminalProgress
 from editcore.datasets import check_records, load_records
 from editcore.settings.hparams import parse_assignment
 from torch import Tensor

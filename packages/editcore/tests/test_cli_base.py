@@ -84,7 +84,7 @@ def editctl(*arguments: str, path: Path | None = None, **environment: str) -> su
     """Run ``editctl`` in a process of its own, which reports the heavy modules that it imported."""
     variables = {**os.environ, "COLUMNS": "200", **environment}
     if path:
-        variables["PYTHONPATH"] = str(path)
+        variables["PYTHONPATH"] = os.pathsep.join([str(path), *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.run(
         [sys.executable, "-c", REPORT, *arguments], capture_output=True, text=True, env=variables, timeout=120
     )
@@ -108,7 +108,17 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "arguments", [(), ("--help",), ("plugins",), ("editors",), ("describe", "raw"), ("--version",)]
+    "arguments",
+    [
+        (),
+        ("--help",),
+        ("plugins",),
+        ("editors",),
+        ("describe", "raw"),
+        ("describe", "counterfact", "--json"),
+        ("describe", "generation"),
+        ("--version",),
+    ],
 )
 def test_looking_around_imports_nothing_heavy(arguments: tuple[str, ...]) -> None:
     done = editctl(*arguments)
@@ -179,7 +189,7 @@ def test_describe_as_json(toy: Path) -> None:
 def test_describe_of_an_unknown_or_broken_name_is_one_paragraph(toy: Path) -> None:
     unknown = editctl("describe", "tooy", path=toy)
     assert unknown.returncode == 2
-    assert unknown.stderr.startswith("Error: Unknown editor, backend, plugin or data set 'tooy'. Available: ")
+    assert unknown.stderr.startswith("Error: Unknown name 'tooy'. Available: ")
     assert "Did you mean 'toy'?" in unknown.stderr
     broken = editctl("describe", "bad", path=toy)
     assert broken.returncode == 2
@@ -349,3 +359,188 @@ def test_on_a_terminal_progress_is_a_bar_and_tasks_may_be_nested() -> None:
     assert "batches" in shown
     assert "again" in shown
     assert "1/1" in shown
+
+
+EVERY = """
+from editcore import (
+    AttachmentSpec, BackendSpec, Capabilities, CommandSpec, ComponentSpec, DatasetSpec, EditorSpec, EvaluatorSpec,
+    ExecutorSpec, ExtensionSpec, MetricSpec, ModelFamilySpec, hookimpl,
+)
+
+given = ("every", "every_parts:Part")
+settings = "toy_hparams:ToyHParams"
+
+@hookimpl
+def editcore_editors():
+    can = Capabilities(max_batch=3, gives=frozenset({"dense", "attachment"}), needs_plugins=("replay",))
+    return [EditorSpec(*given, hparams=settings, summary="Edits.", capabilities=can)]
+
+@hookimpl
+def editcore_backends():
+    return [BackendSpec(*given, summary="Keeps changes.", hparams=settings, writes_weights=False)]
+
+@hookimpl
+def editcore_attachments():
+    return [AttachmentSpec(*given, summary="Stands beside.")]
+
+@hookimpl
+def editcore_extensions():
+    return [ExtensionSpec(*given, summary="Listens.", hparams=settings, settles_conflicts=True)]
+
+@hookimpl
+def editcore_evaluators():
+    metrics = (
+        MetricSpec(name="odd", label="Odd ones", meaning="How odd they are.", unit="nats", better="lower"),
+        MetricSpec(name="even", label="Even ones"),
+        MetricSpec(name="both", label="Both", meaning="Their mean.", of=("odd", "even"), combine="every_parts:mean"),
+    )
+    return [EvaluatorSpec(*given, summary="Measures.", metrics=metrics, hparams=settings)]
+
+@hookimpl
+def editcore_datasets():
+    return [DatasetSpec(*given, summary="Has facts.", hparams=settings, argument="layers")]
+
+@hookimpl
+def editcore_executors():
+    return [ExecutorSpec(*given, summary="Works elsewhere.", hparams=settings)]
+
+@hookimpl
+def editcore_model_families():
+    return [ModelFamilySpec("every", "", summary="Odd modules.", model_types=("odd", "odder"), paths={"head": "top"})]
+
+@hookimpl
+def editcore_commands():
+    return [CommandSpec(*given, summary="Is typed.")]
+
+@hookimpl
+def editcore_components():
+    return [ComponentSpec(*given, kind="replay.strategy", summary="Is a part.")]
+"""
+
+
+@pytest.fixture(scope="module")
+def every(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``toy``, and a package that offers one of each kind under one name; another is for editcore 7 to 8."""
+    site = tmp_path_factory.mktemp("every")
+    sources = {"every": EVERY, "future": "raise SystemExit('imported')", "toy_hparams": HPARAMS}
+    for name, source in sources.items():
+        (site / f"{name}.py").write_text(source, encoding="utf-8")
+    for name, needs in {"every": "editcore", "future": "editcore<8,>=7"}.items():
+        info = site / f"edit_{name}-0.3.dist-info"
+        info.mkdir()
+        metadata = f"Metadata-Version: 2.1\nName: edit-{name}\nVersion: 0.3\nRequires-Dist: {needs}\n"
+        (info / "METADATA").write_text(metadata, encoding="utf-8")
+        (info / "entry_points.txt").write_text(f"[editcore]\n{name} = {name}\n", encoding="utf-8")
+    return site
+
+
+@pytest.fixture(scope="module")
+def described(every: Path) -> dict[str, list[str]]:
+    """What is said of each kind: the lines, with single spaces."""
+    done = editctl("describe", "every", path=every)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.strip() == "HEAVY:"
+    parts = [[" ".join(line.split()) for line in part.splitlines()] for part in done.stdout.split("\n\n")]
+    return {lines[0]: lines[1:] for lines in parts}
+
+
+SETTING = "kl_factor float 0.0625 ≥ 0 Weight of the drift term."
+HERE = "Package: edit-every 0.3"
+CODE = "Code: every_parts:Part"
+
+
+@pytest.mark.parametrize(
+    ("head", "lines"),
+    [
+        (
+            "every (editor): Edits.",
+            {HERE, CODE, "Max batch: 3", "Gives: attachment, dense", "Needs plugins: replay", SETTING},
+        ),
+        ("every (backend): Keeps changes.", {"Takes: factored", SETTING}),
+        ("every (attachment): Stands beside.", {HERE, CODE}),
+        ("every (plugin): Listens.", {"Settles conflicts: yes", SETTING}),
+        (
+            "every (evaluator): Measures.",
+            {
+                "metric label unit better made of meaning",
+                "odd Odd ones nats lower How odd they are.",
+                "even Even ones % higher",
+                "both Both % higher odd, even Their mean.",
+                SETTING,
+            },
+        ),
+        ("every (data set): Has facts.", {"Argument: layers (--dataset every:LAYERS)", SETTING}),
+        ("every (executor): Works elsewhere.", {SETTING}),
+        ("every (model family): Odd modules.", {"Model types: odd, odder", "Paths: head = top"}),
+        ("every (command): Is typed.", {"Options: editctl every --help"}),
+        ("every (component of replay.strategy): Is a part.", {CODE}),
+    ],
+)
+def test_everything_that_a_plugin_can_offer_is_described(
+    described: dict[str, list[str]], head: str, lines: set[str]
+) -> None:
+    assert lines <= set(described[head]), described[head]
+    assert len(described) == 10
+
+
+def test_what_is_unset_is_not_described(described: dict[str, list[str]]) -> None:
+    said = "\n".join(line for lines in described.values() for line in lines)
+    assert "Writes weights" not in said
+    assert "None" not in said
+    assert "Code" not in "\n".join(described["every (model family): Odd modules."])
+
+
+def test_every_kind_is_described_as_json(every: Path) -> None:
+    found = json.loads(editctl("describe", "every", "--json", path=every).stdout)
+    assert all((row["name"], row["distribution"], row["version"]) == ("every", "edit-every", "0.3") for row in found)
+    rows = {row["kind"]: row for row in found}
+    assert list(rows) == ["editor", "backend", "attachment", "plugin", "evaluator", "data set", "executor",
+                          "model family", "command", "component"]  # fmt: skip
+    assert rows["editor"]["capabilities"]["gives"] == ["attachment", "dense"]
+    assert [row["name"] for row in rows["executor"]["settings"]] == ["layers", "kl_factor"]
+    odd, _, both = rows["evaluator"]["metrics"]
+    assert {key: odd[key] for key in ("name", "label", "unit", "better", "meaning")} == {
+        "name": "odd", "label": "Odd ones", "unit": "nats", "better": "lower", "meaning": "How odd they are.",
+    }  # fmt: skip
+    assert (both["of"], both["combine"]) == (["odd", "even"], "every_parts:mean")
+    assert rows["data set"]["argument"] == "layers"
+    assert rows["model family"]["paths"] == {"head": "top"}
+    assert rows["component"]["extension_point"] == "replay.strategy"
+
+
+def test_plugins_has_a_line_with_all_that_a_plugin_offers(every: Path) -> None:
+    [line] = [
+        line for line in editctl("plugins", path=every, COLUMNS="500").stdout.splitlines() if line.startswith("every ")
+    ]
+    kinds = ("editors", "backends", "attachments", "extensions", "evaluators", "datasets", "executors",
+             "model_families", "commands", "components")  # fmt: skip
+    assert " ".join(line.split()) == "every edit-every 0.3 active " + "; ".join(f"{kind}: every" for kind in kinds)
+
+
+def test_a_plugin_for_another_version_is_listed_as_incompatible(every: Path) -> None:
+    lines = {
+        line.split()[0]: " ".join(line.split())
+        for line in editctl("plugins", path=every, COLUMNS="500").stdout.splitlines()
+    }
+    assert lines["future"].startswith(
+        "future edit-future 0.3 incompatible it is made for editcore>=7,<8, and editcore "
+    )
+    assert lines["future"].endswith('or: pip install "editcore>=7,<8"')
+    rows = {row["name"]: row for row in json.loads(editctl("plugins", "--json", path=every).stdout)}
+    assert (rows["future"]["status"], rows["future"]["offers"]) == ("incompatible", {})
+    asked = editctl("describe", "future", path=every)
+    assert asked.returncode == 2
+    assert "The plugin 'future' (edit-future 0.3) is installed but incompatible: it is made for" in asked.stderr
+    assert editctl("describe", "every", path=every).returncode == 0
+
+
+def test_a_plugin_that_fails_in_part_is_listed_with_what_it_still_offers(toy: Path, tmp_path: Path) -> None:
+    body = PLUGIN + "@hookimpl\ndef editcore_backends():\n    raise KeyError('x')\n"
+    (tmp_path / "half.py").write_text(body.replace("greet", "hello").replace('"toy"', '"half"'), encoding="utf-8")
+    info = tmp_path / "edit_half-0.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: edit-half\nVersion: 0.1\n", encoding="utf-8")
+    (info / "entry_points.txt").write_text("[editcore]\nhalf = half\n", encoding="utf-8")
+    lines = editctl("plugins", path=tmp_path, COLUMNS="500").stdout.splitlines()
+    [line] = [" ".join(line.split()) for line in lines if line.startswith("half ")]
+    assert line.startswith("half edit-half 0.1 broken editcore_backends: KeyError: 'x'; editors: half; commands: hello")

@@ -6,7 +6,7 @@ import importlib.metadata
 import logging
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from editcore.interfaces.errors import HParamsError, PluginError, UnknownNameErr
 from editcore.interfaces.events import AfterEvaluation, BatchAddition, BeforeApply
 from editcore.interfaces.hookspecs import RegistrationHooks, hookimpl
 from editcore.interfaces.values import Verdict
-from editcore.plugins.registry import REGISTRATION_HOOKS, PluginInfo, Plugins, lifecycle, resolve
+from editcore.plugins.registry import REGISTRATION_HOOKS, Offer, PluginInfo, Plugins, lifecycle, resolve
 
 Install = Callable[..., None]
 Load = Callable[..., Plugins]
@@ -44,14 +44,17 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def install(site: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     """Installs a distribution with one entry point and a module of the given source."""
 
-    def _install(entry: str, body: str, *, distribution: str | None = None) -> None:
+    def _install(entry: str, body: str, *, distribution: str | None = None, requires: Sequence[str] = ()) -> None:
         distribution = distribution or f"edit-{entry}"
         module = distribution.replace("-", "_")
         monkeypatch.delitem(sys.modules, module, raising=False)  # a real package of that name may be loaded
         (site / f"{module}.py").write_text(IMPORTS + textwrap.dedent(body), encoding="utf-8")
         info = site / f"{module}-1.0.dist-info"
         info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n", encoding="utf-8")
+        needed = "".join(f"Requires-Dist: {line}\n" for line in requires)
+        (info / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n{needed}", encoding="utf-8"
+        )
         (info / "entry_points.txt").write_text(f"[editcore]\n{entry} = {module}\n", encoding="utf-8")
 
     return _install
@@ -409,3 +412,119 @@ def test_an_extension_with_an_unknown_hook_is_refused_by_name() -> None:
     with pytest.raises(PluginError) as caught:
         lifecycle({"late": Misspelt()})
     assert str(caught.value) == "The plugin 'late' does not fit the hooks: unknown hook 'editcore_after_bach'."
+
+
+# What a plugin was made for
+
+
+FUTURE = "editcore<2,>=1"
+"""As a wheel has it: the bounds in alphabetical order."""
+
+
+@pytest.fixture
+def release(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Lets another version of editcore be the one that is installed."""
+    version = importlib.metadata.version
+
+    def _release(number: str) -> None:
+        monkeypatch.setattr(importlib.metadata, "version", lambda name: number if name == "editcore" else version(name))
+
+    return _release
+
+
+def test_a_plugin_for_another_version_is_not_imported_and_says_what_to_do(
+    install: Install, load: Load, release: Callable[[str], None]
+) -> None:
+    release("0.1.0")
+    install("foo", announces("foo"), requires=["torch>=2", FUTURE])
+    install("good", announces("good"), requires=["editcore>=0.1,<0.2"])
+    plugins = load()
+    assert "edit_foo" not in sys.modules
+    row = info(plugins, "foo")
+    assert (row.status, row.offers) == ("incompatible", {})
+    assert row.reason == (
+        "it is made for editcore>=1,<2, and editcore 0.1.0 is installed; install a version of the plugin for that, or: "
+        'pip install "editcore>=1,<2"'
+    )
+    assert list(plugins.editors()) == ["good"]
+    assert info(plugins, "good").status == "active"
+    with pytest.raises(UnknownNameError) as caught:
+        plugins.editor("foo")
+    assert f"The plugin 'foo' (edit-foo 1.0) is installed but incompatible: {row.reason}." in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("requirement", "version", "status"),
+    [
+        ("editcore", "7.0", "active"),
+        ("editcore>=0.1,<0.2", "0.1.9", "active"),
+        ("editcore>=0.1,<0.2", "0.2.0", "incompatible"),
+        ("editcore>=0.1,<0.2", "0.2.0.dev1", "incompatible"),
+        ("editcore>=0.1,<0.2", "0.1.3.dev1", "active"),
+        ("editcore>=0.2", "0.1.0", "incompatible"),
+        ("editcore[testing]~=1.4", "1.9", "active"),
+        ("editcore~=1.4", "2.0", "incompatible"),
+        ("EditCore<1", "1.0", "incompatible"),
+        ("editcore<1; extra == 'testing'", "1.0", "active"),
+        ("editcore<1; python_version >= '3'", "1.0", "incompatible"),
+        ("editcore-more<1", "1.0", "active"),
+        ("editcore.more<1", "1.0", "active"),
+        ("a line that is no requirement", "1.0", "active"),
+        ("editcore at least one", "1.0", "incompatible"),
+    ],
+)
+def test_the_requirement_of_its_package_decides(
+    install: Install, load: Load, release: Callable[[str], None], requirement: str, version: str, status: str
+) -> None:
+    release(version)
+    install("foo", announces("foo"), requires=[requirement])
+    assert info(load(), "foo").status == status
+
+
+def test_a_blocked_plugin_is_blocked_whatever_it_was_made_for(install: Install, load: Load) -> None:
+    install("foo", announces("foo"), requires=["editcore<0"])
+    assert info(load(disabled=["foo"]), "foo").status == "blocked"
+
+
+# Everything of a name
+
+
+def test_a_name_is_found_whatever_it_is_the_name_of(install: Install, load: Load) -> None:
+    install(
+        "both",
+        announces("memory")
+        + """
+@hookimpl
+def editcore_components():
+    return [ComponentSpec("memory", target="m:a", kind=kind, summary=".") for kind in ("a.part", "b.part")]
+""",
+    )
+    install("other", announces("other") + "@hookimpl\ndef editcore_backends(): 1 / 0\n")
+    found = load().named("memory")
+    assert [(offer.kind, offer.distribution, offer.version) for offer in found] == [
+        ("editor", "edit-both", "1.0"),
+        ("component", "edit-both", "1.0"),
+        ("component", "edit-both", "1.0"),
+    ]
+    assert [getattr(offer.spec, "kind", "") for offer in found] == ["", "a.part", "b.part"]
+
+
+def test_two_packages_with_one_name_are_both_told(install: Install, load: Load) -> None:
+    """Whoever asks what a name means should see why it cannot be used."""
+    install("rome", announces("rome"))
+    install("rome-fork", announces("rome"), distribution="my-rome")
+    assert [offer.distribution for offer in load().named("rome")] == ["edit-rome", "my-rome"]
+
+
+def test_an_unknown_name_gets_a_near_miss_or_what_is_known_of_it(install: Install, load: Load) -> None:
+    install(
+        "pair",
+        announces("rome") + "@hookimpl\ndef editcore_backends(): return [BackendSpec('flat', 'm:B', summary='.')]\n",
+    )
+    with pytest.raises(UnknownNameError) as caught:
+        load().named("rom")
+    assert str(caught.value) == "Unknown name 'rom'. Available: flat, rome. Did you mean 'rome'?"
+    for asked in ("pair", "edit-pair"):
+        with pytest.raises(UnknownNameError, match=r"\(The plugin 'pair' of edit-pair 1\.0 offers: rome, flat\.\)"):
+            load().named(asked)
+    assert isinstance(load().named("flat")[0], Offer)

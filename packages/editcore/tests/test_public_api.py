@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import importlib.metadata
+import inspect
+import pydoc
 import subprocess
 import sys
+import textwrap
+from pathlib import Path
 
 import editcore
 import pytest
+from editcore.interfaces import hookspecs as _hookspecs
+from editcore.interfaces.documented import documented
+from pydantic import BaseModel
 
 PUBLIC = [
     "AfterBatch",
@@ -120,3 +129,285 @@ def test_importing_what_plugins_need_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+# The rooms
+
+ROOMS = {
+    "cli": """
+        TerminalProgress loaded_plugins make_console print_table
+    """,
+    "datasets": """
+        KnownFact check_records check_requests content_hash dataset_name dataset_settings is_path
+        load_known_facts load_records load_worldfacts parse_record short_name
+    """,
+    "evaluation": """
+        Average COUNTERFACT CounterFactEvaluator DEFAULT_EVALUATORS GENERATION GenerationEvaluator
+        GenerationHParams Measure Measurement Summary TargetScore average_of kl_divergences legend measure
+        measures_of next_token_log_probabilities objectives_of perplexity retention_of score_targets shown
+        summarize_frame
+    """,
+    "execution": """
+        LOST LocalExecutor LocalHParams ModelSource attempt evaluate_run lost make_executor sharded_moments
+    """,
+    "figures": """
+        AFTER BEFORE Estimate Series bars_figure curves_figure draw_run forgetting_figure forgetting_runs_figure
+        layers_figure lines_figure new_figure per_relation_figure png save summary_figure tracing_figure
+    """,
+    "ledger": """
+        Bisection Blame Comparison Contribution DELTAS_NAME HeaderLine LEDGER_NAME Ledger Verification
+        write_ledger
+    """,
+    "locate_then_edit": """
+        LayerProblem LocateThenEdit LocateThenEditHParams OPENINGS Prepared ROLES Targets Tracing
+        optimise_targets sample_context_templates store_tracing stored_tracing tails_fit traced_layer
+    """,
+    "models": """
+        CATALOGUE CHECKS Captured CatalogueEntry Climb DEFAULT_MODEL DTYPES EditedModel Encoded FactToken
+        LanguageModel ModelLayout PromptForm TokenRow Wheel add_changes applied asking_for_gradients
+        attached_reason attention_output check_layout continuation_row detect_layout first_tensor hooks
+        join_continuation last_index_covering local_path logits_at lookup_row misfits pad_rows project pull
+        replace_first split_address standing_aside stop_after target_losses
+    """,
+    "onboarding": """
+        Bench Trial best candidate_layers preset_paths span_below trace tunable_editors write_presets
+    """,
+    "plugins": """
+        Lifecycle Offer PluginInfo Plugins boundary code_versions lifecycle resolve
+    """,
+    "report": """
+        PAGE_NAME REPORT_NAME Report make_report
+    """,
+    "runs": """
+        BatchResult Checkpoint Composition Conflict EditPack EditSession RUN_NAME RawBackend RunConfig RunRecord
+        RunResult Sample Watched default_editor folder_of has_begun is_finished json_text making open_run
+        open_session read_pack read_watched recorded records_of refuse_existing run statistics_of write_pack
+        write_tensors write_text
+    """,
+    "second_moments": """
+        Corpus Metric MomentKey StatisticsStore Update cached_moments hold_at norm_of_sum open_corpus
+        second_moments solve_update
+    """,
+    "settings": """
+        HParams Imported Preset Setting build describe get_preset import_file list_presets load_preset
+        model_stem own_folder parse_assignment parse_toml preset_for preset_models presets_of read_toml
+        run_values to_toml toml_lines
+    """,
+    "sweeps": """
+        Arm FAILURES_NAME Failure FigureSpec PLAN_NAME Plan Point STATE_NAME STUDY SWEEP_NAME State Sweep
+        SweepFile SweepResult Trial Watch failure_of load_study load_sweep make_plan run_sweep state_of
+        trial_directory
+    """,
+    "testing": """
+        AttachmentContract BackendContract EditorContract ExecutorContract TINY_FAMILIES TINY_MOE_FAMILIES
+        check_presets three_facts tiny_hf_model tiny_model tiny_requests tiny_tokenizer
+    """,
+}
+"""By room, what it lists: a name that is here is a promise (docs/explanation/compatibility.md)."""
+
+
+def test_the_names_of_every_room_are_pinned() -> None:
+    rooms = {path.parent.name for path in Path(editcore.__file__).parent.glob("*/__init__.pyi")}
+    assert rooms - {"interfaces"} == set(ROOMS)
+    for room, names in ROOMS.items():
+        assert sorted(importlib.import_module(f"editcore.{room}").__all__) == names.split(), room
+
+
+def test_interfaces_lists_what_editcore_does_of_it() -> None:
+    """A plugin finds there what it is given, and hears of the rest by name."""
+    listed = set(importlib.import_module("editcore.interfaces").__all__)
+    modules = {name: getattr(getattr(editcore, name), "__module__", "") for name in PUBLIC}
+    of_interfaces = {name for name, module in modules.items() if module.startswith("editcore.interfaces.")}
+    assert of_interfaces <= listed
+
+
+# What hooks and values have: it grows, and nothing of it goes
+
+FIELDS = {
+    "AfterBatch": "batch entry model proposal seconds",
+    "AfterEvaluation": "model num_edits observations phase records scores",
+    "AfterRun": "directory model num_edits records",
+    "AfterUndo": "history model redone undone",
+    "Attachment": "fields kind tensors",
+    "AttachmentSpec": "name summary target",
+    "BackendContext": "directory metrics",
+    "BackendSpec": "hparams name summary takes target writes_weights",
+    "BatchAddition": "held known requests weights withdrawn",
+    "BeforeApply": "batch model proposal trial without",
+    "BeforeBatch": "batch model",
+    "BeforeRun": "directory history model records",
+    "Capabilities": """
+        gives max_batch multi_layer needs_backend needs_plugins needs_subject uses_held uses_weights
+    """,
+    "CommandSpec": "name summary target",
+    "ComponentSpec": "kind name summary target",
+    "DatasetSpec": "argument hparams name summary target",
+    "DenseDelta": "value",
+    "EditBatch": "held index known num_new requests weights",
+    "EditContext": "plugins progress records seed statistics trial",
+    "EditEvidence": "figures replayed request_id",
+    "EditRequest": "id prompt subject tags target_new target_true",
+    "EditorSpec": "capabilities hparams name presets summary target",
+    "EvaluationContext": "progress seed unedited",
+    "EvaluatorSpec": "compares hparams metrics name summary target",
+    "ExecutorSpec": "hparams name summary target",
+    "ExtensionContext": "plugins progress seed",
+    "ExtensionSpec": "hparams name settles_conflicts summary target",
+    "FactRecord": "extra probes relation request",
+    "FactoredDelta": "left right",
+    "HeldKey": "batch keys request_id weight",
+    "KnownTarget": "figures keys values",
+    "LedgerEntry": """
+        attachment batch changes diagnostics evidence held known memory notes num_new reason rejected requests
+        scale verdicts weights
+    """,
+    "MetricSpec": """
+        average better combine keep label meaning name objective of retention show signed tally unit
+    """,
+    "ModelFamilySpec": "model_types name paths summary target",
+    "ModelLayout": """
+        blocks d_ff d_model final_norm has_bias head mlp norm_placement num_layers orientation post_norm
+        projection residual_scale tied_head vocab_size
+    """,
+    "Observation": "kind metric prompt request_id text value",
+    "Outcome": "attempts error index kind traceback value",
+    "Probe": "answers kind prompt",
+    "Proposal": "attachment changes diagnostics evidence known memory notes seconds",
+    "Registration": "editcore_version",
+    "RejectedRequest": "by figures reason request",
+    "Rejection": "figures reason",
+    "VectorDelta": "value",
+    "Verdict": "action figures reason rejected scale",
+    "Written": "attachment changes memory",
+}
+"""By class, the fields that plugins may read, or give by these names."""
+
+
+def fields_of(described: type) -> set[str]:
+    if dataclasses.is_dataclass(described):
+        return {field.name for field in dataclasses.fields(described)}
+    assert issubclass(described, BaseModel)
+    return set(described.model_fields)
+
+
+def with_fields(name: str) -> bool:
+    value = getattr(editcore, name)
+    return inspect.isclass(value) and (dataclasses.is_dataclass(value) or issubclass(value, BaseModel))
+
+
+def test_fields_of_events_and_values_are_pinned() -> None:
+    """A new field is added here with it. One that is missing breaks plugins: it waits for the next major version."""
+    for name in [name for name in PUBLIC if with_fields(name)]:
+        assert sorted(fields_of(getattr(editcore, name))) == FIELDS.get(name, "").split(), name
+
+
+HOOKS = """
+    editcore_after_batch editcore_after_evaluation editcore_after_run editcore_after_undo editcore_attachments
+    editcore_backends editcore_before_apply editcore_before_batch editcore_before_run editcore_commands
+    editcore_components editcore_datasets editcore_editors editcore_evaluators editcore_executors editcore_extensions
+    editcore_model_families
+"""
+
+
+def test_hooks_are_pinned_and_take_one_event() -> None:
+    families = (_hookspecs.RegistrationHooks, _hookspecs.LifecycleHooks)
+    hooks = {name: hook for one in families for name, hook in vars(one).items() if name.startswith("editcore_")}
+    assert sorted(hooks) == HOOKS.split()
+    for name, hook in hooks.items():
+        assert list(inspect.signature(hook).parameters) == ["self", "event"], name
+
+
+# help()
+
+
+def public_classes() -> list[tuple[str, type]]:
+    """Every class that ``editcore`` or a room lists, once."""
+    found: dict[type, str] = {}
+    for module in ["editcore", *(f"editcore.{room}" for room in ("interfaces", *ROOMS))]:
+        room = importlib.import_module(module)
+        for name in room.__all__:
+            if inspect.isclass(value := getattr(room, name)):
+                found.setdefault(value, f"{module}.{name}")
+    return [(name, value) for value, name in found.items()]
+
+
+def meanings(described: type) -> dict[str, str]:
+    """Of each field, the docstring that help() prints below it."""
+    helped = [line.removeprefix(" |  ") for line in pydoc.plain(pydoc.render_doc(described)).splitlines()]
+    found: dict[str, str] = {}
+    name = ""
+    for line in helped[helped.index("Fields:") + 1 :] if "Fields:" in helped else []:
+        if line.startswith(" " * 8):
+            found[name] += line.strip()
+        elif line.startswith("    "):
+            name = line.strip().partition(":")[0]
+            found[name] = ""
+        elif line.strip():
+            break
+    return found
+
+
+def test_help_has_every_field_of_a_public_class_with_its_meaning() -> None:
+    described = [
+        (name, one) for name, one in public_classes() if dataclasses.is_dataclass(one) or issubclass(one, BaseModel)
+    ]
+    assert len(described) > 80
+    for name, one in described:
+        found = meanings(one)
+        assert set(found) == fields_of(one), name
+        assert all(found.values()), f"{name}: {[field for field, said in found.items() if not said]}"
+
+
+@pytest.mark.parametrize(
+    ("room", "name", "fields"),
+    [
+        ("second_moments", "Metric", {"matrix"}),
+        ("models", "LanguageModel", {"hf", "tokenizer", "layout", "name", "weights", "prompt_form"}),
+        ("locate_then_edit", "LocateThenEdit", {"name", "right_from_keys"}),
+    ],
+)
+def test_help_has_the_attributes_of_other_classes(room: str, name: str, fields: set[str]) -> None:
+    found = meanings(getattr(importlib.import_module(f"editcore.{room}"), name))
+    assert set(found) == fields
+    assert all(found.values())
+
+
+def test_every_public_class_and_function_says_what_it_is() -> None:
+    for room in ("interfaces", *ROOMS):
+        module = importlib.import_module(f"editcore.{room}")
+        for name in module.__all__:
+            value = getattr(module, name)
+            if inspect.isclass(value) or inspect.isfunction(value):
+                said = vars(value).get("__doc__") if inspect.isclass(value) else value.__doc__
+                assert said, f"{room}.{name}"
+                # A dataclass without a docstring has its signature for one.
+                assert not str(value.__doc__).startswith(f"{name}("), f"{room}.{name}"
+
+
+def test_settings_of_a_plugin_are_in_help(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a word of the plugin's, those that it inherits included."""
+    source = '''
+    from editcore.locate_then_edit import LocateThenEditHParams
+
+    class ShyHParams(LocateThenEditHParams):
+        shyness: float = 0.5
+        """From 0 to 1.
+
+        Source: made up."""
+        plain: int = 1
+    '''
+    (tmp_path / "shy_hparams.py").write_text(textwrap.dedent(source), encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    shy = importlib.import_module("shy_hparams").ShyHParams
+    found = meanings(shy)
+    assert found["layers"].startswith("Blocks whose MLP output projection is rewritten")
+    assert found["shyness"] == "From 0 to 1.Source: made up."
+    assert found["plain"] == ""
+    assert list(found)[-2:] == ["shyness", "plain"]
+    assert shy.__doc__.startswith("ShyHParams\n\nFields:\n    layers: ")
+
+
+def test_a_class_without_source_keeps_its_own_words() -> None:
+    made = documented(dataclasses.make_dataclass("Made", [("size", int)], namespace={"__doc__": "Has a size."}))
+    assert made.__doc__ == "Has a size."
+    assert made(size=1).__doc__ == "Has a size."  # type: ignore[call-arg]

@@ -7,8 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from editcore import LedgerEntry
 from editcore.datasets import short_name
-from editcore.interfaces import LedgerEntry
 from editcore.runs import RunRecord
 
 from edit_lora.reduction import Reduction

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from editcore.cli.tools import TerminalProgress, loaded_plugins, print_table
+from editcore.cli import TerminalProgress, loaded_plugins, print_table
 
 if TYPE_CHECKING:
     from edit_lora.export import Exported

@@ -11,10 +11,10 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
-from editcore import FactoredDelta, HParamsError, LanguageModel, ModelError, Plugins, Progress, RunError
-from editcore.interfaces import LedgerEntry, silent
+from editcore import FactoredDelta, HParamsError, LanguageModel, LedgerEntry, ModelError, Plugins, Progress, RunError
+from editcore.interfaces import silent
 from editcore.ledger import Ledger, write_ledger
-from editcore.models.edited import attached_reason
+from editcore.models import attached_reason
 from editcore.runs import (
     RUN_NAME,
     RunRecord,

@@ -9,8 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from editcore import Changes, FactoredDelta, LanguageModel, ModelError, Plugins, Progress
-from editcore.interfaces import LedgerEntry
+from editcore import Changes, FactoredDelta, LanguageModel, LedgerEntry, ModelError, Plugins, Progress
 from editcore.ledger import DELTAS_NAME, LEDGER_NAME, HeaderLine, Ledger, write_ledger
 from editcore.models import misfits
 from editcore.runs import (

@@ -37,8 +37,7 @@ from edit_replay.hparams import ReplayHParams
 from edit_replay.strategies import Strategy
 
 if TYPE_CHECKING:
-    from editcore import LanguageModel
-    from editcore.interfaces import LedgerEntry
+    from editcore import LanguageModel, LedgerEntry
     from torch import Tensor
 
 __all__ = ["STRATEGY_KIND", "ReplayExtension"]

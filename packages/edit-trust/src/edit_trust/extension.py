@@ -34,7 +34,7 @@ from edit_trust.measure import Baseline, Measurement, Probe
 from edit_trust.search import split
 
 if TYPE_CHECKING:
-    from editcore.interfaces import LedgerEntry
+    from editcore import LedgerEntry
 
 __all__ = ["RECORD_NAME", "TrustExtension"]
 

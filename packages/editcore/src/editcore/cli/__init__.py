@@ -1,11 +1,14 @@
-"""``editctl``, the command line of editcore."""
+"""``editctl``, the command line of editcore, and what the commands of plugins are made with: the installed plugins,
+tables, and the progress of long work."""
 
 from __future__ import annotations
 
 import os
 import sys
 
-__all__ = ["main"]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 
 def main() -> None:

@@ -15,11 +15,7 @@ import typer
 from editcore.cli.lazy import CommandRow, lazy_group, loaded_plugins
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from editcore.interfaces.specs import Spec
-    from editcore.plugins.registry import PluginInfo, Plugins
-    from editcore.settings.hparams import Setting
+    from editcore.plugins.registry import PluginInfo
 
 __all__ = ["COMMANDS", "app"]
 
@@ -85,7 +81,7 @@ def plugins(
         str | None, typer.Option(metavar="NAME", help="Only those that answer this hook, such as editcore_editors.")
     ] = None,
 ) -> None:
-    """List what is installed, what it offers, what is broken and why."""
+    """List what is installed and what it offers; what is broken or incompatible, and why."""
     rows = loaded_plugins(ctx).listing()
     if hook is not None:
         rows = _answering(rows, hook)
@@ -96,7 +92,7 @@ def plugins(
 
     print_table(
         ("plugin", "package", "version", "status", "offers"),
-        [(row.name, row.distribution, row.version, row.status, row.reason or _offers(row)) for row in rows],
+        [(row.name, row.distribution, row.version, row.status, _offers(row)) for row in rows],
     )
 
 
@@ -104,26 +100,34 @@ def plugins(
 def editors(ctx: typer.Context) -> None:
     """List the editing methods that are installed."""
     from editcore.cli.console import print_table
+    from editcore.cli.describe import presets
 
     print_table(
         ("editor", "presets", "summary"),
-        [(spec.name, _presets(spec), spec.summary) for spec in loaded_plugins(ctx).editors().values()],
+        [(spec.name, presets(spec), spec.summary) for spec in loaded_plugins(ctx).editors().values()],
     )
 
 
 @app.command()
 def describe(
     ctx: typer.Context,
-    name: Annotated[str, typer.Argument(help="An editor, a backend, a plugin or a data set.")],
+    name: Annotated[
+        str,
+        typer.Argument(help="An editor, an evaluator, a data set: any name that 'editctl plugins' shows as an offer."),
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
-    """Explain an editor, backend, plugin or data set and its hyperparameters."""
-    found = _named(loaded_plugins(ctx), name)
+    """Explain anything that a plugin offers: what it is, and its hyperparameters, metrics and presets."""
+    from editcore.cli.describe import as_values, print_description
+
+    offers = loaded_plugins(ctx).named(name)
     if as_json:
-        _print_json([_description_json(kind, spec) for kind, spec in found.items()])
+        _print_json([as_values(offer) for offer in offers])
         return
-    for kind, spec in found.items():
-        _print_description(kind, spec)
+    for number, offer in enumerate(offers):
+        if number:
+            typer.echo()
+        print_description(offer)
 
 
 def _answering(rows: list[PluginInfo], hook: str) -> list[PluginInfo]:
@@ -144,84 +148,9 @@ def _plugin_json(row: PluginInfo) -> dict[str, object]:
 
 
 def _offers(row: PluginInfo) -> str:
+    """Why it is not active, if it is not, and what it offers all the same."""
     parts = (f"{hook.removeprefix('editcore_')}: {', '.join(names)}" for hook, names in row.offers.items())
-    return "; ".join(parts)
-
-
-def _named(plugins: Plugins, name: str) -> dict[str, Spec]:
-    """Everything that can be described under a name, by kind."""
-    from editcore.interfaces.errors import UnknownNameError
-
-    kinds: dict[str, Mapping[str, Spec]] = {
-        "editor": plugins.editors(),
-        "backend": plugins.backends(),
-        "plugin": plugins.extensions(),
-        "data set": plugins.datasets(),
-    }
-    found = {kind: registry[name] for kind, registry in kinds.items() if name in registry}
-    if not found:
-        known = {known for registry in kinds.values() for known in registry}
-        raise UnknownNameError("editor, backend, plugin or data set", name, known, hint=plugins.hint(name))
-    return found
-
-
-def _settings(spec: Spec) -> list[Setting]:
-    from editcore.plugins.registry import resolve
-    from editcore.settings import hparams as _hparams
-
-    hparams: str | None = getattr(spec, "hparams", None)
-    return _hparams.describe(resolve(hparams)) if hparams else []
-
-
-def _presets(spec: Spec) -> str:
-    """The names of its presets, the user's own marked as such."""
-    from editcore.settings.presets import presets_of
-
-    return ", ".join(f"{name} (yours)" if preset.own else name for name, preset in presets_of(spec).items())
-
-
-def _description_json(kind: str, spec: Spec) -> dict[str, object]:
-    from dataclasses import asdict
-
-    from editcore.settings.presets import presets_of
-
-    def plain(value: object) -> object:
-        if isinstance(value, dict):
-            return {name: plain(item) for name, item in value.items()}
-        return sorted(value) if isinstance(value, frozenset) else value
-
-    return {
-        "kind": kind,
-        **{name: plain(value) for name, value in asdict(spec).items()},
-        "presets": list(presets_of(spec)),
-        "settings": [asdict(setting) for setting in _settings(spec)],
-    }
-
-
-def _print_description(kind: str, spec: Spec) -> None:
-    from editcore.cli.console import print_table
-
-    typer.echo(f"{spec.name} ({kind}): {spec.summary}")
-    if presets := _presets(spec):
-        typer.echo(f"Presets: {presets}")
-    if argument := getattr(spec, "argument", ""):
-        typer.echo(f"Argument: {argument} (--dataset {spec.name}:{argument.upper()})")
-    settings = _settings(spec)
-    if not settings:
-        typer.echo("It has no hyperparameters.")
-        return
-    print_table(
-        ("setting", "type", "default", "allowed", "meaning"),
-        [(row.name, row.type, _default(row), row.allowed, row.meaning) for row in settings],
-    )
-
-
-def _default(setting: Setting) -> str:
-    if setting.required:
-        return "required"
-    if setting.default is None:
-        return "none"
-    return setting.default if isinstance(setting.default, str) else json.dumps(setting.default, ensure_ascii=False)
+    return "; ".join(filter(None, (row.reason, *parts)))
 
 
 def _print_json(value: object) -> None:

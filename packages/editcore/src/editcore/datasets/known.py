@@ -11,20 +11,24 @@ from pydantic import ValidationError
 
 from editcore.datasets.formats import parse_record
 from editcore.datasets.load import Registry, is_path, load_records, missing_file, read_items
+from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import DatasetError, RequestError
 from editcore.interfaces.values import FactRecord, first_problem
 
 __all__ = ["KnownFact", "load_known_facts"]
 
 
+@documented
 @dataclass(frozen=True, slots=True)
 class KnownFact:
     """A true statement: ``prompt`` is continued by ``attribute``."""
 
     subject: str
+    """What the statement is about."""
     prompt: str
     """The text up to the attribute, the subject in it."""
     attribute: str
+    """How it goes on, without a leading space."""
 
 
 def load_known_facts(name_or_path: str | Path, *, plugins: Registry) -> list[KnownFact]:

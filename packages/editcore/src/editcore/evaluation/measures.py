@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
+from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import PluginError
 from editcore.interfaces.metrics import MetricSpec
 from editcore.interfaces.specs import EvaluatorSpec
@@ -26,11 +27,13 @@ DEFAULT_EVALUATORS = ("counterfact", "generation")
 """What measures a run that names no evaluator."""
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measure(MetricSpec):
     """A metric of one of a run's evaluators."""
 
     evaluator: str
+    """Name of the evaluator."""
     key: str
     """Its name; ``EVALUATOR.NAME`` where two of the run's evaluators have a metric of that name."""
 

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from editcore._util.memory import in_halves
+from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import ModelError, RequestError
 from editcore.interfaces.progress import Progress, silent
 from editcore.models.forward import logits_at
@@ -45,6 +46,7 @@ MAX_LOGITS = 1 << 25
 Ids = tuple[int, ...]
 
 
+@documented
 @dataclass(frozen=True, slots=True)
 class TargetScore:
     """What one continuation is worth to the model."""

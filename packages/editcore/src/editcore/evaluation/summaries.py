@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from editcore.evaluation.measures import Measure, combined
+from editcore.interfaces.documented import documented
 from editcore.interfaces.metrics import Observation
 
 if TYPE_CHECKING:
@@ -24,11 +25,13 @@ COLUMNS = ("request_id", "relation", "evaluator", "metric", "kind", "prompt", "v
 """Of :meth:`Measurement.frame`."""
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Average:
     """The mean of one metric, as it is shown: a percentage between 0 and 100, anything else in its unit."""
 
     mean: float
+    """The mean."""
     std: float
     """Standard deviation (population form) of what was averaged: the facts' means, or single observations."""
     facts: int
@@ -95,6 +98,7 @@ def _of_measure(measure: Measure, request_ids: Sequence[str], values: Sequence[f
     return average_of(request_ids, values, within=measure.average, percent=measure.percent, share=measure.share)
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
     """What one measurement of a model adds up to."""
@@ -125,11 +129,13 @@ class Summary:
         return {**{one.key: None for one in self.measures}, **self.values()}
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
     """What the evaluators of a run observed of a model."""
 
     measures: tuple[Measure, ...]
+    """The metrics of all evaluators."""
     observations: Mapping[str, Sequence[Observation]]
     """By evaluator."""
 

@@ -19,6 +19,7 @@ import torch
 from editcore.evaluation.measures import measures_of
 from editcore.evaluation.measuring import measure
 from editcore.evaluation.summaries import Measurement
+from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import RunError
 from editcore.interfaces.metrics import Observation
 from editcore.interfaces.progress import Progress, silent
@@ -48,6 +49,7 @@ RECORDS = 32
 """Of a shard of an evaluation."""
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSource:
     """How every worker gets the same unedited model."""
@@ -55,7 +57,9 @@ class ModelSource:
     name: str
     """A catalogue name, a folder or a hub id."""
     device: str = "cpu"
+    """As torch names it."""
     dtype: str = "float32"
+    """One of :data:`editcore.models.DTYPES`."""
 
     def load(self) -> LanguageModel:
         """Load it.

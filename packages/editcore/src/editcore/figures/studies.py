@@ -21,17 +21,22 @@ from editcore.figures.style import (
     quantity_axis,
     stacked_panels,
 )
+from editcore.interfaces.documented import documented
 
 __all__ = ["Estimate", "Series", "bars_figure", "curves_figure", "lines_figure"]
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
     """A mean with its 95 % interval; NaN where there is none."""
 
     mean: float
+    """The mean."""
     low: float = math.nan
+    """Lower end of the interval."""
     high: float = math.nan
+    """Upper end of the interval."""
 
 
 Series = Mapping[str, Sequence[Estimate]]

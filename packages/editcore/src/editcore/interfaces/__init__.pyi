@@ -35,6 +35,11 @@ from .events import (
 )
 from .history import LedgerEntry as LedgerEntry
 from .hookspecs import LifecycleHooks as LifecycleHooks, RegistrationHooks as RegistrationHooks, hookimpl as hookimpl
+from .metrics import (
+    EvaluationContext as EvaluationContext,
+    MetricSpec as MetricSpec,
+    Observation as Observation,
+)
 from .progress import Progress as Progress, silent as silent
 from .protocols import (
     AttachmentKind as AttachmentKind,
@@ -52,6 +57,7 @@ from .protocols import (
     Resolves as Resolves,
     RewritesPrompts as RewritesPrompts,
     TakesContext as TakesContext,
+    Trial as Trial,
 )
 from .specs import (
     AttachmentSpec as AttachmentSpec,

@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from editcore.interfaces.documented import documented
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -31,6 +33,7 @@ __all__ = [
 ]
 
 
+@documented
 @dataclass(frozen=True, slots=True)
 class FactoredDelta:
     """A thin change of a matrix, ``left @ right``."""
@@ -90,6 +93,7 @@ class _WholeDelta:
     kind: ClassVar[str]
 
     value: Tensor
+    """The change itself, in the shape of what it changes; a matrix is ``[d_out, d_in]``."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -121,6 +125,7 @@ class _WholeDelta:
         return {self.kind: self.value}
 
 
+@documented
 @dataclass(frozen=True, slots=True)
 class DenseDelta(_WholeDelta):
     """A change of a whole matrix, ``value [d_out, d_in]``, or of a whole parameter with three or more axes, which is
@@ -133,6 +138,7 @@ class DenseDelta(_WholeDelta):
             raise ValueError(f"a dense change has two axes or more, found the shape {tuple(self.value.shape)}")
 
 
+@documented
 @dataclass(frozen=True, slots=True)
 class VectorDelta(_WholeDelta):
     """A change of a bias, of a norm's scale, or of any other parameter with one axis or none; ``value`` has the
@@ -168,6 +174,7 @@ def as_change(tensors: Mapping[str, Tensor]) -> WeightChange:
             raise ValueError(f"no change of a weight is made of {' and '.join(names) or 'nothing'}")
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attachment:
     """Knowledge kept beside the weights: a gated memory, a codebook, a text to put before prompts.
@@ -184,6 +191,7 @@ class Attachment:
     """Everything else, as JSON has it: texts, numbers, lists and mappings of them."""
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
     """What one batch puts into the model, and what its editor wants kept with it."""
@@ -191,5 +199,6 @@ class Written:
     changes: Changes = field(default_factory=dict)
     """By the address of their weight."""
     attachment: Attachment | None = None
+    """Knowledge kept beside the weights."""
     memory: Mapping[str, Tensor] = field(default_factory=dict)
     """Tensors by name that the editor reads back from the ledger; see :class:`editcore.Remembers`."""

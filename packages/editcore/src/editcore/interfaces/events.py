@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from editcore.interfaces.documented import documented
+
 if TYPE_CHECKING:
     from editcore.interfaces.history import LedgerEntry
     from editcore.interfaces.metrics import Observation
@@ -35,18 +37,22 @@ __all__ = [
 ]
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registration:
     """Given to registration hooks."""
 
     editcore_version: str
+    """The version that is asking, such as ``0.1.0``."""
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BeforeRun:
     """A session has its model, editor and backend, and edits nothing yet."""
 
     model: LanguageModel
+    """With the batches of a resumed run in it."""
     history: Sequence[LedgerEntry]
     """Batches that are already active, without the edits that are undone, oldest first: empty for a new run, filled
     when one is resumed."""
@@ -56,21 +62,25 @@ class BeforeRun:
     """What the run edits, in its order; empty for a session that was given requests alone."""
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BeforeBatch:
     """A batch of new requests is about to be solved."""
 
     model: LanguageModel
+    """All earlier batches applied."""
     batch: EditBatch
     """As given by the user; additions of other extensions are not in it."""
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchAddition:
     """What an extension adds to a batch (requests that were edited before, keys that shall be left alone), and what it
     takes out of it."""
 
     requests: tuple[EditRequest, ...] = ()
+    """Requests that were edited before."""
     weights: tuple[float, ...] = ()
     """One positive weight per request; see ``EditBatch.weights``."""
     known: Mapping[str, KnownTarget] = field(default_factory=dict)
@@ -82,13 +92,17 @@ class BatchAddition:
     """By the id of a new request of the batch, why it must not be edited. Nothing is computed for it."""
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BeforeApply:
     """A proposal is ready; nothing has been written."""
 
     model: LanguageModel
+    """Without this batch."""
     batch: EditBatch
+    """What was solved, additions included."""
     proposal: Proposal
+    """What the editor answered, unscaled."""
     trial: Callable[[Proposal, float], AbstractContextManager[None]]
     """The model with a proposal in it, scaled by a factor (1 for as it is), inside the block only: weights and
     attachments as they would be after the batch. Measure in there; nobody else may change the model."""
@@ -97,23 +111,30 @@ class BeforeApply:
     that are in ``proposal``, on the model as it is. No target is optimised again, and nothing is written."""
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AfterBatch:
     """A batch is applied and, in a run, durable on disk."""
 
     model: LanguageModel
+    """This batch applied."""
     batch: EditBatch
+    """Additions included."""
     proposal: Proposal
+    """What the editor answered, before any scaling."""
     entry: LedgerEntry
+    """What was written, as the ledger keeps it."""
     seconds: float
     """Wall time of the whole batch, without evaluation."""
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AfterUndo:
     """Edits were taken out of the model, or put back."""
 
     model: LanguageModel
+    """As it is now."""
     history: Sequence[LedgerEntry]
     """What is active now, oldest first, as in :class:`BeforeRun`."""
     undone: tuple[EditRequest, ...]
@@ -122,6 +143,7 @@ class AfterUndo:
     """Requests that are back."""
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AfterEvaluation:
     """All edits made so far have been measured."""
@@ -131,6 +153,7 @@ class AfterEvaluation:
     phase: str
     """``before`` or ``after``, or the number of edits at a checkpoint."""
     num_edits: int
+    """Facts that are active."""
     records: Sequence[FactRecord]
     """The facts that were measured."""
     observations: Mapping[str, Sequence[Observation]]
@@ -140,6 +163,7 @@ class AfterEvaluation:
     name each has its evaluator's in front: ``EVALUATOR.METRIC``."""
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AfterRun:
     """All batches are applied and evaluated."""
@@ -149,4 +173,6 @@ class AfterRun:
     records: Sequence[FactRecord]
     """What the run was to edit."""
     directory: Path | None
+    """The run directory, or ``None`` for a session in memory."""
     num_edits: int
+    """Facts that are active."""

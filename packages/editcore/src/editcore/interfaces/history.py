@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from editcore.interfaces.changes import Attachment, Changes, Written
+from editcore.interfaces.documented import documented
 from editcore.interfaces.values import (
     EditBatch,
     EditEvidence,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["LedgerEntry"]
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerEntry:
     """One batch."""
@@ -32,7 +34,9 @@ class LedgerEntry:
     requests: tuple[EditRequest, ...]
     """New requests first, replayed ones behind."""
     weights: tuple[float, ...]
+    """One per request; see ``EditBatch.weights``."""
     num_new: int
+    """The first ``num_new`` requests are new."""
     changes: Changes = field(default_factory=dict)
     """By the address of their weight; of an entry that was read, loaded when first looked at. Empty if the batch was
     rejected, or changes no weight."""
@@ -43,10 +47,13 @@ class LedgerEntry:
     memory: Mapping[str, Tensor] = field(default_factory=dict)
     """What the editor wanted kept with the batch; loaded when first looked at."""
     diagnostics: Mapping[str, float] = field(default_factory=dict)
+    """The proposal's: numbers about the batch, by name."""
     scale: float = 1.0
     """What a gate scaled the proposal by; 0 if it rejected it."""
     evidence: tuple[EditEvidence, ...] = ()
+    """One per request, in their order."""
     notes: tuple[str, ...] = ()
+    """Sentences of the editor for the user."""
     reason: str = ""
     """Why a gate rejected or scaled the batch."""
     verdicts: Mapping[str, Verdict] = field(default_factory=dict)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from editcore.interfaces.documented import documented
 from editcore.interfaces.progress import Progress, silent
 
 __all__ = ["HOLDS", "REWRITE", "EvaluationContext", "MetricSpec", "Observation", "check_metrics"]
@@ -20,6 +21,7 @@ HOLDS = 0.5
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricSpec:
     """One quantity that an evaluator measures, and how it is shown.
@@ -104,6 +106,7 @@ def check_metrics(metrics: Sequence[MetricSpec]) -> None:
         raise ValueError("more than one metric stands for retention")
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
     """What one metric is on one question of one record. What cannot be told is left out: there is no observation."""
@@ -122,6 +125,7 @@ class Observation:
     """What the model said, where it was let speak."""
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationContext:
     """What an evaluator may use besides the model and the records."""
@@ -132,3 +136,4 @@ class EvaluationContext:
     seed: int = 0
     """Seed of everything random in the measurement: the same before and after the edits."""
     progress: Progress = field(default=silent)
+    """Where long measurements report themselves."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from editcore.interfaces.changes import Attachment, Changes, Written
+from editcore.interfaces.documented import documented
 from editcore.interfaces.metrics import EvaluationContext, Observation
 from editcore.interfaces.progress import Progress, silent
 from editcore.interfaces.values import EditBatch, FactRecord, Proposal
@@ -52,6 +53,7 @@ class Trial(Protocol):
         ...
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EditContext:
     """What an editor may use besides the model: one object per session."""
@@ -67,8 +69,10 @@ class EditContext:
     seed: int = 0
     """Seed of everything random in the edit."""
     progress: Progress = silent
+    """Where long work reports itself."""
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExtensionContext:
     """What an extension may use: given to its constructor with its hyperparameters."""
@@ -76,9 +80,12 @@ class ExtensionContext:
     plugins: Plugins
     """For named components (``plugins.components("replay.strategy")``)."""
     seed: int = 0
+    """Seed of everything random in the run."""
     progress: Progress = silent
+    """Where long work reports itself."""
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendContext:
     """What a backend may use besides the model: given to those that ask for it (:class:`TakesContext`)."""
@@ -94,7 +101,8 @@ class BackendContext:
 class Editor(Protocol):
     """Turns requests into proposals. Never leaves the model it is given changed.
 
-    A class that implements it is constructed with its hyperparameters: ``MyEditor(hparams)``.
+    A class that implements it is constructed with its hyperparameters, ``MyEditor(hparams)``, and has them as
+    ``hparams``.
     """
 
     hparams: HParams
@@ -275,6 +283,7 @@ class ReportsStatistics(Protocol):
         ...
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome(Generic[R]):
     """What became of one item that an executor was given."""
@@ -301,12 +310,12 @@ class Outcome(Generic[R]):
 class Executor(Protocol):
     """Runs a function on independent items, on workers that may be lost.
 
-    A class that implements it is constructed with its hyperparameters, or without arguments if it has none. The
-    contract suite is ``editcore.testing.ExecutorContract``.
+    A class that implements it is constructed with its hyperparameters, or without arguments if it has none. Its
+    ``shares_files`` says whether workers see the folders of the process that asks: if not, results travel as values.
+    The contract suite is ``editcore.testing.ExecutorContract``.
     """
 
     shares_files: bool
-    """Whether workers see the folders of the process that asks: if not, results travel as values."""
 
     def map(
         self,

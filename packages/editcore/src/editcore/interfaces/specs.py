@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from editcore.interfaces.documented import documented
 from editcore.interfaces.metrics import MetricSpec, check_metrics
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 
+@documented
 @dataclass(frozen=True, slots=True)
 class Spec:
     """What every announcement has."""
@@ -39,6 +41,7 @@ class Spec:
     """One sentence for listings."""
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
     """What an editor can do, so that core never asks for its name."""
@@ -62,6 +65,7 @@ class Capabilities:
     """True if one edit may touch several layers."""
 
 
+@documented
 @dataclass(frozen=True, slots=True)
 class EditorSpec(Spec):
     """A method that turns requests into proposals. ``target`` is an :class:`editcore.Editor`."""
@@ -69,15 +73,18 @@ class EditorSpec(Spec):
     hparams: str = field(kw_only=True)
     """``"module:Class"`` of its :class:`editcore.HParams`; that module imports no torch."""
     capabilities: Capabilities = field(default_factory=Capabilities, kw_only=True)
+    """What it can do, and what it needs."""
     presets: str | None = field(default=None, kw_only=True)
     """Package whose ``*.toml`` resources are presets, one file per model (``"edit_rome.presets"``)."""
 
 
+@documented
 @dataclass(frozen=True, slots=True)
 class BackendSpec(Spec):
     """A way to put changes of weights into a model. ``target`` is an :class:`editcore.Backend`."""
 
     hparams: str | None = field(default=None, kw_only=True)
+    """``"module:Class"`` of its :class:`editcore.HParams`; ``None`` if it has none."""
     takes: frozenset[str] = field(default=frozenset({"factored"}), kw_only=True)
     """What it can be given: ``factored``, ``dense`` and ``vector`` changes; ``attachment`` if knowledge may be kept
     beside a model in its charge."""
@@ -86,22 +93,26 @@ class BackendSpec(Spec):
     (:class:`editcore.OverlaysWeights`). Otherwise the edited model cannot be saved, merged or packed."""
 
 
+@documented
 @dataclass(frozen=True, slots=True)
 class AttachmentSpec(Spec):
     """A kind of knowledge kept beside the weights. ``name`` is the kind; ``target`` is an
     :class:`editcore.AttachmentKind`, called without arguments."""
 
 
+@documented
 @dataclass(frozen=True, slots=True)
 class ExtensionSpec(Spec):
     """A companion of a run that listens to the lifecycle hooks. ``target`` is called with ``(hparams, context)``."""
 
     hparams: str | None = field(default=None, kw_only=True)
+    """``"module:Class"`` of its :class:`editcore.HParams`; ``None`` if it has none."""
     settles_conflicts: bool = field(default=False, kw_only=True)
     """True if it decides before each batch what becomes of requests that repeat or contradict others; a run then hands
     it all records instead of keeping the last one per fact."""
 
 
+@documented
 @dataclass(frozen=True, slots=True)
 class EvaluatorSpec(Spec):
     """A measurement of an edited model. ``target`` is an :class:`editcore.Evaluator`.
@@ -113,6 +124,7 @@ class EvaluatorSpec(Spec):
     metrics: tuple[MetricSpec, ...] = field(kw_only=True)
     """What it observes, in the order in which tables and pictures show it."""
     hparams: str | None = field(default=None, kw_only=True)
+    """``"module:Class"`` of its :class:`editcore.HParams`; ``None`` if it has none."""
     compares: bool = field(default=False, kw_only=True)
     """True if it reads what it observed of the unedited model (:attr:`editcore.EvaluationContext.unedited`), which is
     then measured wherever it is not known."""
@@ -121,12 +133,14 @@ class EvaluatorSpec(Spec):
         check_metrics(self.metrics)
 
 
+@documented
 @dataclass(frozen=True, slots=True)
 class DatasetSpec(Spec):
     """A source of fact records. ``target`` is called with its hyperparameters, or without arguments if it has none, and
     returns a sequence of ``FactRecord``."""
 
     hparams: str | None = field(default=None, kw_only=True)
+    """``"module:Class"`` of its :class:`editcore.HParams`; ``None`` if it has none."""
     argument: str = field(default="", kw_only=True)
     """The hyperparameter that ``--dataset NAME:ARGUMENT`` sets; empty if the data set takes no argument."""
 
@@ -135,13 +149,16 @@ class DatasetSpec(Spec):
             raise ValueError(f"the data set '{self.name}' has the argument '{self.argument}' and no hyperparameters")
 
 
+@documented
 @dataclass(frozen=True, slots=True)
 class ExecutorSpec(Spec):
     """A place where independent trials run. ``target`` is called with its hyperparameters."""
 
     hparams: str | None = field(default=None, kw_only=True)
+    """``"module:Class"`` of its :class:`editcore.HParams`; ``None`` if it has none."""
 
 
+@documented
 @dataclass(frozen=True, slots=True)
 class ModelFamilySpec(Spec):
     """Module paths of an architecture whose structure cannot be found by looking.
@@ -153,13 +170,16 @@ class ModelFamilySpec(Spec):
     model_types: tuple[str, ...] = field(kw_only=True)
     """The ``config.model_type`` values it speaks for."""
     paths: Mapping[str, str] = field(default_factory=dict, kw_only=True)
+    """Module paths by field of :class:`editcore.ModelLayout`, with ``{}`` for the number of a block."""
 
 
+@documented
 @dataclass(frozen=True, slots=True)
 class CommandSpec(Spec):
     """A subcommand of ``editctl``. ``target`` is a ``typer.Typer`` application."""
 
 
+@documented
 @dataclass(frozen=True, slots=True)
 class ComponentSpec(Spec):
     """A named part of an extension point that a plugin defines itself.
@@ -169,3 +189,4 @@ class ComponentSpec(Spec):
     """
 
     kind: str = field(kw_only=True)
+    """The extension point: words of lower-case letters and digits, joined by dots or hyphens."""

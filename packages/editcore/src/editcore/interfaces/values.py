@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 
 from editcore.interfaces.changes import Attachment, Changes, Written
+from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import RequestError
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def first_problem(error: ValidationError) -> str:
     return f"{where}: {message}" if where else message
 
 
+@documented
 class EditRequest(BaseModel):
     """One fact to write: after the edit, ``prompt`` filled with ``subject`` is continued by ``target_new``.
 
@@ -58,7 +60,7 @@ class EditRequest(BaseModel):
     (``Capabilities.needs_subject``), and a run of theirs refuses such requests before the model is loaded.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True, use_attribute_docstrings=True)
 
     subject: str = ""
     """The entity whose representation is looked up; its last token is where the fact is written. Empty if none is
@@ -117,10 +119,11 @@ class EditRequest(BaseModel):
             raise RequestError(f"Bad edit request: {first_problem(error)}.") from error
 
 
+@documented
 class Probe(BaseModel):
     """One question that a record asks of an edited model."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     kind: Annotated[str, Field(pattern=r"^[a-z0-9_]+(\.[a-z0-9_]+)*$")]
     """What it tests, in dotted words from the general to the special: ``paraphrase``, ``neighborhood``,
@@ -132,12 +135,14 @@ class Probe(BaseModel):
     """Every answer that is right, the first being the usual one. Empty where the prompt is an opening to go on from."""
 
 
+@documented
 class FactRecord(BaseModel):
     """A request with the probes that measure what became of it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     request: EditRequest
+    """The fact to write."""
     relation: str | None = None
     """Relation id such as ``P103`` or ``country-capital``; results are grouped by it."""
     probes: tuple[Probe, ...] = ()
@@ -162,6 +167,7 @@ class FactRecord(BaseModel):
         return tuple(probe for probe in self.probes if probe.kind == kind or probe.kind.startswith(f"{kind}."))
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownTarget:
     """A fact's solved key and value, kept so that replay need not optimise again."""
@@ -175,6 +181,7 @@ class KnownTarget:
     what a replayed fact tells does not depend on whether the run was resumed."""
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldKey:
     """A fact of an earlier batch, at whose key a new update shall change as little as it can."""
@@ -194,6 +201,7 @@ class HeldKey:
         return tuple(sorted(held, key=lambda one: (one.batch, one.request_id, one.weight)))
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EditBatch:
     """The requests that are solved together."""
@@ -252,22 +260,28 @@ class EditBatch:
         )
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RejectedRequest:
     """A request of a batch that was left out of it while the others went on."""
 
     request: EditRequest
+    """The request, as it was given."""
     by: str
     """The extension that rejected it."""
     reason: str
+    """For the user, without the name of who rejected."""
     figures: Mapping[str, float] = field(default_factory=dict)
+    """The numbers behind it, by name."""
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EditEvidence:
     """What was measured while one fact was written."""
 
     request_id: str
+    """Of the request that it is about."""
     replayed: bool = False
     """True if the fact was added by an extension."""
     figures: Mapping[str, float] = field(default_factory=dict)
@@ -277,6 +291,7 @@ class EditEvidence:
     ``preservation_cost``, the fact's part of what the change costs on ordinary text; ``steps`` of the optimisation."""
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proposal:
     """What an editor answers: what it wants written, and why it should be believed. At least one of ``changes`` and
@@ -305,6 +320,7 @@ class Proposal:
         return Written(changes=self.changes, attachment=self.attachment, memory=self.memory)
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejection:
     """Why one request of a batch is not edited."""
@@ -315,15 +331,19 @@ class Rejection:
     """The numbers behind it, by name."""
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """An extension's judgement of a proposal."""
 
     action: Literal["accept", "scale", "reject"]
+    """``accept`` keeps the proposal, ``scale`` weakens it, ``reject`` drops the whole batch."""
     reason: str
+    """A sentence for the user."""
     scale: float = 1.0
     """For ``scale``: the factor put on every delta, between 0 and 1."""
     figures: Mapping[str, float] = field(default_factory=dict)
+    """The numbers behind it, by name."""
     rejected: Mapping[str, Rejection] = field(default_factory=dict)
     """By the id of a new request of the batch, why it must go while the others may stay: the batch is solved again
     without it, and judged again. Without effect where the whole batch is rejected."""

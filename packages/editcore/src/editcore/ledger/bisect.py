@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import RequestError
 from editcore.interfaces.history import LedgerEntry
 from editcore.models.edited import EditedModel
@@ -15,6 +16,7 @@ _MORE_TOKENS = 4
 """Written beyond the text that is looked for, so that the answer can be read."""
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bisection:
     """Where an answer changed."""

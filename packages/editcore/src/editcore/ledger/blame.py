@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from editcore.interfaces.changes import Changes, FactoredDelta, Written
+from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import RequestError
 from editcore.interfaces.history import LedgerEntry
 from editcore.interfaces.progress import Progress, silent
@@ -21,6 +22,7 @@ from editcore.models.tokens import join_continuation
 __all__ = ["Blame", "Contribution", "blame"]
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contribution:
     """What an edit adds to one token's score after a prompt."""
@@ -35,6 +37,7 @@ class Contribution:
     """The same of log p(token | prompt), in nats."""
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blame:
     """Contributions to one token, the largest in size first."""
@@ -44,6 +47,7 @@ class Blame:
     probability: float
     """p(token | prompt) with all edits."""
     contributions: tuple[Contribution, ...]
+    """One per edit or batch that can be told apart."""
 
 
 def blame(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from editcore.interfaces.documented import documented
 from editcore.interfaces.values import EditRequest
 from editcore.ledger.ledger import Ledger
 
 __all__ = ["Comparison", "compare"]
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
     """Active facts, by subject and prompt."""
@@ -21,6 +23,7 @@ class Comparison:
     changed: tuple[tuple[EditRequest, EditRequest], ...]
     """In both, with different targets."""
     same: int
+    """Number of facts in both, with one target."""
 
 
 def compare(first: Ledger, second: Ledger) -> Comparison:

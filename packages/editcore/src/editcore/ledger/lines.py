@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import RunError
 from editcore.interfaces.values import EditEvidence, EditRequest, RejectedRequest, Verdict, first_problem
 
@@ -38,7 +39,7 @@ BatchIndex = Annotated[int, Field(ge=0)]
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings", use_attribute_docstrings=True)
 
 
 class TensorFile(_Model):
@@ -50,15 +51,20 @@ class TensorFile(_Model):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
+@documented
 class HeaderLine(_Model):
     """The first line: what the edits were made for."""
 
     kind: Literal["header"] = "header"
+    """What tells lines apart."""
     format: int = FORMAT
+    """Of the files; a newer one is not read."""
     model: str
+    """Name of the model."""
     fingerprint: str
     """Of the unedited weights; see :meth:`editcore.LanguageModel.fingerprint`."""
     editor: str
+    """Name of the editor."""
 
 
 class HeldLine(_Model):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import RunError
 from editcore.interfaces.history import LedgerEntry
 from editcore.interfaces.progress import Progress, silent
@@ -15,11 +16,13 @@ from editcore.ledger.lines import BatchLine, RevisionLine
 __all__ = ["Verification", "verify"]
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
     """What was found."""
 
     lines: int
+    """Lines that were read."""
     files: int
     """Tensor files that the lines speak of."""
     problems: tuple[str, ...]

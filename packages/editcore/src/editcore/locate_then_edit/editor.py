@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from editcore.interfaces.changes import FactoredDelta, Written
+from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import HParamsError, NumericalError, RequestError
 from editcore.interfaces.protocols import EditContext
 from editcore.interfaces.values import (
@@ -52,6 +53,7 @@ _LOW_FRACTION = 0.5
 """Below this median fraction of the residual, a batch is unlikely to say what it was told; the user is warned."""
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerProblem:
     """What one layer is asked to solve. All tensors are float64, on the device of the layer."""
@@ -80,11 +82,13 @@ class LayerProblem:
     """μ of each of them, ``[h]``."""
 
 
+@documented
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """What was learnt from the unedited model."""
 
     templates: tuple[str, ...]
+    """Contexts of the keys; ``{}`` stands for the prompt."""
     metrics: Mapping[int, Metric]
     """By layer, the second moment C of the unedited model's keys."""
     layers: tuple[int, ...]
@@ -147,6 +151,7 @@ class _Clock:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
+@documented
 class LocateThenEdit:
     """An editor of this kind. A method gives its :attr:`name` and what differs of the properties and :meth:`solve`.
 

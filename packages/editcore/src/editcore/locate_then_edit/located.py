@@ -16,6 +16,7 @@ import numpy as np
 
 from editcore._util.files import json_text, write_text
 from editcore._util.paths import cache_dir
+from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import HParamsError, StatisticsError
 
 if TYPE_CHECKING:
@@ -51,12 +52,15 @@ subject that ends the statement."""
 LAST_SUBJECT, LAST = ROLES.index("last subject token"), ROLES.index("last token")
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tracing:
     """Average indirect effects of one model, and how they were measured."""
 
     model: str
+    """Its name."""
     fingerprint: str
+    """Of its unedited weights."""
     effects: Mapping[str, np.ndarray]
     """By kind, ``[roles, layers]`` float64, in probability; NaN for a role that no token has. ``attention`` is missing
     where the attention's output projection cannot be told."""
@@ -73,9 +77,11 @@ class Tracing:
     noise: float
     """Standard deviation of the noise, in those of the subjects' embeddings."""
     draws: int
+    """Draws of noise per fact."""
     window: int
     """Layers restored together for ``mlp`` and ``attention``."""
     seed: int
+    """Seed of the noise."""
 
     @property
     def num_layers(self) -> int:

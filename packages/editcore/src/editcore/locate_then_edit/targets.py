@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from editcore._util.memory import free_memory_bytes, is_out_of_memory, release
+from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import NumericalError
 from editcore.interfaces.progress import Progress, silent
 from editcore.interfaces.values import EditRequest
@@ -63,6 +64,7 @@ _LOGITS_AT_A_TIME = 2**21
 """Logits whose loss is computed at a time."""
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Targets:
     """The optimised values of ``n`` facts."""
@@ -72,11 +74,13 @@ class Targets:
     base: Tensor
     """h₀: output of the edited projection at the lookup token of the bare prompt, ``[n, d_out]``."""
     losses: tuple[float, ...]
+    """Of each fact, at the last δ evaluated."""
     steps: tuple[int, ...]
     """Adam steps taken."""
     probabilities: tuple[float, ...]
     """exp(−NLL) averaged over the contexts, at the last δ evaluated; ``v_final_step`` moves on from it."""
     notes: tuple[str, ...]
+    """Sentences for the user."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

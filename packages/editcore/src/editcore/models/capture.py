@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from editcore._util.memory import in_halves
+from editcore.interfaces.documented import documented
 from editcore.models.passes import first_tensor, hooks, standing_aside, stop_after
 from editcore.models.tokens import TokenRow, pad_rows
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Captured", "Climb", "capture", "project"]
 
 
+@documented
 @dataclass(frozen=True, slots=True)
 class Captured:
     """What passed through one layer at the captured positions."""

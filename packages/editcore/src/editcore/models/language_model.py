@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from editcore._util.memory import release
+from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import HParamsError, ModelError, UnknownNameError
 from editcore.interfaces.progress import Progress, silent
 from editcore.models.catalogue import CATALOGUE, pull, quiet_transformers
@@ -46,6 +47,7 @@ _GENERATED_LOGITS = 2**24
 """Logits of a step. Drawing from them takes three times their memory."""
 
 
+@documented
 @dataclass(frozen=True, slots=True)
 class Encoded:
     """Texts as tokens, padded on the right."""
@@ -61,6 +63,7 @@ class Encoded:
         return self.input_ids.shape[0]
 
 
+@documented
 class LanguageModel:
     """A causal language model in evaluation mode, none of whose parameters asks for a gradient.
 
@@ -68,9 +71,15 @@ class LanguageModel:
     """
 
     hf: PreTrainedModel
+    """The model itself, as transformers has it."""
     tokenizer: PreTrainedTokenizerBase
+    """Its tokenizer."""
     layout: ModelLayout
+    """Where its blocks and projections are."""
     name: str
+    """A catalogue name, a folder or a hub id."""
+    weights: Weights
+    """Every parameter by address; what a change of it may look like."""
     prompt_form: PromptForm
     """What stands around every prompt: nothing, until :meth:`use_chat_template`."""
 
@@ -82,7 +91,6 @@ class LanguageModel:
         self.prompt_form = PLAIN
         self._base_fingerprint: str | None = None
         self.weights = Weights(hf, model_name=name)
-        """Every parameter by address; what a change of it may look like."""
         self._rewriters: list[Callable[[str], str]] = []
 
     def __repr__(self) -> str:

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import ModelError
 
 __all__ = [
@@ -53,6 +54,7 @@ _PROBE_TOKENS = 6
 _PROBE_SEED = 20240501
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelLayout:
     """The modules of a decoder that editing needs. Paths are those of ``model.hf.named_modules()``."""
@@ -68,13 +70,17 @@ class ModelLayout:
     head: str
     """Path of the output embedding."""
     num_layers: int
+    """Decoder blocks."""
     d_model: int
+    """Width of the residual stream."""
     d_ff: int
+    """Width of the MLP's hidden layer."""
     vocab_size: int
     """Rows of the output embedding, which may be more than the tokenizer's."""
     orientation: Literal["out_in", "in_out"]
     """How the projection stores its weight: ``nn.Linear`` (out, in), ``Conv1D`` (in, out). From the module's class."""
     has_bias: bool
+    """Whether the projection adds a bias."""
     norm_placement: Literal["pre", "post"]
     """``"post"`` if a norm stands between the projection and the residual stream (Gemma 2 and 3, OLMo 2)."""
     tied_head: bool

@@ -10,17 +10,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import ModelError
 
 __all__ = ["PLAIN", "PromptForm", "chat_form"]
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptForm:
     """A prompt is read as ``before + prompt + after``, and its continuation follows at once."""
 
     before: str = ""
+    """Text in front of the prompt."""
     after: str = ""
+    """Text behind it, where the answer begins."""
     space: bool = True
     """Whether a continuation is joined with a space; the answer of a chat begins without one."""
     special_tokens: bool = True

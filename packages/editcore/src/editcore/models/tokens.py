@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import SubjectNotFoundError
 from editcore.interfaces.values import EditRequest
 
@@ -31,11 +32,13 @@ __all__ = [
 FactToken = Literal["subject_last", "subject_first", "subject_first_after_last", "last"]
 
 
+@documented
 @dataclass(frozen=True, slots=True)
 class TokenRow:
     """One text as tokens, with the position where the fact is looked up."""
 
     ids: tuple[int, ...]
+    """Token ids of the text, a beginning-of-sequence token included where the tokenizer adds one."""
     lookup: int
     """Index into ``ids``; δ is added and the key is read here."""
     target_start: int

@@ -20,6 +20,7 @@ from editcore._util.files import write_text
 from editcore.evaluation.measures import DEFAULT_EVALUATORS, Measure, measures_of, objectives_of, shown
 from editcore.evaluation.measuring import measure
 from editcore.evaluation.summaries import Measurement, Summary
+from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import EditcoreError, ModelError, PluginError, RunError
 from editcore.interfaces.history import LedgerEntry
 from editcore.interfaces.progress import Progress, silent
@@ -60,17 +61,21 @@ _SPAN_SHARE, _MAX_SPAN = 5 / 32, 5
 """MEMIT's published ranges: five of 32 blocks."""
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
     """What became of a few facts under some settings."""
 
     editor: str
+    """Name of the editor."""
     settings: Settings
+    """Its hyperparameters, by name."""
     summary: Summary | None
     """``None`` if the settings do not work."""
     problem: str = ""
     """Why they do not."""
     seconds: float = 0.0
+    """Wall time."""
     toml: str = ""
     """The settings as a preset has them."""
 

@@ -1,5 +1,6 @@
 from .registry import (
     Lifecycle as Lifecycle,
+    Offer as Offer,
     PluginInfo as PluginInfo,
     Plugins as Plugins,
     boundary as boundary,

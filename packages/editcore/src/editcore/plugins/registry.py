@@ -2,8 +2,8 @@
 
 Plugins announce themselves through the entry-point group ``editcore``. Each is imported and asked on its own, so that a
 broken one is listed with its reason and costs nobody else anything. Names in ``EDITCORE_DISABLE_PLUGINS`` (separated by
-commas) are never imported. Only this module touches pluggy's hooks; everyone else uses :class:`Plugins` and
-:class:`Lifecycle`.
+commas) are never imported, nor is a plugin whose distribution requires another editcore. Only this module touches
+pluggy's hooks; everyone else uses :class:`Plugins` and :class:`Lifecycle`.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint
+from importlib.metadata import Distribution, EntryPoint
 from types import MappingProxyType
 from typing import Any, Generic, Literal, TypeVar, cast
 
 import pluggy
 
+from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import EditcoreError, PluginError, UnknownNameError
 from editcore.interfaces.events import (
     AfterBatch,
@@ -55,6 +56,7 @@ __all__ = [
     "DISABLE_VARIABLE",
     "REGISTRATION_HOOKS",
     "Lifecycle",
+    "Offer",
     "PluginInfo",
     "Plugins",
     "boundary",
@@ -67,12 +69,15 @@ DISABLE_VARIABLE = "EDITCORE_DISABLE_PLUGINS"
 
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _COMPONENT_KIND = re.compile(r"[a-z0-9]+([.-][a-z0-9]+)*")
+_ABOUT_EDITCORE = re.compile(r"editcore(?![\w.-])", re.IGNORECASE)
 
 logger = logging.getLogger(__name__)
 
 S = TypeVar("S", bound=Spec)
 S_co = TypeVar("S_co", bound=Spec, covariant=True)
 T = TypeVar("T")
+
+Status = Literal["active", "blocked", "incompatible", "broken"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +128,7 @@ _KINDS: tuple[_Kind[Any], ...] = (
 REGISTRATION_HOOKS = tuple(kind.hook for kind in _KINDS)
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PluginInfo:
     """One line of ``editctl plugins``."""
@@ -130,12 +136,32 @@ class PluginInfo:
     name: str
     """Entry-point name."""
     distribution: str
+    """The package that it comes with."""
     version: str
-    status: Literal["active", "blocked", "broken"]
+    """Of that package."""
+    status: Status
+    """``blocked``: named in ``EDITCORE_DISABLE_PLUGINS``. ``incompatible``: its package requires another editcore.
+    Neither is imported. ``broken``: it cannot be imported, or one of its registration hooks fails."""
     reason: str
-    """Why it is blocked or broken; empty for an active plugin."""
+    """Why it is not active, and for an incompatible one what would work; empty for an active plugin."""
     offers: Mapping[str, tuple[str, ...]]
     """By hook name: the names it announces. Hooks that it does not implement are absent."""
+
+
+@documented
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """One thing that a plugin announces."""
+
+    kind: str
+    """What it is, in a word: ``editor``, ``backend``, ``attachment``, ``plugin``, ``evaluator``, ``data set``,
+    ``executor``, ``model family``, ``command``, ``component``."""
+    spec: Spec
+    """As it is announced."""
+    distribution: str
+    """The package that it comes with."""
+    version: str
+    """Of that package."""
 
 
 class Plugins:
@@ -153,7 +179,7 @@ class Plugins:
     def load(
         cls, *, entry_points: Iterable[EntryPoint] | None = None, disabled: Iterable[str] | None = None
     ) -> Plugins:
-        """Import every plugin that is not blocked.
+        """Import every plugin that is neither blocked nor made for another editcore.
 
         Args:
             entry_points: those of the group ``editcore`` unless given.
@@ -263,6 +289,22 @@ class Plugins:
         parts = [(plugin, spec.kind.partition(".")[0]) for plugin, spec in self._offers(_COMPONENT)]
         return {plugin.distribution for plugin, name in [*offering, *parts] if name in names}
 
+    def named(self, name: str) -> list[Offer]:
+        """Everything of that name, whatever it is: a name may be that of an editor and of its attachment.
+
+        Raises:
+            UnknownNameError: nothing is called so.
+        """
+        offers = [(kind, plugin, spec) for kind in _KINDS for plugin, spec in self._offers(kind)]
+        found = [
+            Offer(kind=kind.word, spec=spec, distribution=plugin.distribution, version=plugin.version)
+            for kind, plugin, spec in offers
+            if spec.name == name
+        ]
+        if not found:
+            raise UnknownNameError("name", name, {spec.name for _, _, spec in offers}, hint=self.hint(name))
+        return found
+
     def listing(self) -> list[PluginInfo]:
         """Every plugin found, with its state and what it offers."""
         return [plugin.info() for plugin in self._plugins]
@@ -285,13 +327,17 @@ class Plugins:
 
     def hint(self, name: str) -> str:
         """What is known about a name that is not registered where it was asked for; empty if nothing is."""
-        for plugin in self._plugins:
-            info = plugin.info()
-            if info.name == name and info.status != "active":
-                return f"The plugin '{name}' ({plugin.label}) is installed but {info.status}: {_ended(info.reason)}"
+        called_so = [(plugin, plugin.info()) for plugin in self._plugins if name in (plugin.name, plugin.distribution)]
+        for plugin, info in called_so:
+            if info.status != "active":
+                why = f"installed but {info.status}: {_ended(info.reason)}"
+                return f"The plugin '{info.name}' ({plugin.label}) is {why}"
         for kind in _KINDS:
             if any(spec.name == name for _, spec in self._offers(kind)):
                 return f"('{name}' is the name of {_article(kind.word)} {kind.word}.)"
+        for plugin, info in called_so:
+            offers = ", ".join(offer for names in info.offers.values() for offer in names) or "nothing"
+            return f"(The plugin '{info.name}' of {plugin.label} offers: {offers}.)"
         return ""
 
 
@@ -389,10 +435,14 @@ class _Plugin:
         self.distribution = entry_point.dist.name if entry_point.dist else "unknown"
         self.version = entry_point.dist.version if entry_point.dist else ""
         self._event = event
-        self._blocked = blocked
         self._problems: list[str] = []
         self._offers: dict[str, tuple[Spec, ...]] = {}
-        self._hooks = None if blocked else self._open(entry_point)
+        self._kept_out: tuple[Status, str] | None = None
+        if blocked:
+            self._kept_out = ("blocked", f"named in {DISABLE_VARIABLE}")
+        elif unmet := _unmet(entry_point.dist, event.editcore_version):
+            self._kept_out = ("incompatible", unmet)
+        self._hooks = None if self._kept_out else self._open(entry_point)
 
     @property
     def label(self) -> str:
@@ -400,7 +450,7 @@ class _Plugin:
         return f"{self.distribution} {self.version}".rstrip()
 
     def offers(self, kind: _Kind[S]) -> tuple[S, ...]:
-        """What it announces of one kind; nothing if it is blocked or its hook is broken."""
+        """What it announces of one kind; nothing if it was not imported or its hook is broken."""
         if kind.hook not in self._offers:
             self._offers[kind.hook] = self._ask(kind)
         return cast("tuple[S, ...]", self._offers[kind.hook])
@@ -408,13 +458,13 @@ class _Plugin:
     def info(self) -> PluginInfo:
         """Its line in the listing; asks all of its hooks."""
         offers = {kind.hook: tuple(spec.name for spec in self.offers(kind)) for kind in _KINDS}
-        status: Literal["active", "blocked", "broken"] = "broken" if self._problems else "active"
+        status, reason = self._kept_out or ("broken" if self._problems else "active", "; ".join(self._problems))
         return PluginInfo(
             name=self.name,
             distribution=self.distribution,
             version=self.version,
-            status="blocked" if self._blocked else status,
-            reason=f"named in {DISABLE_VARIABLE}" if self._blocked else "; ".join(self._problems),
+            status=status,
+            reason=reason,
             offers={hook: names for hook, names in offers.items() if names},
         )
 
@@ -438,6 +488,29 @@ class _Plugin:
                 yield
         except EditcoreError as error:
             self._problems.append(prefix + str(error))
+
+
+def _unmet(distribution: Distribution | None, version: str) -> str:
+    """Why a distribution is not for this editcore, and what would work; empty if it may be used.
+
+    It says so where installers read it (``Requires-Dist``). pip leaves a plugin in place when editcore is replaced
+    beneath it. A distribution that requires no editcore may be used with any.
+    """
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    lines = (distribution.requires or []) if distribution else []
+    for line in filter(_ABOUT_EDITCORE.match, lines):
+        try:
+            requirement = Requirement(line)
+        except InvalidRequirement:
+            return f"its package requires '{line}', which cannot be read; install another version of the package"
+        applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        # In older releases of packaging a development version fits no specifier without the flag.
+        if applies and not requirement.specifier.contains(version, prereleases=True):
+            wanted = ",".join(sorted(map(str, requirement.specifier), reverse=True))  # ">=1,<2": the lower bound first
+            found = f"it is made for editcore{wanted}, and editcore {version} is installed"
+            return f'{found}; install a version of the plugin for that, or: pip install "editcore{wanted}"'
+    return ""
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from editcore._util.files import remove_leftovers, replacing, write_text
 from editcore._util.paths import check_writable
+from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import RunError
 from editcore.report.document import Document
 from editcore.report.html import page
@@ -26,16 +27,19 @@ PAGE_NAME = "index.html"
 SUMMARY_NAME = "report.md"
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """Where a report is."""
 
     directory: Path
+    """The folder of the report."""
     page: Path
     """One HTML file that needs no other."""
     summary: Path
     """Markdown; its figures are in ``figures/`` beside it."""
     figures: tuple[Path, ...]
+    """The pictures in it."""
 
 
 def make_report(directory: Path, out: Path | None = None) -> Report:

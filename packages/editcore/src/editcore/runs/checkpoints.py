@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from editcore._util.files import json_text, replacing, write_text
 from editcore.evaluation.measures import Measure, retention_of
+from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import RunError
 from editcore.interfaces.metrics import HOLDS
 from editcore.interfaces.values import first_problem
@@ -54,7 +55,7 @@ _TYPES = {
 class TextInfo(BaseModel):
     """The text for perplexity."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     source: str
     """Where it is from and what decides it: ``self:ancestral:SEED``, or a name with a hash."""
@@ -100,10 +101,11 @@ class HeldOutText(TextInfo):
         return TextInfo(**self.model_dump(exclude={"ids"}))
 
 
+@documented
 class Checkpoint(BaseModel):
     """What was measured after a batch, by metric, as it is shown; ``None`` where one cannot be told."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     batch: int
     """Index of the batch before it."""
@@ -112,11 +114,13 @@ class Checkpoint(BaseModel):
     facts: int
     """Facts that were measured: all of them, or a sample."""
     values: Mapping[str, float | None]
+    """With the edits made so far."""
     before: Mapping[str, float | None]
     """The same of the unedited model on the same facts."""
     interval: Mapping[str, tuple[float, float]]
     """95 % intervals over facts, of the means that were measured."""
     perplexity: float
+    """Of the text, with the edits made so far."""
     perplexity_ratio: float
     """To the unedited model."""
     relative_change: Mapping[str, float]
@@ -125,21 +129,27 @@ class Checkpoint(BaseModel):
     """Wall time of this checkpoint's measurements."""
 
 
+@documented
 class Watched(BaseModel):
     """``forgetting.json``."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     eval_every: int
+    """Facts between two checkpoints."""
     eval_sample: int | None
+    """Facts measured at each; ``None`` for all."""
     text: TextInfo
+    """What the perplexity is of."""
     metrics: tuple[Measure, ...]
     """What is measured, in the order in which it is shown."""
     retention: str | None
     """Key of the metric by which a fact is retained; ``None`` if none says so, and then nothing is told of
     forgetting."""
     checkpoints: tuple[Checkpoint, ...]
+    """In the order in which they came."""
     forgetting: Forgetting
+    """What the checkpoints say of it together."""
 
 
 def read_watched(directory: Path) -> Watched:

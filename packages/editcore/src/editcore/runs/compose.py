@@ -9,6 +9,7 @@ from typing import Literal
 
 from editcore._util.files import write_text
 from editcore._util.lock import locked
+from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import RunError
 from editcore.interfaces.progress import Progress, silent
 from editcore.interfaces.values import EditRequest, FactRecord, KnownTarget
@@ -22,22 +23,30 @@ __all__ = ["Composition", "Conflict", "compose"]
 OnConflict = Literal["error", "first", "last"]
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conflict:
     """One fact that runs gave different targets."""
 
     asked: tuple[tuple[Path, EditRequest], ...]
+    """Each run directory with its request."""
     kept: EditRequest
+    """The request that is in the new run."""
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Composition:
     """A new run directory with the edits of several."""
 
     directory: Path
+    """The new run directory."""
     edits: int
+    """Facts in it."""
     conflicts: tuple[Conflict, ...]
+    """What runs disagreed about."""
     notes: tuple[str, ...]
+    """Sentences for the user."""
 
 
 @dataclass(frozen=True, slots=True)

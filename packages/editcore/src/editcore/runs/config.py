@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from editcore.datasets import short_name
 from editcore.evaluation.measures import DEFAULT_EVALUATORS
+from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import HParamsError, UnknownNameError
 from editcore.interfaces.values import first_problem
 from editcore.plugins.registry import Plugins
@@ -19,6 +20,7 @@ from editcore.runs.fit import completed, refuse_twice
 __all__ = ["RunConfig"]
 
 
+@documented
 class RunConfig(BaseModel):
     """Everything that decides a run's result, but for the versions of the code."""
 
@@ -41,7 +43,9 @@ class RunConfig(BaseModel):
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of everything random."""
     device: str = "cpu"
+    """Where the model runs, as torch names it."""
     dtype: str = "float32"
+    """Of the model's weights: one of ``editcore.models.DTYPES``."""
     preset: str | None = None
     """A preset of the editor; left out, the one named like the model where there is one."""
     corpus: str = "self"

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from editcore._util.files import write_tensors
 from editcore.interfaces.changes import Written
+from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import RunError
 from editcore.interfaces.values import EditRequest, first_problem
 from editcore.ledger.ledger import Ledger, batch_line, written_from, written_tensors
@@ -55,12 +56,15 @@ class Manifest(BaseModel):
     """As in a ledger, without files, and without the edits that were undone."""
 
 
+@documented
 @dataclass(frozen=True, slots=True)
 class EditPack:
     """A pack, read and found whole."""
 
     path: Path
+    """The file."""
     manifest: Manifest
+    """What it says of itself."""
     written: tuple[Written, ...]
     """What each batch writes."""
 

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from editcore._util.files import json_text, write_text
 from editcore.datasets import content_hash
+from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import RunError
 from editcore.interfaces.values import FactRecord, first_problem
 from editcore.models import CATALOGUE, LanguageModel
@@ -96,18 +97,23 @@ def installed_versions(plugins: Plugins) -> dict[str, str]:
     return found
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRecord:
     """What ``run.json`` says of a run."""
 
     config: RunConfig
+    """What was asked for."""
     settings: Mapping[str, Mapping[str, Any]]
     """Every hyperparameter, by the name of editor, backend, extension or data set."""
     model: Mapping[str, Any]
     """Name, folder if it is one, fingerprint and layout."""
     versions: Mapping[str, str]
+    """By package, of the code that the result depends on."""
     provenance: Mapping[str, Any]
+    """What the editor learnt of the unedited model, such as its context templates."""
     notes: tuple[str, ...]
+    """Sentences for the user."""
     command: str | None = None
     """The command line; ``None`` for a run made from Python."""
     machine: Mapping[str, str] = field(default_factory=dict)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from editcore._util.files import json_text, replacing, write_text
+from editcore.interfaces.documented import documented
 from editcore.interfaces.metrics import HOLDS
 from editcore.interfaces.values import RejectedRequest
 from editcore.runs.log import Before, rejection_line
@@ -33,14 +34,19 @@ RESULTS_NAME = "results.parquet"
 FIGURES_NAME = "figures"
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
     """What the model says on one edited fact."""
 
     prompt: str
+    """The edited prompt, in full."""
     target_new: str
+    """What was to be written."""
     before: str
+    """What the unedited model says."""
     after: str
+    """What the edited model says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,19 +90,23 @@ class Tally:
         return f"{self.held:,} of {self.asked:,} facts{sampled} {self.words}; not: {named}."
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult:
     """A finished run."""
 
     directory: Path
+    """The run directory."""
     title: str
     """What stands over its results."""
     before: Summary
+    """Of the unedited model, on the same facts."""
     after: Summary
     """Of all facts that are active at the end."""
     tallies: tuple[Tally, ...]
     """How many of the facts hold, by every metric that says so."""
     samples: tuple[Sample, ...]
+    """A few facts, with what the model says."""
     edits: int
     """Facts that are active at the end."""
     rejected: int
@@ -109,7 +119,9 @@ class RunResult:
     seconds_per_edit: float
     """Wall time of all batches over all new facts; loading and evaluation are not in it."""
     peak_memory_bytes: int
+    """Of the process; on an accelerator, of its allocations."""
     notes: tuple[str, ...]
+    """Sentences for the user."""
     extensions: Mapping[str, Mapping[str, Any]]
     """What extensions and the backend count about themselves, by their names."""
     watched: Watched | None = None

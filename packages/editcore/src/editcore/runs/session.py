@@ -16,6 +16,7 @@ from editcore.evaluation.measures import DEFAULT_EVALUATORS, Measure, measures_o
 from editcore.evaluation.measuring import measure
 from editcore.evaluation.summaries import Measurement
 from editcore.interfaces.changes import Written
+from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import RequestError
 from editcore.interfaces.events import (
     AfterBatch,
@@ -78,6 +79,7 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchResult:
     """What became of one batch."""
@@ -87,6 +89,7 @@ class BatchResult:
     proposal: Proposal
     """For what is in ``batch``; empty if nothing is."""
     applied: bool
+    """Whether anything was put into the model."""
     reason: str = ""
     """Why a gate rejected or scaled the batch; empty if it was accepted as it was."""
     verdicts: Mapping[str, Verdict] = field(default_factory=dict)
@@ -94,6 +97,7 @@ class BatchResult:
     rejected: tuple[RejectedRequest, ...] = ()
     """Requests that were left out while the others went on."""
     seconds: float = 0.0
+    """Wall time of the batch, without evaluation."""
 
 
 class EditSession:

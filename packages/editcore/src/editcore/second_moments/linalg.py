@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from editcore.interfaces.changes import FactoredDelta, WeightChange
+from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import NumericalError
 
 __all__ = ["Metric", "Update", "hold_at", "norm_of_sum", "solve_update"]
@@ -29,12 +30,16 @@ _RANK_TOLERANCE = 1e-10
 """Directions of the constraint system below this share of the largest are treated as dependent."""
 
 
+@documented
 class Metric:
     """A symmetric positive definite ``C' [m, m]`` that prices a change, with its Cholesky factor computed once.
 
     The cost of a change Δ is tr(Δ C' Δᵀ), which for C' = E[k kᵀ] is the mean squared change of the projection's output
     over the text behind C.
     """
+
+    matrix: Tensor
+    """C', ``[m, m]`` float64."""
 
     def __init__(self, matrix: Tensor, *, factor: tuple[Tensor, float] | None = None) -> None:
         """``factor``: ``(L, jitter)`` with ``L Lᵀ = C' + jitter · I``, where it is known already."""
@@ -162,6 +167,7 @@ class _Raised(Metric):
         return self._base.cost(delta) + float(moved.square().sum())
 
 
+@documented
 @dataclass(frozen=True, slots=True)
 class Update:
     """One solved layer."""

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from editcore._util.files import write_tensors
 from editcore._util.memory import in_halves
 from editcore._util.paths import cache_dir
+from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import StatisticsError
 from editcore.interfaces.progress import Progress, silent
 from editcore.models.passes import hooks, stop_after
@@ -46,6 +47,7 @@ TOKENS_PER_WIDTH = 10
 """Tokens counted per input unit by default: the least that serves (FastMEMIT, arXiv 2506.04226); 40 serves better."""
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MomentKey:
     """Everything that changes a second moment."""
@@ -57,9 +59,13 @@ class MomentKey:
     corpus: str
     """Name and parameters of the corpus, with the hash of its content where it has one."""
     tokens: int
+    """Tokens averaged over."""
     sequence_length: int
+    """Tokens read together."""
     dtype: str
+    """In which the model ran."""
     version: int = _VERSION
+    """Of the way of counting: grows when other numbers come out."""
 
     def digest(self) -> str:
         """Name of the cache file."""

@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
+from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import HParamsError, PluginError, UnknownNameError
 
 __all__ = [
@@ -45,30 +46,39 @@ __all__ = [
 class HParams(BaseModel):
     """Base of every plugin's hyperparameters. Frozen; unknown names, wrong types and infinities are refused.
 
-    A field's docstring is its meaning in ``editctl describe``: say what it does, its unit and its source.
+    A field's docstring is its meaning in ``editctl describe`` and in ``help()``: say what it does, its unit and its
+    source.
     """
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options: Any) -> None:
+        documented(cls)
+
 
 H = TypeVar("H", bound=HParams)
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
     """One hyperparameter, as people read it."""
 
     name: str
+    """As ``--set`` takes it."""
     type: str
     """``int``, ``float``, ``bool``, ``text``, ``list of int``, ``float or none``, ..."""
     required: bool
+    """Whether it has no default."""
     default: Any
     """As a TOML or JSON value; ``None`` if required."""
     allowed: str
     """Range or choices, empty if anything of the type goes."""
     meaning: str
+    """The docstring of the field."""
 
 
 def describe(hparams: type[HParams]) -> list[Setting]:

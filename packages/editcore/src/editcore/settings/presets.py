@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from editcore._util.paths import cache_dir
+from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import EditcoreError, UnknownNameError
 from editcore.interfaces.specs import Spec
 from editcore.settings.hparams import list_presets, load_preset, preset_models
@@ -18,12 +19,15 @@ from editcore.settings.hparams import list_presets, load_preset, preset_models
 __all__ = ["Preset", "get_preset", "model_stem", "own_folder", "preset_for", "presets_of"]
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
     """A preset of one editor."""
 
     editor: str
+    """Name of the editor."""
     name: str
+    """Name of its file, without ``.toml``."""
     source: str | Path
     """The package that holds it, or the folder of the user's own."""
     note: str = ""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import HParamsError
 from editcore.interfaces.specs import EditorSpec
 from editcore.plugins.registry import Plugins, resolve
@@ -35,12 +36,15 @@ _BELONGS_ELSEWHERE = (
 """Fields that are no hyperparameters here, by pattern, and why."""
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Imported:
     """A file in our words."""
 
     source: str
+    """Path of the file."""
     editor: str
+    """The editor whose settings it has."""
     backend: str | None
     """One whose settings the file has."""
     extensions: tuple[str, ...]

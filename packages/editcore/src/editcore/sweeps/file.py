@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import HParamsError, PluginError, UnknownNameError
 from editcore.interfaces.values import first_problem
 from editcore.plugins.registry import Plugins
@@ -28,17 +29,24 @@ class _Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
+@documented
 class FigureSpec(_Table):
     """A picture of a study."""
 
     file: Annotated[str, Field(pattern=r"^[\w.-]+\.png$")]
+    """Name of the picture, a PNG."""
     kind: Literal["bars", "lines", "forgetting"]
+    """What is drawn: bars, lines along a setting, or curves of checkpoints."""
     metric: str = ""
     """Left out, what trials are compared by: the first objective of the trials' evaluators."""
     metrics: tuple[str, ...] = ()
+    """For lines: one or several columns of the table."""
     by: str = "arm"
+    """A group of bars for each value of it; for lines, the setting along the axis."""
     split: str | None = None
+    """What has a colour for each of its values."""
     title: str = ""
+    """What stands over it; left out, the summary of the study."""
 
     @model_validator(mode="after")
     def _lines_need_an_axis(self) -> FigureSpec:
@@ -52,28 +60,39 @@ class FigureSpec(_Table):
         return self.metrics or ((self.metric,) if self.metric else ())
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
     """A variant of the base run."""
 
     name: str
+    """What its rows are called."""
     values: Mapping[str, Any]
     """Options and settings, laid over the base's."""
     optional: bool = False
     """Whether it is left out where something that it names is not installed."""
 
 
+@documented
 class Sweep(_Table):
     """A checked sweep file."""
 
     title: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+    """Name of the folder of tables and figures."""
     summary: str = ""
+    """A sentence for the report."""
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
+    """Each trial is run with every one; left out, with that of ``base``."""
     base: Mapping[str, Any] = Field(default_factory=dict)
+    """Options of ``editctl run`` that all trials share."""
     arms: tuple[Mapping[str, Any], ...] = ()
+    """Variants of the base, each with a name."""
     grid: Mapping[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(default_factory=dict)
+    """By setting, the values that it takes."""
     exclude: tuple[Mapping[str, Any], ...] = ()
+    """Combinations that are left out."""
     figures: tuple[FigureSpec, ...] = ()
+    """The pictures to draw."""
 
     @field_validator("grid", mode="before")
     @classmethod
@@ -165,12 +184,15 @@ class Sweep(_Table):
         ]
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepFile:
     """A sweep with the text that it was read from."""
 
     sweep: Sweep
+    """What it says."""
     text: str
+    """As it is written."""
 
 
 def load_sweep(path: Path) -> SweepFile:

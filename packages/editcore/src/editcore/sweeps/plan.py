@@ -13,6 +13,7 @@ from typing import Any
 from editcore._util.files import json_text, write_text
 from editcore.datasets import content_hash, dataset_name, is_path
 from editcore.evaluation.measures import DEFAULT_EVALUATORS, Measure, measures_of
+from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import HParamsError, UnknownNameError
 from editcore.interfaces.specs import EvaluatorSpec
 from editcore.models import CATALOGUE
@@ -34,6 +35,7 @@ _COLUMNS = ("retention", "edits", "rejected")
 """Of the table of trials, besides metrics: figures may show them, too."""
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
     """One run of a sweep."""
@@ -51,32 +53,40 @@ class Trial:
     """How many it edits."""
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
     """One combination, which is one row of the table. Several may be the same trial."""
 
     arm: str
+    """Name of the arm."""
     values: Mapping[str, Any]
     """By axis. Axes that do not concern the arm are absent."""
     seed: int
+    """Seed of the run."""
     batch_size: int
     """As it was asked for."""
     key: str
+    """Of its trial."""
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What a sweep comes to."""
 
     sweep: Sweep
+    """The checked sweep file."""
     text: str
     """The sweep file, as it was written."""
     points: tuple[Point, ...]
+    """The rows of the table."""
     trials: Mapping[str, Trial]
     """By key, in the order of the points."""
     evaluators: tuple[EvaluatorSpec, ...]
     """What measures them, in the order in which they come."""
     notes: tuple[str, ...]
+    """Sentences for the user."""
 
     @property
     def title(self) -> str:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from editcore._util.files import json_text, remove_leftovers, write_text
 from editcore._util.lock import locked
 from editcore._util.paths import check_writable
+from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import RunError
 from editcore.interfaces.protocols import Executor, Outcome
 from editcore.sweeps.pictures import draw
@@ -51,18 +52,23 @@ class _Unwatched:
     def change(self, key: str, state: State, *, error: str = "") -> None: ...
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepResult:
     """A sweep that came to its end."""
 
     directory: Path
+    """The sweep directory."""
     plan: Plan
+    """What was to be run."""
     finished: int
     """Trials that have results."""
     failures: tuple[Failure, ...]
+    """Trials without results, and why."""
     tables: Path
     """The folder of tables and figures."""
     notes: tuple[str, ...]
+    """Sentences for the user."""
 
 
 def run_sweep(

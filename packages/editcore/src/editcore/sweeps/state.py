@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import RunError
 from editcore.runs.resume import is_finished
 
@@ -28,14 +29,17 @@ STATE_NAME = "sweep.json"
 State = Literal["waiting", "running", "finished", "failed"]
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
     """Why a trial failed."""
 
     key: str
+    """Of the trial."""
     kind: str
     """Class of the exception, or ``WorkerLost``."""
     error: str
+    """What went wrong, in a sentence."""
     traceback: str
     """Empty for what a user can cure."""
     attempts: int
