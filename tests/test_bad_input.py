@@ -181,7 +181,10 @@ def test_devices_and_corpora(refused: Callable[..., str]) -> None:
         ("batchsize = 3\n", "Unknown option 'batchsize'. Available: "),
         ("edits = 'many'\n", "The run's configuration is wrong. edits: "),
         ("[emmet]\nv_lrr = 1\n", "emmet: unknown setting 'v_lrr'."),
-        ("[emet]\nv_lr = 1\n", "Unknown settings section 'emet'. Available: emmet, raw. Did you mean 'emmet'?"),
+        (
+            "[emet]\nv_lr = 1\n",
+            "Unknown settings section 'emet'. Available: counterfact, emmet, generation, raw. Did you mean 'emmet'?",
+        ),
     ],
 )
 def test_configuration_files(refused: Callable[..., str], tmp_path: Path, content: str | None, sentence: str) -> None:

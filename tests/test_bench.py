@@ -62,6 +62,9 @@ def test_its_figures(tiny_folder: Path, tiny_facts: Path, tmp_path: Path, monkey
     found = json.loads(file.read_text())
     assert [mode["name"] for mode in found["modes"]] == ["plain", "exact", "default"]
     assert [mode["edits"] for mode in found["modes"]] == [2, 3, 3]
+    for mode in found["modes"]:
+        assert {"ES", "PS", "NS", "score"} <= mode["scores"].keys()
+        assert "facts_said" not in mode["scores"], "free generation would take time that is not compared with before"
     assert found["min_cosine"] >= 0.9999
     plain, exact, _ = (mode["seconds_per_fact"] for mode in found["modes"])
     assert found["ratio_exact"] == pytest.approx(plain / exact)

@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 TOOL = Path(__file__).resolve().parent.parent / "tools" / "fuzz.py"
-KINDS = ["requests", "ledgers", "tensors", "packs", "manifests", "configs", "hparams", "runs"]
+KINDS = ["requests", "ledgers", "tensors", "packs", "manifests", "configs", "hparams", "runs", "tables"]
 
 
 @pytest.fixture(scope="module")

@@ -58,9 +58,12 @@ def test_the_table_and_the_files_agree(finished: tuple[Path, str]) -> None:
         assert line.split()[1:] == numbers
     frame = pd.read_parquet(out / "results.parquet")
     for phase in ("before", "after"):
-        rewrite = frame[(frame["phase"] == phase) & (frame["kind"] == "rewrite")]
-        assert len(rewrite) == 20
-        assert 100 * rewrite["success"].mean() == pytest.approx(summary[phase]["ES"])
+        for name in ("ES", "facts_said"):
+            rewrite = frame[(frame["phase"] == phase) & (frame["kind"] == "rewrite") & (frame["metric"] == name)]
+            assert rewrite["request_id"].nunique() == len(rewrite) == 20
+            assert 100 * rewrite["value"].mean() == pytest.approx(summary[phase][name])
+    held = round(summary["after"]["facts_said"] / 5)
+    assert f"{held} of 20 facts are said" in printed
     for sample in summary["samples"]:
         assert sample["prompt"] in printed
 

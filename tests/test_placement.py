@@ -184,7 +184,7 @@ def outcome(model: LanguageModel, corpus: Path, editor: str, plugins: list[str],
         "blame": blame(session.edited, session.ledger.history(), REQUESTS[0].text),
         "traced": repr(list(traced.rows())),  # absent roles are NaN
         "text": model.generate([one.text for one in REQUESTS], max_new_tokens=4),
-        "scores": [(one.nll_new, one.nll_true) for one in CounterFactEvaluator().evaluate(model, records)],
+        "scores": CounterFactEvaluator().evaluate(model, records),
         "perplexity": perplexity(model, " ".join(one.text for one in REQUESTS)),
     }
     session.undo(batches=[entry.batch for entry in session.ledger.entries])

@@ -33,7 +33,8 @@ def options(tiny_folder: Path, tiny_facts: Path, tiny_corpus: Path) -> list[obje
         "--eval-every", 2, "--eval-sample", 1, "--eval-text", tiny_corpus,
         "--set", "layers=[1]", "--set", "v_num_grad_steps=2", "--set", "context_count=1", "--set", "context_length=2",
         "--set", "replay.replay_strategy=priority", "--set", "replay.replay_eviction=lru",
-        "--set", "replay.replay_buffer_size=3",
+        "--set", "replay.replay_buffer_size=3", "--set", "generation.answer_tokens=3",
+        "--set", "generation.continuation_tokens=6",
     ]  # fmt: skip
 
 
@@ -355,6 +356,11 @@ def test_damage_is_said_before_anything_is_written(editctl: Call, stopped: Path)
         assert done.code == 2, name
         assert sentence in done.err
         (stopped / name).write_bytes(content)
+    table = (stopped / "before.parquet").read_bytes()
+    (stopped / "before.parquet").write_bytes(table[:-8])
+    done = editctl("run", "--resume", "--out", stopped)
+    assert (done.code, "before.json or before.parquet is damaged (" in done.err) == (2, True)
+    assert "). Remove them to measure anew." in done.err
     assert len(Ledger.read(stopped).entries) == 1
 
 
@@ -364,7 +370,7 @@ def test_an_undo_in_between_is_kept(editctl: Call, stopped: Path) -> None:
     assert done.code == 0, done.err
     assert editctl("run", "--resume", "--out", stopped).code == 0
     summary = json.loads((stopped / "summary.json").read_text())
-    assert (summary["edits"], summary["rejected"], summary["after"]["cases"]["ES"]) == (3, 0, 3)
+    assert (summary["edits"], summary["rejected"], summary["averages"]["after"]["ES"]["facts"]) == (3, 0, 3)
 
 
 # At random moments

@@ -21,6 +21,12 @@ Call = Callable[..., SimpleNamespace]
 
 KINDS = {"rewrite": 1, "paraphrase": 2, "neighborhood": 2}
 """Prompts of each kind in a record."""
+METRICS = {
+    "rewrite": ("ES", "EM", "rewrite_acc", "rewrite_nll_new", "rewrite_nll_true"),
+    "paraphrase": ("PS", "PM", "paraphrase_acc", "paraphrase_nll_new", "paraphrase_nll_true"),
+    "neighborhood": ("NS", "NM", "neighborhood_acc", "neighborhood_nll_new", "neighborhood_nll_true"),
+}
+"""What counterfact observes after a prompt of each kind."""
 EDITS, BATCH = 6, 4
 
 
@@ -110,25 +116,96 @@ def test_requests_are_those_of_the_data(done: SimpleNamespace, tiny_facts: Path)
         assert paraphrases == source["paraphrase_prompts"]
 
 
-def test_results_have_a_row_per_phase_case_and_kind(done: SimpleNamespace) -> None:
+def test_results_have_a_row_per_observation(done: SimpleNamespace) -> None:
     frame = pd.read_parquet(done.directory / "results.parquet")
-    expected = [(phase, str(case), kind) for phase in ("before", "after") for case in range(EDITS) for kind in KINDS]
-    assert list(frame[["phase", "case_id", "kind"]].itertuples(index=False, name=None)) == expected
-    assert (frame["prompts"] == frame["kind"].map(KINDS)).all()
-    assert frame["success"].between(0, 1).all()
-    assert frame["nll_new"].gt(0).all()
+    assert list(frame) == [
+        "phase", "request_id", "relation", "evaluator", "metric", "kind", "prompt", "value", "text",
+    ]  # fmt: skip
+    records = lines(done.directory, "requests.jsonl")
+    prompts = {
+        (record["request"]["id"], kind): [probe["prompt"] for probe in record["probes"] if probe["kind"] == kind]
+        for record in records
+        for kind in KINDS
+    }
+    for record in records:
+        request = record["request"]
+        prompts[request["id"], "rewrite"] = [request["prompt"].replace("{}", request["subject"])]
+    assert {kind: len(found) for (_, kind), found in prompts.items()} == KINDS
+    scored = frame[frame["evaluator"] == "counterfact"]
+    expected = [
+        (phase, str(case), kind, prompt, metric)
+        for phase in ("before", "after")
+        for case in range(EDITS)
+        for kind in KINDS
+        for prompt in prompts[str(case), kind]
+        for metric in METRICS[kind]
+    ]
+    columns = ["phase", "request_id", "kind", "prompt", "metric"]
+    assert list(scored[columns].itertuples(index=False, name=None)) == expected
+    assert scored[scored["metric"].isin(["ES", "PS", "NS"])]["value"].isin([0.0, 1.0]).all()
+    assert scored[scored["metric"].str.contains("_nll_")]["value"].gt(0).all()
+    assert scored["text"].isna().all()
+    assert dict(zip(frame["request_id"], frame["relation"], strict=True)) == {
+        record["request"]["id"]: record["relation"] for record in records
+    }
+
+
+def test_what_the_model_said_is_in_the_results(done: SimpleNamespace) -> None:
+    """Every fact is asked, because the sample is larger; elsewhere answers are held against those from before."""
+    frame = pd.read_parquet(done.directory / "results.parquet")
+    spoken = frame[frame["evaluator"] == "generation"]
+    assert spoken["text"].notna().all()
+    asked = {(phase, metric): list(rows["request_id"]) for (phase, metric), rows in spoken.groupby(["phase", "metric"])}
+    every, names = [str(case) for case in range(EDITS)], ("facts_said", "paraphrases_said")
+    for phase in ("before", "after"):
+        for name in (*names, *(f"{name}_first" for name in names), "elsewhere_answered"):
+            assert asked.pop((phase, name)) == every
+        continued = asked.pop((phase, "distinct_bigrams"))
+        assert 0 < len(continued) <= 3
+        assert set(continued) <= set(every)
+    assert asked == {("after", "unchanged"): every}
+    texts = {
+        phase: {one["prompt"]: one["text"] for one in rows[rows["kind"] != "generation"].to_dict(orient="records")}
+        for phase, rows in spoken.groupby("phase")
+    }
+    model = LanguageModel.load(str(done.saved))
+    for prompt, text in texts["after"].items():
+        [said] = model.generate([prompt], max_new_tokens=10)
+        assert said.startswith(text)
+    for one in spoken[spoken["metric"] == "unchanged"].to_dict(orient="records"):
+        same = texts["before"][one["prompt"]].strip() == one["text"].strip()
+        assert (one["kind"], one["value"]) == ("neighborhood", float(same))
 
 
 def test_the_summary_is_that_of_the_results(done: SimpleNamespace) -> None:
     summary = read(done.directory, "summary.json")
     frame = pd.read_parquet(done.directory / "results.parquet")
+    assert {*(name for names in METRICS.values() for name in names), "score", "margin", "facts_said"} <= {
+        one["key"] for one in summary["metrics"]
+    }
     for phase in ("before", "after"):
-        means = frame[frame["phase"] == phase].groupby("kind")["success"].mean()
-        wanted = [100 * means[kind] for kind in KINDS]
-        found = summary[phase]
-        assert [found[name] for name in ("ES", "PS", "NS")] == pytest.approx(wanted)
+        found, averages = summary[phase], summary["averages"][phase]
+        for one in summary["metrics"]:
+            key, scale = one["key"], 100 if one["unit"] == "%" else 1
+            rows = frame[(frame["phase"] == phase) & (frame["metric"] == key)]
+            if not len(rows):  # a composite, or one without a question
+                assert key not in averages
+                assert (found[key] is None) == (not one["of"])
+                continue
+            own = scale * rows.groupby("request_id")["value"].mean()
+            assert found[key] == averages[key]["mean"] == pytest.approx(own.mean())
+            assert averages[key]["std"] == pytest.approx(own.std(ddof=0), abs=1e-9)
+            assert (averages[key]["facts"], averages[key]["prompts"]) == (len(own), len(rows))
+        wanted = [found[name] for name in ("ES", "PS", "NS")]
         harmonic = 3 / sum(1 / value for value in wanted) if min(wanted) else 0.0
         assert found["score"] == pytest.approx(harmonic)
+        assert found["margin"] == pytest.approx(sum(found[name] for name in ("EM", "PM", "NM")) / 3)
+    after = frame[(frame["phase"] == "after") & (frame["metric"] == "facts_said")]
+    [tally] = summary["tallies"]
+    assert (tally["metric"], tally["held"], tally["asked"], tally["active"]) == (
+        "facts_said", after["value"].sum(), EDITS, EDITS,
+    )  # fmt: skip
+    assert len(tally["missing"]) == EDITS - tally["held"]
     assert (summary["edits"], summary["rejected"], summary["notes"]) == (EDITS, 0, [])
     batches = lines(done.directory, "batches.jsonl")
     assert summary["seconds_per_edit"] == pytest.approx(sum(batch["seconds"] for batch in batches) / EDITS)
@@ -163,12 +240,16 @@ def test_the_picture_is_one(done: SimpleNamespace) -> None:
 
 def test_the_command_prints_a_table(done: SimpleNamespace) -> None:
     table = [row.split() for row in done.out.splitlines()]
-    assert ["ES", "PS", "NS", "score"] in table
     summary = read(done.directory, "summary.json")
-    for phase in ("before", "after"):
-        numbers = [f"{summary[phase][name]:.1f}" for name in ("ES", "PS", "NS", "score")]
-        assert [phase, *numbers] in table
-    assert "6 edits; percent, higher is better" in done.out
+    spoken = ("facts_said", "paraphrases_said", "unchanged", "distinct_bigrams")  # no record has a consequence
+    for names in (("ES", "PS", "NS", "score"), spoken):
+        assert list(names) in table
+        for phase in ("before", "after"):
+            values = [summary[phase][name] for name in names]
+            assert [phase, *("-" if value is None else f"{value:.1f}" for value in values)] in table
+    assert "6 edits, by counterfact; percent, higher is better" in done.out
+    assert "6 edits, by generation; percent, higher is better" in done.out
+    assert f"{summary['tallies'][0]['held']} of 6 facts are said; not: " in done.out
     assert "s per edit; seconds by stage: " in done.out
     assert "Peak memory " in done.out
     assert f"Everything is in {done.directory}" in done.out

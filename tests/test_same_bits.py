@@ -32,7 +32,7 @@ def a_run(folder: Path, *, weight: float = 1.0, scale: float = 1.0, score: float
     save_file({"w": torch.tensor([weight, float("nan")])}, folder / "model.safetensors")
     line = {"kind": "batch", "scale": scale, "seconds": torch.rand(1).item(), **fields}
     (folder / "ledger.jsonl").write_text(f"0123456789abcdef {json.dumps(line)}\n", encoding="utf-8")
-    pd.DataFrame({"nll_new": [score, None]}).to_parquet(folder / "results.parquet")
+    pd.DataFrame({"metric": ["EM", "ES"], "value": [score, None]}).to_parquet(folder / "results.parquet")
     return folder
 
 
@@ -42,7 +42,7 @@ def a_run(folder: Path, *, weight: float = 1.0, scale: float = 1.0, score: float
         ({}, None),
         ({"weight": 1.0 + 2**-23}, "model.safetensors: w"),
         ({"scale": 0.5}, "ledger.jsonl [0]: scale: 1.0 became 0.5"),
-        ({"score": 2.0000001}, "results.parquet: nll_new [0]"),
+        ({"score": 2.0000001}, "results.parquet: value [0]"),
         ({"more": 1}, None),
     ],
 )
@@ -61,6 +61,18 @@ def test_a_missing_file_is_told(tool: ModuleType, tmp_path: Path) -> None:
     (new / "results.parquet").unlink()
     tool._compare(old, new, findings)
     assert findings.one_sided == ["new/results.parquet is a file of OLD"]
+
+
+def test_results_in_two_formats_are_told(tool: ModuleType, tmp_path: Path) -> None:
+    """Before there was a row per observation, a table had a row per fact and kind of prompt."""
+    findings = tool.Findings()
+    old, new = a_run(tmp_path / "old"), a_run(tmp_path / "new")
+    pd.DataFrame({"kind": ["rewrite"], "nll_new": [2.0]}).to_parquet(old / "results.parquet")
+    tool._compare(old, new, findings)
+    assert findings.differences == []
+    assert findings.one_sided == [
+        "new/results.parquet has a row per observation in NEW alone: its values are not compared"
+    ]
 
 
 def test_a_case_that_is_not_there_is_refused(tool: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:

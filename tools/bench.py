@@ -57,7 +57,7 @@ class Mode:
     seconds: dict[str, float] = field(default_factory=dict)
     """Per fact and stage."""
     scores: dict[str, float] = field(default_factory=dict)
-    """ES, PS and NS in percent, after all edits."""
+    """By metric, as tables show it, after all edits."""
     peak_memory_mb: float = 0.0
     """Highest so far: modes are measured from the leanest to the plain one."""
     mean_steps: float = 0.0
@@ -160,7 +160,7 @@ def _has_preset(model: LanguageModel) -> bool:
 def _session(model: LanguageModel, settings: Mapping[str, Any], options: argparse.Namespace) -> EditSession:
     if not _has_preset(model):  # a model of an unknown shape: two layers, a quarter of the way up
         settings = {"layers": [model.layout.num_layers // 4, model.layout.num_layers // 4 + 1], **settings}
-    return EditSession.open(model, editor=EDITOR, settings={EDITOR: settings})
+    return EditSession.open(model, editor=EDITOR, settings={EDITOR: settings}, evaluators=("counterfact",))
 
 
 def _ours(
@@ -188,7 +188,7 @@ def _ours(
             mode.deltas.append(layers * (change.left.cpu() @ (change.right.cpu() @ key)))
     mode.peak_memory_mb = peak_memory_bytes(model.device) / 2**20
     if not options.no_scores:
-        mode.scores = dict(session.evaluate(records)[1].percentages())
+        mode.scores = session.evaluate(records).summary.values()
     session.close()
     gc.collect()
     return mode
@@ -215,7 +215,7 @@ def _plain(model: LanguageModel, records: Sequence[FactRecord], *, options: argp
             mode.seconds[stage] = mode.seconds.get(stage, 0.0) + seconds / len(requests)
     mode.peak_memory_mb = peak_memory_bytes(model.device) / 2**20
     if not options.no_scores:
-        mode.scores = dict(session.evaluate(records)[1].percentages())
+        mode.scores = session.evaluate(records).summary.values()
     with torch.no_grad():
         for name, weight in base.items():
             model.weight(name).copy_(weight)

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from editcore import (
     Attachment,
@@ -31,12 +31,16 @@ from editcore import (
     EditEvidence,
     FactoredDelta,
     KnownTarget,
+    Observation,
     Plugins,
     VectorDelta,
     Verdict,
     Written,
 )
 from hypothesis import HealthCheck, Phase, given, settings, strategies as st
+
+if TYPE_CHECKING:
+    from editcore.evaluation import Measure
 
 __all__ = ["TARGETS", "Target", "fuzz", "main"]
 
@@ -376,27 +380,58 @@ def _run_files(folder: Path) -> list[bytes]:
         "config": {"editor": "emmet"}, "settings": {"emmet": {"layers": [1]}}, "provenance": {},
         "model": {"name": "a", "folder": None, "fingerprint": "0"}, "versions": {"editcore": "1"}, "notes": [],
     }  # fmt: skip
-    score = {
-        "case_id": "1", "relation": None, "kind": "rewrite", "prompt": "a", "nll_new": 1.0, "nll_true": "Infinity",
-        "success": True, "magnitude": 0.5, "correct": False,
-    }  # fmt: skip
+    text = {"source": "self:ancestral:1", "tokens": 2, "window": 256, "perplexity": 5.5, "ids": [1, 2]}
     lock = {"pid": 1, "host": "a", "started": 1, "since": "b", "token": "c"}
     log = {"batch": 0, "seconds": 1.0, "stages": {}}
-    return [json.dumps(one).encode() for one in (record, {"scores": [score], "said": ["a"]}, lock, log)]
+    _written(folder, "before.parquet", _before_tables(folder)[0])
+    return [json.dumps(one).encode() for one in (record, {"said": ["a"], "text": text}, lock, log)]
 
 
 def _read_run_files(folder: Path, content: bytes) -> None:
     from editcore._util.lock import LOCK_NAME, _Holder
     from editcore.ledger.ledger import Ledger
-    from editcore.runs.log import BatchLog, Before
+    from editcore.runs.log import BatchLog
     from editcore.runs.record import RunRecord, recorded
 
     for name in ("run.json", "before.json", LOCK_NAME, "batches.jsonl", "requests.jsonl"):
         _written(folder, name, content)
-    for read in (RunRecord.read, Before.read, recorded, lambda run: _Holder.read(run / LOCK_NAME)):
+    for read in (RunRecord.read, _read_before, recorded, lambda run: _Holder.read(run / LOCK_NAME)):
         with contextlib.suppress(EditcoreError):
             read(folder)
     BatchLog(folder, Ledger())
+
+
+def _before_tables(folder: Path) -> list[bytes]:
+    """What was observed of the unedited model, with everything that an observation can have."""
+    from editcore.evaluation import Measurement
+
+    told = {"request_id": "1", "prompt": "Rome is in"}
+    scores = [Observation(metric=name, value=0.5, **told) for name in ("ES", "EM", "rewrite_nll_new")]
+    said = Observation(metric="facts_said", value=1.0, text=" France", **told)
+    frame = Measurement(measures=_measures(), observations={"counterfact": scores, "generation": [said]}).frame({})
+    path = folder / "good.parquet"
+    frame.to_parquet(path, index=False)
+    return [path.read_bytes()]
+
+
+def _read_before_table(folder: Path, content: bytes) -> None:
+    _written(folder, "before.json", b'{"said": ["a"], "text": null}')
+    _written(folder, "before.parquet", content)
+    _read_before(folder)
+
+
+def _read_before(folder: Path) -> object:
+    """What a resumed run takes from them."""
+    from editcore.runs.log import Before
+
+    before = Before.read(folder, _measures())
+    return None if before is None else before.measured.summary.values()
+
+
+def _measures() -> tuple[Measure, ...]:
+    from editcore.evaluation import COUNTERFACT, GENERATION, measures_of
+
+    return measures_of([COUNTERFACT, GENERATION])
 
 
 @cache
@@ -413,6 +448,7 @@ TARGETS: Mapping[str, Target] = {
     "configs": Target(_configs, _read_configuration),
     "hparams": Target(_hparams, _read_hparams),
     "runs": Target(_run_files, _read_run_files),
+    "tables": Target(_before_tables, _read_before_table),
 }
 
 

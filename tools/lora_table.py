@@ -132,7 +132,7 @@ def measure(
         kept |= {name: value for name, value in backend.statistics().items() if value is not None}
     try:
         off = float((last_logits(session, prompts) - reference).abs().max())
-        _, summary = session.evaluate(records)
+        summary = session.evaluate(records).summary
     finally:
         backend.rebuild([])
     return Row(
@@ -140,10 +140,10 @@ def measure(
         form=form.name,
         rank=int(kept["rank"]),
         facts=len(records),
-        ES=summary.ES,
-        PS=summary.PS,
-        NS=summary.NS,
-        score=summary.score,
+        ES=summary.value("ES"),
+        PS=summary.value("PS"),
+        NS=summary.value("NS"),
+        score=summary.value("score"),
         kept_text=kept["kept_weighted"],
         kept_keys=kept["kept_keys"],
         kept_norm=kept["kept_frobenius"],
@@ -239,6 +239,7 @@ def _run(given: argparse.Namespace) -> int:
         settings={given.editor: dict(map(parse_assignment, given.assignments))},
         corpus=given.corpus,
         corpus_tokens=given.corpus_tokens,
+        evaluators=("counterfact",),
         directory=given.out / "run",
         progress=TerminalProgress(),
     )

@@ -12,9 +12,9 @@ import argparse
 import time
 from collections.abc import Sequence
 
-from editcore import EditSession, FactRecord, LanguageModel, Plugins
+from editcore import EditSession, FactRecord, LanguageModel, Observation, Plugins
 from editcore.datasets import check_records, load_records
-from editcore.evaluation import CounterFactEvaluator, PromptScore, summarize
+from editcore.evaluation import COUNTERFACT, CounterFactEvaluator, Measurement, measures_of
 
 METRICS = ("ES", "PS", "NS", "score")
 
@@ -34,27 +34,27 @@ def main() -> None:
     _print_row("unedited", CounterFactEvaluator().evaluate(model, records), None)
     for name, spec in registry.editors().items():
         singly = spec.capabilities.max_batch == 1
-        scores, seconds = _edit(model, name, [[record] for record in records] if singly else [list(records)])
-        _print_row(f"{name}, {'each alone' if singly else 'one batch'}", scores, seconds / len(records))
+        observed, seconds = _edit(model, name, [[record] for record in records] if singly else [list(records)])
+        _print_row(f"{name}, {'each alone' if singly else 'one batch'}", observed, seconds / len(records))
 
 
-def _edit(model: LanguageModel, editor: str, groups: Sequence[Sequence[FactRecord]]) -> tuple[list[PromptScore], float]:
+def _edit(model: LanguageModel, editor: str, groups: Sequence[Sequence[FactRecord]]) -> tuple[list[Observation], float]:
     """Write each group into the unedited model, and measure it there."""
-    scores: list[PromptScore] = []
+    observed: list[Observation] = []
     seconds = 0.0
     for group in groups:
-        session = EditSession.open(model, editor=editor)
+        session = EditSession.open(model, editor=editor, evaluators=(COUNTERFACT.name,))
         start = time.perf_counter()
         session.edit([record.request for record in group])
         seconds += time.perf_counter() - start
-        scores += session.evaluate(group)[0]
+        observed += session.evaluate(group).observations[COUNTERFACT.name]
         session.close()
-    return scores, seconds
+    return observed, seconds
 
 
-def _print_row(name: str, scores: Sequence[PromptScore], seconds: float | None) -> None:
-    found = summarize(scores).percentages()
-    cells = [f"{found[metric]:.1f}" for metric in METRICS] + [f"{seconds:.2f}" if seconds is not None else ""]
+def _print_row(name: str, observed: Sequence[Observation], seconds: float | None) -> None:
+    found = Measurement(measures=measures_of([COUNTERFACT]), observations={COUNTERFACT.name: observed}).summary
+    cells = [f"{found.value(metric):.1f}" for metric in METRICS] + [f"{seconds:.2f}" if seconds is not None else ""]
     print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
 
 

@@ -3,7 +3,8 @@
 OLD and NEW are commits, or folders with a checkout (``.`` for what is not committed yet). The packages of each are
 installed into a folder of their own, and the same ``editctl`` commands are run with both: tiny models with every
 editor, replay, trust, lora, undo and redo, then the default model with 8 facts. Weights, ledgers and scores are
-compared bit by bit. What only one side has (a new field of a file) is listed and is no difference.
+compared bit by bit. What only one side has (a new field of a file) is listed and is no difference. So are tables of
+results in two formats: a checkout from before there was a row per observation is compared by its summaries instead.
 
 Nothing is compared with hashes from elsewhere: bits differ between processors. Exit code 0: no difference, 1: some.
 """
@@ -335,6 +336,10 @@ def _flat(fields: Mapping[str, object]) -> Mapping[str, object]:
 
 def _compare_frames(old: pd.DataFrame, new: pd.DataFrame, where: str, findings: Findings) -> None:
     old, new = (frame.astype(object).where(frame.notna(), None) for frame in (old, new))
+    if ("metric" in old.columns) != ("metric" in new.columns):  # no row of one is a row of the other
+        long = "NEW" if "metric" in new.columns else "OLD"
+        findings.one_sided.append(f"{where} has a row per observation in {long} alone: its values are not compared")
+        return
     for column in [*old.columns, *(name for name in new.columns if name not in old.columns)]:
         if column in old.columns and column in new.columns:
             _compare_json(old[column].tolist(), new[column].tolist(), f"{where}: {column}", findings)

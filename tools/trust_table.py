@@ -123,7 +123,9 @@ def _stretched(model: LanguageModel, request: EditRequest, options: argparse.Nam
 
 def _open(model: LanguageModel, options: argparse.Namespace, plugins: Sequence[str]) -> EditSession:
     settings = {name: values for name, values in options.settings.items() if name in (options.editor, *plugins)}
-    return EditSession.open(model, editor=options.editor, plugins=plugins, settings=settings, seed=options.seed)
+    return EditSession.open(
+        model, editor=options.editor, plugins=plugins, settings=settings, seed=options.seed, evaluators=("counterfact",)
+    )
 
 
 def _long(model: LanguageModel, words: Sequence[str], rng: random.Random) -> str:
@@ -145,11 +147,10 @@ def _arm(
     """Edit a stream in a session of its own, print its line, and say what was rejected."""
     session = _open(model, options, plugins)
     session.edit(stream.requests, batch_size=options.batch_size, known=stream.known)
-    _, summary = session.evaluate(records)
-    found = summary.percentages()
+    found = session.evaluate(records).summary
     rejected = tuple(one for entry in session.ledger.batches for one in entry.all_rejected)
     session.close()
-    cells = [f"{found[metric]:.1f}" for metric in METRICS] + [str(len(rejected))]
+    cells = [f"{found.value(metric):.1f}" for metric in METRICS] + [str(len(rejected))]
     print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
     return rejected
 

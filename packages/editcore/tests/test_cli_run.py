@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from editcore import EditcoreError, Plugins, RunError
@@ -106,12 +107,49 @@ def test_the_name_of_a_backend_selects_it(run_toy: Call, tmp_path: Path, asked: 
 def test_an_evaluator_of_a_package_measures_the_run(run_toy: Call, tmp_path: Path) -> None:
     done = run_toy("--evaluator", "rewrites", "--edits", 4, "--eval-every", 2)
     assert done.code == 0, done.err
-    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    summary = strict((tmp_path / "out" / "summary.json").read_text())
+    # Its own two metrics are the run's, in every file and in the printed table, and no other is.
+    assert [(one["evaluator"], one["key"], one["unit"]) for one in summary["metrics"]] == [
+        ("rewrites", "won", "%"),
+        ("rewrites", "length", "characters"),
+    ]
+    records = load_records(tmp_path / "out" / "requests.jsonl", plugins=Plugins.load())
+    lengths = [len(record.request.text) for record in records]
     for phase in ("before", "after"):
-        assert summary[phase]["ES"] == 100
-        assert summary[phase].get("NS") is None
-    assert [one["ES"] for one in summary["checkpoints"]] == [100, 100]
-    assert summary["checkpoints"][0]["NS"] is None
+        assert summary[phase] == {"won": 100, "length": pytest.approx(sum(lengths) / 4)}
+        assert summary["averages"][phase]["won"] == {"mean": 100, "std": 0, "facts": 4, "prompts": 4, "share": True}
+    assert [one["values"]["won"] for one in summary["checkpoints"]] == [100, 100]
+    assert summary["checkpoints"][0]["values"]["length"] == pytest.approx(sum(lengths[:2]) / 2)
+    assert summary["checkpoints"][0]["before"] == summary["checkpoints"][0]["values"]
+    assert all(one["values"].keys() == {"won", "length"} for one in summary["checkpoints"])
+    table = [row.split() for row in done.out.splitlines()]
+    assert ["won", "length"] in table
+    assert ["after", "100.0", f"{sum(lengths) / 4:.4g}"] in table
+    heading = "4 edits, by rewrites; percent (length in characters), higher is better (lower for length)"
+    assert heading in " ".join(done.out.split())
+    assert "are said" not in done.out
+    frame = pd.read_parquet(tmp_path / "out" / "results.parquet")
+    assert set(zip(frame["phase"], frame["evaluator"], frame["metric"], strict=True)) == {
+        (phase, "rewrites", metric) for phase in ("before", "after") for metric in ("won", "length")
+    }
+    assert len(frame) == 16
+
+
+def test_two_evaluators_measure_a_run_side_by_side(run_toy: Call, tmp_path: Path) -> None:
+    done = run_toy("--evaluator", "rewrites", "--evaluator", "generation", "--edits", 4, "--set", "generation.sample=3")
+    assert done.code == 0, done.err
+    summary = strict((tmp_path / "out" / "summary.json").read_text())
+    assert list(dict.fromkeys(one["evaluator"] for one in summary["metrics"])) == ["rewrites", "generation"]
+    assert summary["averages"]["after"]["won"]["facts"] == 4
+    assert summary["averages"]["after"]["facts_said"]["facts"] == 3
+    [tally] = summary["tallies"]
+    assert (tally["metric"], tally["words"], tally["asked"], tally["active"]) == ("facts_said", "are said", 3, 4)
+    assert tally["held"] + len(tally["missing"]) == 3
+    assert summary["after"]["facts_said"] == pytest.approx(100 * tally["held"] / 3)
+    printed = " ".join(done.out.split())
+    assert "4 edits, by rewrites; percent" in printed
+    assert "4 edits, by generation on a sample of 3; percent, higher is better" in printed
+    assert f"{tally['held']} of 3 facts (a sample of 4) are said" in printed
 
 
 def test_an_evaluator_that_is_not_installed_stops_before_anything_is_written(run_toy: Call, tmp_path: Path) -> None:
@@ -333,7 +371,7 @@ def test_a_rejected_batch_is_logged_and_not_measured(run_toy: Call, tmp_path: Pa
     assert [entry.batch for entry in Ledger.read(out).entries] == [0, 2]
     summary = strict((out / "summary.json").read_text())
     assert (summary["edits"], summary["rejected"]) == (4, 2)
-    assert summary["after"]["cases"]["ES"] == 4
+    assert summary["averages"]["after"]["ES"]["facts"] == 4
 
 
 def test_rejected_requests_are_named_and_not_tried_again(run_toy: Call, editctl: Call, tmp_path: Path) -> None:
@@ -343,7 +381,7 @@ def test_rejected_requests_are_named_and_not_tried_again(run_toy: Call, editctl:
     assert "1 facts were rejected" in done.out
     out = tmp_path / "out"
     summary = strict((out / "summary.json").read_text())
-    assert (summary["edits"], summary["rejected"], summary["after"]["cases"]["ES"]) == (5, 1, 5)
+    assert (summary["edits"], summary["rejected"], summary["averages"]["after"]["ES"]["facts"]) == (5, 1, 5)
     [rejection] = summary["rejections"]
     assert (rejection["id"], rejection["batch"], rejection["by"], rejection["reason"], rejection["figures"]) == (
         "3", 1, "gate", "unwanted", {"harm": 2.0},
@@ -366,7 +404,9 @@ def test_a_run_whose_batches_are_all_rejected_ends_well(run_toy: Call, editctl: 
     done = run_toy("--plugin", "gate", "--set", "gate.batch=0", "--edits", 2)
     assert done.code == 0, done.err
     summary = strict((tmp_path / "out" / "summary.json").read_text())
-    assert (summary["edits"], summary["rejected"], summary["after"]["ES"]) == (0, 2, None)
+    assert (summary["edits"], summary["rejected"], set(summary["after"].values())) == (0, 2, {None})
+    assert (summary["averages"]["after"], summary["tallies"]) == ({}, [])
+    assert summary["averages"]["before"]["ES"]["facts"] == 2
     said = editctl("generate", tmp_path / "out", "Marie Curie was born in")
     assert said.code == 0, said.err
     assert "0 edits" in said.out

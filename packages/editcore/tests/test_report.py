@@ -7,6 +7,7 @@ import json
 import re
 import tomllib
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,9 +15,10 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from editcore.evaluation import COUNTERFACT, measures_of
 from editcore.report import make_report
 from editcore.report.cells import change, number, records_table
-from editcore.report.document import Cell, Column, Document, Notice, Section, Table
+from editcore.report.document import Cell, Column, Document, Notice, Section, Table, one_line
 from editcore.report.html import page
 from editcore.report.markdown import summary
 
@@ -26,7 +28,7 @@ HOSTILE = "<script>alert('x')</script><img src=http://evil.example/x.png onerror
 
 
 class Parsed(HTMLParser):
-    """A page as its elements: tags with attributes, texts of rows, and that what is opened is closed."""
+    """A page as its elements: tags with attributes, texts of rows and tables, and that what is opened is closed."""
 
     VOID = ("meta", "img", "input", "br", "link")
 
@@ -34,6 +36,7 @@ class Parsed(HTMLParser):
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.rows: list[list[str]] = []
+        self.tables: list[list[list[str]]] = []
         self.open: list[str] = []
         self.headings: list[str] = []
         self.codes: list[str] = []
@@ -44,8 +47,11 @@ class Parsed(HTMLParser):
         self.tags.append((tag, dict(attrs)))
         if tag not in self.VOID:
             self.open.append(tag)
+        if tag == "table":
+            self.tables.append([])
         if tag == "tr":
             self.rows.append([])
+            self.tables[-1].append(self.rows[-1])
         if tag in ("td", "th"):
             self.rows[-1].append("")
         if tag == "h2":
@@ -68,6 +74,12 @@ class Parsed(HTMLParser):
         """The one row whose first cell is this."""
         [row] = [row for row in self.rows if row and row[0] == first]
         return row
+
+    def under(self, *heads: str) -> list[dict[str, str]]:
+        """The rows of the tables whose first headings are these, by heading."""
+        tables = [table for table in self.tables if table[0][: len(heads)] == list(heads)]
+        assert tables, heads
+        return [dict(zip(table[0], row, strict=True)) for table in tables for row in table[1:]]
 
     def pictures(self) -> list[bytes]:
         """The content of every image."""
@@ -110,19 +122,47 @@ def test_a_report_has_everything_that_is_asked_of_it(editctl: Call, finished: Ca
     assert done.out.splitlines()[0] == f"Page: {run / 'report' / 'index.html'}"
     found = Parsed((run / "report" / "index.html").read_text(encoding="utf-8"))
     assert found.headings == [
-        "Summary", "Relations", "Gates", "Facts", "Generations", "Batches", "Cost", "Settings", "Reproduce",
+        "Summary", "Relations", "Gates", "Facts", "Generations", "Batches", "Counts", "Cost", "Settings", "Reproduce",
     ]  # fmt: skip
     results = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-    efficacy = found.row("Efficacy (ES)")
-    assert [efficacy[1], efficacy[3]] == [f"{results[phase]['ES']:.1f}" for phase in ("before", "after")]
+    # Every metric that is for readers, by evaluator: its means, how many facts they are of, and what it says.
+    measured = {row["measure"]: row for row in found.under("measure", "unit")}
+    known = [
+        one for one in results["metrics"]
+        if one["show"] != "data" and any(results[phase][one["key"]] is not None for phase in ("before", "after"))
+    ]  # fmt: skip
+    assert list(measured) == [one["label"] for one in known]
+    assert {"Efficacy (ES)", "Efficacy accuracy", "Facts said"} <= measured.keys()
+    for one in known:
+        row = measured[one["label"]]
+        values = [results[phase][one["key"]] for phase in ("before", "after")]
+        assert [row["before"], row["after"]] == ["n/a" if value is None else f"{value:.1f}" for value in values]
+        averaged = results["averages"]["after"].get(one["key"])
+        assert (row["facts"], row["unit"]) == ("" if averaged is None else str(averaged["facts"]), one["unit"])
+        assert row["what it says"] == one["meaning"]
+    assert measured["Efficacy (ES)"]["facts"] == "4"
+    tally = f"{results['tallies'][0]['held']} of 4 facts are said"
+    assert tally in (run / "report" / "report.md").read_text(encoding="utf-8")
     requests = [json.loads(line) for line in (run / "requests.jsonl").read_text(encoding="utf-8").splitlines()]
-    facts = {row[1]: row for row in found.rows if len(row) == 12}
+    facts = {row["prompt"]: row for row in found.under("subject", "prompt")}
+    frame = pd.read_parquet(run / "results.parquet")
+    after = frame[frame["phase"] == "after"]
+    held = {one["request_id"]: one["value"] for one in after[after["metric"] == "ES"].to_dict(orient="records")}
+    said = {one["request_id"]: one["text"] for one in after[after["metric"] == "facts_said"].to_dict(orient="records")}
+    assert held.keys() == said.keys() == {"0", "1", "4", "5"}
     for index, one in enumerate(requests):
-        request = one["request"]
+        request, refused = one["request"], index in (2, 3)
         row = facts[request["prompt"].replace("{}", request["subject"])]
-        assert (row[0], row[2], row[3]) == (request["subject"], request["target_new"], request["target_true"])
-        assert (row[5], row[6]) == ("refused" if index in (2, 3) else "active", str(index // 2))
-        assert row[7].endswith("n/a") == (index in (2, 3))  # it was not measured again
+        given = (request["subject"], request["target_new"], request["target_true"], one["relation"])
+        assert (row["subject"], row["edited to"], row["instead of"], row["relation"]) == given
+        assert (row["state"], row["batch"]) == ("refused" if refused else "active", str(index // 2))
+        assert row["Efficacy (ES)"].endswith("n/a") == refused  # it was not measured again
+        if refused:
+            assert row["it says"] == ""
+            continue
+        assert row["Efficacy (ES)"].split(" → ")[1] == ("100" if held[request["id"]] else "0 lost")
+        assert row["it says"] == "".join(one for one in one_line(said[request["id"]]) if one.isprintable())
+    assert {row["Efficacy (ES)"][-4:] for row in facts.values()} == {"lost", " 100", " n/a"}
     # The gate's verdict with its figures, and the facts that it cost.
     assert ["1", "gate", "reject", "it looks odd", "oddness 0.75, ratio inf"] in [row[:5] for row in found.rows]
     assert (
@@ -136,7 +176,8 @@ def test_the_figures_are_on_the_page_and_beside_the_summary(finished: Callable[.
     (run / "figures" / "broken.png").write_bytes(b"not a picture")
     made = make_report(run)
     names = {path.stem for path in made.figures}
-    assert names == {"summary", "relations_ES", "relations_PS", "relations_NS", "drawn_later"}
+    shares = ("ES", "PS", "NS", "facts_said", "paraphrases_said", "unchanged", "distinct_bigrams")
+    assert names == {"summary", *(f"relations_{name}" for name in shares), "drawn_later"}
     found = Parsed(made.page.read_text(encoding="utf-8"))
     assert found.pictures() == [path.read_bytes() for path in made.figures]
     assert all(attributes["alt"] for tag, attributes in found.tags if tag == "img")
@@ -158,7 +199,7 @@ def test_the_page_asks_nobody_for_anything(finished: Callable[..., Path]) -> Non
 
 
 def test_what_others_wrote_is_text(finished: Callable[..., Path]) -> None:
-    """A hostile subject, relation, generation, note and title can do nothing but be read."""
+    """A hostile subject, relation, generation, answer, note and title can do nothing but be read."""
     run = finished("--edits", 2)
     lines = [json.loads(line) for line in (run / "requests.jsonl").read_text(encoding="utf-8").splitlines()]
     lines[0]["request"]["subject"] = HOSTILE
@@ -166,9 +207,11 @@ def test_what_others_wrote_is_text(finished: Callable[..., Path]) -> None:
     (run / "requests.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     changed(run / "summary.json", lambda it: {**it, "notes": [HOSTILE]})
     changed(run / "summary.json", lambda it: {**it, "samples": [{**it["samples"][0], "after": HOSTILE + "\n\n"}]})
+    changed(run / "summary.json", lambda it: {**it, "tallies": [{**it["tallies"][0], "missing": [HOSTILE]}]})
     changed(run / "run.json", lambda it: {**it, "command": HOSTILE, "config": {**it["config"], "dataset": HOSTILE}})
     frame = pd.read_parquet(run / "results.parquet")
-    frame["relation"] = HOSTILE
+    frame["relation"] = frame["prompt"] = HOSTILE
+    frame.loc[frame["text"].notna(), "text"] = HOSTILE
     frame.to_parquet(run / "results.parquet", index=False)
     made = make_report(run)
     found = Parsed(made.page.read_text(encoding="utf-8"))
@@ -181,15 +224,17 @@ def test_what_others_wrote_is_text(finished: Callable[..., Path]) -> None:
     assert "<" not in text
     assert "iframe" not in tags
     # No row of a table is cut by a bar in a text.
-    widths = {len(re.findall(r"(?<!\\)\|", line)) for line in text.splitlines() if HOSTILE[:6] in line}
-    assert widths <= {3, 4, 5, 7, 8}
+    lines = [line for line in text.splitlines() if line.startswith("|") and "evil.example" in line]
+    assert [len(re.findall(r"(?<!\\)\|", line)) for line in lines] == [11, 5]  # of relations, and of generations
 
 
 def test_a_run_in_which_nothing_was_written_has_a_report(finished: Callable[..., Path]) -> None:
     found = parsed(finished("--edits", 2, "--plugin", "gate", "--set", "gate.batch=0"))
     efficacy = found.row("Efficacy (ES)")
-    assert (efficacy[3], efficacy[4]) == ("n/a", "")
-    assert [row[5] for row in found.rows if len(row) == 12][1:] == ["refused"] * 2
+    assert efficacy[:2] == ["Efficacy (ES)", "%"]
+    assert efficacy[3] != ""  # the interval before
+    assert efficacy[4:8] == ["n/a", "", "n/a", ""]
+    assert [row["state"] for row in found.under("subject", "prompt")] == ["refused"] * 2
     assert "Relations" not in found.headings
 
 
@@ -199,7 +244,7 @@ def test_undoing_after_the_measurement_is_said(editctl: Call, finished: Callable
     assert editctl("ledger", run, "undo", "--batch", 0).code == 0
     found = parsed(run)
     assert any("notice" in (attributes.get("class") or "") for _, attributes in found.tags)
-    assert [row[5] for row in found.rows if len(row) == 12][1:] == ["undone", "undone"] + ["active"] * 4
+    assert [row["state"] for row in found.under("subject", "prompt")] == ["undone", "undone"] + ["active"] * 4
     assert "older than the ledger" in (run / "report" / "report.md").read_text(encoding="utf-8")
     assert editctl("ledger", run, "redo", "--batch", 0).code == 0
     assert not any("notice" in (attributes.get("class") or "") for _, attributes in parsed(run).tags)
@@ -220,14 +265,14 @@ def test_the_file_to_reproduce_a_run_reproduces_it(
 
 
 def test_checkpoints_become_a_section(finished: Callable[..., Path]) -> None:
-    run = finished("--edits", 4)
+    run = finished("--edits", 4, "--evaluator", "counterfact")
     more = {
         "checkpoints": [
             {
                 "batch": 0,
                 "num_edits": 2,
                 "facts": 2,
-                "ES": 100.0,
+                "values": {"ES": 100.0, "NS": 62.5, "EM": 3.0},
                 "before": {"ES": 0.0},
                 "interval": {"ES": [34, 100]},
                 "perplexity_ratio": 1.01,
@@ -238,7 +283,7 @@ def test_checkpoints_become_a_section(finished: Callable[..., Path]) -> None:
                 "batch": 1,
                 "num_edits": 4,
                 "facts": 3,
-                "ES": None,
+                "values": {"ES": None},
                 "before": {"ES": None},
                 "interval": {},
                 "perplexity_ratio": 1.25,
@@ -262,15 +307,18 @@ def test_checkpoints_become_a_section(finished: Callable[..., Path]) -> None:
     heads = [
         "facts edited",
         "facts measured",
-        "ES (%)",
+        "Efficacy (ES)",
+        "Paraphrase (PS)",
+        "Neighbourhood (NS)",
+        "Score (harmonic mean)",
         "perplexity, times the unedited model's",
         "‖ΔW‖/‖W‖",
         "seconds",
     ]
-    start = found.rows.index([*heads, "batch"])
+    start = found.rows.index(heads)
     assert found.rows[start + 1 : start + 3] == [
-        ["2", "2", "100", "1.01", "0.25", "1.5", "0"],
-        ["4", "3", "n/a", "1.25", "0.5", "2.5", "1"],
+        ["2", "2", "100", "n/a", "62.5", "n/a", "1.01", "0.25", "1.5"],
+        ["4", "3", "n/a", "n/a", "n/a", "n/a", "1.25", "0.5", "2.5"],
     ]
     start = found.rows.index(["age from", "to", "mean age", "facts", "retention (%)", "95 % interval"])
     assert found.rows[start + 1 : start + 3] == [
@@ -287,9 +335,11 @@ def test_a_run_with_checkpoints_has_its_curve(finished: Callable[..., Path]) -> 
     run = finished("--edits", 4, "--eval-every", 2)
     found = parsed(run)
     checkpoints = json.loads((run / "summary.json").read_text(encoding="utf-8"))["checkpoints"]
-    [start] = [number for number, row in enumerate(found.rows) if row[:2] == ["facts edited", "facts measured"]]
-    shown = found.rows[start + 1 : start + 1 + len(checkpoints)]
-    assert [row[0] for row in shown] == [str(one["num_edits"]) for one in checkpoints] == ["2", "4"]
+    shown = found.under("facts edited", "facts measured")
+    assert [row["facts edited"] for row in shown] == [str(one["num_edits"]) for one in checkpoints] == ["2", "4"]
+    for row, one in zip(shown, checkpoints, strict=True):
+        assert float(row["Efficacy (ES)"]) == pytest.approx(one["values"]["ES"], abs=0.05)
+        assert float(row["Facts said (%)"]) == pytest.approx(one["values"]["facts_said"], abs=0.05)
     assert (run / "figures" / "forgetting_curve.png").read_bytes() in found.pictures()
 
 
@@ -297,17 +347,19 @@ def test_five_hundred_facts_are_a_page_of_a_few_megabytes(finished: Callable[...
     run = finished("--edits", 2)
     line = json.loads((run / "requests.jsonl").read_text(encoding="utf-8").splitlines()[0])
     frame = pd.read_parquet(run / "results.parquet")
-    frame = frame[frame["case_id"] == "0"]
+    frame = frame[frame["request_id"] == "0"]
     parts, lines = [], []
     for index in range(500):
         line["request"]["id"] = str(index)
         line["relation"] = f"relation {index % 30}"
         lines.append(json.dumps(line) + "\n")
-        parts.append(frame.assign(case_id=str(index), relation=line["relation"]))
+        parts.append(frame.assign(request_id=str(index), relation=line["relation"]))
     (run / "requests.jsonl").write_text("".join(lines), encoding="utf-8")
     pd.concat(parts, ignore_index=True).to_parquet(run / "results.parquet", index=False)
     made = make_report(run)
-    assert sum(len(row) == 12 for row in Parsed(made.page.read_text(encoding="utf-8")).rows) == 501
+    rows = Parsed(made.page.read_text(encoding="utf-8")).under("subject", "prompt")
+    assert len(rows) == 500
+    assert all("→" in row["Facts said (%)"] for row in rows)
     assert made.page.stat().st_size < 3_000_000
 
 
@@ -378,6 +430,7 @@ def sweep(tmp_path: Path) -> Path:
         ("replay", {"batch_size": 5, "replay.replay_rate": 0.5}, 1, "dddd4444dddd"),
     ]
     plan = {
+        "metrics": [asdict(one) for one in measures_of([COUNTERFACT])],
         "title": "does_replay_hold", "summary": "Does replay hold earlier facts?", "arms": ["plain", "replay"],
         "axes": {"batch_size": [5], "replay.replay_rate": [0.5]}, "seeds": [0, 1], "notes": ["An arm was left out."],
         "points": [{"arm": arm, "values": values, "seed": seed, "key": key} for arm, values, seed, key in points],
@@ -413,6 +466,10 @@ def sweep(tmp_path: Path) -> Path:
     return folder
 
 
+def markdown(sweep: Path) -> str:
+    return (sweep / "report" / "report.md").read_text(encoding="utf-8")
+
+
 def test_a_sweep_has_its_means_failures_and_trials(editctl: Call, sweep: Path) -> None:
     done = editctl("report", sweep)
     assert done.code == 0, done.err
@@ -429,7 +486,23 @@ def test_a_sweep_has_its_means_failures_and_trials(editctl: Call, sweep: Path) -
     assert [link for link in links if link and not link.startswith("#")] == [
         f"../trials/{key}" for key in ("aaaa1111aaaa", "bbbb2222bbbb", "cccc3333cccc")
     ]
-    assert "best mean score is 84.6: arm replay" in (sweep / "report" / "report.md").read_text(encoding="utf-8")
+    assert found.row("arm") == [
+        "arm", "batch_size", "replay.replay_rate", "seeds", "Efficacy (ES)", "interval", "Score (harmonic mean)",
+        "interval",
+    ]  # fmt: skip
+    assert "Means after the last edit; percent, higher is better." in markdown(sweep)
+    assert "The best mean of score is 84.6: arm replay" in markdown(sweep)
+
+
+def test_the_best_is_the_lowest_where_lower_is_better(sweep: Path) -> None:
+    def lower(plan: Any) -> Any:
+        metrics = [{**one, "better": "lower" if one["key"] == "score" else "higher"} for one in plan["metrics"]]
+        return {**plan, "metrics": metrics}
+
+    changed(sweep / "plan.json", lower)
+    make_report(sweep)
+    assert "higher is better (lower for score)" in markdown(sweep)
+    assert "The best mean of score is 77.8 (95 % interval 60.0 to 95.6): arm plain" in markdown(sweep)
 
 
 def test_a_sweep_links_to_the_reports_of_its_trials(sweep: Path, finished: Callable[..., Path], tmp_path: Path) -> None:

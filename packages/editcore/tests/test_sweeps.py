@@ -21,6 +21,7 @@ import pandas as pd
 import pytest
 import torch
 from editcore import Plugins
+from editcore.evaluation import Average
 from editcore.execution.executors import make_executor
 from editcore.sweeps import Plan, SweepFile, load_study, load_sweep, make_plan, run_sweep, state_of
 from editcore.sweeps.tables import mean_table, student_t
@@ -199,6 +200,18 @@ def test_a_worker_that_finds_other_records_refuses_the_trial(
         ('[[arms]]\nname = "a"\neditor = "nobody"', "", "Unknown editor 'nobody'"),
         ('[[arms]]\nname = "a"\neditor = "nobody"\noptional = true', "", "a is left out: the editor 'nobody'"),
         ('[[figures]]\nfile = "x.png"\nkind = "lines"', "", "lines need a setting along the axis"),
+        (
+            '[[figures]]\nfile = "x.png"\nkind = "bars"\nmetric = "ESS"',
+            "",
+            "Unknown metric 'ESS'. .* Did you mean 'ES'[?] The figure x.png shows it[.]",
+        ),
+        (
+            '[[figures]]\nfile = "x.png"\nkind = "bars"\nmetric = "ES"',
+            'evaluators = ["rewrites"]',
+            "Unknown metric 'ES'.*won",
+        ),
+        ("", 'evaluators = ["rewrite"]', "Did you mean 'rewrites'?"),
+        ("", 'evaluators = ["rewrites"]\ngeneration.sample = 2', "Unknown settings section 'generation'"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_runs(
@@ -295,15 +308,82 @@ def test_a_sweep_ends_with_one_table_and_goes_on_after_a_kill(
     assert list(zip(table["batch_size"], table["seed"], strict=True)) == [(1, 0), (1, 1), (2, 0), (2, 1)]
     assert set(table["status"]) == {"finished"}
     assert table["before_ES"].nunique() == 1
+    for row in table.to_dict(orient="records"):
+        summary = json.loads((out / "trials" / row["key"] / "summary.json").read_text())
+        for name in ("ES", "PS", "NS", "score", "facts_said"):
+            assert row[name] == pytest.approx(summary["after"][name])
+            assert row[f"before_{name}"] == pytest.approx(summary["before"][name])
+        averaged = summary["averages"]["after"]
+        assert (row["ES_low"], row["ES_high"]) == pytest.approx(Average(**averaged["ES"]).interval)
+        assert math.isnan(row["score_low"])  # a composite is no mean of facts
+    columns = list(table)
+    shown = [
+        "ES",
+        "PS",
+        "NS",
+        "score",
+        "facts_said",
+        "paraphrases_said",
+        "consequences_said",
+        "unchanged",
+        "distinct_bigrams",
+    ]
+    places = [columns.index(f"{name}{end}") for name in shown for end in ("", "_low", "_high")]
+    assert places == list(range(columns.index("ES"), columns.index("ES") + 27))
+    assert {"EM", "margin", "rewrite_nll_new", "facts_said_first"} <= set(columns)  # all are there, these ones behind
+    left = pd.read_csv(out / "tiny" / "retention.csv")
+    assert list(left) == [
+        "arm", "batch_size", "seed", "age", "facts", "retained", "retained_low", "retained_high",
+    ]  # fmt: skip
+    # Retention is told by the first evaluator that says so: ES, of all six facts.
+    for (size, seed), rows in left.groupby(["batch_size", "seed"]):
+        [row] = table[(table["batch_size"] == size) & (table["seed"] == seed)].to_dict(orient="records")
+        assert rows["age"].tolist() == list(range(6 - size, -1, -size))
+        assert rows["facts"].sum() == 6
+        assert (rows["retained"] * rows["facts"]).sum() / 6 == pytest.approx(row["ES"])
+        earlier = rows[rows["age"] > 0]
+        assert (earlier["retained"] * earlier["facts"]).sum() / earlier["facts"].sum() == pytest.approx(
+            row["retention"]
+        )
     assert {path.name for path in (out / "tiny").iterdir()} >= {"lines.png", "left.png", "timings.csv"}
-    # The unedited model is the same for all, and what was measured of it is kept once.
-    assert len(list((out / "shared").glob("before-*.json"))) == 1
+    # The unedited model is the same for all, and what was measured of it is kept once for each seed: evaluators draw by
+    # it.
+    for folder in (tmp_path / "whole", out):
+        kept = sorted(path.name for path in (folder / "shared").glob("before-*"))
+        assert [Path(name).suffix for name in kept] == [".json", ".parquet"] * 2
+        assert len({Path(name).stem for name in kept}) == 2
     requests = {path.read_bytes() for path in out.glob("trials/*/requests.jsonl")}
     assert len(requests) == 1
     again = editctl(*arguments, "--out", out, "--executor", "inline")
     assert "4 trials: 4 finished" in again.err
     state = json.loads((out / "sweep.json").read_text())
     assert (state["state"], state["trials"], state["finished"], state["failed"]) == ("finished", 4, 4, 0)
+
+
+def test_arms_with_evaluators_of_their_own_share_a_table(
+    editctl: Call, write: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Its metrics are those of all arms; what an arm does not measure is empty there."""
+    arms = '[[arms]]\nname = "both"\nevaluators = ["counterfact", "rewrites"]\n'
+    arms += '[[arms]]\nname = "one"\nevaluators = ["rewrites"]\n'
+    figure = '[[figures]]\nfile = "bars.png"\nkind = "bars"\nby = "arm"\nmetric = "length"\n'
+    done = editctl("sweep", write(arms + figure), "--out", tmp_path / "out", "--executor", "inline")
+    assert done.code == 0, done.err
+    assert "percent (length in characters), higher is better (lower for length)" in " ".join(done.out.split())
+    plan = json.loads((tmp_path / "out" / "plan.json").read_text())
+    assert [one["key"] for one in plan["metrics"] if one["show"] == "always"] == [
+        "ES", "PS", "NS", "score", "won", "length",
+    ]  # fmt: skip
+    both, one = pd.read_csv(tmp_path / "out" / "tiny" / "tiny.csv").to_dict(orient="records")
+    assert (both["arm"], one["arm"], both["won"], one["won"]) == ("both", "one", 100, 100)
+    assert both["length"] == one["length"] > 5
+    assert (math.isnan(both["ES"]), math.isnan(one["ES"])) == (False, True)
+    assert one["retention"] == 100  # by "won"
+    means = pd.read_csv(tmp_path / "out" / "tiny" / "tiny_mean.csv")
+    assert [name for name in means if name.endswith("_low")] == [
+        "ES_low", "PS_low", "NS_low", "score_low", "won_low", "length_low", "retention_low",
+    ]  # fmt: skip
+    assert (tmp_path / "out" / "tiny" / "bars.png").stat().st_size > 5000
 
 
 def test_a_failed_trial_is_kept_with_its_reason_and_retried_when_asked(
@@ -374,7 +454,7 @@ def test_intervals_are_over_seeds_where_there_are_several() -> None:
     )  # fmt: skip
     for name in ("PS", "NS", "score"):
         table[name] = np.nan
-    means = mean_table(table, ["batch_size"])
+    means = mean_table(table, ["batch_size"], ["ES", "PS", "NS", "score"])
     assert list(means["ES"]) == [55.0, 70.0]
     assert list(means["interval"]) == ["seeds", "facts"]
     # Two values: half the range times t.
