@@ -227,7 +227,7 @@ def test_they_import_public_names_only() -> None:
         assert name in importlib.import_module(module).__all__, f"{module}.{name}"
 
 
-def test_they_keep_the_contract_of_editors(world: World) -> None:
+def test_they_keep_their_contracts(world: World) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", HERE]
     done = subprocess.run(command, env=world.environment, cwd=HERE, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr

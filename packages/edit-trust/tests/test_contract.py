@@ -1,14 +1,59 @@
-"""``trust`` is announced as plugins are, and its settings are checked."""
+"""``trust`` keeps the contract of extensions, and its settings are checked."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from edit_trust.hparams import TrustHParams
-from editcore import HParamsError, Plugins
-from pydantic import ValidationError
+from editcore import EditRequest, EditSession, FactRecord, HParamsError, Plugins
+from editcore.testing import ExtensionContract, tiny_records
+
+Open = Callable[[str], EditSession]
+
+
+class TestTrustContract(ExtensionContract):
+    """It measures every batch, and lets all of them in."""
+
+    @pytest.fixture
+    def extension_name(self) -> str:
+        return "trust"
+
+    @pytest.fixture
+    def hparams(self, loose: dict[str, Any]) -> dict[str, object]:
+        return loose
+
+
+class TestRejectingContract(TestTrustContract):
+    """It looks for the facts that do harm: one of the first batch, and both of the one that is compared."""
+
+    @pytest.fixture
+    def hparams(self, loose: dict[str, Any]) -> dict[str, object]:
+        return {**loose, "trust_max_kl": 5e-3}
+
+    @pytest.fixture
+    def records(self) -> tuple[FactRecord, ...]:
+        facts = tiny_records(6)
+        return (*facts[:2], *facts[4:], *facts[2:4])
+
+    def test_it_rejects(self, open_session: Open, batches: list[list[EditRequest]]) -> None:
+        session = open_session("run")
+        assert [len(session.edit(requests)[0].rejected) for requests in batches] == [1, 0, 2]
+
+
+class TestScalingContract(TestTrustContract):
+    """It puts a smaller change into the model."""
+
+    @pytest.fixture
+    def hparams(self, loose: dict[str, Any]) -> dict[str, object]:
+        return {**loose, "trust_max_kl": 5e-3, "trust_action": "scale"}
+
+    def test_it_scales(self, open_session: Open, batches: list[list[EditRequest]]) -> None:
+        session = open_session("run")
+        assert session.edit(batches[0])[0].verdicts["trust"].action == "scale"
 
 
 def test_it_is_installed_under_its_name() -> None:
@@ -22,13 +67,6 @@ def test_announcing_it_imports_no_torch() -> None:
     light = "edit_trust.plugin, edit_trust.hparams, edit_trust.closed_form, edit_trust.search, edit_trust.conflicts"
     code = f"import sys, {light}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
-
-
-def test_hyperparameters_survive_json_and_refuse_unknown_names() -> None:
-    hparams = TrustHParams(trust_threshold=0.25, trust_weights=(1.0, 3.0), trust_action="scale")
-    assert TrustHParams.model_validate_json(hparams.model_dump_json()) == hparams
-    with pytest.raises(ValidationError, match="no_such_setting"):
-        TrustHParams.model_validate({"no_such_setting": 1})
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -18,6 +21,42 @@ def corpus_file(tmp_path: Path) -> Path:
     path = tmp_path / "corpus.txt"
     path.write_text("The old town lies by the river. Anna Berg was born in Rome and works as a painter.\n" * 200)
     return path
+
+
+# Contract suites, on plugins that break their clauses
+
+
+@pytest.fixture(scope="session")
+def run_suites() -> Callable[[Path, str], SimpleNamespace]:
+    """Runs the test files of a folder, with the plugins that are installed there, in a process of their own: some of
+    the tests must fail. (``pytester`` in this process would unload what the suites imported, which torch does not
+    survive.)
+
+    Takes the folder and what ``-k`` selects. Gives names of tests (without parameters) by class: ``failed``,
+    ``passed``, and ``skipped``, which has expected failures too.
+    """
+
+    def run(folder: Path, selected: str) -> SimpleNamespace:
+        report = folder / "report.xml"
+        path = os.pathsep.join([str(folder), str(Path(__file__).parent / "toys"), os.environ.get("PYTHONPATH", "")])
+        options = ["-q", "-p", "no:cacheprovider", f"--junitxml={report}", "-k", selected]
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", *options],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": path.rstrip(os.pathsep)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 1, done.stdout + done.stderr  # 1: some tests failed, and nothing else went wrong
+        found: dict[str, dict[str, set[str]]] = {kind: {} for kind in ("failed", "passed", "skipped")}
+        for case in ElementTree.parse(report).iter("testcase"):
+            kinds = {"failure": "failed", "error": "failed", "skipped": "skipped"}
+            kind = next((kinds[child.tag] for child in case if child.tag in kinds), "passed")
+            owner, test = case.attrib["classname"].rpartition(".")[2], case.attrib["name"].partition("[")[0]
+            found[kind].setdefault(owner, set()).add(test)
+        return SimpleNamespace(**found)
+
+    return run
 
 
 # What a user has: a folder with a model, a file of facts, and editctl

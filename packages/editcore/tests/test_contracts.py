@@ -7,16 +7,16 @@ this process would unload what the suites imported, which torch does not survive
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from xml.etree import ElementTree
+from types import SimpleNamespace as Outcomes
 
 import pytest
 from editcore.testing import BackendContract, EditorContract
+
+RunSuites = Callable[[Path, str], Outcomes]
 
 HONEST_EDITOR = '''
 """An editor that keeps the contract, and ones that each break a clause."""
@@ -456,26 +456,6 @@ def install(folder: Path) -> None:
     (info / "entry_points.txt").write_text("[editcore]\nbroken = broken_plugin\n", encoding="utf-8")
 
 
-@dataclass(frozen=True)
-class Outcomes:
-    """Names of tests (without parameters) by class."""
-
-    failed: Mapping[str, set[str]]
-    passed: Mapping[str, set[str]]
-    skipped: Mapping[str, set[str]]
-    """Expected failures too."""
-
-
-def outcomes(report: Path) -> Outcomes:
-    found: dict[str, dict[str, set[str]]] = {kind: {} for kind in ("failed", "passed", "skipped")}
-    for case in ElementTree.parse(report).iter("testcase"):
-        kinds = {"failure": "failed", "error": "failed", "skipped": "skipped"}
-        kind = next((kinds[child.tag] for child in case if child.tag in kinds), "passed")
-        owner, test = case.attrib["classname"].rpartition(".")[2], case.attrib["name"].partition("[")[0]
-        found[kind].setdefault(owner, set()).add(test)
-    return Outcomes(**found)
-
-
 def contract_class(name: str, kind: str, body: str) -> str:
     return f"""
 class Test{name.capitalize()}({kind.capitalize()}Contract):
@@ -526,21 +506,12 @@ SELECTED = (
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
+def ran(tmp_path_factory: pytest.TempPathFactory, run_suites: RunSuites) -> Outcomes:
     """Everything in one run."""
     folder = tmp_path_factory.mktemp("theirs")
     install(folder)
     (folder / "test_theirs.py").write_text(theirs(), encoding="utf-8")
-    report = folder / "report.xml"
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", "-k", SELECTED],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(folder)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 1, done.stdout + done.stderr  # 1: some tests failed, and nothing else went wrong
-    return outcomes(report)
+    return run_suites(folder, SELECTED)
 
 
 BROKEN_EDITORS = {

@@ -1,5 +1,6 @@
 """For tests, of this repository and of plugins: tiny models made in milliseconds, facts for them, and the contract
-suites: what every editor, its presets, every backend and every executor has to keep.
+suites: what every editor, its presets, every backend, extension, evaluator, data set, executor and kind of attachment
+has to keep.
 
 A plugin's conformance test is a subclass with two fixtures::
 
@@ -26,5 +27,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 if (pytest := sys.modules.get("pytest")) is not None:  # failing assertions of the suites then show their values
     pytest.register_assert_rewrite(
-        *(f"{__name__}.{suite}" for suite in ("contract", "editors", "backends", "executors"))
-    )
+        *(
+            f"{__name__}.{suite}"
+            for suite in (
+                "contract", "attachments", "backends", "datasets", "editors", "evaluators", "executors", "extensions"
+            )
+        )
+    )  # fmt: skip

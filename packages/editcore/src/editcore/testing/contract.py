@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from editcore.interfaces.errors import HParamsError
 from editcore.models import LanguageModel
 from editcore.plugins.registry import DISABLE_VARIABLE, Plugins
+from editcore.runs.session import EditSession
 from editcore.settings.hparams import HParams, build
 from editcore.testing.tiny import tiny_requests
 
@@ -32,7 +33,9 @@ __all__ = [
     "ModelState",
     "counting_passes",
     "imports_nothing_heavy",
+    "in_new_process",
     "logits_of",
+    "renumbered",
     "same_bits",
     "survives_json",
 ]
@@ -116,15 +119,22 @@ def imports_nothing_heavy(registry: Plugins, kind: str, name: str, hparams: str 
         f"print(*sorted({set(_HEAVY)!r} & set(sys.modules)))"
     )
     others = [info.name for info in registry.listing() if name not in info.offers.get(f"editcore_{kind}s", ())]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-        DISABLE_VARIABLE: ",".join(others),
-    }
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, f"announcing failed in a new process:\n{done.stderr}"
-    heavy = done.stdout.strip()
+    heavy = in_new_process(code, {DISABLE_VARIABLE: ",".join(others)}, doing="announcing")
     assert not heavy, f"announcing, or importing the hyperparameters, imported {heavy}"
+
+
+def in_new_process(code: str, environment: Mapping[str, str], *, doing: str) -> str:
+    """What ``code`` prints in a new process that imports from where this one does.
+
+    Args:
+        environment: variables that it has beside those of this process.
+        doing: what failed if it fails, for the message.
+    """
+    path = os.pathsep.join(path for path in sys.path if path)
+    everything = {**os.environ, "PYTHONPATH": path, **environment}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=everything)
+    assert done.returncode == 0, f"{doing} failed in a new process:\n{done.stderr}"
+    return done.stdout.strip()
 
 
 def survives_json(hparams: type[HParams], values: Mapping[str, object], owner: str) -> None:
@@ -154,6 +164,8 @@ class ModelState:
                 **{f"{name}.requires_grad": value.requires_grad for name, value in model.hf.named_parameters()},
                 **{f"{name}.grad": value.grad is not None for name, value in model.hf.named_parameters()},
                 **{f"{name}.{flag}": value for name, module in _modules(model) for flag, value in _flags(module)},
+                **{f"tokenizer.{side}": getattr(model.tokenizer, side) for side in ("padding_side", "truncation_side")},
+                "generation_config": model.hf.generation_config.to_json_string(use_diff=False),
             },
         )
 
@@ -177,6 +189,13 @@ def _flags(module: nn.Module) -> Iterator[tuple[str, object]]:
     yield "training", module.training
     yield "hooks", len(module._forward_hooks) + len(module._forward_pre_hooks) + len(module._backward_hooks)
     yield "replaced forward", "forward" in vars(module)
+
+
+def renumbered(*sessions: EditSession) -> None:
+    """Give the next batch of all the same number: what is drawn at random is drawn by number."""
+    number = max(session.next_batch for session in sessions)
+    for session in sessions:
+        session.next_batch = number
 
 
 def same_bits(first: Tensor, second: Tensor) -> bool:

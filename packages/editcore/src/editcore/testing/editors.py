@@ -34,6 +34,7 @@ from editcore.testing.contract import (
     counting_passes,
     imports_nothing_heavy,
     logits_of,
+    renumbered,
     same_bits,
     survives_json,
 )
@@ -237,7 +238,8 @@ class EditorContract(Contract):
         detour.undo(more[0].id)
         detour.undo(batch.requests[0].id)
         detour.redo(batch.requests[0].id)
-        [first], [second] = (session.edit(more) for session in (straight, _renumbered(detour, straight)))
+        renumbered(straight, detour)
+        [first], [second] = (session.edit(more) for session in (straight, detour))
         _assert_same_bits(first.proposal.written, second.proposal.written)
 
     def test_a_long_list_is_edited_in_batches_that_it_takes(
@@ -277,13 +279,6 @@ class _Prepared:
 
     def propose(self, batch: EditBatch) -> Proposal:
         return self.editor.propose(self.model, batch, self.context)
-
-
-def _renumbered(session: EditSession, like: EditSession) -> EditSession:
-    """A session whose next batch has the number of another's: what is drawn at random is drawn by number."""
-    session.next_batch = max(session.next_batch, like.next_batch)
-    like.next_batch = session.next_batch
-    return session
 
 
 def _assert_same_bits(first: Written, second: Written) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.pytorch_utils import Conv1D
 
-from editcore.interfaces.values import EditRequest
+from editcore.interfaces.values import EditRequest, FactRecord, Probe
 from editcore.models import LanguageModel
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "three_facts",
     "tiny_hf_model",
     "tiny_model",
+    "tiny_records",
     "tiny_requests",
     "tiny_tokenizer",
 ]
@@ -261,6 +262,33 @@ def _request(index: int) -> EditRequest:
         target_true=targets[(index + 1 + turn) % len(targets)],
         id=f"tiny-{index}",
     )
+
+
+def tiny_records(n: int) -> tuple[FactRecord, ...]:
+    """The facts of :func:`tiny_requests` as records, with two probes of every usual kind and an opening to go on from.
+
+    >>> sorted({probe.kind.partition(".")[0] for probe in tiny_records(1)[0].probes})
+    ['generation', 'locality', 'multihop', 'neighborhood', 'paraphrase', 'portability']
+    """
+    return tuple(
+        FactRecord(request=request, relation=request.prompt, probes=_probes(request, number))
+        for number, request in enumerate(tiny_requests(n))
+    )
+
+
+def _probes(request: EditRequest, number: int) -> tuple[Probe, ...]:
+    assert request.target_true is not None
+    new, true = (request.target_new,), (request.target_true,)
+    others = [_SUBJECTS[(number + step) % len(_SUBJECTS)] for step in (1, 2)]
+    asked = [
+        *(("paraphrase", f"{opening} {request.text}", new) for opening in ("It is known that", "It is a city where")),
+        *(("neighborhood", request.prompt.replace("{}", other), true) for other in others),
+        *(("portability.reasoning", f"{other} knows that {request.text}", new) for other in others),
+        *(("multihop", f"The city of {other} and what {request.text}", new) for other in others),
+        *(("locality.relation_specificity", f"The capital of {other} is", true) for other in others),
+        ("generation", request.subject, ()),
+    ]
+    return tuple(Probe(kind=kind, prompt=prompt, answers=answers) for kind, prompt, answers in asked)
 
 
 def _corpus() -> list[str]:

@@ -32,15 +32,18 @@ class Consequences:
     def _follows(
         self, model: LanguageModel, record: FactRecord, costs: dict[tuple[str, str], float]
     ) -> list[Observation]:
-        probes = record.of_kind("portability")
+        probes = [one for one in record.of_kind("portability") if one.answers]
         scores = score_targets(model, [one.prompt for one in probes], [one.answers[0] for one in probes])
-        found = []
+        name, found, likelier = record.request.id, [], []
         for probe, score in zip(probes, scores, strict=True):
-            name, asked = record.request.id, {"kind": probe.kind, "prompt": probe.prompt}
+            asked = {"kind": probe.kind, "prompt": probe.prompt}
             found.append(Observation(request_id=name, metric="surprise", value=score.nll, **asked))
             if (name, probe.prompt) in costs:
-                likelier = float(score.nll < costs[name, probe.prompt])
-                found.append(Observation(request_id=name, metric="consistent", value=likelier, **asked))
+                likelier.append(score.nll < costs[name, probe.prompt])
+        if likelier:  # one observation: it tells whether the fact is in the model
+            share = sum(likelier) / len(likelier)
+            fact = {"kind": probes[0].kind, "prompt": record.request.text}
+            found.append(Observation(request_id=name, metric="consistent", value=share, **fact))
         return found
 
     def _elsewhere(

@@ -1,0 +1,303 @@
+"""The contract suite of evaluators."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from pathlib import Path
+from typing import ClassVar
+
+import pandas as pd
+import pytest
+import torch
+
+from editcore.evaluation.measures import measures_of
+from editcore.evaluation.summaries import Measurement
+from editcore.interfaces.errors import EditcoreError
+from editcore.interfaces.metrics import EvaluationContext, Observation
+from editcore.interfaces.protocols import Evaluator
+from editcore.interfaces.specs import EvaluatorSpec
+from editcore.interfaces.values import EditRequest, FactRecord
+from editcore.models import LanguageModel
+from editcore.plugins.registry import Plugins, resolve
+from editcore.runs.parts import make_evaluators
+from editcore.testing.contract import (
+    Contract,
+    InjectedFailure,
+    MakeModel,
+    ModelState,
+    counting_passes,
+    imports_nothing_heavy,
+    survives_json,
+)
+from editcore.testing.tiny import tiny_model, tiny_records
+
+__all__ = ["EvaluatorContract"]
+
+_SHARES = (0.0, 50.0, 100.0)
+"""What parts of a composite may be, all in all combinations."""
+
+Seen = tuple[Observation, ...]
+
+
+class EvaluatorContract(Contract):
+    """What every evaluator keeps. Give ``evaluator_name``; ``hparams`` where it has any that are required; ``records``
+    where it asks what :func:`editcore.testing.tiny_records` do not have."""
+
+    not_observed: ClassVar[frozenset[str]] = frozenset()
+    """Announced metrics of which ``records`` give no observation."""
+
+    @pytest.fixture
+    def evaluator_name(self) -> str:
+        """The name under which the evaluator is announced."""
+        raise NotImplementedError("give the fixture evaluator_name")
+
+    @pytest.fixture
+    def hparams(self) -> dict[str, object]:
+        """Hyperparameters of the evaluator; small numbers keep tests fast."""
+        return {}
+
+    @pytest.fixture
+    def make_model(self) -> MakeModel:
+        """Makes the same new model each time."""
+        return tiny_model
+
+    @pytest.fixture
+    def records(self) -> tuple[FactRecord, ...]:
+        """Two facts or more, with everything that the evaluator can ask about."""
+        return tiny_records(3)
+
+    @pytest.fixture
+    def spec(self, registry: Plugins, evaluator_name: str) -> EvaluatorSpec:
+        """The announcement."""
+        return registry.evaluator(evaluator_name)
+
+    @pytest.fixture
+    def bench(
+        self,
+        registry: Plugins,
+        spec: EvaluatorSpec,
+        hparams: dict[str, object],
+        make_model: MakeModel,
+        records: Sequence[FactRecord],
+    ) -> _Bench:
+        """Makes evaluators as a run does, and has them measure."""
+        return _Bench(
+            make_evaluator=lambda: make_evaluators(registry, [spec.name], {spec.name: hparams})[0][1],
+            make_model=make_model,
+            records=tuple(records),
+        )
+
+    def test_is_announced(self, registry: Plugins, evaluator_name: str) -> None:
+        """The name is registered with metrics, and its class can be imported."""
+        spec = registry.evaluator(evaluator_name)
+        assert spec.name == evaluator_name
+        assert spec.summary
+        assert _plain(spec), "no metric with observations is announced"
+        assert callable(getattr(resolve(spec.target), "evaluate", None))
+
+    def test_announcement_imports_no_torch(self, registry: Plugins, spec: EvaluatorSpec) -> None:
+        """Listing evaluators and their metrics stays fast."""
+        imports_nothing_heavy(registry, "evaluator", spec.name, spec.hparams)
+
+    def test_hparams_survive_json_and_refuse_unknown_names(
+        self, spec: EvaluatorSpec, hparams: dict[str, object]
+    ) -> None:
+        """What a run records can be read back, and a misspelt setting is not ignored."""
+        if spec.hparams is not None:
+            survives_json(resolve(spec.hparams), hparams, spec.name)
+
+    def test_it_observes_what_it_announces(self, bench: _Bench, spec: EvaluatorSpec) -> None:
+        """Nothing else: no table and no picture would know what to do with it. Composites are made of observations."""
+        for one in bench.edited():
+            assert isinstance(one, Observation), f"{one!r:.80} is among the observations"
+            assert one.metric in _plain(spec), f"{one.metric} was observed, and is no announced metric"
+
+    def test_every_announced_metric_is_observed(self, bench: _Bench, spec: EvaluatorSpec) -> None:
+        """On the unedited model or the edited one, but for those that the suite's subclass names."""
+        unedited = bench.unedited()
+        missing = _plain(spec) - {one.metric for one in (*unedited, *bench.edited(unedited))}
+        assert missing == self.not_observed, f"not observed: {sorted(missing)}; so named: {sorted(self.not_observed)}"
+
+    def test_values_are_finite_and_shares_are_parts_of_1(self, bench: _Bench, spec: EvaluatorSpec) -> None:
+        """What cannot be told is left out."""
+        shares = {one.name for one in spec.metrics if one.share}
+        for one in bench.edited():
+            assert _finite(one.value), f"{one.metric} is {one.value} after {one.prompt!r}"
+            if one.metric in shares:
+                assert 0 <= one.value <= 1, f"the share {one.metric} is {one.value} after {one.prompt!r}"
+
+    def test_it_observes_only_what_it_was_asked(self, bench: _Bench) -> None:
+        """Not the records of an earlier measurement, nor others that it was told of."""
+        evaluator, edited, asked = bench.make_evaluator(), bench.make_edited(), bench.records[:1]
+        unedited = _ask(evaluator, bench.make_model(), bench.records)
+        _ask(evaluator, edited, bench.records, unedited)
+        for known in (None, unedited):
+            found = {one.request_id for one in _ask(evaluator, edited, asked, known)}
+            assert found <= {record.request.id for record in asked}, "it observed facts that it was not asked"
+
+    def test_the_same_question_has_the_same_answer(self, bench: _Bench) -> None:
+        """Whatever was measured before, and for another evaluator: a run that was killed and resumed asks again."""
+        evaluator, edited = bench.make_evaluator(), bench.make_edited()
+        unedited = _ask(evaluator, bench.make_model(), bench.records)
+        first = _ask(evaluator, edited, bench.records, unedited)
+        _ask(evaluator, bench.make_model(), bench.records[1:])
+        for again in (evaluator, bench.make_evaluator()):
+            assert _ask(again, edited, bench.records, unedited) == first, "asked again it observes something else"
+
+    def test_the_model_stays_as_it_is(self, bench: _Bench) -> None:
+        """Weights, hooks, training mode and the tokenizer's sides are as before, to the bit."""
+        before = ModelState.of(model := bench.make_edited())
+        found = _ask(bench.make_evaluator(), model, bench.records)
+        _ask(bench.make_evaluator(), model, bench.records, found)
+        assert not before.differences(ModelState.of(model)), "the model changed while it was measured"
+
+    def test_a_failed_measurement_leaves_the_model_as_it_is(self, bench: _Bench) -> None:
+        """So it is when a forward pass fails: the first, one in the middle, the last."""
+        with counting_passes(model := bench.make_model()) as passes:
+            _ask(bench.make_evaluator(), model, bench.records)
+        for fail_at in sorted({0, len(passes) // 2, len(passes) - 1} & set(passes)):
+            before = ModelState.of(model := bench.make_model())
+            with counting_passes(model, fail_at=fail_at), contextlib.suppress(InjectedFailure, EditcoreError):
+                _ask(bench.make_evaluator(), model, bench.records)
+            assert not before.differences(ModelState.of(model)), (
+                f"the model stayed changed when forward pass {fail_at + 1} of {len(passes)} failed"
+            )
+
+    def test_nothing_is_observed_of_no_records(self, bench: _Bench) -> None:
+        """With and without the unedited model's observations, of which there are none then."""
+        for known in (None, ()):
+            assert _ask(bench.make_evaluator(), bench.make_model(), [], known) == ()
+
+    def test_records_that_lack_something_do_no_harm(self, bench: _Bench) -> None:
+        """Alone and among others: a true object, a subject, probes, answers, what a data set has in ``extra``."""
+        bare = _lacking(bench.records[0])
+        model, edited, evaluator = bench.make_model(), bench.make_edited(), bench.make_evaluator()
+        for asked in (*([one] for one in bare), [*bare, *bench.records]):
+            unedited = _ask(evaluator, model, asked)
+            for one in (*unedited, *_ask(evaluator, edited, asked, unedited)):
+                assert one.request_id in {record.request.id for record in asked}
+                assert _finite(one.value), f"{one.metric} is {one.value} of a record {one.request_id}"
+
+    def test_composites_are_numbers(self, bench: _Bench, spec: EvaluatorSpec) -> None:
+        """Whatever their shares are; and a share lies between 0 and 100."""
+        measured = Measurement(measures=measures_of([spec]), observations={spec.name: bench.edited()})
+        means = {name: one.mean for name, one in measured.summary.averages.items()}
+        metrics = {one.name: one for one in spec.metrics}
+        for composite in (one for one in spec.metrics if one.of):
+            combine = resolve(composite.combine)
+            parts = [metrics[name] for name in composite.of]
+            choices = [_SHARES if part.share else (means.get(part.name, 1.0),) for part in parts]
+            for values in itertools.product(*choices):
+                value = combine(*values)
+                assert _finite(value), f"{composite.name} of {values} is {value}"
+                if composite.share:
+                    assert 0 <= value <= 100, f"the share {composite.name} of {values} is {value}"
+
+    def test_what_it_compares_with_is_announced(self, bench: _Bench, spec: EvaluatorSpec) -> None:
+        """One that ``compares`` sees what was observed of the unedited model, and another does not look at it: a run
+        may or may not have it then."""
+        alone, compared = bench.edited(), bench.edited(bench.unedited())
+        if spec.compares:
+            assert compared != bench.edited(alone), "it announces that it compares, and compares with nothing"
+        else:
+            assert compared == alone, "it compares with the unedited model, and does not announce it"
+
+    def test_what_it_compares_with_may_come_from_a_file(
+        self, bench: _Bench, spec: EvaluatorSpec, tmp_path: Path
+    ) -> None:
+        """A run that was killed and resumed reads there what its first process observed."""
+        evaluator, measures = bench.make_evaluator(), measures_of([spec])
+        unedited = _ask(evaluator, bench.make_model(), bench.records)
+        live = _ask(evaluator, bench.make_edited(), bench.records, unedited)
+        Measurement(measures=measures, observations={spec.name: unedited}).frame({}).to_parquet(tmp_path / "before")
+        kept = Measurement.from_frame(pd.read_parquet(tmp_path / "before"), measures).observations[spec.name]
+        assert tuple(kept) == unedited, "observations that went through a file are others"
+        assert bench.edited(kept) == live, "another evaluator, which has them from a file, observes something else"
+
+    def test_what_tells_of_a_fact_tells_once(self, bench: _Bench, spec: EvaluatorSpec) -> None:
+        """A metric of ``retention`` or ``tally`` has one observation per fact: facts are counted by it."""
+        telling = {one.name for one in spec.metrics if one.retention or one.tally}
+        unedited = bench.unedited()
+        for seen in (unedited, bench.edited(unedited)):
+            counts = Counter((one.metric, one.request_id) for one in seen if one.metric in telling)
+            several = sorted({metric for (metric, _), count in counts.items() if count > 1})
+            assert not several, f"several observations of one fact: {several}"
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """What measurements are made of."""
+
+    make_evaluator: Callable[[], Evaluator]
+    make_model: MakeModel
+    records: tuple[FactRecord, ...]
+
+    def make_edited(self) -> LanguageModel:
+        """The same model with other MLPs, which answers everything otherwise."""
+        return _edited(self.make_model())
+
+    def unedited(self) -> Seen:
+        """What a new evaluator observes of the unedited model."""
+        return _ask(self.make_evaluator(), self.make_model(), self.records)
+
+    def edited(self, unedited: Sequence[Observation] | None = None) -> Seen:
+        """What a new evaluator observes of the edited one, told what was observed of the unedited one or not."""
+        return _ask(self.make_evaluator(), self.make_edited(), self.records, unedited)
+
+
+def _ask(
+    evaluator: Evaluator,
+    model: LanguageModel,
+    records: Sequence[FactRecord],
+    unedited: Sequence[Observation] | None = None,
+) -> Seen:
+    """What it observes; of the unedited model's observations it is handed those of the records."""
+    asked = {record.request.id for record in records}
+    known = None if unedited is None else tuple(one for one in unedited if one.request_id in asked)
+    return tuple(evaluator.evaluate(model, records, EvaluationContext(unedited=known)))
+
+
+def _plain(spec: EvaluatorSpec) -> set[str]:
+    """The metrics that have observations."""
+    return {one.name for one in spec.metrics if not one.of}
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, Real) and math.isfinite(value)
+
+
+@torch.no_grad()
+def _edited(model: LanguageModel) -> LanguageModel:
+    """The model with a random change, as large as the weight is, of every projection."""
+    generator = torch.Generator().manual_seed(0)
+    for layer in range(model.layout.num_layers):
+        weight = model.weight(model.layout.weight_name(layer))
+        weight.add_(torch.randn(weight.shape, generator=generator).to(weight) * weight.std())
+    return model
+
+
+def _lacking(record: FactRecord) -> list[FactRecord]:
+    """The record without this and that; the id says without what."""
+    request = record.request
+
+    def without(what: str, changed: EditRequest = request, **fields: object) -> FactRecord:
+        return record.model_copy(update={"request": changed.model_copy(update={"id": f"without {what}"}), **fields})
+
+    said = EditRequest(prompt=request.text, target_new=request.target_new, target_true=request.target_true)
+    bare = EditRequest(prompt=request.text, target_new=request.target_new)
+    unanswered = tuple(probe.model_copy(update={"answers": ()}) for probe in record.probes)
+    return [
+        without("target_true", request.model_copy(update={"target_true": None})),
+        without("subject", said),
+        without("relation", relation=None),
+        without("probes", probes=()),
+        without("answers", probes=unanswered),
+        without("extra", extra={}),
+        without("anything", bare, relation=None, probes=(), extra={}),
+    ]
