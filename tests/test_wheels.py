@@ -14,6 +14,7 @@ from email.message import Message
 from pathlib import Path
 
 import pytest
+from editcore.plugins.scaffold import KINDS
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = sorted(path.parent for path in ROOT.glob("packages/*/pyproject.toml"))
@@ -96,6 +97,19 @@ def test_a_plugin_works_beside_editcore_alone(fresh: Path, wheels: dict[str, Pat
     module = package.replace("-", "_")
     where = run(fresh / "python", "-c", f"import {module}; print({module}.__file__)", cwd=fresh)
     assert where.startswith(str(fresh.parent))
+
+
+def test_editcores_wheel_alone_starts_a_plugin_of_every_kind(
+    fresh: Path, wheels: dict[str, Path], tmp_path: Path
+) -> None:
+    install(fresh, wheels["editcore"])
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    for kind in KINDS:
+        assert f"Wrote edit-my-{kind}" in run(fresh / "editctl", "new", f"my-{kind}", "--kind", kind, cwd=folder)
+        source = folder / f"edit-my-{kind}" / "src" / f"edit_my_{kind}"
+        assert {"__init__.py", "plugin.py", "py.typed"} <= {path.name for path in source.iterdir()}
+        assert (folder / f"edit-my-{kind}" / "tests" / "test_contract.py").is_file()
 
 
 def test_importing_editcore_from_its_wheel_imports_nothing_heavy(fresh: Path, wheels: dict[str, Path]) -> None:

@@ -36,6 +36,7 @@ COMMANDS = (
     CommandRow("models", "editcore.cli.models:app", "List, fetch and inspect models."),
     CommandRow("hparams", "editcore.cli.hparams:app", "Bring hyperparameters from elsewhere."),
     CommandRow("stats", "editcore.cli.stats:app", "Compute and list second moments of activations."),
+    CommandRow("new", "editcore.cli.new:app", "Start a plugin package of your own."),
 )
 
 app = typer.Typer(

@@ -1,4 +1,4 @@
-"""Plugins: finding and loading them, what editcore itself announces, and which code a result depends on.
+"""Plugins: finding, loading and starting them, what editcore itself announces, and which code a result depends on.
 
 Callers use :class:`Plugins`, never pluggy's manager.
 """
