@@ -195,12 +195,13 @@ ROOMS = {
     """,
     "sweeps": """
         Arm FAILURES_NAME Failure FigureSpec PLAN_NAME Plan Point STATE_NAME STUDY SWEEP_NAME State Sweep
-        SweepFile SweepResult Trial Watch failure_of load_study load_sweep make_plan run_sweep state_of
-        trial_directory
+        SweepFile SweepResult Trial UNEDITED Watch failure_of load_study load_sweep make_comparison make_plan
+        run_sweep state_of trial_directory
     """,
     "testing": """
-        AttachmentContract BackendContract EditorContract ExecutorContract TINY_FAMILIES TINY_MOE_FAMILIES
-        check_presets three_facts tiny_hf_model tiny_model tiny_requests tiny_tokenizer
+        AttachmentContract BackendContract DatasetContract EditorContract EvaluatorContract ExecutorContract
+        ExtensionContract TINY_FAMILIES TINY_MOE_FAMILIES check_presets three_facts tiny_hf_model tiny_model
+        tiny_records tiny_requests tiny_tokenizer
     """,
 }
 """By room, what it lists: a name that is here is a promise (docs/explanation/compatibility.md)."""

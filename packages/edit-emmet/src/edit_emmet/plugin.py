@@ -1,6 +1,6 @@
 """Announces the editor ``emmet``; imports no torch."""
 
-from editcore import Capabilities, ComponentSpec, EditorSpec, hookimpl
+from editcore import Capabilities, EditorSpec, hookimpl
 
 
 @hookimpl
@@ -16,10 +16,3 @@ def editcore_editors() -> list[EditorSpec]:
             capabilities=Capabilities(uses_weights=True, uses_held=True, multi_layer=True),
         )
     ]
-
-
-@hookimpl
-def editcore_components() -> list[ComponentSpec]:
-    """The study behind ``editctl compare``."""
-    target = "edit_emmet.studies:baseline.toml"
-    return [ComponentSpec("baseline", target, kind="study", summary="Methods on the same facts, by batch size.")]

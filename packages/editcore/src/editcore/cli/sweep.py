@@ -26,8 +26,6 @@ sweep_app = typer.Typer()
 compare_app = typer.Typer()
 ablate_app = typer.Typer()
 
-_BASELINE = "baseline"
-
 Out = Annotated[Path | None, typer.Option(metavar="DIR", help="Sweep directory. [default: runs/NAME, named like it]")]
 Model = Annotated[str | None, typer.Option(help="A catalogue name, a model folder or a hub id.")]
 Dataset = Annotated[str | None, typer.Option(help="A data set (NAME or NAME:ARGUMENT) or a file of records.")]
@@ -59,7 +57,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and what
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Asked:
-    """What the three commands have in common."""
+    """What the three commands have in common; ``compare`` has its own ``--arm``."""
 
     base: Mapping[str, Any]
     assignments: list[str]
@@ -114,9 +112,10 @@ def _asked(
 
 
 def _with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """A command with the options of :func:`_asked` behind its own; it gets them as ``asked``."""
+    """A command with the options of :func:`_asked` behind its own; it gets them as ``asked``. Its own option replaces
+    the shared one of the same name."""
     own = inspect.signature(command, eval_str=True).parameters
-    shared = inspect.signature(_asked, eval_str=True).parameters
+    shared = {name: one for name, one in inspect.signature(_asked, eval_str=True).parameters.items() if name not in own}
 
     def called(**values: Any) -> None:
         asked = _asked(**{name: values.pop(name) for name in shared})
@@ -150,15 +149,32 @@ def sweep(
 
 @compare_app.command()
 @_with_options
-def compare(ctx: typer.Context, *, asked: _Asked) -> None:
+def compare(
+    ctx: typer.Context,
+    editor: Annotated[
+        list[str] | None,
+        typer.Option("--editor", metavar="NAME", help="Only this installed editor, or these. [default: all]"),
+    ] = None,
+    arm: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--arm",
+            metavar="NAME=EDITOR+PLUGIN",
+            help="An arm with plugins beside its editor, or an editor's name. Without --editor: only this, or these.",
+        ),
+    ] = None,
+    *,
+    asked: _Asked,
+) -> None:
     """Compare the installed methods on the same facts.
 
-    Runs the study 'baseline'. Arms whose plugins are not installed are left out, with a note.
+    Every installed editor is an arm, under its name. One that cannot run on the model or the data is left out with a
+    note; one that was asked for by --editor or --arm is refused. The unedited model is the first row.
     """
-    from editcore.sweeps import load_study
+    from editcore.sweeps import make_comparison
 
     plugins = loaded_plugins(ctx)
-    _run(plugins, load_study(plugins, _BASELINE), asked, name="compare")
+    _run(plugins, make_comparison(plugins, editors=editor or (), arms=arm or ()), asked, name="compare")
 
 
 @ablate_app.command()

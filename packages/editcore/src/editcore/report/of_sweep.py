@@ -32,7 +32,7 @@ from editcore.report.document import (
 )
 from editcore.report.of_run import saved_pictures
 from editcore.runs.resume import is_finished
-from editcore.sweeps import PLAN_NAME, STATE_NAME, SWEEP_NAME, trial_directory
+from editcore.sweeps import PLAN_NAME, STATE_NAME, SWEEP_NAME, UNEDITED, trial_directory
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -181,7 +181,8 @@ def _summary(sweep: _Sweep) -> Iterator[Block]:
     for one in objectives_of(plan.metrics)[:1]:
         if one.key not in sweep.means:
             continue
-        scored = [(value, row) for row in _rows(sweep.means) if not math.isnan(value := _float(row[one.key]))]
+        edited = [row for row in _rows(sweep.means) if row["arm"] != UNEDITED]
+        scored = [(value, row) for row in edited if not math.isnan(value := _float(row[one.key]))]
         if scored:
             choose = max if one.better == "higher" else min
             value, best = choose(scored, key=lambda pair: pair[0])

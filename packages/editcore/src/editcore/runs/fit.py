@@ -9,9 +9,34 @@ from editcore.interfaces.specs import EditorSpec
 from editcore.interfaces.values import EditRequest
 from editcore.plugins.registry import Plugins
 
-__all__ = ["check_fit", "check_savable", "check_subjects", "completed", "refuse_twice"]
+__all__ = [
+    "MissingSettingError",
+    "UnfitError",
+    "check_fit",
+    "check_savable",
+    "check_subjects",
+    "completed",
+    "refuse_twice",
+]
 
 _DEFAULT_BACKEND = "raw"
+
+
+class UnfitError(HParamsError):
+    """An editor cannot work with the model, the backend or the data of a run. Another editor may."""
+
+
+class MissingSettingError(UnfitError):
+    """An editor requires a hyperparameter that neither a preset nor the settings give."""
+
+    def __init__(self, problem: str, way_out: str, *, setting: str, example: str) -> None:
+        super().__init__(f"{problem} {way_out}")
+        self.problem = problem
+        """What is missing, as a sentence."""
+        self.setting = setting
+        """Name of the hyperparameter."""
+        self.example = example
+        """A value of its type, as TOML."""
 
 
 def completed(
@@ -24,12 +49,12 @@ def completed(
         backend: as it was asked for, or ``None``.
 
     Raises:
-        HParamsError: another backend was asked for than the one the editor needs.
+        UnfitError: another backend was asked for than the one the editor needs.
         UnknownNameError: there is no such editor.
     """
     needs = plugins.editor(editor).capabilities
     if needs.needs_backend is not None and backend not in (None, needs.needs_backend):
-        raise HParamsError(
+        raise UnfitError(
             f"The editor '{editor}' works with the backend '{needs.needs_backend}' only; '{backend}' was asked for. "
             "Leave --backend out."
         )
@@ -52,14 +77,14 @@ def check_fit(plugins: Plugins, editor: str, backend: str) -> None:
     """Refuse an editor whose proposals the backend cannot hold.
 
     Raises:
-        HParamsError: it gives what the backend does not take.
+        UnfitError: it gives what the backend does not take.
         UnknownNameError: there is no such editor or backend.
     """
     gives, takes = plugins.editor(editor).capabilities.gives, plugins.backend(backend).takes
     if missing := sorted(gives - takes):
         fitting = sorted(name for name, spec in plugins.backends().items() if gives <= spec.takes)
         way_out = f"Choose --backend {' or '.join(fitting)}." if fitting else "No installed backend does."
-        raise HParamsError(
+        raise UnfitError(
             f"The editor '{editor}' gives changes that the backend '{backend}' does not take: {', '.join(missing)}. "
             f"{way_out}"
         )

@@ -19,8 +19,8 @@ from editcore.interfaces.protocols import (
 from editcore.interfaces.specs import BackendSpec, EditorSpec, EvaluatorSpec, ExtensionSpec, Spec
 from editcore.models import LanguageModel
 from editcore.plugins.registry import Plugins, boundary, resolve
-from editcore.runs.fit import check_fit, refuse_twice
-from editcore.settings.hparams import HParams, build, describe
+from editcore.runs.fit import MissingSettingError, check_fit, refuse_twice
+from editcore.settings.hparams import HParams, Setting, build, describe
 from editcore.settings.presets import get_preset, preset_for, presets_of
 
 __all__ = [
@@ -130,7 +130,9 @@ def resolve_settings(
 
     Raises:
         UnknownNameError: a name or a section is unknown.
-        HParamsError: a setting is unknown, missing or wrong, or the backend does not take what the editor gives.
+        HParamsError: a setting is unknown or wrong.
+        UnfitError: the backend does not take what the editor gives.
+        MissingSettingError: a required hyperparameter of the editor is given by no preset and no setting.
     """
     editor_spec, backend_spec = registry.editor(editor), registry.backend(backend)
     check_fit(registry, editor, backend)
@@ -240,18 +242,31 @@ def _editor_settings(
     values = {**(chosen.values() if chosen is not None else {}), **given}
     known = {setting.name: setting for setting in describe(hparams)}
     missing = [setting for setting in known.values() if setting.required and setting.name not in values]
-    presets = presets_of(spec)
     # With an unknown name among the values, that one was probably meant: build says so.
-    if missing and presets and preset is None and known.keys() >= values.keys():
-        lacking = missing[0]
-        kind = f"{lacking.type}, {lacking.allowed}" if lacking.allowed else lacking.type
-        example = "[3]" if lacking.type == "list of int" else "VALUE"
-        raise HParamsError(
-            f"{spec.name}: {lacking.name} is required ({kind}), and no preset is named like the model '{model_name}'. "
+    if missing and known.keys() >= values.keys():
+        raise _missing_setting(spec, missing[0], preset, model_name)
+    return build(hparams, [values], owner=spec.name)
+
+
+def _missing_setting(spec: EditorSpec, lacking: Setting, preset: str | None, model_name: str) -> MissingSettingError:
+    kind = f"{lacking.type}, {lacking.allowed}" if lacking.allowed else lacking.type
+    example = "[3]" if lacking.type == "list of int" else "VALUE"
+    presets = presets_of(spec)
+    if preset is not None:
+        why = f"the preset '{preset}' does not set it"
+    elif presets:
+        why = f"no preset is named like the model '{model_name}'"
+    else:
+        why = "it has no presets"
+    way_out = f"Set it, such as --set {lacking.name}={example}."
+    if presets and preset is None:
+        way_out = (
             f"Set it, such as --set {lacking.name}={example}, let 'editctl onboard {model_name}' find it, or choose "
             f"another model's preset with --preset ({', '.join(presets)})."
         )
-    return build(hparams, [values], owner=spec.name)
+    return MissingSettingError(
+        f"{spec.name}: {lacking.name} is required ({kind}), and {why}.", way_out, setting=lacking.name, example=example
+    )
 
 
 def default_editor(registry: Plugins, model_name: str) -> str:

@@ -1,5 +1,7 @@
+from .comparison import make_comparison as make_comparison
 from .file import (
     STUDY as STUDY,
+    UNEDITED as UNEDITED,
     Arm as Arm,
     FigureSpec as FigureSpec,
     Sweep as Sweep,

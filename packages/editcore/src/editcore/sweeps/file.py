@@ -17,11 +17,26 @@ from editcore.interfaces.values import first_problem
 from editcore.plugins.registry import Plugins
 from editcore.settings.toml import parse_toml, run_values
 
-__all__ = ["STUDY", "Arm", "FigureSpec", "Sweep", "SweepFile", "load_study", "load_sweep", "overlaid"]
+__all__ = [
+    "STUDY",
+    "UNEDITED",
+    "Arm",
+    "FigureSpec",
+    "Sweep",
+    "SweepFile",
+    "load_study",
+    "load_sweep",
+    "overlaid",
+    "parse_sweep",
+]
 
 STUDY = "study"
 """Kind of the components that are ready-made sweeps; their target is ``"package:FILE.toml"``."""
 
+UNEDITED = "unedited"
+"""Stands in the column ``arm`` of the table of means for the model without edits. No arm has this name."""
+
+_EVERY_METRIC = "{metric}"
 _FORBIDDEN = re.compile(r"[^a-z0-9_]+")
 
 
@@ -33,8 +48,8 @@ class _Table(BaseModel):
 class FigureSpec(_Table):
     """A picture of a study."""
 
-    file: Annotated[str, Field(pattern=r"^[\w.-]+\.png$")]
-    """Name of the picture, a PNG."""
+    file: Annotated[str, Field(pattern=r"^([\w.-]|\{metric\})+\.png$")]
+    """Name of the PNG. With ``{metric}`` in it, there is one for every metric that tables show and that has values."""
     kind: Literal["bars", "lines", "forgetting"]
     """What is drawn: bars, lines along a setting, or curves of checkpoints."""
     metric: str = ""
@@ -54,6 +69,21 @@ class FigureSpec(_Table):
             raise ValueError(f"{self.file}: lines need a setting along the axis: by = 'batch_size'")
         return self
 
+    @model_validator(mode="after")
+    def _every_metric_or_some(self) -> FigureSpec:
+        if self.of_every_metric and (self.shown or self.kind == "forgetting"):
+            raise ValueError(f"{self.file}: {_EVERY_METRIC} is every metric of bars or lines; name none beside it")
+        return self
+
+    @property
+    def of_every_metric(self) -> bool:
+        """Whether it stands for one picture per metric."""
+        return _EVERY_METRIC in self.file
+
+    def of_metric(self, key: str) -> FigureSpec:
+        """The one of these pictures that shows a metric."""
+        return self.model_copy(update={"file": self.file.replace(_EVERY_METRIC, key), "metric": key})
+
     @property
     def shown(self) -> tuple[str, ...]:
         """The columns that it shows; none where the objective is meant."""
@@ -70,7 +100,8 @@ class Arm:
     values: Mapping[str, Any]
     """Options and settings, laid over the base's."""
     optional: bool = False
-    """Whether it is left out where something that it names is not installed."""
+    """Whether it is left out where it cannot run: what it names is not installed, or its editor does not fit the model,
+    the backend or the data."""
 
 
 @documented
@@ -114,6 +145,8 @@ class Sweep(_Table):
         names = [str(arm.get("name", "")) for arm in self.arms]
         if not all(names) or len(set(names)) < len(names):
             raise ValueError("arms: each needs a name of its own")
+        if UNEDITED in names:
+            raise ValueError(f"arms: '{UNEDITED}' is the model without edits in tables; choose another name")
         known = {"arm", "seed", *self.grid}
         for entry in self.exclude:
             for name in entry:
@@ -137,7 +170,8 @@ class Sweep(_Table):
         """The same with some of it replaced, as the command line does.
 
         Args:
-            base: options, laid over the base's; one that is an axis has this value alone.
+            base: options, laid over the base's; one that is an axis has this value alone. Lines along an axis that has
+                one value now are not drawn.
             settings: the same by plugin.
             grid: axes, in place of those of their names or beside them.
             arms: the only ones to keep; all if there are none.
@@ -148,15 +182,17 @@ class Sweep(_Table):
         """
         flat = {**base, **{f"{section}.{key}": v for section, values in settings.items() for key, v in values.items()}}
         single = {name: (value,) for name, value in flat.items() if name in self.grid and name not in grid}
+        axes = {**self.grid, **single, **grid}
+        points = {name for name, chosen in axes.items() if len(chosen) == 1 < len(self.grid.get(name, ()))}
         names = [arm.name for arm in self.variants()]
         for name in arms:
             if name not in names:
                 raise UnknownNameError("arm", name, names)
         values: dict[str, Any] = {
             **self.model_dump(exclude={"figures"}),
-            "figures": self.figures,
+            "figures": [figure for figure in self.figures if figure.kind != "lines" or figure.by not in points],
             "base": overlaid(self.base, {**base, **settings}),
-            "grid": {**self.grid, **single, **grid},
+            "grid": axes,
             "arms": [arm for arm in self.arms if not arms or arm["name"] in arms],
         }
         if seeds:
@@ -207,7 +243,7 @@ def load_sweep(path: Path) -> SweepFile:
         raise HParamsError(f"Cannot read the sweep file {path}: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise HParamsError(f"{path} is not a TOML file: {error}.") from error
-    return _parse(text, origin=str(path), stem=path.stem)
+    return parse_sweep(text, origin=str(path), stem=path.stem)
 
 
 def load_study(plugins: Plugins, name: str) -> SweepFile:
@@ -226,10 +262,20 @@ def load_study(plugins: Plugins, name: str) -> SweepFile:
         text = importlib.resources.files(package).joinpath(file).read_text("utf-8")
     except (ModuleNotFoundError, OSError, ValueError) as error:
         raise PluginError(f"The study '{name}' has no file '{studies[name].target}' ({error}).") from error
-    return _parse(text, origin=f"The study '{name}'", stem=name)
+    return parse_sweep(text, origin=f"The study '{name}'", stem=name)
 
 
-def _parse(text: str, *, origin: str, stem: str) -> SweepFile:
+def parse_sweep(text: str, *, origin: str, stem: str) -> SweepFile:
+    """A sweep from the text of its file.
+
+    Args:
+        origin: where the text is from, for messages.
+        stem: becomes the title unless the text has one.
+
+    Raises:
+        HParamsError: it is no TOML, or no sweep.
+        UnknownNameError: it has a key that sweep files do not have.
+    """
     table = parse_toml(text, origin=origin)
     for key in table:
         if key not in Sweep.model_fields:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from editcore.evaluation.measures import objectives_of
+from editcore.evaluation.measures import objectives_of, shown
 from editcore.figures.studies import Estimate, bars_figure, curves_figure, lines_figure
 from editcore.figures.style import save
 from editcore.sweeps.file import FigureSpec
@@ -27,7 +27,7 @@ def draw(plan: Plan, table: pd.DataFrame, retention: pd.DataFrame, folder: Path)
     """
     notes = []
     finished = table[table["status"] == "finished"]
-    for spec in plan.sweep.figures:
+    for spec in (one for asked in plan.sweep.figures for one in _each(plan, asked, finished)):
         source = retention if spec.kind == "forgetting" else finished
         wanted = _shown(plan, spec)
         missing = [name for name in wanted if name not in source] if spec.kind != "forgetting" else []
@@ -40,6 +40,14 @@ def draw(plan: Plan, table: pd.DataFrame, retention: pd.DataFrame, folder: Path)
         else:
             save(_figure(plan, spec, source), folder / spec.file)
     return tuple(notes)
+
+
+def _each(plan: Plan, spec: FigureSpec, finished: pd.DataFrame) -> Sequence[FigureSpec]:
+    """The figure itself, or one for each metric that tables show and that has values."""
+    if not spec.of_every_metric or finished.empty:
+        return [spec]
+    keys = [one.key for one in shown(plan.measures) if one.key in finished and finished[one.key].notna().any()]
+    return [spec.of_metric(key) for key in keys]
 
 
 def _figure(plan: Plan, spec: FigureSpec, rows: pd.DataFrame) -> Any:

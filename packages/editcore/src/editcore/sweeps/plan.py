@@ -14,12 +14,14 @@ from editcore._util.files import json_text, write_text
 from editcore.datasets import content_hash, dataset_name, is_path
 from editcore.evaluation.measures import DEFAULT_EVALUATORS, Measure, measures_of
 from editcore.interfaces.documented import documented
-from editcore.interfaces.errors import HParamsError, UnknownNameError
-from editcore.interfaces.specs import EvaluatorSpec
+from editcore.interfaces.errors import EditcoreError, HParamsError, PluginError, RequestError, UnknownNameError
+from editcore.interfaces.specs import EditorSpec, EvaluatorSpec
+from editcore.interfaces.values import EditRequest
 from editcore.models import CATALOGUE
 from editcore.plugins.registry import Plugins
 from editcore.plugins.versions import code_versions
 from editcore.runs.config import RunConfig
+from editcore.runs.fit import MissingSettingError, UnfitError, check_subjects
 from editcore.runs.job import records_of
 from editcore.runs.parts import resolve_settings
 from editcore.settings.toml import run_values
@@ -31,6 +33,8 @@ PLAN_NAME = "plan.json"
 SWEEP_NAME = "sweep.toml"
 
 _KEY_LENGTH = 20
+_PARTS = ("editor", "plugin", "backend", "preset")
+"""What an optional arm may name in vain."""
 _COLUMNS = ("retention", "edits", "rejected")
 """Of the table of trials, besides metrics: figures may show them, too."""
 
@@ -163,8 +167,10 @@ class _Planner:
     def __init__(self, file: SweepFile, plugins: Plugins) -> None:
         self._sweep, self._text, self._plugins = file.sweep, file.text, plugins
         self._notes: dict[str, None] = {}
+        self._left_out: dict[str, list[str]] = {}
+        """Names of arms by why they cannot run."""
         self._contents: dict[str, str] = {}
-        self._facts: dict[tuple[str, int | None, tuple[str, ...], str], tuple[int, str]] = {}
+        self._facts: dict[tuple[str, int | None, tuple[str, ...], str], tuple[Sequence[EditRequest], str]] = {}
         self._versions: dict[frozenset[str], Mapping[str, str]] = {}
 
     def plan(self) -> Plan:
@@ -175,19 +181,22 @@ class _Planner:
             try:
                 for values, seed, options, named in self._combinations(arm):
                     used |= named
-                    trial, batch_size = self._trial(options, arm.name)
+                    trial, batch_size = self._trial(options, arm)
                     trials.setdefault(trial.key, trial)
                     points.append(Point(arm=arm.name, values=values, seed=seed, batch_size=batch_size, key=trial.key))
-            except UnknownNameError as error:
-                if not arm.optional or error.kind not in ("editor", "plugin", "backend"):
+            except (UnknownNameError, UnfitError, PluginError) as error:
+                if not arm.optional or (isinstance(error, UnknownNameError) and error.kind not in _PARTS):
                     raise
                 points = [point for point in points if point.arm != arm.name]
-                self._notes[f"{arm.name} is left out: the {error.kind} '{error.asked}' is not installed."] = None
+                why = _why_left_out(error).removeprefix(f"{arm.name}: ")
+                self._left_out.setdefault(why, []).append(arm.name)
         sections = [name for name in (*_sections(self._sweep.base), *map(_section, self._sweep.grid)) if name]
         if points and (idle := [name for name in sections if name not in used]):
             raise UnknownNameError(
                 "settings section", idle[0], used, hint="A section is named after what it sets, which no arm uses here."
             )
+        for why, names in self._left_out.items():
+            self._notes[f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} left out: {why}"] = None
         if not points:
             why = " ".join(self._notes) or "Everything is excluded."
             raise HParamsError(f"The sweep '{self._sweep.title}' has no trials. {why}")
@@ -228,7 +237,13 @@ class _Planner:
                 seen.add(identity)
                 yield mine, one, {**options, "seed": one, "settings": settings}, named
 
-    def _trial(self, options: Mapping[str, Any], arm: str) -> tuple[Trial, int]:
+    def _trial(self, options: Mapping[str, Any], arm: Arm) -> tuple[Trial, int]:
+        """The trial of a combination, and the batch size that was asked for.
+
+        Raises:
+            UnfitError: the arm's editor cannot work with the model, the backend or the data.
+            EditcoreError: something else is wrong with it.
+        """
         try:
             config = RunConfig.create(options, self._plugins)
             settings = resolve_settings(
@@ -238,12 +253,15 @@ class _Planner:
                 note=lambda text: self._notes.setdefault(text),
             )  # fmt: skip
             paths = self._paths(config)
-            facts, records = self._records(config)
-        except UnknownNameError:
-            raise
+            requests, records = self._records(config)
+            editor = self._plugins.editor(config.editor)
+            _check_subjects(requests, editor)
+        except UnfitError as error:
+            text = _in_a_sweep(error, config) if isinstance(error, MissingSettingError) else str(error)
+            raise UnfitError(text if arm.optional else f"Arm '{arm.name}': {text}") from error
         except HParamsError as error:
-            raise HParamsError(f"Arm '{arm}': {error}") from error
-        most = self._plugins.editor(config.editor).capabilities.max_batch
+            raise HParamsError(f"Arm '{arm.name}': {error}") from error
+        most = editor.capabilities.max_batch
         resolved = {name: values.model_dump(mode="json") for name, values in settings.items()}
         fitting = config.model_copy(
             update={
@@ -266,7 +284,7 @@ class _Planner:
             config=fitting,
             versions=parts["versions"],
             contents=parts["contents"],
-            facts=facts,
+            facts=len(requests),
         )
         return trial, config.batch_size
 
@@ -282,13 +300,13 @@ class _Planner:
                 found[option] = file.resolve()
         return found
 
-    def _records(self, config: RunConfig) -> tuple[int, str]:
-        """How many records it edits, and their hash."""
+    def _records(self, config: RunConfig) -> tuple[Sequence[EditRequest], str]:
+        """What it edits, and the hash of its records."""
         own = config.settings.get(dataset_name(config.dataset, self._plugins) or "", {})
         wanted = (config.dataset, config.edits, config.plugins, json.dumps(own, sort_keys=True, default=str))
         if wanted not in self._facts:
             records, notes = records_of(config, self._plugins)
-            self._facts[wanted] = (len(records), content_hash(records))
+            self._facts[wanted] = ([one.request for one in records], content_hash(records))
             self._notes.update(dict.fromkeys(notes))
         return self._facts[wanted]
 
@@ -303,6 +321,32 @@ class _Planner:
         if str(path) not in self._contents:
             self._contents[str(path)] = _content(path)
         return self._contents[str(path)]
+
+
+def _why_left_out(error: EditcoreError) -> str:
+    if isinstance(error, UnknownNameError) and error.kind != "preset":
+        return f"the {error.kind} '{error.asked}' is not installed."
+    return str(error)
+
+
+def _in_a_sweep(error: MissingSettingError, config: RunConfig) -> str:
+    """What is missing, and how a sweep is told it: ``editctl run`` has other options for that."""
+    cure = f"Set it with --set {config.editor}.{error.setting}={error.example}"
+    if error.setting == "layers":
+        cure += f", or let 'editctl onboard {config.model}' find it"
+    return f"{error.problem} {cure}."
+
+
+def _check_subjects(requests: Sequence[EditRequest], editor: EditorSpec) -> None:
+    """Refuse requests without a subject where the editor looks subjects up.
+
+    Raises:
+        UnfitError: one has none.
+    """
+    try:
+        check_subjects(requests, editor)
+    except RequestError as error:
+        raise UnfitError(str(error)) from error
 
 
 def _content(path: Path) -> str:

@@ -193,7 +193,7 @@ def _conclude(plan: Plan, directory: Path, command: Sequence[str]) -> SweepResul
     failures = tuple(failure_of(directory, key) for key in plan.trials if state_of(directory, key) == "failed")
     lines = [json_text({name: getattr(one, name) for name in ("key", "kind", "error", "attempts")}) for one in failures]
     write_text(directory / FAILURES_NAME, "".join(f"{line}\n" for line in lines))
-    table, retention = write_tables(plan, directory)
+    table, retention, lacking = write_tables(plan, directory)
     notes = draw(plan, table, retention, directory / plan.title)
     finished = sum(state_of(directory, key) == "finished" for key in plan.trials)
     _write_state(plan, directory, "finished" if finished == len(plan.trials) else "incomplete", command)
@@ -203,7 +203,7 @@ def _conclude(plan: Plan, directory: Path, command: Sequence[str]) -> SweepResul
         finished=finished,
         failures=failures,
         tables=directory / plan.title,
-        notes=(*plan.notes, *notes),
+        notes=(*plan.notes, *lacking, *notes),
     )
 
 

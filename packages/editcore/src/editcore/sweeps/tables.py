@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -19,10 +19,11 @@ from editcore.interfaces.errors import RunError
 from editcore.interfaces.metrics import HOLDS
 from editcore.runs.record import REQUESTS_NAME
 from editcore.runs.results import SUMMARY_NAME
-from editcore.sweeps.plan import Plan, Point
+from editcore.sweeps.file import UNEDITED
+from editcore.sweeps.plan import Plan, Point, Trial
 from editcore.sweeps.state import failure_of, state_of, trial_directory
 
-__all__ = ["mean_table", "result_table", "retention_table", "student_t", "write_tables"]
+__all__ = ["mean_table", "result_table", "retention_table", "student_t", "unedited_table", "write_tables"]
 
 _TIMES = ("seconds", "seconds_per_edit", "peak_memory_bytes")
 
@@ -39,24 +40,34 @@ class _Result:
     and NaN where nobody can tell: it is not active, or was not asked."""
 
 
-def write_tables(plan: Plan, directory: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+def write_tables(plan: Plan, directory: Path) -> tuple[pd.DataFrame, pd.DataFrame, tuple[str, ...]]:
     """Write every table of a sweep.
 
     Returns:
-        A row per trial, and retention by age: what its figures are drawn from.
+        A row per trial, and retention by age: what its figures are drawn from. Then notes on what the tables lack.
     """
     folder = directory / plan.title
     results = {key: _read(trial_directory(directory, key), plan.measures) for key in _finished(plan, directory)}
     table = result_table(plan, directory, results)
     retention = retention_table(plan, results)
-    means = mean_table(table, plan.axes, [one.key for one in shown(plan.measures)])
+    metrics = [one.key for one in shown(plan.measures)]
+    unedited = unedited_table(plan, results)
+    means = mean_table(table, plan.axes, metrics)
+    if len(unedited):
+        means = pd.concat([mean_table(unedited, plan.axes, metrics), means], ignore_index=True)
     _write_csv(table, folder / f"{plan.title}.csv")
     with replacing(folder / f"{plan.title}.parquet") as path:
         _uniform(table, plan.axes).to_parquet(path, index=False)
     _write_csv(means, folder / f"{plan.title}_mean.csv")
     _write_csv(retention, folder / "retention.csv")
     _write_csv(_timings(plan, results), folder / "timings.csv")
-    return table, retention
+    if len(unedited) or not results:
+        return table, retention, ()
+    lacking = (
+        "The means have no row of the unedited model, because the arms do not share data, model and evaluators. The "
+        f"columns before_METRIC of {plan.title}.csv have what was measured of it."
+    )
+    return table, retention, (lacking,)
 
 
 def result_table(plan: Plan, directory: Path, results: Mapping[str, _Result]) -> pd.DataFrame:
@@ -70,9 +81,9 @@ def result_table(plan: Plan, directory: Path, results: Mapping[str, _Result]) ->
         if state == "failed":
             row["error"] = failure_of(directory, point.key).error
         else:
-            row |= _measured(results[point.key], point)
+            row = {**_measured(results[point.key], point), **row}  # the axis ``edits`` is what was asked for
         rows.append(row)
-    first = ["arm", *plan.axes, "seed", "key", "status", "error", "edits", "rejected"]
+    first = list(dict.fromkeys(["arm", *plan.axes, "seed", "key", "status", "error", "edits", "rejected"]))
     metrics = [one.key for one in shown(plan.measures)]
     always = [name for metric in metrics for name in (metric, f"{metric}_low", f"{metric}_high")]
     last = list(dict.fromkeys(name for row in rows for name in row))
@@ -81,7 +92,56 @@ def result_table(plan: Plan, directory: Path, results: Mapping[str, _Result]) ->
     counts = [name for name in last if "." in name and name not in {*plan.axes, *measured, *before}]
     middle = [name for name in last if name not in {*first, *always, *before, *counts, "retention"}]
     columns = [*first, *always, *middle, "retention", *before, *counts]
-    return _frame(rows, columns, plan.axes).astype({"edits": "Int64", "rejected": "Int64"})
+    counts_of_facts = [name for name in ("edits", "rejected") if name not in plan.axes]
+    return _frame(rows, columns, plan.axes).astype(dict.fromkeys(counts_of_facts, "Int64"))
+
+
+def unedited_table(plan: Plan, results: Mapping[str, _Result]) -> pd.DataFrame:
+    """What was measured of the unedited model, as rows like those of trials: one per seed.
+
+    Trials on other data, on another model or with other evaluators see another unedited model: it has rows of its own,
+    with the values of the axes that tell it from the others. Where axes do not, there are no rows at all.
+    """
+    measured: dict[str, list[Point]] = {}
+    for point in plan.points:
+        if point.key in results:
+            measured.setdefault(_unedited_identity(plan.trials[point.key]), []).append(point)
+    groups = list(measured.values())
+    told = _telling(groups, plan.axes)
+    if len({str(values) for values in told}) < len(groups):
+        return pd.DataFrame()
+    rows = []
+    for points, values in zip(groups, told, strict=True):
+        by_seed = dict(reversed([(point.seed, point.key) for point in points]))  # the first trial of each
+        rows += [
+            {"arm": UNEDITED, **values, "seed": seed, "status": "finished", **_scores(results[key], "before")}
+            for seed, key in sorted(by_seed.items())
+        ]
+    metrics = [f"{one.key}{end}" for one in plan.measures for end in ("", "_low", "_high")]
+    return _frame(rows, ["arm", *plan.axes, "seed", "status", *metrics, "retention"], plan.axes)
+
+
+def _unedited_identity(trial: Trial) -> str:
+    """What decides the measurement of the unedited model, but for the seed."""
+    config = trial.config
+    parts = {
+        "model": [config.model, trial.contents.get("model"), config.device, config.dtype, config.chat_template],
+        "records": trial.contents["records"],
+        "evaluators": {name: config.settings.get(name) for name in config.evaluators},
+    }
+    return json.dumps(parts, sort_keys=True, default=str)
+
+
+def _telling(groups: Sequence[Sequence[Point]], axes: Sequence[str]) -> Sequence[Mapping[str, Any]]:
+    """For each group of points, its values of those axes that have one value in each group, but not the same in all."""
+    told: list[dict[str, Any]] = [{} for _ in groups]
+    for name in axes:
+        values = [[point.values.get(name) for point in points] for points in groups]
+        constant = all(value == found[0] for found in values for value in found)
+        if constant and any(found[0] != values[0][0] for found in values):
+            for group, found in zip(told, values, strict=True):
+                group[name] = found[0]
+    return told
 
 
 def mean_table(table: pd.DataFrame, axes: Sequence[str], metrics: Sequence[str]) -> pd.DataFrame:
@@ -184,16 +244,22 @@ def _head(plan: Plan, point: Point) -> dict[str, Any]:
 def _measured(result: _Result, point: Point) -> dict[str, Any]:
     summary = result.summary
     row: dict[str, Any] = {"edits": summary["edits"], "rejected": summary["rejected"]}
-    after, before = summary["after"], summary["before"]
-    for own, key in result.keys.items():
-        row[key] = _number(after.get(own))
-        row[f"{key}_low"], row[f"{key}_high"] = _over_facts(summary["averages"]["after"].get(own))
-        row[f"before_{key}"] = _number(before.get(own))
+    row |= _scores(result, "after")
+    row |= {f"before_{key}": _number(summary["before"].get(own)) for own, key in result.keys.items()}
     row["retention"] = 100 * _mean(result.held.to_numpy()[: -point.batch_size])
     for owner, counted in summary["extensions"].items():
         numbers = {name: value for name, value in counted.items() if isinstance(value, bool | int | float)}
         row |= {f"{owner}.{name}": float(value) for name, value in numbers.items()}
     return row
+
+
+def _scores(result: _Result, phase: Literal["before", "after"]) -> dict[str, float]:
+    """Every metric with its interval over facts."""
+    found: dict[str, float] = {}
+    for own, key in result.keys.items():
+        found[key] = _number(result.summary[phase].get(own))
+        found[f"{key}_low"], found[f"{key}_high"] = _over_facts(result.summary["averages"][phase].get(own))
+    return found
 
 
 def _over_facts(averaged: Mapping[str, Any] | None) -> tuple[float, float]:
