@@ -259,7 +259,7 @@ def test_an_unknown_study_is_refused(editctl: Call) -> None:
     assert "Unknown study 'gate'" in done.err
 
 
-@pytest.mark.parametrize("name", ["baseline", "replay", "lora", "trust"])
+@pytest.mark.parametrize("name", ["replay", "lora", "trust"])
 def test_the_studies_that_are_installed_can_be_planned(name: str) -> None:
     plugins = Plugins.load()
     if name not in plugins.components("study"):
