@@ -46,6 +46,8 @@ def test_it_reaches_what_it_promises(finished: tuple[Path, str]) -> None:
     assert after["ES"] >= 95
     assert after["PS"] >= 85
     assert after["NS"] >= before["NS"] - 5
+    assert before["facts_said"] <= 5, "the unedited model should say the true objects"
+    assert after["facts_said"] >= 90
     assert summary["edits"] == 20
 
 

@@ -41,7 +41,7 @@ class Measure(MetricSpec):
         """The value as tables show it, without its unit; ``-`` for what is not known."""
         if value is None or value != value:
             return "-"
-        return f"{value:.{digits}f}" if self.percent else f"{value:.4g}"
+        return f"{round(value, digits) + 0.0:.{digits}f}" if self.percent else f"{value:.4g}"  # no -0.0
 
     @property
     def heading(self) -> str:

@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from editcore.evaluation.measures import Measure
 from editcore.report.document import Cell, Column, Table, one_line
 
-__all__ = ["between", "change", "number", "records_table", "seconds"]
+__all__ = ["between", "change", "number", "quantity", "records_table", "seconds"]
 
 _MISSING = "n/a"
 
@@ -17,7 +18,14 @@ def number(value: float | None, digits: int = 1) -> Cell:
     """A number with so many digits behind the point; ``n/a`` for what could not be computed."""
     if value is None or math.isnan(value):
         return Cell(_MISSING, order=math.nan, tone="quiet")
-    return Cell(f"{value:,.{digits}f}", order=value)
+    return Cell(f"{round(value, digits) + 0.0:,.{digits}f}", order=value)  # no -0.0
+
+
+def quantity(value: float | None, measure: Measure | None) -> Cell:
+    """A metric's value as its metric is written; without one, as a percentage is."""
+    if measure is None or measure.percent or value is None or math.isnan(value):
+        return number(value)
+    return Cell(measure.text(value), order=value)
 
 
 def change(before: float | None, after: float | None, digits: int = 0) -> Cell:

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from editcore._util.files import json_text
 from editcore._util.words import counted
 from editcore.datasets import short_name
 from editcore.evaluation import Measure, Summary, retention_of, shown, summarize_frame
@@ -15,7 +16,7 @@ from editcore.figures.scores import per_relation_figure, summary_figure
 from editcore.figures.style import png
 from editcore.interfaces.metrics import HOLDS
 from editcore.interfaces.values import FactRecord, RejectedRequest
-from editcore.report.cells import between, change, number, records_table, seconds
+from editcore.report.cells import between, change, number, quantity, records_table, seconds
 from editcore.report.document import (
     Block,
     Cell,
@@ -86,7 +87,7 @@ def run_report(directory: Path, *, writer: str) -> Document:
         Section("Cost", list(_cost(run))),
         Section(
             "More figures",
-            [one for name, one in saved.items() if name not in _PLACED and not name.startswith("relations_")],
+            [one for name, one in saved.items() if name not in {*_PLACED, *map(_relations_name, run.summary.metrics)}],
         ),
         Section("Settings", list(_settings(run))),
         Section("Reproduce", list(_reproduce(run))),
@@ -145,10 +146,7 @@ def _headline(run: RunResults, before: Summary, after: Summary, title: str) -> I
 
 
 def _cell(measure: Measure, values: Mapping[str, float]) -> Cell:
-    value = values.get(measure.key)
-    if measure.percent or value is None or math.isnan(value):
-        return number(value)
-    return Cell(f"{value:.4g}", order=value)
+    return quantity(values.get(measure.key), measure)
 
 
 def _in_words(before: Summary, after: Summary) -> str:
@@ -226,7 +224,7 @@ def _relations(run: RunResults) -> Iterator[Block]:
     for one in told:
         if not one.of and one.share:
             yield Picture(
-                name=f"relations_{one.key}",
+                name=_relations_name(one),
                 png=png(per_relation_figure(old, new, measure=one, title=f"{one.label} by relation")),
                 alt=f"{one.label} of each relation before and after, in percent; the table has the numbers.",
             )
@@ -242,6 +240,10 @@ def _relations(run: RunResults) -> Iterator[Block]:
             for name, part in sorted(new.items())
         ],
     )
+
+
+def _relations_name(measure: Measure) -> str:
+    return f"relations_{measure.key}"
 
 
 def _changed(measure: Measure, old: Summary | None, new: Summary) -> Cell:
@@ -513,6 +515,8 @@ def _settings(run: RunResults) -> Iterator[Block]:
 def _shown(value: object) -> object:
     if isinstance(value, list):
         return ", ".join(one_line(_shown(part)) for part in value) or "none"
+    if isinstance(value, str) and value != one_line(value):  # a line break, say
+        return json_text(value)
     return "none" if value is None else value
 
 

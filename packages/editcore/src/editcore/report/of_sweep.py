@@ -14,7 +14,7 @@ from editcore._util.words import counted
 from editcore.evaluation.measures import Measure, legend, objectives_of, shown
 from editcore.interfaces.errors import RunError
 from editcore.interfaces.values import first_problem
-from editcore.report.cells import between, number, seconds
+from editcore.report.cells import between, number, quantity, seconds
 from editcore.report.document import (
     Block,
     Cell,
@@ -79,6 +79,13 @@ class _Sweep:
     table: pd.DataFrame
     means: pd.DataFrame
     timings: pd.DataFrame
+
+    def cells(self, row: Mapping[str, Any], name: str) -> tuple[Cell, Cell]:
+        """A metric's value in a row of a table, and its interval."""
+        measure = next((one for one in self.plan.metrics if one.key == name), None)
+        low, high = (_float(row.get(f"{name}_{end}", "")) for end in ("low", "high"))
+        ends = None if math.isnan(low) else (low, high)
+        return quantity(_float(row[name]), measure), between(ends) if measure is None else between(ends, measure.text)
 
     def metrics(self, table: pd.DataFrame) -> Mapping[str, str]:
         """Headings by the columns of a table that have metrics."""
@@ -216,17 +223,12 @@ def _means(sweep: _Sweep) -> Iterator[Block]:
             [
                 *(one_line(row[name]) for name in ("arm", *sweep.plan.axes)),
                 number(_float(row["seeds"]), 0),
-                *(cell for name in metrics for cell in (number(_float(row[name])), _interval(row, name))),
+                *(cell for name in metrics for cell in sweep.cells(row, name)),
             ]
             for row in _rows(sweep.means)
         ],
         search=len(sweep.means) > 12,
     )
-
-
-def _interval(row: Mapping[str, Any], name: str) -> Cell:
-    low, high = (_float(row.get(f"{name}_{end}", "")) for end in ("low", "high"))
-    return between(None if math.isnan(low) else (low, high))
 
 
 def _failures(sweep: _Sweep, link_to: Link) -> Iterator[Block]:
@@ -255,7 +257,7 @@ def _trials(sweep: _Sweep, link_to: Link) -> Table:
                 *(one_line(row[name]) for name in ("arm", *sweep.plan.axes)),
                 number(_float(row["seed"]), 0),
                 Cell(row["status"], tone="bad" if row["status"] == "failed" else ""),
-                *(number(_float(row[name])) for name in metrics),
+                *(sweep.cells(row, name)[0] for name in metrics),
                 Cell("n/a", order=math.nan, tone="quiet") if math.isnan(cost) else Cell(seconds(cost), order=cost),
             ]
         )

@@ -125,6 +125,7 @@ def _run(
     with clock.stage("before"):
         before = Before.read(directory, session.measures) if record is not None else None
         if before is not None:
+            _check_about(before.measured, records, directory)
             session.remember_unedited(before.measured, records)
         else:
             before = _before(session, records, prompts, config, shared)
@@ -183,6 +184,16 @@ def _run(
     if model is not None:
         session.close()
     return result
+
+
+def _check_about(found: Measurement, records: Sequence[FactRecord], directory: Path) -> None:
+    """Refuse what was kept of other facts."""
+    asked = {record.request.id for record in records}
+    if not asked.issuperset(one.request_id for observations in found.observations.values() for one in observations):
+        raise RunError(
+            f"What {directory} has kept of the unedited model is of other facts than the run's: its before.parquet is "
+            "damaged. Remove it and before.json to measure anew."
+        )
 
 
 def _before(
