@@ -27,13 +27,25 @@ from editcore.ledger.lines import FORMAT, BatchLine, HeaderLine, RevisionLine
 from editcore.locate_then_edit import LayerProblem
 from editcore.runs.results import Tally
 from editcore.testing import tiny_model, tiny_requests
+from pydantic import BaseModel
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 HOOKS = (DOCS / "plugins" / "hooks.md").read_text(encoding="utf-8")
-GUIDE = (DOCS / "plugins" / "write-a-plugin.md").read_text(encoding="utf-8")
-EVALUATORS = (DOCS / "plugins" / "evaluators.md").read_text(encoding="utf-8")
+CHAPTERS = {
+    "editors": "EditorContract",
+    "attachments": "AttachmentContract",
+    "backends": "BackendContract",
+    "extensions": "ExtensionContract",
+    "evaluators": "EvaluatorContract",
+    "datasets": "DatasetContract",
+    "executors": "ExecutorContract",
+}
+"""One for each kind of plugin, with its contract suite."""
+GUIDES = {name: (DOCS / "plugins" / f"{name}.md").read_text(encoding="utf-8") for name in ("write-a-plugin", *CHAPTERS)}
+"""The pages whose code is run."""
+GUIDE = GUIDES["write-a-plugin"]
 
 
 def name_of(path: Path) -> str:
@@ -76,6 +88,8 @@ def fields_in(text: str) -> set[str]:
 
 
 def field_names(described: type) -> set[str]:
+    if issubclass(described, BaseModel):
+        return set(described.model_fields)
     return {field.name for field in dataclasses.fields(described)}
 
 
@@ -129,14 +143,44 @@ def test_proposals_are_documented() -> None:
 
 
 def test_what_a_layer_is_asked_is_documented() -> None:
-    table = GUIDE.split("| field of `LayerProblem` |")[1].split("\n\n")[0]
+    table = GUIDES["editors"].split("| field of `LayerProblem` |")[1].split("\n\n")[0]
     assert fields_in(table) == field_names(LayerProblem)
 
 
-@pytest.mark.parametrize("described", [editcore.MetricSpec, editcore.Observation, editcore.EvaluationContext])
-def test_what_evaluators_say_and_are_told_is_documented(described: type) -> None:
-    table = EVALUATORS.split(f"| field of `{described.__name__}` |")[1].split("\n\n")[0]
+@pytest.mark.parametrize(
+    ("chapter", "described"),
+    [
+        ("editors", editcore.EditorSpec),
+        ("editors", editcore.Capabilities),
+        ("editors", editcore.EditBatch),
+        ("editors", editcore.EditContext),
+        ("attachments", editcore.AttachmentSpec),
+        ("attachments", editcore.Attachment),
+        ("backends", editcore.BackendSpec),
+        ("extensions", editcore.ExtensionSpec),
+        ("evaluators", editcore.EvaluatorSpec),
+        ("evaluators", editcore.MetricSpec),
+        ("evaluators", editcore.Observation),
+        ("evaluators", editcore.EvaluationContext),
+        ("datasets", editcore.DatasetSpec),
+        ("datasets", editcore.FactRecord),
+        ("datasets", editcore.Probe),
+        ("executors", editcore.ExecutorSpec),
+        ("executors", editcore.Outcome),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.__name__,
+)
+def test_a_chapter_has_every_field_of_what_its_plugins_make_or_are_given(chapter: str, described: type) -> None:
+    table = GUIDES[chapter].split(f"| field of `{described.__name__}` |")[1].split("\n\n")[0]
     assert fields_in(table) == field_names(described)
+
+
+@pytest.mark.parametrize("hook", REGISTRATION)
+def test_a_registration_hook_leads_to_the_chapter_of_its_kind(hook: str) -> None:
+    """There is none for model families, commands and components, which are no more than their announcement."""
+    chapter = hook.removeprefix("editcore_")
+    linked = re.findall(r"\]\((\w+)\.md\)", section(HOOKS, f"### {hook}(event)"))
+    assert linked == ([chapter] if chapter in CHAPTERS else [])
 
 
 def test_the_fields_of_results_are_documented() -> None:
@@ -233,7 +277,7 @@ def blocks(page: str) -> list[tuple[str, str]]:
     return [(path, f"# {path}\n{text}") for path, text in found]
 
 
-GUIDES_FILES = [*blocks(GUIDE), *blocks(EVALUATORS)]
+GUIDES_FILES = [block for page in GUIDES.values() for block in blocks(page)]
 
 
 @pytest.fixture(scope="module")
@@ -242,15 +286,20 @@ def guide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("guide")
     for path, text in GUIDES_FILES:
         target = folder / path
+        assert not target.exists(), f"two pages have a file {path}"
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text, encoding="utf-8")
-    for name in ("slow", "gentle", "nudge", "notes", "belief"):
+    for name in re.findall(r"^edit_(\w+)/plugin\.py$", "\n".join(path for path, _ in GUIDES_FILES), re.MULTILINE):
         info = folder / f"edit_{name}-0.1.0.dist-info"
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: edit-{name}\nVersion: 0.1.0\n", encoding="utf-8")
         (info / "entry_points.txt").write_text(f"[editcore]\n{name} = edit_{name}.plugin\n", encoding="utf-8")
-        assert (folder / f"edit_{name}" / "plugin.py").is_file()
     return folder
+
+
+def importing_from(folder: Path) -> dict[str, str]:
+    """The environment of a process that finds this folder's packages before those of this process."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
 
 
 def editctl(*arguments: str, path: Path) -> str:
@@ -259,7 +308,7 @@ def editctl(*arguments: str, path: Path) -> str:
         [sys.executable, "-c", code, *arguments],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(path), "COLUMNS": "200"},
+        env={**importing_from(path), "COLUMNS": "200"},
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
@@ -282,10 +331,10 @@ def session_with(
     )
 
 
-@pytest.mark.parametrize("page", [GUIDE, EVALUATORS], ids=["write-a-plugin", "evaluators"])
+@pytest.mark.parametrize("page", GUIDES)
 def test_every_code_block_of_the_guides_is_a_file(page: str) -> None:
     """Nothing is left out of these tests by a forgotten first line."""
-    assert len(re.findall(r"^```(?:python|toml)$", page, re.MULTILINE)) == len(blocks(page))
+    assert len(re.findall(r"^```(?:python|toml)$", GUIDES[page], re.MULTILINE)) == len(blocks(GUIDES[page]))
 
 
 def test_the_guide_starts_with_a_dozen_lines_that_work(
@@ -322,14 +371,17 @@ def test_the_guides_settings_are_described(guide: Path) -> None:
     ]
 
 
-def test_the_guides_tests_pass(guide: Path) -> None:
-    tests = [path for path, _ in GUIDES_FILES if path.startswith("tests/")]
+@pytest.mark.parametrize("page", GUIDES)
+def test_the_tests_of_a_guide_pass(guide: Path, page: str) -> None:
+    """The contract suite of its kind among them."""
+    tests = {path: text for path, text in blocks(GUIDES[page]) if path.startswith("tests/")}
+    assert f"({CHAPTERS.get(page, 'ExtensionContract')}):\n" in "".join(tests.values())
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "--import-mode=importlib", "-p", "no:cacheprovider", *tests],
         capture_output=True,
         text=True,
         cwd=guide,
-        env={**os.environ, "PYTHONPATH": str(guide)},
+        env=importing_from(guide),
         timeout=600,
     )
     assert done.returncode == 0, done.stdout + done.stderr
