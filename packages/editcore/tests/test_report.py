@@ -136,7 +136,9 @@ def test_a_report_has_everything_that_is_asked_of_it(editctl: Call, finished: Ca
     for one in known:
         row = measured[one["label"]]
         values = [results[phase][one["key"]] for phase in ("before", "after")]
-        assert [row["before"], row["after"]] == ["n/a" if value is None else f"{round(value, 1) + 0.0:.1f}" for value in values]
+        assert [row["before"], row["after"]] == [
+            "n/a" if value is None else f"{round(value, 1) + 0.0:.1f}" for value in values
+        ]
         averaged = results["averages"]["after"].get(one["key"])
         assert (row["facts"], row["unit"]) == ("" if averaged is None else str(averaged["facts"]), one["unit"])
         assert row["what it says"] == one["meaning"]
