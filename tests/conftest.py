@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import subprocess
 import sys
-from collections.abc import Callable
+import sysconfig
+import venv
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -81,3 +85,53 @@ def editctl(
         return SimpleNamespace(code=ended.value.code or 0, out=printed.out, err=printed.err)
 
     return call
+
+
+# What a stranger has: an environment, and wheels
+
+
+@pytest.fixture(scope="session")
+def build_wheels() -> Callable[[Path, Sequence[Path]], dict[str, Path]]:
+    """Builds a wheel of each of some packages, given as their folders, into a folder: the wheels by package."""
+
+    def build(out: Path, packages: Sequence[Path]) -> dict[str, Path]:
+        _pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", out, *packages)
+        return {package.name: next(out.glob(f"{package.name.replace('-', '_')}-*.whl")) for package in packages}
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def make_environment() -> Callable[..., Path]:
+    """Makes a virtual environment in a folder and installs wheels into it; gives its interpreter.
+
+    It sees the packages of the folder ``beside``, too; of none, those that are installed here. (With
+    ``--system-site-packages`` it would see those of the interpreter that an environment of ours was made with.)
+    """
+
+    def make(home: Path, wheels: Iterable[Path] = (), *, beside: Path | None = None) -> Path:
+        venv.create(home, symlinks=True)
+        [site] = home.glob("lib/python*/site-packages")
+        # addsitedir, unlike the line of a path, reads the .pth files of editable installations.
+        seen = [f"import site; site.addsitedir({folder!r})" for folder in running_sites()]
+        lines = seen if beside is None else [str(beside)]
+        (site / "beside.pth").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        python = home / "bin" / "python"
+        if wheels:
+            _pip("--python", python, "install", "--no-deps", "--no-index", *wheels)
+        return python
+
+    return make
+
+
+def running_sites() -> list[str]:
+    """Where the packages of the running interpreter are."""
+    return sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
+
+
+def _pip(*arguments: str | Path) -> None:
+    """Runs pip, blind to what PYTHONPATH names: what it installs is what wheels have."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"

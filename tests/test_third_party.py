@@ -1,22 +1,22 @@
-"""Five packages as a stranger writes them: installed beside editcore, and used as a user does.
+"""Six packages as a stranger writes them: installed from wheels beside editcore, and used as a user does.
 
 They stand in ``tests/third_party``: dense fine-tuning, an attention with its bias, a gated memory, and retrieval. What
 every editor is promised must hold for them: runs, resuming, undoing in any order, trust, packs, the backend lora. The
 fifth has a data set with questions of its own and an evaluator with metrics of its own, which must be seen wherever
-something is measured.
+something is measured. The sixth has a strategy for another package's extension, ``replay``.
 """
 
 from __future__ import annotations
 
 import ast
 import importlib
+import importlib.util
 import json
 import os
 import runpy
 import shutil
 import subprocess
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -65,12 +65,10 @@ every_attachment = pytest.mark.parametrize("case", ATTACHED, ids=str)
 
 
 class World:
-    """The packages in a folder, models and facts in another, and a process that has them."""
+    """Models and facts in a folder, and a process of the environment that has the packages."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.site = folder, folder / "site"
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
-        subprocess.run([*pip, "--target", self.site, *PACKAGES], check=True, timeout=300)
+    def __init__(self, folder: Path, python: Path) -> None:
+        self.folder, self.python = folder, python
         for family in ("gpt2", "llama"):
             tiny_model(family).save(folder / family)
         made = runpy.run_path(str(HERE / "third-retrieval" / "tests" / "test_contract.py"))
@@ -78,10 +76,8 @@ class World:
         self.prompts = self._write_facts()
         for name in ("cache", "log"):
             (folder / name).mkdir()
-        path = [str(self.site), *filter(None, [os.environ.get("PYTHONPATH")])]
         self.environment = {
             **os.environ,
-            "PYTHONPATH": os.pathsep.join(path),
             "EDITCORE_CACHE": str(folder / "cache"),
             "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": "1",
@@ -133,7 +129,7 @@ class World:
     def ask(self, call: str, **arguments: Any) -> dict[str, Any]:
         """An answer of the process; see ``third_party/worker.py``."""
         if self._process is None:
-            command = [sys.executable, HERE / "worker.py", self.folder / "log"]
+            command = [self.python, HERE / "worker.py", self.folder / "log"]
             self._process = subprocess.Popen(
                 command,
                 env=self.environment,
@@ -204,8 +200,14 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    made = World(tmp_path_factory.mktemp("world"))
+def world(
+    tmp_path_factory: pytest.TempPathFactory,
+    build_wheels: Callable[[Path, Sequence[Path]], dict[str, Path]],
+    make_environment: Callable[..., Path],
+) -> Iterator[World]:
+    folder = tmp_path_factory.mktemp("world")
+    wheels = build_wheels(folder / "wheels", PACKAGES)
+    made = World(folder, make_environment(folder / "environment", wheels.values()))
     yield made
     made.close()
 
@@ -228,10 +230,21 @@ def test_they_import_public_names_only() -> None:
 
 
 def test_they_keep_their_contracts(world: World) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", HERE]
+    command = [world.python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", HERE]
     done = subprocess.run(command, env=world.environment, cwd=HERE, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "passed" in done.stdout
+
+
+def test_they_are_in_their_environment_and_nowhere_else(world: World) -> None:
+    modules = [package.name.replace("-", "_") for package in PACKAGES]
+    code = f"import importlib.util; print(*[importlib.util.find_spec(name).origin for name in {modules}])"
+    found = subprocess.run(
+        [world.python, "-c", code], env=world.environment, capture_output=True, text=True, check=True, timeout=60
+    )
+    [site] = world.python.parent.parent.glob("lib/python*/site-packages")
+    assert found.stdout.split() == [str(site / module / "__init__.py") for module in modules]
+    assert [module for module in modules if importlib.util.find_spec(module) is not None] == []
 
 
 def test_they_are_listed_and_described(world: World) -> None:
@@ -609,3 +622,65 @@ def test_lora_leaves_attachments_beside_the_model(world: World, case: Case, tmp_
     run = tmp_path / "run"
     world.works(*world.options(case, "--plugin", "lora", "--out", run))
     assert world.state(run) == world.state(world.run(case))
+
+
+# A strategy of theirs for somebody else's extension
+
+
+IN_TURN = ("--plugin", "replay", "--set", "replay.replay_strategy=in-turn")
+
+
+@pytest.fixture(scope="module")
+def in_turn(world: World) -> Path:
+    """A run that replays by their strategy."""
+    directory = world.folder / "in-turn"
+    world.works(*world.options(FINETUNE, *IN_TURN, "--out", directory))
+    return directory
+
+
+def replayed(run: Path) -> list[list[str]]:
+    """By batch, the ids of the earlier facts that joined it."""
+    batches = [json.loads(line) for line in (run / "batches.jsonl").read_text().splitlines()]
+    return [[one["request_id"] for one in batch["evidence"] if one["replayed"]] for batch in batches]
+
+
+def test_their_strategy_chooses_what_is_replayed(world: World, in_turn: Path) -> None:
+    """The facts that wait longest, where ``recent`` takes the others."""
+    assert replayed(in_turn) == [[], ["f0"], ["f1"]]
+    recent = world.folder / "recent"
+    world.works(*world.options(FINETUNE, *IN_TURN[:-1], "replay.replay_strategy=recent", "--out", recent))
+    assert replayed(recent) == [[], ["f1"], ["f3"]]
+    assert world.now(recent) != world.now(in_turn)
+
+
+def test_their_strategy_is_described_and_a_wrong_name_shows_it(world: World, tmp_path: Path) -> None:
+    rows = {row["name"]: row for row in json.loads(world.works("plugins", "--json"))}
+    assert rows["in-turn"]["offers"] == {"editcore_components": ["in-turn"]}
+    assert "Each fact has its turn" in world.works("describe", "in-turn")
+    done = world.editctl(
+        *world.options(FINETUNE, *IN_TURN[:-1], "replay.replay_strategy=inturn", "--out", tmp_path / "run")
+    )
+    assert done.code == 2
+    assert "Did you mean 'in-turn'?" in done.err
+
+
+def test_a_killed_run_with_their_strategy_is_resumed_to_the_byte(world: World, in_turn: Path, tmp_path: Path) -> None:
+    out = tmp_path / "killed"
+    options = [str(one) for one in world.options(FINETUNE, *IN_TURN, "--out", out)]
+    ended = world.ask("killed", arguments=options, directory=str(out))
+    assert not ended["ended"], ended
+    assert not (out / "summary.json").exists()
+    world.works("run", "--resume", "--out", out)
+    assert replayed(out) == replayed(in_turn)
+    assert contents(out)["ledger.jsonl"] == contents(in_turn)["ledger.jsonl"]
+    assert world.now(out) == world.now(in_turn)
+
+
+def test_undone_and_redone_a_run_with_their_strategy_is_what_it_was(
+    world: World, in_turn: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(in_turn, tmp_path / "run"))
+    play(world, run, ["undo f0", "undo --batch 1"])
+    assert world.now(run) != world.now(in_turn)
+    play(world, run, ["redo --batch 1", "redo f0"])
+    assert world.state(run) == world.state(in_turn)

@@ -1,30 +1,40 @@
-"""The wheels: what is in them, and that each plugin's works beside editcore's and nothing else of ours."""
+"""The wheels: what is in them, that each plugin's works beside editcore's and nothing else of ours, and that each can
+be taken away from the others. At the end, a stranger's hour: from these wheels to a comparison with an own editor.
+"""
 
 from __future__ import annotations
 
 import email
 import json
 import os
+import re
+import shlex
 import subprocess
-import sys
 import sysconfig
-import venv
 import zipfile
+from collections.abc import Callable, Sequence
 from email.message import Message
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from editcore.plugins.scaffold import KINDS
+from editcore.testing import tiny_model
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = sorted(path.parent for path in ROOT.glob("packages/*/pyproject.toml"))
 PLUGINS = [package.name for package in PACKAGES if package.name != "editcore"]
+EDITORS = {"emmet", "memit", "rome"}
+USE = ROOT / "tests" / "use_plugins.py"
+GUIDE = ROOT / "docs" / "plugins" / "write-a-plugin.md"
 
 
-def run(*command: str | Path, cwd: Path) -> str:
-    """What a command prints, run outside the repository and blind to what else is set up here."""
+def run(*command: str | Path, cwd: Path, **more: str) -> str:
+    """What a command prints, run outside the repository and blind to what else is set up here; ``more`` is added to its
+    environment."""
     hidden = {"PYTHONPATH", "PYTHONHOME", "EDITCORE_DISABLE_PLUGINS"}
-    environment = {name: value for name, value in os.environ.items() if name not in hidden} | {"COLUMNS": "200"}
+    kept = {name: value for name, value in os.environ.items() if name not in hidden}
+    environment = {**kept, "COLUMNS": "200", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **more}
     done = subprocess.run(
         [str(part) for part in command], capture_output=True, text=True, cwd=cwd, env=environment, timeout=300
     )
@@ -33,14 +43,11 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def wheels(
+    tmp_path_factory: pytest.TempPathFactory, build_wheels: Callable[[Path, Sequence[Path]], dict[str, Path]]
+) -> dict[str, Path]:
     """A wheel of every package, by the package's name."""
-    built = {}
-    for package in PACKAGES:
-        out = tmp_path_factory.mktemp(package.name)
-        run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, package, cwd=out)
-        [built[package.name]] = out.glob("*.whl")
-    return built
+    return build_wheels(tmp_path_factory.mktemp("wheels"), PACKAGES)
 
 
 @pytest.fixture(scope="module")
@@ -62,30 +69,31 @@ def announces_plugins(path: Path) -> bool:
 
 
 @pytest.fixture
-def fresh(tmp_path: Path, others: Path) -> Path:
-    """The ``bin`` folder of a new environment that has what is installed here but nothing of ours."""
-    home = tmp_path / "venv"
-    venv.create(home, with_pip=False)
-    [site] = home.glob("lib/python*/site-packages")
-    (site / "others.pth").write_text(f"{others}\n", encoding="utf-8")
-    return home / "bin"
+def install(
+    tmp_path: Path, others: Path, wheels: dict[str, Path], make_environment: Callable[..., Path]
+) -> Callable[..., Path]:
+    """Makes a new environment that has what is installed here, and of ours only the packages named; gives its
+    ``bin``."""
+
+    def make(*packages: str) -> Path:
+        chosen = [wheels[package] for package in packages]
+        return make_environment(tmp_path / "venv", chosen, beside=others).parent
+
+    return make
 
 
-def install(fresh: Path, *wheels: Path) -> None:
-    pip = (sys.executable, "-m", "pip", "--python", fresh / "python")
-    run(*pip, "install", "--quiet", "--no-deps", "--no-index", *wheels, cwd=fresh)
-
-
-def test_editcore_and_emmet_alone_list_emmet_and_not_replay(fresh: Path, wheels: dict[str, Path]) -> None:
-    install(fresh, wheels["editcore"], wheels["edit-emmet"])
+def test_editcore_and_emmet_alone_list_emmet_and_not_replay(install: Callable[..., Path]) -> None:
+    fresh = install("editcore", "edit-emmet")
     listed = run(fresh / "editctl", "editors", cwd=fresh)
     assert [line.split()[0] for line in listed.splitlines()[1:]] == ["emmet"]
     assert "replay" not in run(fresh / "editctl", "plugins", cwd=fresh)
 
 
 @pytest.mark.parametrize("package", PLUGINS)
-def test_a_plugin_works_beside_editcore_alone(fresh: Path, wheels: dict[str, Path], package: str) -> None:
-    install(fresh, wheels["editcore"], wheels[package])
+def test_a_plugin_works_beside_editcore_alone(
+    install: Callable[..., Path], wheels: dict[str, Path], package: str, tiny_corpus: Path
+) -> None:
+    fresh = install("editcore", package)
     rows = {row["name"]: row for row in json.loads(run(fresh / "editctl", "plugins", "--json", cwd=fresh))}
     name = package.removeprefix("edit-")
     assert set(rows) == {"builtin", name}
@@ -94,15 +102,47 @@ def test_a_plugin_works_beside_editcore_alone(fresh: Path, wheels: dict[str, Pat
         assert (row["status"], row["reason"]) == ("active", "")
         assert row["version"] == metadata(wheels[row["distribution"]])["Version"]
         assert row["offers"]
-    module = package.replace("-", "_")
-    where = run(fresh / "python", "-c", f"import {module}; print({module}.__file__)", cwd=fresh)
-    assert where.startswith(str(fresh.parent))
+    found = json.loads(run(fresh / "python", USE, tiny_corpus, cwd=fresh, EDITCORE_CACHE=str(fresh.parent / "cache")))
+    [site] = fresh.parent.glob("lib/python*/site-packages")
+    assert found["imported"] == {package.replace("-", "_"): str(site)}
+    assert found["edited"] == ({name: works({name})} if name in EDITORS else {})
 
 
-def test_editcores_wheel_alone_starts_a_plugin_of_every_kind(
-    fresh: Path, wheels: dict[str, Path], tmp_path: Path
+def works(plugins: set[str]) -> dict[str, object]:
+    """What ``use_plugins.py`` says of an editor beside these plugins, if all of them take part."""
+    return {
+        "backend": "lora" if "lora" in plugins else "raw",
+        "replayed": int("replay" in plugins),
+        "verdicts": sorted({"trust"} & plugins),
+        "likelier": True,
+        "restored": True,
+        "active": 1,
+    }
+
+
+def test_without_any_one_plugin_the_others_work(
+    install: Callable[..., Path], wheels: dict[str, Path], tmp_path: Path, tiny_corpus: Path
 ) -> None:
-    install(fresh, wheels["editcore"])
+    """Absent: its wheel is not there. Disabled: it is, and EDITCORE_DISABLE_PLUGINS names it."""
+    fresh, names = install("editcore"), {package.removeprefix("edit-") for package in PLUGINS}
+    sites = {name: tmp_path / "sites" / name for name in sorted(names)}
+    for name, site in sites.items():
+        with zipfile.ZipFile(wheels[f"edit-{name}"]) as wheel:
+            wheel.extractall(site)
+    folders = [f"{name}={site}" for name, site in sites.items()]
+    printed = run(fresh / "python", USE, tiny_corpus, *folders, cwd=fresh, EDITCORE_CACHE=str(tmp_path / "cache"))
+    found = {(line.pop("without"), line.pop("how")): line for line in map(json.loads, printed.splitlines())}
+    assert set(found) == {(name, how) for name in names for how in ("absent", "disabled")}
+    for (name, how), line in found.items():
+        rest = names - {name}
+        blocked = {name: "blocked"} if how == "disabled" else {}
+        assert line["status"] == {**dict.fromkeys(("builtin", *rest), "active"), **blocked}
+        assert line["edited"] == {editor: works(rest) for editor in EDITORS & rest}
+        assert line["imported"] == {f"edit_{one}": str(sites[one]) for one in rest}
+
+
+def test_editcores_wheel_alone_starts_a_plugin_of_every_kind(install: Callable[..., Path], tmp_path: Path) -> None:
+    fresh = install("editcore")
     folder = tmp_path / "elsewhere"
     folder.mkdir()
     for kind in KINDS:
@@ -112,8 +152,8 @@ def test_editcores_wheel_alone_starts_a_plugin_of_every_kind(
         assert (folder / f"edit-my-{kind}" / "tests" / "test_contract.py").is_file()
 
 
-def test_importing_editcore_from_its_wheel_imports_nothing_heavy(fresh: Path, wheels: dict[str, Path]) -> None:
-    install(fresh, wheels["editcore"])
+def test_importing_editcore_from_its_wheel_imports_nothing_heavy(install: Callable[..., Path]) -> None:
+    fresh = install("editcore")
     code = "import sys, editcore; print(editcore.__file__, *{'torch', 'transformers', 'pandas'} & set(sys.modules))"
     printed = run(fresh / "python", "-c", code, cwd=fresh).split()
     assert len(printed) == 1
@@ -150,3 +190,56 @@ def metadata(wheel: Path) -> Message:
     with zipfile.ZipFile(wheel) as archive:
         [name] = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
         return email.message_from_bytes(archive.read(name))
+
+
+# A stranger's hour
+
+
+def the_guides_commands() -> list[str]:
+    """Those of the guide's last section, as they stand there."""
+    section = GUIDE.read_text(encoding="utf-8").partition("\n## From nothing to a comparison\n")[2]
+    [block] = re.findall(r"^```console\n(.*?)^```$", section.partition("\n## ")[0], re.MULTILINE | re.DOTALL)
+    return [line.removeprefix("$ ") for line in block.splitlines()]
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    """A cache that has the default model already: a tiny one with as many blocks as the presets speak of."""
+    folder = tmp_path / "cache" / "models" / "smollm2-135m"
+    tiny_model(num_layers=6).save(folder)
+    (folder / "editcore.json").write_text("{}", encoding="utf-8")
+    return tmp_path / "cache"
+
+
+def test_the_guide_leads_from_nothing_to_a_comparison(
+    install: Callable[..., Path], wheels: dict[str, Path], cache: Path, tmp_path: Path
+) -> None:
+    """Its commands as they stand there, in an empty folder and an environment without anything of ours. In place of the
+    default model stands a tiny one, and in place of the index a folder of wheels."""
+    commands, fresh, folder = the_guides_commands(), install(), tmp_path / "empty"
+    assert len(commands) < 10
+    folder.mkdir()
+    environment = {
+        "EDITCORE_CACHE": str(cache),
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": str(wheels["editcore"].parent),
+        "PIP_NO_BUILD_ISOLATION": "0",  # as if --no-build-isolation were given: pip reads it the other way round
+    }
+    printed = {}
+    for command in commands:
+        program, *arguments = shlex.split(command)
+        own = [fresh / program] if program == "editctl" else [fresh / "python", "-m", program]
+        printed[program, arguments[0]] = run(*own, *arguments, cwd=folder, **environment)
+    assert " passed" in printed["pytest", "./edit-my-method"]
+    rows = printed["editctl", "plugins"].splitlines()
+    assert [line.split()[:4] for line in rows if line.startswith("my-method")] == [
+        ["my-method", "edit-my-method", "0.1.0", "active"]
+    ]
+    assert "ridge" in printed["editctl", "describe"]
+    [summary] = folder.glob("runs/my-method-*/summary.json")
+    assert json.loads(summary.read_text(encoding="utf-8"))["edits"] == 10
+    table = pd.read_csv(folder / "runs" / "compare" / "comparison" / "comparison_mean.csv")
+    assert table["arm"].tolist() == ["unedited", "emmet", "memit", "my-method", "rome"]
+    assert table["score"].notna().all()
+    page = (folder / "runs" / "compare" / "report" / "index.html").read_text(encoding="utf-8")
+    assert "my-method" in page

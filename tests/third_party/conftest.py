@@ -1,6 +1,6 @@
 """The packages in here are a stranger's: their contract tests run where they are installed, and nowhere else.
 
-``tests/test_third_party.py`` installs them into a folder and runs pytest with it.
+``tests/test_third_party.py`` installs them into an environment of their own and runs pytest there.
 """
 
 from __future__ import annotations

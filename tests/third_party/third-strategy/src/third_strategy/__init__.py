@@ -1,0 +1,1 @@
+"""A strategy of replay, for editcore: each fact has its turn."""

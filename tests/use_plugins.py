@@ -1,0 +1,124 @@
+"""Uses all plugins that are installed in the environment that runs it, and prints what came of it, in a line of JSON.
+
+    python use_plugins.py CORPUS                        once
+    python use_plugins.py CORPUS NAME=FOLDER ...        twice for each NAME: without its folder, and with it disabled
+
+The folders hold a plugin each. ``tests/test_wheels.py`` runs it.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from editcore import EditRequest, EditSession, LanguageModel, Plugins
+from editcore.evaluation import score_targets
+from editcore.plugins import resolve
+from editcore.testing import tiny_model, tiny_requests
+
+QUICK = {"layers": [1], "context_templates": ["{}"], "v_num_grad_steps": 5}
+SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    "emmet": QUICK,
+    "memit": QUICK,
+    "rome": QUICK,
+    "trust": {"trust_threshold": 0.0, "trust_measure": False},
+    "replay": {"replay_rate": 1.0},
+}
+
+
+def main() -> None:
+    corpus, *arguments = sys.argv[1:]
+    sites = dict(argument.split("=", 1) for argument in arguments)
+    sys.path += sites.values()
+    if not sites:
+        sys.stdout.write(json.dumps(use(corpus)) + "\n")
+    for name in sites:
+        for how in ("absent", "disabled"):
+            child = os.fork()  # so that torch is imported once, and each plugin anew
+            if not child:
+                if how == "absent":
+                    sys.path.remove(sites[name])
+                else:
+                    os.environ["EDITCORE_DISABLE_PLUGINS"] = name
+                sys.stdout.write(json.dumps({"without": name, "how": how, **use(corpus)}) + "\n")
+                return
+            _, status = os.waitpid(child, 0)
+            if status:
+                raise SystemExit(f"with {name} {how}, the others do not work")
+
+
+def use(corpus: str) -> dict[str, Any]:
+    """Load everything that is announced; edit with each editor, and all extensions and backends beside it."""
+    plugins = Plugins.load()
+    rows = plugins.listing()
+    for name in {name for row in rows for names in row.offers.values() for name in names}:
+        for offer in plugins.named(name):
+            load(offer.spec)
+    return {
+        "status": {row.name: row.status for row in rows},
+        "edited": {name: edit(name, plugins, corpus) for name in plugins.editors()},
+        "imported": {
+            name: str(Path(str(module.__file__)).parents[1])
+            for name, module in sys.modules.items()
+            if name.startswith("edit_") and "." not in name
+        },
+    }
+
+
+def load(spec: Any) -> None:
+    """What a spec leads to: a class, a function, a file; its hyperparameters, too."""
+    if getattr(spec, "hparams", None) is not None:
+        resolve(spec.hparams)
+    if getattr(spec, "kind", None) == "study":
+        package, _, file = spec.target.partition(":")
+        assert importlib.resources.files(package).joinpath(file).is_file(), spec.target
+    else:
+        resolve(spec.target)
+
+
+def edit(name: str, plugins: Plugins, corpus: str) -> dict[str, Any]:
+    """Two batches and an undo; what shows that each part took part."""
+    extensions = sorted(set(plugins.extensions()) & set(SETTINGS))  # those of editcore itself listen only
+    [backend] = set(plugins.backends()) - {"raw"} or {"raw"}
+    session = EditSession.open(
+        tiny_model(),
+        editor=name,
+        plugins=extensions,
+        backend=backend,
+        settings={part: SETTINGS[part] for part in (name, *extensions)},
+        corpus=corpus,
+        corpus_tokens=1024,
+        registry=plugins,
+    )
+    requests = tiny_requests(2)
+    losses = [loss(session.model, requests[1])]
+    session.edit(requests, batch_size=1)
+    losses.append(loss(session.model, requests[1]))
+    last = session.ledger.entries[-1]
+    session.undo(requests[0].id)
+    active = len(session.requests)
+    session.close()
+    losses.append(loss(session.model, requests[1]))
+    return {
+        "backend": session.edited.spec.name,
+        "replayed": len(last.requests) - last.num_new,
+        "verdicts": sorted(last.verdicts),
+        "likelier": losses[1] < losses[0],
+        "restored": losses[2] == losses[0],
+        "active": active,
+    }
+
+
+def loss(model: LanguageModel, request: EditRequest) -> float:
+    """Mean NLL of the target's tokens."""
+    [score] = score_targets(model, [request.text], [request.target_new])
+    return score.nll
+
+
+if __name__ == "__main__":
+    main()
