@@ -382,19 +382,29 @@ def test_a_composite_is_made_of_its_own_evaluators_metrics() -> None:
     assert values == pytest.approx({"one.mid": 30.0, "one.a": 20.0, "b": 40.0, "two.a": 100.0})
 
 
-@pytest.mark.parametrize(
-    ("combine", "complaint"),
-    [
-        ("math:floor", r"The metric 'mid' of the evaluator 'e' failed: TypeError: .*"),
-        ("nowhere:mean", r"Cannot load 'nowhere:mean': ModuleNotFoundError: No module named 'nowhere'\."),
-    ],
-)
-def test_a_composite_that_fails_is_named(combine: str, complaint: str) -> None:
+def halves(combine: str) -> tuple[EvaluatorSpec, list[Observation]]:
+    """An evaluator with a composite of two metrics, and an observation of each."""
     announced = spec("e", plain("a"), plain("b"), composite("mid", "a", "b", combine=combine))
-    observations = [Observation(request_id="1", metric=name, value=0.5) for name in ("a", "b")]
+    return announced, [Observation(request_id="1", metric=name, value=0.5) for name in ("a", "b")]
+
+
+def test_a_composite_that_fails_is_named() -> None:
+    announced, observations = halves("math:floor")
     summary = Measurement(measures=measures_of([announced]), observations={"e": observations}).summary
-    with pytest.raises(PluginError, match=complaint):
+    with pytest.raises(PluginError, match=r"The metric 'mid' of the evaluator 'e' failed: TypeError: .*"):
         summary.values()
+
+
+def test_a_composite_that_cannot_be_loaded_stops_the_measurement_and_no_report() -> None:
+    """Whoever measures must have it; whoever reads what was measured need not."""
+    announced, observations = halves("nowhere:mean")
+    model: Any = None
+    with pytest.raises(
+        PluginError, match=r"Cannot load 'nowhere:mean': ModuleNotFoundError: No module named 'nowhere'"
+    ):
+        measure([(announced, Observes([]))], model, [])
+    summary = Measurement(measures=measures_of([announced]), observations={"e": observations}).summary
+    assert summary.values() == {"a": 50.0, "b": 50.0}
 
 
 def test_facts_are_counted_by_evaluator() -> None:
