@@ -9,9 +9,10 @@ import subprocess
 import sys
 import sysconfig
 import venv
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -135,3 +136,71 @@ def _pip(*arguments: str | Path) -> None:
     command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+
+
+class Worker:
+    """A process that runs what it is asked, where some packages are installed; see ``third_party/worker.py``."""
+
+    def __init__(self, python: Path | str, folder: Path, environment: Mapping[str, str]) -> None:
+        (folder / "log").mkdir(exist_ok=True)
+        command = [python, Path(__file__).parent / "third_party" / "worker.py", folder / "log"]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, env=environment, cwd=folder, stdin=pipe, stdout=pipe, text=True)
+
+    def ask(self, call: str, **arguments: Any) -> dict[str, Any]:
+        """Its answer."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps({"call": call, **arguments}) + "\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        assert answer, f"the process ended while it was asked {call}: {arguments}"
+        found: dict[str, Any] = json.loads(answer)
+        return found
+
+    def works(self, *arguments: object) -> str:
+        """What an ``editctl`` command prints; it must succeed."""
+        done = self.ask("editctl", arguments=[str(one) for one in arguments])
+        assert done["code"] == 0, f"{' '.join(map(str, arguments))}\n{done['out']}\n{done['err']}"
+        return str(done["out"])
+
+    def close(self) -> None:
+        """End it."""
+        self._process.kill()
+        self._process.communicate()
+
+
+@pytest.fixture(scope="session")
+def start_worker() -> type[Worker]:
+    """Starts such a process: with an interpreter, in a folder, with an environment."""
+    return Worker
+
+
+# What a run leaves
+
+
+@pytest.fixture(scope="session")
+def contents() -> Callable[[Path], dict[str, object]]:
+    """Every file of a run directory by its path in it, without the times in it."""
+
+    def read(directory: Path) -> dict[str, object]:
+        found: dict[str, object] = {}
+        for path in sorted(path for path in directory.rglob("*") if path.is_file()):
+            name = path.relative_to(directory).as_posix()
+            if path.suffix in (".json", ".jsonl") and name != "ledger.jsonl":
+                lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
+                found[name] = [timeless(json.loads(line)) for line in lines]
+            else:
+                found[name] = path.read_bytes()
+        return found
+
+    return read
+
+
+_TIMES = {"seconds", "seconds_per_edit", "peak_memory_bytes", "stages", "started", "command"}
+
+
+def timeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: timeless(part) for name, part in value.items() if name not in _TIMES}
+    return [timeless(part) for part in value] if isinstance(value, list) else value

@@ -15,7 +15,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ class World:
     """A package of each kind, written into an empty folder and installed into another one, and a process that uses
     them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, start_worker: Callable[..., Any]) -> None:
         self.folder = folder / "here"
         self.folder.mkdir()
         self.printed: dict[str, str] = {}
@@ -66,8 +66,7 @@ class World:
         site = folder / "site"
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target", site]
         subprocess.run([*pip, *(self.package(kind) for kind in KINDS)], check=True, timeout=300)
-        for name in ("cache", "log"):
-            (folder / name).mkdir()
+        (folder / "cache").mkdir()
         path = [str(site), *filter(None, [os.environ.get("PYTHONPATH")])]
         self.environment = {
             **os.environ,
@@ -92,36 +91,12 @@ class World:
             "--editor", EDITOR, "--corpus", folder / "corpus.txt", "--corpus-tokens", 1000, "--set", "layers=[1]",
             "--set", "v_num_grad_steps=5", "--set", "context_count=2",
         ]  # fmt: skip
-        command = [sys.executable, ROOT / "tests" / "third_party" / "worker.py", folder / "log"]
-        self._process = subprocess.Popen(
-            command,
-            env=self.environment,
-            cwd=self.folder,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        self._worker = start_worker(sys.executable, self.folder, self.environment)
+        self.ask, self.works, self.close = self._worker.ask, self._worker.works, self._worker.close
 
     def package(self, kind: str) -> Path:
         """Where it was written."""
         return self.folder / f"edit-my-{kind}"
-
-    def ask(self, call: str, **arguments: Any) -> dict[str, Any]:
-        """An answer of the process; see ``third_party/worker.py``."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps({"call": call, **arguments}) + "\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        assert answer, f"the process ended while it was asked {call}: {arguments}"
-        found: dict[str, Any] = json.loads(answer)
-        return found
-
-    def works(self, *arguments: object) -> str:
-        """What an ``editctl`` command prints; it must succeed."""
-        done = self.ask("editctl", arguments=[str(one) for one in arguments])
-        assert done["code"] == 0, f"{' '.join(map(str, arguments))}\n{done['out']}\n{done['err']}"
-        return str(done["out"])
 
     def run(self, kind: str, *options: object) -> Path:
         """The run that ``editctl new`` says to make, with options behind its own: the last ones win."""
@@ -130,15 +105,10 @@ class World:
         self.works(*shlex.split(line), *self.small, *options, "--out", directory)
         return directory
 
-    def close(self) -> None:
-        """End the process."""
-        self._process.kill()
-        self._process.communicate()
-
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    made = World(tmp_path_factory.mktemp("new"))
+def world(tmp_path_factory: pytest.TempPathFactory, start_worker: Callable[..., Any]) -> Iterator[World]:
+    made = World(tmp_path_factory.mktemp("new"), start_worker)
     yield made
     made.close()
 

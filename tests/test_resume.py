@@ -21,7 +21,7 @@ from editcore.runs.reopening import open_run
 
 ROOT = Path(__file__).resolve().parent.parent
 Call = Callable[..., SimpleNamespace]
-TIMES = {"seconds", "seconds_per_edit", "peak_memory_bytes", "stages", "started", "command"}
+Contents = Callable[[Path], dict[str, object]]
 
 
 @pytest.fixture
@@ -39,32 +39,22 @@ def options(tiny_folder: Path, tiny_facts: Path, tiny_corpus: Path) -> list[obje
 
 
 @pytest.fixture
-def whole(editctl: Call, options: list[object], tmp_path: Path) -> dict[str, object]:
+def whole(editctl: Call, options: list[object], tmp_path: Path, everything: Contents) -> dict[str, object]:
     """What a run leaves that nothing ended."""
     done = editctl(*options, "--out", tmp_path / "whole")
     assert done.code == 0, done.err
-    return contents(tmp_path / "whole")
+    return everything(tmp_path / "whole")
 
 
-def contents(directory: Path) -> dict[str, object]:
-    """Every file without the times in it, and the weights."""
-    edited, _ = open_run(directory)
-    found: dict[str, object] = {"weights": edited.model.fingerprint()}
-    for path in sorted(directory.rglob("*")):
-        if path.is_file():
-            name = str(path.relative_to(directory))
-            if path.suffix in (".json", ".jsonl") and name != "ledger.jsonl":
-                lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
-                found[name] = [timeless(json.loads(line)) for line in lines]
-            else:
-                found[name] = path.read_bytes()
-    return found
+@pytest.fixture
+def everything(contents: Contents) -> Contents:
+    """Every file of a run without the times in it, and the weights."""
 
+    def read(directory: Path) -> dict[str, object]:
+        edited, _ = open_run(directory)
+        return {"weights": edited.model.fingerprint(), **contents(directory)}
 
-def timeless(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: timeless(part) for name, part in value.items() if name not in TIMES}
-    return [timeless(part) for part in value] if isinstance(value, list) else value
+    return read
 
 
 def assert_same(found: dict[str, object], expected: dict[str, object]) -> None:
@@ -95,7 +85,12 @@ def count_syncs(editctl: Call, options: list[object], out: Path, monkeypatch: py
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_process_that_dies_between_any_two_durable_writes(
-    editctl: Call, options: list[object], whole: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    editctl: Call,
+    options: list[object],
+    whole: dict[str, object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    everything: Contents,
 ) -> None:
     """A child ends itself like SIGKILL does, without any clean-up, at each call in turn; then the run is resumed."""
     calls = count_syncs(editctl, options, tmp_path / "counted", monkeypatch)
@@ -112,7 +107,7 @@ def test_a_process_that_dies_between_any_two_durable_writes(
         before = (out / "ledger.jsonl").read_bytes() if (out / "ledger.jsonl").exists() else b""
         done = editctl(*options, "--out", out, "--resume")
         assert done.code == 0, f"call {at}: {done.err}"
-        assert_same(contents(out), whole)
+        assert_same(everything(out), whole)
         complete = before[: before.rfind(b"\n") + 1]
         assert (out / "ledger.jsonl").read_bytes().startswith(complete)
         lines.append(complete)
@@ -127,6 +122,7 @@ def test_a_disk_that_refuses_at_any_durable_write(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     number: int,
+    everything: Contents,
 ) -> None:
     calls = count_syncs(editctl, options, tmp_path / "counted", monkeypatch)
 
@@ -147,7 +143,7 @@ def test_a_disk_that_refuses_at_any_durable_write(
             assert f"go on with: editctl run --resume --out {out}" in done.err
         again = editctl(*options, "--out", out, "--resume")
         assert again.code == 0, f"call {at}: {again.err}"
-        assert_same(contents(out), whole)
+        assert_same(everything(out), whole)
 
 
 @pytest.fixture
@@ -169,7 +165,7 @@ def mount(*arguments: object) -> bool:
 
 
 def test_a_disk_that_is_really_full_and_then_read_only(
-    editctl: Call, options: list[object], whole: dict[str, object], small_disk: Path
+    editctl: Call, options: list[object], whole: dict[str, object], small_disk: Path, everything: Contents
 ) -> None:
     out, sentences = small_disk / "out", []
     for size in range(64, 1024, 32):
@@ -179,7 +175,7 @@ def test_a_disk_that_is_really_full_and_then_read_only(
             break
         sentences += [line for line in done.err.splitlines() if line.startswith("Error: ")]
         assert (done.code, "Traceback" in done.err) == (2, False)
-    assert_same(contents(out), whole)
+    assert_same(everything(out), whole)
     assert len(sentences) > 1
     assert all(sentence.startswith("Error: Cannot write ") for sentence in sentences)
     assert all("No space left on device" in sentence for sentence in sentences)
@@ -190,7 +186,12 @@ def test_a_disk_that_is_really_full_and_then_read_only(
 
 
 def test_ctrl_c_says_how_to_go_on(
-    editctl: Call, options: list[object], whole: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    editctl: Call,
+    options: list[object],
+    whole: dict[str, object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    everything: Contents,
 ) -> None:
     out = tmp_path / "out"
     propose = EmmetEditor.propose
@@ -208,11 +209,16 @@ def test_ctrl_c_says_how_to_go_on(
     assert len(Ledger.read(out).entries) == 1
     assert not (out / "run.lock").exists()
     assert editctl("run", "--resume", "--out", out).code == 0
-    assert_same(contents(out), whole)
+    assert_same(everything(out), whole)
 
 
 def test_ctrl_c_waits_for_a_batch_that_is_being_written(
-    editctl: Call, options: list[object], whole: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    editctl: Call,
+    options: list[object],
+    whole: dict[str, object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    everything: Contents,
 ) -> None:
     out = tmp_path / "out"
     append = Ledger.append
@@ -230,7 +236,7 @@ def test_ctrl_c_waits_for_a_batch_that_is_being_written(
         signal.signal(signal.SIGINT, inherited)
     assert [entry.batch for entry in Ledger.read(out).entries] == [0]
     assert editctl("run", "--resume", "--out", out).code == 0
-    assert_same(contents(out), whole)
+    assert_same(everything(out), whole)
 
 
 def test_ctrl_c_before_anything_is_written_leaves_nothing(
@@ -302,14 +308,14 @@ def stopped(editctl: Call, options: list[object], tmp_path: Path, monkeypatch: p
 
 
 def test_everything_comes_from_the_run(
-    editctl: Call, stopped: Path, whole: dict[str, object], tiny_facts: Path, tmp_path: Path
+    editctl: Call, stopped: Path, whole: dict[str, object], tiny_facts: Path, tmp_path: Path, everything: Contents
 ) -> None:
     """The data file may have changed; what is given again and agrees is no error."""
     done = editctl(
         "run", "--resume", "--out", stopped, "--seed", 0, "--set", "v_num_grad_steps=2", "--plugin", "replay"
     )
     assert done.code == 0, done.err
-    assert_same(contents(stopped), whole)
+    assert_same(everything(stopped), whole)
     again = editctl("run", "--resume", "--out", stopped)
     assert (again.code, again.out) == (0, f"The run in {stopped} is finished; there is nothing to resume.\n")
 

@@ -29,7 +29,6 @@ from editcore.testing import tiny_model, tiny_requests
 
 HERE = Path(__file__).resolve().parent / "third_party"
 PACKAGES = sorted(path.parent for path in HERE.glob("third-*/pyproject.toml"))
-TIMES = {"seconds", "seconds_per_edit", "peak_memory_bytes", "stages", "started", "command"}
 LOOSE = {
     "trust_threshold": 0, "trust_min_efficacy": 0, "trust_min_retention": 0, "trust_max_kl": 1e9,
     "trust_max_perplexity_ratio": 1e9, "trust_max_norm_growth": 1e9, "trust_text_tokens": 64,
@@ -57,6 +56,7 @@ RETRIEVAL = Case("retrieval", "repeating", (), attachment=True)
 CASES = (FINETUNE, ATTENTION, MEMORY, RETRIEVAL)
 ATTACHED = (MEMORY, RETRIEVAL)
 NUM_FACTS, BATCH = 6, 2
+Contents = Callable[[Path], dict[str, object]]
 EVALUATORS = ("consequences", "counterfact", "generation")
 THEIRS = ("consistent", "surprise", "consequences.unchanged", "balance")
 """What the tables call their metrics: ``generation`` has one that is called ``unchanged``, too."""
@@ -67,15 +67,14 @@ every_attachment = pytest.mark.parametrize("case", ATTACHED, ids=str)
 class World:
     """Models and facts in a folder, and a process of the environment that has the packages."""
 
-    def __init__(self, folder: Path, python: Path) -> None:
+    def __init__(self, folder: Path, python: Path, start_worker: Callable[..., Any]) -> None:
         self.folder, self.python = folder, python
         for family in ("gpt2", "llama"):
             tiny_model(family).save(folder / family)
         made = runpy.run_path(str(HERE / "third-retrieval" / "tests" / "test_contract.py"))
         made["repeating_model"]().save(folder / "repeating")
         self.prompts = self._write_facts()
-        for name in ("cache", "log"):
-            (folder / name).mkdir()
+        (folder / "cache").mkdir()
         self.environment = {
             **os.environ,
             "EDITCORE_CACHE": str(folder / "cache"),
@@ -83,7 +82,7 @@ class World:
             "OMP_NUM_THREADS": "1",
             "TOKENIZERS_PARALLELISM": "false",
         }
-        self._process: subprocess.Popen[str] | None = None
+        self._start, self._worker = start_worker, None
         self._runs: dict[str, Path] = {}
 
     def _write_facts(self) -> list[str]:
@@ -128,23 +127,9 @@ class World:
 
     def ask(self, call: str, **arguments: Any) -> dict[str, Any]:
         """An answer of the process; see ``third_party/worker.py``."""
-        if self._process is None:
-            command = [self.python, HERE / "worker.py", self.folder / "log"]
-            self._process = subprocess.Popen(
-                command,
-                env=self.environment,
-                cwd=self.folder,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps({"call": call, **arguments}) + "\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        assert answer, f"the process ended while it was asked {call}: {arguments}"
-        found: dict[str, Any] = json.loads(answer)
+        if self._worker is None:
+            self._worker = self._start(self.python, self.folder, self.environment)
+        found: dict[str, Any] = self._worker.ask(call, **arguments)
         return found
 
     def editctl(self, *arguments: object) -> SimpleNamespace:
@@ -194,9 +179,8 @@ class World:
 
     def close(self) -> None:
         """End the process."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.communicate()
+        if self._worker is not None:
+            self._worker.close()
 
 
 @pytest.fixture(scope="module")
@@ -204,10 +188,11 @@ def world(
     tmp_path_factory: pytest.TempPathFactory,
     build_wheels: Callable[[Path, Sequence[Path]], dict[str, Path]],
     make_environment: Callable[..., Path],
+    start_worker: Callable[..., Any],
 ) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("world")
     wheels = build_wheels(folder / "wheels", PACKAGES)
-    made = World(folder, make_environment(folder / "environment", wheels.values()))
+    made = World(folder, make_environment(folder / "environment", wheels.values()), start_worker)
     yield made
     made.close()
 
@@ -268,7 +253,7 @@ def test_a_run_makes_the_targets_likelier(world: World, case: Case) -> None:
 
 
 @every_editor
-def test_a_killed_run_is_resumed_to_the_byte(world: World, case: Case, tmp_path: Path) -> None:
+def test_a_killed_run_is_resumed_to_the_byte(world: World, case: Case, tmp_path: Path, contents: Contents) -> None:
     whole, out = world.run(case), tmp_path / "killed"
     arguments = [str(one) for one in [*world.trusted(case), "--out", out]]
     ended = world.ask("killed", arguments=arguments, directory=str(out))
@@ -282,25 +267,6 @@ def test_a_killed_run_is_resumed_to_the_byte(world: World, case: Case, tmp_path:
     assert sorted(found) == sorted(expected)
     assert [name for name in expected if found[name] != expected[name]] == []
     assert world.now(out) == world.now(whole)
-
-
-def contents(directory: Path) -> dict[str, object]:
-    """Every file, without the times in it."""
-    found: dict[str, object] = {}
-    for path in sorted(path for path in directory.rglob("*") if path.is_file()):
-        name = path.relative_to(directory).as_posix()
-        if path.suffix in (".json", ".jsonl") and name != "ledger.jsonl":
-            lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
-            found[name] = [timeless(json.loads(line)) for line in lines]
-        else:
-            found[name] = path.read_bytes()
-    return found
-
-
-def timeless(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: timeless(part) for name, part in value.items() if name not in TIMES}
-    return [timeless(part) for part in value] if isinstance(value, list) else value
 
 
 # Undoing
@@ -538,7 +504,7 @@ def test_their_metrics_are_in_the_pictures_and_the_report(world: World, asked: S
 
 
 def test_a_killed_run_compares_with_the_unedited_model_all_the_same(
-    world: World, asked: SimpleNamespace, tmp_path: Path
+    world: World, asked: SimpleNamespace, tmp_path: Path, contents: Contents
 ) -> None:
     out = tmp_path / "killed"
     ended = world.ask("killed", arguments=[str(one) for one in world.asking("--out", out)], directory=str(out))
@@ -664,7 +630,9 @@ def test_their_strategy_is_described_and_a_wrong_name_shows_it(world: World, tmp
     assert "Did you mean 'in-turn'?" in done.err
 
 
-def test_a_killed_run_with_their_strategy_is_resumed_to_the_byte(world: World, in_turn: Path, tmp_path: Path) -> None:
+def test_a_killed_run_with_their_strategy_is_resumed_to_the_byte(
+    world: World, in_turn: Path, tmp_path: Path, contents: Contents
+) -> None:
     out = tmp_path / "killed"
     options = [str(one) for one in world.options(FINETUNE, *IN_TURN, "--out", out)]
     ended = world.ask("killed", arguments=options, directory=str(out))

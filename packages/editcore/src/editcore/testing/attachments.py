@@ -16,7 +16,7 @@ from editcore.models.edited import EditedModel
 from editcore.plugins.registry import Plugins, resolve
 from editcore.runs.backends import RawBackend
 from editcore.testing.contract import Contract, MakeModel, ModelState, imports_nothing_heavy, same_bits
-from editcore.testing.tiny import tiny_model, tiny_requests
+from editcore.testing.tiny import tiny_requests
 
 __all__ = ["AttachmentContract"]
 
@@ -41,11 +41,6 @@ class AttachmentContract(Contract):
     def prompts(self) -> tuple[str, ...]:
         """What the model is asked."""
         return tuple(request.text for request in tiny_requests(4))
-
-    @pytest.fixture
-    def make_model(self) -> MakeModel:
-        """Makes the same new model each time."""
-        return tiny_model
 
     @pytest.fixture
     def spec(self, registry: Plugins, attachment_kind: str) -> AttachmentSpec:

@@ -52,11 +52,6 @@ class BackendContract(Contract):
         """The name under which the backend is announced."""
         raise NotImplementedError("give the fixture backend_name")
 
-    @pytest.fixture
-    def hparams(self) -> dict[str, object]:
-        """Hyperparameters of the backend."""
-        return {}
-
     @pytest.fixture(params=["llama", "gpt2"])
     def make_model(self, request: pytest.FixtureRequest) -> MakeModel:
         """Makes the same new model each time: one that stores (out, in), one that stores (in, out).

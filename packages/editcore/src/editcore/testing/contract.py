@@ -23,7 +23,7 @@ from editcore.models import LanguageModel
 from editcore.plugins.registry import DISABLE_VARIABLE, Plugins
 from editcore.runs.session import EditSession
 from editcore.settings.hparams import HParams, build
-from editcore.testing.tiny import tiny_requests
+from editcore.testing.tiny import tiny_model, tiny_requests
 
 __all__ = [
     "CORPUS_TOKENS",
@@ -48,7 +48,7 @@ MakeModel = Callable[[], LanguageModel]
 
 
 class Contract:
-    """What all suites share: a fresh tiny model, and the refusal of silent overrides."""
+    """What all suites share: the usual fixtures, and the refusal of silent overrides."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -69,6 +69,16 @@ class Contract:
     def registry(self) -> Plugins:
         """The plugins that are installed."""
         return Plugins.load()
+
+    @pytest.fixture
+    def hparams(self) -> dict[str, object]:
+        """Hyperparameters of what is tested, as JSON has them; small numbers keep tests fast."""
+        return {}
+
+    @pytest.fixture
+    def make_model(self) -> MakeModel:
+        """Makes the same new model each time."""
+        return tiny_model
 
     @pytest.fixture
     def corpus(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:

@@ -31,11 +31,6 @@ class DatasetContract(Contract):
         raise NotImplementedError("give the fixture dataset_name")
 
     @pytest.fixture
-    def hparams(self) -> dict[str, object]:
-        """Hyperparameters of the data set, as JSON has them."""
-        return {}
-
-    @pytest.fixture
     def spec(self, registry: Plugins, dataset_name: str) -> DatasetSpec:
         """The announcement."""
         return registry.dataset(dataset_name)

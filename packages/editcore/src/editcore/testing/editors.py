@@ -38,7 +38,7 @@ from editcore.testing.contract import (
     same_bits,
     survives_json,
 )
-from editcore.testing.tiny import tiny_model, tiny_requests
+from editcore.testing.tiny import tiny_requests
 
 __all__ = ["EditorContract"]
 
@@ -55,11 +55,6 @@ class EditorContract(Contract):
     def hparams(self) -> dict[str, object]:
         """Hyperparameters for a model of three blocks, as a preset would hold them; small numbers keep tests fast."""
         raise NotImplementedError("give the fixture hparams")
-
-    @pytest.fixture
-    def make_model(self) -> MakeModel:
-        """Makes the same new model each time."""
-        return tiny_model
 
     @pytest.fixture
     def requests_to_edit(self) -> tuple[EditRequest, ...]:

@@ -35,7 +35,7 @@ from editcore.testing.contract import (
     imports_nothing_heavy,
     survives_json,
 )
-from editcore.testing.tiny import tiny_model, tiny_records
+from editcore.testing.tiny import tiny_records
 
 __all__ = ["EvaluatorContract"]
 
@@ -56,16 +56,6 @@ class EvaluatorContract(Contract):
     def evaluator_name(self) -> str:
         """The name under which the evaluator is announced."""
         raise NotImplementedError("give the fixture evaluator_name")
-
-    @pytest.fixture
-    def hparams(self) -> dict[str, object]:
-        """Hyperparameters of the evaluator; small numbers keep tests fast."""
-        return {}
-
-    @pytest.fixture
-    def make_model(self) -> MakeModel:
-        """Makes the same new model each time."""
-        return tiny_model
 
     @pytest.fixture
     def records(self) -> tuple[FactRecord, ...]:

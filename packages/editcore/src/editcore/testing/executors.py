@@ -30,11 +30,6 @@ class ExecutorContract(Contract):
         raise NotImplementedError("give the fixture executor_name")
 
     @pytest.fixture
-    def hparams(self) -> dict[str, object]:
-        """Hyperparameters of the executor."""
-        return {}
-
-    @pytest.fixture
     def executor(self, registry: Plugins, executor_name: str, hparams: dict[str, object]) -> Iterator[Executor]:
         """One that is closed when the test is over."""
         made = make_executor(registry, executor_name, hparams)

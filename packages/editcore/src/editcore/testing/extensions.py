@@ -33,7 +33,7 @@ from editcore.testing.contract import (
     survives_json,
 )
 from editcore.testing.suite_editor import NAME, with_suite_editor
-from editcore.testing.tiny import tiny_model, tiny_records
+from editcore.testing.tiny import tiny_records
 
 __all__ = ["ExtensionContract"]
 
@@ -52,11 +52,6 @@ class ExtensionContract(Contract):
         raise NotImplementedError("give the fixture extension_name")
 
     @pytest.fixture
-    def hparams(self) -> dict[str, object]:
-        """Hyperparameters of the extension."""
-        return {}
-
-    @pytest.fixture
     def registry(self) -> Plugins:
         """The plugins that are installed, and the suite's own editor."""
         return with_suite_editor()
@@ -70,11 +65,6 @@ class ExtensionContract(Contract):
     def editor_hparams(self) -> dict[str, object]:
         """Its hyperparameters."""
         return {}
-
-    @pytest.fixture
-    def make_model(self) -> MakeModel:
-        """Makes the same new model each time."""
-        return tiny_model
 
     @pytest.fixture
     def records(self) -> tuple[FactRecord, ...]:
