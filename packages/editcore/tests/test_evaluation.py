@@ -737,8 +737,9 @@ def asked_records(model: LanguageModel, count: int = 8) -> list[FactRecord]:
 
 
 EVERYTHING = GenerationHParams(
-    sample=None, further=None, paraphrases=9, consequences=9, elsewhere=9, continuations=2, continuation_tokens=30
-)
+    sample=None, further=None, paraphrases=9, consequences=9, elsewhere=9, answer_tokens=10, continuations=2,
+    continuation_tokens=30,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -874,13 +875,29 @@ def test_probes_are_taken_evenly_and_no_more_than_asked_for(speaker: LanguageMod
 
 def test_answers_of_a_probe_and_openings_of_a_record_are_its_own(speaker: LanguageModel) -> None:
     [request] = tiny_requests(1)
-    [said] = speaker.generate(["So it is that"], max_new_tokens=10)
+    [said] = speaker.generate(["So it is that"], max_new_tokens=8)
     own = Probe(kind="paraphrase", prompt="So it is that", answers=("never", said.split()[-1]))
     opening = Probe(kind="generation", prompt="My name is")
     record = FactRecord(request=request, probes=(own, opening))
     found = GenerationEvaluator().evaluate(speaker, [record], EvaluationContext())
     assert [one.value for one in by_metric(found, "paraphrases_said")] == [1.0]
     assert [one.prompt for one in by_metric(found, "distinct_bigrams")] == ["My name is"]
+
+
+@pytest.mark.parametrize("stop", [("a",), ("e", "n"), (" ",), ("an",)])
+def test_answers_end_early_at_a_stop_only_where_it_is_one(speaker: LanguageModel, stop: tuple[str, ...]) -> None:
+    """With objects that hold a stop and objects that hold none: as cut from the whole text afterwards."""
+    asked = asked_records(speaker)
+    hparams = EVERYTHING.model_copy(update={"stop": stop})
+    for one in GenerationEvaluator(hparams).evaluate(speaker, asked, EvaluationContext()):
+        if one.metric != "distinct_bigrams":
+            [said] = speaker.generate([one.prompt], max_new_tokens=10)
+            [record] = [record for record in asked if record.request.id == one.request_id]
+            known = {(probe.kind, probe.prompt): probe.answers for probe in record.probes}
+            wanted = known.get((str(one.kind), str(one.prompt)), ())
+            if not wanted and one.metric != "elsewhere_answered":
+                wanted = (record.request.target_new,)
+            assert one.text == answer_of(said, stop, wanted)
 
 
 def test_equal_prompts_are_continued_once(speaker: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:

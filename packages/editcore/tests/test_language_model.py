@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -227,7 +229,7 @@ def test_a_step_holds_few_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = model.generate(PROMPTS, max_new_tokens=4)
     rows: list[int] = []
     model.hf.register_forward_hook(lambda _module, _args, output: rows.append(len(output.logits)))
-    monkeypatch.setattr("editcore.models.language_model._GENERATED_LOGITS", 2 * model.layout.vocab_size + 1)
+    monkeypatch.setattr("editcore.models.generating._LOGITS", 2 * model.layout.vocab_size + 1)
     assert model.generate(PROMPTS, max_new_tokens=4) == expected
     assert max(rows) == 2
 
@@ -302,3 +304,28 @@ def test_saving_where_it_cannot_be(tmp_path: Path) -> None:
     blocked.write_text("in the way")
     with pytest.raises(ModelError, match="cannot be saved"):
         tiny_model("llama").save(blocked / "below")
+
+
+@pytest.mark.parametrize("family", TINY_FAMILIES)
+def test_rows_that_have_ended_leave_and_change_no_other(family: str) -> None:
+    model = tiny_model(family)
+    full = model.generate(PROMPTS, max_new_tokens=9)
+    limits = [1 + 3 * (number % 3) for number in range(len(PROMPTS))]
+    sizes: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        forward = model.hf.forward
+
+        @functools.wraps(forward)
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            sizes.append(len(kwargs["input_ids"]))
+            return forward(*args, **kwargs)
+
+        patch.setattr(model.hf, "forward", watched)
+        some = model.generate(PROMPTS, max_new_tokens=limits, enough=lambda index, text: index == 2 and len(text) > 3)
+    for index, (text, whole, limit) in enumerate(zip(some, full, limits, strict=True)):
+        if index == 2:
+            assert whole.startswith(text.rstrip("\ufffd"))  # the last character may be begun only
+        else:
+            assert text == model.generate([PROMPTS[index]], max_new_tokens=limit)[0]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] < sizes[0] == len(PROMPTS)

@@ -105,7 +105,7 @@ class GenerationHParams(HParams):
     sample: Annotated[int, Field(ge=1)] | None = 40
     """Facts whose edited prompt is asked, the same ones before and after the edits; none for all. The defaults are
     small, because a run has this evaluator unless it is told otherwise."""
-    further: Annotated[int, Field(ge=0)] | None = 12
+    further: Annotated[int, Field(ge=0)] | None = 8
     """Facts of the sample that are asked more than their edited prompt; none for all."""
     paraphrases: Annotated[int, Field(ge=0)] = 1
     """Paraphrases of such a fact that are asked, evenly over its list; so below."""
@@ -113,11 +113,11 @@ class GenerationHParams(HParams):
     """Questions that follow from it (portability, multi-hop)."""
     elsewhere: Annotated[int, Field(ge=0)] = 1
     """Questions about other things, of its neighbourhood and locality."""
-    answer_tokens: Annotated[int, Field(ge=1)] = 10
+    answer_tokens: Annotated[int, Field(ge=1)] = 8
     """Longest answer, in tokens."""
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = (".", "\n")
     """Texts at which an answer ends; one inside the wanted object does not count, nor one before the first word."""
-    continuations: Annotated[int, Field(ge=0)] = 3
+    continuations: Annotated[int, Field(ge=0)] = 1
     """Facts of the sample with a long continuation, in which distinct word pairs are counted."""
     continuation_tokens: Annotated[int, Field(ge=2)] = 60
     """Its length, in tokens."""
@@ -155,20 +155,49 @@ class GenerationEvaluator:
             question for record in asked for question in self._questions(record, further=record.request.id in further)
         ]
         before = {(one.request_id, one.prompt): one.text for one in context.unedited or () if one.metric in _ANSWERS}
+        continued = _sample(asked, settings.continuations, _observed_of(context, _DISTINCT), seed=seed)
+        openings = [(record, _opening(record)) for record in continued]
+        said, long = self._spoken(model, questions, [text for _, text in openings], context)
         found: list[Observation] = []
-        said = _spoken(model, [one.prompt for one in questions], settings.answer_tokens, context, "Answering")
         for question in questions:
             answer = answer_of(said[question.prompt], settings.stop, question.answers)
             earlier = before.get((question.record.request.id, question.prompt))
             found += _judged(question, answer, earlier)
-        continued = _sample(asked, settings.continuations, _observed_of(context, _DISTINCT), seed=seed)
-        openings = [(record, _opening(record)) for record in continued]
-        said = _spoken(model, [text for _, text in openings], settings.continuation_tokens, context, "Continuing")
         for record, prompt in openings:
-            value = distinct_bigrams(said[prompt])
+            value = distinct_bigrams(long[prompt])
             if value is not None:
-                found.append(_observed(record, _DISTINCT, value, "generation", prompt, said[prompt]))
+                found.append(_observed(record, _DISTINCT, value, "generation", prompt, long[prompt]))
         return found
+
+    def _spoken(
+        self, model: LanguageModel, questions: Sequence[_Question], openings: Sequence[str], context: EvaluationContext
+    ) -> tuple[dict[str, str], dict[str, str]]:
+        """Texts of the questions and of the long continuations by prompt; one that is asked twice is spoken once."""
+        settings = self.hparams
+        wanted: dict[str, set[str]] = {}
+        for question in questions:
+            wanted.setdefault(question.prompt, set()).update(question.answers)
+        prompts = [*wanted, *dict.fromkeys(openings)]
+        limits = [settings.answer_tokens] * len(wanted)
+        limits += [settings.continuation_tokens] * (len(prompts) - len(wanted))
+        stops = set("".join(settings.stop).casefold())
+        plain = [stops.isdisjoint("".join(answers).casefold()) for answers in wanted.values()]
+        texts: list[str] = []
+        with context.progress.task("Answering", len(prompts)) as advance:
+            for first in range(0, len(prompts), _TOGETHER):
+                part = slice(first, first + _TOGETHER)
+
+                def enough(index: int, text: str, first: int = first) -> bool:
+                    # Where a stop may turn out to stand inside an answer, the whole text is needed to know.
+                    number = first + index
+                    return number < len(plain) and plain[number] and answer_of(text, settings.stop) != text
+
+                texts += model.generate(prompts[part], max_new_tokens=limits[part], enough=enough)
+                advance(len(prompts[part]))
+        asked = len(wanted)
+        return dict(zip(prompts[:asked], texts[:asked], strict=True)), dict(
+            zip(prompts[asked:], texts[asked:], strict=True)
+        )
 
     def _questions(self, record: FactRecord, *, further: bool) -> Iterator[_Question]:
         request, settings = record.request, self.hparams
@@ -207,20 +236,6 @@ def _judged(question: _Question, answer: str, earlier: str | None) -> Iterator[O
 
 def _observed(record: FactRecord, metric: str, value: float, kind: str, prompt: str, text: str) -> Observation:
     return Observation(request_id=record.request.id, metric=metric, value=value, kind=kind, prompt=prompt, text=text)
-
-
-def _spoken(
-    model: LanguageModel, prompts: Sequence[str], tokens: int, context: EvaluationContext, what: str
-) -> dict[str, str]:
-    """Greedy continuations by prompt; one that is asked twice is continued once."""
-    different = list(dict.fromkeys(prompts))
-    said: dict[str, str] = {}
-    with context.progress.task(what, len(different)) as advance:
-        for start in range(0, len(different), _TOGETHER):
-            part = different[start : start + _TOGETHER]
-            said |= dict(zip(part, model.generate(part, max_new_tokens=tokens), strict=True))
-            advance(len(part))
-    return said
 
 
 _TOGETHER = 64

@@ -9,7 +9,6 @@ import contextlib
 import difflib
 import hashlib
 import inspect
-import itertools
 import json
 import socket
 import sys
@@ -29,6 +28,7 @@ from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import HParamsError, ModelError, UnknownNameError
 from editcore.interfaces.progress import Progress, silent
 from editcore.models.catalogue import CATALOGUE, pull, quiet_transformers
+from editcore.models.generating import Sampling, Writer, continued, padded
 from editcore.models.layout import ModelLayout, check_layout, detect_layout
 from editcore.models.prompt_form import PLAIN, PromptForm, chat_form
 from editcore.models.weights import Weights
@@ -40,11 +40,6 @@ if TYPE_CHECKING:
 __all__ = ["DTYPES", "Encoded", "LanguageModel"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-
-_GENERATED_ROWS = 128
-"""Prompts that are continued together, where the vocabulary is small."""
-_GENERATED_LOGITS = 2**24
-"""Logits of a step. Drawing from them takes three times their memory."""
 
 
 @documented
@@ -259,7 +254,7 @@ class LanguageModel:
         encoded = self.tokenizer(
             list(texts), add_special_tokens=add_special_tokens, return_offsets_mapping=True, verbose=False
         )
-        ids, mask = _pad(encoded["input_ids"], self.pad_id, left=False)
+        ids, mask = padded(encoded["input_ids"], self.pad_id, left=False)
         offsets = tuple(tuple((int(a), int(b)) for a, b in row) for row in encoded["offset_mapping"])
         return Encoded(ids.to(self.device), mask.to(self.device), offsets)
 
@@ -308,6 +303,7 @@ class LanguageModel:
         top_k: int | None = None,
         temperature: float = 1.0,
         raw: bool = False,
+        enough: Callable[[int, str], bool] | None = None,
     ) -> list[str]:
         """The continuation of each prompt, without the prompt: greedy, or sampled if a seed is given.
 
@@ -317,6 +313,8 @@ class LanguageModel:
             seed: of a private generator; the same seed, prompts and weights give the same text on the CPU. Nothing
                 global is seeded.
             top_k: sample among this many likeliest tokens; left out, among all.
+            enough: whether the continuation of a prompt (its number, its text so far) needs no further token. Asked
+                after every token of greedy text. What has been said stays as it is.
         """
         if not prompts:
             return []
@@ -325,95 +323,52 @@ class LanguageModel:
             rows = [list(row) for row in self.tokenizer(list(prompts), verbose=False)["input_ids"]]
         else:
             rows = [list(self.read_prompt(self.asked(prompt))[0]) for prompt in prompts]
-        new = self.generate_ids(rows, max_new_tokens=max(limits), seed=seed, top_k=top_k, temperature=temperature)
-        return [self._continuation(row, ids[:limit]) for row, ids, limit in zip(rows, new, limits, strict=True)]
+
+        def complete(index: int, new: Sequence[int]) -> bool:
+            return enough is not None and enough(index, self._continuation(rows[index], new))
+
+        new = self.generate_ids(
+            rows,
+            max_new_tokens=limits,
+            seed=seed,
+            top_k=top_k,
+            temperature=temperature,
+            enough=None if enough is None else complete,
+        )
+        return [self._continuation(row, ids) for row, ids in zip(rows, new, strict=True)]
 
     def generate_ids(
         self,
         rows: Sequence[Sequence[int]],
         *,
-        max_new_tokens: int,
+        max_new_tokens: int | Sequence[int],
         seed: int | None = None,
         top_k: int | None = None,
         temperature: float = 1.0,
         stop_at_end: bool = True,
+        enough: Callable[[int, Sequence[int]], bool] | None = None,
         advance: Callable[[int], None] = lambda _tokens: None,
     ) -> list[list[int]]:
         """:meth:`generate` on token ids. An empty row starts from the beginning-of-text token.
 
         Args:
             stop_at_end: end a row at an end token (left out of the answer); otherwise write on past it.
+            enough: as in :meth:`generate`, on the ids written so far.
             advance: called after every step with the number of tokens just written.
         """
-        if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, found {max_new_tokens}")
+        limits = [max_new_tokens] * len(rows) if isinstance(max_new_tokens, int) else list(max_new_tokens)
+        if min(limits, default=1) < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, found {min(limits)}")
         if top_k is not None and (seed is None or top_k < 1):
             raise ValueError(f"sampling needs a seed and top_k of at least 1, found seed={seed}, top_k={top_k}")
-        generator = torch.Generator().manual_seed(seed) if seed is not None else None
-        tokenizer = self.tokenizer
-        start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        sampling = None if seed is None else Sampling(torch.Generator().manual_seed(seed), top_k, temperature)
+        start = self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.tokenizer.eos_token_id
         filled = [list(row) or [int(start)] for row in rows]
-        order = sorted(range(len(filled)), key=lambda index: len(filled[index]))  # stable: equal lengths keep order
-        answers: dict[int, list[int]] = {}
-        for chunk in self._generation_chunks(order, filled):
-            written = self._continue_rows(
-                [filled[index] for index in chunk], max_new_tokens, generator, top_k, temperature, stop_at_end, advance
-            )
-            answers.update(zip(chunk, written, strict=True))
-        return [answers[index] for index in range(len(filled))]
-
-    def _generation_chunks(self, order: Sequence[int], rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-        """Groups of ``order`` that are continued together."""
-        # Left padding gives queries that may look at nothing. Eager attention takes its softmax in float32, where the
-        # smallest float64 of such a mask is -inf and the row NaN: there, only rows of one length go together.
-        alike = (lambda index: len(rows[index])) if self.dtype == torch.float64 else (lambda index: 0)
-        most = max(1, min(_GENERATED_ROWS, _GENERATED_LOGITS // self.layout.vocab_size))
-        for _, group in itertools.groupby(order, key=alike):
-            members = list(group)
-            for first in range(0, len(members), most):
-                yield members[first : first + most]
-
-    @torch.inference_mode()
-    def _continue_rows(
-        self,
-        rows: Sequence[Sequence[int]],
-        max_new_tokens: int,
-        generator: torch.Generator | None,
-        top_k: int | None,
-        temperature: float,
-        stop_at_end: bool,
-        advance: Callable[[int], None],
-    ) -> list[list[int]]:
-        # Left padding, so that every row's last token stands in the last column.
-        ids, mask = (part.to(self.device) for part in _pad(rows, self.pad_id, left=True))
-        ends = torch.tensor(sorted(self.end_ids), device=self.device)
-        ended = torch.zeros(len(rows), dtype=torch.bool, device=self.device)
-        takes_positions = "position_ids" in _parameters_of(self.hf)
-        cache_name = self.cache_argument
-        written: list[Tensor] = []
-        step, cache = ids, None
-        for _ in range(max_new_tokens):
-            arguments: dict[str, Any] = {"attention_mask": mask, "use_cache": True, "return_dict": True}
-            if takes_positions:
-                arguments["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0)[:, -step.shape[1] :]
-            if "logits_to_keep" in _parameters_of(self.hf):
-                arguments["logits_to_keep"] = 1
-            if cache is not None:
-                arguments[cache_name] = cache
-            output = self.hf(input_ids=step, **arguments)
-            cache = getattr(output, cache_name, None)
-            chosen = _choose(output.logits[:, -1], generator, top_k, temperature).to(self.device)  # [rows]
-            if stop_at_end:
-                ended |= torch.isin(chosen, ends)
-                chosen = chosen.masked_fill(ended, self.pad_id)
-            written.append(torch.where(ended, -1, chosen))
-            advance(len(rows))
-            if bool(ended.all()):
-                break
-            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
-            step = chosen.unsqueeze(1)
-        table = torch.stack(written, dim=1).tolist()  # [rows, written], -1 from the end token on
-        return [[token for token in row if token >= 0] for row in table]
+        writer = Writer(
+            hf=self.hf, device=self.device, dtype=self.dtype, vocab_size=self.layout.vocab_size, pad_id=self.pad_id,
+            end_ids=self.end_ids, cache_argument=self.cache_argument,
+        )  # fmt: skip
+        return continued(writer, filled, limits, sampling, stop_at_end=stop_at_end, enough=enough, advance=advance)
 
     def _continuation(self, row: Sequence[int], new: Sequence[int]) -> str:
         """Decoded with its prompt, because some tokenizers drop the first space of what they decode alone."""
@@ -627,34 +582,3 @@ def _stored_tensors(hf: Any) -> Iterator[tuple[str, Tensor]]:
             continue
         seen.add(identity)
         yield name, tensor
-
-
-# Generation
-
-
-def _parameters_of(hf: Any) -> frozenset[str]:
-    return frozenset(inspect.signature(hf.forward).parameters)
-
-
-def _pad(rows: Sequence[Sequence[int]], pad: int, *, left: bool) -> tuple[Tensor, Tensor]:
-    """``(input_ids, attention_mask)``, ``[rows, seq]``, with at least one column."""
-    width = max(1, *(len(row) for row in rows))
-    ids = torch.full((len(rows), width), pad, dtype=torch.long)
-    mask = torch.zeros((len(rows), width), dtype=torch.long)
-    for index, row in enumerate(rows):
-        where = slice(width - len(row), width) if left else slice(0, len(row))
-        ids[index, where] = torch.tensor(row, dtype=torch.long)
-        mask[index, where] = 1
-    return ids, mask
-
-
-def _choose(logits: Tensor, generator: torch.Generator | None, top_k: int | None, temperature: float) -> Tensor:
-    """Next token of each row, ``[rows]``: drawn on the CPU, so that a seed means the same on every device."""
-    if generator is None:
-        return logits.argmax(dim=-1)
-    scores = logits.float().cpu()
-    if top_k is None:
-        return torch.multinomial((scores / temperature).softmax(dim=-1), 1, generator=generator)[:, 0]
-    best, tokens = scores.topk(min(top_k, scores.shape[-1]), dim=-1)  # [rows, top_k]
-    drawn = torch.multinomial((best / temperature).softmax(dim=-1), 1, generator=generator)  # [rows, 1]
-    return tokens.gather(-1, drawn).squeeze(-1)

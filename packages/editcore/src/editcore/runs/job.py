@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 import time
@@ -17,6 +18,7 @@ from editcore._util.paths import timed_directory
 from editcore.datasets import check_records, content_hash, load_records, short_name
 from editcore.evaluation import Measurement
 from editcore.interfaces.errors import EditcoreError, HParamsError, RunError
+from editcore.interfaces.metrics import REWRITE
 from editcore.interfaces.progress import Progress, silent
 from editcore.interfaces.values import EditRequest, FactRecord
 from editcore.ledger.ledger import DELTAS_NAME
@@ -121,14 +123,13 @@ def _run(
         check_savable(plugins, config.editor, config.backend)
     with clock.stage("model"):
         session = make_session(config, directory, record, plugins, progress, records=records, model=model)
-    prompts = [one.request.text for one in records[:_SAMPLES]]
     with clock.stage("before"):
         before = Before.read(directory, session.measures) if record is not None else None
         if before is not None:
             _check_about(before.measured, records, directory)
             session.remember_unedited(before.measured, records)
         else:
-            before = _before(session, records, prompts, config, shared)
+            before = _before(session, records, config, shared)
     if record is None:
         _write_begun(directory, config, session, command, records, data_settings, notes, before)
     else:
@@ -147,7 +148,8 @@ def _run(
         start = time.perf_counter()
         kept = [one for one in records if one.request.id in active]
         after = session.evaluate(kept)
-        said = session.generate(prompts, max_new_tokens=_SAMPLE_TOKENS)
+        shown = _shown(before.measured, records)
+        said = _said(after, shown, session.generate)
         if checkpoints is not None:
             watched = checkpoints.finish(after, start=start)
     session.finish()
@@ -159,7 +161,7 @@ def _run(
         tallies=_tallies(after, kept),
         samples=tuple(
             Sample(prompt=one.request.text, target_new=one.request.target_new, before=old, after=new)
-            for one, old, new in zip(records, before.said, said, strict=False)
+            for one, old, new in zip(shown, before.said, said, strict=True)
         ),
         edits=len(session.requests),
         rejected=sum(one.request.id not in applied for one in records),
@@ -199,12 +201,11 @@ def _check_about(found: Measurement, records: Sequence[FactRecord], directory: P
 def _before(
     session: EditSession,
     records: Sequence[FactRecord],
-    prompts: Sequence[str],
     config: RunConfig,
     shared: Path | None,
 ) -> Before:
     def measure() -> Before:
-        return session.without_edits(lambda: _measure_base(session, records, prompts, config))
+        return session.without_edits(lambda: _measure_base(session, records, config))
 
     if shared is None:
         return measure()
@@ -230,9 +231,7 @@ def _before(
     return before
 
 
-def _measure_base(
-    session: EditSession, records: Sequence[FactRecord], prompts: Sequence[str], config: RunConfig
-) -> Before:
+def _measure_base(session: EditSession, records: Sequence[FactRecord], config: RunConfig) -> Before:
     # The text first: one that is too short should cost no measurement.
     text = (
         None
@@ -240,8 +239,29 @@ def _measure_base(
         else HeldOutText.measured(session, config.eval_text, config.seed, tokens=config.eval_text_tokens)
     )
     measured = session.evaluate_unedited(records)
-    said = session.generate_unedited(prompts, max_new_tokens=_SAMPLE_TOKENS)
+    said = _said(measured, _shown(measured, records), session.generate_unedited)
     return Before(measured=measured, said=tuple(said), text=text)
+
+
+def _shown(before: Measurement, records: Sequence[FactRecord]) -> Sequence[FactRecord]:
+    """The facts whose prompt is shown with what the model says to it: those that an evaluator has asked come first."""
+    asked = _answers(before)
+    return sorted(records, key=lambda one: one.request.id not in asked)[:_SAMPLES]
+
+
+def _said(found: Measurement, shown: Sequence[FactRecord], generate: Callable[..., list[str]]) -> list[str]:
+    """What the model says to their prompts: as an evaluator has heard it, and else written for the purpose."""
+    answers = _answers(found)
+    missing = [one.request for one in shown if one.request.id not in answers]
+    texts = generate([one.text for one in missing], max_new_tokens=_SAMPLE_TOKENS)
+    answers |= dict(zip((one.id for one in missing), texts, strict=True))
+    return [answers[one.request.id] for one in shown]
+
+
+def _answers(found: Measurement) -> dict[str, str]:
+    """By fact, what an evaluator heard the model say to the edited prompt."""
+    observed = itertools.chain.from_iterable(found.observations.values())
+    return {one.request_id: one.text for one in observed if one.kind == REWRITE and one.text is not None}
 
 
 def _tallies(found: Measurement, records: Sequence[FactRecord]) -> tuple[Tally, ...]:

@@ -1,0 +1,183 @@
+"""Text written token by token, many rows together, on the model's own cache.
+
+Rows stand right-aligned, so that the last token of each is in the last column, and every step writes one token to each
+row. A greedy row that has ended leaves the batch with its part of the cache: one long answer among short ones does not
+make all of them long. Sampled rows stay to the end, since what is drawn for a row depends on how many rows draw.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicLayer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["Sampling", "Writer", "continued", "padded"]
+
+_ROWS = 128
+"""Rows that are continued together, where the vocabulary is small."""
+_LOGITS = 2**24
+"""Logits of a step. Drawing from them takes three times their memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are drawn, on the CPU, so that a seed means the same on every device."""
+
+    generator: torch.Generator
+    top_k: int | None
+    """Among this many likeliest tokens; ``None`` for all."""
+    temperature: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Writer:
+    """The model that writes, and what must be known of it."""
+
+    hf: PreTrainedModel
+    device: torch.device
+    dtype: torch.dtype
+    vocab_size: int
+    pad_id: int
+    end_ids: frozenset[int]
+    cache_argument: str
+    """Under which name its forward pass takes and returns the cache."""
+
+
+def continued(
+    writer: Writer,
+    rows: Sequence[Sequence[int]],
+    limits: Sequence[int],
+    sampling: Sampling | None,
+    *,
+    stop_at_end: bool,
+    enough: Callable[[int, Sequence[int]], bool] | None,
+    advance: Callable[[int], None],
+) -> list[list[int]]:
+    """What the model writes behind each row, at most ``limits[row]`` tokens; see ``LanguageModel.generate_ids``."""
+    answers: list[list[int]] = [[] for _ in rows]
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))  # stable: equal lengths keep their order
+    for members in _together(writer, order, rows):
+        batch = _Batch(writer, rows, members, answers)
+        for _ in range(max(limits[index] for index in members)):
+            batch.step(sampling, stop_at_end=stop_at_end)
+            advance(len(batch.members))
+            batch.leave(
+                lambda index: (
+                    len(answers[index]) >= limits[index] or (enough is not None and enough(index, answers[index]))
+                ),
+                keep_rows=sampling is not None,
+            )
+            if bool(batch.ended.all()):
+                break
+    return [answer[:limit] for answer, limit in zip(answers, limits, strict=True)]
+
+
+def padded(rows: Sequence[Sequence[int]], pad: int, *, left: bool) -> tuple[Tensor, Tensor]:
+    """``(input_ids, attention_mask)``, ``[rows, seq]``, with at least one column."""
+    width = max(1, *(len(row) for row in rows))
+    ids = torch.full((len(rows), width), pad, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    for index, row in enumerate(rows):
+        where = slice(width - len(row), width) if left else slice(0, len(row))
+        ids[index, where] = torch.tensor(row, dtype=torch.long)
+        mask[index, where] = 1
+    return ids, mask
+
+
+def _together(writer: Writer, order: Sequence[int], rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+    """Groups of ``order`` that are continued together."""
+    # Left padding gives queries that may look at nothing. Eager attention takes its softmax in float32, where the
+    # smallest float64 of such a mask is -inf and the row NaN: there, only rows of one length go together.
+    alike = (lambda index: len(rows[index])) if writer.dtype == torch.float64 else (lambda index: 0)
+    most = max(1, min(_ROWS, _LOGITS // writer.vocab_size))
+    for _, group in itertools.groupby(order, key=alike):
+        members = list(group)
+        for first in range(0, len(members), most):
+            yield members[first : first + most]
+
+
+class _Batch:
+    """Rows that are written together, and the model's cache of them."""
+
+    def __init__(
+        self, writer: Writer, rows: Sequence[Sequence[int]], members: Sequence[int], answers: list[list[int]]
+    ) -> None:
+        self.members = list(members)
+        """Which row stands where in the batch."""
+        self._writer = writer
+        self._answers = answers
+        ids, mask = padded([rows[index] for index in members], writer.pad_id, left=True)
+        self._next, self._mask = (
+            ids.to(writer.device),
+            mask.to(writer.device),
+        )  # [members, seq]: to read; so far
+        self._ends = torch.tensor(sorted(writer.end_ids), device=writer.device)
+        self._cache: Any = None
+        self._takes = frozenset(inspect.signature(writer.hf.forward).parameters)
+        self.ended = torch.zeros(len(members), dtype=torch.bool, device=writer.device)
+
+    @torch.inference_mode()
+    def step(self, sampling: Sampling | None, *, stop_at_end: bool) -> None:
+        """Write one token to every row that has not ended."""
+        writer, mask = self._writer, self._mask
+        arguments: dict[str, Any] = {"attention_mask": mask, "use_cache": True, "return_dict": True}
+        if "position_ids" in self._takes:
+            arguments["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0)[:, -self._next.shape[1] :]
+        if "logits_to_keep" in self._takes:
+            arguments["logits_to_keep"] = 1
+        if self._cache is not None:
+            arguments[writer.cache_argument] = self._cache
+        output = writer.hf(input_ids=self._next, **arguments)
+        self._cache = getattr(output, writer.cache_argument, None)
+        chosen = _choose(output.logits[:, -1], sampling).to(writer.device)  # [members]
+        if stop_at_end:
+            self.ended |= torch.isin(chosen, self._ends)
+        chosen = chosen.masked_fill(self.ended, writer.pad_id)
+        for index, token, ended in zip(self.members, chosen.tolist(), self.ended.tolist(), strict=True):
+            if not ended:
+                self._answers[index].append(token)
+        new = chosen.unsqueeze(1)  # [members, 1]
+        self._next = new if self._cache is not None else torch.cat([self._next, new], dim=1)
+        self._mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+
+    def leave(self, complete: Callable[[int], bool], *, keep_rows: bool) -> None:
+        """End the rows that are ``complete``, and go on without those that have ended unless ``keep_rows``."""
+        if keep_rows:
+            return
+        now = [ended or complete(index) for index, ended in zip(self.members, self.ended.tolist(), strict=True)]
+        self.ended = torch.tensor(now, device=self._writer.device)
+        staying = [place for place, ended in enumerate(now) if not ended]
+        if not staying or len(staying) == len(now) or not _can_leave(self._cache):
+            return
+        chosen = torch.tensor(staying, device=self._writer.device)
+        self._cache.batch_select_indices(chosen)
+        self._mask, self._next, self.ended = self._mask[chosen], self._next[chosen], self.ended[chosen]
+        self.members = [self.members[place] for place in staying]
+
+
+def _can_leave(cache: Any) -> bool:
+    """Whether rows can be taken out of a cache: keys and values of tokens, and nothing else, in every layer."""
+    layers = getattr(cache, "layers", None) or ()
+    return len(layers) > 0 and all(isinstance(layer, DynamicLayer) for layer in layers)
+
+
+def _choose(logits: Tensor, sampling: Sampling | None) -> Tensor:
+    """Next token of each row, ``[rows]``."""
+    if sampling is None:
+        return logits.argmax(dim=-1)
+    scores = logits.float().cpu()
+    if sampling.top_k is None:
+        drawn = torch.multinomial((scores / sampling.temperature).softmax(dim=-1), 1, generator=sampling.generator)
+        return drawn[:, 0]
+    best, tokens = scores.topk(min(sampling.top_k, scores.shape[-1]), dim=-1)  # [rows, top_k]
+    drawn = torch.multinomial((best / sampling.temperature).softmax(dim=-1), 1, generator=sampling.generator)
+    return tokens.gather(-1, drawn).squeeze(-1)
