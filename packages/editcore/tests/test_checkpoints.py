@@ -106,7 +106,7 @@ def test_checkpoints_are_those_of_the_model_at_that_time(watched: Path) -> None:
         assert (one["batch"], one["facts"]) == (edits - 1, edits)
         assert one["values"] == pytest.approx(now.as_json(), abs=1e-3)
         assert {"ES", "PS", "NS", "score", "facts_said", "unchanged"} <= now.values().keys()
-        assert list(one["interval"]) == list(now.averages)
+        assert list(one["interval"]) == [key for key, average in now.averages.items() if average.facts > 1]
         for key, interval in one["interval"].items():
             assert interval == pytest.approx(list(now.averages[key].interval), abs=1e-3)
         before = base_seen.of_facts([record.request.id for record in records[:edits]]).summary

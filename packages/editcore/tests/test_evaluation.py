@@ -33,6 +33,7 @@ from editcore.evaluation import (
     GenerationEvaluator,
     GenerationHParams,
     Measurement,
+    Summary,
     average_of,
     legend,
     measure,
@@ -363,7 +364,7 @@ def test_a_composite_is_absent_while_a_part_is() -> None:
     ).summary
     assert {"score", "margin"} <= whole.values().keys()
     assert whole.interval("score") is None, "a composite is no mean over facts"
-    assert whole.interval("ES") == whole.averages["ES"].interval
+    assert whole.interval("ES") is None, "nor is one fact any measure of how facts vary"
     part = counterfact(scored("1", "rewrite", 1, 2), scored("1", "paraphrase", 1, 2)).summary
     assert not {"score", "margin"} & part.values().keys()
     assert part.as_json()["score"] is None
@@ -530,6 +531,9 @@ def test_intervals_hold_the_mean_and_stay_open_at_the_ends() -> None:
     assert binary.interval == pytest.approx((40.4, 59.6), abs=0.05)
     steady = Average(mean=50.0, std=5.0, facts=100, prompts=1000)
     assert steady.interval == pytest.approx((50 - 1.96 * 0.5, 50 + 1.96 * 0.5), abs=0.02)
+    alone = Average(mean=90.0, std=0.0, facts=1, prompts=1)
+    assert Summary(measures=(), averages={"one": alone, "many": binary}).interval("one") is None
+    assert Summary(measures=(), averages={"many": binary}).interval("many") == binary.interval
     gap = Average(mean=-3.0, std=10.0, facts=25, prompts=25, share=False)
     assert gap.interval == pytest.approx((-3 - 3.92, -3 + 3.92), abs=0.01)
 

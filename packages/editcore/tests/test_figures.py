@@ -78,8 +78,8 @@ def test_what_cannot_be_computed_is_marked() -> None:
 
 def test_each_evaluator_and_unit_has_a_panel() -> None:
     measures = measures_of([COUNTERFACT, OTHER])
-    before = of(measures, {"ES": 10, "won": 25, "length": 3.14159, "gap": -5, "hidden": 1}, counterfact=40, other=1)
-    after = of(measures, {"ES": 90, "won": 75, "length": 1200.5, "gap": 7.5, "hidden": 2}, counterfact=40, other=1)
+    before = of(measures, {"ES": 10, "won": 25, "length": 3.14159, "gap": -5, "hidden": 1}, counterfact=40, other=4)
+    after = of(measures, {"ES": 90, "won": 75, "length": 1200.5, "gap": 7.5, "hidden": 2}, counterfact=40, other=4)
     figure = figures.summary_figure(before, after, title="t")
     assert [axes.get_ylabel() for axes in figure.axes] == [
         "counterfact (%)", "other (%)", "other (words)", "other (%)",
@@ -92,9 +92,9 @@ def test_each_evaluator_and_unit_has_a_panel() -> None:
     assert words.get_ylim()[1] > 1200.5
     assert gap.get_ylim()[0] < -5
     assert [text.get_text() for text in shares.get_legend().get_texts()] == [
-        "before (1 fact)", "after (1 fact)", "95 % interval",
+        "before (4 facts)", "after (4 facts)", "95 % interval",
     ]  # fmt: skip
-    for axes, mean, half in ((gap, 7.5, 1.96 * 20), (words, 1200.5, 1.96 * 20)):
+    for axes, mean, half in ((gap, 7.5, 1.96 * 10), (words, 1200.5, 1.96 * 10)):
         _before, bar = (line.get_segments()[0][:, 1] for line in axes.collections)
         assert list(bar) == pytest.approx([mean - half, mean + half], rel=1e-4)
 

@@ -121,8 +121,9 @@ class Summary:
         return self.values().get(key, math.nan)
 
     def interval(self, key: str) -> tuple[float, float] | None:
-        """The 95 % interval of a mean; ``None`` for a composite, which is no mean of facts, and where there is none."""
-        return self.averages[key].interval if key in self.averages else None
+        """The 95 % interval of a mean; ``None`` for a composite, which is no mean of facts, and for fewer than two."""
+        found = self.averages.get(key)
+        return found.interval if found is not None and found.facts > 1 else None
 
     def as_json(self) -> dict[str, float | None]:
         """:meth:`values`, and ``None`` for what cannot be told."""

@@ -257,7 +257,7 @@ class Checkpoints:
             facts=len(asked),
             values=now.as_json(),
             before=self._before.of_facts(asked).summary.as_json(),
-            interval={key: one.interval for key, one in now.averages.items()},
+            interval={key: ends for key in now.averages if (ends := now.interval(key)) is not None},
             perplexity=value,
             perplexity_ratio=value / text.perplexity,
             relative_change=change,

@@ -263,8 +263,9 @@ def _scores(result: _Result, phase: Literal["before", "after"]) -> dict[str, flo
 
 
 def _over_facts(averaged: Mapping[str, Any] | None) -> tuple[float, float]:
-    """The 95 % interval over the facts of one trial; NaN for a composite, which is no mean of theirs."""
-    return (math.nan, math.nan) if averaged is None else Average(**averaged).interval
+    """The 95 % interval over the facts of one trial; NaN for a composite, which is no mean of theirs, and one fact."""
+    found = Average(**averaged) if averaged is not None else None
+    return found.interval if found is not None and found.facts > 1 else (math.nan, math.nan)
 
 
 def _timings(plan: Plan, results: Mapping[str, _Result]) -> pd.DataFrame:
