@@ -89,10 +89,12 @@ class Prepared:
 
     templates: tuple[str, ...]
     """Contexts of the keys; ``{}`` stands for the prompt."""
-    metrics: Mapping[int, Metric]
-    """By layer, the second moment C of the unedited model's keys."""
+    metrics: dict[int, Metric]
+    """By layer, the second moment C of the unedited model's keys; of ``first_token`` once a fact needs it."""
     layers: tuple[int, ...]
     """Those that may be edited; ``layer_selection`` says how many of them a batch takes."""
+    first_token: tuple[int, ...] = ()
+    """Those for facts that are looked up at the first of all tokens; empty where they are treated like all others."""
     shortcuts: dict[int, bool] = field(default_factory=dict)
     """By layer, whether the value optimisation may compute only what δ can change; found with the first batch."""
 
@@ -108,7 +110,8 @@ def prepare(model: LanguageModel, hparams: LocateThenEditHParams, context: EditC
         HParamsError: a layer does not exist, the settings do not fit the model, or a tracing of it is asked for and is
             not there.
     """
-    for layer in hparams.layers:
+    first_token = hparams.first_token_layers or ()
+    for layer in (*hparams.layers, *first_token):
         model.check_layer(layer, setting=owner)
     last = model.layout.num_layers - 1
     if hparams.v_loss_layer is not None and hparams.v_loss_layer != last:
@@ -129,11 +132,19 @@ def prepare(model: LanguageModel, hparams: LocateThenEditHParams, context: EditC
         templates = sample_context_templates(
             model, seed=context.seed, count=hparams.context_count, length=hparams.context_length
         )
+    if first_token and min(layers) <= max(first_token):
+        first_token = ()
+    return Prepared(templates, _metrics(model, layers, hparams, context), layers, first_token)
+
+
+def _metrics(
+    model: LanguageModel, layers: Sequence[int], hparams: LocateThenEditHParams, context: EditContext
+) -> dict[int, Metric]:
     if hparams.mom2_adjustment:
-        return Prepared(templates, context.statistics.metrics(layers), layers)
+        return context.statistics.metrics(layers)
     # C = I, where the text is not to be asked.
     identity = Metric(torch.eye(model.layout.d_ff, dtype=torch.float64))
-    return Prepared(templates, {layer: identity.to(model.place(layer)) for layer in layers}, layers)
+    return {layer: identity.to(model.place(layer)) for layer in layers}
 
 
 @dataclass(slots=True)
@@ -167,6 +178,8 @@ class LocateThenEdit:
     def __init__(self, hparams: LocateThenEditHParams) -> None:
         self.hparams = hparams
         self._prepared: Prepared | None = None
+        self._written: frozenset[str] = frozenset()
+        """Names of the weights that this run's active edits change."""
 
     # What methods may change
 
@@ -228,6 +241,14 @@ class LocateThenEdit:
         assert self._prepared is not None
         return self._prepared
 
+    def recall(self, history: Sequence[LedgerEntry]) -> None:
+        """See :class:`editcore.Remembers`: which weights have been written."""
+        self._written = frozenset(name for entry in history for name in entry.changes)
+
+    def absorb(self, entry: LedgerEntry) -> None:
+        """The same for a batch that was written after those."""
+        self._written |= entry.changes.keys()
+
     def propose(self, model: LanguageModel, batch: EditBatch, context: EditContext) -> Proposal:
         """Solve one batch, layer by layer; the model is back to the bit when this returns or raises.
 
@@ -238,12 +259,65 @@ class LocateThenEdit:
         """
         if not batch.requests:
             raise RequestError("There is nothing to edit: the batch is empty.")
-        hparams, prepared, clock = self.hparams, self.prepared(model, context), _Clock({})
-        layers = _chosen_layers(hparams.layer_selection, prepared.layers, batch, context.seed)
+        prepared, clock = self.prepared(model, context), _Clock({})
+        groups: list[_Group] = []
+        changes: dict[str, FactoredDelta] = {}
+        # The lower layers first: what is asked of the upper ones is measured with them in place.
+        for layers, part in self._groups(model, batch, prepared, context):
+            group = self._solved(model, part, layers, changes, clock, context)
+            groups.append(group)
+            changes |= group.changes
+        order = {request.id: row for row, request in enumerate(batch.requests)}
+        evidence = [one for group in groups for one in group.asked.evidence(group.batch, group.solved)]
+        known = {name: one for group in groups for name, one in group.known().items()}
+        notes = [note for group in groups for note in group.notes(self.hparams, self.low_fraction_advice)]
+        return Proposal(
+            changes=changes,
+            evidence=tuple(sorted(evidence, key=lambda one: order[one.request_id])),
+            known={request.id: known[request.id] for request in batch.requests},
+            diagnostics={
+                name: value
+                for group in groups
+                for name, value in group.diagnostics(objective=self.hparams.calculate_objective_value).items()
+            },
+            notes=tuple(dict.fromkeys(notes)),
+            seconds=clock.seconds,
+        )
+
+    def _groups(
+        self, model: LanguageModel, batch: EditBatch, prepared: Prepared, context: EditContext
+    ) -> Iterator[tuple[tuple[int, ...], EditBatch]]:
+        """Layers, and the facts that are written there."""
+        ids = {request.id for request in batch.requests}
+        first = {
+            request.id
+            for request in batch.requests
+            if prepared.first_token and lookup_row(model, request, fact_token=self.hparams.fact_token).lookup == 0
+        }
+        if first:
+            missing = [layer for layer in prepared.first_token if layer not in prepared.metrics]
+            if missing:
+                prepared.metrics.update(_metrics(model, missing, self.hparams, context))
+            yield prepared.first_token, batch.without(ids - first)
+        if first != ids:
+            layers = _chosen_layers(self.hparams.layer_selection, prepared.layers, batch, context.seed)
+            yield layers, batch.without(first)
+
+    def _solved(
+        self,
+        model: LanguageModel,
+        batch: EditBatch,
+        layers: Sequence[int],
+        below: Mapping[str, FactoredDelta],
+        clock: _Clock,
+        context: EditContext,
+    ) -> _Group:
+        """Facts that are written at the same layers, on a model that has the changes ``below`` already."""
+        hparams, prepared = self.hparams, self.prepared(model, context)
         with clock.stage("targets"):
             asked = _Asked.optimise(model, batch, layers, hparams, prepared, context)
         weights = torch.tensor(batch.weights, dtype=torch.float64)
-        changes: dict[str, FactoredDelta] = {}
+        changes = dict(below)
         solved: list[_SolvedLayer] = []
         # Where prefix caches fit, no block reads more of the lower ones than the residual stream.
         keep = len(layers) > 1 and prepared.shortcuts.get(layers[-1], False)
@@ -254,7 +328,8 @@ class LocateThenEdit:
             name = model.layout.weight_name(layer)
             with context.trial(changes):
                 with clock.stage("keys"):
-                    kept = _kept_keys(batch, name, asked.row) if _keys_stay(layer, prepared, self.held_at) else {}
+                    stay = self._keys_stay(model, layer, prepared, below)
+                    kept = _kept_keys(batch, name, asked.row) if stay else {}
                     seen = _see(looking, batch, layer, layers[-1], kept=kept)
                 share = 1 / (len(layers) - number)
                 residuals = asked.residuals(batch, name, seen, share=share, asks=self.asks, model=model)
@@ -268,23 +343,19 @@ class LocateThenEdit:
                 raise NumericalError(f"The update of {name} holds NaN or Inf; nothing was applied.")
             changes[name] = update.delta
             solved.append(_SolvedLayer(problem, seen, update, weight_norm))
-        diagnostics: dict[str, float] = {}
-        for one in solved:
-            diagnostics |= one.diagnostics()
-            if hparams.calculate_objective_value:
-                diagnostics |= one.objective(batch)
-        return Proposal(
-            changes=changes,
-            evidence=tuple(asked.evidence(batch, solved)),
-            known={request.id: asked.known(row, request, batch, solved) for row, request in enumerate(batch.requests)},
-            diagnostics=diagnostics,
-            notes=(
-                *asked.notes(),
-                *solved[0].notes(self.low_fraction_advice),
-                *(note for one in solved for note in one.warnings(hparams)),
-            ),
-            seconds=clock.seconds,
-        )
+        return _Group(batch, asked, solved)
+
+    def _keys_stay(
+        self, model: LanguageModel, layer: int, prepared: Prepared, below: Mapping[str, FactoredDelta]
+    ) -> bool:
+        """Whether what the ledger has of earlier keys at ``layer`` is what a forward pass would give: keys depend on
+        the weights below alone. Bare keys that hold a value are kept in place of those that the solve is given."""
+        if self.held_at != "keys":
+            return False
+        if layer in prepared.first_token:
+            return layer == prepared.first_token[0]
+        lower = {model.layout.weight_name(one) for one in prepared.first_token}
+        return layer == min(prepared.layers) and lower.isdisjoint(self._written | below.keys())
 
     def resolve(
         self, model: LanguageModel, entry: LedgerEntry, rows: Sequence[int], context: EditContext
@@ -296,23 +367,32 @@ class LocateThenEdit:
         this form (:attr:`right_from_keys`), and must hold its residuals at the keys that it is given.
 
         Returns:
-            ``None`` for a batch of several layers, where keys of the upper ones depend on what the lower ones got.
+            ``None`` for facts of several layers, where keys of the upper ones depend on what the lower ones got.
         """
-        if not self.right_from_keys or self.held_at != "keys" or len(entry.changes) != 1:
+        if not self.right_from_keys or self.held_at != "keys":
             return None
-        [(name, change)] = entry.changes.items()
-        chosen = [entry.requests[row].id for row in rows]
-        if not isinstance(change, FactoredDelta) or change.rank != len(entry.requests):
+        ids = [request.id for request in entry.requests]
+        if any(one not in entry.known or len(entry.known[one].keys) != 1 for one in ids):
             return None
-        if any(name not in entry.known[one].keys for one in chosen):
-            return None
-        layer = model.layout.layer_of(name)
-        place, text = model.place(layer), self.prepared(model, context).metrics[layer]
-        keys = torch.stack([entry.known[one].keys[name] for one in chosen]).to(place)  # [n, d_in]
-        residuals = change.left.T[list(rows)].to(place)  # [n, d_out]
-        weights = torch.tensor([entry.weights[row] for row in rows], dtype=torch.float64, device=place)
-        right = self.solve(self._problem(layer, name, keys, residuals, weights, text, entry.held)).delta.right
-        return Written(changes={name: FactoredDelta(change.left[:, list(rows)].to(right), right)})
+        prepared = self.prepared(model, context)
+        changes: dict[str, FactoredDelta] = {}
+        for name, change in entry.changes.items():
+            members = [row for row, one in enumerate(ids) if name in entry.known[one].keys]
+            if not isinstance(change, FactoredDelta) or change.rank != len(members):
+                return None
+            columns = [column for column, row in enumerate(members) if row in set(rows)]
+            if not columns:
+                continue
+            layer = model.layout.layer_of(name)
+            text = prepared.metrics.get(layer) or _metrics(model, [layer], self.hparams, context)[layer]
+            place = model.place(layer)
+            chosen = [members[column] for column in columns]
+            keys = torch.stack([entry.known[ids[row]].keys[name] for row in chosen]).to(place)  # [n, d_in]
+            residuals = change.left.T[columns].to(place)  # [n, d_out]
+            weights = torch.tensor([entry.weights[row] for row in chosen], dtype=torch.float64, device=place)
+            right = self.solve(self._problem(layer, name, keys, residuals, weights, text, entry.held)).delta.right
+            changes[name] = FactoredDelta(change.left[:, columns].to(right), right)
+        return Written(changes=changes)
 
     def _problem(
         self,
@@ -370,13 +450,6 @@ class _Seen:
         """Facts of several looks behind each other, then in ``order [n]``."""
         joined = [torch.cat([getattr(part, name) for part in parts]) for name in cls.__slots__]
         return cls(*(whole[order.to(whole.device)] for whole in joined))
-
-
-def _keys_stay(layer: int, prepared: Prepared, held_at: str) -> bool:
-    """Whether what the ledger has of earlier keys at ``layer`` is what a forward pass would give: keys depend on the
-    weights below alone, and none of this run's edits is below its lowest layer. Bare keys that hold a value are kept in
-    place of those that the solve is given."""
-    return layer == min(prepared.layers) and held_at == "keys"
 
 
 def _kept_keys(batch: EditBatch, name: str, fresh: Mapping[str, int]) -> dict[int, Tensor]:
@@ -743,3 +816,37 @@ class _SolvedLayer:
                 f"(warn_condition is {hparams.warn_condition:.0e}): keys of its {len(self.problem.keys)} facts are "
                 "nearly dependent. A Tikhonov term bounds it, such as tikhonov = 1e-6."
             )
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Facts of a batch that were written at the same layers."""
+
+    batch: EditBatch
+    asked: _Asked
+    solved: Sequence[_SolvedLayer]
+
+    @property
+    def changes(self) -> dict[str, FactoredDelta]:
+        return {one.problem.name: one.update.delta for one in self.solved}
+
+    def known(self) -> dict[str, KnownTarget]:
+        """By request id, the key and the value that a fact was solved with, and how its target was found."""
+        return {
+            request.id: self.asked.known(row, request, self.batch, self.solved)
+            for row, request in enumerate(self.batch.requests)
+        }
+
+    def diagnostics(self, *, objective: bool) -> dict[str, float]:
+        numbers: dict[str, float] = {}
+        for one in self.solved:
+            numbers |= one.diagnostics()
+            if objective:
+                numbers |= one.objective(self.batch)
+        return numbers
+
+    def notes(self, hparams: LocateThenEditHParams, low_fraction_advice: str) -> Iterator[str]:
+        yield from self.asked.notes()
+        yield from self.solved[0].notes(low_fraction_advice)
+        for one in self.solved:
+            yield from one.warnings(hparams)

@@ -19,6 +19,11 @@ class LocateThenEditHParams(HParams):
 
     layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
     """Blocks whose MLP output projection is rewritten, in ascending order; the value is optimised at the last one."""
+    first_token_layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = (0,)
+    """Blocks for a fact whose lookup token is the first of all tokens, in place of ``layers``: a subject of one token
+    that opens the prompt, in a model without a beginning-of-text token. On a text's first token attention rests
+    whatever it says (attention sinks, arXiv 2309.17453), and blocks from where that begins pass on nothing that is
+    written there. ``none``, and where ``layers`` do not begin above them: no such difference. Not in the papers."""
     layer_selection: Literal["all", "random", "traced"] = "all"
     """``all`` edits every layer in ``layers``; ``random`` draws one of them per batch with the run's seed; ``traced``
     takes the one where causal tracing of the model found the greatest effect of the MLPs at the subject's last token
@@ -92,6 +97,9 @@ class LocateThenEditHParams(HParams):
     def _check(self) -> LocateThenEditHParams:
         if list(self.layers) != sorted(set(self.layers)):
             raise ValueError(f"layers must ascend without repeats, found {list(self.layers)}")
+        first = self.first_token_layers
+        if first is not None and list(first) != sorted(set(first)):
+            raise ValueError(f"first_token_layers must ascend without repeats, found {list(first)}")
         templates = self.context_templates
         if templates is not None:
             if not templates or templates[0] != "{}":
