@@ -13,6 +13,7 @@ import torch
 from editcore import (
     AfterEvaluation,
     EditcoreError,
+    EditEvidence,
     EditRequest,
     EditSession,
     EvaluationContext,
@@ -32,6 +33,7 @@ from editcore.evaluation import CounterFactEvaluator, GenerationEvaluator
 from editcore.evaluation.generation import answer_of
 from editcore.interfaces import LedgerEntry
 from editcore.ledger import Ledger, write_ledger
+from editcore.runs.saying import not_said
 from editcore.testing import tiny_model, tiny_requests
 from torch import Tensor
 
@@ -70,6 +72,49 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 
 
 # Editing
+
+
+def test_what_is_written_and_not_said_is_told(open_session: Open, tmp_path: Path) -> None:
+    session = open_session(directory=tmp_path / "run", toy={"v_num_grad_steps": 2, "v_lr": 1e-3})
+    session.edit(FACTS[:1], batch_size=1)
+    [result] = session.edit(FACTS[1:], batch_size=6)
+    figures = {one.request_id: one.figures for one in result.proposal.evidence}
+    for request in FACTS[1:]:
+        ids = session.model.tokenizer(request.text)["input_ids"]
+        whole = session.model.tokenizer(f"{request.text} {request.target_new}")["input_ids"]
+        logits = session.model.hf(input_ids=torch.tensor([whole])).logits[0, len(ids) - 1 : -1]
+        wanted = torch.tensor(whole[len(ids) :])
+        mean = logits.log_softmax(-1).gather(1, wanted[:, None]).mean()
+        assert figures[request.id]["said_probability"] == pytest.approx(float(mean.exp()), rel=1e-4)
+        assert figures[request.id]["said"] == float(bool((logits.argmax(-1) == wanted).all()))
+    assert not any(one["said"] for one in figures.values())
+    assert result.not_said.startswith("5 of 5 facts are not what the model says to the bare prompt")
+    assert result.not_said.count(" → ") == 3
+    assert "2 more. The optimisation ended low, too" in result.not_said
+    kept = Ledger.read(tmp_path / "run").entries[1].evidence
+    assert {one.request_id: one.figures for one in kept} == figures
+
+
+def test_what_is_not_said_is_told_with_its_likely_cause() -> None:
+    def told(*probabilities: tuple[float, float]) -> str:
+        found = [
+            EditEvidence(
+                request_id=request.id, figures={"said": 0.0, "said_probability": now, "target_probability": then}
+            )
+            for request, (now, then) in zip(FACTS, probabilities, strict=False)
+        ]
+        return not_said(FACTS, found)
+
+    assert told() == not_said([], []) == ""
+    assert "The fact is not what the model says" in told((0.03, 0.9))
+    assert "The optimisation had reached" in told((0.03, 0.9))
+    assert "The optimisation ended low, too" in told((0.03, 0.1), (0.1, 0.2))
+    both = told((0.1, 0.9), (0.02, 0.1))
+    assert both.index("0.02") < both.index("0.1)"), "the least likely one first"
+    assert "Of 1 of them" in both
+    said = [EditEvidence(request_id=one.id, figures={"said": 1.0, "said_probability": 0.9}) for one in FACTS]
+    assert not_said(FACTS, said) == ""
+    assert not_said(FACTS, [replace(one, replayed=True, figures={}) for one in said]) == ""
 
 
 def test_a_session_from_beginning_to_end(open_session: Open, tmp_path: Path) -> None:

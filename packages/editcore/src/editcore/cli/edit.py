@@ -72,13 +72,15 @@ def edit(
     (evidence, *_) = result.proposal.evidence
     shown = session.model.prompt_form.shown
     print_table(("", "text"), [("before", shown(request.text, before)), ("after", shown(request.text, after))])
-    steps, probability = (evidence.figures.get(name) for name in ("steps", "target_probability"))
+    names = ("steps", "target_probability", "said_probability")
+    steps, found, said = (evidence.figures.get(name) for name in names)
     typer.echo(
         f"\n{result.seconds:.1f} s"
         + (f", {steps:.0f} steps" if steps else "")
-        + (f", probability of '{request.target_new}' while optimising {probability:.2f}" if probability else "")
+        + (f"; probability of '{request.target_new}' when its optimisation ended: {found:.2f}" if found else "")
+        + (f"; behind the prompt, as the model is now: {said:.2f}" if said is not None else "")
     )
-    for note in result.proposal.notes:
+    for note in filter(None, [*result.proposal.notes, result.not_said]):
         typer.echo(f"Note: {note}")
     if save is not None:
         session.save(save)

@@ -288,7 +288,9 @@ class EditEvidence:
     """Numbers by ``lower_case`` name. Which there are is the editor's affair; a figure that does not apply to the fact
     is left out. Some names mean the same for every editor that gives them: ``target_probability``, what the target had
     at the end of the optimisation; ``fraction_reached``, the share of its residual that the solve gives the fact;
-    ``preservation_cost``, the fact's part of what the change costs on ordinary text; ``steps`` of the optimisation."""
+    ``preservation_cost``, the fact's part of what the change costs on ordinary text; ``steps`` of the optimisation.
+    The session adds two to every new fact, measured at its bare prompt once the batch is written: ``said``, 1 if every
+    token of the target is the likeliest one, else 0; ``said_probability``, exp of the mean log-probability of them."""
 
 
 @documented

@@ -34,6 +34,7 @@ from editcore.runs.record import REQUESTS_NAME, RunRecord, recorded, write_run
 from editcore.runs.reopening import make_session
 from editcore.runs.results import FIGURES_NAME, RunResult, Sample, Tally, write_observations, write_summary
 from editcore.runs.resume import has_begun, refuse_unlike, refuse_used
+from editcore.runs.saying import not_said
 from editcore.runs.session import EditSession
 from editcore.runs.stopwatch import Stages
 from editcore.second_moments.corpora import open_corpus
@@ -171,7 +172,12 @@ def _run(
         peak_memory_bytes=peak_memory_bytes(session.model.device),
         notes=tuple(
             dict.fromkeys(
-                [*notes, *(note for entry in session.ledger.batches for note in entry.notes), *_unseen(after, kept)]
+                [
+                    *notes,
+                    *(note for entry in session.ledger.batches for note in entry.notes),
+                    *_unseen(after, kept),
+                    *_not_said(session),
+                ]
             )
         ),
         extensions=session.statistics(),
@@ -273,6 +279,12 @@ def _unseen(found: Measurement, records: Sequence[FactRecord]) -> list[str]:
     """What did nothing must not look like success."""
     silent_ones = [name for name, observations in found.observations.items() if records and not observations]
     return [f"The evaluator '{name}' observed nothing of the {len(records)} facts." for name in silent_ones]
+
+
+def _not_said(session: EditSession) -> list[str]:
+    entries = session.ledger.entries
+    told = not_said(session.requests, [one for entry in entries for one in entry.evidence])
+    return [told] if told else []
 
 
 def _checkpoints(

@@ -70,6 +70,7 @@ from editcore.runs.batches import (
 )
 from editcore.runs.fit import check_subjects, completed
 from editcore.runs.parts import Parts, make_parts
+from editcore.runs.saying import not_said, with_what_is_said
 from editcore.second_moments.statistics import StatisticsStore
 
 __all__ = ["BatchResult", "EditSession"]
@@ -98,6 +99,12 @@ class BatchResult:
     """Requests that were left out while the others went on."""
     seconds: float = 0.0
     """Wall time of the batch, without evaluation."""
+
+    @property
+    def not_said(self) -> str:
+        """A sentence about facts that the model does not say to their bare prompts though they were written; empty if
+        it says all."""
+        return not_said(self.batch.new_requests, self.proposal.evidence) if self.applied else ""
 
 
 class EditSession:
@@ -300,6 +307,9 @@ class EditSession:
             if entry.applied:
                 self.edited.apply(entry.written)  # first: what is refused must not be in the ledger
             try:
+                if entry.applied:
+                    proposal = replace(proposal, evidence=with_what_is_said(self.model, batch, proposal.evidence))
+                    entry = replace(entry, evidence=proposal.evidence)
                 self.ledger.append(entry)
             except BaseException:
                 if entry.applied:
@@ -313,7 +323,7 @@ class EditSession:
                 self._lifecycle.after_batch(
                     AfterBatch(model=self.model, batch=batch, proposal=proposal, entry=entry, seconds=seconds)
                 )
-        return BatchResult(
+        result = BatchResult(
             batch=batch,
             proposal=proposal,
             applied=entry.applied,
@@ -322,6 +332,9 @@ class EditSession:
             rejected=entry.rejected,
             seconds=seconds,
         )
+        if result.not_said:
+            _log.warning("batch %d: %s", batch.index, result.not_said)
+        return result
 
     def _proposed(self, batch: EditBatch) -> Proposal:
         """What the editor proposes, checked."""
