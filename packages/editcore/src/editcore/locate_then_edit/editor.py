@@ -367,12 +367,16 @@ class LocateThenEdit:
         this form (:attr:`right_from_keys`), and must hold its residuals at the keys that it is given.
 
         Returns:
-            ``None`` for facts of several layers, where keys of the upper ones depend on what the lower ones got.
+            ``None`` where keys of upper layers depend on what lower ones got: for facts of several layers, and where a
+            fact is left out that was written below others.
         """
         if not self.right_from_keys or self.held_at != "keys":
             return None
         ids = [request.id for request in entry.requests]
         if any(one not in entry.known or len(entry.known[one].keys) != 1 for one in ids):
+            return None
+        depth = [max(model.layout.layer_of(name) for name in entry.known[one].keys) for one in ids]
+        if any(one < max(depth) for row, one in enumerate(depth) if row not in set(rows)):
             return None
         prepared = self.prepared(model, context)
         changes: dict[str, FactoredDelta] = {}

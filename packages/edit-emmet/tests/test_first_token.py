@@ -1,0 +1,143 @@
+"""Facts that are looked up at the text's first token: written lower, beside the others of their batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from editcore import EditRequest, EditSession, HParamsError
+from editcore.testing import tiny_model, tiny_requests
+
+Open = Callable[..., EditSession]
+PLAIN = tiny_requests(4)
+FIRST = [
+    EditRequest(subject=subject, prompt=prompt, target_new=target)
+    for subject, prompt, target in (
+        ("Isaac", "{} was born in", "London"),
+        ("Marie", "{} works as a", "singer"),
+        ("Ada", "{} plays the sport of", "chess"),
+    )
+]
+LOW, HIGH = (f"model.layers.{layer}.mlp.down_proj.weight" for layer in (0, 1))
+
+
+@pytest.fixture
+def open_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Open:
+    """Opens a session of emmet on a new tiny model in float64, whose tokenizer puts nothing before a text."""
+    monkeypatch.setenv("EDITCORE_CACHE", str(tmp_path / "cache"))
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text(" ".join(request.text for request in tiny_requests(80)) * 4, encoding="utf-8")
+
+    def _open(*, bos: bool = False, plugins: tuple[str, ...] = (), **emmet: Any) -> EditSession:
+        settings = {"layers": [1], "context_templates": ["{}", "So it was. {}"], "v_num_grad_steps": 4, **emmet}
+        return EditSession.open(
+            tiny_model(dtype=torch.float64, bos=bos),
+            editor="emmet",
+            plugins=plugins,
+            settings={"emmet": settings},
+            corpus=str(corpus),
+            corpus_tokens=2000,
+        )
+
+    return _open
+
+
+def named(session: EditSession) -> list[set[str]]:
+    return [set(entry.changes) for entry in session.ledger.entries]
+
+
+def test_they_have_layers_of_their_own_where_they_are_the_first_token(open_session: Open) -> None:
+    mixed = [FIRST[0], PLAIN[0], FIRST[1], PLAIN[1]]
+    session = open_session()
+    session.edit(mixed)
+    session.edit([PLAIN[2]])
+    session.edit([FIRST[2]])
+    assert named(session) == [{LOW, HIGH}, {HIGH}, {LOW}]
+    entry = session.ledger.entries[0]
+    assert [set(entry.known[one.id].keys) for one in mixed] == [{LOW}, {HIGH}, {LOW}, {HIGH}]
+    assert [one.request_id for one in entry.evidence] == [one.id for one in mixed]
+    for options in ({"bos": True}, {"first_token_layers": None}, {"layers": [0]}):
+        plain = open_session(**options)
+        plain.edit(mixed)
+        assert len(named(plain)[0]) == 1, options
+
+
+def test_the_batch_is_that_of_one_group_after_the_other(open_session: Open) -> None:
+    """The upper group is solved on the model that has the lower one's change; δ is that of the model before both."""
+    whole = open_session()
+    whole.edit([PLAIN[0], FIRST[0], PLAIN[1], FIRST[1]])
+    [entry] = whole.ledger.entries
+    apart = open_session()
+    apart.edit(FIRST[:2])
+    apart.edit(PLAIN[:2], known={one.id: entry.known[one.id] for one in PLAIN[:2]})
+    lower, upper = apart.ledger.entries
+    torch.testing.assert_close(lower.changes[LOW].dense(), entry.changes[LOW].dense(), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(upper.changes[HIGH].dense(), entry.changes[HIGH].dense(), rtol=1e-9, atol=1e-11)
+
+
+def at_subject(session: EditSession, request: EditRequest, layer: int) -> tuple[int, torch.Tensor, torch.Tensor]:
+    """The subject's last token, and what enters and leaves the edited projection there."""
+    seen: dict[str, torch.Tensor] = {}
+    projection = session.model.projection(layer)
+    handle = projection.register_forward_hook(lambda _module, args, out: seen.update(inputs=args[0], outputs=out))
+    ids = session.model.tokenizer(request.text, return_offsets_mapping=True)
+    session.model.hf(input_ids=torch.tensor([ids["input_ids"]]))
+    handle.remove()
+    end = request.text.index(str(request.subject)) + len(str(request.subject))
+    place = max(index for index, (start, _) in enumerate(ids["offset_mapping"]) if start < end)
+    return place, seen["inputs"][0, place], seen["outputs"][0, place]
+
+
+def test_each_fact_has_its_value_in_the_edited_model(open_session: Open) -> None:
+    session = open_session(context_templates=["{}"])
+    mixed = [FIRST[0], PLAIN[0], FIRST[1], PLAIN[1]]
+    session.edit(mixed)
+    [entry] = session.ledger.entries
+    for request in mixed:
+        name, layer = (LOW, 0) if request in FIRST else (HIGH, 1)
+        place, key, value = at_subject(session, request, layer)
+        assert (place == 0) == (request in FIRST)
+        torch.testing.assert_close(key, entry.known[request.id].keys[name], rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(value, entry.known[request.id].values[name], rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("gone", [[1], [3], [0], [0, 3], [0, 2]])
+def test_a_batch_of_both_kinds_without_some_of_its_facts(open_session: Open, gone: list[int]) -> None:
+    mixed = [FIRST[0], PLAIN[0], FIRST[1], PLAIN[1]]
+    session = open_session()
+    session.edit(mixed)
+    [whole] = session.ledger.entries
+    session.undo(*(mixed[row].id for row in gone))
+    rest = [one for row, one in enumerate(mixed) if row not in gone]
+    fresh = open_session()
+    fresh.edit(rest, known={one.id: whole.known[one.id] for one in rest})
+    for name in (LOW, HIGH):
+        ours, theirs = (one.model.weight(name) for one in (session, fresh))
+        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10)
+
+
+def test_replayed_facts_keep_to_their_layers_and_are_looked_up_on_what_is_below(open_session: Open) -> None:
+    session = open_session(plugins=("replay",), context_templates=["{}"])
+    session.edit([FIRST[0], PLAIN[0]])
+    session.edit([PLAIN[1]])
+    session.edit([FIRST[1]])
+    for entry in session.ledger.entries:
+        for one in entry.requests:
+            assert set(entry.known[one.id].keys) == ({LOW} if one in FIRST else {HIGH})
+    last = session.ledger.entries[-1]
+    replayed = [one for one in last.requests if one in PLAIN]
+    assert replayed
+    for request in replayed:
+        _, key, value = at_subject(session, request, 1)
+        torch.testing.assert_close(key, last.known[request.id].keys[HIGH], rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(value, last.known[request.id].values[HIGH], rtol=1e-8, atol=1e-10)
+
+
+def test_layers_that_the_model_does_not_have_are_refused(open_session: Open) -> None:
+    with pytest.raises(HParamsError, match="layer"):
+        open_session(first_token_layers=[7])
+    with pytest.raises(HParamsError, match="first_token_layers must ascend"):
+        open_session(first_token_layers=[1, 0])
