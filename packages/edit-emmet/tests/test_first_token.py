@@ -49,16 +49,23 @@ def named(session: EditSession) -> list[set[str]]:
     return [set(entry.changes) for entry in session.ledger.entries]
 
 
-def test_they_have_layers_of_their_own_where_they_are_the_first_token(open_session: Open) -> None:
+def test_their_bare_prompts_have_layers_of_their_own(open_session: Open) -> None:
     mixed = [FIRST[0], PLAIN[0], FIRST[1], PLAIN[1]]
     session = open_session()
     session.edit(mixed)
     session.edit([PLAIN[2]])
     session.edit([FIRST[2]])
-    assert named(session) == [{LOW, HIGH}, {HIGH}, {LOW}]
+    assert named(session) == [{LOW, HIGH}, {HIGH}, {LOW, HIGH}]
     entry = session.ledger.entries[0]
-    assert [set(entry.known[one.id].keys) for one in mixed] == [{LOW}, {HIGH}, {LOW}, {HIGH}]
+    assert [set(entry.known[one.id].keys) for one in mixed] == [{LOW, HIGH}, {HIGH}] * 2
     assert [one.request_id for one in entry.evidence] == [one.id for one in mixed]
+    assert all(
+        {"steps", "target_probability", "said", "fraction_reached"} <= one.figures.keys() for one in entry.evidence
+    )
+    alone = open_session(context_templates=["{}"])
+    alone.edit(mixed)
+    alone.edit([FIRST[2]])
+    assert named(alone) == [{LOW, HIGH}, {LOW}]
     for options in ({"bos": True}, {"first_token_layers": None}, {"layers": [0]}):
         plain = open_session(**options)
         plain.edit(mixed)
@@ -67,15 +74,46 @@ def test_they_have_layers_of_their_own_where_they_are_the_first_token(open_sessi
 
 def test_the_batch_is_that_of_one_group_after_the_other(open_session: Open) -> None:
     """The upper group is solved on the model that has the lower one's change; δ is that of the model before both."""
-    whole = open_session()
+    whole = open_session(context_templates=["{}"])
     whole.edit([PLAIN[0], FIRST[0], PLAIN[1], FIRST[1]])
     [entry] = whole.ledger.entries
-    apart = open_session()
+    apart = open_session(context_templates=["{}"])
     apart.edit(FIRST[:2])
     apart.edit(PLAIN[:2], known={one.id: entry.known[one.id] for one in PLAIN[:2]})
     lower, upper = apart.ledger.entries
     torch.testing.assert_close(lower.changes[LOW].dense(), entry.changes[LOW].dense(), rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(upper.changes[HIGH].dense(), entry.changes[HIGH].dense(), rtol=1e-9, atol=1e-11)
+
+
+def test_in_their_contexts_they_are_written_like_all_others(open_session: Open) -> None:
+    """As a fact would be whose prompt begins with the first context."""
+    session = open_session()
+    session.edit(FIRST[:2])
+    plain = open_session()
+    behind = [one.model_copy(update={"prompt": f"So it was. {one.prompt}"}) for one in FIRST[:2]]
+    plain.edit(behind)
+    ours, theirs = (one.ledger.entries[0].changes[HIGH].dense() for one in (session, plain))
+    # The keys differ by what the lower change does to them, which is little: the tokens there are others.
+    assert (ours - theirs).norm() < 0.2 * theirs.norm()
+
+
+def test_what_it_costs_is_half_that_on_first_tokens(open_session: Open) -> None:
+    """C of the lower layer against one token at a time."""
+    session = open_session()
+    session.edit(FIRST[:1])
+    editor: Any = session._editor
+    text = session.context.statistics.metrics([0])[0].matrix
+    special = set(session.model.tokenizer.all_special_ids)
+    ids = [one for one in range(len(session.model.tokenizer)) if one not in special]
+    total = torch.zeros_like(text)
+    for one in ids:
+        seen: list[torch.Tensor] = []
+        projection = session.model.projection(0)
+        handle = projection.register_forward_pre_hook(lambda _module, args, seen=seen: seen.append(args[0]))
+        session.model.hf(input_ids=torch.tensor([[one]]))
+        handle.remove()
+        total += torch.outer(seen[0][0, 0], seen[0][0, 0])
+    torch.testing.assert_close(editor._prepared.metrics[0].matrix, (text + total / len(ids)) / 2, rtol=1e-9, atol=1e-12)
 
 
 def at_subject(session: EditSession, request: EditRequest, layer: int) -> tuple[int, torch.Tensor, torch.Tensor]:
@@ -104,15 +142,18 @@ def test_each_fact_has_its_value_in_the_edited_model(open_session: Open) -> None
         torch.testing.assert_close(value, entry.known[request.id].values[name], rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize("templates", [["{}"], ["{}", "So it was. {}"]])
 @pytest.mark.parametrize("gone", [[1], [3], [0], [0, 3], [0, 2]])
-def test_a_batch_of_both_kinds_without_some_of_its_facts(open_session: Open, gone: list[int]) -> None:
+def test_a_batch_of_both_kinds_without_some_of_its_facts(
+    open_session: Open, gone: list[int], templates: list[str]
+) -> None:
     mixed = [FIRST[0], PLAIN[0], FIRST[1], PLAIN[1]]
-    session = open_session()
+    session = open_session(context_templates=templates)
     session.edit(mixed)
     [whole] = session.ledger.entries
     session.undo(*(mixed[row].id for row in gone))
     rest = [one for row, one in enumerate(mixed) if row not in gone]
-    fresh = open_session()
+    fresh = open_session(context_templates=templates)
     fresh.edit(rest, known={one.id: whole.known[one.id] for one in rest})
     for name in (LOW, HIGH):
         ours, theirs = (one.model.weight(name) for one in (session, fresh))

@@ -13,7 +13,7 @@ import random
 import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -35,7 +35,7 @@ from editcore.locate_then_edit.hparams import LocateThenEditHParams
 from editcore.locate_then_edit.located import traced_layer
 from editcore.locate_then_edit.targets import Targets, optimise_targets, tails_fit
 from editcore.locate_then_edit.templates import sample_context_templates
-from editcore.models.capture import Climb, project
+from editcore.models.capture import Climb, capture, project
 from editcore.models.tokens import TokenRow, lookup_row
 from editcore.second_moments.linalg import Metric, Update, hold_at, solve_update
 
@@ -145,6 +145,40 @@ def _metrics(
     # C = I, where the text is not to be asked.
     identity = Metric(torch.eye(model.layout.d_ff, dtype=torch.float64))
     return {layer: identity.to(model.place(layer)) for layer in layers}
+
+
+def _first_token_metrics(
+    model: LanguageModel, layers: Sequence[int], hparams: LocateThenEditHParams, context: EditContext
+) -> dict[int, Metric]:
+    """What a change costs where facts are looked up at the first token: half on text, half on texts' first tokens.
+
+    In a text one token in a thousand is the first, and all of those have a part in common that no other has. By C alone
+    that part is nearly free, and an edit that uses it hits every text.
+    """
+    if not hparams.mom2_adjustment:
+        return _metrics(model, layers, hparams, context)
+    special = set(model.tokenizer.all_special_ids)
+    ids = [one for one in range(min(len(model.tokenizer), model.layout.vocab_size)) if one not in special]
+    opening = [TokenRow((one,), 0, 1) for one in ids[:: 1 + (len(ids) - 1) // _FIRST_TOKENS]]
+    found: dict[int, Metric] = {}
+    for layer in layers:
+
+        def moment(text: Metric, layer: int = layer) -> dict[str, Tensor]:
+            total = torch.zeros_like(text.matrix)
+            for start in range(0, len(opening), _TOGETHER):
+                keys = capture(model, opening[start : start + _TOGETHER], [layer])[layer].inputs.double()
+                total += keys.T @ keys
+            return {"moment": total / len(opening)}
+
+        # Kept beside C: a run that is resumed has the bits of the unedited model.
+        [first] = context.statistics.derived(layer, "first-token-moment", moment).values()
+        found[layer] = Metric((context.statistics.metrics([layer])[layer].matrix + first) / 2)
+    return found
+
+
+_TOGETHER = 2048
+_FIRST_TOKENS = 8192
+"""Tokens of the vocabulary, evenly over it, that are asked for what they give as a text's first."""
 
 
 @dataclass(slots=True)
@@ -263,17 +297,20 @@ class LocateThenEdit:
         groups: list[_Group] = []
         changes: dict[str, FactoredDelta] = {}
         # The lower layers first: what is asked of the upper ones is measured with them in place.
-        for layers, part in self._groups(model, batch, prepared, context):
-            group = self._solved(model, part, layers, changes, clock, context)
+        for layers, part, templates in self._groups(model, batch, prepared, context):
+            group = self._solved(model, part, layers, templates, changes, clock, context)
             groups.append(group)
             changes |= group.changes
-        order = {request.id: row for row, request in enumerate(batch.requests)}
-        evidence = [one for group in groups for one in group.asked.evidence(group.batch, group.solved)]
-        known = {name: one for group in groups for name, one in group.known().items()}
+        known: dict[str, KnownTarget] = {}
+        evidence: dict[str, EditEvidence] = {}
+        for group in reversed(groups):  # of a fact that is in two, what is said of its bare prompt comes last
+            known |= {name: _both(known.get(name), one) for name, one in group.known().items()}
+            found = group.asked.evidence(group.batch, group.solved)
+            evidence |= {one.request_id: _told(evidence.get(one.request_id), one) for one in found}
         notes = [note for group in groups for note in group.notes(self.hparams, self.low_fraction_advice)]
         return Proposal(
             changes=changes,
-            evidence=tuple(sorted(evidence, key=lambda one: order[one.request_id])),
+            evidence=tuple(evidence[request.id] for request in batch.requests),
             known={request.id: known[request.id] for request in batch.requests},
             diagnostics={
                 name: value
@@ -286,28 +323,38 @@ class LocateThenEdit:
 
     def _groups(
         self, model: LanguageModel, batch: EditBatch, prepared: Prepared, context: EditContext
-    ) -> Iterator[tuple[tuple[int, ...], EditBatch]]:
-        """Layers, and the facts that are written there."""
+    ) -> Iterator[tuple[tuple[int, ...], EditBatch, tuple[str, ...]]]:
+        """Layers, the facts that are written there, and the contexts in which they are looked up."""
         ids = {request.id for request in batch.requests}
         first = {
             request.id
             for request in batch.requests
             if prepared.first_token and lookup_row(model, request, fact_token=self.hparams.fact_token).lookup == 0
         }
+        bare, *others = prepared.templates
         if first:
             missing = [layer for layer in prepared.first_token if layer not in prepared.metrics]
             if missing:
-                prepared.metrics.update(_metrics(model, missing, self.hparams, context))
-            yield prepared.first_token, batch.without(ids - first)
-        if first != ids:
+                prepared.metrics.update(_first_token_metrics(model, missing, self.hparams, context))
+            yield prepared.first_token, batch.without(ids - first), (bare,)
+        if others or first != ids:
             layers = _chosen_layers(self.hparams.layer_selection, prepared.layers, batch, context.seed)
-            yield layers, batch.without(first)
+            if not others:
+                yield layers, batch.without(first), (bare,)
+            else:
+                # What is the bare prompt for the others stands behind a context for these.
+                requests = [
+                    one.model_copy(update={"prompt": others[0].replace("{}", one.prompt)}) if one.id in first else one
+                    for one in batch.requests
+                ]
+                yield layers, replace(batch, requests=tuple(requests)), prepared.templates
 
     def _solved(
         self,
         model: LanguageModel,
         batch: EditBatch,
         layers: Sequence[int],
+        templates: tuple[str, ...],
         below: Mapping[str, FactoredDelta],
         clock: _Clock,
         context: EditContext,
@@ -315,15 +362,13 @@ class LocateThenEdit:
         """Facts that are written at the same layers, on a model that has the changes ``below`` already."""
         hparams, prepared = self.hparams, self.prepared(model, context)
         with clock.stage("targets"):
-            asked = _Asked.optimise(model, batch, layers, hparams, prepared, context)
+            asked = _Asked.optimise(model, batch, layers, templates, hparams, prepared, context)
         weights = torch.tensor(batch.weights, dtype=torch.float64)
         changes = dict(below)
         solved: list[_SolvedLayer] = []
         # Where prefix caches fit, no block reads more of the lower ones than the residual stream.
         keep = len(layers) > 1 and prepared.shortcuts.get(layers[-1], False)
-        looking = _Looking(
-            model, hparams, prepared.templates, key_weighting=self.key_weighting, held_at=self.held_at, keep=keep
-        )
+        looking = _Looking(model, hparams, templates, key_weighting=self.key_weighting, held_at=self.held_at, keep=keep)
         for number, layer in enumerate(layers):
             name = model.layout.weight_name(layer)
             with context.trial(changes):
@@ -605,6 +650,7 @@ class _Asked:
         model: LanguageModel,
         batch: EditBatch,
         layers: Sequence[int],
+        templates: Sequence[str],
         hparams: LocateThenEditHParams,
         prepared: Prepared,
         context: EditContext,
@@ -622,14 +668,12 @@ class _Asked:
             return cls(None, {})
         layer = layers[-1]
         if layer not in prepared.shortcuts:
-            prepared.shortcuts[layer] = tails_fit(
-                model, fresh[0], layer=layer, templates=prepared.templates, hparams=hparams
-            )
+            prepared.shortcuts[layer] = tails_fit(model, fresh[0], layer=layer, templates=templates, hparams=hparams)
         targets = optimise_targets(
             model,
             fresh,
             layer=layer,
-            templates=prepared.templates,
+            templates=templates,
             hparams=hparams,
             shortcut=prepared.shortcuts[layer],
             progress=context.progress,
@@ -820,6 +864,26 @@ class _SolvedLayer:
                 f"(warn_condition is {hparams.warn_condition:.0e}): keys of its {len(self.problem.keys)} facts are "
                 "nearly dependent. A Tikhonov term bounds it, such as tikhonov = 1e-6."
             )
+
+
+def _both(one: KnownTarget | None, other: KnownTarget) -> KnownTarget:
+    """Keys and values of a fact that is written at two places; how its target was found, of the other."""
+    if one is None:
+        return other
+    return KnownTarget(
+        keys={**other.keys, **one.keys}, values={**other.values, **one.values}, figures=other.figures or one.figures
+    )
+
+
+def _told(one: EditEvidence | None, other: EditEvidence) -> EditEvidence:
+    """Figures of such a fact: the other's; what it costs at both places, and the lesser part that it got."""
+    if one is None:
+        return other
+    figures = {**one.figures, **other.figures}
+    for name, together in (("preservation_cost", sum), ("fraction_reached", min)):
+        if name in one.figures and name in other.figures:
+            figures[name] = together((one.figures[name], other.figures[name]))
+    return replace(other, figures=figures)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,10 +20,11 @@ class LocateThenEditHParams(HParams):
     layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
     """Blocks whose MLP output projection is rewritten, in ascending order; the value is optimised at the last one."""
     first_token_layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = (0,)
-    """Blocks for a fact whose lookup token is the first of all tokens, in place of ``layers``: a subject of one token
-    that opens the prompt, in a model without a beginning-of-text token. On a text's first token attention rests
-    whatever it says (attention sinks, arXiv 2309.17453), and blocks from where that begins pass on nothing that is
-    written there. ``none``, and where ``layers`` do not begin above them: no such difference. Not in the papers."""
+    """Blocks for the bare prompt of a fact whose lookup token is the first of all tokens: a subject of one token that
+    opens the prompt, in a model without a beginning-of-text token. On a text's first token attention rests whatever it
+    says (attention sinks, arXiv 2309.17453), and blocks from where that begins pass on nothing that is written there.
+    Such a fact is written twice, its bare prompt here and its contexts in ``layers``. ``none``, and where ``layers`` do
+    not begin above them: like all others. Not in the papers."""
     layer_selection: Literal["all", "random", "traced"] = "all"
     """``all`` edits every layer in ``layers``; ``random`` draws one of them per batch with the run's seed; ``traced``
     takes the one where causal tracing of the model found the greatest effect of the MLPs at the subject's last token
