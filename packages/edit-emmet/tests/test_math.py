@@ -11,7 +11,6 @@ from edit_emmet.hparams import EmmetHParams
 from editcore import EditBatch, EditContext, HParamsError, LanguageModel, Plugins, Proposal
 from editcore.models.capture import capture
 from editcore.models.tokens import lookup_row
-from editcore.models.writing import applied
 from editcore.runs import RawBackend
 from editcore.second_moments.statistics import StatisticsStore
 from editcore.testing import TINY_FAMILIES, tiny_model, tiny_requests
@@ -52,7 +51,7 @@ def test_every_fact_has_its_value_in_the_edited_model(family: str, corpus: Path)
     _, proposal = propose(model, corpus, batch)
     name = model.layout.weight_name(1)
     rows = [lookup_row(model, request) for request in batch.requests]
-    with applied(model, proposal.changes):
+    with context_for(model, corpus).trial(proposal.changes):
         found = capture(model, rows, [1])[1].outputs
     expected = torch.stack([proposal.known[request.id].values[name] for request in batch.requests])
     assert (found - expected).norm() <= 1e-8 * expected.norm()
@@ -84,7 +83,7 @@ def test_several_layers_together_reach_the_value(corpus: Path) -> None:
     _, proposal = propose(model, corpus, batch, layers=(0, 1, 2))
     rows = [lookup_row(model, request) for request in batch.requests]
     before = capture(model, rows, [2])[2].block_outputs
-    with applied(model, proposal.changes):
+    with context_for(model, corpus).trial(proposal.changes):
         moved = capture(model, rows, [2])[2].block_outputs - before
     asked = torch.tensor([evidence.figures["delta_norm"] for evidence in proposal.evidence], dtype=torch.float64)
     assert (asked > 1e-3).all(), "the edit must ask for something"
@@ -146,6 +145,7 @@ def test_random_layer_selection_draws_one_layer_per_batch_from_the_seed(corpus: 
         ("llama", {"layers": (7,)}, "layer 7 does not exist"),
         ("llama", {"v_loss_layer": 1}, "v_loss_layer is 1"),
         ("gemma3_text", {"layers": (0, 1)}, "a norm follows the edited projection"),
+        ("gemma3_text", {"clamp_norm": "stream"}, 'clamp_norm is "stream", but in .* a norm follows'),
     ],
 )
 def test_settings_that_do_not_fit_the_model_are_refused(

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+from editcore import Plugins
+from editcore.settings import import_file
 from editcore.testing import check_presets
 
 FIELDS = (
@@ -20,6 +25,7 @@ PUBLISHED = {
     "llama-3.2-3b": ((5,), 25, 27, 4, 0.001, 0.1, 100000),
 }
 COMMON = {
+    "clamp_norm": "stream",
     "kl_factor": 0.0625,
     "kl_position": "lookup",
     "v_stop_loss": 0.05,
@@ -34,3 +40,11 @@ def test_presets() -> None:
         "emmet",
         {name: dict(zip(FIELDS, values, strict=True)) | COMMON for name, values in PUBLISHED.items()},
     )
+
+
+def test_a_file_of_the_reference_code_measures_by_the_stream(tmp_path: Path) -> None:
+    path = tmp_path / "model.json"
+    path.write_text(json.dumps({"alg_name": "EMMET", "layers": [5], "clamp_norm_factor": 0.75}))
+    imported = import_file(path, Plugins.load())
+    assert imported.settings["emmet"].model_dump()["clamp_norm"] == "stream"
+    assert "output of the block" in imported.added['clamp_norm = "stream"']

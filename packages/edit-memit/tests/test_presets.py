@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+from editcore import Plugins
+from editcore.settings import import_file
 from editcore.testing import check_presets
 
 FIELDS = (
@@ -24,6 +29,7 @@ PUBLISHED = {
     "qwen2.5-7b": ((4, 5, 6, 7, 8), 25, 0.5, 27, 4, 0.001, 15000),
 }
 COMMON = {
+    "clamp_norm": "stream",
     "kl_factor": 0.0625,
     "kl_position": "lookup",
     "v_stop_loss": 0.05,
@@ -38,3 +44,11 @@ def test_presets() -> None:
         "memit",
         {name: dict(zip(FIELDS, values, strict=True)) | COMMON for name, values in PUBLISHED.items()},
     )
+
+
+def test_a_file_of_the_reference_code_measures_by_the_stream(tmp_path: Path) -> None:
+    path = tmp_path / "model.json"
+    path.write_text(json.dumps({"alg_name": "MEMIT", "layers": [5], "clamp_norm_factor": 0.75}))
+    imported = import_file(path, Plugins.load())
+    assert imported.settings["memit"].model_dump()["clamp_norm"] == "stream"
+    assert "output of the block" in imported.added['clamp_norm = "stream"']

@@ -14,7 +14,6 @@ from editcore.locate_then_edit.hparams import LocateThenEditHParams
 from editcore.locate_then_edit.targets import optimise_targets
 from editcore.models.capture import capture
 from editcore.models.tokens import lookup_row
-from editcore.models.writing import applied
 from editcore.runs import RawBackend
 from editcore.second_moments.statistics import StatisticsStore
 from editcore.testing import tiny_model, tiny_requests
@@ -111,7 +110,7 @@ def test_the_bare_prompt_has_its_value_in_the_edited_model(mode: str, corpus: Pa
     _, proposal = propose(model, corpus, key_mode=mode)
     name, [request] = model.layout.weight_name(1), BATCH.requests
     known = proposal.known[request.id]
-    with applied(model, proposal.changes):
+    with context_for(model, corpus).trial(proposal.changes):
         found = capture(model, [lookup_row(model, request)], [1])[1]
     assert torch.allclose(found.inputs[0], known.keys[name], rtol=1e-10)
     assert torch.allclose(found.outputs[0], known.values[name], rtol=1e-8)

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+import pytest
+from editcore import Plugins
+from editcore.settings import import_file
 from editcore.testing import check_presets
 
 FIELDS = (
@@ -41,3 +47,16 @@ def test_presets() -> None:
         "rome",
         {name: dict(zip(FIELDS, values, strict=True)) | COMMON for name, values in PUBLISHED.items()},
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "asks"), [("ROME", "mean", "shift"), ("R-ROME", "mean", "value"), ("P-ROME", "prompt", "shift")]
+)
+def test_files_of_the_reference_codes(name: str, mode: str, asks: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.json"
+    path.write_text(json.dumps({"alg_name": name, "layers": [5], "clamp_norm_factor": 4}))
+    imported = import_file(path, Plugins.load())
+    values = imported.settings["rome"].model_dump()
+    assert (values["key_mode"], values["mean_asks"]) == (mode, asks)
+    assert values["clamp_norm"] == "output", "its code measures by the output of the projection"
+    assert (f'key_mode = "{mode}"' in imported.added) == (name != "ROME")

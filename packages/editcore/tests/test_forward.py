@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from editcore.interfaces.errors import ModelError
@@ -46,6 +48,81 @@ def test_soft_cap_and_scale_stay_in_force() -> None:
         for scale in (0.25, 0.5)
     )
     torch.testing.assert_close(2 * small, large)
+
+
+@pytest.mark.parametrize("family", TINY_FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_narrow_head_gives_the_logits_of_float32(family: str, dtype: torch.dtype) -> None:
+    """The model's own code behind its own hidden states, in float32 arithmetic."""
+    special = {"gemma2": {"final_logit_softcapping": 3.0}, "cohere": {"logit_scale": 0.25}}
+    model = tiny_model(family, dtype=dtype, config=special.get(family))
+    ids, mask = batch()
+    read: list[torch.Tensor] = []
+
+    def reads(_head: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        read.append(args[0])
+
+    def reads_the_same(_head: torch.nn.Module, _args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return (read[0].float(),)
+
+    wide = copy.deepcopy(model.hf).float()
+    wide.get_output_embeddings().register_forward_pre_hook(reads_the_same)
+    handle = model.hf.get_output_embeddings().register_forward_pre_hook(reads)
+    before = model.fingerprint()
+    with torch.no_grad():
+        narrow = model.hf(input_ids=ids, attention_mask=mask, use_cache=False).logits[ROWS, POSITIONS]
+        handle.remove()
+        expected = wide(input_ids=ids, attention_mask=mask).logits[ROWS, POSITIONS]
+        found = logits_at(model, ids, mask, ROWS, POSITIONS)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert (narrow.float() - expected).abs().max() > 1e-4, "otherwise nothing was shown"
+    assert model.fingerprint() == before
+    head = model.hf.get_output_embeddings()
+    assert isinstance(head.weight, torch.nn.Parameter)
+    assert head.weight.dtype == dtype
+
+
+def test_logits_that_tie_in_bfloat16_are_told_apart() -> None:
+    """Two tokens whose logits differ by less than bfloat16 has digits: the likelier one is the answer."""
+    model = tiny_model(dtype=torch.bfloat16)
+    ids, mask = batch()
+    head = model.hf.get_output_embeddings().weight
+    with torch.no_grad():
+        head[11] = head[10] = 8 * head[10]
+        head[11, head[11].abs().argmin()] += 2**-9
+        tied = model.hf(input_ids=ids, attention_mask=mask).logits[ROWS, POSITIONS]
+        found = logits_at(model, ids, mask, ROWS, POSITIONS)
+    ties = tied[:, 10] == tied[:, 11]
+    assert ties.any()
+    assert (found[ties, 10] != found[ties, 11]).all()
+
+
+def test_a_narrow_head_is_itself_again_after_an_exception() -> None:
+    model = tiny_model(dtype=torch.bfloat16)
+    ids, mask = batch()
+    head = model.hf.get_output_embeddings()
+    weight = head.weight
+
+    def fails(*_: object) -> None:
+        raise KeyError
+
+    handle = head.register_forward_hook(fails)
+    with pytest.raises(KeyError):
+        logits_at(model, ids, mask, ROWS, POSITIONS)
+    handle.remove()
+    assert head.weight is weight
+    assert not head._forward_pre_hooks
+
+
+def test_a_narrow_head_that_asks_for_a_gradient_has_it() -> None:
+    model = tiny_model(dtype=torch.bfloat16)
+    ids, mask = batch()
+    weight = model.hf.get_output_embeddings().weight.requires_grad_()
+    found = logits_at(model, ids, mask, ROWS, POSITIONS)
+    (gradient,) = torch.autograd.grad(found.logsumexp(-1).sum(), weight)
+    assert gradient.dtype == torch.bfloat16
+    assert gradient.abs().sum() > 0
 
 
 def test_gradients_are_those_of_the_full_forward() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from editcore import HParamsError, ModelError, UnknownNameError
-from editcore.models import LanguageModel
+from editcore.models import LanguageModel, language_model
 from editcore.testing import TINY_FAMILIES, three_facts, tiny_hf_model, tiny_model, tiny_requests, tiny_tokenizer
 
 PROMPTS = ["Marie Curie was born in", "The", "Isaac Newton plays the sport of many people who live there"]
@@ -79,6 +79,56 @@ def test_an_unknown_id_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path
         ModelError, match=r"There is no model 'smollm2-135': .* cannot be reached\. Did you mean 'smollm2"
     ):
         LanguageModel.load("smollm2-135")
+
+
+def test_a_device_without_float64_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on MPS, before the model is loaded and with a model in hand. No such machine is needed: ``zeros`` says no."""
+    zeros, lacking = torch.zeros, {"meta"}
+
+    def without_float64(*arguments: Any, dtype: Any = None, device: Any = None) -> Any:
+        if dtype == torch.float64 and torch.device(device).type in lacking:
+            raise TypeError(
+                "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64."
+            )
+        return zeros(*arguments, dtype=dtype, device=device)
+
+    monkeypatch.setattr("editcore.models.language_model.torch.zeros", without_float64)
+    with pytest.raises(ModelError, match=r"Device 'meta' has no float64, .* Use --device cpu\."):
+        LanguageModel.load("no such model", device="meta")
+    assert LanguageModel.load(str(folder)).device.type == "cpu"
+    lacking.add("cpu")
+    with pytest.raises(ModelError, match="Device 'cpu' has no float64"):
+        LanguageModel.wrap(tiny_hf_model("llama"), tiny_tokenizer())
+
+
+@pytest.mark.parametrize(("dtype", "times", "told"), [("bfloat16", 40.0, True), ("bfloat16", 2.0, False)])
+def test_a_type_that_the_processor_is_slow_in_is_told(
+    folder: Path,
+    dtype: str,
+    times: float,
+    told: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    measured = []
+
+    def seconds(dtype: torch.dtype) -> float:
+        measured.append(dtype)
+        return times if dtype == torch.bfloat16 else 1.0
+
+    monkeypatch.setattr(language_model, "_product_seconds", seconds)
+    language_model._times_slower.cache_clear()
+    for _ in range(2):
+        LanguageModel.load(str(folder), dtype=dtype)
+    language_model._times_slower.cache_clear()
+    assert ("bfloat16 is 40 times slower than float32 on this processor" in caplog.text) == told
+    assert measured == [torch.bfloat16, torch.float32], "once"
+    LanguageModel.load(str(folder))
+    assert len(measured) == 2, "of float32 there is nothing to say"
+
+
+def test_the_time_of_products_is_measured() -> None:
+    assert 0 < language_model._product_seconds(torch.float32) < 1
 
 
 def test_devices_and_dtypes(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -275,6 +276,30 @@ def test_blame_needs_edits_and_tokens() -> None:
 
 
 # Verify and the format
+
+
+def test_verify_holds_the_tensors_of_one_file_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import safetensors.torch
+
+    ledger, model = Ledger(tmp_path, HEADER), tiny_model()
+    for index in range(4):
+        ledger.append(entry_of(model, index, FACTS[2 * index : 2 * index + 2]))
+    left_out = FACTS[0].id
+    ledger.revise(0, frozenset({left_out}), ledger.entries[1].written)
+    read: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+    load = safetensors.torch.load
+
+    def watched(raw: bytes) -> dict[str, torch.Tensor]:
+        alive.append(sum(one() is not None for one in read))
+        found = load(raw)
+        read.append(weakref.ref(next(iter(found.values()))))
+        return found
+
+    monkeypatch.setattr(safetensors.torch, "load", watched)
+    found = verify(tmp_path)
+    assert (found.problems, found.files) == ((), 5)
+    assert alive == [0, 0, 0, 0, 0]
 
 
 def test_verify_names_every_damage(tmp_path: Path) -> None:

@@ -334,3 +334,29 @@ def test_the_norm_of_a_sum_is_that_of_the_dense_sum(seed: int, ranks: list[int])
     for delta in deltas:
         dense += delta.left.double() @ delta.right.double()
     assert norm_of_sum(deltas) == pytest.approx(float(dense.norm()), rel=1e-9)
+
+
+@pytest.mark.parametrize("weight", [1.0, 3.0])
+@pytest.mark.parametrize("ridge", [0.0, 0.5])
+@pytest.mark.parametrize("n", [3, 30])
+def test_the_identity_is_the_identity_without_a_matrix(
+    weight: float, ridge: float, n: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C = I costs no m × m matrix and no factorisation."""
+    keys, residuals, _ = problem(0, n, 12, 5)
+    dense = Metric(torch.eye(12)).scaled(weight=weight, ridge=ridge)
+    thin = Metric.identity(12).scaled(weight=weight, ridge=ridge)
+    expected = solve_update(keys, residuals, dense, ridge=0.1)
+    if n < 12:  # else the m × m side is solved
+        monkeypatch.setattr(torch, "eye", lambda *_args, **_options: pytest.fail("a matrix was made"))
+        monkeypatch.setattr(torch.linalg, "cholesky_ex", lambda *_args: pytest.fail("a matrix was factored"))
+    found = solve_update(keys, residuals, thin, ridge=0.1)
+    assert relative(found.delta.dense(), expected.delta.dense()) < 1e-12
+    assert relative(found.energies, expected.energies) < 1e-12
+    assert relative(thin.cost_parts(found.delta), dense.cost_parts(expected.delta)) < 1e-10
+    assert (thin.width, thin.jitter, thin.condition()) == (12, 0.0, pytest.approx(dense.condition()))
+    monkeypatch.undo()
+    assert relative(thin.matrix, dense.matrix) < 1e-15
+    assert relative(thin.factor[0], dense.factor[0]) < 1e-15
+    held = thin.plus(keys[:2], torch.ones(2)).inverse_times(residuals.new_ones(12, 1))
+    assert relative(held, dense.plus(keys[:2], torch.ones(2)).inverse_times(residuals.new_ones(12, 1))) < 1e-12

@@ -2,19 +2,103 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
-from editcore._util.memory import in_halves
+from editcore import ModelError
+from editcore._util.memory import in_halves, is_out_of_memory
+from editcore.locate_then_edit import rows
 from editcore.locate_then_edit.hparams import LocateThenEditHParams
-from editcore.locate_then_edit.targets import _Solver, optimise_targets
+from editcore.locate_then_edit.targets import _Solver, optimise_targets, tails_fit
 from editcore.testing import tiny_model, tiny_requests
 
 TEMPLATES = ("{}", "The old story. {}")
 CPU_MESSAGE = (
     "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 GB"
 )
+
+
+SAYING_SO = [
+    RuntimeError(CPU_MESSAGE),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:116] . DefaultCPUAllocator: not enough memory: you tried to allocate"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
+    RuntimeError("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnXsyevd(...)`"),
+    RuntimeError("cusolver error: CUSOLVER_STATUS_INTERNAL_ERROR, when calling `cusolverDnCreate(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("HIP out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB, max allowed: 9.07 GB)."),
+    RuntimeError("Invalid buffer size: 24.00 GiB"),
+    torch.AcceleratorError("CUDA error: out of memory"),
+    torch.OutOfMemoryError("CUDA out of memory"),
+    MemoryError(),
+]
+"""What says that memory ran out, as torch and the libraries that it calls say it."""
+OTHERS = [
+    RuntimeError("cusolver error: CUSOLVER_STATUS_INTERNAL_ERROR, when calling `cusolverDnXpotrf(handle)`"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx(handle)`"),
+    RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"),
+    torch.AcceleratorError("CUDA error: device-side assert triggered"),
+    ModelError("'x' is out of memory"),
+    ValueError("out of memory"),
+]
+
+
+@pytest.mark.parametrize("error", SAYING_SO, ids=str)
+def test_what_says_that_memory_ran_out(error: Exception) -> None:
+    assert is_out_of_memory(error)
+
+
+@pytest.mark.parametrize("error", OTHERS, ids=str)
+def test_what_says_something_else(error: Exception) -> None:
+    assert not is_out_of_memory(error)
+
+
+@pytest.mark.parametrize("place", ["forward_logits", "Tails"])
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), SAYING_SO[2]], ids=str)
+def test_too_little_memory_is_no_property_of_a_family(
+    place: str, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether prefix caches fit is not decided by a check that ran out of memory."""
+    model, [request] = tiny_model("llama"), tiny_requests(1)
+    hparams = LocateThenEditHParams(layers=(1,))
+
+    def fails(*arguments: object, error: Exception = error) -> object:
+        if place == "Tails" or arguments[1].edited is not None:  # type: ignore[attr-defined]
+            raise error
+        return forward_logits(*arguments)  # type: ignore[arg-type]
+
+    forward_logits = rows.forward_logits
+    monkeypatch.setattr(rows, place, fails)
+    with pytest.raises(type(error), match=re.escape(str(error))):
+        tails_fit(model, request, layer=1, templates=TEMPLATES, hparams=hparams)
+    monkeypatch.setattr(rows, place, lambda *arguments: fails(*arguments, error=RuntimeError("no such cache")))
+    assert not tails_fit(model, request, layer=1, templates=TEMPLATES, hparams=hparams)
+
+
+SINCE = {
+    "current_accelerator": (2, 6),
+    "device_count": (2, 6),
+    "is_available": (2, 6),
+    "empty_cache": (2, 9),
+    "max_memory_allocated": (2, 9),
+    "get_memory_info": (2, 10),
+}
+"""Since when ``torch.accelerator`` has what."""
+
+
+def test_the_oldest_torch_allowed_has_what_is_called() -> None:
+    package = Path(__file__).parents[1]
+    needs = tomllib.loads((package / "pyproject.toml").read_text())["project"]["dependencies"]
+    [bound] = [one.removeprefix("torch>=") for one in needs if one.startswith("torch>=")]
+    code = "\n".join(path.read_text(encoding="utf-8") for path in package.glob("src/**/*.py"))
+    called = set(re.findall(r"torch\.accelerator\.(\w+)", code))
+    assert called <= SINCE.keys()
+    assert tuple(map(int, bound.split("."))) >= max(SINCE[name] for name in called)
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,7 @@ ROOMS = {
     """,
     "models": """
         CATALOGUE CHECKS Captured CatalogueEntry Climb DEFAULT_MODEL DTYPES EditedModel Encoded FactToken
-        LanguageModel ModelLayout PromptForm TokenRow Wheel add_changes applied asking_for_gradients
+        LanguageModel ModelLayout PromptForm TokenRow Wheel add_changes asking_for_gradients
         attached_reason attention_output check_layout continuation_row detect_layout first_tensor hooks
         join_continuation last_index_covering local_path logits_at lookup_row misfits pad_rows project pull
         replace_first split_address standing_aside stop_after target_losses

@@ -40,6 +40,9 @@ from editcore import HParams
 from editcore.locate_then_edit import LocateThenEditHParams
 
 class Toy(LocateThenEditHParams):
+    left_to_code = {**LocateThenEditHParams.left_to_code, "clamp_norm": ("stream", "so it is there")}
+    also_named = {"r-toy": {"key_mode": "mean", "toy_lambda": 2.0}}
+
     toy_lambda: float = 0.0
     key_mode: Literal["mean", "prompt", "original"] = "original"
 
@@ -122,13 +125,14 @@ def test_a_yaml_file_becomes_settings(read) -> None:
             "v_loss_layer": 31,
             "v_weight_decay": 0.001,
             "clamp_norm_factor": 4.0,
+            "clamp_norm": "stream",
             "kl_position": "lookup",
             "mom2_adjustment": False,
             "mom2_update_weight": 15000.0,
             "toy_lambda": 0.1,
         },
     }
-    assert list(imported.added) == ['kl_position = "lookup"']
+    assert list(imported.added) == ['kl_position = "lookup"', 'clamp_norm = "stream"']
     dropped = "model_name stats_dir device rewrite_module_tmp ln_f_module mom2_n_samples fp16 prob_cutoff"
     assert set(imported.dropped) == set(dropped.split())
     assert "--model" in imported.dropped["model_name"]
@@ -184,8 +188,24 @@ def test_a_backend_that_is_not_installed_is_said(read) -> None:
     ],
 )
 def test_flags_that_choose_the_key(read, flags: str, mode: str) -> None:
-    [values] = read(f"alg_name: TOY\nlayers: [1]\n{flags}\n").settings.values()
+    imported = read(f"alg_name: TOY\nlayers: [1]\n{flags}\n")
+    [values] = imported.settings.values()
     assert values.key_mode == mode
+    told = {name: why for name, why in imported.added.items() if name.startswith("key_mode")}
+    if flags:
+        assert told == {f'key_mode = "{mode}"': f"{flags.split(':')[0]} is set"}
+    else:
+        assert not told
+
+
+@pytest.mark.parametrize(("text", "name"), [("alg_name: R-Toy", "model.yaml"), ("", "R-TOY/model.yaml")])
+def test_a_variant_that_a_file_is_for_becomes_settings(read, text: str, name: str) -> None:
+    imported = read(f"{text}\nlayers: [1]\ntoy_lambda: 1\n", name)
+    [values] = imported.settings.values()
+    assert imported.editor == "toy"
+    assert (values.key_mode, values.toy_lambda) == ("mean", 1.0), "what the file says stays"
+    assert imported.added['key_mode = "mean"'] == f"the file is for {'R-Toy' if text else 'R-TOY'}"
+    assert "toy_lambda = 2.0" not in imported.added
 
 
 @pytest.mark.parametrize(("params", "length"), [("[[5, 10], [10, 10]]", [5, 10]), ("[[10, 20]]", 10)])
@@ -204,7 +224,7 @@ def test_contexts_in_another_form_are_dropped(read, params: str) -> None:
     ("text", "name", "words"),
     [
         ("layers: [1]", "model.yaml", ["model.yaml", "alg_name", "--editor", "bare, toy"]),
-        ("alg_name: R-TOY", "model.yaml", ['"R-TOY"', "not installed"]),
+        ("alg_name: Q-TOY", "model.yaml", ['"Q-TOY"', "not installed"]),
         ("alg_name: [1]", "model.yaml", ['["1"]']),
         ("alg_name: TOY", "model.yaml", ["model.yaml", "layers is required"]),
         ("alg_name: TOY\nlayers: 5", "model.yaml", ["model.yaml", "layers", "wrong type"]),

@@ -50,7 +50,10 @@ def oracle(model: LanguageModel, request: EditRequest, layer: int, h: LocateThen
     with torch.no_grad():
         before = log_probs(essence.ids, essence.lookup, torch.zeros_like(delta))[0][reading]
         bare = lookup_row(model, request)
-        value = log_probs(bare.ids, bare.lookup, torch.zeros_like(delta))[1]
+        value, unit = log_probs(bare.ids, bare.lookup, torch.zeros_like(delta))[1], 1.0
+        if h.clamp_norm == "stream":  # what leaves the block, and what δ adds to that
+            states = model.hf(input_ids=torch.tensor([bare.ids]), output_hidden_states=True).hidden_states
+            value, unit = states[layer + 1][0, bare.lookup], getattr(model.hf.config, "residual_multiplier", 1.0)
     for step in range(h.v_num_grad_steps):
         losses = []
         turn = h.v_contexts_per_step or len(TEMPLATES) - 1
@@ -64,7 +67,7 @@ def oracle(model: LanguageModel, request: EditRequest, layer: int, h: LocateThen
         after = log_probs(essence.ids, essence.lookup, delta)[0][reading]
         loss = loss + h.kl_factor * (after.exp() * (after - before)).sum()
         if delta.norm() > 0:
-            loss = loss + h.v_weight_decay * delta.norm() / value.norm() ** 2
+            loss = loss + h.v_weight_decay * (unit * delta).norm() / value.norm() ** 2
         if step == h.v_num_grad_steps - 1:
             break
         optimiser.zero_grad()
@@ -72,8 +75,8 @@ def oracle(model: LanguageModel, request: EditRequest, layer: int, h: LocateThen
         optimiser.step()
         with torch.no_grad():
             limit = h.clamp_norm_factor * value.norm()
-            if delta.norm() > limit:
-                delta.mul_(limit / delta.norm())
+            if (unit * delta).norm() > limit:
+                delta.mul_(limit / (unit * delta).norm())
     return delta.detach()
 
 
@@ -110,6 +113,27 @@ def test_settings_of_the_loss_and_of_adam_are_the_plain_loops(changes: dict[str,
         expected = oracle(model, request, 1, settings)
         assert (delta - expected).norm() <= 1e-4 * expected.norm()
         assert (delta - other).norm() > 1e-3 * expected.norm(), "the setting should matter for this to mean something"
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gptj", "granite"])
+@pytest.mark.parametrize("changes", [{"clamp_norm_factor": 0.02, "v_lr": 0.5}, {"v_weight_decay": 50.0}], ids=str)
+def test_a_clamp_by_the_stream_is_the_plain_loops(family: str, changes: dict[str, object]) -> None:
+    """MEMIT's reference code: h₀ is the output of the block, in the clamp and in the weight decay."""
+    model, requests = tiny_model(family), tiny_requests(2)
+    usual, settings = hparams(**changes), hparams(clamp_norm="stream", **changes)
+    found = optimise_targets(model, requests, layer=1, templates=TEMPLATES, hparams=settings)
+    others = optimise_targets(model, requests, layer=1, templates=TEMPLATES, hparams=usual).deltas
+    for row, request in enumerate(requests):
+        delta, expected = found.deltas[row], oracle(model, request, 1, settings)
+        assert (delta - expected).norm() <= 1e-4 * expected.norm()
+        assert (delta - others[row]).norm() > 1e-2 * expected.norm(), "the setting should matter for this"
+        [ids] = model.encode([request.text]).input_ids.tolist()
+        states = model.hf(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states
+        at_lookup = states[2][0, lookup_row(model, request).lookup]
+        torch.testing.assert_close(found.base[row], at_lookup.detach(), rtol=1e-4, atol=1e-5)
+        if "clamp_norm_factor" in changes:
+            added = delta.norm() * getattr(model.hf.config, "residual_multiplier", 1.0)
+            assert added == pytest.approx(0.02 * at_lookup.norm().item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("tokens", [1, 12, 40])
@@ -164,6 +188,32 @@ def test_fits_notices_a_wrong_mask(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Tails, "take", unmasked)
     assert not fits(model, by_context(model), 1)
+
+
+@pytest.mark.parametrize("family", TINY_FAMILIES)
+def test_tails_fit_in_bfloat16_as_whole_rows_do(family: str) -> None:
+    model = tiny_model(family, dtype=torch.bfloat16)
+    assert fits(model, by_context(model), 1)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "share", "good"),
+    [(torch.bfloat16, 0.03, False), (torch.bfloat16, 0.002, True), (torch.float32, 0.001, False)],
+)
+def test_fits_is_as_strict_as_rounding_allows(
+    dtype: torch.dtype, share: float, good: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same rows in another padding say how much sums in another order make; a few times that is an error."""
+    model = tiny_model("llama", dtype=dtype)
+
+    def off(*arguments: object) -> Tensor:
+        logits = forward_logits(*arguments)  # type: ignore[arg-type]
+        if arguments[1].edited is None:  # type: ignore[attr-defined]
+            return logits
+        return logits + share * (logits.max() - logits.min())
+
+    monkeypatch.setattr("editcore.locate_then_edit.rows.forward_logits", off)
+    assert fits(model, by_context(model), 1) == good
 
 
 @pytest.mark.parametrize("turn", [None, 1])

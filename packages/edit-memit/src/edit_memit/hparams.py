@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from editcore.locate_then_edit import LocateThenEditHParams
 from pydantic import Field
@@ -12,6 +13,11 @@ __all__ = ["MemitHParams"]
 
 class MemitHParams(LocateThenEditHParams):
     """MEMIT (arXiv 2210.07229). Shared fields keep their meaning."""
+
+    left_to_code: ClassVar[Mapping[str, tuple[object, str]]] = {
+        **LocateThenEditHParams.left_to_code,
+        "clamp_norm": ("stream", "the code that such files are for measures ‖δ‖ against the output of the block"),
+    }
 
     mom2_update_weight: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     """Weight w of the second moment beside the batch, w·C + KKᵀ: how many pseudo-observations of ordinary text there

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from editcore.locate_then_edit import LocateThenEditHParams
 from pydantic import Field, model_validator
@@ -13,6 +14,11 @@ __all__ = ["RomeHParams"]
 class RomeHParams(LocateThenEditHParams):
     """ROME (arXiv 2202.05262) and its variants (r-ROME and p-ROME, arXiv 2403.07175). Shared fields keep their
     meaning."""
+
+    also_named: ClassVar[Mapping[str, Mapping[str, object]]] = {
+        "r-rome": {"key_mode": "mean", "mean_asks": "value"},
+        "p-rome": {"key_mode": "prompt"},
+    }
 
     key_mode: Literal["mean", "prompt", "original"] = "mean"
     """Which key is the fact's. ``mean``: the mean over the contexts, wherever a key is used (ROME's equation 2, and

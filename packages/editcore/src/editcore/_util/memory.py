@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -36,12 +37,26 @@ def in_halves(work: Callable[[Sequence[Item]], list[Result]], items: Sequence[It
     return [*in_halves(work, items[:middle]), *in_halves(work, items[middle:])]
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an exception says that an allocation failed, on whatever device."""
+_SAYS_SO = re.compile(
+    r"can't allocate memory|not enough memory|out of ?memory"  # the CPU's allocator on Linux, on Windows; any other
+    r"|Invalid buffer size"  # MPS, of a tensor larger than a buffer may be
+    r"|_STATUS_ALLOC_FAILED"  # cuBLAS, cuSOLVER, cuDNN and their kin, for their workspace
+    r"|_STATUS_(?:INTERNAL_ERROR|NOT_INITIALIZED).*Create\(",  # and for themselves
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that an allocation failed, on whatever device.
+
+    torch has a class for its own allocators on accelerators alone: those of the CPU, and the libraries that it calls,
+    raise a RuntimeError, and say so in its text.
+    """
     import torch
 
-    # The CPU's allocator raises a plain RuntimeError.
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and _SAYS_SO.search(str(error)) is not None
 
 
 def release() -> None:

@@ -33,7 +33,8 @@ def import_hparams(
 ) -> None:
     """Turn a file of another framework into TOML for 'editctl run --config'.
 
-    What was left out, and why, is said on stderr.
+    What was added or left out, and why, is said on stderr: the variant of a method that the file is for, and
+    what such files leave to their code.
     """
     from editcore._util.files import write_text
     from editcore.interfaces.errors import StorageError

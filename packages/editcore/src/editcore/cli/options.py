@@ -26,9 +26,9 @@ _MODEL = "A catalogue name, a model folder or a hub id."
 ModelArgument = Annotated[str, typer.Argument(help=_MODEL)]
 ModelOption = Annotated[str, typer.Option(help=_MODEL)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto: over all accelerators.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, or auto: over all accelerators.")]
 RunDevice = Annotated[
-    str | None, typer.Option(help="cpu, cuda, cuda:1, mps, or auto: over all accelerators. [default: the run's]")
+    str | None, typer.Option(help="cpu, cuda, cuda:1, or auto: over all accelerators. [default: the run's]")
 ]
 Dtype = Annotated[str, typer.Option(help="Type of the weights.")]
 ChatTemplate = Annotated[

@@ -48,7 +48,7 @@ def run(
     batch_size: Annotated[int | None, typer.Option(help="Facts solved together. [default: 10]")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random. [default: 0]")] = None,
     device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, mps, or auto: over all accelerators. [default: cpu]")
+        str | None, typer.Option(help="cpu, cuda, cuda:1, or auto: over all accelerators. [default: cpu]")
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="Type of the weights. [default: float32]")] = None,
     preset: Annotated[

@@ -34,7 +34,7 @@ BatchSizes = Annotated[
     list[int] | None, typer.Option("--batch-size", help="Facts solved together; several make an axis of it.")
 ]
 Seeds = Annotated[list[int] | None, typer.Option("--seed", help="A seed; give several for intervals over seeds.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps, or auto: over all accelerators.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, or auto: over all accelerators.")]
 Arms = Annotated[list[str] | None, typer.Option("--arm", metavar="NAME", help="Only this arm, or these.")]
 Assignments = Annotated[
     list[str] | None,

@@ -287,10 +287,14 @@ class EditEvidence:
     figures: Mapping[str, float] = field(default_factory=dict)
     """Numbers by ``lower_case`` name. Which there are is the editor's affair; a figure that does not apply to the fact
     is left out. Some names mean the same for every editor that gives them: ``target_probability``, what the target had
-    at the end of the optimisation; ``fraction_reached``, the share of its residual that the solve gives the fact;
-    ``preservation_cost``, the fact's part of what the change costs on ordinary text; ``steps`` of the optimisation.
-    The session adds two to every new fact, measured at its bare prompt once the batch is written: ``said``, 1 if every
-    token of the target is the likeliest one, else 0; ``said_probability``, exp of the mean log-probability of them."""
+    at the end of the optimisation; ``fraction_reached``, the share of its residual that the solve gives the fact, in
+    float64 and at the first weight that it is written into; ``preservation_cost``, the fact's part of what the change
+    costs on ordinary text; ``steps`` of the optimisation.
+
+    The session adds to every new fact, once the batch is written: ``said``, 1 if every token of the target is the
+    likeliest one behind the bare prompt, else 0; ``said_probability``, exp of the mean log-probability of them; and
+    where weights have fewer digits than float32 and the editor gives keys and values, ``fraction_written``, the share
+    that is in all these weights once they are rounded."""
 
 
 @documented

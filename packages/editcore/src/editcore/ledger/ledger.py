@@ -164,6 +164,11 @@ class Ledger:
         except ValueError as error:
             raise RunError(f"{where}: {error}.") from error
 
+    def tensors_of(self, line: BatchLine | RevisionLine, where: str) -> tuple[Written, Mapping[str, KnownTarget]]:
+        """What a line's file holds: read when it is looked at, and kept by nobody but the caller."""
+        stored = self._stored(line.file, where, line.requests if isinstance(line, BatchLine) else ())
+        return stored.written(line.attachment), stored.known
+
     @property
     def entries(self) -> list[LedgerEntry]:
         """The batches that were applied, as they were solved, whatever is undone."""

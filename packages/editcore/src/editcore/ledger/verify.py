@@ -1,15 +1,16 @@
-"""Every byte of a run's ledger held against what was written."""
+"""Every byte of a run's ledger held against what was written, one file after the other."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from editcore.interfaces.changes import Written
 from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import RunError
-from editcore.interfaces.history import LedgerEntry
 from editcore.interfaces.progress import Progress, silent
+from editcore.interfaces.values import KnownTarget
 from editcore.ledger.ledger import DELTAS_NAME, LEDGER_NAME, Ledger
 from editcore.ledger.lines import BatchLine, RevisionLine
 
@@ -32,25 +33,27 @@ class Verification:
 
 
 def verify(directory: Path, *, progress: Progress = silent) -> Verification:
-    """Read every line and every tensor of a ledger.
+    """Read every line and every tensor of a ledger; no more than one file's tensors are held at a time.
 
     Raises:
         RunError: there is no ledger.
     """
     ledger, problems, read = Ledger(directory), [], []
+    with_tensors: list[tuple[BatchLine | RevisionLine, str]] = []
     for line, where in ledger.lines():
         read.append(line)
         try:
             if isinstance(line, RunError):
                 raise line
             ledger.take(line, where)
+            if isinstance(line, BatchLine | RevisionLine):
+                with_tensors.append((line, where))
         except RunError as error:
             problems.append(str(error))
     files = {line.file.name for line in read if isinstance(line, BatchLine | RevisionLine) and line.file is not None}
-    with progress.task("verifying", len(ledger.batches)) as advance:
-        for entry in ledger.batches:
-            for view in (entry, *ledger.revisions(entry.batch)):
-                problems += _damage(view)
+    with progress.task("verifying", len(with_tensors)) as advance:
+        for line, where in with_tensors:
+            problems += _damage(line.batch, *ledger.tensors_of(line, where))
             advance(1)
     notes = [ledger.note] if ledger.note else []
     if not any(isinstance(line, RunError) for line in read):  # otherwise it is not known what they speak of
@@ -58,16 +61,16 @@ def verify(directory: Path, *, progress: Progress = silent) -> Verification:
     return Verification(lines=len(read), files=len(files), problems=tuple(problems), notes=tuple(notes))
 
 
-def _damage(entry: LedgerEntry) -> Iterator[str]:
+def _damage(batch: int, written: Written, known: Mapping[str, KnownTarget]) -> Iterator[str]:
     try:
-        for address, change in entry.changes.items():
+        for address, change in written.changes.items():
             if not change.is_finite():
-                yield f"Batch {entry.batch}: the change of {address} holds NaN or Inf."
-        beside = {} if entry.attachment is None else entry.attachment.tensors
-        for name, tensor in {**beside, **entry.memory}.items():
+                yield f"Batch {batch}: the change of {address} holds NaN or Inf."
+        beside = {} if written.attachment is None else written.attachment.tensors
+        for name, tensor in {**beside, **written.memory}.items():
             if tensor.is_floating_point() and not tensor.isfinite().all():
-                yield f"Batch {entry.batch}: the tensor {name} holds NaN or Inf."
-        len(entry.known)  # reads it
+                yield f"Batch {batch}: the tensor {name} holds NaN or Inf."
+        len(known)  # reads it
     except RunError as error:
         yield str(error)
 

@@ -124,6 +124,11 @@ def prepare(model: LanguageModel, hparams: LocateThenEditHParams, context: EditC
             f"{owner}: layers is {list(hparams.layers)}, but in {model.name} a norm follows the edited projection, so "
             "a residual cannot be spread over several layers. Give one layer, such as --set layers=[1]."
         )
+    if hparams.clamp_norm == "stream" and model.layout.norm_placement == "post":
+        raise HParamsError(
+            f'{owner}: clamp_norm is "stream", but in {model.name} a norm follows the edited projection, so a value is '
+            'not added to the stream as it is. Set clamp_norm to "output".'
+        )
     layers = hparams.layers
     if hparams.layer_selection == "traced":
         layers = (traced_layer(model, layers, owner=owner),)
@@ -143,8 +148,7 @@ def _metrics(
     if hparams.mom2_adjustment:
         return context.statistics.metrics(layers)
     # C = I, where the text is not to be asked.
-    identity = Metric(torch.eye(model.layout.d_ff, dtype=torch.float64))
-    return {layer: identity.to(model.place(layer)) for layer in layers}
+    return {layer: Metric.identity(model.layout.d_ff, device=model.place(layer)) for layer in layers}
 
 
 def _first_token_metrics(
@@ -177,6 +181,7 @@ def _first_token_metrics(
 
 
 _TOGETHER = 2048
+"""Of them at a time."""
 _FIRST_TOKENS = 8192
 """Tokens of the vocabulary, evenly over it, that are asked for what they give as a text's first."""
 
@@ -455,7 +460,7 @@ class LocateThenEdit:
     ) -> LayerProblem:
         weight = _moment_weight(self.hparams, keys, text, self.ridge)
         priced = text.scaled(weight=weight, ridge=self.hparams.update_norm_lambda)
-        held_keys, held_weights = _held(held, name, len(text.matrix))
+        held_keys, held_weights = _held(held, name, text.width)
         return LayerProblem(
             layer=layer,
             name=name,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -16,6 +17,10 @@ _Length = Annotated[int, Field(ge=1, le=100)]
 
 class LocateThenEditHParams(HParams):
     """Where a fact is written and how its value is found. Methods add their own fields."""
+
+    left_to_code: ClassVar[Mapping[str, tuple[object, str]]] = {
+        "kl_position": ("lookup", "the code that such files are for reads the essence term there")
+    }
 
     layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
     """Blocks whose MLP output projection is rewritten, in ascending order; the value is optimised at the last one."""
@@ -55,7 +60,7 @@ class LocateThenEditHParams(HParams):
     """Block whose output the loss reads. Only the last is offered (the published choice everywhere), because the loss
     is taken from the model's own logits."""
     v_weight_decay: Annotated[float, Field(ge=0)] = 0.5
-    """Weight of ‖δ‖ / ‖h₀‖². ROME, appendix E.5."""
+    """Weight of ‖δ‖ / ‖h₀‖² (``clamp_norm``: which h₀). ROME, appendix E.5."""
     v_stop_loss: Annotated[float, Field(ge=0)] = 0.05
     """A fact is done when its total loss falls below this; 0 runs all steps. ROME's reference code: 0.05."""
     v_stop_probability: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -65,6 +70,10 @@ class LocateThenEditHParams(HParams):
     then. The step costs nothing, so that a lower probability to stop at does. Not in the papers."""
     clamp_norm_factor: Annotated[float, Field(gt=0)] = 4.0
     """Largest ‖δ‖ in units of ‖h₀‖. ROME's reference code: 4."""
+    clamp_norm: Literal["output", "stream"] = "output"
+    """What h₀ is in ``clamp_norm_factor`` and ``v_weight_decay``: the ``output`` of the edited projection at the lookup
+    token of the bare prompt (ROME's reference code), or the residual ``stream`` that leaves its block there (MEMIT's
+    and EMMET's), which is several times longer. With ``stream``, ‖δ‖ is the length of what δ adds to the stream."""
     kl_factor: Annotated[float, Field(ge=0)] = 0.0625
     """Weight of the essence-drift term. ROME, appendix E.5."""
     kl_position: Literal["last", "lookup"] = "last"

@@ -12,16 +12,18 @@ Shapes: ``rows`` of one pass, ``tail`` tokens from the lookup token on, ``past``
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from editcore._util.memory import is_out_of_memory
 from editcore.models.forward import logits_at
 from editcore.models.passes import first_tensor, hooks, standing_aside, stop_after
 from editcore.models.tokens import TokenRow, pad_rows
@@ -33,6 +35,8 @@ __all__ = ["PreparedRows", "RowName", "Tails", "fits", "forward_logits", "passes
 
 _UNFIT = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
 """What a family without a standard key/value cache raises."""
+
+Result = TypeVar("Result")
 
 RowName = tuple[int, int]
 """(fact, number of the row in it)"""
@@ -412,22 +416,28 @@ def _with_delta(model: LanguageModel, layer: int, edited: _Edited, delta: Tensor
 def fits(model: LanguageModel, groups: Sequence[Sequence[TokenRow]], layer: int) -> bool:
     """Whether the tails give the logits of the whole rows, with and without a δ.
 
-    The tolerance is relative to the spread of the logits: wide enough for rounding in another order of sums, far too
-    narrow for a wrong mask, position or skipped block.
+    The tolerance is relative to the spread of the logits, and four times what rounding in another order of sums makes
+    of the whole rows themselves, one by one instead of padded together: wide enough for that, far too narrow for a
+    wrong mask, position or skipped block.
 
     Args:
         groups: some rows, those with a beginning in common together.
+
+    Raises:
+        RuntimeError, MemoryError: memory ran out, which says nothing of the model.
     """
     named = {(fact, number): row for number, group in enumerate(groups) for fact, row in enumerate(group)}
     rows = list(named.values())
-    whole = prepare_plain(model, rows)
-    try:
+    whole, alone = prepare_plain(model, rows), [prepare_plain(model, [row]) for row in rows]
+
+    def prepared() -> PreparedRows:
         store = Tails(model, groups, layer)
         store.replace([], named, most=8192)
-        tails = store.take(list(named))
-    except _UNFIT:
+        return store.take(list(named))
+
+    tails = _unless_unfit(prepared)
+    if tails is None:
         return False
-    tolerance = max(1e-4, 8 * torch.finfo(model.dtype).eps)
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(len(rows), model.layout.d_model, generator=generator).to(model.device)
     index = torch.arange(len(rows), device=model.device)
@@ -436,11 +446,26 @@ def fits(model: LanguageModel, groups: Sequence[Sequence[TokenRow]], layer: int)
     with torch.no_grad():
         for delta in (torch.zeros_like(noise), noise):
             expected = forward_logits(model, whole, layer, delta, index, last)
-            try:
-                found = forward_logits(model, tails, layer, delta, index, last - shift)
-            except _UNFIT:
+            again = [
+                forward_logits(model, row, layer, delta[place, None], index[:1], last[place, None])
+                for place, row in enumerate(alone)
+            ]
+            found = _unless_unfit(functools.partial(forward_logits, model, tails, layer, delta, index, last - shift))
+            if found is None:
                 return False
             spread = (expected.max() - expected.min()).clamp_min(1e-6)
-            if not bool(((found - expected).abs().max() / spread) < tolerance):
+            off, rounding = ((one - expected).abs().max() / spread for one in (found, torch.cat(again)))
+            tolerance = max(1e-4, 4 * max(float(rounding), torch.finfo(model.dtype).eps / 2))
+            if not bool(off < tolerance):  # NaN is not
                 return False
     return True
+
+
+def _unless_unfit(work: Callable[[], Result]) -> Result | None:
+    """What the work gives; ``None`` if the model has no standard key/value cache for it."""
+    try:
+        return work()
+    except _UNFIT as error:
+        if is_out_of_memory(error):
+            raise
+        return None

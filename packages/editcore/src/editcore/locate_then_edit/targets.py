@@ -10,6 +10,10 @@ by Adam, projected to ‖δ‖ ≤ clamp_norm_factor · ‖h₀‖ after every s
 the edited projection, which is what the update of its weight can change; in models without a norm behind the projection
 this is the same as adding it to the residual stream, where MEMIT's reference code does.
 
+h₀ is the output of the edited projection at the lookup token of the bare prompt or, with ``clamp_norm = "stream"``,
+what leaves its block there. ‖δ‖ is then the length of what δ adds to that, s‖δ‖ in a model that scales by s what its
+blocks add.
+
 Facts are optimised side by side, and each has its own steps and its own stop: what finishes makes room for the next in
 line. A fact's δ therefore does not depend on its neighbours.
 """
@@ -72,7 +76,8 @@ class Targets:
     deltas: Tensor
     """δ, ``[n, d_out]`` float32."""
     base: Tensor
-    """h₀: output of the edited projection at the lookup token of the bare prompt, ``[n, d_out]``."""
+    """h₀, at the lookup token of the bare prompt, ``[n, d_out]``: output of the edited projection, or of its block
+    (``clamp_norm``)."""
     losses: tuple[float, ...]
     """Of each fact, at the last δ evaluated."""
     steps: tuple[int, ...]
@@ -250,8 +255,11 @@ class _Solver:
         self.model, self.facts, self.layer, self.hparams = model, facts, layer, hparams
         self.tails = Tails(model, _by_context(facts), layer) if tails else None
         # h₀ comes from the bare prompt alone, each fact's first row.
-        base = capture(model, [fact.inputs(0) for fact in facts], [layer])[layer].outputs
-        self.base = base.float().to(model.device)
+        seen = capture(model, [fact.inputs(0) for fact in facts], [layer])[layer]
+        stream = hparams.clamp_norm == "stream"
+        self.base = (seen.block_outputs if stream else seen.outputs).float().to(model.device)
+        self.added = abs(model.layout.residual_scale) if stream else 1.0
+        """Length of what a δ of length 1 adds to what ``base`` is."""
         self.deltas = torch.zeros_like(self.base)
         self.adam = _Adam(self.deltas, lr=hparams.v_lr, betas=(hparams.v_beta1, 0.999))
         self.probabilities = self.base.new_zeros(len(facts), facts[0].num_contexts)
@@ -406,7 +414,8 @@ class _Solver:
             moving = moving & (~likely | hparams.v_final_step)
             done = done | likely
         if bool(moving.any()):
-            moved, limit = index[moving], hparams.clamp_norm_factor * self.base[index[moving]].norm(dim=1)
+            moved = index[moving]
+            limit = hparams.clamp_norm_factor * self.base[moved].norm(dim=1) / self.added
             self.adam.step(moved, gradient[moving])
             norm = self.deltas[moved].norm(dim=1)
             self.deltas[moved] *= (limit / norm.clamp_min(1e-30)).clamp_max(1.0)[:, None]
@@ -430,7 +439,7 @@ class _Solver:
         """
         delta = delta.detach().requires_grad_()
         # ‖δ‖ over ‖h₀‖ squared, as the reference code has it; the paper's text squares neither.
-        losses = self.hparams.v_weight_decay * _norm(delta) / base.square().sum(1)
+        losses = self.hparams.v_weight_decay * self.added * _norm(delta) / base.square().sum(1)
         (gradient,) = torch.autograd.grad(losses.sum(), delta)
         losses = losses.detach()
         for one in self.passes:

@@ -36,4 +36,4 @@ from .tokens import (
     pad_rows as pad_rows,
 )
 from .weights import split_address as split_address
-from .writing import add_changes as add_changes, applied as applied, misfits as misfits
+from .writing import add_changes as add_changes, misfits as misfits

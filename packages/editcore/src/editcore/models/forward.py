@@ -4,15 +4,19 @@ A language-model head costs ``d_model x vocab`` per token; for a small model it 
 logits of a batch are its largest tensor. Scoring and the value optimisation read a few positions per row.
 
 The gather happens at the input of the output embedding, so everything an architecture does around it (soft-caps, scaled
-heads, head biases, final norms) is the model's own code and stays as it is.
+heads, head biases, final norms) is the model's own code and stays as it is. The head of a model in bfloat16 or float16
+runs in float32: eight bits of a logit would make likely tokens tie.
 
 Shapes: ``batch`` rows of ``seq`` tokens, ``num_scored`` positions, ``d_model``, ``vocab``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from editcore.interfaces.errors import ModelError
@@ -34,7 +38,8 @@ def logits_at(
     """The logits at ``(rows[i], positions[i])``, as ``[num_scored, vocab]``, differentiable.
 
     Gradients flow unless the caller forbids them (``torch.inference_mode``). Nothing is kept: no cache is made unless
-    one is handed in.
+    one is handed in. A head in bfloat16 or float16 is widened to float32 for the call, which takes 4 bytes a number of
+    it meanwhile, and so are the logits.
 
     Args:
         input_ids: ``[batch, seq]``.
@@ -50,9 +55,9 @@ def logits_at(
     head = model.hf.get_output_embeddings()
     if head is None:
         raise ModelError(f"{type(model.hf).__name__} has no output embedding, so it cannot score tokens.")
-    calls = 0
+    calls, wide = 0, ExitStack()
 
-    def gather(_head: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    def gather(head: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
         nonlocal calls
         hidden = args[0] if args else None  # [batch, seq, d_model]
         if not isinstance(hidden, Tensor) or hidden.ndim != 3 or hidden.shape[:2] != input_ids.shape:
@@ -63,16 +68,36 @@ def logits_at(
             )
         calls += 1
         picked = hidden[rows.to(hidden.device), positions.to(hidden.device)]  # [num_scored, d_model]
+        if wide.enter_context(_in_float32(head)):
+            picked = picked.float()
         return (picked.unsqueeze(0), *args[1:])
 
     handle = head.register_forward_pre_hook(gather)
-    try:
+    with wide:
+        wide.callback(handle.remove)
         arguments: dict[str, Any] = {"use_cache": False, "return_dict": True, **forward_kwargs}
         logits: Tensor = model.hf(input_ids=input_ids, attention_mask=attention_mask, **arguments).logits
-    finally:
-        handle.remove()
     if calls != 1:
         raise ModelError(
             f"{type(model.hf).__name__} called its output embedding {calls} times in one forward pass; expected once."
         )
     return logits[0]  # [num_scored, vocab]
+
+
+@contextmanager
+def _in_float32(head: nn.Module) -> Iterator[bool]:
+    """The head with its parameters in bfloat16 or float16 widened to float32, inside the block only: whether there are
+    any. Other modules that share a parameter keep it as it is."""
+    narrow = [
+        (module._parameters, name, parameter)
+        for module in head.modules()
+        for name, parameter in module._parameters.items()
+        if parameter is not None and parameter.dtype in (torch.bfloat16, torch.float16)
+    ]
+    try:
+        for parameters, name, parameter in narrow:
+            parameters[name] = parameter.float()  # type: ignore[assignment]  # a module reads it as it reads a parameter
+        yield bool(narrow)
+    finally:
+        for parameters, name, parameter in narrow:
+            parameters[name] = parameter

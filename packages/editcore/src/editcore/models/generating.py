@@ -119,7 +119,7 @@ class _Batch:
         self._next, self._mask = (
             ids.to(writer.device),
             mask.to(writer.device),
-        )  # [members, seq]: to read; so far
+        )  # [rows, seq]: to read; so far
         self._ends = torch.tensor(sorted(writer.end_ids), device=writer.device)
         self._cache: Any = None
         self._takes = frozenset(inspect.signature(writer.hf.forward).parameters)
@@ -138,14 +138,14 @@ class _Batch:
             arguments[writer.cache_argument] = self._cache
         output = writer.hf(input_ids=self._next, **arguments)
         self._cache = getattr(output, writer.cache_argument, None)
-        chosen = _choose(output.logits[:, -1], sampling).to(writer.device)  # [members]
+        chosen = _choose(output.logits[:, -1], sampling).to(writer.device)  # [rows]
         if stop_at_end:
             self.ended |= torch.isin(chosen, self._ends)
         chosen = chosen.masked_fill(self.ended, writer.pad_id)
         for index, token, ended in zip(self.members, chosen.tolist(), self.ended.tolist(), strict=True):
             if not ended:
                 self._answers[index].append(token)
-        new = chosen.unsqueeze(1)  # [members, 1]
+        new = chosen.unsqueeze(1)  # [rows, 1]
         self._next = new if self._cache is not None else torch.cat([self._next, new], dim=1)
         self._mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
 

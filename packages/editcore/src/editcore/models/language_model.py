@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import hashlib
 import inspect
 import json
+import logging
 import socket
 import sys
+import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +26,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from editcore._util.memory import release
+from editcore._util.memory import is_out_of_memory, release
 from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import HParamsError, ModelError, UnknownNameError
 from editcore.interfaces.progress import Progress, silent
@@ -38,6 +41,8 @@ if TYPE_CHECKING:
 
 
 __all__ = ["DTYPES", "Encoded", "LanguageModel"]
+
+_log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -106,6 +111,7 @@ class LanguageModel:
         """A model by catalogue name (fetched on first use), folder, or hub id.
 
         Args:
+            dtype: of the weights. One that this processor computes slowly in is told.
             device: a device of torch, or ``auto``: all accelerators, block by block, as the ``device_map`` of
                 transformers spreads them.
             chat_template: see :meth:`use_chat_template`.
@@ -115,6 +121,13 @@ class LanguageModel:
             ModelError: it cannot be found or loaded, does not fit, or its structure is not one that can be edited.
         """
         torch_device, torch_dtype = None if device == "auto" else _device(device), _dtype(dtype)
+        if torch_device is not None and torch_device.type == "cpu" and (times := _times_slower(torch_dtype)) > _SLOW:
+            _log.warning(
+                "%s is %.0f times slower than float32 on this processor, which has no instructions for it. "
+                "--dtype float32 takes twice the memory.",
+                dtype,
+                times,
+            )
         source = _source(str(name_or_path), progress)
         tokenizer = _load_tokenizer(source, str(name_or_path), trust_remote_code)
         form = chat_form(tokenizer, name=str(name_or_path)) if chat_template else PLAIN
@@ -126,7 +139,8 @@ class LanguageModel:
             try:
                 hf = hf.to(torch_device)
             except RuntimeError as error:
-                raise ModelError(f"'{name_or_path}' does not fit on device '{device}': {_one_line(error)}") from error
+                what = "does not fit" if is_out_of_memory(error) else "cannot be put"
+                raise ModelError(f"'{name_or_path}' {what} on device '{device}': {_one_line(error)}") from error
         model = cls.wrap(hf, tokenizer, name=str(name_or_path), families=families)
         model.prompt_form = form
         release()  # what reading tokenizer and weights took
@@ -154,6 +168,7 @@ class LanguageModel:
                 can be edited.
         """
         _refuse_offloaded(hf, name)
+        _refuse_without_float64({parameter.device for parameter in hf.parameters()})
         hf = hf.eval().requires_grad_(False)
         _prepare_tokenizer(tokenizer, hf, name)
         layout = detect_layout(hf, overrides=(families or {}).get(hf.config.model_type, {}))
@@ -413,11 +428,59 @@ def _device(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         available = ["cpu"]
-        if torch.accelerator.is_available():
-            available.append(str(torch.accelerator.current_accelerator()))
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        if accelerator is not None and _has_float64(accelerator):
+            available.append(str(accelerator))
         available.append("auto")
         raise ModelError(f"Device '{name}' cannot be used here. Available: {', '.join(available)}.") from error
+    _refuse_without_float64([device])
     return device
+
+
+def _refuse_without_float64(devices: Iterable[torch.device]) -> None:
+    """Refuse devices that cannot compute in float64.
+
+    Raises:
+        ModelError: one of them cannot.
+    """
+    for device in devices:
+        if not _has_float64(device):
+            raise ModelError(
+                f"Device '{device}' has no float64, in which changes of weights are solved and summed, so nothing can "
+                "be edited there. Use --device cpu."
+            )
+
+
+def _has_float64(device: torch.device) -> bool:
+    try:
+        torch.zeros(1, dtype=torch.float64, device=device)
+    except (TypeError, RuntimeError) as error:  # MPS raises a TypeError
+        if is_out_of_memory(error):
+            raise
+        return False
+    return True
+
+
+_SLOW = 4
+"""Times of float32's, from which on a type's matrix products are called slow."""
+
+
+@functools.cache
+def _times_slower(dtype: torch.dtype) -> float:
+    """How many times longer the matrix products of forward and backward passes take on the CPU than in float32; of
+    types below float32 alone. Measured once, in a few milliseconds."""
+    if dtype.itemsize >= torch.float32.itemsize:
+        return 1.0
+    return _product_seconds(dtype) / _product_seconds(torch.float32)
+
+
+def _product_seconds(dtype: torch.dtype) -> float:
+    rows, weight, taken = torch.ones(64, 256, dtype=dtype), torch.ones(256, 256, dtype=dtype), []
+    for _ in range(6):
+        start = time.perf_counter()
+        (rows @ weight.T) @ weight
+        taken.append(time.perf_counter() - start)
+    return min(taken)
 
 
 def _dtype(name: str) -> torch.dtype:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,27 +13,7 @@ from editcore.interfaces.changes import Changes, FactoredDelta, WeightChange
 if TYPE_CHECKING:
     from editcore.models import LanguageModel
 
-__all__ = ["add_changes", "applied", "in_float64", "misfits"]
-
-
-@contextmanager
-def applied(model: LanguageModel, changes: Changes) -> Iterator[None]:
-    """The model with ``changes`` added to its weights as they are, inside the block only; the bits come back on every
-    way out.
-
-    This is what the backend ``raw`` does on trial. Whoever measures a proposal asks the backend in charge
-    (:meth:`editcore.Backend.trial`), since it may keep its changes elsewhere.
-    """
-    saved: dict[str, Tensor] = {}
-    try:
-        for address, change in changes.items():
-            saved[address] = model.weight(address).detach().clone()
-            add_changes(model, address, [change])
-        yield
-    finally:
-        with torch.no_grad():
-            for address, bits in reversed(saved.items()):  # a whole and a part of it may both be there
-                model.weight(address).copy_(bits)
+__all__ = ["add_changes", "in_float64", "misfits"]
 
 
 def misfits(model: LanguageModel, changes: Changes) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...]]]:
@@ -60,7 +39,11 @@ def add_changes(model: LanguageModel, address: str, changes: Sequence[WeightChan
 
 
 def in_float64(change: WeightChange, like: Tensor) -> Tensor:
-    """The change itself, multiplied out where ``like`` is, which is in float64."""
+    """The change itself, multiplied out where ``like`` is, which is in float64.
+
+    Factors are multiplied as they lie in rows, which is how the ledger keeps them: products over other strides may
+    round differently, and a proposal on trial has the bits of what is written.
+    """
     if isinstance(change, FactoredDelta):
-        return change.left.to(like) @ change.right.to(like)
+        return change.left.to(like).contiguous() @ change.right.to(like).contiguous()
     return change.value.to(like)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from editcore.interfaces.errors import RunError
 from editcore.interfaces.protocols import Backend, BackendContext, TakesContext
 from editcore.models.edited import EditedModel
 from editcore.models.weights import split_address
-from editcore.models.writing import applied, in_float64, misfits
+from editcore.models.writing import in_float64, misfits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,19 +89,30 @@ def by(shape: Sequence[int]) -> str:
 class RawBackend:
     """Writes ``base + Σ changes`` into each touched weight, summed in float64 and rounded once.
 
-    The base of every touched weight is kept, and the sum always runs from it over the active changes in their order. A
-    weight therefore depends on the active changes alone, not on how they came to be active: leaving one out and summing
-    again gives the bits that the others give when applied alone.
+    The base of every touched weight is kept, and the sum always runs from it over the active changes in their order:
+    ((base + first) + second) + …. A weight therefore depends on the active changes alone, not on how they came to be
+    active: leaving one out and summing again gives the bits that the others give when applied alone, and a weight on
+    trial has the bits that it has once the trial is applied.
+
+    Memory, on the device of each weight that an active change ever touched: its base, in its own type, and its sum in
+    float64, to which the next batch is added. The sums together take at most a quarter of what the model's weights
+    take; a weight whose sum has no room is summed anew with each batch, which gives the same bits and takes time in
+    proportion to the batches.
     """
 
     def __init__(self) -> None:
         self._model: LanguageModel | None = None
         self._base: dict[str, Tensor] = {}
         self._active: list[Changes] = []
+        self._sums: dict[str, tuple[int, Tensor]] = {}
+        """By address, base and the first so many active changes, float64."""
+        self._room = 0
+        """Bytes that the sums may take together."""
 
     def open(self, model: LanguageModel) -> None:
         """Take charge of a model that no change has touched."""
-        self._model, self._base, self._active = model, {}, []
+        self._model, self._base, self._active, self._sums = model, {}, [], {}
+        self._room = sum(parameter.nbytes for parameter in model.hf.parameters()) // 4
 
     def apply(self, changes: Changes) -> None:
         """Add one batch's changes behind those already active."""
@@ -110,17 +121,32 @@ class RawBackend:
             self._write(changes)
         except BaseException:
             self._active.pop()
+            self._sums.clear()  # some have the change in them
             self._write(self._base)
             raise
 
     def rebuild(self, active: Sequence[Changes]) -> None:
         """Make exactly ``active``, in this order, the model's state."""
         self._active = list(active)
+        self._sums.clear()
         self._write({*self._base, *(address for changes in active for address in changes)})
 
-    def trial(self, changes: Changes) -> AbstractContextManager[None]:
-        """The model with ``changes`` added to its weights, inside the block only."""
-        return applied(self._opened, changes)
+    @contextmanager
+    def trial(self, changes: Changes) -> Iterator[None]:
+        """The model with ``changes`` behind those that are active, inside the block only: the bits that :meth:`apply`
+        would write."""
+        model, active, known = self._opened, self._active, set(self._base)
+        saved = {address: model.weight(address).detach().clone() for address in changes}
+        try:
+            self._active = [*active, changes]
+            self._write(changes, keep=False)
+            yield
+        finally:
+            self._active = active
+            self._base = {address: base for address, base in self._base.items() if address in known}
+            with torch.no_grad():
+                for address, bits in saved.items():
+                    model.weight(address).copy_(bits)
 
     @property
     def _opened(self) -> LanguageModel:
@@ -128,7 +154,12 @@ class RawBackend:
             raise RuntimeError("RawBackend.open was not called")
         return self._model
 
-    def _write(self, addresses: Collection[str]) -> None:
+    def _write(self, addresses: Collection[str], *, keep: bool = True) -> None:
+        """Base and active changes, into the weights at ``addresses``.
+
+        Args:
+            keep: the sums, for the next batch.
+        """
         model = self._opened
         for address in addresses:
             if address not in self._base:
@@ -140,7 +171,7 @@ class RawBackend:
             target = name if name in mixed else address
             if target not in done:
                 done.add(target)
-                self._sum(model, target)
+                self._sum(model, target, keep=keep)
 
     def _take_base(self, model: LanguageModel, address: str) -> None:
         """Keep the bits from before any change: where parts of a whole were changed, with theirs."""
@@ -154,22 +185,27 @@ class RawBackend:
                 whole, place = split_address(other)
                 if whole == name and place is not None:
                     base[place] = bits
+                    self._sums.pop(other, None)  # from here on the whole is summed
         self._base[address] = base
 
     @torch.no_grad()
-    def _sum(self, model: LanguageModel, address: str) -> None:
+    def _sum(self, model: LanguageModel, address: str, *, keep: bool) -> None:
         """Base and active changes, of the weight and of its parts, in their order."""
-        weight = model.weight(address)
-        total = self._base[address].to(torch.float64, copy=True)
-        touched = False
-        for changes in self._active:
+        weight, base = model.weight(address), self._base[address]
+        done, total = (self._sums.pop if keep else self._sums.get)(address, (0, None))
+        if total is not None and not keep:
+            total = total.clone()
+        for changes in self._active[done:]:
             for other, change in changes.items():
                 name, index = split_address(other)
-                if other == address:
-                    total = total + model.as_out_in(address, in_float64(change, total))
-                elif name == address and index is not None:
-                    total[index] += model.as_out_in(other, in_float64(change, total))
-                else:
+                if other != address and name != address:
                     continue
-                touched = True
-        weight.copy_(total.to(weight) if touched else self._base[address])
+                if total is None:
+                    total = base.to(torch.float64, copy=True)
+                place = total if other == address else total[index]
+                place += model.as_out_in(other, in_float64(change, total))
+        weight.copy_(base if total is None else total.to(weight))
+        if total is None or not keep:
+            return
+        if total.nbytes + sum(kept.nbytes for _, kept in self._sums.values()) <= self._room:
+            self._sums[address] = len(self._active), total

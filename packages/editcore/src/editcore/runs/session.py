@@ -70,6 +70,7 @@ from editcore.runs.batches import (
 )
 from editcore.runs.fit import check_subjects, completed
 from editcore.runs.parts import Parts, make_parts
+from editcore.runs.rounding import Asked
 from editcore.runs.saying import not_said, with_what_is_said
 from editcore.second_moments.statistics import StatisticsStore
 
@@ -304,12 +305,14 @@ class EditSession:
         if not entry.applied:
             _log.warning("batch %d was rejected: %s", batch.index, reason)
         with uninterrupted():
+            before = Asked(self.edited, batch, proposal)
             if entry.applied:
                 self.edited.apply(entry.written)  # first: what is refused must not be in the ledger
             try:
                 if entry.applied:
+                    proposal = self._told(before, proposal, entry)
                     proposal = replace(proposal, evidence=with_what_is_said(self.model, batch, proposal.evidence))
-                    entry = replace(entry, evidence=proposal.evidence)
+                    entry = replace(entry, evidence=proposal.evidence, notes=proposal.notes)
                 self.ledger.append(entry)
             except BaseException:
                 if entry.applied:
@@ -339,9 +342,19 @@ class EditSession:
     def _proposed(self, batch: EditBatch) -> Proposal:
         """What the editor proposes, checked."""
         proposal = self._propose(batch)
-        for note in proposal.notes:
-            _log.warning("batch %d: %s", batch.index, note)
+        self._say(batch.index, proposal.notes)
         return proposal
+
+    def _told(self, before: Asked, proposal: Proposal, entry: LedgerEntry) -> Proposal:
+        """The proposal with what has become of it in the weights."""
+        told = before.told(proposal, entry.changes, plugins=self.plugins)
+        self._say(entry.batch, told.notes[len(proposal.notes) :])
+        return told
+
+    @staticmethod
+    def _say(batch: int, notes: Sequence[str]) -> None:
+        for note in notes:
+            _log.warning("batch %d: %s", batch, note)
 
     def _propose(self, batch: EditBatch) -> Proposal:
         proposal = self._editor.propose(self.model, batch, self.context)

@@ -47,6 +47,17 @@ class Metric:
         if factor is not None:
             self.factor = factor
 
+    @classmethod
+    def identity(cls, width: int, *, device: torch.device | str = "cpu") -> Metric:
+        """C' = I of that width, ``m``, which a change is priced by where no text is asked: no matrix is made or
+        factored unless somebody asks for it."""
+        return _Identity(width, 1.0, torch.device(device))
+
+    @property
+    def width(self) -> int:
+        """``m``"""
+        return len(self.matrix)
+
     def scaled(self, *, weight: float = 1.0, ridge: float = 0.0) -> Metric:
         """``weight · C' + ridge · I`` (``mom2_update_weight`` and ``update_norm_lambda``).
 
@@ -73,7 +84,7 @@ class Metric:
         rows = weights.to(self.matrix).clamp_min(0.0).sqrt()[:, None] * keys.to(self.matrix)  # √W Kᵀ, [h, m]
         if not len(rows):
             return self
-        if 2 * len(rows) > len(self.matrix):
+        if 2 * len(rows) > self.width:
             return Metric(self.matrix + rows.T @ rows)
         return _Raised(self, rows)
 
@@ -165,6 +176,47 @@ class _Raised(Metric):
     def cost(self, delta: FactoredDelta) -> float:
         moved = delta.left.double() @ (delta.right.double() @ self._rows.T)  # Δ Uᵀ, [d, h]
         return self._base.cost(delta) + float(moved.square().sum())
+
+
+class _Identity(Metric):
+    """``c · I``, of which only c is kept until somebody asks for more."""
+
+    def __init__(self, width: int, scale: float, device: torch.device) -> None:
+        self._width, self._scale, self._device = width, scale, device
+
+    @property
+    def width(self) -> int:
+        return self._width
+
+    @cached_property
+    def matrix(self) -> Tensor:  # type: ignore[override]  # made when asked for
+        return self._scale * torch.eye(self._width, dtype=torch.float64, device=self._device)
+
+    @cached_property
+    def factor(self) -> tuple[Tensor, float]:
+        return self._scale**0.5 * torch.eye(self._width, dtype=torch.float64, device=self._device), 0.0
+
+    @property
+    def jitter(self) -> float:
+        return 0.0
+
+    def scaled(self, *, weight: float = 1.0, ridge: float = 0.0) -> Metric:
+        return _Identity(self._width, weight * self._scale + ridge, self._device)
+
+    def to(self, device: torch.device) -> Metric:
+        return _Identity(self._width, self._scale, device)
+
+    def inverse_times(self, columns: Tensor) -> Tensor:
+        return columns.double() / self._scale
+
+    def cost_parts(self, delta: FactoredDelta) -> Tensor:
+        left, right = delta.left.double(), delta.right.double()
+        if delta.rank > right.shape[1]:
+            return self._scale * (left * ((left @ right) @ right.T)).sum(0)
+        return self._scale * ((left.T @ left) * (right @ right.T)).sum(1)
+
+    def condition(self) -> float:
+        return 1.0
 
 
 @documented

@@ -21,7 +21,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
@@ -49,6 +49,13 @@ class HParams(BaseModel):
     A field's docstring is its meaning in ``editctl describe`` and in ``help()``: say what it does, its unit and its
     source.
     """
+
+    left_to_code: ClassVar[Mapping[str, tuple[object, str]]] = {}
+    """For ``editctl hparams import``: by field, what files of the method's reference code leave to that code where the
+    default here is another, and why."""
+    also_named: ClassVar[Mapping[str, Mapping[str, object]]] = {}
+    """For ``editctl hparams import``: other names of the method in such files (``alg_name``, lower case), and what each
+    of them says of the settings."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True

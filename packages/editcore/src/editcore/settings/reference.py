@@ -127,11 +127,17 @@ def _editor_of(path: Path, fields: Fields, plugins: Plugins) -> EditorSpec:
     """The editor that the file names, or the folder it is in: the repositories have ``hparams/METHOD/MODEL``."""
     editors = plugins.editors()
     named = fields.get("alg_name")
+    also = {other: spec for spec in editors.values() for other in _class_of(spec).also_named}
     for name in (named, path.absolute().parent.name):
-        if isinstance(name, str) and name.lower() in editors:
-            return editors[name.lower()]
+        if isinstance(name, str) and (found := {**also, **editors}.get(name.lower())) is not None:
+            return found
     asked = f"names {_shown(named)}, which is not installed" if named else "does not name its method (alg_name)"
     raise HParamsError(f"{path} {asked}. Say whose it is with --editor: {', '.join(sorted(editors)) or 'none'}.")
+
+
+def _class_of(spec: EditorSpec) -> type[HParams]:
+    made: type[HParams] = resolve(spec.hparams)
+    return made
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +164,7 @@ def _translate(path: Path, fields: Fields, spec: EditorSpec, plugins: Plugins) -
     companions = list(_companions(plugins))
     values: dict[str, dict[str, object]] = {editor.name: {}}
     dropped: dict[str, str] = {}
+    chosen: dict[str, str] = {}
     mode = str(fields.get("edit_mode", ""))
     if mode and not any(_means(mode, backend) for backend in plugins.backends()):
         dropped["edit_mode"] = f"no installed backend is {_shown(mode)}"
@@ -168,13 +175,16 @@ def _translate(path: Path, fields: Fields, spec: EditorSpec, plugins: Plugins) -
             values[editor.name][field] = value
         elif field in _TRANSLATORS and (translated := _TRANSLATORS[field](value, editor.settings)):
             values[editor.name] |= {name: known for name, known in translated.items() if name not in fields}
+            if field in _CHOOSING:
+                chosen |= {name: f"{field} is set" for name in translated if name not in fields}
         elif (found := _companion(field, companions)) is None:
             dropped[field] = _reason(field, editor, companions)
         elif found[0].kind == "backend" and mode and not _means(mode, found[0].name):
             dropped[field] = f"edit_mode is {_shown(mode)}, not {found[0].name}"
         else:
             values.setdefault(found[0].name, {})[found[1]] = value
-    added = dict(_added(values[editor.name], editor))
+    added = {name: (values[editor.name][name], why) for name, why in chosen.items()}
+    added |= dict(_added(values[editor.name], editor, _called(path, fields, editor)))
     values[editor.name] |= {name: value for name, (value, _) in added.items()}
     owners = {owner.name: owner for owner in (editor, *companions) if owner.name in values}
     return Imported(
@@ -222,11 +232,18 @@ def _reason(field: str, editor: _Owner, companions: Collection[_Owner]) -> str:
     )
 
 
-def _added(values: Fields, editor: _Owner) -> Iterator[tuple[str, tuple[object, str]]]:
-    """What the files leave to their code, where ours has another default."""
-    setting = editor.settings.get("kl_position")
-    if setting and "kl_position" not in values and "lookup" in setting.allowed:
-        yield "kl_position", ("lookup", "the code that such files are for reads the essence term there")
+def _called(path: Path, fields: Fields, editor: _Owner) -> str:
+    """The other name by which the file, or its folder, calls the editor's method; empty if it does not."""
+    names = (str(fields.get("alg_name", "")), path.absolute().parent.name)
+    return next((name for name in names if name.lower() in editor.hparams.also_named), "")
+
+
+def _added(values: Fields, editor: _Owner, called: str) -> Iterator[tuple[str, tuple[object, str]]]:
+    """What the method's name says, and what the files leave to their code where ours has another default."""
+    for name, value in editor.hparams.also_named.get(called.lower(), {}).items():
+        if name not in values:
+            yield name, (value, f"the file is for {called}")
+    yield from ((name, left) for name, left in editor.hparams.left_to_code.items() if name not in values)
 
 
 _MOST_CONTEXTS = 100
@@ -260,6 +277,8 @@ _TRANSLATORS: Mapping[str, Callable[[object, Collection[str]], Fields]] = {
     "enable_prompt_keys": _key_mode("prompt"),
 }
 """Fields that have another name or form here. An empty answer: there is no such setting."""
+_CHOOSING = frozenset({"enable_random_prefix_keys", "enable_prompt_keys"})
+"""Those that choose between variants of a method, which is told."""
 
 
 def _build(path: Path, owner: _Owner, values: Fields) -> HParams:

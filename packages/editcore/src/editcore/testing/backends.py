@@ -186,6 +186,25 @@ class BackendContract(Contract):
         made.backend.apply(b)
         assert not applied.see().differences(made.model), "a trial changed what comes after it"
 
+    def test_a_trial_in_bfloat16_is_rounded_as_what_is_applied(
+        self,
+        make_model: MakeModel,
+        spec: BackendSpec,
+        hparams: dict[str, object],
+        batches: tuple[Deltas, Deltas, Deltas],
+        corpus: str,
+    ) -> None:
+        """Behind other batches, weights and answers inside are to the bit those after ``apply``: what is measured is
+        what is written."""
+        a, b, c = batches
+        model = make_model()
+        model.hf.to(torch.bfloat16)
+        made = _Opened.make(model, _backend(spec, hparams), corpus).apply([a, b])
+        with made.backend.trial(c):
+            tried = made.see()
+        made.backend.apply(c)
+        assert not tried.differences(made.model), "what was on trial is not what was applied"
+
     @staticmethod
     def _off(found: Tensor, expected: Tensor, base: Tensor) -> float:
         """Largest difference of logits, in units of the largest effect of the edits."""

@@ -1,0 +1,142 @@
+"""What the type of the weights leaves of a batch: a change smaller than their last digit is lost when it is written.
+
+Shapes: ``n`` new facts of a batch, ``d_in`` and ``d_out`` the widths of a written weight, ``k`` a fact's key, ``r``
+what the fact asks for on top of what its key gave before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from editcore.interfaces.changes import Changes
+from editcore.interfaces.errors import EditcoreError
+from editcore.interfaces.protocols import OverlaysWeights
+from editcore.interfaces.values import EditBatch, KnownTarget, Proposal
+from editcore.models import LanguageModel
+from editcore.models.capture import project
+from editcore.models.edited import EditedModel
+from editcore.models.writing import in_float64
+from editcore.plugins.registry import Plugins, resolve
+
+__all__ = ["Asked"]
+
+_ENOUGH = 0.9
+"""Share of a planned change below which a fact is told to have lost some of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _AtWeight:
+    """The new facts of a batch that have a key at one weight."""
+
+    ids: Sequence[str]
+    """Of their requests."""
+    keys: Tensor
+    """``[n, d_in]`` float64."""
+    residuals: Tensor
+    """r, ``[n, d_out]`` float64."""
+    noise: Tensor
+    """‖r‖² that the rounding of the model's own outputs may have made, (2 ε ‖v‖)² for the value v, ``[n]``."""
+    before: Tensor
+    """W k of the weight before the batch, without bias, ``[n, d_out]`` float64."""
+
+
+class Asked:
+    """What the new facts of a batch ask of weights whose type has fewer digits than float32; in others no edit is lost,
+    and nothing is measured. Made before the batch is written, and asked afterwards.
+    """
+
+    def __init__(self, edited: EditedModel, batch: EditBatch, proposal: Proposal) -> None:
+        self._edited = edited
+        known = {one.id: proposal.known[one.id] for one in batch.new_requests if one.id in proposal.known}
+        narrow = [one for one in proposal.changes if edited.model.weight(one).dtype.itemsize < torch.float32.itemsize]
+        looked = {address: _look(edited.model, address, known) for address in narrow}
+        self._at = {address: at for address, at in looked.items() if at is not None}
+
+    def told(self, proposal: Proposal, changes: Changes, *, plugins: Plugins) -> Proposal:
+        """The proposal with what has become of its change in the weights.
+
+        The evidence of each new fact gets ``fraction_written``, Σ⟨(W_after − W_before) k, r⟩ / Σ⟨r, r⟩ over the weights
+        that it was written into, unless it asked for no more than the rounding of the model's own outputs. Where a fact
+        keeps less than 0.9 of its change Δ, measured as Σ⟨(W_after − W_before) k, Δ k⟩ / Σ⟨Δ k, Δ k⟩, a note says so
+        and names the way out.
+
+        Args:
+            changes: what was written, as the ledger keeps it.
+        """
+        fractions, kept = self._measured(changes)
+        notes = proposal.notes
+        if any(one < _ENOUGH for one in kept):
+            notes = (*notes, self._note(kept, plugins))
+        evidence = [
+            replace(one, figures={**one.figures, "fraction_written": fractions[one.request_id]})
+            if one.request_id in fractions
+            else one
+            for one in proposal.evidence
+        ]
+        return replace(proposal, evidence=tuple(evidence), notes=notes)
+
+    def _measured(self, changes: Changes) -> tuple[dict[str, float], list[float]]:
+        """``fraction_written`` by request id, and the share of its change that each fact keeps."""
+        sums: dict[str, Tensor] = {}
+        for address, at in self._at.items():
+            moved = _outputs(self._edited.model, address, at.keys) - at.before
+            if isinstance(self._edited.backend, OverlaysWeights) and not moved.any():
+                continue  # the change is beside the weight, in digits of its own
+            planned = at.keys @ in_float64(changes[address], at.keys).T
+            pairs = [(moved, at.residuals), (at.residuals, at.residuals), (moved, planned), (planned, planned)]
+            parts = torch.stack([*((one * other).sum(1) for one, other in pairs), at.noise], dim=1).cpu()  # [n, 5]
+            for name, part in zip(at.ids, parts, strict=True):
+                sums[name] = sums.get(name, torch.zeros_like(part)) + part
+        fractions, kept = {}, []
+        for name, (written, asked, along, planned, noise) in ((name, one.tolist()) for name, one in sums.items()):
+            if asked > noise:
+                fractions[name] = written / asked
+            if planned > noise / 64:  # less moves no output by its last digit
+                kept.append(along / planned)
+        return fractions, kept
+
+    def _note(self, kept: Sequence[float], plugins: Plugins) -> str:
+        dtype = str(self._edited.model.dtype).removeprefix("torch.")
+        few = sum(one < _ENOUGH for one in kept)
+        return (
+            f"The weights have too few digits for this batch: in {dtype}, {few} of {len(kept)} facts keep less than "
+            f"{_ENOUGH:.0%} of their change (the median fact {median(kept):.0%}). Load the model with --dtype float32"
+            + "".join(f", or keep the edits beside the weights with --backend {name}" for name in _beside(plugins)[:1])
+            + "."
+        )
+
+
+def _beside(plugins: Plugins) -> list[str]:
+    """Backends that keep changes beside the weights; one that cannot be imported is none."""
+    found = []
+    for name, spec in plugins.backends().items():
+        with suppress(EditcoreError):
+            made = resolve(spec.target)
+            if isinstance(made, type) and issubclass(made, OverlaysWeights):
+                found.append(name)
+    return found
+
+
+def _look(model: LanguageModel, address: str, known: Mapping[str, KnownTarget]) -> _AtWeight | None:
+    """The facts of ``known`` that have key and value at a weight; ``None`` if there are none."""
+    here = {name: one for name, one in known.items() if address in one.keys and address in one.values}
+    if not here:
+        return None
+    weight = model.weight(address)
+    keys, values = (
+        torch.stack([one[address].to(weight.device, torch.float64) for one in tensors])
+        for tensors in ([one.keys for one in here.values()], [one.values for one in here.values()])
+    )
+    noise = (2 * torch.finfo(weight.dtype).eps * values.norm(dim=1)).square()
+    return _AtWeight(tuple(here), keys, values - project(model, address, keys), noise, _outputs(model, address, keys))
+
+
+@torch.no_grad()
+def _outputs(model: LanguageModel, address: str, keys: Tensor) -> Tensor:
+    return keys @ model.as_out_in(address, model.weight(address)).to(keys).T
