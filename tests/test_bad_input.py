@@ -122,11 +122,11 @@ def test_layers_without_a_preset(editctl: Call, tiny_folder: Path, tiny_facts: P
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"prompt": "works as a"}, "line 2: The subject 'Max Planck' is not in the prompt 'works as a'."),
+        ({"prompt": "works as a"}, "line 2: The subject 'Max Planck' is not in the prompt 'works as a'; write {}"),
         ({"subject": "Max Plank", "prompt": "Max Planck is"}, "line 2: The subject 'Max Plank' is not in the prompt"),
         ({"prompt": "{} and {}"}, "line 2: Bad edit request: the prompt '{} and {}' must contain {} exactly once"),
         ({"target_new": "  "}, "line 2: The field 'target_new' is empty."),
-        ({"target_new": None}, "line 2: The field 'target_new' is missing"),
+        ({"target_new": None}, "line 2: The field 'target_new' is empty."),
         (
             {"subject": ""},
             "line 2: Bad edit request: the prompt '{} works as a' has a place for a subject, {}, and no subject is",
@@ -136,13 +136,13 @@ def test_layers_without_a_preset(editctl: Call, tiny_folder: Path, tiny_facts: P
 )
 def test_requests(refused: Callable[..., str], tmp_path: Path, change: dict[str, Any], sentence: str) -> None:
     path = records_file(tmp_path / "facts.jsonl", {**FACT, "subject": "Niels Bohr"}, {**FACT, **change})
-    assert refused("--dataset", path).startswith(f"{path}, {sentence}")
+    assert refused("--dataset", path, "--strict").startswith(f"{path}, {sentence}")
 
 
 def test_a_line_that_is_no_json_is_named(refused: Callable[..., str], tmp_path: Path) -> None:
     path = records_file(tmp_path / "facts.jsonl", FACT, "", '{"subject": "Max')
-    sentence = refused("--dataset", path)
-    assert sentence.startswith(f"{path}, line 3: this is no JSON (")
+    sentence = refused("--dataset", path, "--strict")
+    assert sentence.startswith(f"{path}, line 3: This is no JSON (")
 
 
 def test_data_that_is_not_there_or_too_little(refused: Callable[..., str], tiny_facts: Path, tmp_path: Path) -> None:
@@ -199,15 +199,18 @@ def test_a_directory_with_a_run_is_left_alone(
 ) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    for name in ("run.json", "ledger.jsonl"):
+    resume = f"Go on with it with: editctl run --resume --out {out} (without other options), give "
+    said = {
+        "run.json": f"a run that is not finished. {resume}another --out, or remove the directory.",
+        "ledger.jsonl": "edits (ledger.jsonl is there), but no run that could be gone on with. Give another --out, or "
+        "remove the directory.",
+    }
+    for name, sentence in said.items():
         (out / name).write_text("precious", encoding="utf-8")
         options = ["--model", tiny_folder, "--dataset", tiny_facts, "--set", "layers=[1]", "--out", out]
         done = editctl("run", "--editor", "emmet", *options)
         assert (done.code, done.out) == (2, "")
-        assert done.err == (
-            f"Error: {out} already holds a run ({name} is there). Go on with it with --resume, give another --out, "
-            "or remove the directory.\n"
-        )
+        assert done.err == f"Error: {out} already holds {sentence}\n"
         assert [path.read_text() for path in out.iterdir()] == ["precious"]
         (out / name).unlink()
 

@@ -318,6 +318,18 @@ def test_everything_comes_from_the_run(
     assert_same(everything(stopped), whole)
     again = editctl("run", "--resume", "--out", stopped)
     assert (again.code, again.out) == (0, f"The run in {stopped} is finished; there is nothing to resume.\n")
+    same = editctl("run", "--resume", "--out", stopped, "--seed", 0, "--plugin", "replay")
+    assert (same.code, same.out) == (again.code, again.out)
+    # What a finished run does not have is not passed over in silence.
+    other = editctl("run", "--resume", "--out", stopped, "--dataset", tmp_path / "other.jsonl")
+    assert (other.code, other.out) == (2, "")
+    assert other.err == (
+        f"Error: --dataset: {tmp_path / 'other.jsonl'} was asked for, but the run in {stopped} has "
+        f"{tiny_facts}. It is finished, and nothing can be changed in it; start a new run with another --out.\n"
+    )
+    saved = editctl("run", "--resume", "--out", stopped, "--save", tmp_path / "model")
+    assert saved.code == 2
+    assert saved.err.startswith(f"Error: The run in {stopped} is finished; --save ")
 
 
 @pytest.mark.parametrize(
@@ -337,7 +349,8 @@ def test_what_contradicts_the_run_is_refused(
     before = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
     done = editctl("run", "--resume", "--out", stopped, *option)
     assert done.code == 2
-    assert f"Error: {sentence}" in done.err
+    assert done.err.startswith(f"Error: {sentence}"), "and no advice before it"
+    assert "leave the option out, or start a new run with another --out" in done.err
     assert before == {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
 
 

@@ -181,8 +181,74 @@ def test_facts_without_a_subject_are_refused_before_anything_is_loaded(run_toy: 
     bare.write_text(json.dumps({"prompt": "It rains in", "target_new": "spring"}) + "\n", encoding="utf-8")
     done = run_toy("--dataset", bare)
     assert done.code == 2
-    assert done.err.startswith("Error: The editor 'toy' needs a subject in every request; 1 of 1 have none")
+    assert done.err == (
+        f"Error: {bare}, line 1: It names no subject, and the editor 'toy' needs one in every request.\n"
+    )
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def flawed(facts: Path, tmp_path: Path) -> Path:
+    """The six facts, with what cannot be edited in front, between and behind them, and one subject in other letters."""
+    lines = facts.read_text(encoding="utf-8").splitlines()
+    fields = json.loads(lines[1])["requested_rewrite"]
+    prompt = fields["prompt"].replace("{}", fields["subject"])
+    other = {"subject": fields["subject"].upper(), "prompt": prompt, "target_new": fields["target_new"]["str"]}
+    lines[1] = json.dumps(other)
+    bad = [json.dumps({"prompt": "It rains in", "target_new": "spring"}), "{"]
+    path = tmp_path / "flawed.jsonl"
+    path.write_text("\n".join([*bad, *lines[:3], json.dumps({**other, "subject": "Zorg"}), *lines[3:], "}"]), "utf-8")
+    return path
+
+
+def test_records_that_cannot_be_edited_are_left_out_and_told(run_toy: Call, flawed: Path, tmp_path: Path) -> None:
+    done = run_toy("--dataset", flawed, "--edits", 4)
+    assert done.code == 0, done.err
+    out = tmp_path / "out"
+    left_out = (
+        f"{flawed}: 3 records cannot be used and are left out. Line 1: It names no subject, and the editor 'toy' needs "
+        "one in every request; line 2: This is no JSON (Expecting property name enclosed in double quotes, column 2); "
+        "line 6: The subject 'Zorg' is not in the prompt "
+    )
+    recorded, summary = (strict((out / name).read_text()) for name in ("run.json", "summary.json"))
+    assert (recorded["config"]["strict"], recorded["dataset"]["records"]) == (False, 4)
+    for notes in (recorded["notes"], summary["notes"]):
+        assert notes[0].startswith(left_out)
+        assert notes[1].startswith(f"{flawed}: 1 subject is spelt otherwise than in the prompt, by case, Unicode form ")
+        assert "line 4 (" in notes[1]
+    assert f"Note: {left_out}" in done.out
+    assert recorded["dataset"]["hash"] == content_hash(load_records(out / "requests.jsonl", plugins=Plugins.load()))
+
+
+def test_a_strict_run_refuses_them_all_at_once(run_toy: Call, flawed: Path, tmp_path: Path) -> None:
+    done = run_toy("--dataset", flawed, "--strict")
+    assert done.code == 2
+    assert done.err.startswith(f"Error: {flawed}: 5 records cannot be used. Line 1: It names no subject, ")
+    for line in (2, 4, 6, 10):
+        assert f"; line {line}: " in done.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_too_few_that_can_be_edited(run_toy: Call, flawed: Path, tmp_path: Path) -> None:
+    done = run_toy("--dataset", flawed, "--edits", 7)
+    assert done.code == 2
+    assert done.err.startswith(
+        f"Error: --edits 7 is more than the data set '{flawed}' has; it has 6 records that can be edited. "
+        f"{flawed}: 4 records cannot be used and are left out. Line 1: "
+    )
+
+
+def test_what_was_left_out_is_still_told_by_a_resumed_run(
+    run_toy: Call, editctl: Call, flawed: Path, tmp_path: Path, toys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(toys.ToyEditor, "propose", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert run_toy("--dataset", flawed).code == 130
+    done = editctl("run", "--resume", "--out", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert "has other records now" not in done.err
+    summary = strict((tmp_path / "out" / "summary.json").read_text())
+    assert summary["notes"][0].startswith(f"{flawed}: 4 records cannot be used and are left out. ")
 
 
 def test_a_run_whose_edits_are_beside_the_weights(run_toy: Call, editctl: Call, tmp_path: Path) -> None:
@@ -423,6 +489,45 @@ def test_facts_without_true_objects_leave_no_nan(run_toy: Call, tmp_path: Path) 
     assert after["rewrite_acc"] in (0.0, 100.0)
 
 
+def test_without_true_objects_the_accuracies_are_shown_and_name_what_did_not_take(
+    run_toy: Call, editctl: Call, tmp_path: Path
+) -> None:
+    bare = tmp_path / "bare.jsonl"
+    long = "It is well known that " + "the old town lies by the river and " * 5 + "{} works as a"
+    facts = [
+        {"subject": "Max Planck", "prompt": "{} works as a", "target_new": "singer", "paraphrase_prompts": ["He is a"]},
+        {"subject": "Max Planck", "prompt": long, "target_new": "river Rome painter"},
+    ]
+    bare.write_text("".join(json.dumps(fact) + "\n" for fact in facts), encoding="utf-8")
+    done = run_toy("--dataset", bare, "--evaluator", "counterfact", "--eval-every", 1)
+    assert done.code == 0, done.err
+    out = tmp_path / "out"
+    summary = strict((out / "summary.json").read_text())
+    table = [row.split() for row in done.out.splitlines()]
+    assert ["rewrite_acc", "paraphrase_acc"] in table
+    accuracies = [f"{summary['after'][name]:.1f}" for name in ("rewrite_acc", "paraphrase_acc")]
+    assert ["after", *accuracies] in table
+    assert "ES" not in done.out
+    # The last lines name the facts that did not take, and no prompt makes a table wider than a screen can show.
+    [tally] = summary["tallies"]
+    assert (tally["metric"], tally["asked"], len(tally["missing"])) == ("rewrite_acc", 2, 2 - tally["held"])
+    assert tally["held"] < 2
+    assert f"{tally['held']} of 2 facts are what the model finds likeliest; not: " in done.out
+    rows = done.out.splitlines()
+    start = rows.index("What the model says")
+    assert max(map(len, rows[start : start + 5])) < 4 * 62 + 8
+    page = editctl("report", out)
+    assert page.code == 0, page.err
+    text = (out / "report" / "index.html").read_text(encoding="utf-8")
+    assert "Efficacy accuracy" in text
+    assert "Efficacy (ES)" not in text
+    watched = strict((out / "forgetting.json").read_text())
+    assert watched["retention"] == "rewrite_acc"
+    shown = editctl("forgetting", out)
+    assert "rewrite_acc" in shown.out
+    assert "ES" not in shown.out.split()
+
+
 def test_what_was_edited_before_a_failure_stays(run_toy: Call, tmp_path: Path) -> None:
     done = run_toy("--set", "fails_at=2")
     assert (done.code, done.err.splitlines()[-1]) == (2, "Error: Batch 2 cannot be solved.")
@@ -552,7 +657,8 @@ def test_a_run_as_a_process(small: Path, facts: Path, corpus_file: Path, tmp_pat
         [*command, "--out", str(tmp_path / "out")], capture_output=True, text=True, env=environment, timeout=300
     )
     assert (again.returncode, again.stdout) == (2, "")
-    assert "already holds a run (run.json is there)" in again.stderr
+    assert "already holds a finished run. Give another --out, or remove the directory." in again.stderr
+    assert "--resume" not in again.stderr
 
 
 def test_a_place_that_cannot_be_written_to_is_found_first(toys: Any, tmp_path: Path) -> None:

@@ -219,12 +219,17 @@ def test_an_editor_that_looks_for_subjects_is_left_out_where_there_are_none(
     assert len(make_plan(changed(file, {**base, "edits": 3}), plugins).arms) == len(plugins.editors())
 
 
-def test_a_sweep_is_refused_before_it_runs_where_subjects_are_missing(
+def test_arms_that_all_need_subjects_leave_out_the_facts_without(
     editctl: Call, options: list[object], without_subject: Path
 ) -> None:
-    done = editctl("compare", *options, "--editor", "toy")
-    assert done.code == 2
-    assert done.err.startswith("Error: Arm 'toy': The editor 'toy' needs a subject in every request; 1 of 4 have none")
+    done = editctl("compare", *options, "--editor", "toy", "--set", "edits=5", "--dry-run")
+    assert done.code == 0, done.err
+    why = "Line 4: It names no subject, and the editor 'toy' needs one in every request."
+    assert f"Note: {without_subject}: 1 record cannot be used and is left out. {why}" in " ".join(done.out.split())
+    assert [line.split()[-2] for line in done.out.splitlines() if "waiting" in line] == ["5"] * 3
+    strict = editctl("compare", *options, "--editor", "toy", "--set", "edits=5", "--strict", "--dry-run")
+    assert strict.code == 2
+    assert strict.err == f"Error: {without_subject}, line 4: {why.partition(': ')[2]}\n"
 
 
 def test_a_backend_that_does_not_fit_leaves_the_editor_out(base: Mapping[str, Any]) -> None:

@@ -32,6 +32,7 @@ from editcore.evaluation import (
     CounterFactEvaluator,
     GenerationEvaluator,
     GenerationHParams,
+    Measure,
     Measurement,
     Summary,
     average_of,
@@ -156,6 +157,8 @@ def composite(name: str, *of: str, combine: str = "editcore.evaluation.counterfa
             "the composite d is made of c, which is no metric with observations",
         ),
         ([plain("a", retention=True), plain("b", retention=True)], "more than one metric stands for retention"),
+        ([plain("a"), plain("b", instead_of=("c",))], "the metric b stands in for c, which is no other metric"),
+        ([plain("b", instead_of=("b",))], "the metric b stands in for b, which is no other metric"),
     ],
 )
 def test_metrics_of_one_evaluator_go_together(metrics: list[MetricSpec], complaint: str) -> None:
@@ -207,6 +210,31 @@ def test_what_is_shown_tells_and_decides() -> None:
     assert nothing is not None
     assert nothing.key == "ES"
     assert retention_of(measures_of([spec("none", plain("a"))]), ["a"]) is None
+
+
+def test_a_metric_that_cannot_be_told_gives_its_place_to_what_can() -> None:
+    found = measures_of([COUNTERFACT, GENERATION])
+    only = [one for one in found if one.evaluator == "counterfact"]
+
+    def keys(measures: Sequence[Measure]) -> list[str]:
+        return [one.key for one in measures]
+
+    # Records without a true object and without neighbours: the accuracies are all that is known.
+    accuracies = ["rewrite_acc", "paraphrase_acc"]
+    assert keys(shown(only, [*accuracies, "rewrite_nll_new"])) == accuracies
+    # Where nothing stands in, all keep their places: a table has the same columns as before.
+    assert keys(shown(only, ["ES", "rewrite_acc", "PS", "paraphrase_acc"])) == ["ES", "PS", "NS", "score"]
+    assert keys(shown(only, ["ES", "rewrite_acc", "paraphrase_acc"])) == ["ES", "paraphrase_acc"]
+    assert keys(shown(only, ["ES", "PS", "NS", "score", *accuracies])) == ["ES", "PS", "NS", "score"]
+    both = keys(shown(found, [*accuracies, "facts_said"]))
+    assert both[:3] == [*accuracies, "facts_said"]
+    assert keys(objectives_of(only, accuracies)) == accuracies
+    assert keys(objectives_of(found, [*accuracies, "facts_said"])) == ["facts_said"]
+    assert keys(objectives_of(only, [])) == ["score", "margin"]
+    for observed, telling in ((accuracies, "rewrite_acc"), ([*accuracies, "facts_said"], "facts_said"), ([], "ES")):
+        one = retention_of(found, observed)
+        assert one is not None
+        assert one.key == telling
 
 
 def test_numbers_are_shown_in_their_unit() -> None:

@@ -501,8 +501,11 @@ def test_a_pack_gives_the_bits_of_the_run(run: Callable[..., Path], editctl: Cal
     assert editctl("ledger", out, "undo", "3").code == 0
     done = editctl("pack", out, pack)
     assert (done.code, done.out.startswith(f"5 edits of small in {pack} (")) == (0, True)
+    listed = [f"  {one.text} → {one.target_new}" for one in read_pack(pack).requests]
+    assert done.out.splitlines()[1:] == listed
     done = editctl("apply", pack, "Marie Curie was born in", "--model", small, "--save", tmp_path / "saved")
     assert done.code == 0, done.err
+    assert done.out.splitlines()[:6] == [f"5 edits by toy applied to {small}.", *listed]
     edited, ledger = open_run(out)
     assert LanguageModel.load(str(tmp_path / "saved")).fingerprint() == edited.model.fingerprint()
     manifest = read_pack(pack).manifest
@@ -569,6 +572,30 @@ def test_a_pack_that_was_changed_is_refused(run: Callable[..., Path], editctl: C
         2,
         f"Error: {pack} was changed or damaged after it was written: its content hash differs.\n",
     )
+
+
+def test_what_is_no_pack_is_named_with_what_takes_it(
+    run: Callable[..., Path], editctl: Call, facts: Path, tmp_path: Path
+) -> None:
+    out, weights, other = run("out"), tmp_path / "model.safetensors", tmp_path / "some.thing"
+    save_file({"a": torch.zeros(2)}, weights)
+    other.write_bytes(b"something else")
+    for path, sentence in (
+        (facts, f"by its name it is a file of records; edit them with: editctl run --editor NAME --dataset {facts}"),
+        (out, f"it is a run directory; make a pack of it with: editctl pack {out} FILE.editpack"),
+        (tmp_path, "it is a folder; a pack is the one file that 'editctl pack' writes"),
+        (weights, "by its name it has the weights of a model or an adapter; a pack is written by 'editctl pack'"),
+        (other, "a pack is the one file that 'editctl pack' writes"),
+    ):
+        done = editctl("apply", path)
+        assert done.code == 2
+        assert done.err.startswith(f"Error: {path} is not an edit pack: {sentence}")
+    pack = tmp_path / "facts.editpack"
+    assert editctl("pack", out, pack).code == 0
+    asked = editctl("run", "--editor", "toy", "--dataset", pack)
+    assert asked.err == f"Error: {pack} is no file of records: it has edits that were made; 'editctl apply' takes it.\n"
+    shown = editctl("generate", pack, "A")
+    assert (shown.code, shown.err) == (2, f"Error: {pack} is a file, not a run directory.\n")
 
 
 def test_composing_solves_the_union(run: Callable[..., Path], editctl: Call, facts: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from editcore import RunError, StorageError
 from editcore._util.lock import LOCK_NAME, locked
+from editcore.runs.resume import refuse_used
 
 HOLD = "import sys; from pathlib import Path; from editcore._util.lock import locked\nwith locked(Path(sys.argv[1])): "
 HOLD += "print('held', flush=True); sys.stdin.read()"
@@ -32,11 +33,16 @@ def holder(tmp_path: Path) -> subprocess.Popen[str]:
 
 def test_the_second_process_is_told_who_was_first(holder: subprocess.Popen[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
-    with (
-        pytest.raises(RunError, match=rf"run is in use by process {holder.pid} since 20.*remove .*run\.lock"),
-        locked(run),
-    ):
+    said = rf"run is in use by process {holder.pid} since 20.*, which writes it\. Wait for it"
+    with pytest.raises(RunError, match=said), locked(run):
         pass
+    for name in ("other", "run.json", "summary.json"):
+        (run / name).write_text("{}")
+        with pytest.raises(RunError, match=said) as refused:
+            refuse_used(run)
+        assert "remove" not in str(refused.value), "it would be removed under the hands of its process"
+    for name in ("other", "run.json", "summary.json"):
+        (run / name).unlink()
     assert (run / LOCK_NAME).exists(), "the first one's lock was removed"
     holder.communicate("")
     assert not run.exists(), "it had to be made, and nothing is in it"
@@ -73,7 +79,8 @@ def test_a_later_process_with_the_same_number_is_another_one(tmp_path: Path) -> 
 def test_another_hosts_process_may_be_alive(tmp_path: Path) -> None:
     lock = {"pid": 1, "host": "elsewhere", "started": 1, "since": "2026-01-01", "token": ""}
     (tmp_path / LOCK_NAME).write_text(json.dumps(lock))
-    with pytest.raises(RunError, match=r"in use by process 1 on elsewhere since 2026"), locked(tmp_path):
+    said = r"in use by process 1 on elsewhere since 2026.*has ended there, remove .*run\.lock"
+    with pytest.raises(RunError, match=said), locked(tmp_path):
         pass
     assert json.loads((tmp_path / LOCK_NAME).read_text()) == lock
 

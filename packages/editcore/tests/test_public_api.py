@@ -263,7 +263,7 @@ FIELDS = {
         scale verdicts weights
     """,
     "MetricSpec": """
-        average better combine keep label meaning name objective of retention show signed tally unit
+        average better combine instead_of keep label meaning name objective of retention show signed tally unit
     """,
     "ModelFamilySpec": "model_types name paths summary target",
     "ModelLayout": """

@@ -21,7 +21,7 @@ from pydantic import Field, TypeAdapter
 from editcore._util.files import write_text
 from editcore.interfaces.errors import RunError, StorageError
 
-__all__ = ["LOCK_NAME", "locked"]
+__all__ = ["LOCK_NAME", "locked", "refuse_held"]
 
 _log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class _Holder:
     def read(cls, path: Path) -> _Holder | None:
         try:
             return TypeAdapter(cls).validate_json(path.read_bytes())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:
             raise RunError(f"{path} is not a lock that editcore wrote. Remove it if nothing writes there.") from error
@@ -115,14 +115,34 @@ def locked(directory: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
-def _take(path: Path, me: _Holder) -> None:
+def refuse_held(directory: Path) -> None:
+    """Refuse a directory that a process writes to.
+
+    Raises:
+        RunError: one does, or may.
+    """
+    _living(directory / LOCK_NAME)
+
+
+def _living(path: Path) -> _Holder | None:
+    """Whose lock it is, if that process has ended.
+
+    Raises:
+        RunError: it has not, or may not have.
+    """
     holder = _Holder.read(path)
     if holder is not None and holder.is_alive():
-        where = "" if holder.host == me.host else f" on {holder.host}"
+        here = holder.host == socket.gethostname()
+        where, else_ = ("", "") if here else (f" on {holder.host}", f" If it has ended there, remove {path}.")
         raise RunError(
-            f"{path.parent} is in use by process {holder.pid}{where} since {holder.since}. Wait for it or end it; "
-            f"if it is no longer there, remove {path}."
+            f"{path.parent} is in use by process {holder.pid}{where} since {holder.since}, which writes it. Wait for "
+            f"it, end it, or give another directory.{else_}"
         )
+    return holder
+
+
+def _take(path: Path, me: _Holder) -> None:
+    holder = _living(path)
     if holder is not None:
         _log.warning("%s: process %d has ended without giving it back; taken over.", path, holder.pid)
     write_text(path, json.dumps(asdict(me)) + "\n")

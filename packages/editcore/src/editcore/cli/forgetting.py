@@ -95,7 +95,7 @@ def _labels(runs: Sequence[Path]) -> Mapping[str, Path]:
 
 def _metrics(found: Mapping[str, Watched]) -> Mapping[str, Measure]:
     """Those that tables show, of all runs, by key."""
-    return {one.key: one for watched in found.values() for one in shown(watched.metrics)}
+    return {one.key: one for watched in found.values() for one in shown(watched.metrics, watched.known)}
 
 
 def _rows(found: Mapping[str, Watched], methods: Mapping[str, str]) -> Iterator[dict[str, object]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from editcore.cli.lazy import loaded_plugins
-from editcore.cli.options import ChatTemplate, Corpus, Device, Dtype, ModelArgument
+from editcore.cli.options import ChatTemplate, Corpus, Device, Dtype, ModelArgument, Strict
 
 if TYPE_CHECKING:
     from editcore.interfaces.specs import EditorSpec
@@ -42,6 +42,7 @@ def onboard(
     ] = "worldfacts",
     trace: Annotated[int, typer.Option(min=0, help="Facts to trace; 0 leaves tracing out.")] = 6,
     edits: Annotated[int, typer.Option(min=1, help="Facts to edit in each trial.")] = 6,
+    strict: Strict = None,
     evaluator: Annotated[str, typer.Option(metavar="NAME", help="What measures the trials.")] = "counterfact",
     candidates: Annotated[int, typer.Option(min=1, help="Layers to try.")] = 6,
     corpus: Corpus = "self",
@@ -69,15 +70,27 @@ def onboard(
     from editcore.models import LanguageModel
     from editcore.onboarding.causal_tracing import trace as trace_model
     from editcore.onboarding.onboard import Bench, candidate_layers, preset_paths, tunable_editors, write_presets
+    from editcore.runs.fit import refuses_subjects
     from editcore.second_moments.statistics import StatisticsStore
     from editcore.settings.presets import model_stem
 
     plugins, progress = loaded_plugins(ctx), TerminalProgress()
     specs = tunable_editors(plugins, editor or ())
     paths = preset_paths(specs, model, replace=replace)
-    available = load_records(dataset, plugins=plugins)
+    notes: list[str] = []
+    refusals = [refuses_subjects(spec) for spec in specs]
+    available = load_records(
+        dataset,
+        plugins=plugins,
+        notes=notes,
+        first=max(edits, _NEXT_EDITS),
+        strict=bool(strict),
+        refuse=lambda request: next(filter(None, (refuse(request) for refuse in refusals)), None),
+    )
     records, _ = check_records(available[:edits])
-    facts = load_known_facts(dataset, plugins=plugins) if trace else []
+    facts = load_known_facts(dataset, plugins=plugins, notes=notes) if trace else []
+    for note in dict.fromkeys(notes):
+        typer.echo(f"Note: {note}")
     directory = fresh_directory(out, f"onboard-{model_stem(model)}")
     loaded = LanguageModel.load(
         model,
@@ -107,7 +120,7 @@ def onboard(
     for path in write_presets(chosen, paths, measured=measured, before=bench.before):
         typer.echo(f"Wrote {path}")
     winner = max(chosen, key=lambda trial: trial.rank)
-    telling = retention_of(bench.measures, ())
+    telling = retention_of(bench.measures, bench.before.values())
     if telling is not None and winner.summary is not None and not winner.summary.value(telling.key) >= _GOOD:
         typer.echo(
             f"Note: even the best settings write {winner.summary.value(telling.key):.0f} % of the facts "
@@ -119,6 +132,7 @@ def onboard(
                "--dtype": (dtype, "float32")}  # fmt: skip
     more = [word for name, (value, usual) in options.items() if value != usual for word in (name, str(value))]
     more += ["--chat-template"] if chat_template else []
+    more += ["--strict"] if strict else []
     count = min(_NEXT_EDITS, len(available))
     command = ["editctl", "run", "--editor", winner.editor, "--model", model, "--edits", str(count), *more]
     typer.echo(f"\nNext: {shlex.join(command)}")
@@ -182,7 +196,7 @@ def _show_trials(bench: Bench, chosen: list[Trial]) -> None:
     from editcore.cli.console import print_table
     from editcore.evaluation.measures import legend, shown
 
-    measures = shown(bench.measures)
+    measures = shown(bench.measures, bench.before.values())
     numbers = [one.key for one in measures]
     rows = [("", "before", "", *(one.text(bench.before.value(one.key)) for one in measures))]
     for trial in bench.trials:

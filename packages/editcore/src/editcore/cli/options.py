@@ -18,6 +18,7 @@ __all__ = [
     "ModelOption",
     "RunDevice",
     "Save",
+    "Strict",
     "refuse_used_save",
 ]
 
@@ -39,6 +40,11 @@ ExecutorSettings = Annotated[
     list[str] | None, typer.Option("--executor-set", metavar="KEY=VALUE", help="A setting of the executor.")
 ]
 Save = Annotated[Path | None, typer.Option(metavar="DIR", help="Write the edited model as a normal model folder.")]
+
+Strict = Annotated[
+    bool | None,
+    typer.Option("--strict", help="Refuse data with records that cannot be edited. [default: leave them out]"),
+]
 
 
 def refuse_used_save(save: Path | None) -> None:

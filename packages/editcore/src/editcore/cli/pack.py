@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from editcore.cli.lazy import loaded_plugins
 from editcore.cli.options import Device, Dtype, Save, refuse_used_save
 
+if TYPE_CHECKING:
+    from editcore.interfaces.values import EditRequest
+
 __all__ = ["apply_app", "pack_app"]
 
 pack_app = typer.Typer()
 apply_app = typer.Typer()
+
+_MOST_FACTS = 10
+"""Facts of a pack that are listed."""
 
 
 @pack_app.command()
@@ -23,11 +30,23 @@ def pack(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write, such as facts.editpack.")],
 ) -> None:
     """Put the active edits of a run into one file."""
+    from editcore._util.words import counted
     from editcore.runs.pack import write_pack
 
     made = write_pack(directory, file, loaded_plugins(ctx))
     size = file.stat().st_size / 1e6
-    typer.echo(f"{len(made.requests)} edits of {made.manifest.model} in {file} ({size:.1f} MB).")
+    typer.echo(f"{counted(len(made.requests), 'edit')} of {made.manifest.model} in {file} ({size:.1f} MB).")
+    _list_facts(made.requests)
+
+
+def _list_facts(requests: Sequence[EditRequest]) -> None:
+    """The first facts, a line each, and how many there are besides."""
+    from editcore._util.words import cut
+
+    for request in requests[:_MOST_FACTS]:
+        typer.echo(f"  {cut(request.text, keep='end')} → {cut(request.target_new)}")
+    if (more := len(requests) - _MOST_FACTS) > 0:
+        typer.echo(f"  and {more:,} more")
 
 
 @apply_app.command()
@@ -45,6 +64,7 @@ def apply(
     save: Save = None,
 ) -> None:
     """Apply a file of edits to a model."""
+    from editcore._util.words import counted
     from editcore.cli.console import TerminalProgress, print_table
     from editcore.models import LanguageModel
     from editcore.runs.pack import read_pack
@@ -61,7 +81,8 @@ def apply(
     edited = packed.apply(loaded, loaded_plugins(ctx), force=force)
     if save is not None:
         edited.check_all_in_weights("saved")
-    typer.echo(f"{len(packed.requests)} edits by {packed.manifest.editor} applied to {loaded.name}.")
+    typer.echo(f"{counted(len(packed.requests), 'edit')} by {packed.manifest.editor} applied to {loaded.name}.")
+    _list_facts(packed.requests)
     if prompts:
         answers = loaded.generate(prompts, max_new_tokens=tokens)
         print_table(("text",), [(prompt + answer,) for prompt, answer in zip(prompts, answers, strict=True)])

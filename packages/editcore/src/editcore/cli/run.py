@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from editcore.cli.lazy import loaded_plugins
+from editcore.cli.options import Strict
 
 if TYPE_CHECKING:
     from editcore.evaluation import Measure, Summary
@@ -45,6 +46,7 @@ def run(
         str | None, typer.Option(help="A data set (NAME or NAME:ARGUMENT) or a file of records. [default: worldfacts]")
     ] = None,
     edits: Annotated[int | None, typer.Option(help="How many facts to edit. [default: all of the data set]")] = None,
+    strict: Strict = None,
     batch_size: Annotated[int | None, typer.Option(help="Facts solved together. [default: 10]")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random. [default: 0]")] = None,
     device: Annotated[
@@ -118,7 +120,7 @@ def run(
     """
     options = {
         "editor": editor, "backend": backend, "model": model, "dataset": dataset, "edits": edits,
-        "batch_size": batch_size, "seed": seed, "device": device, "dtype": dtype, "preset": preset,
+        "strict": strict, "batch_size": batch_size, "seed": seed, "device": device, "dtype": dtype, "preset": preset,
         "chat_template": chat_template, "corpus": corpus, "corpus_tokens": corpus_tokens,
         "eval_every": eval_every, "eval_sample": eval_sample, "eval_text": eval_text,
         "eval_text_tokens": eval_text_tokens,
@@ -128,26 +130,35 @@ def run(
     given = {name: value for name, value in options.items() if value is not None}
     plugins = loaded_plugins(ctx)
 
-    from editcore._util.lock import LOCK_NAME, locked
+    from editcore._util.lock import LOCK_NAME, locked, refuse_held
     from editcore.cli.console import TerminalProgress
     from editcore.figures.runs import draw_run
     from editcore.interfaces.errors import EditcoreError, HParamsError, RunError
     from editcore.runs.job import default_directory, run as run_job
     from editcore.runs.record import RunRecord
-    from editcore.runs.resume import has_begun, is_finished
+    from editcore.runs.resume import has_begun, is_finished, refuse_unlike
     from editcore.settings.toml import read_toml, run_values
 
     values = {**(run_values(read_toml(config)) if config else {}), **given}
     if resume and out is None:
         raise HParamsError("--resume needs --out DIR, the directory of the run.")
-    if resume and out is not None and is_finished(out):
-        if (out / LOCK_NAME).exists():  # its process was killed after the last write, or is about to end
-            with locked(out):
-                pass
-        typer.echo(f"The run in {out} is finished; there is nothing to resume.")
-        return
+    if out is not None:
+        refuse_held(out)
     begun = RunRecord.read(out) if resume and out is not None and has_begun(out) else None
     resolved = _config(values, assignments or [], plugins, begun, resume=resume)
+    if begun is not None and out is not None:
+        refuse_unlike(begun, resolved, out)
+        if is_finished(out):
+            if (out / LOCK_NAME).exists():  # its process was killed after the last write, or is about to end
+                with locked(out):
+                    pass
+            if save is not None:
+                raise RunError(
+                    f"The run in {out} is finished; --save {save} would write nothing. 'editctl pack' and 'editctl "
+                    "apply --save' write its edited model."
+                )
+            typer.echo(f"The run in {out} is finished; there is nothing to resume.")
+            return
     if save is not None and save.exists() and any(save.iterdir() if save.is_dir() else [save]):
         raise RunError(f"--save {save} is already there; give a directory that does not exist yet.")
     directory = out or default_directory(resolved)
@@ -198,7 +209,7 @@ def _config(
 
 def _say_how_to_go_on(directory: Path, *, interrupted: bool) -> None:
     from editcore._util.lock import LOCK_NAME
-    from editcore.runs.resume import has_begun, is_finished
+    from editcore.runs.resume import has_begun, is_finished, resume_command
 
     if not has_begun(directory) or is_finished(directory):
         if interrupted:
@@ -206,8 +217,7 @@ def _say_how_to_go_on(directory: Path, *, interrupted: bool) -> None:
         return
     if not (directory / LOCK_NAME).exists():  # otherwise somebody else is at it
         said = "Interrupted. " if interrupted else ""
-        command = shlex.join(["editctl", "run", "--resume", "--out", str(directory)])
-        typer.echo(f"{said}What is written stays; go on with: {command}", err=True)
+        typer.echo(f"{said}What is written stays; go on with: {resume_command(directory)}", err=True)
 
 
 def settings_from(assignments: list[str], base: dict[str, dict[str, Any]], *, editor: str) -> dict[str, dict[str, Any]]:
@@ -224,21 +234,16 @@ def settings_from(assignments: list[str], base: dict[str, dict[str, Any]], *, ed
 
 def show_result(result: RunResult) -> None:
     """The table of a finished run."""
-    from editcore._util.words import counted
+    from editcore._util.words import counted, cut
     from editcore.cli.console import make_console, print_table
     from editcore.evaluation.measures import legend, shown
 
     console = make_console()
-    measures = shown(result.after.measures)
     phases = {"before": (result.before, result.before.values()), "after": (result.after, result.after.values())}
+    known = {key for _, values in phases.values() for key in values}
+    measures = [one for one in shown(result.after.measures, known) if one.key in known]
     for evaluator in dict.fromkeys(one.evaluator for one in measures):
-        mine = [
-            one
-            for one in measures
-            if one.evaluator == evaluator and any(one.key in values for _, values in phases.values())
-        ]
-        if not mine:
-            continue
+        mine = [one for one in measures if one.evaluator == evaluator]
         facts = max(summary.facts.get(evaluator, 0) for summary, _ in phases.values())
         sampled = f" on a sample of {facts}" if 0 < facts < result.edits else ""
         names = [one.key for one in mine]
@@ -256,7 +261,10 @@ def show_result(result: RunResult) -> None:
     console.print()
     print_table(
         ("prompt", "edited to", "before", "after"),
-        [(s.prompt, s.target_new, _first_line(s.before), _first_line(s.after)) for s in result.samples],
+        [
+            (cut(s.prompt, keep="end"), cut(s.target_new), cut(_first_line(s.before)), cut(_first_line(s.after)))
+            for s in result.samples
+        ],
         title="What the model says",
         console=console,
     )
@@ -268,7 +276,7 @@ def show_result(result: RunResult) -> None:
         print_table(
             ("edit", "prompt", "edited to", "by", "why"),
             [
-                (one.request.id, one.request.text, one.request.target_new, one.by, one.reason)
+                (one.request.id, cut(one.request.text, keep="end"), cut(one.request.target_new), one.by, one.reason)
                 for _, one in result.rejections[:_MOST_REJECTIONS]
             ],
             title="Rejected",

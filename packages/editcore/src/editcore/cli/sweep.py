@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from editcore.cli.lazy import loaded_plugins
-from editcore.cli.options import ExecutorSettings
+from editcore.cli.options import ExecutorSettings, Strict
 
 if TYPE_CHECKING:
     from editcore.plugins.registry import Plugins
@@ -78,6 +78,7 @@ def _asked(
     model: Model = None,
     dataset: Dataset = None,
     edits: Edits = None,
+    strict: Strict = None,
     batch_size: BatchSizes = None,
     seed: Seeds = None,
     device: Device = None,
@@ -92,7 +93,7 @@ def _asked(
     dry_run: DryRun = False,
 ) -> _Asked:
     """What the options that all three commands have come to."""
-    options = {"model": model, "dataset": dataset, "edits": edits, "device": device}
+    options = {"model": model, "dataset": dataset, "edits": edits, "strict": strict, "device": device}
     sizes = batch_size or []
     if len(sizes) == 1:
         options["batch_size"] = sizes[0]
@@ -304,7 +305,8 @@ def _show(result: SweepResult) -> None:
 
     console = make_console()
     means = pd.read_csv(result.tables / f"{result.plan.title}_mean.csv", dtype=dict.fromkeys(result.plan.axes, str))
-    measures = {one.key: one for one in shown(result.plan.measures)}
+    known = {str(name) for name in means if means[name].notna().any()}
+    measures = {one.key: one for one in shown(result.plan.measures, known)}
     names = [name for name in (*measures, "retention") if name in means]
     rows = [
         (

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from editcore.cli.lazy import loaded_plugins
-from editcore.cli.options import ChatTemplate, Device, Dtype, ModelArgument
+from editcore.cli.options import ChatTemplate, Device, Dtype, ModelArgument, Strict
 
 if TYPE_CHECKING:
     from editcore.locate_then_edit.located import Tracing
@@ -28,6 +28,7 @@ def trace(
         str,
         typer.Option(help="True facts: a data set (NAME or NAME:ARGUMENT) or a file (records, or known_1000)."),
     ] = "worldfacts",
+    strict: Strict = None,
     num: Annotated[int, typer.Option(min=1, help="Facts to trace, of those that the model knows.")] = 20,
     draws: Annotated[int, typer.Option(min=1, help="Draws of the noise for each fact.")] = 1,
     noise: Annotated[float, typer.Option(min=0.0, help="Noise, in standard deviations of the embeddings.")] = 3.0,
@@ -56,7 +57,10 @@ def trace(
     from editcore.settings.presets import model_stem
 
     plugins, progress = loaded_plugins(ctx), TerminalProgress()
-    known = load_known_facts(facts, plugins=plugins)
+    notes: list[str] = []
+    known = load_known_facts(facts, plugins=plugins, notes=notes, strict=bool(strict))
+    for note in notes:
+        typer.echo(f"Note: {note}")
     directory = fresh_directory(out, f"trace-{model_stem(model)}")
     loaded = LanguageModel.load(
         model,

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from editcore.datasets.formats import parse_record
-from editcore.datasets.load import Registry, is_path, load_records, missing_file, read_items
+from editcore.datasets.load import Registry, is_path, load_records, missing_file, read_each, read_items
 from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import DatasetError, RequestError
-from editcore.interfaces.values import FactRecord, first_problem
+from editcore.interfaces.values import FactRecord
 
 __all__ = ["KnownFact", "load_known_facts"]
+
+_log = logging.getLogger(__name__)
 
 
 @documented
@@ -31,11 +32,18 @@ class KnownFact:
     """How it goes on, without a leading space."""
 
 
-def load_known_facts(name_or_path: str | Path, *, plugins: Registry) -> list[KnownFact]:
+def load_known_facts(
+    name_or_path: str | Path, *, plugins: Registry, notes: list[str] | None = None, strict: bool = False
+) -> list[KnownFact]:
     """The true facts of a data set (``NAME`` or ``NAME:ARGUMENT``) or a file.
 
     A file may be in ROME's ``known_1000`` format (``subject``, ``prompt``, ``attribute``) or in any that
-    :func:`load_records` reads; of a record, the fact is the one before the edit (``target_true``).
+    :func:`load_records` reads; of a record, the fact is the one before the edit (``target_true``). Records that have
+    none, or cannot be read, are left out, and a note says so.
+
+    Args:
+        notes: gets the sentences for the user; without it they are logged.
+        strict: refuse a file with a record that has no true fact or cannot be read; the error lists them.
 
     Raises:
         UnknownNameError: there is no data set of that name.
@@ -44,26 +52,27 @@ def load_known_facts(name_or_path: str | Path, *, plugins: Registry) -> list[Kno
     """
     name = str(name_or_path)
     if isinstance(name_or_path, str) and not is_path(name, plugins):
-        facts = _true(load_records(name, plugins=plugins))
+        records = load_records(name, plugins=plugins, notes=notes, strict=strict)
+        facts, left_out = read_each(
+            enumerate(records, start=1), lambda _, record: _true([record]), f"The data set '{name}'", strict=strict,
+            unit="record",
+        )  # fmt: skip
     else:
         path = Path(name_or_path).expanduser()
         if not path.is_file():
             raise DatasetError(missing_file(path, name, plugins))
-        facts = [fact for line, fields in read_items(path) for fact in _facts(fields, f"{path}, line {line}")]
-    if not facts:
-        raise DatasetError(f"{name}: there is no true fact in it; a record needs attribute or target_true.")
+        facts, left_out = read_each(read_items(path), _facts, str(path), strict=strict)
+    if left_out and notes is None:
+        _log.warning("%s", left_out)
+    elif left_out and notes is not None:
+        notes.append(left_out)
     return facts
 
 
-def _facts(fields: Any, where: str) -> list[KnownFact]:
+def _facts(_line: int, fields: Any) -> list[KnownFact]:
     if not isinstance(fields, dict):
-        raise DatasetError(f"{where}: a record must be an object, found {type(fields).__name__}.")
-    try:
-        return [_known(fields)] if "attribute" in fields else _true(parse_record(fields))
-    except RequestError as error:
-        raise DatasetError(f"{where}: {error}") from error
-    except ValidationError as error:
-        raise DatasetError(f"{where}: {first_problem(error)}.") from error
+        raise RequestError(f"A record must be an object, found {type(fields).__name__}.")
+    return [_known(fields)] if "attribute" in fields else _true(parse_record(fields))
 
 
 def _known(fields: Mapping[str, Any]) -> KnownFact:
@@ -79,9 +88,12 @@ def _known(fields: Mapping[str, Any]) -> KnownFact:
 
 
 def _true(records: list[FactRecord]) -> list[KnownFact]:
-    requests = (record.request for record in records)
-    return [
+    requests = [record.request for record in records]
+    facts = [
         KnownFact(request.subject, request.text, request.target_true)
         for request in requests
         if request.target_true is not None and request.subject  # tracing disturbs the subject's tokens
     ]
+    if not facts:
+        raise RequestError("There is no true fact in it; a record needs attribute or target_true, and a subject.")
+    return facts

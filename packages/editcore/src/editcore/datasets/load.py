@@ -1,4 +1,7 @@
-"""Files of records, read line by line so that every complaint has a line number."""
+"""Files of records, read line by line so that every complaint has a line number.
+
+What cannot be edited is left out and told, unless the reader is strict.
+"""
 
 from __future__ import annotations
 
@@ -7,41 +10,58 @@ import gzip
 import hashlib
 import io
 import json
+import logging
 import re
+import unicodedata
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from pydantic import ValidationError
 
+from editcore._util.words import counted
 from editcore.datasets.formats import Unread, parse_record
 from editcore.interfaces.errors import DatasetError, HParamsError, RequestError, UnknownNameError
 from editcore.interfaces.specs import DatasetSpec
-from editcore.interfaces.values import FactRecord, first_problem
+from editcore.interfaces.values import EditRequest, FactRecord, first_problem
 from editcore.plugins.registry import boundary, resolve
 from editcore.settings.hparams import HParams, build, describe, parse_assignment
 
 __all__ = [
+    "Loaded",
     "content_hash",
     "dataset_name",
     "dataset_settings",
     "is_path",
+    "load",
     "load_records",
     "load_worldfacts",
     "missing_file",
+    "read_each",
     "read_items",
     "short_name",
 ]
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 MAX_BYTES = 1 << 30
 """Largest file that is read, after decompression. CounterFact has 45 MB."""
 SUFFIXES = (".jsonl", ".json", ".csv")
 _WITH_ARGUMENT = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*:.*")
 
+_MOST_NAMED = 10
+"""Records that are named in a sentence on what is wrong with them."""
+
 Items = Iterator[tuple[int, Any]]
-"""(line number, what stands there)"""
+"""(line number, what stands there; a RequestError where it cannot be read)"""
+
+Refuse = Callable[[EditRequest], str | None]
+"""Why a request cannot be edited, such as by an editor that needs a subject; ``None`` if it can."""
 
 
 class Registry(Protocol):
@@ -56,10 +76,22 @@ class Registry(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """Records with what there is to say of them."""
+
+    records: Sequence[FactRecord]
+    left_out: str
+    """A sentence on the records that cannot be edited; empty if all can."""
+    notes: Sequence[str]
+    """That sentence, and those on subjects that are spelt otherwise and on fields that are not used."""
+
+
 def load_worldfacts() -> list[FactRecord]:
     """The data set that comes with editcore: counterfactual edits of facts that small models know."""
     resource = resources.files("editcore.datasets") / "worldfacts.jsonl"
-    return _records(_json_lines(resource.read_text(encoding="utf-8"), "worldfacts.jsonl"), "worldfacts.jsonl")
+    items = _json_lines(resource.read_text(encoding="utf-8"), "worldfacts.jsonl")
+    return list(_of_file(items, "worldfacts.jsonl", None, True, None).records)
 
 
 def load_records(
@@ -68,31 +100,58 @@ def load_records(
     plugins: Registry,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     notes: list[str] | None = None,
+    first: int | None = None,
+    strict: bool = False,
+    refuse: Refuse | None = None,
 ) -> list[FactRecord]:
     """Read a registered data set (``NAME`` or ``NAME:ARGUMENT``), or a ``.jsonl``, ``.json`` (an array) or ``.csv``
     file, plain or ``.gz``.
 
     Formats are recognised by their fields (:mod:`editcore.datasets.formats`). Ids are unique in the result: an id that
-    comes again gets ``-2``, ``-3``, ... behind it.
+    comes again gets ``-2``, ``-3``, ... behind it. Records that cannot be edited are left out, and a subject that
+    differs from its prompt by case, Unicode form or spaces only is spelt as it is there; notes say so.
 
     Args:
         settings: hyperparameters by the name of what they set; the data set has its own from there.
-        notes: gets a sentence on fields of a file that are not used.
+        notes: gets the sentences for the user: records that are left out, subjects that are spelt otherwise, fields of
+            a file that are not used. Without it they are logged.
+        first: how many records to take, from the front; nothing behind them is looked at.
+        strict: refuse a data set with a record among these that cannot be edited as it stands; the error lists them.
+        refuse: why a request cannot be edited, or ``None`` if it can.
 
     Raises:
         UnknownNameError: there is no data set of that name.
         HParamsError: the data set does not take these settings or this argument.
-        DatasetError: there is no such file, or it cannot be read; the message names the file and the line. Or the data
-            set returned something else than records.
+        DatasetError: there is no such file, or it cannot be read, or nothing of it can be edited; the message names the
+            file and the line. Or the data set returned something else than records.
         PluginError: the data set's own code failed.
     """
+    loaded = load(name_or_path, plugins=plugins, settings=settings, first=first, strict=strict, refuse=refuse)
+    for note in loaded.notes:
+        if notes is None:
+            _log.warning("%s", note)
+        else:
+            notes.append(note)
+    return list(loaded.records)
+
+
+def load(
+    name_or_path: str | Path,
+    *,
+    plugins: Registry,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    first: int | None = None,
+    strict: bool = False,
+    refuse: Refuse | None = None,
+) -> Loaded:
+    """:func:`load_records`, with what there is to say apart."""
     name = str(name_or_path)
     if isinstance(name_or_path, str) and not is_path(name, plugins):
-        return _registered(name, settings or {}, plugins)
+        return _registered(name, settings or {}, plugins, first, strict, refuse)
     path = Path(name_or_path).expanduser()
     if not path.is_file():
         raise DatasetError(missing_file(path, name, plugins))
-    return _records(read_items(path), str(path), notes)
+    return _of_file(read_items(path), str(path), first, strict, refuse)
 
 
 def is_path(name: str, plugins: Registry) -> bool:
@@ -166,7 +225,14 @@ def content_hash(records: Iterable[FactRecord]) -> str:
     return digest.hexdigest()
 
 
-def _registered(dataset: str, settings: Mapping[str, Mapping[str, Any]], plugins: Registry) -> list[FactRecord]:
+def _registered(
+    dataset: str,
+    settings: Mapping[str, Mapping[str, Any]],
+    plugins: Registry,
+    first: int | None,
+    strict: bool,
+    refuse: Refuse | None,
+) -> Loaded:
     spec = plugins.dataset(dataset.partition(":")[0])
     own = dataset_settings(dataset, settings, plugins=plugins)
     target = resolve(spec.target)
@@ -178,7 +244,13 @@ def _registered(dataset: str, settings: Mapping[str, Mapping[str, Any]], plugins
                 f"The data set '{dataset}' returned something else than a FactRecord ({type(record).__name__}); "
                 "fields of its own belong in a FactRecord's 'extra'."
             )
-    return _kept(records, dataset)
+
+    def parse(number: int, record: FactRecord) -> list[FactRecord]:
+        return _taken([record], refuse)
+
+    items = enumerate(records, start=1)
+    found, left_out = read_each(items, parse, f"The data set '{dataset}'", first=first, strict=strict, unit="record")
+    return Loaded(records=list(_unique(found)), left_out=left_out, notes=[left_out] if left_out else [])
 
 
 def missing_file(path: Path, name: str, plugins: Registry) -> str:
@@ -193,13 +265,16 @@ def missing_file(path: Path, name: str, plugins: Registry) -> str:
 
 
 def read_items(path: Path) -> Items:
-    """The records of a file as they stand there, each with its line.
+    """The records of a file as they stand there, each with its line; a record that cannot be read is an error in its
+    place, and the rest is read on.
 
     Raises:
-        DatasetError: the file cannot be read, or is of another type.
+        DatasetError: the file cannot be read, or not beyond a record, or is of another type.
     """
     suffix = path.suffix if path.suffix != ".gz" else path.with_suffix("").suffix
     readers: Mapping[str, Callable[[str, str], Items]] = {".jsonl": _json_lines, ".json": _json_array, ".csv": _csv}
+    if suffix == ".editpack":
+        raise DatasetError(f"{path} is no file of records: it has edits that were made; 'editctl apply' takes it.")
     if suffix not in readers:
         raise DatasetError(
             f"{path}: files of type '{suffix}' are not read. Use {', '.join(SUFFIXES)}, each also with .gz."
@@ -218,11 +293,15 @@ def _read(path: Path) -> str:
         raise DatasetError(f"{path}: cannot be read ({error.strerror or error}).") from error
     if len(content) > MAX_BYTES:
         raise DatasetError(f"{path}: more than {MAX_BYTES >> 20} MiB of text; split the file.")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise DatasetError(f"{path}, line {line}: this is not UTF-8 text.") from error
+    # Bytes that are no UTF-8 become surrogates, which tell the record that they are in.
+    return content.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
+
+
+_NO_UTF8 = "This is not UTF-8 text."
+
+
+def _is_text(text: str) -> bool:
+    return text.isascii() or not any("\udc80" <= one <= "\udcff" for one in text)
 
 
 def _json_lines(text: str, name: str) -> Items:
@@ -230,9 +309,9 @@ def _json_lines(text: str, name: str) -> Items:
         if not line.strip():
             continue
         try:
-            yield number, json.loads(line)
+            yield number, json.loads(line.rstrip()) if _is_text(line) else RequestError(_NO_UTF8)
         except (ValueError, RecursionError) as error:
-            raise DatasetError(f"{name}, line {number}: this is no JSON ({_reason(error)}).") from error
+            yield number, RequestError(f"This is no JSON ({_reason(error)}).")
 
 
 def _json_array(text: str, name: str) -> Items:
@@ -254,13 +333,13 @@ def _json_array(text: str, name: str) -> Items:
         raise DatasetError(f"{name}, line {line}: a .json file must be an array of records; use .jsonl for one a line.")
     position = after_gap(position + 1)
     while not text.startswith("]", position):
-        start = line
+        start, begin = line, position
         try:
             value, position = decoder.raw_decode(text, position)
         except (ValueError, RecursionError) as error:
             where = error.lineno if isinstance(error, json.JSONDecodeError) else start
             raise DatasetError(f"{name}, line {where}: this is no JSON ({_reason(error)}).") from error
-        yield start, value
+        yield start, value if _is_text(text[begin:position]) else RequestError(_NO_UTF8)
         position = after_gap(position)
         if text.startswith(",", position):
             position = after_gap(position + 1)
@@ -274,8 +353,11 @@ def _csv(text: str, name: str) -> Items:
     try:
         for row in reader:
             if None in row:
-                raise DatasetError(f"{name}, line {reader.line_num}: more cells than the first line has names.")
-            yield reader.line_num, {key: value for key, value in row.items() if value}
+                yield reader.line_num, RequestError("It has more cells than the first line has names.")
+            elif not all(map(_is_text, filter(None, row.values()))):
+                yield reader.line_num, RequestError(_NO_UTF8)
+            else:
+                yield reader.line_num, {key: value for key, value in row.items() if value}
     except csv.Error as error:
         raise DatasetError(f"{name}, line {reader.reader.line_num}: this is no CSV ({error}).") from error
 
@@ -286,30 +368,107 @@ def _reason(error: Exception) -> str:
     return "nested too deeply" if isinstance(error, RecursionError) else str(error)  # a number with too many digits
 
 
-def _records(items: Items, name: str, notes: list[str] | None = None) -> list[FactRecord]:
-    records: list[FactRecord] = []
-    unread = Unread()
-    for line, fields in items:
-        if not isinstance(fields, dict):
-            raise DatasetError(f"{name}, line {line}: a record must be an object, found {type(fields).__name__}.")
+def read_each(
+    items: Iterable[tuple[int, Any]],
+    parse: Callable[[int, Any], list[T]],
+    name: str,
+    *,
+    first: int | None = None,
+    strict: bool = False,
+    unit: str = "line",
+) -> tuple[list[T], str]:
+    """What can be made of each item, and a sentence on those of which nothing can; empty if there are none.
+
+    Args:
+        parse: called with place and item; a RequestError or ValidationError says why nothing can be made of it.
+        name: of the file, for messages.
+        first: how many results to take from the front; nothing behind them is looked at.
+        strict: refuse items of which nothing can be made. Of ``first`` they count as one each.
+        unit: what the numbers count.
+
+    Raises:
+        DatasetError: nothing can be made of any item, or of one in a strict reading; up to ten are named.
+    """
+    found: list[T] = []
+    faults: list[tuple[int, str]] = []
+    for place, item in items:
         try:
-            records += parse_record(fields, unread)
+            if isinstance(item, RequestError):
+                raise item
+            found += parse(place, item)
         except RequestError as error:
-            raise DatasetError(f"{name}, line {line}: {error}") from error
+            faults.append((place, str(error)))
         except ValidationError as error:
-            raise DatasetError(f"{name}, line {line}: {first_problem(error)}.") from error
-    kept = _kept(records, name)
-    if unread and notes is not None:
-        found = ", ".join(f"{field} (in {count})" for field, count in sorted(unread.items()))
-        notes.append(f"{name}: fields that are not used: {found}.")
-    return kept
+            faults.append((place, f"{first_problem(error)}."))
+        if first is not None and len(found) + (len(faults) if strict else 0) >= first:
+            break
+    if not faults:
+        if not found:
+            raise DatasetError(f"{name}: there are no records in it.")
+        return found[:first], ""
+    if len(faults) == 1 and (strict or not found):
+        raise DatasetError(f"{name}, {unit} {faults[0][0]}: {faults[0][1]}")
+    if not found:
+        raise DatasetError(f"{name}: none of its {len(faults):,} records can be used. {_listed(faults, unit)}")
+    if strict:
+        raise DatasetError(f"{name}: {len(faults):,} records cannot be used. {_listed(faults, unit)}")
+    be = "is" if len(faults) == 1 else "are"
+    left_out = f"{name}: {counted(len(faults), 'record')} cannot be used and {be} left out. {_listed(faults, unit)}"
+    return found[:first], left_out
 
 
-def _kept(records: Iterable[FactRecord], name: str) -> list[FactRecord]:
-    kept = list(_unique(records))
-    if not kept:
-        raise DatasetError(f"{name}: there are no records in it.")
-    return kept
+def _listed(faults: Sequence[tuple[int, str]], unit: str) -> str:
+    """Up to ten places with what is wrong there, equal faults together, and how many more there are."""
+    places: dict[str, list[int]] = {}
+    for place, why in faults[:_MOST_NAMED]:
+        places.setdefault(why.removesuffix("."), []).append(place)
+    parts = [f"{unit}{'s' * (len(at) > 1)} {', '.join(map(str, at))}: {why}" for why, at in places.items()]
+    more = len(faults) - _MOST_NAMED
+    text = "; ".join(parts) + (f"; and {more:,} more" if more > 0 else "")
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _taken(records: list[FactRecord], refuse: Refuse | None) -> list[FactRecord]:
+    """Records that are all to be edited."""
+    for record in records:
+        if refuse is not None and (why := refuse(record.request)) is not None:
+            raise RequestError(why)
+    return records
+
+
+def _of_file(items: Items, name: str, first: int | None, strict: bool, refuse: Refuse | None) -> Loaded:
+    unread = Unread()
+    respelt: list[tuple[int, str, str]] = []
+
+    def parse(line: int, fields: Any) -> list[FactRecord]:
+        if not isinstance(fields, dict):
+            raise RequestError(f"A record must be an object, found {type(fields).__name__}.")
+        mine, spelt = Unread(), None if strict else list[tuple[str, str]]()
+        records = _taken(parse_record(fields, mine, respelt=spelt), refuse)
+        unread.update(mine)
+        respelt.extend((line, subject, there) for subject, there in spelt or ())
+        return records
+
+    found, left_out = read_each(items, parse, name, first=first, strict=strict)
+    notes = [left_out] if left_out else []
+    if respelt:
+        named = ", ".join(f"line {line} ({_spelling(*pair)})" for line, *pair in respelt[:_MOST_NAMED])
+        more = len(respelt) - _MOST_NAMED
+        be = "subject is" if len(respelt) == 1 else "subjects are"
+        notes.append(
+            f"{name}: {len(respelt):,} {be} spelt otherwise than in the prompt, by case, Unicode form or spaces, and "
+            f"taken as it stands there: {named}{f', and {more:,} more' if more > 0 else ''}."
+        )
+    if unread:
+        fields = ", ".join(f"{field} (in {count})" for field, count in sorted(unread.items()))
+        notes.append(f"{name}: fields that are not used: {fields}.")
+    return Loaded(records=list(_unique(found)), left_out=left_out, notes=notes)
+
+
+def _spelling(subject: str, there: str) -> str:
+    if unicodedata.normalize("NFC", subject) == unicodedata.normalize("NFC", there):
+        return f"{there!r} in another Unicode form"
+    return f"{subject!r}, there {there!r}"
 
 
 def _unique(records: Iterable[FactRecord]) -> Iterator[FactRecord]:

@@ -76,12 +76,15 @@ def _metrics() -> Iterator[MetricSpec]:
             signed=True,
             show="report",
         )
-    for names in _NAMES.values():
+    for kind, names in _NAMES.items():
         yield MetricSpec(
             name=names.accuracy,
             label=f"{names.label} accuracy",
             meaning=f"After so many prompts of {names.success} every token of the wanted object is the likeliest one.",
             show="report",
+            # Without a true object there is nothing to win over, and this is what can be told.
+            instead_of=(names.success,),
+            tally="are what the model finds likeliest" if kind == REWRITE else "",
         )
     magnitudes = tuple(names.magnitude for names in _NAMES.values())
     yield MetricSpec(

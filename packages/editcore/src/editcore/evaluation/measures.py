@@ -64,26 +64,63 @@ def measures_of(evaluators: Iterable[EvaluatorSpec]) -> tuple[Measure, ...]:
     )
 
 
-def shown(measures: Sequence[Measure]) -> tuple[Measure, ...]:
-    """Those that every table and picture has."""
-    return tuple(one for one in measures if one.show == "always")
+def shown(measures: Sequence[Measure], known: Collection[str] | None = None) -> tuple[Measure, ...]:
+    """Those that every table and picture has.
+
+    Args:
+        known: keys of what can be told of the facts at hand: the others of an evaluator give their place to those that
+            stand in for them (:attr:`editcore.MetricSpec.instead_of`), if any of those can be told. Left out, nobody
+            has looked yet, and all keep theirs.
+    """
+    always = [one for one in measures if one.show == "always"]
+    found: list[Measure] = []
+    for evaluator in dict.fromkeys(one.evaluator for one in always):
+        mine = [one for one in always if one.evaluator == evaluator]
+        told = mine if known is None else _known(mine, measures, known)
+        found += told if any(one.show != "always" for one in told) else mine
+    return tuple(found)
 
 
 def retention_of(measures: Sequence[Measure], observed: Collection[str]) -> Measure | None:
-    """What tells whether a fact is in the model: the first such metric that observed something, or else the first;
-    ``None`` if none tells.
+    """What tells whether a fact is in the model: the first such metric that observed something, else one that stands
+    in for it and did, or else the first; ``None`` if none tells.
 
     Args:
         observed: keys of the metrics with observations.
     """
     telling = [one for one in measures if one.retention]
-    return next((one for one in telling if one.key in observed), telling[0] if telling else None)
+    return next(iter([*_decisive(telling, measures, observed), *telling]), None)
 
 
-def objectives_of(measures: Sequence[Measure]) -> tuple[Measure, ...]:
-    """What trials are compared by, the first before the next; of the first evaluator that has such metrics."""
+def objectives_of(measures: Sequence[Measure], known: Collection[str] | None = None) -> tuple[Measure, ...]:
+    """What trials are compared by, the first before the next; of the first evaluator that has such metrics.
+
+    Args:
+        known: keys of what can be told: only such metrics count, and what stands in for them where none can. If there
+            is nothing of either, it is as if left out.
+    """
     having = [one for one in measures if one.objective]
+    having = (having if known is None else _decisive(having, measures, known)) or having
     return tuple(one for one in having if one.evaluator == having[0].evaluator)
+
+
+def _decisive(wanted: Sequence[Measure], measures: Sequence[Measure], known: Collection[str]) -> list[Measure]:
+    """Those of ``wanted`` that can be told; what stands in for them only where none can."""
+    return [one for one in wanted if one.key in known] or _known(wanted, measures, known)
+
+
+def _known(wanted: Sequence[Measure], measures: Sequence[Measure], known: Collection[str]) -> list[Measure]:
+    """Those of ``wanted`` that can be told, in the place of each other one what stands in for it; each once.
+
+    What stands in for a composite of which nothing is known is what does for its parts.
+    """
+    found: dict[str, Measure] = {}
+    for one in wanted:
+        mine = [other for other in measures if other.evaluator == one.evaluator and other.key in known]
+        parts = [] if any(other.name in one.of for other in mine) else one.of
+        others = [other for other in mine if not {one.name, *parts}.isdisjoint(other.instead_of)]
+        found |= {told.key: told for told in ([one] if one.key in known else others) if told.key not in found}
+    return list(found.values())
 
 
 def legend(measures: Iterable[Measure]) -> str:

@@ -45,7 +45,7 @@ def forgetting_figure(watched: Watched, *, title: str) -> Figure:
     should leave alone.
     """
     checkpoints, forgetting = watched.checkpoints, watched.forgetting
-    groups = by_axis([one for one in shown(watched.metrics) if not one.of])
+    groups = by_axis([one for one in shown(watched.metrics, watched.known) if not one.of])
     heights = [2.1 if number == 0 else 1.5 for number in range(len(groups))]
     figure, panels = stacked_panels(
         len(groups) + 3, height=5.0 + 1.15 * sum(heights), ratios=(*heights, 1, 1, 1.6), share=False
@@ -104,7 +104,7 @@ def forgetting_runs_figure(runs: Mapping[str, Watched], *, title: str) -> Figure
     """The checkpoints of several runs on common axes: every metric, perplexity ratio, and retention by age."""
     known: dict[str, Measure] = {}
     for watched in runs.values():
-        for one in shown(watched.metrics):
+        for one in shown(watched.metrics, watched.known):
             if not one.of:
                 known.setdefault(one.key, one)
     figure, panels = stacked_panels(

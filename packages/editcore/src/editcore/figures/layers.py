@@ -54,7 +54,7 @@ def layers_figure(trials: Mapping[int, Summary], before: Summary, *, chosen: int
     figure, axes = new_figure()
     layers = sorted(trials)
     axes.axvline(chosen, color=GRID, linewidth=8, zorder=0)
-    measures = [one for one in shown(before.measures) if one.share]
+    measures = [one for one in shown(before.measures, before.values()) if one.share]
     for key, (colour, marker) in look_of(measures).items():
         values = [trials[layer].value(key) for layer in layers]
         axes.plot(layers, values, marker=marker, markersize=4, linewidth=1, color=colour, label=key)

@@ -44,7 +44,7 @@ def summary_figure(before: Summary, after: Summary, *, title: str) -> Figure:
     A composite is no mean over facts and has no interval. What cannot be told has no bar.
     """
     known = {**before.values(), **after.values()}
-    groups = by_axis([one for one in shown(after.measures) if one.key in known])
+    groups = by_axis([one for one in shown(after.measures, known) if one.key in known])
     widest = max((len(group) for group in groups), default=4)
     figure, panels = stacked_panels(
         max(1, len(groups)), width=max(5.0, 1.15 * widest), height=0.5 + 2.6 * max(1, len(groups)), share=False

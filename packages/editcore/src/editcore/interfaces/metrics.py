@@ -56,6 +56,9 @@ class MetricSpec:
     percentage between 0 and 100), it returns the composite's value. It is not called unless all of them are known."""
     show: Literal["always", "report", "data"] = "always"
     """``always``: in every table and picture. ``report``: in the report's full table only. ``data``: in files only."""
+    instead_of: tuple[str, ...] = ()
+    """Metrics of the same evaluator in whose place it stands where they cannot be told of the facts at hand: in tables
+    and pictures, as what tells retention, and as objective."""
     keep: bool = False
     """True for what an edit should leave as it was: pictures show its value before any edit as a line."""
     retention: bool = False
@@ -65,7 +68,8 @@ class MetricSpec:
     """True for what trials are compared by. Of several the first decides, and the next among equals."""
     tally: str = ""
     """For the last lines of a run, behind a number of facts: ``are said`` gives "38 of 40 facts are said; not: ...".
-    Its observations, one per fact, are read as those of ``retention``."""
+    Its observations, one per fact, are read as those of ``retention``. That of a metric with another ``show`` than
+    ``always`` is told only where no such metric has one."""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -92,7 +96,8 @@ def check_metrics(metrics: Sequence[MetricSpec]) -> None:
     """Refuse metrics of one evaluator that do not go together.
 
     Raises:
-        ValueError: a name comes twice, a composite is made of what is not there, or two stand for retention.
+        ValueError: a name comes twice, a composite is made of what is not there, one stands in for what is not there,
+            or two stand for retention.
     """
     plain = {one.name for one in metrics if not one.of}
     names = [one.name for one in metrics]
@@ -102,6 +107,8 @@ def check_metrics(metrics: Sequence[MetricSpec]) -> None:
     for one in metrics:
         if missing := [name for name in one.of if name not in plain]:
             raise ValueError(f"the composite {one.name} is made of {missing[0]}, which is no metric with observations")
+        if missing := [name for name in one.instead_of if name not in names or name == one.name]:
+            raise ValueError(f"the metric {one.name} stands in for {missing[0]}, which is no other metric")
     if sum(one.retention for one in metrics) > 1:
         raise ValueError("more than one metric stands for retention")
 

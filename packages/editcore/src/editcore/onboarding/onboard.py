@@ -85,7 +85,7 @@ class Trial:
         evaluator, one after the other."""
         if self.summary is None:
             return (0.0,)
-        objectives = objectives_of(self.summary.measures)
+        objectives = objectives_of(self.summary.measures, self.summary.values())
         values = [(self.summary.value(one.key), one.better) for one in objectives]
         return (1.0, *(-math.inf if math.isnan(one) else one if way == "higher" else -one for one, way in values))
 
@@ -96,10 +96,15 @@ class Trial:
 
     def row(self) -> dict[str, object]:
         """For a table."""
+        known = self.summary.values() if self.summary else {}
         return {
             "editor": self.editor,
             "settings": ", ".join(f"{name}={_shown(value)}" for name, value in self.settings.items()),
-            **({one.key: self.summary.value(one.key) for one in shown(self.summary.measures)} if self.summary else {}),
+            **(
+                {one.key: self.summary.value(one.key) for one in shown(self.summary.measures, known)}
+                if self.summary
+                else {}
+            ),
             "seconds": self.seconds,
             "problem": self.problem,
         }
@@ -322,7 +327,7 @@ def write_presets(trials: Iterable[Trial], paths: Mapping[str, Path], *, measure
     written = []
     for trial in trials:
         assert trial.summary is not None
-        told = [one for one in shown(before.measures) if not one.of]
+        told = [one for one in shown(before.measures, before.values()) if not one.of]
         after, was = (" / ".join(_plain(one, summary) for one in told) for summary in (trial.summary, before))
         names = " / ".join(one.key for one in told)
         head = f"# Measured by editctl onboard on {measured}.\n# {names}: {after} after editing, {was} before.\n"

@@ -127,7 +127,7 @@ def _notices(run: RunResults) -> Iterator[Block]:
 
 def _headline(run: RunResults, before: Summary, after: Summary, title: str) -> Iterator[Block]:
     old, new = ({key: value for key, value in one.items() if value is not None} for one in run.summary.phases)
-    told = [one for one in shown(run.summary.metrics) if one.key in new or one.key in old]
+    told = [one for one in shown(run.summary.metrics, {**old, **new}) if one.key in old or one.key in new]
     if told:
         yield Tiles(
             [Tile(name=one.heading, value=_cell(one, new).text, note=f"before: {_cell(one, old).text}") for one in told]
@@ -152,7 +152,7 @@ def _cell(measure: Measure, values: Mapping[str, float]) -> Cell:
 def _in_words(before: Summary, after: Summary) -> str:
     old = before.values()
     parts = []
-    for one in shown(after.measures):
+    for one in shown(after.measures, after.values()):
         if (ends := after.interval(one.key)) is not None:
             was = f"; {one.text(old[one.key])} before" if one.key in old else ""
             value, low, high = (one.text(end) for end in (after.value(one.key), *ends))
@@ -220,7 +220,8 @@ def _relations(run: RunResults) -> Iterator[Block]:
         {name: summarize_frame(part, metrics) for name, part in parts.items() if name in after}
         for parts in (before, after)
     )
-    told = [one for one in shown(metrics) if any(not math.isnan(part.value(one.key)) for part in new.values())]
+    known = {key for part in new.values() for key in part.values()}
+    told = [one for one in shown(metrics, known) if one.key in known]
     for one in told:
         if not one.of and one.share:
             yield Picture(
@@ -272,11 +273,13 @@ def _forgetting(run: RunResults, saved: Mapping[str, Picture]) -> Iterator[Block
         sentences.append(f"Mean retention over ages, the area under the curve, is {facts['auc']:.1f} %.")
     if sentences:
         yield Paragraph(" ".join(sentences))
-    told = shown(run.summary.metrics)
+    measured = (*run.summary.phases, *map(_values, run.summary.checkpoints))
+    known = {key for values in measured for key, value in values.items() if value is not None}
+    told = shown(run.summary.metrics, known)
     rows = [
         {
             **{name: value for name, value in one.items() if name not in ("values", "before", "interval", "batch")},
-            **{one_metric.key: _value(one, one_metric.key) for one_metric in told},
+            **{one_metric.key: _values(one).get(one_metric.key) for one_metric in told},
             "relative_change": _largest(one.get("relative_change")),
         }
         for one in run.summary.checkpoints
@@ -288,9 +291,9 @@ def _forgetting(run: RunResults, saved: Mapping[str, Picture]) -> Iterator[Block
         yield records_table("Retention by age, in facts edited since a fact was", bins, names=_AGES)
 
 
-def _value(checkpoint: Mapping[str, Any], key: str) -> Any:
+def _values(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
     values = checkpoint.get("values")
-    return values.get(key) if isinstance(values, Mapping) else None
+    return values if isinstance(values, Mapping) else {}
 
 
 def _largest(by_weight: Any) -> Any:
@@ -353,10 +356,10 @@ def _figures(figures: Mapping[str, float]) -> str:
 
 
 def _facts(run: RunResults) -> Table:
-    metrics = [one for one in shown(run.summary.metrics) if not one.of]
     old, new = (_by_fact(run.phase(name)) for name in _PHASES)
-    told = [one for one in metrics if any(one.key in values for values in (*old.values(), *new.values()))]
-    holding = retention_of(told, [one.key for one in told])
+    known = {key for means in (old, new) for values in means.values() for key in values}
+    told = [one for one in shown(run.summary.metrics, known) if not one.of and one.key in known]
+    holding = retention_of(run.summary.metrics, known)
     spoken = {one.metric for one in run.summary.tallies}
     states = {name: (batch, state) for (batch, name), state in run.ledger.states().items()}
     said = _said(run.phase("after"), spoken)

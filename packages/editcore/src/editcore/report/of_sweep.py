@@ -80,6 +80,11 @@ class _Sweep:
     means: pd.DataFrame
     timings: pd.DataFrame
 
+    @property
+    def known(self) -> set[str]:
+        """The columns of the table of means with a value."""
+        return {str(name) for name in self.means if any(value != "" for value in self.means[name])}
+
     def cells(self, row: Mapping[str, Any], name: str) -> tuple[Cell, Cell]:
         """A metric's value in a row of a table, and its interval."""
         measure = next((one for one in self.plan.metrics if one.key == name), None)
@@ -89,7 +94,7 @@ class _Sweep:
 
     def metrics(self, table: pd.DataFrame) -> Mapping[str, str]:
         """Headings by the columns of a table that have metrics."""
-        headings = {one.key: one.heading for one in shown(self.plan.metrics)}
+        headings = {one.key: one.heading for one in shown(self.plan.metrics, self.known)}
         return {name: heading for name, heading in {**headings, "retention": "retention (%)"}.items() if name in table}
 
 
@@ -185,7 +190,7 @@ def _summary(sweep: _Sweep) -> Iterator[Block]:
             Tile(name="Time of all trials", value=seconds(cost)),
         ]
     )
-    for one in objectives_of(plan.metrics)[:1]:
+    for one in objectives_of(plan.metrics, sweep.known)[:1]:
         if one.key not in sweep.means:
             continue
         edited = [row for row in _rows(sweep.means) if row["arm"] != UNEDITED]
@@ -210,8 +215,8 @@ def _means(sweep: _Sweep) -> Iterator[Block]:
         return
     yield Table(
         caption=(
-            f"Means after the last edit; {legend(shown(sweep.plan.metrics))}. Intervals are 95 %: over seeds, by "
-            "Student's t, where there are two or more, otherwise over facts."
+            f"Means after the last edit; {legend(shown(sweep.plan.metrics, sweep.known))}. Intervals are 95 %: over "
+            "seeds, by Student's t, where there are two or more, otherwise over facts."
         ),
         columns=[
             Column("arm"),

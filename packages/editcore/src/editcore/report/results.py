@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from editcore.interfaces.values import FactRecord, RejectedRequest, first_proble
 from editcore.ledger.ledger import Ledger
 from editcore.runs.record import RunRecord, recorded
 from editcore.runs.results import RESULTS_NAME, SUMMARY_NAME, Tally
+from editcore.runs.resume import resume_command
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -82,9 +82,9 @@ class RunResults:
         """
         record = RunRecord.read(directory)
         if not (directory / SUMMARY_NAME).exists():
-            again = shlex.join(["editctl", "run", "--resume", "--out", str(directory)])
             raise RunError(
-                f"The run in {directory} has no results yet ({SUMMARY_NAME} is not there); finish it with: {again}"
+                f"The run in {directory} has no results yet ({SUMMARY_NAME} is not there); finish it with: "
+                f"{resume_command(directory)}"
             )
         return cls(
             directory=directory,

@@ -151,6 +151,11 @@ class Watched(BaseModel):
     forgetting: Forgetting
     """What the checkpoints say of it together."""
 
+    @property
+    def known(self) -> frozenset[str]:
+        """Keys of the metrics that could be told at some checkpoint."""
+        return frozenset(key for one in self.checkpoints for key, value in one.values.items() if value is not None)
+
 
 def read_watched(directory: Path) -> Watched:
     """What a run, finished or not, has seen at its checkpoints.

@@ -37,7 +37,10 @@ class RunConfig(BaseModel):
     dataset: str = "worldfacts"
     """A registered data set, with or without its argument (``NAME:ARGUMENT``), or a file of records."""
     edits: Annotated[int, Field(ge=1)] | None = None
-    """How many records to edit, from the start of the data set; left out, all of them."""
+    """How many records to edit, from the start of the data set; left out, all of them. Records that cannot be edited
+    do not count."""
+    strict: bool = False
+    """Whether records that cannot be edited are an error; otherwise they are left out and told."""
     batch_size: Annotated[int, Field(ge=1)] = 10
     """Facts solved together."""
     seed: Annotated[int, Field(ge=0)] = 0

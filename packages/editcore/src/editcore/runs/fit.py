@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from editcore.interfaces.errors import HParamsError, RequestError
 from editcore.interfaces.specs import EditorSpec
@@ -17,6 +17,7 @@ __all__ = [
     "check_subjects",
     "completed",
     "refuse_twice",
+    "refuses_subjects",
 ]
 
 _DEFAULT_BACKEND = "raw"
@@ -106,6 +107,17 @@ def check_savable(plugins: Plugins, editor: str, backend: str) -> None:
             f"--save: the backend '{backend}' does not keep edits in weights, so there is no edited model to write. "
             "Leave --save out, or choose another backend, such as --backend raw."
         )
+
+
+def refuses_subjects(editor: EditorSpec) -> Callable[[EditRequest], str | None]:
+    """What the editor says against a request that names no subject: a sentence if it looks subjects up."""
+
+    def refuse(request: EditRequest) -> str | None:
+        if request.subject or not editor.capabilities.needs_subject:
+            return None
+        return f"It names no subject, and the editor '{editor.name}' needs one in every request."
+
+    return refuse
 
 
 def check_subjects(requests: Sequence[EditRequest], editor: EditorSpec) -> None:

@@ -15,7 +15,8 @@ from editcore._util.files import remove_leftovers, write_text
 from editcore._util.lock import locked
 from editcore._util.memory import peak_memory_bytes
 from editcore._util.paths import timed_directory
-from editcore.datasets import check_records, content_hash, load_records, short_name
+from editcore.datasets import check_records, content_hash, short_name
+from editcore.datasets.load import load
 from editcore.evaluation import Measurement
 from editcore.interfaces.errors import EditcoreError, HParamsError, RunError
 from editcore.interfaces.metrics import REWRITE
@@ -27,13 +28,13 @@ from editcore.plugins.registry import Plugins
 from editcore.plugins.versions import code_versions
 from editcore.runs.checkpoints import CHECKPOINTS, Checkpoints, HeldOutText, Watched
 from editcore.runs.config import RunConfig
-from editcore.runs.fit import check_savable, check_subjects
+from editcore.runs.fit import check_savable, check_subjects, refuses_subjects
 from editcore.runs.log import BatchLog, Before
 from editcore.runs.parts import resolve_dataset
 from editcore.runs.record import REQUESTS_NAME, RunRecord, recorded, write_run
 from editcore.runs.reopening import make_session
 from editcore.runs.results import FIGURES_NAME, RunResult, Sample, Tally, write_observations, write_summary
-from editcore.runs.resume import has_begun, refuse_unlike, refuse_used
+from editcore.runs.resume import has_begun, refuse_finished, refuse_unlike, refuse_used
 from editcore.runs.saying import not_said
 from editcore.runs.session import EditSession
 from editcore.runs.stopwatch import Stages
@@ -90,6 +91,7 @@ def run(
         record = RunRecord.read(directory) if begun else None
         if record is not None:
             refuse_unlike(record, config, directory)
+            refuse_finished(directory)
         for folder in (directory, directory / DELTAS_NAME, directory / FIGURES_NAME, directory / CHECKPOINTS):
             remove_leftovers(folder)
         return _run(config, directory, record, plugins, progress, command, save, model, shared, records_hash, draw)
@@ -271,8 +273,9 @@ def _answers(found: Measurement) -> dict[str, str]:
 
 
 def _tallies(found: Measurement, records: Sequence[FactRecord]) -> tuple[Tally, ...]:
-    told = (Tally.of(measure, found, records) for measure in found.measures if measure.tally)
-    return tuple(one for one in told if one is not None)
+    told = {measure: Tally.of(measure, found, records) for measure in found.measures if measure.tally}
+    first = [one for measure, one in told.items() if one is not None and measure.show == "always"]
+    return tuple(first or [one for one in told.values() if one is not None])
 
 
 def _unseen(found: Measurement, records: Sequence[FactRecord]) -> list[str]:
@@ -319,20 +322,30 @@ def _records(config: RunConfig, plugins: Plugins) -> tuple[list[FactRecord], lis
     return kept, notes
 
 
-def records_of(config: RunConfig, plugins: Plugins) -> tuple[list[FactRecord], list[str]]:
+def records_of(
+    config: RunConfig, plugins: Plugins, *, leave_out_subjectless: bool = True
+) -> tuple[list[FactRecord], list[str]]:
     """The records that a run edits, and notes on those that were left out.
 
+    Args:
+        leave_out_subjectless: whether records without a subject cannot be edited where the editor needs one.
+
     Raises:
-        DatasetError: they cannot be read.
+        DatasetError: they cannot be read, or none of them can be edited.
         HParamsError: there are fewer than ``config.edits``.
     """
-    notes: list[str] = []
-    available = load_records(config.dataset, plugins=plugins, settings=config.settings, notes=notes)
-    if config.edits is not None and config.edits > len(available):
+    refuse = refuses_subjects(plugins.editor(config.editor)) if leave_out_subjectless else None
+    loaded = load(
+        config.dataset, plugins=plugins, settings=config.settings, first=config.edits, strict=config.strict,
+        refuse=refuse,
+    )  # fmt: skip
+    asked, notes = list(loaded.records), list(loaded.notes)
+    if config.edits is not None and config.edits > len(asked):
+        editable = " that can be edited" if loaded.left_out else ""
         raise HParamsError(
-            f"--edits {config.edits} is more than the data set '{config.dataset}' has; it has {len(available)} records."
+            f"--edits {config.edits} is more than the data set '{config.dataset}' has; it has {len(asked)} "
+            f"records{editable}. {loaded.left_out}".rstrip()
         )
-    asked = available[: config.edits]
     if any(plugins.extension(name).settles_conflicts for name in config.plugins):
         return asked, notes
     kept, more = check_records(asked)

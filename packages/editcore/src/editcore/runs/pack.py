@@ -27,7 +27,7 @@ from editcore.models.edited import EditedModel
 from editcore.models.writing import misfits
 from editcore.plugins.registry import Plugins
 from editcore.runs.backends import RawBackend, by
-from editcore.runs.record import RunRecord
+from editcore.runs.record import RUN_NAME, RunRecord
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -141,6 +141,20 @@ def write_pack(directory: Path, path: Path, plugins: Plugins) -> EditPack:
     return EditPack(path, manifest, tuple(entry.written for entry in history))
 
 
+def _instead(path: Path) -> str:
+    """What takes a file or folder that is no pack, where its name tells."""
+    if path.is_dir():
+        if (path / RUN_NAME).exists():
+            return f"it is a run directory; make a pack of it with: editctl pack {path} FILE.editpack"
+        return "it is a folder; a pack is the one file that 'editctl pack' writes"
+    suffixes = [one.lower() for one in path.suffixes]
+    if {".jsonl", ".json", ".csv"} & set(suffixes[-2:]):
+        return f"by its name it is a file of records; edit them with: editctl run --editor NAME --dataset {path}"
+    if suffixes[-1:] == [".safetensors"]:
+        return "by its name it has the weights of a model or an adapter; a pack is written by 'editctl pack'"
+    return "a pack is the one file that 'editctl pack' writes"
+
+
 def read_pack(path: Path) -> EditPack:
     """Read a pack and hold it against its hash.
 
@@ -149,17 +163,19 @@ def read_pack(path: Path) -> EditPack:
     """
     from safetensors import SafetensorError, safe_open
 
+    if path.is_dir():
+        raise RunError(f"{path} is not an edit pack: {_instead(path)}.")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if MANIFEST not in metadata:
-                raise RunError(f"{path} is not an edit pack: it has no manifest.")
+                raise RunError(f"{path} is not an edit pack: {_instead(path)}.")
             # The file's own table has been held against its length, so no tensor is larger than what is there.
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
     except OSError as error:
         raise RunError(f"{path} cannot be read ({error.strerror or error}).") from error
     except (SafetensorError, ValueError) as error:
-        raise RunError(f"{path} is not an edit pack: {error}.") from error
+        raise RunError(f"{path} is not an edit pack: {_instead(path)} (reading it as one: {error}).") from error
     if metadata.get(HASH) != content_hash(metadata[MANIFEST], tensors):
         raise RunError(f"{path} was changed or damaged after it was written: its content hash differs.")
     try:

@@ -140,6 +140,8 @@ class RunRecord:
                 machine={name: str(record[name]) for name in ("python", "platform", "started") if name in record},
             )
         except OSError as error:
+            if directory.is_file():
+                raise RunError(f"{directory} is a file, not a run directory.") from error
             raise RunError(
                 f"{directory} is not a run directory: {RUN_NAME} cannot be read ({error.strerror})."
             ) from error

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from editcore._util.files import json_text, replacing, write_text
+from editcore._util.words import cut
 from editcore.interfaces.documented import documented
 from editcore.interfaces.metrics import HOLDS
 from editcore.interfaces.values import RejectedRequest
@@ -32,6 +33,9 @@ __all__ = [
 SUMMARY_NAME = "summary.json"
 RESULTS_NAME = "results.parquet"
 FIGURES_NAME = "figures"
+
+_LONGEST = 120
+"""Characters of a prompt with its target in a sentence."""
 
 
 @documented
@@ -86,7 +90,8 @@ class Tally:
         if not self.missing:
             return f"{self.held:,} of {self.asked:,} facts{sampled} {self.words}."
         more = len(self.missing) - most
-        named = "; ".join(self.missing[:most]) + (f"; and {more:,} more" if more > 0 else "")
+        named = "; ".join(cut(one, _LONGEST, keep="end") for one in self.missing[:most])
+        named += f"; and {more:,} more" if more > 0 else ""
         return f"{self.held:,} of {self.asked:,} facts{sampled} {self.words}; not: {named}."
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
+from editcore._util.lock import refuse_held
 from editcore._util.paths import check_writable
 from editcore.interfaces.errors import RunError
 from editcore.ledger.ledger import LEDGER_NAME
@@ -11,7 +13,7 @@ from editcore.runs.config import RunConfig
 from editcore.runs.record import RUN_NAME, RunRecord
 from editcore.runs.results import SUMMARY_NAME
 
-__all__ = ["has_begun", "is_finished", "refuse_unlike", "refuse_used"]
+__all__ = ["has_begun", "is_finished", "refuse_finished", "refuse_unlike", "refuse_used", "resume_command"]
 
 
 def has_begun(directory: Path) -> bool:
@@ -24,40 +26,63 @@ def is_finished(directory: Path) -> bool:
     return has_begun(directory) and (directory / SUMMARY_NAME).exists()
 
 
+def resume_command(directory: Path) -> str:
+    """What goes on with a run: without other options, because everything is in its directory."""
+    return shlex.join(["editctl", "run", "--resume", "--out", str(directory)])
+
+
 def refuse_used(directory: Path) -> None:
-    """Refuse to begin a run where one is, or where none can be written.
+    """Refuse to begin a run where one is or is being made, or where none can be written.
 
     Raises:
         RunError: it is so.
     """
     if directory.exists() and not directory.is_dir():
         raise RunError(f"The output {directory} is a file; give a directory that does not exist yet.")
-    for name in (RUN_NAME, LEDGER_NAME):
-        if (directory / name).exists():
-            raise RunError(
-                f"{directory} already holds a run ({name} is there). Go on with it with --resume, give another --out, "
-                "or remove the directory."
-            )
+    refuse_held(directory)
+    if is_finished(directory):
+        raise RunError(f"{directory} already holds a finished run. Give another --out, or remove the directory.")
+    if has_begun(directory):
+        raise RunError(
+            f"{directory} already holds a run that is not finished. Go on with it with: {resume_command(directory)} "
+            "(without other options), give another --out, or remove the directory."
+        )
+    if (directory / LEDGER_NAME).exists():
+        raise RunError(
+            f"{directory} already holds edits ({LEDGER_NAME} is there), but no run that could be gone on with. Give "
+            "another --out, or remove the directory."
+        )
     # Found now rather than after the model was loaded and measured.
     check_writable(directory)
 
 
 def refuse_unlike(record: RunRecord, config: RunConfig, directory: Path) -> None:
-    """Refuse to resume a run that is finished, or that was begun with another configuration.
+    """Refuse to resume a run that was begun with another configuration.
 
     Raises:
-        RunError: it is so.
+        RunError: it was.
+    """
+    for name in RunConfig.model_fields:
+        was, asked = getattr(record.config, name), getattr(config, name)
+        if was != asked:
+            option = "--set" if name == "settings" else f"--{name.replace('_', '-')}"
+            way_out = (
+                "It is finished, and nothing can be changed in it; start a new run with another --out."
+                if is_finished(directory)
+                else "A resumed run takes everything from its run.json; leave the option out, or start a new run with "
+                "another --out."
+            )
+            raise RunError(f"{option}: {asked} was asked for, but the run in {directory} has {was}. {way_out}")
+
+
+def refuse_finished(directory: Path) -> None:
+    """Refuse to resume a run that is finished.
+
+    Raises:
+        RunError: it is.
     """
     if is_finished(directory):
         raise RunError(
             f"The run in {directory} is finished; there is nothing to resume. "
             "'editctl generate RUN PROMPT' speaks with its model."
         )
-    for name in RunConfig.model_fields:
-        was, asked = getattr(record.config, name), getattr(config, name)
-        if was != asked:
-            option = "--set" if name == "settings" else f"--{name.replace('_', '-')}"
-            raise RunError(
-                f"{option}: {asked} was asked for, but the run in {directory} has {was}. A resumed run takes "
-                "everything from its run.json; leave the option out, or start a new run with another --out."
-            )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,9 +27,10 @@ def draw(plan: Plan, table: pd.DataFrame, retention: pd.DataFrame, folder: Path)
     """
     notes = []
     finished = table[table["status"] == "finished"]
-    for spec in (one for asked in plan.sweep.figures for one in _each(plan, asked, finished)):
+    known = {str(name) for name in finished if finished[name].notna().any()}
+    for spec in (one for asked in plan.sweep.figures for one in _each(plan, asked, finished, known)):
         source = retention if spec.kind == "forgetting" else finished
-        wanted = _shown(plan, spec)
+        wanted = _shown(plan, spec, known)
         missing = [name for name in wanted if name not in source] if spec.kind != "forgetting" else []
         if missing:
             notes.append(f"{spec.file} is not drawn: the table has no column '{missing[0]}'.")
@@ -38,19 +39,18 @@ def draw(plan: Plan, table: pd.DataFrame, retention: pd.DataFrame, folder: Path)
         elif source.empty:
             notes.append(f"{spec.file} is not drawn: no trial is finished.")
         else:
-            save(_figure(plan, spec, source), folder / spec.file)
+            save(_figure(plan, spec, source, wanted), folder / spec.file)
     return tuple(notes)
 
 
-def _each(plan: Plan, spec: FigureSpec, finished: pd.DataFrame) -> Sequence[FigureSpec]:
+def _each(plan: Plan, spec: FigureSpec, finished: pd.DataFrame, known: Collection[str]) -> Sequence[FigureSpec]:
     """The figure itself, or one for each metric that tables show and that has values."""
     if not spec.of_every_metric or finished.empty:
         return [spec]
-    keys = [one.key for one in shown(plan.measures) if one.key in finished and finished[one.key].notna().any()]
-    return [spec.of_metric(key) for key in keys]
+    return [spec.of_metric(one.key) for one in shown(plan.measures, known) if one.key in known]
 
 
-def _figure(plan: Plan, spec: FigureSpec, rows: pd.DataFrame) -> Any:
+def _figure(plan: Plan, spec: FigureSpec, rows: pd.DataFrame, wanted: Sequence[str]) -> Any:
     title = spec.title or plan.sweep.summary or plan.title
     split = spec.split or (None if spec.kind == "bars" and spec.by == "arm" else "arm")
     legend = "" if split in (None, "arm") else str(split).rpartition(".")[2]
@@ -69,12 +69,12 @@ def _figure(plan: Plan, spec: FigureSpec, rows: pd.DataFrame) -> Any:
                 for label in labels
             },
         )
-        for name in _shown(plan, spec)
+        for name in wanted
     ]
     if spec.kind == "lines":
         return lines_figure(places, panels, setting=spec.by, title=title, split=legend)
     metric, series = panels[0]
-    before = f"before_{_shown(plan, spec)[0]}"
+    before = f"before_{wanted[0]}"
     return bars_figure(
         [str(place) if spec.by == "arm" else f"{spec.by.rpartition('.')[2]} {place}" for place in places],
         series,
@@ -85,8 +85,8 @@ def _figure(plan: Plan, spec: FigureSpec, rows: pd.DataFrame) -> Any:
     )
 
 
-def _shown(plan: Plan, spec: FigureSpec) -> tuple[str, ...]:
-    return spec.shown or tuple(one.key for one in objectives_of(plan.measures)[:1])
+def _shown(plan: Plan, spec: FigureSpec, known: Collection[str]) -> tuple[str, ...]:
+    return spec.shown or tuple(one.key for one in objectives_of(plan.measures, known)[:1])
 
 
 def estimate(rows: pd.DataFrame, metric: str) -> Estimate:

@@ -7,6 +7,7 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -170,8 +171,16 @@ class _Planner:
         self._left_out: dict[str, list[str]] = {}
         """Names of arms by why they cannot run."""
         self._contents: dict[str, str] = {}
-        self._facts: dict[tuple[str, int | None, tuple[str, ...], str], tuple[Sequence[EditRequest], str]] = {}
+        self._facts: dict[str, tuple[Sequence[EditRequest], str]] = {}
         self._versions: dict[frozenset[str], Mapping[str, str]] = {}
+
+    @cached_property
+    def _mixed(self) -> bool:
+        """Whether some of the editors need a subject and others do not."""
+        editors = {arm.values.get("editor", self._sweep.base.get("editor")) for arm in self._sweep.variants()}
+        editors |= set(map(str, self._sweep.grid.get("editor", ())))
+        known = self._plugins.editors()
+        return len({known[name].capabilities.needs_subject for name in editors if name in known}) > 1
 
     def plan(self) -> Plan:
         points: list[Point] = []
@@ -303,9 +312,12 @@ class _Planner:
     def _records(self, config: RunConfig) -> tuple[Sequence[EditRequest], str]:
         """What it edits, and the hash of its records."""
         own = config.settings.get(dataset_name(config.dataset, self._plugins) or "", {})
-        wanted = (config.dataset, config.edits, config.plugins, json.dumps(own, sort_keys=True, default=str))
+        needy = self._plugins.editor(config.editor).capabilities.needs_subject
+        parts = [config.dataset, config.edits, config.strict, config.plugins, needy, own]
+        wanted = json.dumps(parts, sort_keys=True, default=str)
         if wanted not in self._facts:
-            records, notes = records_of(config, self._plugins)
+            # Arms are compared on the same facts: none may edit fewer because its editor needs subjects.
+            records, notes = records_of(config, self._plugins, leave_out_subjectless=not self._mixed)
             self._facts[wanted] = ([one.request for one in records], content_hash(records))
             self._notes.update(dict.fromkeys(notes))
         return self._facts[wanted]

@@ -50,7 +50,9 @@ def write_tables(plan: Plan, directory: Path) -> tuple[pd.DataFrame, pd.DataFram
     results = {key: _read(trial_directory(directory, key), plan.measures) for key in _finished(plan, directory)}
     table = result_table(plan, directory, results)
     retention = retention_table(plan, results)
-    metrics = [one.key for one in shown(plan.measures)]
+    known = {key for result in results.values() for key, value in _scores(result, "after").items() if value == value}
+    told = (*shown(plan.measures), *shown(plan.measures, known))  # all columns are there, whatever could be told
+    metrics = list(dict.fromkeys(one.key for one in told))
     unedited = unedited_table(plan, results)
     means = mean_table(table, plan.axes, metrics)
     if len(unedited):
