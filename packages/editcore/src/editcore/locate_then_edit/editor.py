@@ -302,8 +302,8 @@ class LocateThenEdit:
         groups: list[_Group] = []
         changes: dict[str, FactoredDelta] = {}
         # The lower layers first: what is asked of the upper ones is measured with them in place.
-        for layers, part, templates in self._groups(model, batch, prepared, context):
-            group = self._solved(model, part, layers, templates, changes, clock, context)
+        for layers, part, key_weighting in self._groups(model, batch, prepared, context):
+            group = self._solved(model, part, layers, key_weighting, changes, clock, context)
             groups.append(group)
             changes |= group.changes
         known: dict[str, KnownTarget] = {}
@@ -328,38 +328,38 @@ class LocateThenEdit:
 
     def _groups(
         self, model: LanguageModel, batch: EditBatch, prepared: Prepared, context: EditContext
-    ) -> Iterator[tuple[tuple[int, ...], EditBatch, tuple[str, ...]]]:
-        """Layers, the facts that are written there, and the contexts in which they are looked up."""
+    ) -> Iterator[tuple[tuple[int, ...], EditBatch, KeyWeighting]]:
+        """Layers, the facts that are written there, and in which contexts their keys are."""
         ids = {request.id for request in batch.requests}
         first = {
             request.id
             for request in batch.requests
             if prepared.first_token and lookup_row(model, request, fact_token=self.hparams.fact_token).lookup == 0
         }
-        bare, *others = prepared.templates
+        others = prepared.templates[1:]
         if first:
             missing = [layer for layer in prepared.first_token if layer not in prepared.metrics]
             if missing:
                 prepared.metrics.update(_first_token_metrics(model, missing, self.hparams, context))
-            yield prepared.first_token, batch.without(ids - first), (bare,)
+            yield prepared.first_token, batch.without(ids - first), "prompt"
         if others or first != ids:
             layers = _chosen_layers(self.hparams.layer_selection, prepared.layers, batch, context.seed)
             if not others:
-                yield layers, batch.without(first), (bare,)
+                yield layers, batch.without(first), self.key_weighting
             else:
                 # What is the bare prompt for the others stands behind a context for these.
                 requests = [
                     one.model_copy(update={"prompt": others[0].replace("{}", one.prompt)}) if one.id in first else one
                     for one in batch.requests
                 ]
-                yield layers, replace(batch, requests=tuple(requests)), prepared.templates
+                yield layers, replace(batch, requests=tuple(requests)), self.key_weighting
 
     def _solved(
         self,
         model: LanguageModel,
         batch: EditBatch,
         layers: Sequence[int],
-        templates: tuple[str, ...],
+        key_weighting: KeyWeighting,
         below: Mapping[str, FactoredDelta],
         clock: _Clock,
         context: EditContext,
@@ -367,13 +367,15 @@ class LocateThenEdit:
         """Facts that are written at the same layers, on a model that has the changes ``below`` already."""
         hparams, prepared = self.hparams, self.prepared(model, context)
         with clock.stage("targets"):
-            asked = _Asked.optimise(model, batch, layers, templates, hparams, prepared, context)
+            asked = _Asked.optimise(model, batch, layers, hparams, prepared, context)
         weights = torch.tensor(batch.weights, dtype=torch.float64)
         changes = dict(below)
         solved: list[_SolvedLayer] = []
         # Where prefix caches fit, no block reads more of the lower ones than the residual stream.
         keep = len(layers) > 1 and prepared.shortcuts.get(layers[-1], False)
-        looking = _Looking(model, hparams, templates, key_weighting=self.key_weighting, held_at=self.held_at, keep=keep)
+        looking = _Looking(
+            model, hparams, prepared.templates, key_weighting=key_weighting, held_at=self.held_at, keep=keep
+        )
         for number, layer in enumerate(layers):
             name = model.layout.weight_name(layer)
             with context.trial(changes):
@@ -655,7 +657,6 @@ class _Asked:
         model: LanguageModel,
         batch: EditBatch,
         layers: Sequence[int],
-        templates: Sequence[str],
         hparams: LocateThenEditHParams,
         prepared: Prepared,
         context: EditContext,
@@ -673,12 +674,14 @@ class _Asked:
             return cls(None, {})
         layer = layers[-1]
         if layer not in prepared.shortcuts:
-            prepared.shortcuts[layer] = tails_fit(model, fresh[0], layer=layer, templates=templates, hparams=hparams)
+            prepared.shortcuts[layer] = tails_fit(
+                model, fresh[0], layer=layer, templates=prepared.templates, hparams=hparams
+            )
         targets = optimise_targets(
             model,
             fresh,
             layer=layer,
-            templates=templates,
+            templates=prepared.templates,
             hparams=hparams,
             shortcut=prepared.shortcuts[layer],
             progress=context.progress,
