@@ -336,23 +336,24 @@ class LocateThenEdit:
             for request in batch.requests
             if prepared.first_token and lookup_row(model, request, fact_token=self.hparams.fact_token).lookup == 0
         }
-        others = prepared.templates[1:]
         if first:
             missing = [layer for layer in prepared.first_token if layer not in prepared.metrics]
             if missing:
                 prepared.metrics.update(_first_token_metrics(model, missing, self.hparams, context))
             yield prepared.first_token, batch.without(ids - first), "prompt"
-        if others or first != ids:
+        rest = batch
+        if len(prepared.templates) == 1:
+            rest = batch.without(first)
+        elif first:  # what is the bare prompt of the others stands behind a context for these
+            behind = prepared.templates[1]
+            requests = [
+                one.model_copy(update={"prompt": behind.replace("{}", one.prompt)}) if one.id in first else one
+                for one in batch.requests
+            ]
+            rest = replace(batch, requests=tuple(requests))
+        if rest.requests:
             layers = _chosen_layers(self.hparams.layer_selection, prepared.layers, batch, context.seed)
-            if not others:
-                yield layers, batch.without(first), self.key_weighting
-            else:
-                # What is the bare prompt for the others stands behind a context for these.
-                requests = [
-                    one.model_copy(update={"prompt": others[0].replace("{}", one.prompt)}) if one.id in first else one
-                    for one in batch.requests
-                ]
-                yield layers, replace(batch, requests=tuple(requests)), self.key_weighting
+            yield layers, rest, self.key_weighting
 
     def _solved(
         self,
