@@ -15,12 +15,14 @@ from typing import Any
 
 import pytest
 import torch
+from edit_lora.adapter import Adapter
 from edit_lora.backend import LoraBackend
+from edit_lora.card import model_card
 from edit_lora.hparams import LoraHParams
 from editcore import Attachment, Changes, DenseDelta, FactoredDelta, LanguageModel, Plugins, VectorDelta
 from editcore.ledger import DELTAS_NAME, LEDGER_NAME, Ledger, write_ledger
-from editcore.models import DEFAULT_MODEL, local_path
-from editcore.runs import RunConfig, open_run
+from editcore.models import CATALOGUE, DEFAULT_MODEL, local_path
+from editcore.runs import RunConfig, RunRecord, open_run
 from editcore.runs.backends import RawBackend
 from editcore.runs.job import run
 from editcore.testing import tiny_model
@@ -172,6 +174,103 @@ def test_the_card_names_base_fingerprint_edits_and_evidence(editctl: Editctl, lo
     assert re.search(r"\| Marie Curie was born in \| Paris \| \d\.\d\d \|", card)
     assert card.count("\n| ") > 6
     assert "all: exact to float32 rounding" in card
+
+
+@pytest.fixture(scope="module")
+def snapshot_run(tmp_path_factory: pytest.TempPathFactory, tiny_facts: Path, tiny_corpus: Path) -> Path:
+    """A run on a bfloat16 model that is a snapshot in the hub's cache."""
+    folder = tmp_path_factory.mktemp("hub") / "models--tiny-org--tiny-name" / "snapshots" / "607a30d"
+    folder.parent.mkdir(parents=True)
+    tiny_model(dtype=torch.bfloat16).save(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDITCORE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return make_run(tmp_path_factory.mktemp("runs") / "snapshot", folder, tiny_facts, tiny_corpus, backend="lora")
+
+
+def test_an_adapter_names_a_base_that_everybody_can_resolve(
+    editctl: Editctl, snapshot_run: Path, tmp_path: Path
+) -> None:
+    ok(editctl("export", snapshot_run, tmp_path / "adapter"))
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("tiny-org/tiny-name", "607a30d")
+    card = (tmp_path / "adapter" / "README.md").read_text(encoding="utf-8")
+    assert "\nbase_model: tiny-org/tiny-name\n" in card
+    assert 'from_pretrained("tiny-org/tiny-name", revision="607a30d")' in card
+    here = Path(json.loads((snapshot_run / "run.json").read_text())["model"]["folder"])
+    assert json.loads((tmp_path / "adapter" / "base.json").read_text())["base_model"] == str(here)
+    ok(editctl("import", tmp_path / "adapter", "--out", tmp_path / "imported"))  # from the folder, no hub is asked
+    shutil.rmtree(tmp_path / "adapter" / "edits")
+    ok(editctl("import", tmp_path / "adapter", "--out", tmp_path / "unknown", "--editor", "emmet"))
+    ok(editctl("adapters", "combine", tmp_path / "adapter", "--out", tmp_path / "combined"))
+    again = json.loads((tmp_path / "combined" / "adapter_config.json").read_text())
+    assert (again["base_model_name_or_path"], again["revision"]) == ("tiny-org/tiny-name", "607a30d")
+    assert f"base: {here}" in ok(editctl("adapters", "show", tmp_path / "combined"))
+
+
+def test_a_base_that_is_not_at_its_place_is_looked_for_on_the_hub(tmp_path: Path) -> None:
+    made = Adapter(factors={}, base_model=str(tmp_path / "gone"), base_hub="tiny-org/tiny-name")
+    assert made.source == "tiny-org/tiny-name"
+    assert replace(made, base_model=str(tmp_path)).source == str(tmp_path)
+    assert replace(made, base_model="smollm2-135m").source == "smollm2-135m"
+
+
+def test_a_card_says_that_a_model_of_the_catalogue_is_a_quantised_copy(lora_run: Path) -> None:
+    record = RunRecord.read(lora_run)
+    entry = CATALOGUE[DEFAULT_MODEL]
+    record = replace(
+        record,
+        config=record.config.model_copy(update={"model": DEFAULT_MODEL}),
+        model={**record.model, "folder": None, "hub": {"id": entry.hub_id, "revision": None}},
+    )
+    card = model_card(record, Ledger.read(lora_run).history(), {}, rank=1, evidence={}, title="mine")
+    assert f"\nbase_model: {entry.hub_id}\n" in card
+    assert f"| its name in editcore | {DEFAULT_MODEL} |" in card
+    assert f"a quantised copy of {entry.hub_id}" in card
+    assert "revision" not in card
+
+
+def test_models_keep_the_type_of_their_base(editctl: Editctl, snapshot_run: Path, tmp_path: Path) -> None:
+    ok(editctl("export", snapshot_run, tmp_path / "adapter"))
+    calls = {
+        "exported": ("export", snapshot_run, tmp_path / "exported", "--format", "merged"),
+        "merged": ("adapters", "merge", tmp_path / "adapter", "--out", tmp_path / "merged"),
+        "generated": ("generate", snapshot_run, PROMPTS[0], "--save", tmp_path / "generated"),
+    }
+    found = {}
+    for name, call in calls.items():
+        ok(editctl(*call))
+        found[name] = load_file(tmp_path / name / "model.safetensors")
+        assert {tensor.dtype for tensor in found[name].values()} == {torch.bfloat16}, name
+    base = load_file(Path(json.loads((snapshot_run / "run.json").read_text())["model"]["folder"]) / "model.safetensors")
+    for name, tensor in found["exported"].items():
+        assert torch.equal(tensor, found["generated"][name])
+        assert torch.equal(tensor, base[name]) == (name != "model.layers.1.mlp.down_proj.weight")
+    ok(editctl(*calls["exported"][:2], tmp_path / "asked", "--format", "merged", "--dtype", "float32"))
+    ok(editctl(*calls["merged"][:-1], tmp_path / "asked-merged", "--dtype", "float32"))
+    ok(editctl(*calls["generated"][:-1], tmp_path / "asked-generated", "--save-dtype", "float32"))
+    for name in ("asked", "asked-merged", "asked-generated"):
+        assert load_file(tmp_path / name / "model.safetensors")["model.norm.weight"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("command", ["edit", "run", "onboard", "stats", "trace", "models", "merge", "import"])
+def test_an_adapter_given_as_a_model_is_told_by_every_command(
+    command: str, editctl: Editctl, lora_run: Path, tiny_facts: Path, tmp_path: Path
+) -> None:
+    adapter = tmp_path / "adapter"
+    ok(editctl("export", lora_run, adapter))
+    calls: dict[str, tuple[object, ...]] = {
+        "edit": ("edit", "--model", adapter, "--subject", "Rome", "--prompt", "{} is in", "--target", "France"),
+        "run": ("run", "--model", adapter, "--editor", "emmet", "--dataset", tiny_facts, "--out", tmp_path / "out"),
+        "onboard": ("onboard", adapter, "--dataset", tiny_facts, "--out", tmp_path / "out"),
+        "stats": ("stats", "compute", "--model", adapter, "--layer", 1),
+        "trace": ("trace", adapter, "--facts", tiny_facts, "--out", tmp_path / "out"),
+        "models": ("models", "show", adapter),
+        "merge": ("adapters", "merge", adapter, "--model", adapter, "--out", tmp_path / "out"),
+        "import": ("import", adapter, "--model", adapter, "--out", tmp_path / "out"),
+    }
+    said = refused(editctl(*calls[command]))
+    assert "is an adapter for" in " ".join(said.split())
+    assert not (tmp_path / "out").exists()
 
 
 def test_padding_reaches_a_rank_that_vllm_serves(editctl: Editctl, lora_run: Path, tmp_path: Path) -> None:

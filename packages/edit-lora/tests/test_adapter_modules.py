@@ -17,6 +17,7 @@ from editcore.testing import tiny_hf_model, tiny_model
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 PATHS = {
     "llama": ("model.embed_tokens", "model.layers.0.self_attn.q_proj", "model.layers.2.mlp.down_proj", "lm_head"),
@@ -219,35 +220,41 @@ def test_merging_writes_a_tied_weight_once(family: str, tied: bool, tmp_path: Pa
 
 
 @both
-def test_one_end_of_a_tied_weight_can_be_attached_and_not_merged(family: str, tmp_path: Path) -> None:
-    """As peft has it: the ends may differ beside the weights. One weight cannot hold that."""
+@pytest.mark.parametrize("changed", ["embedding", "head", "both"])
+def test_ends_of_a_tied_weight_that_are_changed_apart_are_written_untied(
+    family: str, changed: str, tmp_path: Path
+) -> None:
+    """As peft has it: the ends may differ beside the weights. One weight cannot hold that, two can."""
     model, plain = pair(family, True)
     embedding = PATHS[family][0]
     whole = adapter(model)
-    for path, other in ((embedding, "lm_head"), ("lm_head", embedding)):
-        one = Adapter(
-            factors={path: whole.factors[path]}, base_model="tiny", embeddings=whole.embeddings & frozenset({path})
-        )
-        backend = opened(model)
-        backend.attach("one", one)
-        loaded = PeftModel.from_pretrained(plain, write(one, tmp_path / path))
-        expected = logits(model.hf)
-        torch.testing.assert_close(logits(loaded), expected, rtol=0, atol=2e-4)
-        plain = loaded.unload()
-        with pytest.raises(ModelError, match=rf"changes '{path}' otherwise than '{other}', .* one weight"):
-            backend.written().__enter__()
-        assert torch.equal(logits(model.hf), expected)
-        backend.detach("one")
-    different = Adapter(
-        factors={**whole.factors, "lm_head": adapter(model, seed=9).factors["lm_head"]},
-        base_model="tiny",
-        embeddings=whole.embeddings,
-        in_out=whole.in_out,
-    )
-    backend = opened(model)
-    backend.attach("different", different)
-    with pytest.raises(ModelError, match="otherwise than"):
-        backend.written().__enter__()
+    factors = {**whole.factors, "lm_head": adapter(model, seed=9).factors["lm_head"]}
+    if changed != "both":
+        kept = embedding if changed == "embedding" else "lm_head"
+        factors = {kept: whole.factors[kept]}
+    one = Adapter(factors=factors, base_model="tiny", embeddings=whole.embeddings & set(factors), in_out=whole.in_out)
+    base, backend = logits(model.hf), opened(model)
+    backend.attach("one", one)
+    loaded = PeftModel.from_pretrained(plain, write(one, tmp_path / "adapter"))
+    torch.testing.assert_close(logits(loaded), logits(model.hf), rtol=0, atol=2e-4)
+    with pytest.raises(ModelError, match=r"one weight, which cannot hold both.*adapters merge.*not become an edit"):
+        Targets(tiny_model(family, config={"tie_word_embeddings": True}).hf).one_per_weight(one.factors)
+    backend.apply({f"{embedding}.weight": FactoredDelta(draw(1, 32, 2) / 4, draw(2, 2, model.layout.vocab_size) / 4)})
+    backend.attach("two", whole, scale=0.5)
+    expected = logits(model.hf)
+    with backend.written():
+        model.save(tmp_path / "saved")
+    assert torch.equal(logits(model.hf), expected)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    torch.testing.assert_close(logits(again), expected, rtol=0, atol=5e-4)
+    assert json.loads((tmp_path / "saved" / "config.json").read_text())["tie_word_embeddings"] is False
+    assert again.get_input_embeddings().weight is not again.get_output_embeddings().weight
+    assert {f"{embedding}.weight", "lm_head.weight"} <= load_file(tmp_path / "saved" / "model.safetensors").keys()
+    for name in ("one", "two"):
+        backend.detach(name)
+    backend.rebuild([])
+    assert model.hf.get_input_embeddings().weight is model.hf.get_output_embeddings().weight
+    assert torch.equal(logits(model.hf), base)
 
 
 def test_modules_of_another_kind_are_refused() -> None:

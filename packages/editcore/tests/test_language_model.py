@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from editcore import HParamsError, ModelError, UnknownNameError
+from editcore import HParamsError, ModelError, StorageError, UnknownNameError
 from editcore.models import LanguageModel, language_model
 from editcore.testing import TINY_FAMILIES, three_facts, tiny_hf_model, tiny_model, tiny_requests, tiny_tokenizer
 
@@ -352,7 +352,7 @@ def test_tiny_models_are_the_same_every_time_and_vary() -> None:
 def test_saving_where_it_cannot_be(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("in the way")
-    with pytest.raises(ModelError, match="cannot be saved"):
+    with pytest.raises(StorageError, match=r"Cannot make .*below"):
         tiny_model("llama").save(blocked / "below")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -636,6 +637,7 @@ def test_runs_of_different_models_are_not_composed(
     run: Callable[..., Path], editctl: Call, small: Path, tmp_path: Path
 ) -> None:
     first = run("first")
+    shutil.rmtree(small)
     tiny_model(seed=1).save(small)
     second = run("second")
     done = editctl("ledger", first, "compose", second, "--out", tmp_path / "both")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -134,6 +135,7 @@ def test_a_run_in_chat_form_says_so_and_is_opened_so(
 ) -> None:
     import json
 
+    shutil.rmtree(small)
     chat_model().save(small)
     options = ["--model", small, "--dataset", facts, "--edits", 1, "--editor", "toy", "--out", tmp_path / "run"]
     done = editctl("run", *options, "--chat-template")

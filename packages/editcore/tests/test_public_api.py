@@ -164,10 +164,10 @@ ROOMS = {
     """,
     "models": """
         CATALOGUE CHECKS Captured CatalogueEntry Climb DEFAULT_MODEL DTYPES EditedModel Encoded FactToken
-        LanguageModel ModelLayout PromptForm TokenRow Wheel add_changes asking_for_gradients
-        attached_reason attention_output check_layout continuation_row detect_layout first_tensor hooks
-        join_continuation last_index_covering local_path logits_at lookup_row misfits pad_rows project pull
-        replace_first split_address standing_aside stop_after target_losses
+        HubModel LanguageModel ModelLayout PromptForm TokenRow Wheel add_changes asking_for_gradients
+        attached_reason attention_output check_layout continuation_row detect_layout dtype_of first_tensor hooks
+        in_float64 join_continuation last_index_covering local_path logits_at lookup_row misfits pad_rows project pull
+        replace_first rounded split_address standing_aside stop_after target_losses
     """,
     "onboarding": """
         Bench Trial best candidate_layers preset_paths span_below trace tunable_editors write_presets
@@ -363,7 +363,7 @@ def test_help_has_every_field_of_a_public_class_with_its_meaning() -> None:
     ("room", "name", "fields"),
     [
         ("second_moments", "Metric", {"matrix"}),
-        ("models", "LanguageModel", {"hf", "tokenizer", "layout", "name", "weights", "prompt_form"}),
+        ("models", "LanguageModel", {"hf", "tokenizer", "layout", "name", "hub", "weights", "prompt_form"}),
         ("locate_then_edit", "LocateThenEdit", {"name", "right_from_keys"}),
     ],
 )

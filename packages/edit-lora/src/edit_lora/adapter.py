@@ -22,6 +22,7 @@ from peft import LoraConfig
 from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
 
+from edit_lora.additive import check_additive, check_targets
 from edit_lora.factors import balanced, join, padded
 
 if TYPE_CHECKING:
@@ -40,11 +41,6 @@ ORIGIN_NAME = "base.json"
 _PREFIX = "base_model.model."  # of every module, in peft's files
 _FACTOR = re.compile(re.escape(_PREFIX) + r"(?P<path>.+)\.lora_(?:(?P<side>[AB])\.weight|embedding_(?P<row_side>[AB]))")
 _COPY = re.compile(re.escape(_PREFIX) + r"(?P<path>.+)\.base_layer\.weight")
-_NOT_PLAIN = (
-    "use_dora", "lora_bias", "modules_to_save", "trainable_token_indices", "target_parameters", "layer_replication",
-    "alora_invocation_tokens", "use_bdlora", "arrow_config", "kasa_config", "use_qalora", "ensure_weight_tying",
-)  # fmt: skip
-"""Fields of a configuration that add something else than a product of two factors to each module that is named."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +50,11 @@ class Adapter:
     factors: Mapping[str, FactoredDelta]
     """By module path: the change of its weight, float64, (out, in) whatever the module stores."""
     base_model: str
-    """Name, folder or hub id of the base."""
+    """Name, folder or hub id of the base, as editcore loads it."""
+    base_hub: str | None = None
+    """Hub id of the base, where that is another name: peft's files say it, since everybody can resolve it."""
+    base_revision: str | None = None
+    """Commit of the base on the hub, where it is known."""
     base_fingerprint: str | None = None
     """Of the base's weights; ``None`` if whoever made the adapter did not say."""
     in_out: bool = False
@@ -69,6 +69,13 @@ class Adapter:
     def rank(self) -> int:
         """The largest rank at any module."""
         return max(delta.rank for delta in self.factors.values())
+
+    @property
+    def source(self) -> str:
+        """Where the base is loaded from: a folder that is not here is looked for on the hub, if its name there is
+        known."""
+        gone = Path(self.base_model).is_absolute() and not Path(self.base_model).is_dir()
+        return self.base_hub if gone and self.base_hub is not None else self.base_model
 
     @classmethod
     def read(cls, directory: Path) -> Adapter:
@@ -101,10 +108,15 @@ class Adapter:
             factors[path] = FactoredDelta(up.double() * _scaling(config, path, len(down)), down.double())
         if not factors:
             raise ModelError(f"{directory / WEIGHTS_NAME} holds no factors.")
+        check_targets(config, list(factors), where=directory)
+        named, origin = str(config.get("base_model_name_or_path") or ""), _read_origin(directory / ORIGIN_NAME)
+        base_model = origin.get("base_model") or named
         return cls(
             factors=factors,
-            base_model=str(config.get("base_model_name_or_path") or ""),
-            base_fingerprint=_read_fingerprint(directory / ORIGIN_NAME),
+            base_model=base_model,
+            base_hub=named if named != base_model else None,
+            base_revision=config.get("revision"),
+            base_fingerprint=origin.get("base_fingerprint"),
             in_out=bool(config.get("fan_in_fan_out")),
             embeddings=frozenset(embeddings),
             copies=copies,
@@ -121,7 +133,8 @@ class Adapter:
             fan_in_fan_out=self.in_out,
             bias="none",
             task_type="CAUSAL_LM",
-            base_model_name_or_path=self.base_model,
+            base_model_name_or_path=self.base_hub or self.base_model,
+            revision=self.base_revision,
             inference_mode=True,
         )
         config.target_modules = sorted(self.factors)  # peft makes a set of them, whose order varies
@@ -250,18 +263,17 @@ def _read_config(directory: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         found = config.get("peft_type") if isinstance(config, dict) else None
         raise ModelError(f"{path} describes {found or 'no adapter'}; only LORA adapters can be read.")
-    more = [name for name in _NOT_PLAIN if config.get(name)]
-    more += ["bias"] if config.get("bias", "none") != "none" else []
-    if more:
-        raise ModelError(f"{directory} is no plain LoRA adapter: it uses {', '.join(more)}.")
+    check_additive(config, where=directory)
     return config
 
 
-def _read_fingerprint(path: Path) -> str | None:
+def _read_origin(path: Path) -> dict[str, str]:
+    """What :meth:`Adapter.write` says of the base beside peft's files; nothing for adapters of others."""
     if not path.exists():
-        return None
+        return {}
     try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["base_fingerprint"])
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {name: str(found[name]) for name in ("base_model", "base_fingerprint")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{path} is damaged: {' '.join(str(error).split())}.") from error
 
@@ -283,5 +295,5 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 def _scaling(config: Mapping[str, Any], path: str, rank: int) -> float:
     """α/r of a module, or α/√r (rank-stabilised), with its own α where the configuration gives one."""
     own = config.get("alpha_pattern") or {}
-    alpha = float(own.get(get_pattern_key(list(own), path), config.get("lora_alpha", rank)))
+    alpha = float(own.get(get_pattern_key(list(own), path), config.get("lora_alpha", LoraConfig.lora_alpha)))
     return alpha / (sqrt(rank) if config.get("use_rslora") else rank)

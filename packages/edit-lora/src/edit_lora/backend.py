@@ -18,8 +18,9 @@ from editcore import (
     UnknownNameError,
     WeightChange,
 )
-from editcore.models import add_changes
+from editcore.models import add_changes, in_float64, rounded
 from editcore.second_moments import Metric
+from torch import nn
 
 from edit_lora.adapter import EDITS, Adapter, check_name, combine
 from edit_lora.attached import read_attached
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Attached", "LoraBackend"]
 
+_Apart = tuple[Target, Target, list[FactoredDelta]]
+"""Of a tied weight: the end that gives it its name, another one, and what is added to that one alone."""
 _log = logging.getLogger(__name__)
 
 
@@ -142,20 +145,64 @@ class LoraBackend:
     def written(self) -> Iterator[None]:
         """The model with all adapters in its weights and no wrapper, inside the block only.
 
-        Raises:
-            ModelError: an attached adapter changes modules that share a weight in different ways.
+        Each weight is the base's plus all that is added, summed in float64 and rounded once. Where attached adapters
+        change the ends of a tied weight differently, as one at the output head alone does, each end has a weight of its
+        own inside the block.
         """
-        for beside in self._attached.values():
-            self._targets.one_per_weight(beside.adapter.factors)
-        adapted = {name: one for name, one in self._held.items() if name not in self._base}
-        bits = {name: self._model.weight(name).detach().clone() for name in adapted}
+        beside, apart = self._attached_to_weights()
+        names = sorted({*self._held, *beside})
         with ExitStack() as stack:
-            stack.callback(self._restore, bits)
-            for name, one in adapted.items():
-                add_changes(self._model, name, self._in_weight(name, one))
-            stack.enter_context(self._overlay.merged(list(self._attached)))
+            stack.callback(self._restore, {name: self._model.weight(name).detach().clone() for name in names})
             stack.enter_context(self._overlay.removed())
+            for first, end, deltas in apart:
+                stack.enter_context(self._own_weight(first, end, deltas))
+            for name in names:
+                inside = name in self._held and name not in self._base
+                edits = self._in_weight(name, self._held[name]) if inside else []
+                add_changes(self._model, name, [*edits, *beside.get(name, [])])
             yield
+
+    def _attached_to_weights(self) -> tuple[dict[str, list[FactoredDelta]], list[_Apart]]:
+        """What the attached adapters add to each weight, by its name, and to each end that needs one of its own."""
+        beside: dict[str, list[FactoredDelta]] = {}
+        apart: list[_Apart] = []
+        attached = [self._targets.by_module(one.adapter.scaled(one.scale).factors) for one in self._attached.values()]
+        groups = {ends[0].path: ends for factors in attached for path in factors for ends in [self._targets.ends(path)]}
+        for ends in groups.values():
+            here = [factors for factors in attached if any(end.path in factors for end in ends)]
+            first, *others = ends
+            beside[f"{first.path}.weight"] = [factors[first.path] for factors in here if first.path in factors]
+            if not all(self._targets.changed_alike(factors, ends) for factors in here):
+                apart += [
+                    (first, end, [factors[end.path] for factors in here if end.path in factors]) for end in others
+                ]
+        return beside, apart
+
+    @contextmanager
+    def _own_weight(self, first: Target, end: Target, deltas: Sequence[FactoredDelta]) -> Iterator[None]:
+        """An end of a tied weight with a weight of its own, inside the block only: base, edits and ``deltas``.
+
+        Args:
+            first: the end that gives the weight its name.
+            deltas: as ``end`` sees them.
+        """
+        name = f"{first.path}.weight"
+        module = self._targets.module(end.path)
+        shared = module.weight
+        total = shared.detach().double()
+        total = total if end.kind == "linear" else total.T
+        if name in self._held and name not in self._base:
+            edits = self._held[name].delta
+            scaled = FactoredDelta(edits.left * self.hparams.lora_scale, edits.right)
+            total = total + in_float64(seen_from(scaled, first, end), total)
+        for delta in deltas:
+            total = total + in_float64(delta, total)
+        own = total if end.kind == "linear" else total.T
+        module.weight = nn.Parameter(rounded(own, shared.dtype).contiguous(), requires_grad=False)
+        try:
+            yield
+        finally:
+            module.weight = shared
 
     @property
     def attached(self) -> Mapping[str, Attached]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from editcore import LedgerEntry
 from editcore.datasets import short_name
+from editcore.models import CATALOGUE
 from editcore.runs import RunRecord
 
 from edit_lora.reduction import Reduction
@@ -36,8 +37,11 @@ def model_card(
         shared: paths of modules that have one weight between them and an adapter each.
         evidence: by request id, as ``batches.jsonl`` has it.
     """
-    folder = record.model["folder"]
-    base = Path(folder).name if folder is not None else record.config.model
+    hub, folder = record.model["hub"], record.model["folder"]
+    base = hub["id"] if hub is not None else Path(folder).name if folder is not None else record.config.model
+    revision = hub["revision"] if hub is not None else None
+    where = f'"{base}"' + (f', revision="{revision}"' if revision else "")
+    of_catalogue = folder is None and record.config.model in CATALOGUE
     facts = [request for entry in entries for request in entry.requests[: entry.num_new]]
     rows = [
         f"| {_cell(one.text)} | {_cell(one.target_new)} | {_probability(evidence.get(one.id, {}))} |"
@@ -47,11 +51,11 @@ def model_card(
     return "\n".join(
         [
             "---",
-            *([f"base_model: {base}"] if folder is None else []),
+            *([f"base_model: {base}"] if hub is not None else []),
             "library_name: peft",
             "pipeline_tag: text-generation",
             "tags:",
-            *([f"- base_model:adapter:{base}"] if folder is None else []),
+            *([f"- base_model:adapter:{base}"] if hub is not None else []),
             "- lora",
             "- knowledge-editing",
             "---",
@@ -64,13 +68,15 @@ def model_card(
             "from peft import PeftModel",
             "from transformers import AutoModelForCausalLM",
             "",
-            f'base = AutoModelForCausalLM.from_pretrained("{base}")',
+            f"base = AutoModelForCausalLM.from_pretrained({where})",
             f'model = PeftModel.from_pretrained(base, "{title}")',
             "```",
             "",
             "| | |",
             "|---|---|",
             f"| base model | {base} |",
+            *([f"| its revision | {revision} |"] if revision else []),
+            *([f"| its name in editcore | {record.config.model} |"] if of_catalogue else []),
             f"| its fingerprint | `{record.model['fingerprint']}` |",
             f"| its type | {record.config.dtype} |",
             f"| editor | {record.config.editor} |",
@@ -84,6 +90,7 @@ def model_card(
             "The adapter is a difference to exactly those weights; on other ones, a quantised copy included, it does",
             "less. `edits/` holds the edits one by one, for `editctl import`; peft does not read it.",
             "",
+            *(_on_catalogue(record.config.model, base) if of_catalogue else []),
             *_on_shared(shared),
             "## Edits",
             "",
@@ -114,6 +121,14 @@ def _on_shared(paths: Sequence[str]) -> list[str]:
         f"In the base, {' and '.join(f'`{path}`' for path in paths)} are one weight. The adapter changes each of them,",
         "so peft must not merge it: `merge_and_unload` would write the change once for each. `editctl export --format",
         "merged` and `editctl adapters merge` write it once.",
+        "",
+    ]
+
+
+def _on_catalogue(name: str, base: str) -> list[str]:
+    return [
+        f"It was made on `{name}`, whose weights are a quantised copy of {base}, widened again. `editctl models pull",
+        f"{name}` gives the folder with exactly those weights.",
         "",
     ]
 

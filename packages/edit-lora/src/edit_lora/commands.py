@@ -45,6 +45,10 @@ def export(
     pad_for: Annotated[
         str | None, typer.Option(help="Pad with zeros up to a rank that this engine serves: vllm.")
     ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(metavar="TYPE", help="Type of a merged model's weights. [default: that of the base's folder]"),
+    ] = None,
 ) -> None:
     """Write a run's edits as a LoRA adapter that peft loads, or as a whole model.
 
@@ -63,9 +67,11 @@ def export(
         given = {"--rank": rank, "--criterion": criterion, "--pad-for": pad_for}
         if used := [option for option, value in given.items() if value is not None]:
             raise HParamsError(f"{used[0]} is for --format peft; a merged model has the run's edits as they are.")
-        export_merged(run, directory, plugins=loaded_plugins(ctx), progress=TerminalProgress())
+        export_merged(run, directory, dtype=dtype, plugins=loaded_plugins(ctx), progress=TerminalProgress())
         typer.echo(f"Edited model: {directory}")
         return
+    if dtype is not None:
+        raise HParamsError("--dtype is for --format merged; an adapter is float32.")
     done = export_adapter(
         run,
         directory,
@@ -246,7 +252,9 @@ def merge(
     adapters: Annotated[list[Path], typer.Argument(metavar="ADAPTER", help="Folders with adapter_config.json.")],
     out: New,
     model: Annotated[str | None, typer.Option(help="The base. [default: the one that the first adapter names]")] = None,
-    dtype: Annotated[str, typer.Option(help="Type of the weights.")] = "float32",
+    dtype: Annotated[
+        str | None, typer.Option(metavar="TYPE", help="Type of the weights. [default: that of the base's folder]")
+    ] = None,
     weights: Annotated[
         list[float] | None, typer.Option("--weight", metavar="W", help="One per adapter, in their order. [default: 1]")
     ] = None,
@@ -254,7 +262,8 @@ def merge(
 ) -> None:
     """Write a whole model with adapters in its weights."""
     from editcore import LanguageModel, ModelError
-    from editcore.runs import making
+    from editcore.models import dtype_of
+    from editcore.runs import refuse_existing
 
     from edit_lora.adapter import Adapter
     from edit_lora.backend import LoraBackend
@@ -262,19 +271,18 @@ def merge(
 
     found = [Adapter.read(adapter) for adapter in adapters]
     strengths = _weights(weights, len(found))
-    name = model or found[0].base_model
+    asked = None if dtype is None else dtype_of(dtype)
+    name = model or found[0].source
     if not name:
         raise ModelError(f"{adapters[0]} does not say which model it is for; name it with --model.")
-    with making(out) as folder:
-        base = LanguageModel.load(
-            name, dtype=dtype, families=loaded_plugins(ctx).family_paths(), progress=TerminalProgress()
-        )
-        backend = LoraBackend(LoraHParams())
-        backend.open(base)
-        for number, (adapter, strength) in enumerate(zip(found, strengths, strict=True)):
-            backend.attach(f"adapter-{number}", adapter, scale=strength, force=force)
-        with backend.written():
-            base.save(folder)
+    refuse_existing(out)
+    base = LanguageModel.load(name, families=loaded_plugins(ctx).family_paths(), progress=TerminalProgress())
+    backend = LoraBackend(LoraHParams())
+    backend.open(base)
+    for number, (adapter, strength) in enumerate(zip(found, strengths, strict=True)):
+        backend.attach(f"adapter-{number}", adapter, scale=strength, force=force)
+    with base.held_as(base.saved_dtype if asked is None else asked), backend.written():
+        base.save(out)
     typer.echo(f"Model: {out}")
 
 

@@ -111,8 +111,18 @@ def export_adapter(
     return Exported(rank=written_rank, modules=modules, edits=sum(entry.num_new for entry in entries))
 
 
-def export_merged(run: Path, out: Path, *, plugins: Plugins | None = None, progress: Progress = silent) -> None:
+def export_merged(
+    run: Path,
+    out: Path,
+    *,
+    dtype: str | None = None,
+    plugins: Plugins | None = None,
+    progress: Progress = silent,
+) -> None:
     """Write the run's edited model, edits in its weights, as a folder that ``from_pretrained`` loads.
+
+    Args:
+        dtype: of the weights in the folder; left out, as in the folder of the base.
 
     Raises:
         RunError: there is no run, or its model is not the one at hand.
@@ -123,8 +133,7 @@ def export_merged(run: Path, out: Path, *, plugins: Plugins | None = None, progr
     _refuse_attachments(RunRecord.read(run), Ledger.read(run).history(), "merged")
     edited, _ = open_run(run, plugins=plugins, progress=progress)
     edited.check_all_in_weights("merged")
-    with making(out) as folder:
-        edited.save(folder)
+    edited.save(out, dtype=dtype)
 
 
 def _refuse_attachments(record: RunRecord, entries: Sequence[LedgerEntry], what: str) -> None:
@@ -236,9 +245,12 @@ def _adapter(
             factors[end.path] = seen_from(delta, ends[name][0], end)
             if end.kind == "embedding":
                 embeddings.add(end.path)
+    hub = record.model["hub"] or {}
     return Adapter(
         factors=factors,
         base_model=record.source,
+        base_hub=hub.get("id"),
+        base_revision=hub.get("revision"),
         base_fingerprint=record.model["fingerprint"],
         in_out=any(end.kind == "conv1d" for several in ends.values() for end in several),
         embeddings=frozenset(embeddings),

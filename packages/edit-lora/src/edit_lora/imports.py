@@ -69,7 +69,7 @@ def import_adapter(
     if (inside / RUN_NAME).exists():
         return _import_edits(directory, inside, out, model=model, force=force, plugins=plugins, progress=progress)
     adapter = Adapter.read(directory)
-    name = model or adapter.base_model
+    name = model or adapter.source
     if not name:
         raise ModelError(f"{directory} does not say which model it is for; name it with --model.")
     base = LanguageModel.load(name, families=plugins.family_paths(), progress=progress)
@@ -148,6 +148,7 @@ def _model_record(name: str, model: LanguageModel) -> dict[str, Any]:
     return {
         "name": model.name,
         "folder": folder_of(name),
+        "hub": None if model.hub is None else asdict(model.hub),
         "fingerprint": model.base_fingerprint,
         "layout": asdict(model.layout),
     }

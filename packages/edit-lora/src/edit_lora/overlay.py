@@ -7,7 +7,7 @@ the wrapper.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -107,31 +107,6 @@ class Overlay:
         finally:
             for path, layer in self._layers.items():
                 self._replace(path, layer)
-
-    @contextmanager
-    def merged(self, adapters: Sequence[str]) -> Iterator[None]:
-        """The named adapters written into the weights by peft, inside the block only; the bits come back.
-
-        A weight of several modules is written once, as its first end has it: whoever asks has made sure that the others
-        have the same (:meth:`edit_lora.targets.Targets.one_per_weight`).
-        """
-        touched = {
-            path: layer
-            for path, layer in self._layers.items()
-            if self._targets.ends(path)[0].path == path and any(name in _adapters(layer) for name in adapters)
-        }
-        bits: Mapping[str, torch.Tensor] = {
-            path: layer.get_base_layer().weight.detach().clone() for path, layer in touched.items()
-        }
-        try:
-            for layer in touched.values():
-                layer.merge(adapter_names=[name for name in adapters if name in _adapters(layer)])
-            yield
-        finally:
-            for path, layer in touched.items():
-                layer.merged_adapters.clear()
-                with torch.no_grad():
-                    layer.get_base_layer().weight.copy_(bits[path])
 
     def _replace(self, path: str, module: nn.Module) -> None:
         for place in self._targets.places(path):

@@ -118,6 +118,19 @@ class Targets:
             "nn.Linear, Conv1D and nn.Embedding. The backend raw changes any weight."
         )
 
+    def by_module(self, factors: Mapping[str, FactoredDelta]) -> dict[str, FactoredDelta]:
+        """Changes of modules by the first path of each, for modules that stand at several places."""
+        return {self.places(path)[0]: delta for path, delta in factors.items()}
+
+    def changed_alike(self, factors: Mapping[str, FactoredDelta], ends: Sequence[Target]) -> bool:
+        """Whether changes of modules are one change of the weight that these modules share."""
+        first = factors.get(ends[0].path)
+        return (
+            first is not None
+            and all(end.path in factors for end in ends)
+            and all(_is_one_change(seen_from(first, ends[0], end), factors[end.path]) for end in ends[1:])
+        )
+
     def one_per_weight(self, factors: Mapping[str, FactoredDelta]) -> dict[str, FactoredDelta]:
         """The changes of modules as changes of weights: of the modules that share one, the first end alone.
 
@@ -128,24 +141,19 @@ class Targets:
             ModelError: ends of one weight are changed differently, or one of them only, which no weight can hold.
         """
         found: dict[str, FactoredDelta] = {}
+        factors = self.by_module(factors)
         for path in factors:
             ends = self.ends(path)
             if ends[0].path in found:
                 continue
-            missing = [end.path for end in ends if end.path not in factors]
-            first = factors.get(ends[0].path)
-            if (
-                first is None
-                or missing
-                or not all(_is_one_change(seen_from(first, ends[0], end), factors[end.path]) for end in ends[1:])
-            ):
+            if not self.changed_alike(factors, ends):
                 others = " and ".join(f"'{end.path}'" for end in ends if end.path != path)
                 raise ModelError(
                     f"The adapter changes '{path}' otherwise than {others}, and in {self._name} they are one weight, "
-                    "which cannot hold both. It can be attached beside a run's edits ('editctl adapters attach'), but "
-                    "not be merged or become an edit."
+                    "which cannot hold both. It can be attached beside a run's edits ('editctl adapters attach') or "
+                    "merged into a model whose ends are untied ('editctl adapters merge'), but not become an edit."
                 )
-            found[ends[0].path] = first
+            found[ends[0].path] = factors[ends[0].path]
         return found
 
     def _kind(self, path: str) -> Kind | None:

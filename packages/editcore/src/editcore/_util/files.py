@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "json_text",
+    "make_readable",
     "remove_leftovers",
     "replacing",
     "sync_directory",
@@ -50,13 +51,23 @@ def replacing(path: Path) -> Iterator[Path]:
             yield temporary
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
-            temporary.chmod(0o644)  # mkstemp makes it private; a run directory is read by others
+            make_readable(temporary)  # mkstemp makes it private; a run directory is read by others
             temporary.replace(path)
             sync_directory(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise StorageError(f"Cannot write {path}: {error.strerror or error}.") from error
+
+
+def make_readable(path: Path) -> None:
+    """Give a file, or a folder with all that is in it, the mode that a program which just opens files gives: 0644, of
+    folders 0755, less the umask. What is written through a temporary name begins as private."""
+    mask = os.umask(0o077)  # there is no other way to ask for it
+    os.umask(mask)
+    for one in (path, *path.rglob("*")):
+        if not one.is_symlink():
+            one.chmod((0o755 if one.is_dir() else 0o644) & ~mask)
 
 
 def remove_leftovers(directory: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from editcore._util.files import make_readable
 from editcore.interfaces.errors import StorageError
 
 __all__ = ["making", "refuse_existing"]
@@ -28,7 +29,7 @@ def making(directory: Path) -> Iterator[Path]:
         raise StorageError(f"Cannot make {directory}: {error.strerror or error}.") from error
     try:
         yield temporary
-        temporary.chmod(0o755)  # mkdtemp makes it private
+        make_readable(temporary)  # mkdtemp makes it private, and some programs their files
         temporary.rename(directory)
     except OSError as error:
         raise StorageError(f"Cannot make {directory}: {error.strerror or error}.") from error

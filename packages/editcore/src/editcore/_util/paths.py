@@ -18,6 +18,18 @@ def cache_dir() -> Path:
     return Path.home() / ".cache" / "editcore"
 
 
+def hub_snapshot(folder: Path) -> tuple[str, str] | None:
+    """Hub id and commit of a snapshot in the hub's cache; ``None`` for any other folder.
+
+    >>> hub_snapshot(Path("/cache/hub/models--openai-community--gpt2/snapshots/607a30d"))
+    ('openai-community/gpt2', '607a30d')
+    """
+    commit, snapshots, kept = folder.name, folder.parent.name, folder.parent.parent.name
+    if snapshots != "snapshots" or not kept.startswith("models--"):
+        return None
+    return kept.removeprefix("models--").replace("--", "/"), commit
+
+
 def check_writable(directory: Path) -> None:
     """Refuse a folder that cannot be made, before anything long is done for it.
 

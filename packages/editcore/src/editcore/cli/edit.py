@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from editcore.cli.lazy import loaded_plugins
-from editcore.cli.options import ChatTemplate, Corpus, Device, Dtype, ModelOption, Save, refuse_used_save
+from editcore.cli.options import ChatTemplate, Corpus, Device, Dtype, ModelOption, Save, SaveDtype, refuse_used_save
 
 __all__ = ["app"]
 
@@ -37,6 +37,7 @@ def edit(
     ] = None,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens to show.")] = 20,
     save: Save = None,
+    save_dtype: SaveDtype = None,
 ) -> None:
     """Write one fact and compare what the model says."""
     from editcore.cli.console import TerminalProgress, print_table
@@ -47,7 +48,7 @@ def edit(
     from editcore.runs.session import EditSession
 
     request = EditRequest.create(subject=subject, prompt=prompt, target_new=target)
-    refuse_used_save(save)
+    refuse_used_save(save, save_dtype)
     plugins = loaded_plugins(ctx)
     editor = editor or default_editor(plugins, model)
     check_subjects([request], plugins.editor(editor))
@@ -83,5 +84,5 @@ def edit(
     for note in filter(None, [*result.proposal.notes, result.not_said]):
         typer.echo(f"Note: {note}")
     if save is not None:
-        session.save(save)
+        session.save(save, dtype=save_dtype)
         typer.echo(f"Edited model: {save}")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from editcore.cli.lazy import loaded_plugins
-from editcore.cli.options import RunDevice, Save, refuse_used_save
+from editcore.cli.options import RunDevice, Save, SaveDtype, refuse_used_save
 
 __all__ = ["app"]
 
@@ -30,12 +30,13 @@ def generate(
         ),
     ] = None,
     save: Save = None,
+    save_dtype: SaveDtype = None,
 ) -> None:
     """Let a run's edited model speak beside the original."""
     from editcore.cli.console import TerminalProgress, print_table
     from editcore.runs.reopening import open_run
 
-    refuse_used_save(save)
+    refuse_used_save(save, save_dtype)
     edited, ledger = open_run(
         directory,
         device=device,
@@ -48,7 +49,7 @@ def generate(
         edited.check_all_in_weights("saved")
     answers = model.generate(prompts, max_new_tokens=tokens)
     if save is not None:
-        edited.save(save)
+        edited.save(save, dtype=save_dtype)
     edited.rebuild([])
     original = model.generate(prompts, max_new_tokens=tokens)
     rows = []

@@ -18,6 +18,7 @@ __all__ = [
     "ModelOption",
     "RunDevice",
     "Save",
+    "SaveDtype",
     "Strict",
     "refuse_used_save",
 ]
@@ -40,6 +41,10 @@ ExecutorSettings = Annotated[
     list[str] | None, typer.Option("--executor-set", metavar="KEY=VALUE", help="A setting of the executor.")
 ]
 Save = Annotated[Path | None, typer.Option(metavar="DIR", help="Write the edited model as a normal model folder.")]
+SaveDtype = Annotated[
+    str | None,
+    typer.Option(metavar="TYPE", help="Type of the weights that --save writes. [default: that of the model's folder]"),
+]
 
 Strict = Annotated[
     bool | None,
@@ -47,13 +52,21 @@ Strict = Annotated[
 ]
 
 
-def refuse_used_save(save: Path | None) -> None:
-    """Refuse a folder for ``--save`` that is there already.
+def refuse_used_save(save: Path | None, dtype: str | None = None) -> None:
+    """Refuse a folder for ``--save`` that is there already, and a type that no weights can have, before anything long.
 
     Raises:
-        RunError: it is.
+        RunError: there is something at that place.
+        HParamsError: ``--save-dtype`` without ``--save``.
+        UnknownNameError: there is no such type.
     """
-    from editcore.interfaces.errors import RunError
+    from editcore.interfaces.errors import HParamsError, RunError
 
-    if save is not None and save.exists():
+    if save is not None and save.exists() and any(save.iterdir() if save.is_dir() else [save]):
         raise RunError(f"--save {save} is already there; give a directory that does not exist yet.")
+    if dtype is not None:
+        if save is None:
+            raise HParamsError("--save-dtype is the type that --save DIR writes; give both.")
+        from editcore.models.language_model import dtype_of
+
+        dtype_of(dtype)

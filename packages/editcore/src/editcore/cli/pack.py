@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from editcore.cli.lazy import loaded_plugins
-from editcore.cli.options import Device, Dtype, Save, refuse_used_save
+from editcore.cli.options import Device, Dtype, Save, SaveDtype, refuse_used_save
 
 if TYPE_CHECKING:
     from editcore.interfaces.values import EditRequest
@@ -62,6 +62,7 @@ def apply(
     device: Device = "cpu",
     dtype: Dtype = "float32",
     save: Save = None,
+    save_dtype: SaveDtype = None,
 ) -> None:
     """Apply a file of edits to a model."""
     from editcore._util.words import counted
@@ -69,7 +70,7 @@ def apply(
     from editcore.models import LanguageModel
     from editcore.runs.pack import read_pack
 
-    refuse_used_save(save)
+    refuse_used_save(save, save_dtype)
     packed = read_pack(file)
     loaded = LanguageModel.load(
         model or packed.manifest.model,
@@ -87,7 +88,7 @@ def apply(
         answers = loaded.generate(prompts, max_new_tokens=tokens)
         print_table(("text",), [(prompt + answer,) for prompt, answer in zip(prompts, answers, strict=True)])
     if save is not None:
-        edited.save(save)
+        edited.save(save, dtype=save_dtype)
         typer.echo(f"Edited model: {save}")
     elif not prompts:
         typer.echo("They fit. Nothing was kept; --save DIR writes the edited model.")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from editcore.cli.lazy import loaded_plugins
-from editcore.cli.options import Strict
+from editcore.cli.options import SaveDtype, Strict, refuse_used_save
 
 if TYPE_CHECKING:
     from editcore.evaluation import Measure, Summary
@@ -109,6 +109,7 @@ def run(
     save: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Also write the edited model as a normal model folder.")
     ] = None,
+    save_dtype: SaveDtype = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out where it stopped; begin it if there is none.")
     ] = False,
@@ -159,8 +160,7 @@ def run(
                 )
             typer.echo(f"The run in {out} is finished; there is nothing to resume.")
             return
-    if save is not None and save.exists() and any(save.iterdir() if save.is_dir() else [save]):
-        raise RunError(f"--save {save} is already there; give a directory that does not exist yet.")
+    refuse_used_save(save, save_dtype)
     directory = out or default_directory(resolved)
     ours = resume or not has_begun(directory)
     try:
@@ -171,6 +171,7 @@ def run(
             progress=TerminalProgress(),
             command=["editctl", *sys.argv[1:]],
             save=save,
+            save_dtype=save_dtype,
             resume=resume,
             draw=draw_run,
         )

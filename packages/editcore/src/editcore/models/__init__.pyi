@@ -10,7 +10,12 @@ from .catalogue import (
 from .edited import EditedModel as EditedModel, attached_reason as attached_reason
 from .forward import logits_at as logits_at
 from .gradients import asking_for_gradients as asking_for_gradients, target_losses as target_losses
-from .language_model import DTYPES as DTYPES, Encoded as Encoded, LanguageModel as LanguageModel
+from .language_model import (
+    DTYPES as DTYPES,
+    Encoded as Encoded,
+    LanguageModel as LanguageModel,
+    dtype_of as dtype_of,
+)
 from .layout import (
     CHECKS as CHECKS,
     ModelLayout as ModelLayout,
@@ -26,6 +31,7 @@ from .passes import (
     stop_after as stop_after,
 )
 from .prompt_form import PromptForm as PromptForm
+from .sources import HubModel as HubModel
 from .tokens import (
     FactToken as FactToken,
     TokenRow as TokenRow,
@@ -36,4 +42,9 @@ from .tokens import (
     pad_rows as pad_rows,
 )
 from .weights import split_address as split_address
-from .writing import add_changes as add_changes, misfits as misfits
+from .writing import (
+    add_changes as add_changes,
+    in_float64 as in_float64,
+    misfits as misfits,
+    rounded as rounded,
+)

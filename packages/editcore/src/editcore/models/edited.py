@@ -11,13 +11,17 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from editcore._util.folders import refuse_existing
 from editcore.interfaces.changes import Attachment, Changes, Written
 from editcore.interfaces.errors import ModelError
 from editcore.interfaces.protocols import AttachmentKind, Backend, OverlaysWeights, RewritesPrompts
 from editcore.interfaces.specs import BackendSpec
+from editcore.models.language_model import dtype_of
 from editcore.plugins.registry import Plugins, boundary, resolve
 
 if TYPE_CHECKING:
+    import torch
+
     from editcore.models.language_model import LanguageModel
 
 __all__ = ["EditedModel", "attached_reason"]
@@ -116,15 +120,43 @@ class EditedModel:
         finally:
             self.rebuild(active)
 
-    def save(self, directory: Path) -> None:
-        """Write the edited model as a folder that ``from_pretrained`` loads, whatever the backend.
+    def save(self, directory: Path, *, dtype: str | None = None) -> None:
+        """Write the edited model as a folder that ``from_pretrained`` loads, whatever the backend: whole or not at all.
+
+        Args:
+            dtype: of the weights in the folder; left out, as in the folder that the model was loaded from. Sums of
+                base and changes are rounded to it once.
 
         Raises:
-            ModelError: the folder cannot be written, or a part of the edits is not in the weights.
+            ModelError: a part of the edits is not in the weights.
+            UnknownNameError: there is no such type.
+            StorageError: the folder is there already, or cannot be written.
         """
         self.check_all_in_weights("saved")
-        with self.backend.written() if isinstance(self.backend, OverlaysWeights) else nullcontext():
+        refuse_existing(directory)
+        with (
+            self._held_as(self.model.saved_dtype if dtype is None else dtype_of(dtype)),
+            self.backend.written() if isinstance(self.backend, OverlaysWeights) else nullcontext(),
+        ):
             self.model.save(directory)
+
+    @contextmanager
+    def _held_as(self, dtype: torch.dtype) -> Iterator[None]:
+        """The edited model with its weights in another type, inside the block only."""
+        if dtype == self.model.dtype:
+            yield
+            return
+        active = self._active
+        try:
+            self.rebuild([])
+            with self.model.held_as(dtype):
+                self.rebuild(active)
+                try:
+                    yield
+                finally:
+                    self.rebuild([])
+        finally:
+            self.rebuild(active)
 
     def check_all_in_weights(self, what: str) -> None:
         """Refuse to pass weights off as the edited model where they are not all of it.

@@ -26,21 +26,25 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from editcore._util.folders import making
 from editcore._util.memory import is_out_of_memory, release
 from editcore.interfaces.documented import documented
-from editcore.interfaces.errors import HParamsError, ModelError, UnknownNameError
+from editcore.interfaces.errors import HParamsError, ModelError, StorageError, UnknownNameError
 from editcore.interfaces.progress import Progress, silent
+from editcore.models.card import model_card
 from editcore.models.catalogue import CATALOGUE, pull, quiet_transformers
 from editcore.models.generating import Sampling, Writer, continued, padded
 from editcore.models.layout import ModelLayout, check_layout, detect_layout
 from editcore.models.prompt_form import PLAIN, PromptForm, chat_form
+from editcore.models.saving import write_folder
+from editcore.models.sources import HubModel, check_source, hub_model, refuse_quantised, source_folder
 from editcore.models.weights import Weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-__all__ = ["DTYPES", "Encoded", "LanguageModel"]
+__all__ = ["DTYPES", "Encoded", "LanguageModel", "dtype_of"]
 
 _log = logging.getLogger(__name__)
 
@@ -80,6 +84,8 @@ class LanguageModel:
     """A catalogue name, a folder or a hub id."""
     weights: Weights
     """Every parameter by address; what a change of it may look like."""
+    hub: HubModel | None
+    """The model on the hub by which everybody can find it; ``None`` where it is not known."""
     prompt_form: PromptForm
     """What stands around every prompt: nothing, until :meth:`use_chat_template`."""
 
@@ -90,6 +96,8 @@ class LanguageModel:
         self.name = name
         self.prompt_form = PLAIN
         self._base_fingerprint: str | None = None
+        self._base_config: Mapping[str, Any] = {}
+        self.hub = None
         self.weights = Weights(hf, model_name=name)
         self._rewriters: list[Callable[[str], str]] = []
 
@@ -120,7 +128,7 @@ class LanguageModel:
         Raises:
             ModelError: it cannot be found or loaded, does not fit, or its structure is not one that can be edited.
         """
-        torch_device, torch_dtype = None if device == "auto" else _device(device), _dtype(dtype)
+        torch_device, torch_dtype = None if device == "auto" else _device(device), dtype_of(dtype)
         if torch_device is not None and torch_device.type == "cpu" and (times := _times_slower(torch_dtype)) > _SLOW:
             _log.warning(
                 "%s is %.0f times slower than float32 on this processor, which has no instructions for it. "
@@ -129,6 +137,8 @@ class LanguageModel:
                 times,
             )
         source = _source(str(name_or_path), progress)
+        config = _load_config(source, str(name_or_path))
+        refuse_quantised(config, str(name_or_path))
         tokenizer = _load_tokenizer(source, str(name_or_path), trust_remote_code)
         form = chat_form(tokenizer, name=str(name_or_path)) if chat_template else PLAIN
         device_map = "auto" if torch_device is None else None
@@ -143,6 +153,8 @@ class LanguageModel:
                 raise ModelError(f"'{name_or_path}' {what} on device '{device}': {_one_line(error)}") from error
         model = cls.wrap(hf, tokenizer, name=str(name_or_path), families=families)
         model.prompt_form = form
+        model._base_config = config
+        model.hub = hub_model(str(name_or_path), getattr(hf.config, "_commit_hash", None))
         release()  # what reading tokenizer and weights took
         return model
 
@@ -395,18 +407,56 @@ class LanguageModel:
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
 
+    @property
+    def saved_dtype(self) -> torch.dtype:
+        """The type that :meth:`save` should write: that of the weights in the folder it was loaded from, or its own if
+        it cannot hold all of their values."""
+        config = self._base_config
+        nested = [value for value in config.values() if isinstance(value, Mapping)]
+        names = [part.get("dtype") or part.get("torch_dtype") for part in (config, *nested)]
+        stored = next((DTYPES[name] for name in names if isinstance(name, str) and name in DTYPES), self.dtype)
+        return stored if torch.promote_types(stored, self.dtype) == self.dtype else self.dtype
+
+    @contextlib.contextmanager
+    def held_as(self, dtype: torch.dtype) -> Iterator[None]:
+        """The weights in another type, inside the block only; the bits come back. What is written into a weight inside
+        the block is rounded to that type at once.
+
+        Where the folder that the model was loaded from has that type, weights that it does not hold without loss keep
+        theirs: the folder had them in another type, too.
+        """
+        kept: list[tuple[Tensor, Tensor]] = []
+        weights = list(self.weights.parameters()) if dtype != self.dtype else []
+        all_of_them = dtype != self.saved_dtype
+        try:
+            for weight in weights:
+                rounded = weight.data.to(dtype)
+                if all_of_them or torch.equal(rounded.to(weight.dtype), weight.data):
+                    kept.append((weight, weight.data))
+                    weight.data = rounded
+            yield
+        finally:
+            for weight, bits in kept:
+                weight.data = bits
+
     def save(self, directory: Path) -> None:
-        """Write model and tokenizer as ``from_pretrained`` reads them.
+        """Write model and tokenizer as ``from_pretrained`` reads them, with a card: all of it or nothing.
+
+        The folder is read by transformers 5, and by transformers 4 from 4.51 on.
 
         Raises:
-            ModelError: the folder cannot be written.
+            StorageError: the folder is there already, or cannot be written.
         """
-        try:
-            with _bars():
-                self.hf.save_pretrained(directory)
-                self.tokenizer.save_pretrained(directory)
-        except (OSError, SafetensorError) as error:
-            raise ModelError(f"{self.name} cannot be saved to {directory}: {_one_line(error)}") from error
+        with making(directory) as folder:
+            try:
+                with _bars():
+                    write_folder(self.hf, self.tokenizer, folder, base_config=self._base_config)
+            except SafetensorError as error:  # how a full disk shows
+                raise StorageError(f"{self.name} cannot be saved to {directory}: {_one_line(error)}") from error
+            card = model_card(
+                directory.name, base=self.name, hub=self.hub, fingerprint=self._base_fingerprint, dtype=self.dtype
+            )
+            (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 # Loading
@@ -483,7 +533,12 @@ def _product_seconds(dtype: torch.dtype) -> float:
     return min(taken)
 
 
-def _dtype(name: str) -> torch.dtype:
+def dtype_of(name: str) -> torch.dtype:
+    """A type of numbers by its name.
+
+    Raises:
+        UnknownNameError: a model cannot have it.
+    """
     if name not in DTYPES:
         raise UnknownNameError("dtype", name, DTYPES)
     return DTYPES[name]
@@ -493,28 +548,18 @@ def _source(name: str, progress: Progress) -> str:
     """What transformers is given: a folder or a hub id."""
     if name in CATALOGUE:
         return str(pull(name, progress=progress))
-    path = Path(name).expanduser()
-    if path.is_file():
-        raise ModelError(f"'{name}' is a file; a model is a folder with config.json, weights and a tokenizer.")
-    if path.is_dir():
-        _check_folder(path)
-        return str(path)
-    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or not name.strip():
-        raise ModelError(f"There is no model folder '{name}'.")
-    return name
+    check_source(name)
+    folder = source_folder(name)
+    return name if folder is None else str(folder)
 
 
-def _check_folder(path: Path) -> None:
-    if not (path / "config.json").is_file():
-        raise ModelError(f"The folder '{path}' is no model: it has no config.json.")
-    if not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
-        raise ModelError(f"The folder '{path}' has a config.json but no weights (*.safetensors or *.bin).")
-    tokenizer_files = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-    if not any((path / name).is_file() for name in tokenizer_files):
-        raise ModelError(
-            f"The folder '{path}' has no tokenizer (tokenizer.json). Save the tokenizer into it: "
-            "tokenizer.save_pretrained(folder)."
-        )
+def _load_config(source: str, name: str) -> Mapping[str, Any]:
+    """The configuration as it is in its file, before this version of transformers reads it in its way."""
+    from transformers import PreTrainedConfig
+
+    config, _ = _from_pretrained(PreTrainedConfig.get_config_dict, source, name, "configuration")
+    found: Mapping[str, Any] = config
+    return found
 
 
 def _load_tokenizer(source: str, name: str, trust_remote_code: bool) -> Any:

@@ -26,7 +26,7 @@ from transformers.pytorch_utils import Conv1D
 from editcore.interfaces.errors import ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 __all__ = ["Weights", "split_address"]
 
@@ -86,6 +86,10 @@ class Weights:
     def names(self) -> tuple[str, ...]:
         """The name of every parameter."""
         return tuple(self._parameters)
+
+    def parameters(self) -> Iterator[Tensor]:
+        """Every parameter that holds floating-point numbers, each once."""
+        return (one.tensor for one in self._parameters.values() if one.tensor.is_floating_point())
 
     def tied(self) -> Mapping[str, str]:
         """Names that stand for another parameter, with its name."""

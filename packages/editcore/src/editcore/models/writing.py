@@ -13,7 +13,7 @@ from editcore.interfaces.changes import Changes, FactoredDelta, WeightChange
 if TYPE_CHECKING:
     from editcore.models import LanguageModel
 
-__all__ = ["add_changes", "in_float64", "misfits"]
+__all__ = ["add_changes", "in_float64", "misfits", "rounded"]
 
 
 def misfits(model: LanguageModel, changes: Changes) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...]]]:
@@ -35,7 +35,22 @@ def add_changes(model: LanguageModel, address: str, changes: Sequence[WeightChan
     total = model.as_out_in(address, weight).double()
     for change in changes:
         total = total + in_float64(change, total)
-    weight.copy_(model.as_out_in(address, total).to(weight))
+    weight.copy_(rounded(model.as_out_in(address, total), weight.dtype))
+
+
+def rounded(total: Tensor, dtype: torch.dtype) -> Tensor:
+    """Numbers in float64, each as the nearest one of ``dtype``.
+
+    torch goes from float64 to bfloat16 and float16 by way of float32, and so rounds twice: what lies a little beyond
+    the middle between two numbers becomes the middle, and then the wrong one of them.
+    """
+    if torch.promote_types(dtype, torch.float32) == dtype:
+        return total.to(dtype)
+    single = total.to(torch.float32)
+    found = single.to(dtype)
+    beyond = torch.nextafter(single, torch.where(total > single, torch.inf, -torch.inf).to(single)).to(dtype)
+    nearer = (beyond.double() - total).abs() < (found.double() - total).abs()
+    return torch.where(nearer, beyond, found)
 
 
 def in_float64(change: WeightChange, like: Tensor) -> Tensor:

@@ -36,6 +36,7 @@ from editcore.report.document import (
 from editcore.report.results import RunResults
 from editcore.runs.results import FIGURES_NAME
 from editcore.settings.hparams import toml_lines
+from editcore.settings.presets import model_stem
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -107,7 +108,7 @@ def _lead(run: RunResults) -> str:
     started = run.record.machine.get("started", "")
     when = f" The run began on {started[:10]} at {started[11:16]} UTC." if started else ""
     return (
-        f"{counted(run.summary.edits, 'fact')} of {short_name(config.dataset)} written into {Path(config.model).name} "
+        f"{counted(run.summary.edits, 'fact')} of {short_name(config.dataset)} written into {model_stem(config.model)} "
         f"by {config.editor}{extensions}, {config.batch_size} at a time.{when}"
     )
 

@@ -14,7 +14,7 @@ from editcore.interfaces.errors import RunError
 from editcore.interfaces.protocols import Backend, BackendContext, TakesContext
 from editcore.models.edited import EditedModel
 from editcore.models.weights import split_address
-from editcore.models.writing import in_float64, misfits
+from editcore.models.writing import in_float64, misfits, rounded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -204,7 +204,7 @@ class RawBackend:
                     total = base.to(torch.float64, copy=True)
                 place = total if other == address else total[index]
                 place += model.as_out_in(other, in_float64(change, total))
-        weight.copy_(base if total is None else total.to(weight))
+        weight.copy_(base if total is None else rounded(total, weight.dtype))
         if total is None or not keep:
             return
         if total.nbytes + sum(kept.nbytes for _, kept in self._sums.values()) <= self._room:

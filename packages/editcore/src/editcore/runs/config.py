@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -16,6 +15,7 @@ from editcore.interfaces.values import first_problem
 from editcore.plugins.registry import Plugins
 from editcore.runs.checkpoints import TEXT_TOKENS, TEXT_WINDOW
 from editcore.runs.fit import completed, refuse_twice
+from editcore.settings.presets import model_stem
 
 __all__ = ["RunConfig"]
 
@@ -127,4 +127,4 @@ class RunConfig(BaseModel):
     def title(self, edits: int) -> str:
         """What stands over a run's results: by what, on what, and how many facts of which data were edited."""
         counted = f"{edits} edit" if edits == 1 else f"{edits} edits"
-        return f"{self.method} on {Path(self.model).name}: {counted} of {short_name(self.dataset)}"
+        return f"{self.method} on {model_stem(self.model)}: {counted} of {short_name(self.dataset)}"

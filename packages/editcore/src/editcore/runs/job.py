@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from editcore._util.files import remove_leftovers, write_text
+from editcore._util.folders import refuse_existing
 from editcore._util.lock import locked
 from editcore._util.memory import peak_memory_bytes
 from editcore._util.paths import timed_directory
@@ -59,6 +60,7 @@ def run(
     progress: Progress = silent,
     command: Sequence[str] = (),
     save: Path | None = None,
+    save_dtype: str | None = None,
     resume: bool = False,
     model: LanguageModel | None = None,
     shared: Path | None = None,
@@ -72,6 +74,7 @@ def run(
     of a run that nothing had ended.
 
     Args:
+        save_dtype: as in :meth:`EditSession.save`.
         resume: go on with the run in ``directory``, if one was begun there; ``config`` must be that run's.
         model: the model of ``config``, unedited, if it is in memory. It is unedited again when this returns; after an
             exception it may not be.
@@ -94,7 +97,9 @@ def run(
             refuse_finished(directory)
         for folder in (directory, directory / DELTAS_NAME, directory / FIGURES_NAME, directory / CHECKPOINTS):
             remove_leftovers(folder)
-        return _run(config, directory, record, plugins, progress, command, save, model, shared, records_hash, draw)
+        return _run(
+            config, directory, record, plugins, progress, command, save, save_dtype, model, shared, records_hash, draw
+        )
 
 
 def _run(
@@ -105,6 +110,7 @@ def _run(
     progress: Progress,
     command: Sequence[str],
     save: Path | None,
+    save_dtype: str | None,
     model: LanguageModel | None,
     shared: Path | None,
     records_hash: str | None,
@@ -123,6 +129,7 @@ def _run(
         _refuse_other_records(records, records_hash, config)
     check_subjects([one.request for one in records], plugins.editor(config.editor))
     if save is not None:
+        refuse_existing(save)
         check_savable(plugins, config.editor, config.backend)
     with clock.stage("model"):
         session = make_session(config, directory, record, plugins, progress, records=records, model=model)
@@ -190,7 +197,7 @@ def _run(
         draw(result)
     write_summary(result)
     if save is not None:
-        session.save(save)
+        session.save(save, dtype=save_dtype)
     if model is not None:
         session.close()
     return result

@@ -123,7 +123,7 @@ def write_pack(directory: Path, path: Path, plugins: Plugins) -> EditPack:
     if not history:
         raise RunError(f"No edit is active in {directory}, so there is nothing to pack.")
     manifest = Manifest(
-        model=record.config.model if record.model["folder"] is None else Path(record.config.model).name,
+        model=_name_elsewhere(record),
         fingerprint=record.model["fingerprint"],
         editor=record.config.editor,
         settings=record.settings,
@@ -153,6 +153,14 @@ def _instead(path: Path) -> str:
     if suffixes[-1:] == [".safetensors"]:
         return "by its name it has the weights of a model or an adapter; a pack is written by 'editctl pack'"
     return "a pack is the one file that 'editctl pack' writes"
+
+
+def _name_elsewhere(record: RunRecord) -> str:
+    """What the base model of a run is called on another machine."""
+    if record.model["folder"] is None:
+        return record.config.model
+    hub = record.model["hub"]
+    return str(hub["id"]) if hub is not None else Path(record.config.model).name
 
 
 def read_pack(path: Path) -> EditPack:

@@ -18,6 +18,7 @@ from editcore.interfaces.protocols import (
 )
 from editcore.interfaces.specs import BackendSpec, EditorSpec, EvaluatorSpec, ExtensionSpec, Spec
 from editcore.models import LanguageModel
+from editcore.models.sources import check_source
 from editcore.plugins.registry import Plugins, boundary, resolve
 from editcore.runs.fit import MissingSettingError, check_fit, refuse_twice
 from editcore.settings.hparams import HParams, Setting, build, describe
@@ -244,6 +245,7 @@ def _editor_settings(
     missing = [setting for setting in known.values() if setting.required and setting.name not in values]
     # With an unknown name among the values, that one was probably meant: build says so.
     if missing and known.keys() >= values.keys():
+        check_source(model_name)  # what is no model has no preset, and no setting helps
         raise _missing_setting(spec, missing[0], preset, model_name)
     return build(hparams, [values], owner=spec.name)
 
@@ -273,8 +275,10 @@ def default_editor(registry: Plugins, model_name: str) -> str:
     """The editor for someone who names none: the first by name that has a preset for the model, or the only one.
 
     Raises:
+        ModelError: the model is a path to something else than a model folder.
         HParamsError: no editor is installed, or none of several has such a preset.
     """
+    check_source(model_name)
     editors = registry.editors()
     fitting = [name for name in sorted(editors) if preset_for(editors[name], model_name) is not None]
     if fitting or len(editors) == 1:

@@ -60,6 +60,7 @@ def write_run(
         "model": {
             "name": session.model.name,
             "folder": folder_of(config.model),
+            "hub": None if session.model.hub is None else asdict(session.model.hub),
             "fingerprint": session.model.base_fingerprint,
             "layout": asdict(session.model.layout),
             "prompt_form": asdict(session.model.prompt_form),
@@ -107,7 +108,7 @@ class RunRecord:
     settings: Mapping[str, Mapping[str, Any]]
     """Every hyperparameter, by the name of editor, backend, extension or data set."""
     model: Mapping[str, Any]
-    """Name, folder if it is one, fingerprint and layout."""
+    """Name, folder if it is one, hub id and commit where they are known, fingerprint and layout."""
     versions: Mapping[str, str]
     """By package, of the code that the result depends on."""
     provenance: Mapping[str, Any]
@@ -132,7 +133,12 @@ class RunRecord:
             return cls(
                 config=RunConfig(**record["config"]),
                 settings={name: dict(values) for name, values in record["settings"].items()},
-                model={"folder": None, **record["model"], "fingerprint": str(record["model"]["fingerprint"])},
+                model={
+                    "folder": None,
+                    "hub": None,
+                    **record["model"],
+                    "fingerprint": str(record["model"]["fingerprint"]),
+                },
                 versions=dict(record["versions"]),
                 provenance=dict(record["provenance"]),
                 notes=tuple(map(str, record["notes"])),
@@ -151,8 +157,10 @@ class RunRecord:
     @property
     def source(self) -> str:
         """Where the model is loaded from."""
-        folder = self.model["folder"]
-        return folder if isinstance(folder, str) and Path(folder).is_dir() else self.config.model
+        folder, hub = self.model["folder"], self.model["hub"]
+        if isinstance(folder, str) and Path(folder).is_dir():
+            return folder
+        return str(hub["id"]) if folder is not None and hub is not None else self.config.model
 
     def check(self, model: LanguageModel) -> None:
         """Refuse a model with other weights than the run's.

@@ -566,13 +566,17 @@ class EditSession:
         with self.edited.unedited():
             return action()
 
-    def save(self, directory: Path | str) -> None:
-        """Write the edited model as a folder that ``from_pretrained`` loads.
+    def save(self, directory: Path | str, *, dtype: str | None = None) -> None:
+        """Write the edited model as a folder that ``from_pretrained`` loads: whole or not at all.
+
+        Args:
+            dtype: of the weights in the folder; left out, as in the folder that the model was loaded from.
 
         Raises:
-            ModelError: the folder cannot be written, or a part of the edits is kept outside the weights.
+            ModelError: a part of the edits is kept outside the weights.
+            StorageError: the folder is there already, or cannot be written.
         """
-        self.edited.save(Path(directory))
+        self.edited.save(Path(directory), dtype=dtype)
 
     def finish(self) -> None:
         """Tell the extensions that all edits are made and measured."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from editcore._util.paths import cache_dir
+from editcore._util.paths import cache_dir, hub_snapshot
 from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import EditcoreError, UnknownNameError
 from editcore.interfaces.specs import Spec
@@ -85,9 +85,12 @@ def get_preset(spec: Spec, name: str) -> Preset:
 
 def model_stem(model_name: str) -> str:
     """What a model is called without its organisation or the folders above it: ``gpt2-xl`` of
-    ``openai-community/gpt2-xl``."""
+    ``openai-community/gpt2-xl``, and of the folder of its snapshot in the hub's cache."""
     path = Path(model_name).expanduser()
-    return path.resolve().name if path.is_dir() else path.name
+    if path.is_dir():
+        path = path.resolve()
+    snapshot = hub_snapshot(path)
+    return path.name if snapshot is None else snapshot[0].rpartition("/")[2]
 
 
 def preset_for(spec: Spec, model_name: str) -> Preset | None:

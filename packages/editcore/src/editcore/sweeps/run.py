@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from editcore._util.files import json_text, remove_leftovers, write_text
+from editcore._util.files import json_text, make_readable, remove_leftovers, write_text
 from editcore._util.lock import locked
 from editcore._util.paths import check_writable
 from editcore.interfaces.documented import documented
@@ -182,7 +182,7 @@ def _bring_home(files: Mapping[str, bytes], trial: Path) -> None:
             path = temporary / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
-        temporary.chmod(0o755)
+        make_readable(temporary)
         shutil.rmtree(trial, ignore_errors=True)  # an attempt that was not finished
         temporary.rename(trial)
     finally:

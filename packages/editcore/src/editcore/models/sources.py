@@ -1,0 +1,151 @@
+"""What the name of a model stands for, found out before anything is loaded."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from editcore._util.paths import hub_snapshot
+from editcore.interfaces.documented import documented
+from editcore.interfaces.errors import ModelError
+from editcore.models.catalogue import CATALOGUE
+
+__all__ = ["HubModel", "check_source", "hub_model", "refuse_quantised", "source_folder"]
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+@documented
+@dataclass(frozen=True, slots=True)
+class HubModel:
+    """A model by what everybody can resolve."""
+
+    id: str
+    """``organisation/name``."""
+    revision: str | None = None
+    """The commit, where it is known."""
+
+
+def source_folder(name: str) -> Path | None:
+    """The folder that a model's name stands for; ``None`` for a name of the catalogue and for a hub id."""
+    path = Path(name).expanduser()
+    return path if name not in CATALOGUE and path.is_dir() else None
+
+
+def hub_model(name: str, commit: str | None = None) -> HubModel | None:
+    """The model on the hub that a name stands for: the one that a catalogue entry was made from, the one whose snapshot
+    a folder of the hub's cache is, or the hub id itself. ``None`` for any other folder.
+
+    Args:
+        commit: of the files that were loaded, where it is known.
+    """
+    if name in CATALOGUE:
+        entry = CATALOGUE[name]
+        return HubModel(entry.hub_id, entry.hub_revision) if entry.hub_id else None
+    if (folder := source_folder(name)) is not None:
+        found = hub_snapshot(folder)
+        return None if found is None else HubModel(*found)
+    return HubModel(name, commit) if name.count("/") <= 1 and not name.startswith((".", "/", "~")) else None
+
+
+def check_source(name: str) -> None:
+    """Refuse a path that is no model folder. Names of the catalogue and hub ids are not looked up.
+
+    Raises:
+        ModelError: there is no such folder, or it is an adapter, a quantised model, or lacks weights or a tokenizer.
+    """
+    if name in CATALOGUE:
+        return
+    path = Path(name).expanduser()
+    if path.is_file():
+        raise ModelError(f"'{name}' is a file; a model is a folder with config.json, weights and a tokenizer.")
+    if path.is_dir():
+        _check_folder(path)
+    elif path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or not name.strip():
+        raise ModelError(f"There is no model folder '{name}'.")
+
+
+def refuse_quantised(config: Mapping[str, Any], name: str) -> None:
+    """Refuse a model whose weights are quantised: there is no full-precision weight that a change could be added to.
+
+    Args:
+        config: the model's, as it is in its file.
+
+    Raises:
+        ModelError: it has a ``quantization_config``.
+    """
+    parts = [config, *(value for value in config.values() if isinstance(value, Mapping))]
+    found = next((part["quantization_config"] for part in parts if part.get("quantization_config")), None)
+    if found is None:
+        return
+    method = found.get("quant_method") if isinstance(found, Mapping) else None
+    by = f" by {method}" if method else ""
+    raise ModelError(
+        f"'{name}' holds weights that are quantised{by}, which cannot be edited. Edit the full-precision model that it "
+        "was made from, write the edits as an adapter ('editctl export', of the package edit-lora), and serve that "
+        "adapter on the quantised model."
+    )
+
+
+def _check_folder(path: Path) -> None:
+    if (path / ADAPTER_CONFIG).is_file():
+        _refuse_adapter(path)
+    if not (path / "config.json").is_file():
+        raise ModelError(f"The folder '{path}' is no model: it has no config.json.")
+    refuse_quantised(_read_json(path / "config.json"), str(path))
+    if not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
+        raise ModelError(f"The folder '{path}' has a config.json but no weights (*.safetensors or *.bin).")
+    if not any((path / name).is_file() for name in _TOKENIZER_FILES):
+        raise ModelError(
+            f"The folder '{path}' has no tokenizer (tokenizer.json). Save the tokenizer into it: "
+            "tokenizer.save_pretrained(folder)."
+        )
+    _check_tokenizer_model(path)
+
+
+def _refuse_adapter(path: Path) -> None:
+    base = _read_json(path / ADAPTER_CONFIG).get("base_model_name_or_path")
+    of = f" for {base}" if base else ""
+    raise ModelError(
+        f"The folder '{path}' is an adapter{of} ({ADAPTER_CONFIG}), and no model. With the package edit-lora, 'editctl "
+        f"adapters merge {path} --out DIR' writes the model that base and adapter make together, and 'editctl import "
+        f"{path} --out RUN' makes a run of it, which can be edited on."
+    )
+
+
+def _check_tokenizer_model(path: Path) -> None:
+    """Refuse a tokenizer that has to be converted where what converts it is not installed.
+
+    Raises:
+        ModelError: there is only a ``tokenizer.model``, and its package is missing.
+    """
+    file = path / "tokenizer.model"
+    if not file.is_file() or any((path / name).is_file() for name in _TOKENIZER_FILES if name != file.name):
+        return
+    needed = "tiktoken" if _is_tiktoken(file) else "sentencepiece"
+    if importlib.util.find_spec(needed) is None:
+        raise ModelError(
+            f"The folder '{path}' has its tokenizer as tokenizer.model alone, which is read with {needed}, and that is "
+            f"not installed. Install with: pip install {needed}, or put the model's tokenizer.json into the folder."
+        )
+
+
+def _is_tiktoken(file: Path) -> bool:
+    """Whether its first line is a token in base64 and its rank; sentencepiece files are binary."""
+    with file.open("rb") as opened:
+        token, _, rank = opened.readline(1000).strip().partition(b" ")
+    return rank.isdigit() and token.isascii()
+
+
+def _read_json(path: Path) -> Mapping[str, Any]:
+    """What is in a file; nothing for one that cannot be read, which is said by whoever needs it."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
