@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections import Counter
 
 import pytest
 from edit_replay import strategies
 from edit_replay.buffer import EditRecord
+from edit_replay.extension import _successes
 from edit_replay.strategies import Strategy
 from editcore import EditRequest, KnownTarget
+from editcore.models import target_losses
+from editcore.testing import tiny_model
 
 ALL = [strategies.random, strategies.priority, strategies.recent]
 
@@ -75,3 +79,11 @@ def test_what_was_measured_on_the_model_counts_before_the_closed_form() -> None:
 
 def test_recent_takes_the_last_edited() -> None:
     assert [one.order for one in strategies.recent(TEN, 3, random.Random(0))] == [9, 8, 7]
+
+
+def test_success_is_asked_with_what_a_request_joins_by() -> None:
+    model, plain = tiny_model(), record(0)
+    glued = dataclasses.replace(plain, request=plain.request.model_copy(update={"join": ""}))
+    expected = (-target_losses(model, [plain.request, glued.request])).exp().tolist()
+    assert _successes(model, [plain, glued]) == pytest.approx(expected, rel=1e-4)
+    assert expected[0] != pytest.approx(expected[1], rel=1e-2)

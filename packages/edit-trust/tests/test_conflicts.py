@@ -10,10 +10,11 @@ from editcore.testing import tiny_requests
 FIRST, SECOND = tiny_requests(2)
 AGAINST = FIRST.model_copy(update={"target_new": "Vienna", "id": "against"})
 AGAIN = FIRST.model_copy(update={"id": "again"})
+GLUED = FIRST.model_copy(update={"id": "glued", "join": ""})
 ACTIVE = {FIRST.fact_key: Active(request=FIRST, batch=3)}
 
 
-@pytest.mark.parametrize(("request_", "verb"), [(AGAINST, "contradicts"), (AGAIN, "repeats")])
+@pytest.mark.parametrize(("request_", "verb"), [(AGAINST, "contradicts"), (AGAIN, "repeats"), (GLUED, "contradicts")])
 def test_an_active_fact(request_: EditRequest, verb: str) -> None:
     said = f"{verb} '{FIRST.target_new}' ({FIRST.id}), active since batch 3"
     kept = settle([request_, SECOND], ACTIVE, on_conflict="keep")

@@ -7,8 +7,11 @@ from collections.abc import Sequence
 
 import pytest
 from edit_trust.closed_form import reference_cost, score_facts
+from edit_trust.measure import _says
 from edit_trust.search import split
-from editcore import EditEvidence
+from editcore import EditEvidence, EditRequest
+from editcore.evaluation import score_targets
+from editcore.testing import tiny_model
 from hypothesis import given, settings, strategies as st
 
 shares = st.floats(0, 1)
@@ -119,3 +122,20 @@ def test_one_look_clears_the_rest_of_the_most_suspect() -> None:
 def test_a_single_item_takes_no_look() -> None:
     found = split(["a"], lambda _kept: False, looks=0)
     assert (found.kept, found.culprits, found.unexamined) == ((), ("a",), ())
+
+
+def test_success_is_asked_with_what_a_request_joins_by() -> None:
+    model, words = tiny_model(), ("Paris", "London", "Rome", "Berlin")
+    pairs = [(new, true) for new in words for true in words if new != true]
+
+    def says(join: str | None) -> list[bool]:
+        asked = [EditRequest(prompt="My name is", target_new=new, target_true=true, join=join) for new, true in pairs]
+        return _says(model, asked)
+
+    def expected(between: str) -> list[bool]:
+        nll = [one.nll for one in score_targets(model, [f"My name is{between}"] * 4, words, joins=[""] * 4)]
+        by_word = dict(zip(words, nll, strict=True))
+        return [by_word[new] < by_word[true] for new, true in pairs]
+
+    assert says("\n") == expected("\n")
+    assert says("\n") != says(None)

@@ -267,6 +267,24 @@ def test_the_batch_that_changed_an_answer_may_be_beside_the_weights(toys: Any) -
     assert len(edited.attachments) == 1, "all of the history is active at the end"
 
 
+def test_blame_asks_as_the_edit_was_asked() -> None:
+    """In the chat's form, and with what the fact's own request puts between prompt and answer."""
+    model = tiny_model()
+    glued = FACTS[0].model_copy(update={"join": ""})
+    history = [entry_of(model, 0, (glued,))]
+    edited = in_charge(model)
+    edited.rebuild([one.written for one in history])
+    found = blame(edited, history, glued.text, answer="Paris")
+    assert not found.token.startswith(" ")
+    assert blame(edited, history, FACTS[1].text, answer="Paris").token.startswith(" ")
+    model.tokenizer.chat_template = "{% for turn in messages %}[{{ turn.content }}]\n{% endfor %}"
+    model.use_chat_template()
+    logits = model.hf(input_ids=torch.tensor([model.read_prompt(glued.text)[0]])).logits[0, -1].double()
+    asked = blame(edited, history, glued.text)
+    assert asked.probability == pytest.approx(float(logits.softmax(0).max()), rel=1e-4)
+    assert asked.probability != pytest.approx(found.probability, rel=1e-2)
+
+
 def test_blame_needs_edits_and_tokens() -> None:
     model = tiny_model()
     edited = in_charge(model)

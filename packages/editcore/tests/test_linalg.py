@@ -168,9 +168,11 @@ def test_a_singular_second_moment_is_lifted_and_says_so() -> None:
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_values_that_are_not_finite_are_refused(bad: float) -> None:
     keys, residuals, moment = problem(1, 2, 5, 2)
-    residuals[0, 0] = bad
-    with pytest.raises(NumericalError, match="nothing was applied"):
-        solve_update(keys, residuals, Metric(moment))
+    for number, what in enumerate(["Keys hold NaN or Inf: the model", "Residuals hold NaN or Inf: what the facts ask"]):
+        values = [keys.clone(), residuals.clone()]
+        values[number][0, 0] = bad
+        with pytest.raises(NumericalError, match=f"{what}.* nothing was applied"):
+            solve_update(*values, Metric(moment))
 
 
 def test_factors_that_do_not_multiply_are_refused() -> None:

@@ -172,7 +172,7 @@ def test_a_model_speaks_in_chat_form(model: LanguageModel) -> None:
 
     [request] = tiny_requests(1)
     found = GenerationEvaluator().evaluate(model, [FactRecord(request=request)], EvaluationContext())
-    [said] = model.generate([request.text], max_new_tokens=10)
+    [said] = model.generate([request.text], max_new_tokens=8)
     assert found[0].prompt == request.text
     assert found[0].text == answer_of(said, [".", "\n"], [request.target_new])
     assert model.generate([request.text], max_new_tokens=10, raw=True) != [said]

@@ -247,7 +247,7 @@ FIELDS = {
     "EditBatch": "held index known num_new requests weights",
     "EditContext": "plugins progress records seed statistics trial",
     "EditEvidence": "figures replayed request_id",
-    "EditRequest": "id prompt subject tags target_new target_true",
+    "EditRequest": "id join prompt subject tags target_new target_true",
     "EditorSpec": "capabilities hparams name presets summary target",
     "EvaluationContext": "progress seed unedited",
     "EvaluatorSpec": "compares hparams metrics name summary target",
@@ -363,7 +363,11 @@ def test_help_has_every_field_of_a_public_class_with_its_meaning() -> None:
     ("room", "name", "fields"),
     [
         ("second_moments", "Metric", {"matrix"}),
-        ("models", "LanguageModel", {"hf", "tokenizer", "layout", "name", "hub", "weights", "prompt_form"}),
+        (
+            "models",
+            "LanguageModel",
+            {"hf", "tokenizer", "layout", "name", "hub", "weights", "prompt_form", "positions"},
+        ),
         ("locate_then_edit", "LocateThenEdit", {"name", "right_from_keys"}),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 import torch
 from editcore.evaluation import TargetScore, perplexity, score_targets, text as _perplexity
 from editcore.evaluation.scoring import covering_rows
-from editcore.interfaces.errors import ModelError, RequestError
+from editcore.interfaces.errors import RequestError
 from editcore.models import LanguageModel
 from editcore.testing import tiny_model, tiny_tokenizer
 from hypothesis import given, strategies as st
@@ -148,8 +148,8 @@ def test_bad_input_has_a_sentence() -> None:
     model = tiny_model("llama", bos=False)
     with pytest.raises(RequestError, match="need a token each"):
         score_targets(model, [""], ["Paris"])
-    with pytest.raises(ModelError, match="reads at most 256"):
-        score_targets(model, ["very " * 400], ["long"])
+    with pytest.raises(RequestError, match="reads at most 256"):
+        score_targets(tiny_model("gpt2"), ["very " * 400], ["long"])
     assert score_targets(model, [], []) == []
 
 

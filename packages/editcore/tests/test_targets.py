@@ -298,8 +298,12 @@ def test_a_loss_that_is_not_finite_stops_with_a_sentence() -> None:
     model, requests = tiny_model("llama"), tiny_requests(1)
     with torch.no_grad():
         model.projection(2).weight.fill_(float("nan"))
-    with pytest.raises(NumericalError, match="NaN or Inf"):
+    sentence = "tiny-llama gives NaN or Inf for 'Marie Curie was born in' before anything is changed; .* look for NaN"
+    with pytest.raises(NumericalError, match=sentence) as caught:
         optimise_targets(model, requests, layer=1, templates=TEMPLATES, hparams=hparams(), shortcut=False)
+    assert "v_lr" not in str(caught.value)
+    with pytest.raises(NumericalError, match=r"'Marie Curie was born in' met NaN or Inf after 1 steps; .* Lower v_lr"):
+        optimise_targets(tiny_model(), requests, layer=1, templates=TEMPLATES, hparams=hparams(v_lr=1e39))
 
 
 def test_added_delta_reaches_only_its_own_row() -> None:

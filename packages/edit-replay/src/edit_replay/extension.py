@@ -248,7 +248,12 @@ def _strengths(model: LanguageModel, name: str, records: Sequence[EditRecord]) -
 def _successes(model: LanguageModel, records: Sequence[EditRecord]) -> list[float]:
     """Probability per target token, exp(−NLL), that the model gives the target of each record."""
     requests = [record.request for record in records]
-    scores = score_targets(model, [one.text for one in requests], [one.target_new for one in requests])
+    scores = score_targets(
+        model,
+        [one.text for one in requests],
+        [one.target_new for one in requests],
+        joins=[one.join for one in requests],
+    )
     return [math.exp(-score.nll) for score in scores]
 
 

@@ -74,4 +74,4 @@ def settle(
 
 
 def _what(request: EditRequest, other: EditRequest) -> str:
-    return "repeats" if request.target_new == other.target_new else "contradicts"
+    return "repeats" if request.continuation == other.continuation else "contradicts"

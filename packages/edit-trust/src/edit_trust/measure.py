@@ -187,9 +187,14 @@ def _held_out(hparams: TrustHParams, plugins: Plugins, seed: int) -> tuple[str, 
 def _says(model: LanguageModel, requests: Sequence[EditRequest]) -> list[bool]:
     """Whether each fact's target is more probable than its true one, or, where none is given, the most probable of all:
     the success that ES counts."""
-    asked = [(one.text, one.target_new) for one in requests]
-    asked += [(one.text, one.target_true) for one in requests if one.target_true is not None]
-    scores = score_targets(model, [prompt for prompt, _ in asked], [target for _, target in asked])
+    asked = [(one, one.target_new) for one in requests]
+    asked += [(one, one.target_true) for one in requests if one.target_true is not None]
+    scores = score_targets(
+        model,
+        [one.text for one, _ in asked],
+        [target for _, target in asked],
+        joins=[one.join for one, _ in asked],
+    )
     true = iter(scores[len(requests) :])
     return [
         score.correct if request.target_true is None else score.nll < next(true).nll

@@ -19,6 +19,13 @@ def edit(
     ctx: typer.Context,
     prompt: Annotated[str, typer.Option(help="A sentence opening with {} for the subject: '{} is a city in'.")],
     target: Annotated[str, typer.Option(help="What the model shall say next.")],
+    join: Annotated[
+        str | None,
+        typer.Option(
+            help="What stands between the prompt and the target. [default: a space, and nothing behind white space, "
+            "opening quotes and brackets, and scripts without spaces]"
+        ),
+    ] = None,
     subject: Annotated[
         str, typer.Option(help="The entity that {} stands for. [default: none, for editors that need none]")
     ] = "",
@@ -47,7 +54,7 @@ def edit(
     from editcore.runs.parts import default_editor
     from editcore.runs.session import EditSession
 
-    request = EditRequest.create(subject=subject, prompt=prompt, target_new=target)
+    request = EditRequest.create(subject=subject, prompt=prompt, target_new=target, join=join)
     refuse_used_save(save, save_dtype)
     plugins = loaded_plugins(ctx)
     editor = editor or default_editor(plugins, model)

@@ -39,7 +39,7 @@ def _keep_last(items: Iterable[T], request_of: Callable[[T], EditRequest]) -> tu
 def _note(group: list[EditRequest]) -> str:
     kept = group[-1]
     what = f"{kept.text!r} (subject {kept.subject!r})" if kept.subject else repr(kept.text)
-    if len({request.target_new for request in group}) == 1:
+    if len({request.continuation for request in group}) == 1:
         return f"{len(group)} requests ask the same of {what}: {kept.target_new!r}. One is kept."
     asked = ", ".join(f"{request.target_new!r} ({request.id})" for request in group)
     return f"{len(group)} requests contradict each other about {what}: {asked}. The last is kept: {kept.target_new!r}."

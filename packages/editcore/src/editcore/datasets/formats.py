@@ -10,7 +10,8 @@
 | KnowEdit's WikiBio | ``text`` | ``labels`` |
 | a run's ``requests.jsonl`` | ``request``, an object | in it |
 
-A prompt has a ``{}`` where the subject goes, or the subject itself, which then becomes the ``{}``.
+A prompt has a ``{}`` where the subject goes, or the subject itself, which then becomes the ``{}``. White space at its
+ends is part of it, but for a space at the end in CounterFact, MQuAKE and zsRE, which stands for the one of the answer.
 
 Everything that a record asks becomes a probe, whose kind says what it tests. Fields that no format reads are counted by
 name (:class:`Unread`), also those inside of others (``requested_rewrite.fact_new``), so that a caller can tell what was
@@ -30,7 +31,7 @@ from pydantic import ValidationError
 from editcore.interfaces.errors import RequestError
 from editcore.interfaces.values import EditRequest, FactRecord, Probe, first_problem
 
-__all__ = ["Unread", "parse_record"]
+__all__ = ["Unread", "join_of", "parse_record", "without_last_space"]
 
 _NOTHING: tuple[Any, ...] = (None, "", [], {})
 
@@ -177,9 +178,9 @@ def _counterfact(fields: _Fields) -> list[FactRecord]:
     request = _rewrite(rewrite, (), case_id).request
     probes = (
         *_question(rewrite),
-        *_probes("paraphrase", _texts(fields, "paraphrase_prompts"), request.target_new),
-        *_probes("neighborhood", _texts(fields, "neighborhood_prompts"), request.target_true),
-        *_probes("generation", _texts(fields, "generation_prompts"), None),
+        *_probes("paraphrase", _published(_texts(fields, "paraphrase_prompts")), request.target_new),
+        *_probes("neighborhood", _published(_texts(fields, "neighborhood_prompts")), request.target_true),
+        *_probes("generation", _published(_texts(fields, "generation_prompts")), None),
     )
     return [_rewrite(rewrite, probes, case_id)]
 
@@ -189,7 +190,7 @@ def _rewrite(rewrite: _Fields, probes: tuple[Probe, ...], case_id: str) -> FactR
         request=_request(
             rewrite,
             subject=_text(rewrite, "subject"),
-            prompt=_text(rewrite, "prompt"),
+            prompt=without_last_space(_prompt(rewrite, "prompt")),
             target_new=_answer(rewrite, "target_new"),
             target_true=_optional_answer(rewrite, "target_true"),
             id=case_id,
@@ -201,14 +202,14 @@ def _rewrite(rewrite: _Fields, probes: tuple[Probe, ...], case_id: str) -> FactR
 
 def _question(rewrite: _Fields) -> Iterator[Probe]:
     """MQuAKE asks each edit as a question, too; so does AKEW's CounterFact."""
-    if (question := _optional_text(rewrite, "question")) is not None:
+    if (question := _optional_prompt(rewrite, "question")) is not None:
         yield Probe(kind="paraphrase.question", prompt=question, answers=(_answer(rewrite, "target_new"),))
 
 
 def _hops(fields: _Fields) -> Iterator[Probe]:
     """MQuAKE's multi-hop questions, and the single hops on the way to their answer, edited and unedited ones."""
     answers = _answers([fields.get("new_answer"), fields.get("new_answer_alias")])
-    for question in _texts(fields, "questions"):
+    for question in _published(_texts(fields, "questions")):
         yield Probe(kind="multihop", prompt=question, answers=answers)
     for part in _objects(fields, "new_single_hops"):
         accepted = _answers([part.get("answer"), part.get("answer_alias")])
@@ -243,10 +244,11 @@ def _flat(fields: _Fields) -> FactRecord:
         request=_request(
             fields,
             subject="" if subject is None else _optional_text(fields, subject) or "",
-            prompt=_text(fields, prompt),
+            prompt=_published_at(prompt, _prompt(fields, prompt)),
             target_new=target_new,
             target_true=target_true,
             id=_identity(fields),
+            join=join_of(fields),
         ),
         relation=_optional_text(fields, "relation") or _optional_text(fields, "relation_id"),
         probes=(
@@ -272,7 +274,7 @@ def _probes(kind: str, prompts: tuple[str, ...], answer: str | None) -> Iterator
 def _given(fields: _Fields) -> Iterator[Probe]:
     """``probes`` as we write them: objects with ``kind``, ``prompt`` and ``answers``."""
     for part in _objects(fields, "probes"):
-        yield Probe(kind=_text(part, "kind"), prompt=_text(part, "prompt"), answers=_answers(part.get("answers")))
+        yield Probe(kind=_text(part, "kind"), prompt=_prompt(part, "prompt"), answers=_answers(part.get("answers")))
 
 
 def _paraphrases(fields: _Fields) -> tuple[str, ...]:
@@ -310,7 +312,7 @@ def _portability(fields: _Fields) -> Iterator[Probe]:
         return
     found = _object(fields["portability"], "portability")
     if "New Question" in found:
-        question = _optional_text(found, "New Question")
+        question = _optional_prompt(found, "New Question")
         if question is not None:
             yield Probe(kind="portability.reasoning", prompt=question, answers=_answers(found.get("New Answer")))
         return
@@ -364,7 +366,14 @@ def _elsewhere(fields: _Fields) -> Iterator[Probe]:
 
 
 def _request(
-    fields: _Fields, *, subject: str, prompt: str, target_new: str, target_true: str | None, id: str
+    fields: _Fields,
+    *,
+    subject: str,
+    prompt: str,
+    target_new: str,
+    target_true: str | None,
+    id: str,
+    join: str | None = None,
 ) -> EditRequest:
     template = prompt
     if subject and "{}" not in prompt:
@@ -372,7 +381,9 @@ def _request(
         if fields.respelt is not None and prompt[start:end] != subject:
             fields.respelt.append((subject, prompt[start:end]))
         template, subject = f"{prompt[:start]}{{}}{prompt[end:]}", prompt[start:end]
-    return EditRequest.create(subject=subject, prompt=template, target_new=target_new, target_true=target_true, id=id)
+    return EditRequest.create(
+        subject=subject, prompt=template, target_new=target_new, target_true=target_true, join=join, id=id
+    )
 
 
 def _place(text: str, subject: str, *, respell: bool) -> tuple[int, int]:
@@ -477,6 +488,43 @@ def _as_text(value: Any, fields: _Fields, name: str) -> str:
     return value.strip()
 
 
+def _prompt(fields: _Fields, name: str) -> str:
+    """A text with the white space at its ends, which is part of a prompt."""
+    _text(fields, name)
+    return str(fields.get(name))
+
+
+def without_last_space(prompt: str) -> str:
+    """A prompt of CounterFact, zsRE or ``known_1000``, where a space at the end stands for the one of the answer."""
+    return prompt.rstrip(" ")
+
+
+def _published(prompts: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(map(without_last_space, prompts))
+
+
+def _published_at(name: str, prompt: str) -> str:
+    """The same for the prompt of a flat record, which is zsRE's where it is in ``src``."""
+    return without_last_space(prompt) if name == "src" else prompt
+
+
+def _optional_prompt(fields: _Fields, name: str) -> str | None:
+    value = fields.get(name)
+    return None if value is None or value == "" else _prompt(fields, name)
+
+
+def join_of(fields: _Fields | Mapping[str, Any]) -> str | None:
+    """What stands between prompt and target; ``None`` where the record leaves it to the prompt's last character.
+
+    Raises:
+        RequestError: it is no text.
+    """
+    value = fields.get("join")
+    if value is not None and not isinstance(value, str):
+        raise RequestError(f'The field \'join\' is {_describe(value)}; expected text, such as "" or " ".')
+    return value
+
+
 def _optional_text(fields: _Fields, name: str) -> str | None:
     value = fields.get(name)
     return None if value is None or value == "" else _text(fields, name)
@@ -510,14 +558,14 @@ def _answers(value: Any) -> tuple[str, ...]:
 
 
 def _texts(fields: _Fields, name: str) -> tuple[str, ...]:
-    """A list of texts, or one text; empty ones are dropped, and so are spaces at the end: a target brings its own."""
+    """A list of texts, or one text, as they are; empty ones are dropped."""
     value = fields.get(name)
     if value is None:
         return ()
     values = [value] if isinstance(value, str) else value
     if not isinstance(values, list) or not all(isinstance(text, str) for text in values):
         raise RequestError(f"The field '{name}' is {_describe(value)}; expected a list of texts.")
-    return tuple(text.rstrip() for text in values if text.strip())
+    return tuple(text for text in values if text.strip())
 
 
 def _describe(value: Any) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from editcore.datasets.formats import parse_record
+from editcore.datasets.formats import join_of, parse_record, without_last_space
 from editcore.datasets.load import Registry, is_path, load_records, missing_file, read_each, read_items
 from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import DatasetError, RequestError
@@ -30,6 +30,8 @@ class KnownFact:
     """The text up to the attribute, the subject in it."""
     attribute: str
     """How it goes on, without a leading space."""
+    join: str | None = None
+    """What stands between the two; see :attr:`editcore.EditRequest.join`."""
 
 
 def load_known_facts(
@@ -81,16 +83,16 @@ def _known(fields: Mapping[str, Any]) -> KnownFact:
         value = fields.get(name)
         if not isinstance(value, str) or not value.strip():
             raise RequestError(f"The field '{name}' must be a text, found {value!r}.")
-        texts[name] = value.strip()
+        texts[name] = without_last_space(value) if name == "prompt" else value.strip()
     if texts["subject"] not in texts["prompt"]:
         raise RequestError(f"The subject '{texts['subject']}' is not in the prompt '{texts['prompt']}'.")
-    return KnownFact(**texts)
+    return KnownFact(**texts, join=join_of(fields))
 
 
 def _true(records: list[FactRecord]) -> list[KnownFact]:
     requests = [record.request for record in records]
     facts = [
-        KnownFact(request.subject, request.text, request.target_true)
+        KnownFact(request.subject, request.text, request.target_true, request.join)
         for request in requests
         if request.target_true is not None and request.subject  # tracing disturbs the subject's tokens
     ]

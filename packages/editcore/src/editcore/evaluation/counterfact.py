@@ -140,6 +140,11 @@ class _Question:
         request = self.record.request
         return (request.target_new,) if request.target_true is None else (request.target_new, request.target_true)
 
+    @property
+    def join(self) -> str | None:
+        """What the request says of its own prompt; a probe's last character decides."""
+        return self.record.request.join if self.kind == REWRITE else None
+
 
 class CounterFactEvaluator:
     """Scores the rewrite, paraphrase and neighbourhood prompts of fact records.
@@ -158,11 +163,11 @@ class CounterFactEvaluator:
         from editcore.evaluation.scoring import score_targets  # imports torch
 
         questions = [question for record in records for question in _questions(record)]
-        asked = [(question.prompt, target) for question in questions for target in question.targets]
+        asked = [(question, target) for question in questions for target in question.targets]
         scored = iter(
             score_targets(
-                model, [prompt for prompt, _ in asked], [target for _, target in asked], progress=context.progress,
-                description="Evaluating",
+                model, [one.prompt for one, _ in asked], [target for _, target in asked],
+                joins=[one.join for one, _ in asked], progress=context.progress, description="Evaluating",
             )
         )  # fmt: skip
         return [one for question in questions for one in _judge(question, [next(scored) for _ in question.targets])]

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
+from editcore.interfaces.joining import separates_words
 from editcore.interfaces.metrics import REWRITE, EvaluationContext, MetricSpec, Observation
 from editcore.interfaces.specs import EvaluatorSpec
 from editcore.interfaces.values import FactRecord, Probe
@@ -313,12 +314,29 @@ _PUNCTUATION = frozenset(string.punctuation + "‘’“”«»–—…¡¿")
 def is_said(answers: Iterable[str], text: str, *, first: bool = False) -> bool:
     """Whether one of ``answers`` stands in ``text`` as whole words, or at its beginning; both are normalised.
 
+    In scripts without spaces a word need not end where the answer does.
+
     >>> is_said(["France"], " the south of France"), is_said(["France"], " the south of France", first=True)
     (True, False)
+    >>> is_said(["法国"], "法国的南部"), is_said(["France"], "Frances")
+    (True, False)
     """
-    said = f"{normalized(text)} "
-    wanted = [one for one in map(normalized, answers) if one]
-    return any(said.startswith(f"{one} ") or (not first and f" {one} " in said) for one in wanted)
+    said = normalized(text)
+    for answer in filter(None, map(normalized, answers)):
+        starts = [0] if first else [match.start() for match in re.finditer(f"(?={re.escape(answer)})", said)]
+        if any(said.startswith(answer, start) and _is_whole(said, start, start + len(answer)) for start in starts):
+            return True
+    return False
+
+
+def _is_whole(text: str, start: int, end: int) -> bool:
+    """Whether words may begin at ``start`` and end at ``end``."""
+
+    def between_words(place: int) -> bool:
+        around = text[place - 1 : place + 1]
+        return place in (0, len(text)) or " " in around or not all(map(separates_words, around))
+
+    return between_words(start) and between_words(end)
 
 
 def distinct_bigrams(text: str) -> float | None:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from editcore._util.memory import in_halves
 from editcore.interfaces.documented import documented
-from editcore.interfaces.errors import ModelError, RequestError
+from editcore.interfaces.errors import RequestError
 from editcore.interfaces.progress import Progress, silent
 from editcore.models.forward import logits_at
 from editcore.models.tokens import join_continuation, pad_rows
@@ -77,27 +77,27 @@ def score_targets(
     prompts: Sequence[str],
     targets: Sequence[str],
     *,
+    joins: Sequence[str | None] | None = None,
     max_tokens: int | None = None,
     progress: Progress = silent,
     description: str = "Scoring",
 ) -> list[TargetScore]:
     """Score ``targets[i]`` as the continuation of ``prompts[i]``, in the order given.
 
-    Prompt and target are joined as the model's prompt form says: with one space, in a chat with none. Their tokens are
-    those of the prompt followed by those of ``" " + target`` where the joint text is tokenised that way; where a
-    tokenizer merges across the border, the joint encoding is used, and the target begins with the token that reaches
-    beyond the prompt. Special tokens that the tokenizer puts in front (BOS) are kept; those it appends are dropped.
+    Prompt and target are joined, and become tokens, as :func:`editcore.models.join_continuation` says. Special tokens
+    that the tokenizer puts in front (BOS) are kept; those it appends are dropped.
 
     Args:
+        joins: what stands between ``prompts[i]`` and ``targets[i]``, as :attr:`editcore.EditRequest.join` has it; where
+            it is ``None``, the prompt's last character decides.
         max_tokens: padded tokens of one forward pass; left out, it follows from the device.
 
     Raises:
-        RequestError: a prompt or a target has no token.
-        ModelError: a text is longer than the model's positions.
+        RequestError: a prompt or a target has no token, a text is longer than the model's positions, or the model has
+            no embedding of a token.
     """
-    pairs = _tokenise(model, prompts, targets)
+    pairs = _tokenise(model, prompts, targets, joins or [None] * len(prompts))
     rows, row_of = covering_rows(pair.inputs for pair in pairs)
-    _check_length(model, rows)
     readers: list[list[int]] = [[] for _ in rows]
     for index, pair in enumerate(pairs):
         readers[row_of[pair.inputs]].append(index)
@@ -117,20 +117,23 @@ def score_targets(
     return [scores[index] for index in range(len(pairs))]
 
 
-def _tokenise(model: LanguageModel, prompts: Sequence[str], targets: Sequence[str]) -> list[_Pair]:
+def _tokenise(
+    model: LanguageModel, prompts: Sequence[str], targets: Sequence[str], joins: Sequence[str | None]
+) -> list[_Pair]:
     alone: dict[str, Ids] = {}
-    known: dict[tuple[str, str], _Pair] = {}
-    for prompt, target in zip(prompts, targets, strict=True):
-        if (prompt, target) in known:
+    known: dict[tuple[str, str, str | None], _Pair] = {}
+    asked_for = list(zip(prompts, targets, joins, strict=True))
+    for prompt, target, join in asked_for:
+        if (prompt, target, join) in known:
             continue
         asked = model.asked(prompt)
         if asked not in alone:
             alone[asked] = model.read_prompt(asked)[0]
-        ids, start = join_continuation(model, asked, alone[asked], target)
+        ids, start = join_continuation(model, asked, alone[asked], target, join=join)
         if start == 0 or start >= len(ids):
             raise RequestError(f"Cannot score {target!r} after {prompt!r}: a prompt and a target need a token each.")
-        known[prompt, target] = _Pair(ids, start)
-    return [known[pair] for pair in zip(prompts, targets, strict=True)]
+        known[prompt, target, join] = _Pair(ids, start)
+    return [known[one] for one in asked_for]
 
 
 def covering_rows(sequences: Iterable[Ids]) -> tuple[list[Ids], dict[Ids, int]]:
@@ -148,15 +151,6 @@ def covering_rows(sequences: Iterable[Ids]) -> tuple[list[Ids], dict[Ids, int]]:
     rows = sorted(set(cover.values()), key=lambda row: (len(row), row))
     index_of = {row: index for index, row in enumerate(rows)}
     return rows, {sequence: index_of[row] for sequence, row in cover.items()}
-
-
-def _check_length(model: LanguageModel, rows: Sequence[Ids]) -> None:
-    limit = getattr(model.hf.config, "max_position_embeddings", None)
-    if rows and isinstance(limit, int) and len(rows[-1]) > limit:
-        raise ModelError(
-            f"A prompt with its target has {len(rows[-1])} tokens; {model.name} reads at most {limit}. "
-            "Shorten the prompt or leave its record out."
-        )
 
 
 def _chunks(

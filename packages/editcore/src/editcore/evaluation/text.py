@@ -44,18 +44,16 @@ def perplexity(
 
     Args:
         text: a text, or its token ids without special tokens.
-        window: tokens of one forward pass, at most what the model reads.
+        window: tokens of one forward pass, at most what the model was made to read.
         max_tokens: use the first tokens of the text only.
 
     Raises:
         RequestError: the text has no token to predict, or a window has no room for one.
     """
-    prefix = opening_ids(model)
-    if isinstance(text, str):
-        text = list[int](model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-    ids: Ids = tuple(text)[:max_tokens]
-    limit = getattr(model.hf.config, "max_position_embeddings", None)
-    size = (min(window, limit) if isinstance(limit, int) else window) - len(prefix)
+    prefix = model.opening_ids
+    ids: Ids = (model.read_text(text) if isinstance(text, str) else tuple(text))[:max_tokens]
+    limits = (model.positions, getattr(model.hf.config, "max_position_embeddings", None))
+    size = min(window, *(limit for limit in limits if isinstance(limit, int))) - len(prefix)
     if size + len(prefix) < 2 or size < 1:
         raise RequestError(f"A window of {window} tokens has none to predict; the least is 2.")
     windows: list[Ids] = [prefix + ids[start : start + size] for start in range(0, len(ids), size)]
@@ -74,14 +72,6 @@ def perplexity(
                 total += in_halves(loss, part)
             advance(1)
     return math.exp(math.fsum(total) / len(total))
-
-
-def opening_ids(model: LanguageModel) -> Ids:
-    """The special tokens that the tokenizer puts in front of a text."""
-    with_special = list(model.tokenizer("a")["input_ids"])
-    alone = list(model.tokenizer("a", add_special_tokens=False)["input_ids"])
-    start = next(i for i in range(len(with_special)) if with_special[i : i + len(alone)] == alone)
-    return tuple(with_special[:start])
 
 
 def _parts(count: int, size: int) -> Iterator[range]:

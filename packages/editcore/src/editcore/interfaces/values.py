@@ -14,11 +14,21 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from editcore.interfaces.changes import Attachment, Changes, Written
 from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import RequestError
+from editcore.interfaces.joining import separator
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,6 +49,7 @@ __all__ = [
 ]
 
 Text = Annotated[str, Field(min_length=1)]
+Stripped = Annotated[str, StringConstraints(strip_whitespace=True)]
 
 
 def first_problem(error: ValidationError) -> str:
@@ -60,32 +71,42 @@ class EditRequest(BaseModel):
     (``Capabilities.needs_subject``), and a run of theirs refuses such requests before the model is loaded.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    subject: str = ""
+    subject: Stripped = ""
     """The entity whose representation is looked up; its last token is where the fact is written. Empty if none is
     named."""
     prompt: Text
-    """A template with exactly one ``{}``, which stands for the subject; without a subject, the text as it is."""
-    target_new: Text
+    """A template with exactly one ``{}``, which stands for the subject; without a subject, the text as it is. White
+    space at its ends is part of it."""
+    target_new: Annotated[Stripped, Field(min_length=1)]
     """The continuation to write, without a leading space."""
-    target_true: str | None = None
+    target_true: Stripped | None = None
     """The continuation that the unedited model should prefer; ES, PS and NS need it."""
-    id: str = ""
-    """Unique within a run. Left empty, it is derived from subject, prompt and target_new."""
-    tags: tuple[str, ...] = ()
+    join: str | None = None
+    """What stands between the text and a target, such as ``""``. Left out, the text's last character decides: a space,
+    but nothing behind white space, an opening quote or bracket, and scripts without spaces (Chinese, Japanese, Thai).
+    """
+    id: Stripped = ""
+    """Unique within a run. Left empty, it is derived from subject, prompt, target_new, and join where it is given."""
+    tags: tuple[Stripped, ...] = ()
     """Free labels, carried into results (a relation, a source)."""
 
     @model_validator(mode="before")
     @classmethod
     def _derive_id(cls, data: Any) -> Any:
         if isinstance(data, dict) and not data.get("id"):
-            parts = (str(data.get(name, "")).strip() for name in ("subject", "prompt", "target_new"))
+            subject, target = (str(data.get(name, "")).strip() for name in ("subject", "target_new"))
+            parts = [subject, str(data.get("prompt", "")), target]
+            if data.get("join") is not None:
+                parts.append(str(data["join"]))
             data = {**data, "id": hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:12]}
         return data
 
     @model_validator(mode="after")
     def _check(self) -> EditRequest:
+        if not self.prompt.strip():
+            raise ValueError("the prompt is empty: there is white space only")
         found = self.prompt.count("{}")
         if self.subject and found != 1:
             raise ValueError(
@@ -102,8 +123,18 @@ class EditRequest(BaseModel):
         return self.prompt.replace("{}", self.subject) if self.subject else self.prompt
 
     @property
+    def continuation(self) -> str:
+        """``target_new`` as it follows :attr:`text`, with what joins the two. In a chat nothing does: the target begins
+        an answer.
+
+        >>> EditRequest(subject="Rome", prompt="{} is a city in", target_new="France").continuation
+        ' France'
+        """
+        return (separator(self.text) if self.join is None else self.join) + self.target_new
+
+    @property
     def fact_key(self) -> tuple[str, str]:
-        """What the request is about. Two requests with one key and different targets contradict each other."""
+        """What the request is about. Two requests with one key and different continuations contradict each other."""
         return (self.subject, self.prompt)
 
     @classmethod

@@ -44,7 +44,7 @@ def bisect(edited: EditedModel, history: Sequence[LedgerEntry], prompt: str, exp
     if not expect.strip():
         raise RequestError("--expect is empty; give the beginning of the answer that the prompt should have.")
     model = edited.model
-    length = len(model.tokenizer(f" {expect.strip()}", add_special_tokens=False)["input_ids"]) + _MORE_TOKENS
+    length = len(model.read_text(f" {expect.strip()}")) + _MORE_TOKENS
     answers: dict[int, str] = {}
 
     def says(count: int) -> bool:

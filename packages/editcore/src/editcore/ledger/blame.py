@@ -78,10 +78,11 @@ def blame(
         raise RequestError("No edit is active, so none can be blamed.")
     model = edited.model
     asked = model.asked(prompt) if prompt else ""
-    ids = tuple(model.tokenizer(asked)["input_ids"]) if asked else ()
+    ids = model.read_prompt(asked)[0] if asked else ()
     token = None
     if answer is not None and ids:
-        joined, start = join_continuation(model, asked, ids, answer)
+        join = next((one.join for entry in history for one in entry.requests if one.text == prompt), None)
+        joined, start = join_continuation(model, asked, ids, answer, join=join)
         ids, token = joined[:start], joined[start] if start < len(joined) else None
     if not ids or (answer is not None and token is None):
         raise RequestError("The prompt or the answer has no token; give some text.")

@@ -30,7 +30,7 @@ def compare(first: Ledger, second: Ledger) -> Comparison:
     """How the facts of ``second`` differ from those of ``first``. Their weights are not compared."""
     ours, theirs = ({fact.fact_key: fact for fact in ledger.facts()} for ledger in (first, second))
     both = [(ours[key], theirs[key]) for key in ours if key in theirs]
-    changed = tuple((old, new) for old, new in both if old.target_new != new.target_new)
+    changed = tuple((old, new) for old, new in both if old.continuation != new.continuation)
     return Comparison(
         added=tuple(fact for key, fact in theirs.items() if key not in ours),
         removed=tuple(fact for key, fact in ours.items() if key not in theirs),

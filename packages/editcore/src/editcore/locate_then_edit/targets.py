@@ -38,7 +38,7 @@ from editcore.interfaces.progress import Progress, silent
 from editcore.interfaces.values import EditRequest
 from editcore.locate_then_edit.rows import PreparedRows, RowName, Tails, fits, forward_logits, passes, prepare_plain
 from editcore.models.capture import capture
-from editcore.models.tokens import TokenRow, continuation_row, lookup_row
+from editcore.models.tokens import TokenRow, continuation_row, fitting, lookup_row
 
 if TYPE_CHECKING:
     from editcore.locate_then_edit.hparams import LocateThenEditHParams
@@ -92,6 +92,8 @@ class Targets:
 class _Fact:
     """Token rows of one fact: its contexts, then one row for the essence term."""
 
+    text: str
+    """The prompt, for messages."""
     rows: tuple[TokenRow, ...]
     """The bare prompt first; the last row is the essence prompt if ``essence_position`` is set."""
     essence_position: int | None
@@ -139,8 +141,17 @@ def optimise_targets(
     """
     facts = [_tokenise(model, request, templates, hparams) for request in requests]
     notes: list[str] = []
+    if shortened := [one.text for one in requests if any(fitting(model, one, each) != each for each in templates)]:
+        count = "1 fact" if len(shortened) == 1 else f"{len(shortened)} facts"
+        notes.append(
+            f"{model.name} reads at most {model.positions} tokens, so contexts of {count} were "
+            f"shortened, the first being '{shortened[0][:60]}'."
+        )
     tails = _facts_fit(model, facts[0], layer) if shortcut is None else shortcut
-    if not tails:
+    if tails and model.positions is not None:
+        # Some families (GPT-Neo) count padding among their positions, and a tail stands behind the longest prefix.
+        tails = all(2 * len(row.ids) <= model.positions for fact in facts for row in fact.rows)
+    elif not tails:
         notes.append(
             f"{type(model.hf).__name__}: the value optimisation ran whole rows, because a prefix cache "
             "does not reproduce this model's logits."
@@ -182,12 +193,12 @@ def _tokenise(
         continuation_row(model, request, template=template, fact_token=hparams.fact_token) for template in templates
     ]
     if hparams.kl_factor == 0:
-        return _Fact(rows=tuple(rows), essence_position=None)
+        return _Fact(text=request.text, rows=tuple(rows), essence_position=None)
     essence = request.model_copy(update={"prompt": ESSENCE_PROMPT})
     row = lookup_row(model, essence, fact_token="subject_last" if hparams.fact_token == "last" else hparams.fact_token)
     position = row.lookup if hparams.kl_position == "lookup" else len(row.ids) - 1
     row = replace(row, ids=row.ids[: position + 1])  # what follows is not read
-    return _Fact(rows=(*rows, row), essence_position=position)
+    return _Fact(text=request.text, rows=(*rows, row), essence_position=position)
 
 
 def _by_context(facts: Sequence[_Fact]) -> list[list[TokenRow]]:
@@ -403,8 +414,6 @@ class _Solver:
         delta = self.deltas[index]  # [active, d_out]
         losses, gradient = self._evaluate(delta, self.base[index])
         probabilities = self.probabilities[index].mean(dim=1)
-        if not torch.isfinite(losses).all():
-            raise NumericalError("The value optimisation met NaN or Inf; nothing was applied. Lower v_lr.")
         # As in the reference code, the last evaluation takes no step.
         last = self.adam.steps[index] == hparams.v_num_grad_steps - 1
         done = last | (losses < hparams.v_stop_loss)
@@ -413,6 +422,7 @@ class _Solver:
             likely = probabilities >= hparams.v_stop_probability
             moving = moving & (~likely | hparams.v_final_step)
             done = done | likely
+        self._refuse_no_numbers(torch.isfinite(losses) & (torch.isfinite(gradient).all(dim=1) | ~moving))
         if bool(moving.any()):
             moved = index[moving]
             limit = hparams.clamp_norm_factor * self.base[moved].norm(dim=1) / self.added
@@ -431,6 +441,25 @@ class _Solver:
                 probability=float(probabilities[place]),
             )
         return finished
+
+    def _refuse_no_numbers(self, finite: Tensor) -> None:
+        """Refuse NaN and Inf in an evaluation, ``finite [active]``, and say where they come from."""
+        if bool(finite.all()):
+            return
+        fact = self.active[int(finite.logical_not().nonzero()[0, 0])]
+        text, steps = self.facts[fact].text, int(self.adam.steps[fact])
+        if steps:
+            raise NumericalError(
+                f"The value optimisation of '{text}' met NaN or Inf after {steps} steps; nothing was applied. Lower "
+                "v_lr."
+            )
+        asked = self.hparams.compute_dtype
+        kind: str = str(self.model.dtype).removeprefix("torch.") if asked == "model" else asked
+        raise NumericalError(
+            f"{self.model.name} gives NaN or Inf for '{text}' before anything is changed; nothing was applied. It "
+            f"computes in {kind}: "
+            + ("look for NaN in its weights." if kind in ("float32", "float64") else "compute in float32.")
+        )
 
     def _evaluate(self, delta: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
         """Loss of the active facts, ``[active]``, and its gradient at ``delta``.

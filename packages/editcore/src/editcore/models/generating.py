@@ -50,6 +50,8 @@ class Writer:
     end_ids: frozenset[int]
     cache_argument: str
     """Under which name its forward pass takes and returns the cache."""
+    positions: int | None
+    """The most tokens that it reads at once; ``None`` for any number."""
 
 
 def continued(
@@ -65,7 +67,7 @@ def continued(
     """What the model writes behind each row, at most ``limits[row]`` tokens; see ``LanguageModel.generate_ids``."""
     answers: list[list[int]] = [[] for _ in rows]
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))  # stable: equal lengths keep their order
-    for members in _together(writer, order, rows):
+    for members in _together(writer, order, rows, limits):
         batch = _Batch(writer, rows, members, answers)
         for _ in range(max(limits[index] for index in members)):
             batch.step(sampling, stop_at_end=stop_at_end)
@@ -93,16 +95,24 @@ def padded(rows: Sequence[Sequence[int]], pad: int, *, left: bool) -> tuple[Tens
     return ids, mask
 
 
-def _together(writer: Writer, order: Sequence[int], rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+def _together(
+    writer: Writer, order: Sequence[int], rows: Sequence[Sequence[int]], limits: Sequence[int]
+) -> Iterator[list[int]]:
     """Groups of ``order`` that are continued together."""
     # Left padding gives queries that may look at nothing. Eager attention takes its softmax in float32, where the
     # smallest float64 of such a mask is -inf and the row NaN: there, only rows of one length go together.
     alike = (lambda index: len(rows[index])) if writer.dtype == torch.float64 else (lambda index: 0)
     most = max(1, min(_ROWS, _LOGITS // writer.vocab_size))
     for _, group in itertools.groupby(order, key=alike):
-        members = list(group)
-        for first in range(0, len(members), most):
-            yield members[first : first + most]
+        members: list[int] = []
+        for index in group:
+            # Some families (GPT-Neo, MPT) count padding among their positions, and rows that have ended go on.
+            longest = len(rows[index]) + max(limits[one] for one in (*members, index)) - 1
+            if members and (len(members) == most or (writer.positions is not None and longest > writer.positions)):
+                yield members
+                members = []
+            members.append(index)
+        yield members
 
 
 class _Batch:

@@ -31,14 +31,16 @@ def target_losses(model: LanguageModel, requests: Sequence[EditRequest]) -> Tens
     :func:`editcore.evaluation.score_targets` takes any number of prompts.
 
     Raises:
-        RequestError: there is no request, or a prompt or a target has no token.
+        RequestError: there is no request, a prompt or a target has no token, or they are longer than the model's
+            positions.
     """
     if not requests:
         raise RequestError("The batch is empty; give it a request.")
     joined = []
     for request in requests:
         asked = model.asked(request.text)
-        ids, start = join_continuation(model, asked, model.read_prompt(asked)[0], request.target_new)
+        prompt_ids, _ = model.read_prompt(asked)
+        ids, start = join_continuation(model, asked, prompt_ids, request.target_new, join=request.join)
         if start == 0 or start >= len(ids):
             raise RequestError(f"'{request.text}' → '{request.target_new}': a prompt and a target need a token each.")
         joined.append((ids, start))

@@ -12,6 +12,7 @@ import hashlib
 import inspect
 import json
 import logging
+import math
 import socket
 import sys
 import time
@@ -29,12 +30,13 @@ from torch import Tensor, nn
 from editcore._util.folders import making
 from editcore._util.memory import is_out_of_memory, release
 from editcore.interfaces.documented import documented
-from editcore.interfaces.errors import HParamsError, ModelError, StorageError, UnknownNameError
+from editcore.interfaces.errors import HParamsError, ModelError, RequestError, StorageError, UnknownNameError
 from editcore.interfaces.progress import Progress, silent
 from editcore.models.card import model_card
 from editcore.models.catalogue import CATALOGUE, pull, quiet_transformers
 from editcore.models.generating import Sampling, Writer, continued, padded
 from editcore.models.layout import ModelLayout, check_layout, detect_layout
+from editcore.models.positions import position_limit
 from editcore.models.prompt_form import PLAIN, PromptForm, chat_form
 from editcore.models.saving import write_folder
 from editcore.models.sources import HubModel, check_source, hub_model, refuse_quantised, source_folder
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
 __all__ = ["DTYPES", "Encoded", "LanguageModel", "dtype_of"]
 
 _log = logging.getLogger(__name__)
+
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -88,6 +91,8 @@ class LanguageModel:
     """The model on the hub by which everybody can find it; ``None`` where it is not known."""
     prompt_form: PromptForm
     """What stands around every prompt: nothing, until :meth:`use_chat_template`."""
+    positions: int | None
+    """The most tokens that it reads at once; ``None`` for any number."""
 
     def __init__(self, hf: Any, tokenizer: Any, layout: ModelLayout, *, name: str) -> None:
         self.hf = hf
@@ -99,6 +104,7 @@ class LanguageModel:
         self._base_config: Mapping[str, Any] = {}
         self.hub = None
         self.weights = Weights(hf, model_name=name)
+        self.positions = position_limit(hf)
         self._rewriters: list[Callable[[str], str]] = []
 
     def __repr__(self) -> str:
@@ -275,15 +281,19 @@ class LanguageModel:
         return digest.hexdigest()
 
     def encode(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> Encoded:
-        """``texts`` as tokens, padded on the right whatever side the tokenizer prefers."""
+        """``texts`` as tokens, padded on the right whatever side the tokenizer prefers.
+
+        Args:
+            add_special_tokens: those that the tokenizer puts in front (BOS). Those that it appends are left out.
+
+        Raises:
+            RequestError: the model has no embedding of a token.
+        """
         if not texts:
             raise ValueError("encode needs at least one text")
-        encoded = self.tokenizer(
-            list(texts), add_special_tokens=add_special_tokens, return_offsets_mapping=True, verbose=False
-        )
-        ids, mask = padded(encoded["input_ids"], self.pad_id, left=False)
-        offsets = tuple(tuple((int(a), int(b)) for a, b in row) for row in encoded["offset_mapping"])
-        return Encoded(ids.to(self.device), mask.to(self.device), offsets)
+        rows = [self._tokens(text, special_tokens=add_special_tokens) for text in texts]
+        ids, mask = padded([row for row, _ in rows], self.pad_id, left=False)
+        return Encoded(ids.to(self.device), mask.to(self.device), tuple(offsets for _, offsets in rows))
 
     def use_chat_template(self) -> None:
         """From now on a prompt is the user's turn of a chat, and what follows it the start of the assistant's answer.
@@ -295,15 +305,73 @@ class LanguageModel:
 
     def read_prompt(self, prompt: str, *, then: str = "") -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
         """Ids of a prompt in its form, continued by ``then``, and each token's characters in that whole text
-        (``prompt_form.wrap(prompt) + then``); special tokens have (0, 0)."""
+        (``prompt_form.wrap(prompt) + then``); special tokens have (0, 0). Those that the tokenizer puts in front (BOS)
+        are there, those that it appends are not: text that is continued has not ended.
+
+        Raises:
+            RequestError: there are more tokens than :attr:`positions`, or the model has no embedding of one.
+        """
         form = self.prompt_form
+        ids, offsets = self._tokens(form.wrap(prompt) + then, special_tokens=form.special_tokens)
+        if self.positions is not None and len(ids) > self.positions + bool(then):  # the last token of then is not read
+            raise RequestError(
+                f"{_shown(prompt)}{' with its target' if then else ''} has {len(ids)} tokens; {self.name} reads at "
+                f"most {self.positions}. Shorten it or leave its record out."
+            )
+        return ids, offsets
+
+    def read_text(self, text: str, *, opening: bool = False) -> tuple[int, ...]:
+        """Ids of a text as it stands, whatever the form of prompts.
+
+        Args:
+            opening: with the special tokens that the tokenizer puts in front of a text.
+
+        Raises:
+            RequestError: the model has no embedding of a token.
+        """
+        return self._tokens(text, special_tokens=opening)[0]
+
+    @property
+    def opening_ids(self) -> tuple[int, ...]:
+        """The special tokens that the tokenizer puts in front of every text (BOS); often none."""
+        return self._tokens("", special_tokens=True)[0]
+
+    def room(self, prompt: str, *, then: str = "") -> float:
+        """How many more tokens the model can read behind a prompt in its form, continued by ``then``: less than 0 if
+        these are too long already, infinite where :attr:`positions` is ``None``."""
+        if self.positions is None:
+            return math.inf
+        form = self.prompt_form
+        return self.positions - len(self._tokens(form.wrap(prompt) + then, special_tokens=form.special_tokens)[0])
+
+    def _tokens(self, text: str, *, special_tokens: bool) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
+        """Ids and their characters: the one place where texts become tokens."""
         encoded = self.tokenizer(
-            form.wrap(prompt) + then,
-            add_special_tokens=form.special_tokens,
+            text,
+            add_special_tokens=special_tokens,
             return_offsets_mapping=True,
+            return_special_tokens_mask=True,
             verbose=False,
         )
-        return tuple(encoded["input_ids"]), tuple((int(a), int(b)) for a, b in encoded["offset_mapping"])
+        ids, special = encoded["input_ids"], encoded["special_tokens_mask"]
+        if all(special):  # there is no text to tell those in front from those behind
+            end = self.tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"].index(0) if ids else 0
+        else:
+            end = max(place for place, one in enumerate(special) if not one) + 1
+        offsets = tuple((int(first), int(last)) for first, last in encoded["offset_mapping"][:end])
+        self._refuse_unembedded(text, ids[:end], offsets)
+        return tuple(ids[:end]), offsets
+
+    def _refuse_unembedded(self, text: str, ids: Sequence[int], offsets: Sequence[tuple[int, int]]) -> None:
+        rows = self.hf.get_input_embeddings().weight.shape[0]
+        for token, (first, last) in zip(ids, offsets, strict=True):
+            if token >= rows:
+                around = text[max(0, first - _AROUND) : last + _AROUND]
+                raise RequestError(
+                    f"The token {self.tokenizer.convert_ids_to_tokens(token)!r} ({token}) in {_shown(around)} has no "
+                    f"embedding in {self.name}, which embeds {rows} tokens. Write the text without it, or use a model "
+                    "whose embeddings were extended for it."
+                )
 
     @contextlib.contextmanager
     def rewriting(self, rewrite: Callable[[str], str]) -> Iterator[None]:
@@ -334,6 +402,9 @@ class LanguageModel:
     ) -> list[str]:
         """The continuation of each prompt, without the prompt: greedy, or sampled if a seed is given.
 
+        Where the model has so many :attr:`positions` and no more, a continuation ends at the last one, and a warning
+        says so.
+
         Args:
             max_new_tokens: for all, or one number per prompt.
             raw: continue the texts as they are, whatever the form of prompts.
@@ -342,12 +413,15 @@ class LanguageModel:
             top_k: sample among this many likeliest tokens; left out, among all.
             enough: whether the continuation of a prompt (its number, its text so far) needs no further token. Asked
                 after every token of greedy text. What has been said stays as it is.
+
+        Raises:
+            RequestError: a prompt is longer than the model's positions, or the model has no embedding of a token.
         """
         if not prompts:
             return []
         limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
         if raw:
-            rows = [list(row) for row in self.tokenizer(list(prompts), verbose=False)["input_ids"]]
+            rows = [list(self.read_text(prompt, opening=True)) for prompt in prompts]
         else:
             rows = [list(self.read_prompt(self.asked(prompt))[0]) for prompt in prompts]
 
@@ -382,6 +456,9 @@ class LanguageModel:
             stop_at_end: end a row at an end token (left out of the answer); otherwise write on past it.
             enough: as in :meth:`generate`, on the ids written so far.
             advance: called after every step with the number of tokens just written.
+
+        Raises:
+            RequestError: a row is longer than the model's positions.
         """
         limits = [max_new_tokens] * len(rows) if isinstance(max_new_tokens, int) else list(max_new_tokens)
         if min(limits, default=1) < 1:
@@ -391,11 +468,30 @@ class LanguageModel:
         sampling = None if seed is None else Sampling(torch.Generator().manual_seed(seed), top_k, temperature)
         start = self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.tokenizer.eos_token_id
         filled = [list(row) or [int(start)] for row in rows]
+        limits = self._within_positions(filled, limits)
         writer = Writer(
             hf=self.hf, device=self.device, dtype=self.dtype, vocab_size=self.layout.vocab_size, pad_id=self.pad_id,
-            end_ids=self.end_ids, cache_argument=self.cache_argument,
+            end_ids=self.end_ids, cache_argument=self.cache_argument, positions=self.positions,
         )  # fmt: skip
         return continued(writer, filled, limits, sampling, stop_at_end=stop_at_end, enough=enough, advance=advance)
+
+    def _within_positions(self, rows: Sequence[Sequence[int]], limits: Sequence[int]) -> list[int]:
+        """How many tokens to write behind each row, so that none of those that are read has no position."""
+        if self.positions is None:
+            return list(limits)
+        for row in rows:
+            if len(row) > self.positions:
+                raise RequestError(
+                    f"{_shown(self._decode(row))} has {len(row)} tokens; {self.name} reads at most {self.positions}. "
+                    "Shorten it."
+                )
+        within = [min(limit, self.positions - len(row) + 1) for row, limit in zip(rows, limits, strict=True)]
+        if cut := [most for most, limit in zip(within, limits, strict=True) if most < limit]:
+            _log.warning(
+                "%s reads at most %d tokens: %d of %d continuations end there, the first after %d new tokens",
+                self.name, self.positions, len(cut), len(within), min(cut),
+            )  # fmt: skip
+        return within
 
     def _continuation(self, row: Sequence[int], new: Sequence[int]) -> str:
         """Decoded with its prompt, because some tokenizers drop the first space of what they decode alone."""
@@ -457,6 +553,17 @@ class LanguageModel:
                 directory.name, base=self.name, hub=self.hub, fingerprint=self._base_fingerprint, dtype=self.dtype
             )
             (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+_AROUND = 30
+"""Characters shown before and after what a message is about."""
+_SHOWN = 80
+"""Characters of a text that a message shows."""
+
+
+def _shown(text: str) -> str:
+    """A text in a message: one line, and not all of a long one."""
+    return repr(text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}...")
 
 
 # Loading
@@ -645,10 +752,14 @@ def _prepare_tokenizer(tokenizer: Any, hf: Any, name: str) -> None:
             "belong together."
         )
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= rows:
-        fallback = tokenizer.eos_token or tokenizer.unk_token or tokenizer.bos_token
-        if fallback is None:
-            raise ModelError(f"The tokenizer of {name} has no padding token and no end token to stand in for it.")
-        tokenizer.pad_token = fallback
+        stand_ins = (tokenizer.eos_token, tokenizer.unk_token, tokenizer.bos_token)
+        known = [one for one in stand_ins if one is not None and tokenizer.convert_tokens_to_ids(one) < rows]
+        if not known:
+            raise ModelError(
+                f"The tokenizer of {name} has no padding token that the model embeds, and no end token to stand in for "
+                "it."
+            )
+        tokenizer.pad_token = known[0]
 
 
 # Fingerprint

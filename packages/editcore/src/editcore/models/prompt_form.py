@@ -12,6 +12,7 @@ from typing import Any
 
 from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import ModelError
+from editcore.interfaces.joining import separator
 
 __all__ = ["PLAIN", "PromptForm", "chat_form"]
 
@@ -26,7 +27,8 @@ class PromptForm:
     after: str = ""
     """Text behind it, where the answer begins."""
     space: bool = True
-    """Whether a continuation is joined with a space; the answer of a chat begins without one."""
+    """Whether a continuation is joined to the prompt (:func:`editcore.interfaces.joining.separator`); the answer of a
+    chat begins by itself."""
     special_tokens: bool = True
     """Whether the tokenizer adds its own (BOS); a chat template writes them out."""
 
@@ -34,9 +36,15 @@ class PromptForm:
         """The text that the model reads."""
         return self.before + prompt + self.after
 
-    def continuation(self, target: str) -> str:
-        """``target`` as it follows the prompt."""
-        return f" {target.removeprefix(' ')}" if self.space else target.removeprefix(" ")
+    def continuation(self, prompt: str, target: str, *, join: str | None = None) -> str:
+        """``target``, with or without a space in front, as it follows ``prompt``.
+
+        Args:
+            join: what stands between the two; left out, the last character of the prompt decides. Nothing joins the
+                answer of a chat.
+        """
+        joined = "" if not self.space else separator(prompt) if join is None else join
+        return joined + target.removeprefix(" ")
 
     def shown(self, prompt: str, answer: str) -> str:
         """Both, for people: a continued sentence, or a turn and its answer."""

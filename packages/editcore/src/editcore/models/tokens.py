@@ -5,7 +5,7 @@ Shapes: ``rows`` token rows, ``seq`` their padded length.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -23,10 +23,12 @@ __all__ = [
     "FactToken",
     "TokenRow",
     "continuation_row",
+    "fitting",
     "join_continuation",
     "last_index_covering",
     "lookup_row",
     "pad_rows",
+    "refuse_too_long",
 ]
 
 FactToken = Literal["subject_last", "subject_first", "subject_first_after_last", "last"]
@@ -65,20 +67,15 @@ def lookup_row(
     """Tokens of the filled prompt inside ``template``, and the lookup token from the tokenizer's character offsets.
 
     Padding and special tokens never move it, because the position is found in the text and not counted in tokens. What
-    the model's prompt form puts around the whole is in the row, too.
+    the model's prompt form puts around the whole is in the row, too. A context for which the model has no positions is
+    shortened (:func:`fitting`).
 
     Raises:
+        RequestError: the prompt alone, with its target, is longer than the model's positions.
         SubjectNotFoundError: the request has no subject, no token covers it, or there is no token after it where one
             is asked for.
     """
-    if not request.subject:
-        raise SubjectNotFoundError(f"'{request.text}' names no subject, so there is no token to look it up at.")
-    before, _, after = template.partition("{}")
-    start = len(before) + request.prompt.index("{}")
-    text = before + request.text + after
-    ids, offsets = model.read_prompt(text)
-    start += len(model.prompt_form.before)
-    return TokenRow(ids, _lookup_index(offsets, text, start, request.subject, fact_token, len(ids)), len(ids))
+    return _lookup_row(model, request, fitting(model, request, template), fact_token)
 
 
 def continuation_row(
@@ -88,37 +85,88 @@ def continuation_row(
     template: str = "{}",
     fact_token: FactToken = "subject_last",
 ) -> TokenRow:
-    """:func:`lookup_row` followed by the tokens of ``" " + target_new`` (in a chat, of ``target_new``).
-
-    The prompt and the target are tokenised apart and joined, which is how the target will be generated. Where the
-    tokenizer merges across the border (the joint encoding differs), the joint encoding is used.
-    """
-    row = lookup_row(model, request, template=template, fact_token=fact_token)
-    before, _, after = template.partition("{}")
-    text = before + request.text + after
-    ids, target_start = join_continuation(model, text, row.ids, request.target_new)
+    """:func:`lookup_row` followed by the tokens of ``target_new``, joined as :func:`join_continuation` joins them."""
+    template = fitting(model, request, template)
+    row = _lookup_row(model, request, template, fact_token)
+    text, join = _in_context(request, template)
+    ids, target_start = join_continuation(model, text, row.ids, request.target_new, join=join)
     return TokenRow(ids, row.lookup, target_start)
 
 
+def _lookup_row(model: LanguageModel, request: EditRequest, template: str, fact_token: FactToken) -> TokenRow:
+    """:func:`lookup_row` with the template as it is."""
+    if not request.subject:
+        raise SubjectNotFoundError(f"'{request.text}' names no subject, so there is no token to look it up at.")
+    text, _ = _in_context(request, template)
+    start = template.index("{}") + request.prompt.index("{}")
+    ids, offsets = model.read_prompt(text)
+    start += len(model.prompt_form.before)
+    return TokenRow(ids, _lookup_index(offsets, text, start, request.subject, fact_token, len(ids)), len(ids))
+
+
+def fitting(model: LanguageModel, request: EditRequest, template: str) -> str:
+    """``template`` without as many words of its beginning as the model has no positions for, down to none.
+
+    The prompt with its target, and what the template has behind it, stay whole.
+    """
+    if model.positions is None:
+        return template
+    before, slot, after = template.partition("{}")
+    words = before.split(" ")
+    while any(words):
+        text, join = _in_context(request, " ".join(words) + slot + after)
+        if model.room(text, then=model.prompt_form.continuation(text, request.target_new, join=join)) >= -1:
+            break
+        words = words[1:]
+    return " ".join(words) + slot + after
+
+
+def _in_context(request: EditRequest, template: str) -> tuple[str, str | None]:
+    """The filled prompt inside ``template``, and what joins it to the target."""
+    before, _, after = template.partition("{}")
+    return before + request.text + after, None if after else request.join
+
+
+def refuse_too_long(model: LanguageModel, requests: Iterable[EditRequest]) -> None:
+    """Refuse requests whose prompt and target have more tokens than the model has positions.
+
+    Raises:
+        RequestError: it is so; the message has the text.
+    """
+    if model.positions is None:
+        return
+    for one in requests:
+        model.read_prompt(one.text, then=model.prompt_form.continuation(one.text, one.target_new, join=one.join))
+
+
 def join_continuation(
-    model: LanguageModel, text: str, text_ids: tuple[int, ...], target: str
+    model: LanguageModel, text: str, text_ids: tuple[int, ...], target: str, *, join: str | None = None
 ) -> tuple[tuple[int, ...], int]:
     """Ids of the prompt ``text`` continued by ``target``, and the index of the first target token.
 
+    They are those of the prompt followed by those of the target, which is how the target will be generated. Where the
+    tokenizer merges across the border, the tokens of the whole text are used instead, and the target begins with the
+    one that reaches beyond the prompt; but a prompt that ends in white space keeps its tokens, as it was written.
+
     Args:
         text_ids: those of the prompt alone.
+        join: what stands between the two; see :meth:`PromptForm.continuation`.
+
+    Raises:
+        RequestError: they are longer than the model's positions, or a token has no embedding.
     """
-    continuation = model.prompt_form.continuation(target)
-    alone = tuple(model.tokenizer(continuation, add_special_tokens=False)["input_ids"])
+    form = model.prompt_form
+    continuation = form.continuation(text, target, join=join)
     joint, offsets = model.read_prompt(text, then=continuation)
-    while joint and offsets[-1] == (0, 0):  # a tokenizer that appends an end token would end the target with it
-        joint, offsets = joint[:-1], offsets[:-1]
-    if joint == text_ids + alone:
-        return joint, len(text_ids)
     if joint[: len(text_ids)] == text_ids:
         return joint, len(text_ids)
-    end_of_prompt = len(model.prompt_form.wrap(text))
-    first = next(index for index, (_, end) in enumerate(offsets) if end > end_of_prompt)
+    whole = form.wrap(text)
+    if whole[-1:].isspace():
+        # Behind a line break, since some tokenizers begin a text of its own with a space.
+        start, target_ids = model.read_text("\n"), model.read_text(f"\n{continuation}")
+        if target_ids[: len(start)] == start:
+            return text_ids + target_ids[len(start) :], len(text_ids)
+    first = next(index for index, (_, end) in enumerate(offsets) if end > len(whole))
     return joint, first
 
 

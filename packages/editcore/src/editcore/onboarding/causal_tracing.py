@@ -114,7 +114,12 @@ def _known_facts(
     with progress.task("looking for facts that the model knows", len(facts)) as advance:
         for start in range(0, len(facts), _CHUNK):
             chunk = facts[start : start + _CHUNK]
-            scores = score_targets(model, [fact.prompt for fact in chunk], [fact.attribute for fact in chunk])
+            scores = score_targets(
+                model,
+                [fact.prompt for fact in chunk],
+                [fact.attribute for fact in chunk],
+                joins=[fact.join for fact in chunk],
+            )
             advance(len(chunk))
             for fact, scored in zip(chunk, scores, strict=True):
                 asked += 1
@@ -146,7 +151,7 @@ def _tokenise(model: LanguageModel, fact: KnownFact) -> _Row:
     start = len(model.prompt_form.before) + fact.prompt.index(fact.subject)
     stop = start + len(fact.subject)
     subject = tuple(place for place, (a, b) in enumerate(offsets) if a < stop and b > start)
-    ids, end = join_continuation(model, fact.prompt, prompt_ids, fact.attribute)
+    ids, end = join_continuation(model, fact.prompt, prompt_ids, fact.attribute, join=fact.join)
     if not subject or subject[-1] >= end:
         raise RequestError(f"No tokens of the prompt '{fact.prompt}' are those of its subject '{fact.subject}' alone.")
     return _Row(ids, end, subject, tuple(_role(place, subject, end - 1) for place in range(subject[0], end)))

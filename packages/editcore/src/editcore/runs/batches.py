@@ -71,7 +71,7 @@ def refuse_contradictions(requests: Sequence[EditRequest]) -> None:
     facts: dict[tuple[str, str], EditRequest] = {}
     for request in requests:
         if (other := facts.get(request.fact_key)) is not None:
-            if other.target_new == request.target_new:
+            if other.continuation == request.continuation:
                 raise RequestError(f"A request is twice in one batch: '{request.text}' → '{request.target_new}'.")
             raise RequestError(
                 f"Two requests of one batch contradict each other: '{request.text}' → '{other.target_new}' and → "

@@ -85,16 +85,16 @@ class HeldOutText(TextInfo):
             StatisticsError: it cannot be read or is shorter than a window.
         """
         from editcore.evaluation import perplexity
-        from editcore.evaluation.text import opening_ids
         from editcore.second_moments.corpora import open_corpus
 
         corpus, model = open_corpus(name or "self", seed=seed + SEED_OFFSET), session.model
         progress = session.context.progress
-        rows = [tuple(row) for row in corpus.sequences(model, tokens, TEXT_WINDOW, progress=progress).tolist()]
-        opening = opening_ids(model)
+        window = TEXT_WINDOW if model.positions is None else min(TEXT_WINDOW, model.positions)
+        rows = [tuple(row) for row in corpus.sequences(model, tokens, window, progress=progress).tolist()]
+        opening = model.opening_ids
         ids = tuple(token for row in rows for token in row[len(opening) * (row[: len(opening)] == opening) :])
-        value = perplexity(model, ids, window=TEXT_WINDOW, progress=progress)
-        return cls(source=corpus.identity(), tokens=len(ids), window=TEXT_WINDOW, perplexity=value, ids=ids)
+        value = perplexity(model, ids, window=window, progress=progress)
+        return cls(source=corpus.identity(), tokens=len(ids), window=window, perplexity=value, ids=ids)
 
     def info(self) -> TextInfo:
         """Without the tokens."""

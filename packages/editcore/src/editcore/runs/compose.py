@@ -141,7 +141,7 @@ def _joined(runs: Sequence[Sequence[_Fact]], on_conflict: OnConflict) -> tuple[l
     for group in groups.values():
         chosen = group[0] if on_conflict == "first" else group[-1]
         kept.append(chosen)
-        if len({fact.request.target_new for fact in group}) > 1:
+        if len({fact.request.continuation for fact in group}) > 1:
             asked = tuple((fact.run, fact.request) for fact in group)
             conflicts.append(Conflict(asked=asked, kept=chosen.request))
     if conflicts and on_conflict == "error":

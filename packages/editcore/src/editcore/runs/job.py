@@ -25,6 +25,7 @@ from editcore.interfaces.progress import Progress, silent
 from editcore.interfaces.values import EditRequest, FactRecord
 from editcore.ledger.ledger import DELTAS_NAME
 from editcore.models import LanguageModel
+from editcore.models.tokens import refuse_too_long
 from editcore.plugins.registry import Plugins
 from editcore.plugins.versions import code_versions
 from editcore.runs.checkpoints import CHECKPOINTS, Checkpoints, HeldOutText, Watched
@@ -133,6 +134,7 @@ def _run(
         check_savable(plugins, config.editor, config.backend)
     with clock.stage("model"):
         session = make_session(config, directory, record, plugins, progress, records=records, model=model)
+    refuse_too_long(session.model, [one.request for one in records])
     with clock.stage("before"):
         before = Before.read(directory, session.measures) if record is not None else None
         if before is not None:

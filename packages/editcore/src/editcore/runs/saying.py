@@ -34,7 +34,8 @@ def with_what_is_said(
     exp of the mean log-probability of those tokens.
     """
     new = batch.new_requests
-    targets = score_targets(model, [one.text for one in new], [one.target_new for one in new])
+    joins = [one.join for one in new]
+    targets = score_targets(model, [one.text for one in new], [one.target_new for one in new], joins=joins)
     found = {
         request.id: {"said": float(target.correct), "said_probability": math.exp(-target.nll)}
         for request, target in zip(new, targets, strict=True)

@@ -53,6 +53,7 @@ from editcore.ledger.lines import HeaderLine
 from editcore.ledger.undo import change
 from editcore.models import LanguageModel
 from editcore.models.edited import EditedModel
+from editcore.models.tokens import refuse_too_long
 from editcore.plugins.registry import Lifecycle, Plugins, boundary, lifecycle
 from editcore.runs.backends import open_backend, rebuild
 from editcore.runs.batches import (
@@ -248,12 +249,14 @@ class EditSession:
             known: by request id, keys and values that need no optimisation.
 
         Raises:
-            RequestError: no request, or two requests of one batch contradict each other.
+            RequestError: no request, one that is longer than the model's positions, or two requests of one batch
+                contradict each other.
             EditcoreError: a batch could not be solved; the batches before it stay applied.
         """
         if not requests:
             raise RequestError("There is nothing to edit: the list of requests is empty.")
         check_subjects(requests, self._editor_spec)
+        refuse_too_long(self.model, requests)
         if batch_size is not None and batch_size < 1:
             raise RequestError(f"A batch has at least one request; batch_size is {batch_size}.")
         size = min(number for number in (batch_size, self.max_batch, len(requests)) if number is not None)

@@ -97,7 +97,8 @@ class SelfCorpus:
         """
         key = (model.base_fingerprint, tokens, length)
         if self._sampled is None or self._sampled[0] != key:
-            opening = _opening(model)
+            opening = list(model.opening_ids)
+            _refuse_too_long(model, length)
             count, body = -(-tokens // length), length - len(opening)
             with progress.task("sampling the model's own text", count * body) as advance:
                 rows = model.generate_ids(
@@ -121,11 +122,11 @@ class TextCorpus:
 
     def sequences(self, model: LanguageModel, tokens: int, length: int, *, progress: Progress = silent) -> Tensor:
         """Sequences from the start of the text, each opened by the start token if the tokenizer adds one."""
-        opening = _opening(model)
+        opening = model.opening_ids
         body = length - len(opening)
         ids: list[int] = []
         for piece in _pieces(self.text):
-            ids += model.tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"]
+            ids += model.read_text(piece)
             if len(ids) >= tokens:
                 break
         count = min(-(-tokens // length), len(ids) // body)
@@ -136,10 +137,11 @@ class TextCorpus:
         return _hashed(self, torch.cat([first, rows], dim=1))
 
 
-def _opening(model: LanguageModel) -> list[int]:
-    """The start token, if the tokenizer puts one before every text."""
-    ids: list[int] = model.tokenizer("")["input_ids"][:1]
-    return ids
+def _refuse_too_long(model: LanguageModel, length: int) -> None:
+    if model.positions is not None and length > model.positions:
+        raise StatisticsError(
+            f"Text of {length} tokens in a row is asked for, and {model.name} reads at most {model.positions}."
+        )
 
 
 def _pieces(text: str, size: int = 20_000) -> Iterator[str]:

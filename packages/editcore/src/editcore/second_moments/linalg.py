@@ -270,8 +270,16 @@ def solve_update(
         NumericalError: keys or residuals are not finite.
     """
     keys, residuals = keys.double(), residuals.double()
-    if not (torch.isfinite(keys).all() and torch.isfinite(residuals).all()):
-        raise NumericalError("Keys or residuals hold NaN or Inf; nothing was applied. Lower v_lr or the clamp.")
+    if not torch.isfinite(keys).all():
+        raise NumericalError(
+            "Keys hold NaN or Inf: the model itself gives them where it reads the facts; nothing was applied. Compute "
+            "in float32, or look for NaN in the model's weights."
+        )
+    if not torch.isfinite(residuals).all():
+        raise NumericalError(
+            "Residuals hold NaN or Inf: what the facts ask of the edited weight is no number; nothing was applied. "
+            "Compute in float32."
+        )
     solved_keys = metric.inverse_times(keys.T)  # C'⁻¹K, [m, n]
     inverse_weights = torch.ones_like(keys[:, 0]) if weights is None else 1.0 / weights.to(keys)
     energies = (keys * solved_keys.T).sum(1)

@@ -131,6 +131,10 @@ class StatisticsStore:
         self._moments: dict[int, Tensor] = {}
         self._metrics: dict[int, Metric] = {}
 
+    @property
+    def _sequence_length(self) -> int:
+        return SEQUENCE_LENGTH if self.model.positions is None else min(SEQUENCE_LENGTH, self.model.positions)
+
     def key(self, layer: int) -> MomentKey:
         """The cache key of a layer."""
         return MomentKey(
@@ -138,7 +142,7 @@ class StatisticsStore:
             weight=self.model.layout.weight_name(layer),
             corpus=self.corpus.identity(),
             tokens=self.tokens,
-            sequence_length=SEQUENCE_LENGTH,
+            sequence_length=self._sequence_length,
             dtype=str(self.model.dtype).removeprefix("torch."),
         )
 
@@ -158,7 +162,7 @@ class StatisticsStore:
             if layer not in unread:
                 self._moments[layer] = self._read(layer)
         if unread:
-            sequences = self.corpus.sequences(self.model, self.tokens, SEQUENCE_LENGTH, progress=self.progress)
+            sequences = self.corpus.sequences(self.model, self.tokens, self._sequence_length, progress=self.progress)
             for layer, moment in self._compute(self.model, sequences, unread, progress=self.progress).items():
                 self._write(layer, moment, sequences.numel())
                 self._moments[layer] = moment

@@ -299,5 +299,10 @@ def _beside(written: Written) -> dict[str, Tensor]:
 
 def _target_log_probabilities(model: LanguageModel, requests: Sequence[EditRequest]) -> list[float]:
     """log p(target | prompt) of each request, as the model is asked."""
-    scores = score_targets(model, [one.text for one in requests], [one.target_new for one in requests])
+    scores = score_targets(
+        model,
+        [one.text for one in requests],
+        [one.target_new for one in requests],
+        joins=[one.join for one in requests],
+    )
     return [-one.nll * one.num_tokens for one in scores]
