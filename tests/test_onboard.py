@@ -106,7 +106,7 @@ def test_tracing_alone_and_an_editor_that_follows_it(
 
     done = editctl("trace", qwen, "--facts", known_facts, "--num", 2, "--out", tmp_path / "trace")
     assert done.code == 0, done.err
-    assert "which are those it knows of" in done.out
+    assert "2 facts, those that it knows of" in done.out
     rows = list(csv.DictReader((tmp_path / "trace" / "tracing.csv").open()))
     assert {row["kind"] for row in rows} == {"hidden", "mlp", "attention"}
     assert (tmp_path / "trace" / "figures" / "tracing.png").read_bytes().startswith(b"\x89PNG")

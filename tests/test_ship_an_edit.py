@@ -19,10 +19,10 @@ from edit_lora.adapter import Adapter
 from edit_lora.backend import LoraBackend
 from edit_lora.card import model_card
 from edit_lora.hparams import LoraHParams
-from editcore import Attachment, Changes, DenseDelta, FactoredDelta, LanguageModel, Plugins, VectorDelta
+from editcore import Attachment, Changes, DenseDelta, EditRequest, FactoredDelta, LanguageModel, Plugins, VectorDelta
 from editcore.ledger import DELTAS_NAME, LEDGER_NAME, Ledger, write_ledger
 from editcore.models import CATALOGUE, DEFAULT_MODEL, local_path
-from editcore.runs import RunConfig, RunRecord, open_run
+from editcore.runs import RunConfig, RunRecord, open_run, open_session
 from editcore.runs.backends import RawBackend
 from editcore.runs.job import run
 from editcore.testing import tiny_model
@@ -174,6 +174,31 @@ def test_the_card_names_base_fingerprint_edits_and_evidence(editctl: Editctl, lo
     assert re.search(r"\| Marie Curie was born in \| Paris \| \d\.\d\d \|", card)
     assert card.count("\n| ") > 6
     assert "all: exact to float32 rounding" in card
+    assert "| facts | 6 of facts.jsonl |" in card
+
+
+def test_the_card_says_what_the_directory_holds(
+    editctl: Editctl, raw_run: Path, lora_run: Path, tmp_path: Path
+) -> None:
+    """Composed of two runs, with a fact that a session added: each part is named, and each fact has its figure."""
+    both = tmp_path / "both"
+    ok(editctl("ledger", raw_run, "compose", lora_run, "--out", both, "--on-conflict", "first"))
+    request = EditRequest(subject="Marie Curie", prompt="{} lives in", target_new="Paris")
+    open_session(both).edit([request])
+    ok(editctl("export", both, tmp_path / "adapter"))
+    card = (tmp_path / "adapter" / "README.md").read_text(encoding="utf-8")
+    assert "| facts | 6 of raw + lora and 1 more |" in card
+    alone = tmp_path / "alone"
+    ok(editctl("export", raw_run, alone))
+    told = r"\| ([^|]+) \| [^|]+ \| (\d\.\d\d) \|"
+    before, after = (
+        dict(re.findall(told, (folder / "README.md").read_text(encoding="utf-8")))
+        for folder in (alone, tmp_path / "adapter")
+    )
+    assert len(before) == 6
+    assert len(after) == 7
+    assert {fact: after[fact] for fact in before} == before  # as each was solved when it was optimised
+    assert request.text in after
 
 
 @pytest.fixture(scope="module")

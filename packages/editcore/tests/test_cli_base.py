@@ -127,6 +127,42 @@ def test_looking_around_imports_nothing_heavy(arguments: tuple[str, ...]) -> Non
     assert done.stderr.strip() == "HEAVY:"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("edit --prompt {} --target x --subject y --editor nope", "Unknown editor 'nope'"),
+        ("edit --prompt x --target x --subject y", "must contain {} exactly once"),
+        ("edit --prompt {} --target x --subject y --model ./nowhere", "There is no model folder './nowhere'."),
+        ("run --editor toy --set layers=[1] --model ./nowhere", "There is no model folder './nowhere'."),
+        ("run --editor toy", "toy: layers is required"),
+        ("run --editor toy --set layer=[1]", "toy: unknown setting 'layer'"),
+        ("run --editor toy --set layers=[1] --dtype float23", "Unknown dtype 'float23'"),
+        ("run --editor toy --set layers=[1] --corpus nowhere.txt", "Corpus 'nowhere.txt' is neither"),
+        ("run --editor toy --set layers=[1] --eval-every 1 --eval-text no.txt", "Corpus 'no.txt' is neither"),
+        ("run --editor toy --set layers=[1] --dataset nowhere.jsonl", "There is no file nowhere.jsonl."),
+        (
+            "run --editor toy --set layers=[1] --dataset ./counterfact.json",
+            "docs/reference/datasets.md, under Files. Available here: ",
+        ),
+        ("stats compute --layer 1 --corpus nowhere.txt", "Corpus 'nowhere.txt' is neither"),
+        ("onboard ./nowhere", "There is no model folder './nowhere'."),
+        ("trace ./nowhere", "There is no model folder './nowhere'."),
+        ("models show ./nowhere", "There is no model folder './nowhere'."),
+        ("generate nowhere hello", "nowhere is not a run directory"),
+        ("pack nowhere out.editpack", "nowhere is not a run directory"),
+        ("report nowhere", "nowhere is neither a run"),
+    ],
+)
+def test_what_is_wrong_with_the_input_is_said_before_anything_heavy_is_imported(
+    toy: Path, arguments: str, sentence: str
+) -> None:
+    done = editctl(*arguments.split(), path=toy)
+    error, heavy = done.stderr.strip().split("\n")[-2:]
+    assert sentence in error, done.stderr
+    assert error.startswith("Error: ")
+    assert heavy.removesuffix(" numpy") == "HEAVY:"
+
+
 def test_help_lists_every_command_and_is_what_editctl_alone_prints(toy: Path) -> None:
     shown = editctl("--help", path=toy)
     for name in [*(row.name for row in COMMANDS), "plugins", "editors", "describe", "greet"]:
@@ -292,6 +328,25 @@ def test_off_a_terminal_a_table_is_plain_and_keeps_long_cells_whole(monkeypatch:
     assert "\x1b" not in stream.getvalue()
 
 
+def test_in_eighty_columns_words_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys, "stdout", stream := io.StringIO())
+    meaning = "Where the fact is written, and how far the change of a weight may go before it is cut off."
+    rows = [("layer_selection", "list of int", "required", "not empty, each at least nought", meaning)]
+    print_table(("setting", "type", "default", "allowed", "meaning"), rows)
+    lines = stream.getvalue().splitlines()
+    assert lines[:3] == ["layer_selection", "  type: list of int", "  default: required"]
+    assert " ".join(line.strip() for line in lines[4:]) == f"meaning: {meaning}"
+    assert all(len(line) <= 80 for line in lines)
+    stream.truncate(0)
+    print_table(("prompt", "value"), [(meaning, "layer_selection"), ("short", 1)], right=("value",))
+    heading, *lines = stream.getvalue().lstrip("\0").splitlines()
+    assert heading.split() == ["prompt", "value"], "there is room beside each other"
+    assert [line.split()[-1] for line in lines if "layer" in line] == ["layer_selection"]
+    assert max(map(len, lines)) <= 80
+    assert " ".join(line[:63].strip() for line in lines[:-1]) == meaning
+
+
 def test_no_color_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     assert make_console().no_color
@@ -359,6 +414,7 @@ def test_on_a_terminal_progress_is_a_bar_and_tasks_may_be_nested() -> None:
     assert "batches" in shown
     assert "again" in shown
     assert "1/1" in shown
+    assert "-:--:--" not in shown, "what is not known yet is not shown"
 
 
 EVERY = """

@@ -445,7 +445,7 @@ def test_rejected_requests_are_named_and_not_tried_again(run_toy: Call, editctl:
     done = run_toy("--plugin", "gate", "--set", 'gate.rejects=["3"]')
     assert done.code == 0, done.err
     assert "unwanted" in done.out
-    assert "1 facts were rejected" in done.out
+    assert "1 fact was rejected" in done.out
     out = tmp_path / "out"
     summary = strict((out / "summary.json").read_text())
     assert (summary["edits"], summary["rejected"], summary["averages"]["after"]["ES"]["facts"]) == (5, 1, 5)
@@ -670,3 +670,64 @@ def test_a_place_that_cannot_be_written_to_is_found_first(toys: Any, tmp_path: P
         run(config, tmp_path / "file")
     with pytest.raises(RunError, match=r"cannot be made: .*file is not a folder that can be written to"):
         run(config, tmp_path / "file" / "out")
+
+
+# What a model is given as
+
+
+def test_a_run_an_adapter_and_nothing_are_no_models(editctl: Call, run_toy: Call, tmp_path: Path) -> None:
+    assert run_toy().code == 0
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "some/base"}', encoding="utf-8")
+    for command in (
+        ("edit", "--prompt", "{} is in", "--subject", "Rome", "--target", "France"),
+        ("run",),
+        ("onboard",),
+    ):
+        option = ["--editor", "toy", *(["--model"] if command[0] != "onboard" else [])]
+        run_dir = editctl(*command, *option, tmp_path / "out")
+        assert run_dir.code == 2
+        assert "is a run directory: edits of " in run_dir.err
+        assert "editctl apply FILE --save DIR" in run_dir.err
+        of_adapter = editctl(*command, *option, adapter)
+        assert (
+            f"'{adapter}' is an adapter, which changes a model and is none; its base is 'some/base'." in of_adapter.err
+        )
+        for done in (run_dir, of_adapter):
+            assert "required" not in done.err
+            assert "has a preset" not in done.err
+
+
+def test_a_missing_hub_id_is_met_before_its_settings(editctl: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("editcore.models.source.hub_may_answer", lambda: False)
+    done = editctl("run", "--editor", "toy", "--model", "nobody/nothing")
+    assert (done.code, done.out) == (2, "")
+    assert "There is no model 'nobody/nothing': it is no folder" in done.err
+
+
+def test_runs_with_other_seeds_share_text_and_moments(run_toy: Call, tmp_path: Path) -> None:
+    """The seed of the text is a setting of its own, and another text is refused when the run is opened again."""
+    done = run_toy("--corpus", "self", "--corpus-tokens", 256, "--edits", 2, "--seed", 5)
+    assert done.code == 0, done.err
+    session = open_session(tmp_path / "out")
+    statistics = session.context.statistics
+    assert (session.context.seed, statistics.corpus.identity()) == (5, "self:ancestral:0")
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert (record["config"]["corpus_seed"], record["statistics"]["corpus"]) == (0, "self:ancestral:0")
+    record["config"]["corpus_seed"] = 3
+    (tmp_path / "out" / "run.json").write_text(json.dumps(record))
+    with pytest.raises(RunError, match=r"second moments are of the text self:ancestral:0, .* is self:ancestral:3;"):
+        open_session(tmp_path / "out")
+
+
+def test_a_run_is_not_resumed_on_a_text_that_was_changed(run_toy: Call, corpus_file: Path, tmp_path: Path) -> None:
+    assert run_toy("--edits", 2).code == 0
+    (tmp_path / "out" / "summary.json").unlink()
+    kept = corpus_file.read_text(encoding="utf-8")
+    corpus_file.write_text(f"Another line.\n{kept}", encoding="utf-8")
+    done = run_toy("--edits", 2, "--resume")
+    assert done.code == 2
+    assert "edits solved on both do not belong together" in done.err
+    corpus_file.write_text(kept, encoding="utf-8")
+    assert run_toy("--edits", 2, "--resume").code == 0

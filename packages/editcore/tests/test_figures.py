@@ -277,6 +277,30 @@ def test_runs_by_different_evaluators_are_compared_where_they_can_be() -> None:
     assert np.isnan(others[0].get_ydata()).all()
 
 
+def test_a_curve_of_long_names_and_one_age_can_be_read() -> None:
+    """A legend wider than the figure would press its panels together; one age alone has no scale of its own."""
+    names = ("paraphrases_said_at_once", "consequences_said", "distinct_bigrams")
+    other = EvaluatorSpec(
+        "long", "m:Long", summary="Long names.",
+        metrics=tuple(MetricSpec(name=name, label=name, keep=True, retention=name == names[0]) for name in names),
+    )  # fmt: skip
+    values = dict.fromkeys(names, 50.0)
+    seen = tuple(one.model_copy(update={"values": values, "before": values}) for one in checkpoints(0)[:1])
+    found = watched(seen, [("a", 0, True)], measures_of([other]))
+    figure = figures.forgetting_figure(found, title="t")
+    figure.canvas.draw()
+    panel, *_, age = figure.axes
+    assert panel.get_position().width > 0.75
+    assert panel.get_legend().get_window_extent().x1 <= figure.bbox.width
+    assert age.get_xlim() == pytest.approx((-0.03, 1.03))
+    drawn = [line for line in panel.lines if not line.get_label().endswith("unedited")]
+    assert [line.get_linewidth() for line in drawn] == sorted({line.get_linewidth() for line in drawn}, reverse=True)
+    assert len({line.get_markersize() for line in drawn}) == 3, "equal values are all seen"
+    assert {line.get_gapcolor() for line in panel.lines if line not in drawn} == {"white"}
+    labels = [axes.get_ylabel() for axes in figures.forgetting_runs_figure({"x": found}, title="t").axes]
+    assert "consequences_said\n(%)" in labels, "no word is broken"
+
+
 def test_save_writes_a_png_of_200_dpi_or_nothing(tmp_path: Path) -> None:
     figure = figures.summary_figure(summary(20, 25, 74), summary(100, 91, 72), title="t")
     path = tmp_path / "figures" / "summary.png"

@@ -32,6 +32,7 @@ from editcore.ledger.ledger import Ledger
 from editcore.ledger.lines import HeaderLine, encode
 from editcore.ledger.verify import verify
 from editcore.models import EditedModel
+from editcore.report import make_report
 from editcore.runs.backends import RawBackend
 from editcore.runs.pack import read_pack
 from editcore.runs.reopening import open_run
@@ -647,6 +648,13 @@ def test_composing_solves_the_union(run: Callable[..., Path], editctl: Call, fac
     finished = editctl("run", "--resume", "--out", tmp_path / "both")
     assert finished.code == 0, finished.err
     assert json.loads((tmp_path / "both" / "summary.json").read_text())["edits"] == 5
+    # And what is said of it names both parts, and no data set that holds but one of them.
+    text = make_report(tmp_path / "both").summary.read_text(encoding="utf-8")
+    assert "5 edits of first + second" in text
+    assert "5 facts of first + second written into small by toy, all together." in text
+    assert f"compose {second} --out {tmp_path / 'both'} --on-conflict last" in text
+    assert "second, solved together." in text
+    assert "run.toml" not in text
     same = editctl("ledger", tmp_path / "both", "diff", second)
     assert same.out.splitlines()[-1] == "0 added, 2 removed, 0 changed, 3 the same."
 

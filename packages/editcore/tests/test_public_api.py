@@ -7,6 +7,7 @@ import importlib
 import importlib.metadata
 import inspect
 import pydoc
+import re
 import subprocess
 import sys
 import textwrap
@@ -416,3 +417,25 @@ def test_a_class_without_source_keeps_its_own_words() -> None:
     made = documented(dataclasses.make_dataclass("Made", [("size", int)], namespace={"__doc__": "Has a size."}))
     assert made.__doc__ == "Has a size."
     assert made(size=1).__doc__ == "Has a size."  # type: ignore[call-arg]
+
+
+def test_a_path_may_be_a_text() -> None:
+    """Every public function that takes a path takes a text, too: its annotation says so, and mypy reads its body."""
+    wrong = []
+    for room in ("editcore", *(f"editcore.{name}" for name in ROOMS)):
+        module = importlib.import_module(room)
+        for name in module.__all__:
+            found = getattr(module, name)
+            functions = {name: found} if inspect.isfunction(found) else {}
+            if inspect.isclass(found) and not issubclass(found, BaseException):
+                functions = {
+                    f"{name}.{key}": getattr(value, "__func__", value)
+                    for key, value in vars(found).items()
+                    if not key.startswith(("_", "test_")) and inspect.isfunction(getattr(value, "__func__", value))
+                }
+            for called, function in functions.items():
+                for parameter in inspect.signature(function).parameters.values():
+                    told = str(parameter.annotation)
+                    if re.search(r"\bPath\b", told) and "str" not in told:
+                        wrong.append(f"{room}: {called}({parameter})")
+    assert wrong == []

@@ -15,12 +15,14 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from editcore import EditRequest
 from editcore.evaluation import COUNTERFACT, measures_of
 from editcore.report import make_report
 from editcore.report.cells import change, number, records_table
 from editcore.report.document import Cell, Column, Document, Notice, Section, Table, one_line
 from editcore.report.html import page
 from editcore.report.markdown import summary
+from editcore.runs import open_session
 
 Call = Callable[..., SimpleNamespace]
 
@@ -126,7 +128,7 @@ def test_a_report_has_everything_that_is_asked_of_it(editctl: Call, finished: Ca
     ]  # fmt: skip
     results = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     # Every metric that is for readers, by evaluator: its means, how many facts they are of, and what it says.
-    measured = {row["measure"]: row for row in found.under("measure", "unit")}
+    measured = {row["measure"]: row for row in found.under("measure", "before")}
     known = [
         one for one in results["metrics"]
         if one["show"] != "data" and any(results[phase][one["key"]] is not None for phase in ("before", "after"))
@@ -170,6 +172,24 @@ def test_a_report_has_everything_that_is_asked_of_it(editctl: Call, finished: Ca
     assert (
         sum(row[4:] == ["gate", "it looks odd", "oddness 0.75, ratio inf"] for row in found.rows if len(row) == 7) == 2
     )
+
+
+def test_a_fact_that_a_session_added_is_there(finished: Callable[..., Path]) -> None:
+    run = finished("--edits", 2)
+    added = EditRequest(subject="Ada Lovelace", prompt="{} lives in", target_new="Paris")
+    open_session(run).edit([added])
+    made = make_report(run)
+    found = Parsed(made.page.read_text(encoding="utf-8"))
+    facts = {row["prompt"]: row for row in found.under("subject", "prompt")}
+    assert len(facts) == 3
+    assert [facts[added.text][name] for name in ("subject", "edited to", "state", "batch")] == [
+        "Ada Lovelace", "Paris", "active", "1",
+    ]  # fmt: skip
+    text = made.summary.read_text(encoding="utf-8")
+    assert "2 edits of facts.jsonl and 1 more" in text
+    assert "2 facts of facts.jsonl and 1 more written into small by toy" in text
+    assert "edits were added, undone or redone after the facts were measured" in text
+    assert "A session added 1 fact more, which no command here does again." in text
 
 
 def test_the_figures_are_on_the_page_and_beside_the_summary(finished: Callable[..., Path]) -> None:
@@ -233,9 +253,10 @@ def test_what_others_wrote_is_text(finished: Callable[..., Path]) -> None:
 def test_a_run_in_which_nothing_was_written_has_a_report(finished: Callable[..., Path]) -> None:
     found = parsed(finished("--edits", 2, "--plugin", "gate", "--set", "gate.batch=0"))
     efficacy = found.row("Efficacy (ES)")
-    assert efficacy[:2] == ["Efficacy (ES)", "%"]
-    assert efficacy[3] != ""  # the interval before
-    assert efficacy[4:8] == ["n/a", "", "n/a", ""]
+    assert efficacy[1] != "n/a"
+    assert efficacy[2:4] == ["n/a", "n/a"]  # after, and the change
+    assert efficacy[4] != ""  # the interval before
+    assert efficacy[5:8] == ["", "%", ""]
     assert [row["state"] for row in found.under("subject", "prompt")] == ["refused"] * 2
     assert "Relations" not in found.headings
 

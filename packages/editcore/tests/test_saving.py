@@ -19,7 +19,7 @@ from editcore.interfaces.changes import Written
 from editcore.models import CATALOGUE, EditedModel, HubModel, rounded
 from editcore.models.card import model_card
 from editcore.models.saving import both_forms
-from editcore.models.sources import check_source, hub_model, refuse_quantised
+from editcore.models.sources import hub_model, look_at, refuse_quantised
 from editcore.runs import RawBackend
 from editcore.settings.presets import model_stem
 from editcore.testing import tiny_hf_model, tiny_model, tiny_tokenizer
@@ -296,7 +296,7 @@ def test_a_quantised_folder_says_what_can_be_done(quantisation: dict[str, Any], 
     folder = saved(tiny_model(), tmp_path / "base")
     config = read(folder)
     (folder / "config.json").write_text(json.dumps({**config, "quantization_config": quantisation}))
-    for act in (check_source, LanguageModel.load):
+    for act in (look_at, LanguageModel.load):
         with pytest.raises(ModelError, match=rf"{said}.*Edit the full-precision model.*as an adapter.*serve that"):
             act(str(folder))
     with pytest.raises(ModelError, match=said):  # as a hub id's, of a model with parts
@@ -308,7 +308,7 @@ def test_an_adapter_is_told_from_a_model(tmp_path: Path) -> None:
     folder = tmp_path / "adapter"
     folder.mkdir()
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/base"}))
-    for act in (check_source, LanguageModel.load):
+    for act in (look_at, LanguageModel.load):
         with pytest.raises(ModelError, match=r"is an adapter for org/base .*adapters merge .*editctl import .*RUN"):
             act(str(folder))
     (folder / "adapter_config.json").rename(saved(tiny_model(), tmp_path / "model") / "adapter_config.json")
@@ -327,9 +327,9 @@ def test_a_tokenizer_that_must_be_converted_names_what_it_needs(
     (folder / "tokenizer.model").write_bytes(content)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == needed else object())
     with pytest.raises(ModelError, match=rf"tokenizer\.model alone.*with {needed}.*pip install {needed}, or put"):
-        check_source(str(folder))
+        look_at(str(folder))
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: object())
-    check_source(str(folder))
+    look_at(str(folder))
 
 
 def test_a_snapshot_of_the_hub_s_cache_has_the_name_and_commit_of_its_model(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from editcore.evaluation import CounterFactEvaluator, GenerationEvaluator
 from editcore.evaluation.generation import answer_of
 from editcore.interfaces import LedgerEntry
 from editcore.ledger import Ledger, write_ledger
+from editcore.models import DEFAULT_MODEL
 from editcore.runs.saying import not_said
 from editcore.testing import tiny_model, tiny_requests
 from torch import Tensor
@@ -327,11 +328,12 @@ def test_evaluators_have_settings_and_extensions_are_told_everything(open_sessio
     ],
 )
 def test_a_wrong_evaluator_is_said_before_the_model_is_loaded(
-    open_session: Open, options: dict[str, Any], error: type[Exception], message: str
+    open_session: Open, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], error: type[Exception], message: str
 ) -> None:
+    monkeypatch.setattr(LanguageModel, "load", lambda *_a, **_k: pytest.fail("loaded"))
     with pytest.raises(error, match=message):
         EditSession.open(
-            "/nowhere/at/all",
+            DEFAULT_MODEL,
             editor="toy",
             **{**options, "settings": {"toy": {"layers": [1]}, **options.get("settings", {})}},
         )
@@ -466,9 +468,12 @@ def test_dense_changes_are_kept_and_taken_back(open_session: Open, tmp_path: Pat
     assert same(bits(session.model), base)
 
 
-def test_what_the_backend_does_not_take_is_refused_before_the_model_is_loaded(open_session: Open) -> None:
+def test_what_the_backend_does_not_take_is_refused_before_the_model_is_loaded(
+    open_session: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LanguageModel, "load", lambda *_a, **_k: pytest.fail("loaded"))
     with pytest.raises(HParamsError) as caught:
-        EditSession.open("/nowhere/at/all", editor="toy-any", backend="half", settings={"toy-any": {"layers": [1]}})
+        EditSession.open(DEFAULT_MODEL, editor="toy-any", backend="half", settings={"toy-any": {"layers": [1]}})
     assert str(caught.value) == (
         "The editor 'toy-any' gives changes that the backend 'half' does not take: attachment, dense. Choose "
         f"--backend {' or '.join(fitting())}."

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import re
 from pathlib import Path
 
 import pytest
 import torch
 from editcore import StatisticsError
+from editcore.models import DEFAULT_MODEL, LanguageModel, local_path
 from editcore.second_moments.corpora import SelfCorpus, open_corpus
 from editcore.second_moments.linalg import Metric
-from editcore.second_moments.statistics import StatisticsStore, cached_moments, second_moments
+from editcore.second_moments.statistics import TOKENS_PER_WIDTH, StatisticsStore, cached_moments, second_moments
+from editcore.second_moments.stored import TEXTS
 from editcore.testing import tiny_model
 
 
@@ -86,6 +90,57 @@ def test_more_layers_later_need_no_second_sample(corpus_file: Path, monkeypatch:
     monkeypatch.undo()
     expected = second_moments(model, SelfCorpus(0).sequences(model, 128, 128), [1])
     assert torch.equal(both[1], expected[1])
+
+
+def test_the_text_of_the_default_model_comes_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every file of texts is the one that was put there; it is taken for its model and settings alone."""
+    model = tiny_model("llama")
+    monkeypatch.setattr(model, "generate_ids", lambda rows, **_options: [[0] * 128 for _ in rows])
+    [text] = TEXTS
+    ids = text.read()
+    assert hashlib.sha256(ids.numpy().tobytes()).hexdigest() == text.sha256
+    assert (ids.shape, text.model) == ((120, 128), DEFAULT_MODEL)
+    monkeypatch.setattr(model, "_base_fingerprint", text.fingerprint)
+    corpus = SelfCorpus(0)
+    assert corpus.expected_seconds(model, 15360, 128) == 0
+    assert torch.equal(corpus.sequences(model, 15360, 128), ids)
+    assert corpus.content_hash == text.sha256
+    for seed, tokens, length in ((1, 15360, 128), (0, 15000, 128), (0, 15360, 64)):
+        assert not SelfCorpus(seed).sequences(model, tokens, length)[:, 1:].any()
+    monkeypatch.setattr(model, "_base_fingerprint", "0" * 64)
+    assert not SelfCorpus(0).sequences(model, 15360, 128)[:, 1:].any()
+    damaged = dataclasses.replace(text, sha256="0" * 64)
+    with pytest.raises(StatisticsError, match=r"holds another text than it should\. Install editcore again"):
+        damaged.read()
+
+
+@pytest.mark.skipif(local_path(DEFAULT_MODEL) is None, reason=f"{DEFAULT_MODEL} is not here: editctl models pull")
+def test_the_default_model_would_write_that_text() -> None:
+    """Its first tokens in each row: all rows are drawn together, token by token."""
+    model = LanguageModel.load(DEFAULT_MODEL)
+    [text] = TEXTS
+    assert model.base_fingerprint == text.fingerprint
+    assert model.layout.d_ff * TOKENS_PER_WIDTH == text.rows * text.length
+    written = model.generate_ids([[]] * text.rows, max_new_tokens=3, seed=text.seed, stop_at_end=False)
+    assert torch.equal(torch.tensor(written), text.read()[:, :3])
+
+
+def test_long_work_is_announced_with_an_estimate(
+    corpus_file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = tiny_model("llama")
+    store(model, corpus_file).moments([0])
+    assert caplog.messages == []  # it takes no time
+    monkeypatch.setattr("editcore.second_moments.statistics._LONG", 0.0)
+    store(model, corpus_file).moments([0])
+    assert caplog.messages == []  # it is in the cache
+    store(model, corpus_file, corpus="self").moments([0, 2])
+    [said] = caplog.messages
+    assert re.fullmatch(
+        r"The second moments of layers 0, 2 in .+ are not in the cache yet\. Computing them over 600 tokens takes "
+        r"about \d+ s, and sampling that text about \d+ s before that; they are kept\.",
+        said,
+    )
 
 
 def test_documentation_needs_no_file() -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-from editcore import LedgerEntry
-from editcore.datasets import short_name
+from editcore import EditRequest, LedgerEntry
 from editcore.models import CATALOGUE
 from editcore.runs import RunRecord
 
@@ -27,7 +25,7 @@ def model_card(
     *,
     rank: int,
     shared: Sequence[str] = (),
-    evidence: Mapping[str, Mapping[str, Any]],
+    begun: Collection[str],
     title: str,
 ) -> str:
     """Markdown with the front matter that hubs read.
@@ -35,19 +33,20 @@ def model_card(
     Args:
         modules: by weight name.
         shared: paths of modules that have one weight between them and an adapter each.
-        evidence: by request id, as ``batches.jsonl`` has it.
+        begun: ids of what the run was asked to edit; what is active beside it was added by sessions.
     """
     hub, folder = record.model["hub"], record.model["folder"]
     base = hub["id"] if hub is not None else Path(folder).name if folder is not None else record.config.model
     revision = hub["revision"] if hub is not None else None
     where = f'"{base}"' + (f', revision="{revision}"' if revision else "")
     of_catalogue = folder is None and record.config.model in CATALOGUE
-    facts = [request for entry in entries for request in entry.requests[: entry.num_new]]
+    facts = [(request, entry) for entry in entries for request in entry.new_requests]
     rows = [
-        f"| {_cell(one.text)} | {_cell(one.target_new)} | {_probability(evidence.get(one.id, {}))} |"
-        for one in facts[:_ROWS]
+        f"| {_cell(one.text)} | {_cell(one.target_new)} | {_probability(entry, one)} |" for one, entry in facts[:_ROWS]
     ]
-    more = [f"\n{len(facts) - _ROWS} more are in `edits/ledger.jsonl`."] if len(facts) > _ROWS else []
+    own = sum(one.id in begun for one, _ in facts)
+    more = f" and {len(facts) - own} more" if own < len(facts) else ""
+    unlisted = [f"\n{len(facts) - _ROWS} more are in `edits/ledger.jsonl`."] if len(facts) > _ROWS else []
     return "\n".join(
         [
             "---",
@@ -80,7 +79,7 @@ def model_card(
             f"| its fingerprint | `{record.model['fingerprint']}` |",
             f"| its type | {record.config.dtype} |",
             f"| editor | {record.config.editor} |",
-            f"| data set | {_cell(short_name(record.config.dataset))} |",
+            f"| facts | {own} of {_cell(record.data)}{more} |",
             f"| batches | {len(entries)} |",
             f"| rank | {rank} |",
             f"| edited weights | {', '.join(f'`{name}`' for name in modules)} |",
@@ -99,7 +98,7 @@ def model_card(
             "| prompt | answer | probability |",
             "|---|---|---|",
             *(rows or ["| (unknown) | | |"]),
-            *more,
+            *unlisted,
             "",
         ]
     )
@@ -109,8 +108,9 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-def _probability(evidence: Mapping[str, Any]) -> str:
-    value = evidence.get("figures", {}).get("target_probability")
+def _probability(entry: LedgerEntry, request: EditRequest) -> str:
+    found = (one.figures for one in entry.evidence if one.request_id == request.id)
+    value = next(found, {}).get("target_probability")
     return "-" if value is None else f"{value:.2f}"
 
 

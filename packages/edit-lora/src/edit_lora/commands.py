@@ -82,7 +82,7 @@ def export(
         progress=TerminalProgress(),
     )
     _print_exported(done)
-    typer.echo(f"Adapter of rank {done.rank} with {done.edits} edits: {directory}")
+    typer.echo(f"Adapter of rank {done.rank} with {_edits(done.edits)}: {directory}")
 
 
 def _print_exported(done: Exported) -> None:
@@ -133,7 +133,7 @@ def import_(
         plugins=loaded_plugins(ctx),
         progress=TerminalProgress(),
     )
-    what = f"{done.edits} edits" if done.edits else "unknown facts"
+    what = _edits(done.edits) if done.edits else "unknown facts"
     batches = "1 batch" if done.batches == 1 else f"{done.batches} batches"
     typer.echo(f"Run with {what} in {batches} on {done.model}: {out}")
 
@@ -298,3 +298,7 @@ def _check_run(run: Path) -> None:
     from editcore.runs import RunRecord
 
     RunRecord.read(run)
+
+
+def _edits(count: int) -> str:
+    return f"{count} edit" if count == 1 else f"{count} edits"

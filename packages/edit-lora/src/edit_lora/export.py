@@ -21,6 +21,7 @@ from editcore.runs import (
     json_text,
     making,
     open_run,
+    recorded,
     refuse_existing,
     statistics_of,
     write_text,
@@ -104,7 +105,7 @@ def export_adapter(
             modules,
             rank=written_rank,
             shared=[end.path for several in ends.values() if len(several) > 1 for end in several],
-            evidence=_evidence(run),
+            begun={one.request.id for one in recorded(run)} if (run / "requests.jsonl").exists() else set(),
             title=out.name,
         )
         write_text(folder / "README.md", card)
@@ -289,12 +290,6 @@ def _write_edits(folder: Path, run: Path, record: RunRecord, ledger: Ledger, hpa
     raw["settings"] = {**record.settings, "lora": hparams.model_dump(mode="json")}
     raw["exported"] = {"adapter_sha256": hashlib.sha256((folder / WEIGHTS_NAME).read_bytes()).hexdigest()}
     write_text(inside / RUN_NAME, json_text(raw, indent=2) + "\n")
-
-
-def _evidence(run: Path) -> dict[str, dict[str, Any]]:
-    """What was measured while each fact was written, by request id: the last one, of a fact edited twice."""
-    lines = [line for line in _lines(run / "batches.jsonl") if line["applied"]]
-    return {one["request_id"]: one for line in lines for one in line["evidence"] if not one["replayed"]}
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

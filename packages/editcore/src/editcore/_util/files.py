@@ -105,8 +105,9 @@ def uninterrupted() -> Iterator[None]:
         signal.raise_signal(signal.SIGINT)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path | str, text: str) -> None:
     """Write UTF-8 text."""
+    path = Path(path)
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -128,8 +129,9 @@ def _finite(value: Any) -> Any:
     return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+def write_tensors(path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file."""
+    path = Path(path)
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 

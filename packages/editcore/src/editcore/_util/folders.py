@@ -15,12 +15,13 @@ __all__ = ["making", "refuse_existing"]
 
 
 @contextmanager
-def making(directory: Path) -> Iterator[Path]:
+def making(directory: Path | str) -> Iterator[Path]:
     """A temporary folder beside ``directory`` to fill; on success it takes that name, else nothing is left of it.
 
     Raises:
         StorageError: ``directory`` is there already, or cannot be made.
     """
+    directory = Path(directory)
     refuse_existing(directory)
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
@@ -37,12 +38,13 @@ def making(directory: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def refuse_existing(directory: Path) -> None:
+def refuse_existing(directory: Path | str) -> None:
     """Refuse a place for something new where something is.
 
     Raises:
         StorageError: there is a file, or a folder that is not empty.
     """
+    directory = Path(directory)
     if directory.is_dir() and not any(directory.iterdir()):
         return
     if directory.exists() or directory.is_symlink():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-__all__ = ["counted", "cut"]
+__all__ = ["counted", "counted_of", "cut", "roughly"]
 
 
 def counted(count: int, noun: str) -> str:
@@ -25,3 +25,21 @@ def cut(text: str, most: int = 60, *, keep: Literal["start", "end"] = "start") -
     if len(text) <= most:
         return text
     return f"{text[: most - 1]}…" if keep == "start" else f"…{text[-(most - 1) :]}"
+
+
+def counted_of(count: int, noun: str, data: str, *, more: int = 0) -> str:
+    """How many things are of some data, and how many are not.
+
+    >>> counted_of(6, "edit", "facts.jsonl"), counted_of(6, "edit", "facts.jsonl", more=1)
+    ('6 edits of facts.jsonl', '6 edits of facts.jsonl and 1 more')
+    """
+    return f"{counted(count, noun)} of {data}" + (f" and {more:,} more" if more else "")
+
+
+def roughly(seconds: float) -> str:
+    """A time that is only estimated.
+
+    >>> roughly(0.2), roughly(42.4), roughly(200)
+    ('1 s', '42 s', '3 min')
+    """
+    return f"{max(1, round(seconds))} s" if seconds < 100 else f"{round(seconds / 60)} min"

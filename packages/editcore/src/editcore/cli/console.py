@@ -7,7 +7,9 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, Group
+from rich.padding import Padding
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -16,7 +18,6 @@ from rich.progress import (
     Task,
     TaskID,
     TextColumn,
-    TimeRemainingColumn,
 )
 from rich.table import Column, Table
 from rich.text import Text
@@ -48,20 +49,69 @@ def print_table(
     right: Collection[str] = (),
     console: Console | None = None,
 ) -> None:
-    """Print a table with a heading per column; the columns named in ``right`` are aligned to the right."""
-    table = Table(
-        *(Column(name, justify="right" if name in right else "left", overflow="fold") for name in columns),
-        header_style="bold",
-        box=None,
-        pad_edge=False,
-        padding=(0, 2, 0, 0),
-    )
-    for row in rows:
-        table.add_row(*map(str, row))
+    """Print a table with a heading per column; the columns named in ``right`` are aligned to the right.
+
+    Words stay whole. Where the columns have no room for that beside each other, each row becomes a block of lines: its
+    first cell, and under it the others with their headings.
+    """
+    texts = [[str(cell) for cell in row] for row in rows]
     console = console or make_console()
     if title is not None:  # a title inside the table would be broken to the table's width
         console.print(title, style="bold")
+    widths = _widths(columns, texts, console.width)
+    if widths is None:
+        _print_blocks(columns, texts, console)
+        return
+    table = Table(
+        *(
+            Column(name, justify="right" if name in right else "left", overflow="fold", width=width)
+            for name, width in zip(columns, widths, strict=True)
+        ),
+        header_style="bold",
+        box=None,
+        pad_edge=False,
+        padding=(0, _GAP, 0, 0),
+    )
+    for row in texts:
+        table.add_row(*row)
     console.print(table)
+
+
+_GAP = 2
+"""Columns of the terminal between two of a table."""
+_READABLE = 28
+"""Columns of the terminal that a longer text needs, not to be a ribbon."""
+
+
+def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]], room: int) -> list[int] | None:
+    """The width of each column of a table; ``None`` if there is no room for every word and for reading."""
+    least, most = [], []
+    for cells in zip(columns, *rows, strict=True):
+        longest = max(cell_len(line) for cell in cells for line in cell.split("\n"))
+        word = max((cell_len(word) for cell in cells for word in cell.split()), default=0)
+        most.append(longest)
+        least.append(max(word, min(longest, _READABLE)))
+    room -= _GAP * (len(columns) - 1)
+    if sum(most) <= room:
+        return most
+    if sum(least) > room:
+        return None
+    widths = list(least)
+    for _ in range(room - sum(least)):  # one by one to the column that lacks most
+        place = max(range(len(widths)), key=lambda index: most[index] - widths[index])
+        widths[place] += 1
+    return widths
+
+
+def _print_blocks(columns: Sequence[str], rows: Sequence[Sequence[str]], console: Console) -> None:
+    for number, row in enumerate(rows):
+        if number:
+            console.print()
+        console.print(row[0] or "-", style="bold")
+        for name, cell in zip(columns[1:], row[1:], strict=True):
+            if cell:
+                lines = Text(f"{name}: {cell}" if name else cell).wrap(console, max(1, console.width - _GAP))
+                console.print(Padding(Group(*lines), (0, 0, 0, _GAP), expand=False))
 
 
 def print_json(value: object) -> None:
@@ -138,9 +188,17 @@ class _RateColumn(ProgressColumn):
         return Text(_rate(task.completed, task.elapsed or 0.0))
 
 
+class _RemainingColumn(ProgressColumn):
+    """The time that is left; nothing until it can be told."""
+
+    def render(self, task: Task) -> Text:
+        known = task.time_remaining is not None and not task.finished
+        return Text(f"{_duration(task.time_remaining or 0.0)} left" if known else "")
+
+
 def _bar_columns() -> tuple[ProgressColumn, ...]:
     description = TextColumn("{task.description}", markup=False)
-    return (description, BarColumn(), MofNCompleteColumn(), _RateColumn(), TimeRemainingColumn())
+    return (description, BarColumn(), MofNCompleteColumn(), _RateColumn(), _RemainingColumn())
 
 
 def _advancer(bars: Bars, task: TaskID) -> Callable[[int], None]:

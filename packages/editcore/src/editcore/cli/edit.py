@@ -7,7 +7,17 @@ from typing import Annotated
 import typer
 
 from editcore.cli.lazy import loaded_plugins
-from editcore.cli.options import ChatTemplate, Corpus, Device, Dtype, ModelOption, Save, SaveDtype, refuse_used_save
+from editcore.cli.options import (
+    ChatTemplate,
+    Corpus,
+    CorpusSeed,
+    Device,
+    Dtype,
+    ModelOption,
+    Save,
+    SaveDtype,
+    refuse_used_save,
+)
 
 __all__ = ["app"]
 
@@ -38,7 +48,8 @@ def edit(
     preset: Annotated[str | None, typer.Option(help="The editor's preset.")] = None,
     chat_template: ChatTemplate = False,
     corpus: Corpus = "self",
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    corpus_seed: CorpusSeed = 0,
+    seed: Annotated[int, typer.Option(help="Seed of everything random but the second moments' text.")] = 0,
     assignments: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A hyperparameter of the editor.")
     ] = None,
@@ -47,26 +58,34 @@ def edit(
     save_dtype: SaveDtype = None,
 ) -> None:
     """Write one fact and compare what the model says."""
-    from editcore.cli.console import TerminalProgress, print_table
     from editcore.cli.run import settings_from
     from editcore.interfaces.values import EditRequest
+    from editcore.models.sources import look_at
+    from editcore.runs.early import check_session
     from editcore.runs.fit import check_savable, check_subjects, completed
     from editcore.runs.parts import default_editor
-    from editcore.runs.session import EditSession
 
     request = EditRequest.create(subject=subject, prompt=prompt, target_new=target, join=join)
     refuse_used_save(save, save_dtype)
     plugins = loaded_plugins(ctx)
+    look_at(model)
     editor = editor or default_editor(plugins, model)
+    settings = settings_from(assignments or [], {}, editor=editor)
     check_subjects([request], plugins.editor(editor))
     if save is not None:
         check_savable(plugins, editor, completed(plugins, editor, (), None)[1])
+    check_session(plugins, model, editor=editor, preset=preset, settings=settings, dtype=dtype, corpus=corpus)
+
+    from editcore.cli.console import TerminalProgress, print_table
+    from editcore.runs.session import EditSession
+
     session = EditSession.open(
         model,
         editor=editor,
         preset=preset,
-        settings=settings_from(assignments or [], {}, editor=editor),
+        settings=settings,
         corpus=corpus,
+        corpus_seed=corpus_seed,
         seed=seed,
         device=device,
         dtype=dtype,

@@ -33,6 +33,12 @@ def generate(
     save_dtype: SaveDtype = None,
 ) -> None:
     """Let a run's edited model speak beside the original."""
+    from editcore._util.words import counted
+    from editcore.runs.record import RunRecord
+
+    refuse_used_save(save)
+    RunRecord.read(directory)  # whether there is a run is known before torch is imported
+
     from editcore.cli.console import TerminalProgress, print_table
     from editcore.runs.reopening import open_run
 
@@ -57,6 +63,6 @@ def generate(
         shown = model.prompt_form.shown
         rows += [("original", shown(prompt, before)), ("edited", shown(prompt, after))]
     count = sum(entry.num_new for entry in ledger.history())
-    print_table(("model", "text"), rows, title=f"{model.name}, {count} edits")
+    print_table(("model", "text"), rows, title=f"{model.name}, {counted(count, 'edit')}")
     if save is not None:
         typer.echo(f"Edited model: {save}")

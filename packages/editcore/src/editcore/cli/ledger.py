@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
@@ -223,6 +224,7 @@ def compose(
     ] = OnConflict.error,
 ) -> None:
     """Join the edits of several runs and solve them together."""
+    from editcore._util.words import counted
     from editcore.cli.console import TerminalProgress, print_table
     from editcore.runs.compose import compose as join
 
@@ -232,6 +234,7 @@ def compose(
         on_conflict=on_conflict.value,
         plugins=loaded_plugins(ctx),
         progress=TerminalProgress(),
+        command=["editctl", *sys.argv[1:]],
     )
     if made.conflicts:
         print_table(
@@ -244,11 +247,12 @@ def compose(
                 )
                 for one in made.conflicts
             ],
-            title=f"{len(made.conflicts)} facts had two targets",
+            title=f"{counted(len(made.conflicts), 'fact')} had two targets",
         )
     for note in made.notes:
         typer.echo(f"Note: {note}")
-    typer.echo(f"{made.edits} edits of {1 + len(others)} runs are in {made.directory}.")
+    are = "is" if made.edits == 1 else "are"
+    typer.echo(f"{counted(made.edits, 'edit')} of {1 + len(others)} runs {are} in {made.directory}.")
 
 
 def _run(ctx: typer.Context) -> Path:

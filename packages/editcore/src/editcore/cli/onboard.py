@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from editcore.cli.lazy import loaded_plugins
-from editcore.cli.options import ChatTemplate, Corpus, Device, Dtype, ModelArgument, Strict
+from editcore.cli.options import ChatTemplate, Corpus, CorpusSeed, Device, Dtype, ModelArgument, Strict
 
 if TYPE_CHECKING:
     from editcore.interfaces.specs import EditorSpec
@@ -49,7 +49,8 @@ def onboard(
     corpus_tokens: Annotated[
         int | None, typer.Option(min=1, help="Tokens of it. [default: ten times the projection's input width]")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
+    corpus_seed: CorpusSeed = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random but the second moments' text.")] = 0,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     chat_template: ChatTemplate = False,
@@ -63,7 +64,15 @@ def onboard(
 
     Causal tracing proposes layers, short trials of real edits decide. The model stays as it is.
     """
+    from editcore.models.sources import check_dtype, look_at
+    from editcore.second_moments.corpora import open_corpus
+
+    look_at(model)
+    check_dtype(dtype)
+    open_corpus(corpus)
+
     from editcore._util.paths import fresh_directory
+    from editcore._util.words import counted
     from editcore.cli.console import TerminalProgress
     from editcore.datasets import check_records, load_known_facts, load_records, short_name
     from editcore.evaluation.measures import retention_of
@@ -100,7 +109,7 @@ def onboard(
         families=plugins.family_paths(),
         progress=progress,
     )
-    statistics = StatisticsStore(loaded, corpus=corpus, tokens=corpus_tokens, seed=seed, progress=progress)
+    statistics = StatisticsStore(loaded, corpus=corpus, tokens=corpus_tokens, seed=corpus_seed, progress=progress)
     _show_layout(loaded)
     tracing = trace_model(loaded, facts, num=trace, seed=seed, progress=progress) if trace else None
     layers = candidate_layers(loaded.layout.num_layers, candidates, tracing)
@@ -112,8 +121,8 @@ def onboard(
     chosen = _trials(bench, specs, scan)
     _write_results(bench, tracing, scan, directory)
     measured = (
-        f"{len(records)} facts of {short_name(dataset)}; second moments from {Path(corpus).name}, seed {seed}; "
-        f"model {loaded.base_fingerprint[:12]}"
+        f"{counted(len(records), 'fact')} of {short_name(dataset)}; second moments from {Path(corpus).name}, its seed "
+        f"{corpus_seed}; seed {seed}; model {loaded.base_fingerprint[:12]}"
     )
     if chat_template:
         measured += ", with its chat template"
@@ -128,8 +137,8 @@ def onboard(
             "anything, either."
         )
     options = {"--dataset": (dataset, "worldfacts"), "--corpus": (corpus, "self"),
-               "--corpus-tokens": (corpus_tokens, None), "--seed": (seed, 0), "--device": (device, "cpu"),
-               "--dtype": (dtype, "float32")}  # fmt: skip
+               "--corpus-tokens": (corpus_tokens, None), "--corpus-seed": (corpus_seed, 0), "--seed": (seed, 0),
+               "--device": (device, "cpu"), "--dtype": (dtype, "float32")}  # fmt: skip
     more = [word for name, (value, usual) in options.items() if value != usual for word in (name, str(value))]
     more += ["--chat-template"] if chat_template else []
     more += ["--strict"] if strict else []
@@ -182,12 +191,14 @@ def _show_candidates(model: LanguageModel, tracing: Tracing | None, layers: list
 
 def _show_cost(specs: list[EditorSpec], layers: list[int], facts: int, statistics: StatisticsStore) -> None:
     """What is about to be done, before it takes its time."""
+    from editcore._util.words import counted
     from editcore.onboarding.onboard import CLAMPS
 
     width = statistics.model.layout.d_ff
     typer.echo(
-        f"Trials of {facts} facts each: {len(layers)} layers and {len(CLAMPS)} clamps with {specs[0].name}, then up to "
-        f"two with each of {', '.join(spec.name for spec in specs)}. Second moments of {len(layers)} layers "
+        f"Trials of {counted(facts, 'fact')} each: {counted(len(layers), 'layer')} and {len(CLAMPS)} clamps with "
+        f"{specs[0].name}, then up to two with each of {', '.join(spec.name for spec in specs)}. Second moments of "
+        f"{counted(len(layers), 'layer')} "
         f"({len(layers) * 8 * width**2 / 1e6:,.0f} MB) from {statistics.tokens:,} tokens."
     )
 
@@ -214,6 +225,7 @@ def _write_results(bench: Bench, tracing: Tracing | None, scan: Mapping[int, Tri
     import pandas as pd
 
     from editcore._util.files import write_text
+    from editcore._util.words import counted
     from editcore.cli.trace import write_tracing
     from editcore.figures.layers import layers_figure
     from editcore.figures.style import save
@@ -224,7 +236,9 @@ def _write_results(bench: Bench, tracing: Tracing | None, scan: Mapping[int, Tri
     write_text(table, pd.DataFrame([trial.row() for trial in bench.trials]).to_csv(index=False))
     worked = {layer: trial.summary for layer, trial in scan.items() if trial.summary is not None}
     first = best(scan.values())
-    title = f"Editing one layer of {model_stem(bench.model.name)}: {first.editor}, {len(bench.records)} facts"
+    title = (
+        f"Editing one layer of {model_stem(bench.model.name)}: {first.editor}, {counted(len(bench.records), 'fact')}"
+    )
     save(layers_figure(worked, bench.before, chosen=first.settings["layers"][0], title=title), picture)
     written = [table, picture]
     if tracing is not None and tracing.used:

@@ -11,6 +11,7 @@ __all__ = [
     "AsJson",
     "ChatTemplate",
     "Corpus",
+    "CorpusSeed",
     "Device",
     "Dtype",
     "ExecutorSettings",
@@ -37,6 +38,7 @@ ChatTemplate = Annotated[
     bool, typer.Option("--chat-template", help="Put the model's chat template around every prompt (instruct models).")
 ]
 Corpus = Annotated[str, typer.Option(help="Text behind the second moments: self, docs, hf:NAME or a file.")]
+CorpusSeed = Annotated[int, typer.Option(min=0, help="Seed of the text 'self', the same for every --seed.")]
 ExecutorSettings = Annotated[
     list[str] | None, typer.Option("--executor-set", metavar="KEY=VALUE", help="A setting of the executor.")
 ]

@@ -31,6 +31,10 @@ def pack(
 ) -> None:
     """Put the active edits of a run into one file."""
     from editcore._util.words import counted
+    from editcore.runs.record import RunRecord
+
+    RunRecord.read(directory)  # whether there is a run is known before torch is imported
+
     from editcore.runs.pack import write_pack
 
     made = write_pack(directory, file, loaded_plugins(ctx))

@@ -23,8 +23,9 @@ def report(
 
     The page is one file: it can be sent, opened without a network, and printed.
     """
+    from editcore._util.words import counted
     from editcore.report import make_report
 
     made = make_report(directory, out)
     typer.echo(f"Page: {made.page}")
-    typer.echo(f"Summary: {made.summary}, with {len(made.figures)} figures in {made.directory / 'figures'}")
+    typer.echo(f"Summary: {made.summary}, with {counted(len(made.figures), 'figure')} in {made.directory / 'figures'}")

@@ -48,7 +48,9 @@ def run(
     edits: Annotated[int | None, typer.Option(help="How many facts to edit. [default: all of the data set]")] = None,
     strict: Strict = None,
     batch_size: Annotated[int | None, typer.Option(help="Facts solved together. [default: 10]")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything random. [default: 0]")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of everything random but the second moments' text. [default: 0]")
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1, or auto: over all accelerators. [default: cpu]")
     ] = None,
@@ -65,6 +67,9 @@ def run(
     ] = None,
     corpus_tokens: Annotated[
         int | None, typer.Option(help="Tokens of it. [default: ten times the projection's input width]")
+    ] = None,
+    corpus_seed: Annotated[
+        int | None, typer.Option(help="Seed of the text 'self', the same for every --seed. [default: 0]")
     ] = None,
     evaluator: Annotated[
         list[str] | None,
@@ -123,6 +128,7 @@ def run(
         "editor": editor, "backend": backend, "model": model, "dataset": dataset, "edits": edits,
         "strict": strict, "batch_size": batch_size, "seed": seed, "device": device, "dtype": dtype, "preset": preset,
         "chat_template": chat_template, "corpus": corpus, "corpus_tokens": corpus_tokens,
+        "corpus_seed": corpus_seed,
         "eval_every": eval_every, "eval_sample": eval_sample, "eval_text": eval_text,
         "eval_text_tokens": eval_text_tokens,
         "plugins": tuple(plugin) if plugin else None,
@@ -132,10 +138,8 @@ def run(
     plugins = loaded_plugins(ctx)
 
     from editcore._util.lock import LOCK_NAME, locked, refuse_held
-    from editcore.cli.console import TerminalProgress
-    from editcore.figures.runs import draw_run
     from editcore.interfaces.errors import EditcoreError, HParamsError, RunError
-    from editcore.runs.job import default_directory, run as run_job
+    from editcore.runs.early import check_run
     from editcore.runs.record import RunRecord
     from editcore.runs.resume import has_begun, is_finished, refuse_unlike
     from editcore.settings.toml import read_toml, run_values
@@ -161,6 +165,13 @@ def run(
             typer.echo(f"The run in {out} is finished; there is nothing to resume.")
             return
     refuse_used_save(save, save_dtype)
+    if begun is None:
+        check_run(resolved, plugins)
+
+    from editcore.cli.console import TerminalProgress
+    from editcore.figures.runs import draw_run
+    from editcore.runs.job import default_directory, run as run_job
+
     directory = out or default_directory(resolved)
     ours = resume or not has_begun(directory)
     try:
@@ -286,7 +297,8 @@ def show_result(result: RunResult) -> None:
         more = len(result.rejections) > _MOST_REJECTIONS
         rest = f" The first {_MOST_REJECTIONS} are shown." if more else ""
         console.print(
-            f"{result.rejected} facts were rejected; {result.directory / 'batches.jsonl'} has the figures.{rest}"
+            f"{counted(result.rejected, 'fact')} {'was' if result.rejected == 1 else 'were'} rejected; "
+            f"{result.directory / 'batches.jsonl'} has the figures.{rest}"
         )
     for note in result.notes:
         console.print(f"Note: {note}")

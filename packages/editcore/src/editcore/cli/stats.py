@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from editcore.cli.lazy import loaded_plugins
-from editcore.cli.options import Device, Dtype, ExecutorSettings, ModelOption
+from editcore.cli.options import CorpusSeed, Device, Dtype, ExecutorSettings, ModelOption
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +29,7 @@ def compute(
     corpus_tokens: Annotated[
         int | None, typer.Option(min=1, help="Tokens. [default: ten times the projection's input width]")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of a sampled corpus.")] = 0,
+    corpus_seed: CorpusSeed = 0,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     executor: Annotated[
@@ -38,6 +38,13 @@ def compute(
     executor_settings: ExecutorSettings = None,
 ) -> None:
     """Compute second moments into the cache: all layers in one pass; what is there already is kept."""
+    from editcore.models.sources import check_dtype, look_at
+    from editcore.second_moments.corpora import open_corpus
+
+    look_at(model)
+    check_dtype(dtype)
+    open_corpus(corpus)
+
     from editcore.cli.console import TerminalProgress, print_table
     from editcore.models import LanguageModel
     from editcore.second_moments.linalg import Metric
@@ -53,7 +60,7 @@ def compute(
         loaded,
         corpus=corpus,
         tokens=corpus_tokens,
-        seed=seed,
+        seed=corpus_seed,
         progress=progress,
         compute=second_moments if executor is None else _sharded(ctx, executor, executor_settings or [], device, dtype),
     )

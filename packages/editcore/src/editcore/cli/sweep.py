@@ -256,6 +256,7 @@ def _changed(sweep: Sweep, asked: _Asked) -> Sweep:
 
 
 def _print_plan(plan: Plan, directory: Path) -> None:
+    from editcore._util.words import counted
     from editcore.cli.console import make_console, print_table
     from editcore.sweeps import state_of
     from editcore.sweeps.estimate import estimate_cost
@@ -279,8 +280,8 @@ def _print_plan(plan: Plan, directory: Path) -> None:
     due = [key for key, state in states.items() if state != "finished"]
     cost = estimate_cost(plan, due, (directory / "trials", directory.parent))
     console.print(
-        f"{len(plan.points)} combinations, {len(plan.trials)} trials; {cost.trials} to run, with {cost.edits:,} edits "
-        f"in {cost.batches:,} batches."
+        f"{counted(len(plan.points), 'combination')}, {counted(len(plan.trials), 'trial')}; {cost.trials} to run, with "
+        f"{counted(cost.edits, 'edit')} in {cost.batches:,} {'batch' if cost.batches == 1 else 'batches'}."
     )
     if math.isnan(cost.seconds):
         console.print(

@@ -47,6 +47,11 @@ def trace(
 
     The result is also kept for editors with layer_selection = "traced".
     """
+    from editcore.models.sources import check_dtype, look_at
+
+    look_at(model)
+    check_dtype(dtype)
+
     from editcore._util.paths import fresh_directory
     from editcore.cli.console import TerminalProgress
     from editcore.datasets import load_known_facts
@@ -84,11 +89,12 @@ def trace(
 
 def show_tracing(tracing: Tracing) -> None:
     """Say what was traced, and print the greatest effect for each kind and role and the layers that stand out."""
+    from editcore._util.words import counted
     from editcore.cli.console import print_table
     from editcore.locate_then_edit.located import ROLES
 
     typer.echo(
-        f"Causal tracing of {tracing.model}: {tracing.used} facts, which are those it knows of {tracing.asked} asked. "
+        f"Causal tracing of {tracing.model}: {counted(tracing.used, 'fact')}, those that it knows of {tracing.asked}. "
         f"p(attribute) {tracing.clean:.3f}, with noise on the subject {tracing.corrupted:.3f}."
     )
     rows = []
@@ -113,11 +119,17 @@ def write_tracing(tracing: Tracing, directory: Path) -> list[Path]:
     import pandas as pd
 
     from editcore._util.files import write_text
+    from editcore._util.words import counted
     from editcore.figures.layers import tracing_figure
     from editcore.figures.style import save
     from editcore.settings.presets import model_stem
 
     table, picture = directory / "tracing.csv", directory / "figures" / "tracing.png"
     write_text(table, pd.DataFrame(tracing.rows()).to_csv(index=False))
-    save(tracing_figure(tracing, title=f"Causal tracing of {model_stem(tracing.model)}, {tracing.used} facts"), picture)
+    save(
+        tracing_figure(
+            tracing, title=f"Causal tracing of {model_stem(tracing.model)}, {counted(tracing.used, 'fact')}"
+        ),
+        picture,
+    )
     return [table, picture]

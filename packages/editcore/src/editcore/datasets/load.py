@@ -52,6 +52,7 @@ T = TypeVar("T")
 MAX_BYTES = 1 << 30
 """Largest file that is read, after decompression. CounterFact has 45 MB."""
 SUFFIXES = (".jsonl", ".json", ".csv")
+_ELSEWHERE = ("counterfact", "multi_counterfact", "known_1000", "zsre_mend_eval")
 _WITH_ARGUMENT = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*:.*")
 
 _MOST_NAMED = 10
@@ -260,6 +261,11 @@ def missing_file(path: Path, name: str, plugins: Registry) -> str:
     names = plugins.datasets()
     head, colon, _ = name.partition(":")
     asked = head if colon else path.name.split(".")[0]
+    if asked in _ELSEWHERE:
+        return (
+            f"There is no file {name}. editcore does not bring that data along; where its authors give it away stands "
+            f"in docs/reference/datasets.md, under Files. Available here: {', '.join(sorted(names))}."
+        )
     hint = str(UnknownNameError("data set", asked, names)).partition(". ")[2]
     return f"There is no file {name}. {hint}" if hint else f"There is no file {name}."
 

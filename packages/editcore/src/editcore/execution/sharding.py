@@ -103,7 +103,7 @@ def sharded_moments(
 
 
 def evaluate_run(
-    directory: Path,
+    directory: Path | str,
     records: Sequence[FactRecord],
     executor: Executor,
     *,
@@ -119,6 +119,7 @@ def evaluate_run(
     Raises:
         RunError: a shard failed.
     """
+    directory = Path(directory)
     names = tuple(RunRecord.read(directory).config.evaluators if evaluators is None else evaluators)
     plugins = Plugins.load()
     measures = measures_of([plugins.evaluator(name) for name in names])

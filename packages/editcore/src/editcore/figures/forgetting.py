@@ -17,6 +17,7 @@ from editcore.figures.style import (
     axis_label,
     by_axis,
     label_axes,
+    layered,
     look_of,
     number_or_nan,
     percent_axis,
@@ -54,21 +55,27 @@ def forgetting_figure(watched: Watched, *, title: str) -> Figure:
     at = [one.num_edits for one in checkpoints]
     for axes, group in zip(measured, groups, strict=True):
         looks = look_of(group)
-        for one in group:
+        for index, one in enumerate(group):
             colour, marker = looks[one.key]
-            _curve(axes, at, checkpoints, one.key, colour=colour, marker=marker, label=one.key)
+            widths = layered(index, len(group))
+            _curve(axes, at, checkpoints, one.key, colour=colour, marker=marker, label=one.key, widths=widths)
             held = [number_or_nan(checkpoint.before.get(one.key)) for checkpoint in checkpoints]
             if one.keep and not all(map(math.isnan, held)):
-                axes.plot(at, held, color=colour, linewidth=1, linestyle=":", label=f"{one.key} unedited")
+                # White between the dots, and on top: the line is seen where the edited model has the same.
+                axes.plot(
+                    at, held, color=colour, linewidth=1.4, linestyle=":", gapcolor="white", zorder=3,
+                    label=f"{one.key} unedited",
+                )  # fmt: skip
         _metric_axis(axes, group[0], y=axis_label(group[0]))
     ratios = [one.perplexity_ratio for one in checkpoints]
     text.plot(at, ratios, color=AFTER, marker="o", markersize=3.5, linewidth=1)
     text.axhline(1, color=INK, linewidth=0.8, linestyle=":")
     label_axes(text, y="perplexity\nratio")
-    for index, name in enumerate(sorted({name for one in checkpoints for name in one.relative_change})):
+    names = sorted({name for one in checkpoints for name in one.relative_change})
+    for index, name in enumerate(names):
         colour, marker = _RUNS[index % len(_RUNS)]
         values = [100 * number_or_nan(one.relative_change.get(name)) for one in checkpoints]
-        size.plot(at, values, color=colour, marker=marker, markersize=3.5, linewidth=1, label=_short(name))
+        size.plot(at, values, color=colour, marker=marker, label=_short(name), **layered(index, len(names)))
     label_axes(size, y="‖ΔW‖/‖W‖\n(%)", x="facts edited")
     size.set_ylim(bottom=0)
     if size.get_lines():
@@ -81,7 +88,7 @@ def forgetting_figure(watched: Watched, *, title: str) -> Figure:
         axes.tick_params(labelbottom=False)
     for axes in measured[1:]:
         put_legend(axes, columns=4)
-    _retention(age, forgetting.retention_by_age, colour=AFTER, marker="o")
+    _retention(age, forgetting.retention_by_age, colour=AFTER, marker="o", widths=layered(0, 1))
     _age_axis(age)
     if forgetting.half_life is not None:
         age.axvline(forgetting.half_life, color=INK, linewidth=0.8, linestyle=":")
@@ -116,14 +123,13 @@ def forgetting_runs_figure(runs: Mapping[str, Watched], *, title: str) -> Figure
         colour, marker = _RUNS[index % len(_RUNS)]
         checkpoints = watched.checkpoints
         at = [one.num_edits for one in checkpoints]
+        widths = layered(index, len(runs))
         for axes, key in zip(measured, known, strict=True):
-            _curve(axes, at, checkpoints, key, colour=colour, marker=marker, label=label)
-        text.plot(
-            at, [one.perplexity_ratio for one in checkpoints], color=colour, marker=marker, markersize=3.5, linewidth=1
-        )
-        _retention(age, watched.forgetting.retention_by_age, colour=colour, marker=marker)
+            _curve(axes, at, checkpoints, key, colour=colour, marker=marker, label=label, widths=widths)
+        text.plot(at, [one.perplexity_ratio for one in checkpoints], color=colour, marker=marker, **widths)
+        _retention(age, watched.forgetting.retention_by_age, colour=colour, marker=marker, widths=widths)
     for axes, one in zip(measured, known.values(), strict=True):
-        _metric_axis(axes, one, y="\n".join(textwrap.wrap(f"{one.key} ({one.unit})" if one.unit else one.key, 16)))
+        _metric_axis(axes, one, y=_in_lines(one))
     label_axes(text, y="perplexity\nratio", x="facts edited")
     text.axhline(1, color=INK, linewidth=0.8, linestyle=":")
     for axes in (*measured, text):
@@ -145,31 +151,37 @@ def _curve(
     colour: str,
     marker: str,
     label: str,
+    widths: Mapping[str, float],
 ) -> None:
     """A metric at each checkpoint with its 95 % interval as a band."""
     values = [number_or_nan(one.values.get(name)) for one in checkpoints]
-    axes.plot(at, values, color=colour, marker=marker, markersize=3.5, linewidth=1, label=label)
+    axes.plot(at, values, color=colour, marker=marker, label=label, **widths)
     bounds = [one.interval.get(name, (math.nan, math.nan)) for one in checkpoints]
     axes.fill_between(at, [low for low, _ in bounds], [high for _, high in bounds], color=colour, alpha=0.13, lw=0)
 
 
-def _retention(axes: Any, bins: Sequence[AgeBin], *, colour: str, marker: str) -> None:
+def _retention(axes: Any, bins: Sequence[AgeBin], *, colour: str, marker: str, widths: Mapping[str, float]) -> None:
     """Each bin at the mean age seen in it, with its 95 % interval."""
     places = [one.age for one in bins]
     values = [one.retention for one in bins]
     below = [max(0.0, one.retention - one.interval[0]) for one in bins]
     above = [max(0.0, one.interval[1] - one.retention) for one in bins]
-    axes.errorbar(
-        places, values, yerr=[below, above], color=colour, marker=marker, markersize=3.5, linewidth=1, elinewidth=0.8,
-        capsize=2,
-    )  # fmt: skip
+    axes.errorbar(places, values, yerr=[below, above], color=colour, marker=marker, elinewidth=0.8, capsize=2, **widths)
 
 
 def _age_axis(axes: Any) -> None:
     percent_axis(axes.yaxis, axes.set_yticks)
     axes.set_ylim(-3, 105)
+    oldest = max(1.0, float(axes.dataLim.x1)) if axes.has_data() else 1.0
+    axes.set_xlim(-0.03 * oldest, 1.03 * oldest)
     axes.xaxis.get_major_locator().set_params(integer=True)
     label_axes(axes, y="retained (%)", x="age (facts edited since)")
+
+
+def _in_lines(measure: Measure) -> str:
+    """A metric and its unit, in lines that a low panel has room for; words stay whole."""
+    text = f"{measure.key} ({measure.unit})" if measure.unit else measure.key
+    return "\n".join(textwrap.wrap(text, 16, break_long_words=False))
 
 
 def _short(weight: str) -> str:

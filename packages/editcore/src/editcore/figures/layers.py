@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from editcore.evaluation.measures import shown
-from editcore.figures.style import GRID, INK, look_of, new_figure, percent_axis, put_title, stacked_panels
+from editcore.figures.style import GRID, INK, layered, look_of, new_figure, percent_axis, put_title, stacked_panels
 
 if TYPE_CHECKING:
     from editcore.evaluation import Summary
@@ -55,13 +55,15 @@ def layers_figure(trials: Mapping[int, Summary], before: Summary, *, chosen: int
     layers = sorted(trials)
     axes.axvline(chosen, color=GRID, linewidth=8, zorder=0)
     measures = [one for one in shown(before.measures, before.values()) if one.share]
-    for key, (colour, marker) in look_of(measures).items():
+    for index, (key, (colour, marker)) in enumerate(look_of(measures).items()):
         values = [trials[layer].value(key) for layer in layers]
-        axes.plot(layers, values, marker=marker, markersize=4, linewidth=1, color=colour, label=key)
+        axes.plot(layers, values, marker=marker, color=colour, label=key, **layered(index, len(measures)))
     for one in measures:
         if one.keep and not math.isnan(before.value(one.key)):
             colour, _ = look_of(measures)[one.key]
-            axes.axhline(before.value(one.key), color=colour, linewidth=1, linestyle=":", label=f"{one.key} before")
+            axes.axhline(
+                before.value(one.key), color=colour, linewidth=1, linestyle=":", zorder=3, label=f"{one.key} before"
+            )
     axes.xaxis.get_major_locator().set_params(integer=True)
     percent_axis(axes.yaxis, axes.set_yticks)
     axes.set_ylim(0, 105)

@@ -15,6 +15,7 @@ from editcore.figures.style import (
     INK,
     MARKERS,
     PALETTE,
+    layered,
     new_figure,
     percent_axis,
     put_title,
@@ -97,7 +98,7 @@ def lines_figure(
     at = [float(str(place)) for place in places] if numeric else [float(index) for index in range(len(places))]
     for axes, (metric, series) in zip(stacked, panels, strict=True):
         for number, (label, estimates) in enumerate(series.items()):
-            _line(axes, at, estimates, number, label=f"{split} {label}".strip())
+            _line(axes, at, estimates, number, len(series), label=f"{split} {label}".strip())
         quantity_axis(axes.yaxis, axes.set_ylim, axes.set_ylabel, metric, axes.set_yticks, short=len(panels) > 1)
     stacked[-1].set_xticks(at, [str(place) for place in places])
     stacked[-1].set_xlabel(setting, fontsize=8.5, color=INK)
@@ -110,7 +111,7 @@ def curves_figure(curves: Mapping[str, Mapping[int, Estimate]], *, title: str, s
     figure, axes = new_figure(height=3.2)
     for number, (label, curve) in enumerate(curves.items()):
         ages = sorted(curve)
-        _line(axes, ages, [curve[age] for age in ages], number, label=f"{split} {label}".strip())
+        _line(axes, ages, [curve[age] for age in ages], number, len(curves), label=f"{split} {label}".strip())
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("edits made since the fact was edited", fontsize=8.5, color=INK)
     percent_axis(axes.yaxis, axes.set_yticks)
@@ -120,12 +121,14 @@ def curves_figure(curves: Mapping[str, Mapping[int, Estimate]], *, title: str, s
     return figure
 
 
-def _line(axes: Any, at: Sequence[float], estimates: Sequence[Estimate], number: int, *, label: str) -> None:
+def _line(
+    axes: Any, at: Sequence[float], estimates: Sequence[Estimate], number: int, count: int, *, label: str
+) -> None:
     colour, dash = PALETTE[number % len(PALETTE)], DASHES[number // len(PALETTE) % len(DASHES)]
     known = [index for index, one in enumerate(estimates) if not math.isnan(one.mean)]
     axes.plot(
         [at[index] for index in known], [estimates[index].mean for index in known], color=colour, linestyle=dash,
-        marker=MARKERS[number % len(MARKERS)], markersize=4, linewidth=1.2, label=label, zorder=3,
+        marker=MARKERS[number % len(MARKERS)], label=label, **layered(number, count),
     )  # fmt: skip
     banded = [index for index in known if not math.isnan(estimates[index].low)]
     axes.fill_between(

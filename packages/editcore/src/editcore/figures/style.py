@@ -30,6 +30,7 @@ __all__ = [
     "by_axis",
     "draw_intervals",
     "label_axes",
+    "layered",
     "look_of",
     "new_figure",
     "number_or_nan",
@@ -59,6 +60,18 @@ PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#F
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", "--", ":", "-.")
+
+
+_LEGEND_HANDLE, _LEGEND_CHARACTER, _LEGEND_MARGIN = 0.33, 0.062, 0.75
+"""Inches that an entry of a legend takes beside its text and for each character, and that are left of the axes."""
+
+
+def layered(index: int, count: int) -> dict[str, float]:
+    """Widths of the line and marker number ``index`` of ``count`` on the same axes: what comes later is thinner and on
+    top, so that equal values are all seen."""
+    share = 0.0 if count < 2 else (count - 1 - index) / (count - 1)
+    more = share * min(1.4 * (count - 1), 3.0)
+    return {"linewidth": 1 + more, "markersize": 3.5 + 1.5 * more, "zorder": 2 + 0.5 * (1 - share)}
 
 
 def new_figure(*, width: float = COLUMN_WIDTH, height: float = 3.1) -> tuple[Figure, Any]:
@@ -205,10 +218,14 @@ def put_title(figure: Figure, axes: Any, title: str, *, columns: int = 3) -> Non
 
 
 def put_legend(axes: Any, *, columns: int) -> None:
-    """The legend over the axes; nothing without entries."""
-    if not axes.get_legend_handles_labels()[0]:
+    """The legend over the axes, in fewer columns where that many are wider than the figure; nothing without entries."""
+    labels = axes.get_legend_handles_labels()[1]
+    if not labels:
         return
+    entry = _LEGEND_HANDLE + _LEGEND_CHARACTER * max(map(len, labels))  # inches
+    fitting = int((axes.figure.get_figwidth() - _LEGEND_MARGIN) / entry)
     axes.legend(
-        fontsize=8, frameon=False, ncols=columns, loc="lower left", bbox_to_anchor=(-0.01, 1.0), borderaxespad=0.2,
-        handlelength=1.2, handletextpad=0.5, columnspacing=1.2, labelcolor=INK,
+        fontsize=8, frameon=False, ncols=max(1, min(columns, fitting)), loc="lower left",
+        bbox_to_anchor=(-0.01, 1.0), borderaxespad=0.2, handlelength=1.2, handletextpad=0.5,
+        columnspacing=1.2, labelcolor=INK,
     )  # fmt: skip

@@ -81,12 +81,13 @@ class Ledger:
         self._size = 0  # of the complete lines on disk, in bytes
 
     @classmethod
-    def open(cls, directory: Path, header: HeaderLine) -> Ledger:
+    def open(cls, directory: Path | str, header: HeaderLine) -> Ledger:
         """The ledger of a directory; an empty one if it has none yet.
 
         Raises:
             RunError: as :meth:`read`, or its edits were made for another model.
         """
+        directory = Path(directory)
         if not (directory / LEDGER_NAME).exists():
             return cls(directory, header)
         ledger = cls.read(directory)
@@ -101,7 +102,7 @@ class Ledger:
         return ledger
 
     @classmethod
-    def read(cls, directory: Path) -> Ledger:
+    def read(cls, directory: Path | str) -> Ledger:
         """The ledger of a run directory. A last line that was cut off by a crash is left out, with a note.
 
         Tensors are read, and held against their hashes, when they are first looked at.
@@ -109,6 +110,7 @@ class Ledger:
         Raises:
             RunError: a line is missing or damaged; the message names it.
         """
+        directory = Path(directory)
         ledger = cls(directory)
         for line, where in ledger.lines():
             if isinstance(line, RunError):
@@ -685,12 +687,13 @@ def _known(tensors: Mapping[str, Tensor], ids: Sequence[str]) -> dict[str, Known
     return {name: KnownTarget(keys=parts[name][0], values=parts[name][1]) for name in ids if name in parts}
 
 
-def write_ledger(directory: Path, entries: Iterable[LedgerEntry], header: HeaderLine) -> None:
+def write_ledger(directory: Path | str, entries: Iterable[LedgerEntry], header: HeaderLine) -> None:
     """A new ledger of batches that were made elsewhere.
 
     Raises:
         StorageError: it cannot be written.
     """
+    directory = Path(directory)
     ledger = Ledger(directory, header)
     for entry in entries:
         ledger.append(entry)

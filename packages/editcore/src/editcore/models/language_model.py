@@ -6,18 +6,14 @@ Shapes: ``rows`` texts, ``seq`` their padded length, ``vocab`` the width of the 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import functools
 import hashlib
 import inspect
 import json
 import logging
 import math
-import socket
 import sys
 import time
-import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +26,7 @@ from torch import Tensor, nn
 from editcore._util.folders import making
 from editcore._util.memory import is_out_of_memory, release
 from editcore.interfaces.documented import documented
-from editcore.interfaces.errors import HParamsError, ModelError, RequestError, StorageError, UnknownNameError
+from editcore.interfaces.errors import HParamsError, ModelError, RequestError, StorageError
 from editcore.interfaces.progress import Progress, silent
 from editcore.models.card import model_card
 from editcore.models.catalogue import CATALOGUE, pull, quiet_transformers
@@ -39,7 +35,17 @@ from editcore.models.layout import ModelLayout, check_layout, detect_layout
 from editcore.models.positions import position_limit
 from editcore.models.prompt_form import PLAIN, PromptForm, chat_form
 from editcore.models.saving import write_folder
-from editcore.models.sources import HubModel, check_source, hub_model, refuse_quantised, source_folder
+from editcore.models.sources import (
+    DTYPE_NAMES,
+    HubModel,
+    check_dtype,
+    hub_may_answer,
+    hub_model,
+    look_at,
+    no_such_model,
+    refuse_quantised,
+    source_folder,
+)
 from editcore.models.weights import Weights
 
 if TYPE_CHECKING:
@@ -51,7 +57,7 @@ __all__ = ["DTYPES", "Encoded", "LanguageModel", "dtype_of"]
 _log = logging.getLogger(__name__)
 
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+DTYPES: Mapping[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
 
 @documented
@@ -113,7 +119,7 @@ class LanguageModel:
     @classmethod
     def load(
         cls,
-        name_or_path: str,
+        name_or_path: str | Path,
         *,
         device: str = "cpu",
         dtype: str = "float32",
@@ -535,7 +541,7 @@ class LanguageModel:
             for weight, bits in kept:
                 weight.data = bits
 
-    def save(self, directory: Path) -> None:
+    def save(self, directory: Path | str) -> None:
         """Write model and tokenizer as ``from_pretrained`` reads them, with a card: all of it or nothing.
 
         The folder is read by transformers 5, and by transformers 4 from 4.51 on.
@@ -543,9 +549,10 @@ class LanguageModel:
         Raises:
             StorageError: the folder is there already, or cannot be written.
         """
+        directory = Path(directory)
         with making(directory) as folder:
             try:
-                with _bars():
+                with quiet_transformers():
                     write_folder(self.hf, self.tokenizer, folder, base_config=self._base_config)
             except SafetensorError as error:  # how a full disk shows
                 raise StorageError(f"{self.name} cannot be saved to {directory}: {_one_line(error)}") from error
@@ -575,7 +582,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _bars() -> contextlib.AbstractContextManager[None]:
-    """The bars of transformers, on a terminal only."""
+    """The bars of the hub's downloads, on a terminal only: nothing else tells how far a download is."""
     return contextlib.nullcontext() if sys.stderr.isatty() else quiet_transformers()
 
 
@@ -646,8 +653,7 @@ def dtype_of(name: str) -> torch.dtype:
     Raises:
         UnknownNameError: a model cannot have it.
     """
-    if name not in DTYPES:
-        raise UnknownNameError("dtype", name, DTYPES)
+    check_dtype(name)
     return DTYPES[name]
 
 
@@ -655,7 +661,7 @@ def _source(name: str, progress: Progress) -> str:
     """What transformers is given: a folder or a hub id."""
     if name in CATALOGUE:
         return str(pull(name, progress=progress))
-    check_source(name)
+    look_at(name)
     folder = source_folder(name)
     return name if folder is None else str(folder)
 
@@ -696,11 +702,11 @@ def _refuse_offloaded(hf: Any, name: str) -> None:
 
 def _from_pretrained(load: Any, source: str, name: str, what: str, **arguments: Any) -> Any:
     from_hub = not Path(source).is_dir()
-    offline = from_hub and not _hub_may_answer()
+    offline = from_hub and not hub_may_answer()
     if offline:
         arguments["local_files_only"] = True  # what is in the hub's own cache; asking would only retry for a minute
     try:
-        with _bars():
+        with _bars() if from_hub else quiet_transformers():
             return load(source, **arguments)
     except MemoryError as error:
         raise ModelError(f"There is not enough memory to load '{name}'.") from error
@@ -716,26 +722,7 @@ def _from_pretrained(load: Any, source: str, name: str, what: str, **arguments: 
     ) as error:
         if not from_hub:
             raise ModelError(f"The {what} in '{name}' cannot be loaded: {_one_line(error)}") from error
-        near = difflib.get_close_matches(name, CATALOGUE, n=1)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
-        why = "the model hub cannot be reached" if offline else f"the model hub did not give it: {_one_line(error)}"
-        raise ModelError(
-            f"There is no model '{name}': it is no folder, no name of the catalogue ({', '.join(sorted(CATALOGUE))}), "
-            f"and {why.rstrip('.')}.{hint}"
-        ) from error
-
-
-def _hub_may_answer() -> bool:
-    """False if the hub's address does not resolve and no proxy could resolve it."""
-    from huggingface_hub import constants
-
-    if urllib.request.getproxies():
-        return True
-    try:
-        socket.getaddrinfo(urllib.parse.urlsplit(constants.ENDPOINT).hostname, None)
-    except OSError:
-        return False
-    return True
+        raise no_such_model(name, said=None if offline else _one_line(error)) from error
 
 
 def _prepare_tokenizer(tokenizer: Any, hf: Any, name: str) -> None:

@@ -1,20 +1,40 @@
-"""What the name of a model stands for, found out before anything is loaded."""
+"""What the name of a model stands for, found out before anything is loaded.
+
+Nothing here imports torch or transformers, so that a name that leads nowhere is told at once.
+"""
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
-import json
+import socket
+import urllib.parse
+import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from editcore._util.origin import read_object
 from editcore._util.paths import hub_snapshot
 from editcore.interfaces.documented import documented
-from editcore.interfaces.errors import ModelError
+from editcore.interfaces.errors import ModelError, UnknownNameError
 from editcore.models.catalogue import CATALOGUE
 
-__all__ = ["HubModel", "check_source", "hub_model", "refuse_quantised", "source_folder"]
+__all__ = [
+    "DTYPE_NAMES",
+    "HubModel",
+    "check_dtype",
+    "hub_may_answer",
+    "hub_model",
+    "look_at",
+    "no_such_model",
+    "refuse_quantised",
+    "source_folder",
+]
+
+DTYPE_NAMES = ("float32", "bfloat16", "float16", "float64")
+"""What weights can be loaded as."""
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 ADAPTER_CONFIG = "adapter_config.json"
@@ -53,11 +73,13 @@ def hub_model(name: str, commit: str | None = None) -> HubModel | None:
     return HubModel(name, commit) if name.count("/") <= 1 and not name.startswith((".", "/", "~")) else None
 
 
-def check_source(name: str) -> None:
-    """Refuse a path that is no model folder. Names of the catalogue and hub ids are not looked up.
+def look_at(name: str) -> None:
+    """Refuse a name that leads to no model that can be edited.
 
     Raises:
-        ModelError: there is no such folder, or it is an adapter, a quantised model, or lacks weights or a tokenizer.
+        ModelError: it is a file, a run directory, an adapter, a quantised model or a folder without configuration,
+            weights or tokenizer, or there is neither a folder nor a hub's model of that name. The message says what it
+            is, and what to give instead.
     """
     if name in CATALOGUE:
         return
@@ -68,6 +90,18 @@ def check_source(name: str) -> None:
         _check_folder(path)
     elif path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or not name.strip():
         raise ModelError(f"There is no model folder '{name}'.")
+    else:
+        _ask_hub(name)
+
+
+def check_dtype(name: str) -> None:
+    """Refuse a type that weights cannot be loaded as.
+
+    Raises:
+        UnknownNameError: it is none of :data:`DTYPE_NAMES`.
+    """
+    if name not in DTYPE_NAMES:
+        raise UnknownNameError("dtype", name, DTYPE_NAMES)
 
 
 def refuse_quantised(config: Mapping[str, Any], name: str) -> None:
@@ -96,8 +130,9 @@ def _check_folder(path: Path) -> None:
     if (path / ADAPTER_CONFIG).is_file():
         _refuse_adapter(path)
     if not (path / "config.json").is_file():
+        _refuse_run(path)
         raise ModelError(f"The folder '{path}' is no model: it has no config.json.")
-    refuse_quantised(_read_json(path / "config.json"), str(path))
+    refuse_quantised(read_object(path / "config.json"), str(path))
     if not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
         raise ModelError(f"The folder '{path}' has a config.json but no weights (*.safetensors or *.bin).")
     if not any((path / name).is_file() for name in _TOKENIZER_FILES):
@@ -108,8 +143,19 @@ def _check_folder(path: Path) -> None:
     _check_tokenizer_model(path)
 
 
+def _refuse_run(path: Path) -> None:
+    if not (path / "run.json").is_file():
+        return
+    model = read_object(path / "run.json").get("config", {}).get("model", "a base model")
+    raise ModelError(
+        f"'{path}' is a run directory: edits of {model}, and no model. 'editctl generate {path} PROMPT' speaks with "
+        f"the edited model. To edit it again, write it as a folder (editctl pack {path} FILE, then editctl apply FILE "
+        "--save DIR) and give that folder."
+    )
+
+
 def _refuse_adapter(path: Path) -> None:
-    base = _read_json(path / ADAPTER_CONFIG).get("base_model_name_or_path")
+    base = read_object(path / ADAPTER_CONFIG).get("base_model_name_or_path")
     of = f" for {base}" if base else ""
     raise ModelError(
         f"The folder '{path}' is an adapter{of} ({ADAPTER_CONFIG}), and no model. With the package edit-lora, 'editctl "
@@ -142,10 +188,42 @@ def _is_tiktoken(file: Path) -> bool:
     return rank.isdigit() and token.isascii()
 
 
-def _read_json(path: Path) -> Mapping[str, Any]:
-    """What is in a file; nothing for one that cannot be read, which is said by whoever needs it."""
+def _ask_hub(name: str) -> None:
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        if isinstance(try_to_load_from_cache(name, "config.json"), str):
+            return
+        if not hub_may_answer():
+            raise no_such_model(name)
+        hf_hub_download(name, "config.json")
+    except (OSError, ValueError) as error:
+        raise no_such_model(name, said=" ".join(str(error).split())) from error
+
+
+def no_such_model(name: str, *, said: str | None = None) -> ModelError:
+    """The error for a name that is neither a folder nor in the catalogue, and that the hub gives no model for.
+
+    Args:
+        said: what the hub answered; ``None`` if it cannot be reached.
+    """
+    near = difflib.get_close_matches(name, CATALOGUE, n=1)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    why = "the model hub cannot be reached" if said is None else f"the model hub did not give it: {said[:240]}"
+    return ModelError(
+        f"There is no model '{name}': it is no folder, no name of the catalogue ({', '.join(sorted(CATALOGUE))}), "
+        f"and {why.rstrip('.')}.{hint}"
+    )
+
+
+def hub_may_answer() -> bool:
+    """False if the hub's address does not resolve and no proxy could resolve it."""
+    from huggingface_hub import constants
+
+    if urllib.request.getproxies():
+        return True
+    try:
+        socket.getaddrinfo(urllib.parse.urlsplit(constants.ENDPOINT).hostname, None)
+    except OSError:
+        return False
+    return True

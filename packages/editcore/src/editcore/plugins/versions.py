@@ -42,6 +42,6 @@ def _sources(name: str) -> str:
         return ""
     root = Path(unquote(urlparse(record["url"]).path)) / "src"
     digest = hashlib.sha256()
-    for path in sorted(path for kind in ("py", "toml", "jsonl") for path in root.rglob(f"*.{kind}")):
+    for path in sorted(path for kind in ("py", "toml", "jsonl", "gz") for path in root.rglob(f"*.{kind}")):
         digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
     return f"+{digest.hexdigest()[:12]}"

@@ -91,17 +91,22 @@ def _table(table: Table, name: str) -> str:
     heads = "".join(f'<th scope="col"{_kind(column.number)}>{_text(column.name)}</th>' for column in table.columns)
     rows = "\n".join(_row(row, table) for row in table.rows)
     search = ""
+    kind = "wide long" if table.search else "wide narrow" if len(table.columns) <= _NARROW else "wide"
     if table.search:
         search = (
             f'<p class="search" hidden><label>Search <input type="search" aria-controls="{name}"></label> '
             f'<output aria-live="polite"></output></p>\n'
         )
     return (
-        f'{search}<div class="wide{" long" if table.search else ""}" role="region" tabindex="0" '
+        f'{search}<div class="{kind}" role="region" tabindex="0" '
         f'aria-labelledby="{name}-caption">\n<table id="{name}">\n'
         f'<caption><span id="{name}-caption">{_text(table.caption)}</span></caption>\n'
         f"<thead><tr>{heads}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>\n</div>"
     )
+
+
+_NARROW = 6
+"""Columns of a table that fits half of a broad page."""
 
 
 def _row(row: Row, table: Table) -> str:

@@ -14,8 +14,6 @@ from editcore.interfaces.errors import RunError
 from editcore.report.document import Document
 from editcore.report.html import page
 from editcore.report.markdown import summary
-from editcore.report.of_run import run_report
-from editcore.report.of_sweep import sweep_report
 from editcore.runs.record import RUN_NAME
 from editcore.runs.results import FIGURES_NAME
 from editcore.sweeps import PLAN_NAME
@@ -42,7 +40,7 @@ class Report:
     """The pictures in it."""
 
 
-def make_report(directory: Path, out: Path | None = None) -> Report:
+def make_report(directory: Path | str, out: Path | str | None = None) -> Report:
     """Write the report of a run or sweep directory. One that is there already is replaced.
 
     Args:
@@ -53,11 +51,17 @@ def make_report(directory: Path, out: Path | None = None) -> Report:
             in it.
         StorageError: a file cannot be written.
     """
+    directory = Path(directory)
+    out = None if out is None else Path(out)
     out = out or directory / REPORT_NAME
     writer = f"editcore {version('editcore')}"
     if (directory / PLAN_NAME).exists():
+        from editcore.report.of_sweep import sweep_report
+
         document = sweep_report(directory, writer=writer, link_to=lambda path: _relative(path, out))
     elif (directory / RUN_NAME).exists():
+        from editcore.report.of_run import run_report
+
         document = run_report(directory, writer=writer)
     else:
         raise RunError(

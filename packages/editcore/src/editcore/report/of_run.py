@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from editcore._util.files import json_text
-from editcore._util.words import counted
-from editcore.datasets import short_name
+from editcore._util.words import counted, counted_of
 from editcore.evaluation import Measure, Summary, retention_of, shown, summarize_frame
 from editcore.figures.scores import per_relation_figure, summary_figure
 from editcore.figures.style import png
@@ -74,7 +73,8 @@ def run_report(directory: Path, *, writer: str) -> Document:
     """
     run = RunResults.read(directory)
     before, after = (summarize_frame(run.phase(name), run.summary.metrics) for name in _PHASES)
-    title = run.record.config.title(run.summary.edits)
+    edits, more = run.edits
+    title = run.record.config.title(edits, data=run.record.data, more=more)
     saved = {one.name: one for one in saved_pictures(directory / FIGURES_NAME)}
     sections = [
         Section("Summary", [*_notices(run), *_headline(run, before, after, title)]),
@@ -103,13 +103,14 @@ def run_report(directory: Path, *, writer: str) -> Document:
 
 
 def _lead(run: RunResults) -> str:
-    config = run.record.config
+    config, (edits, more) = run.record.config, run.edits
     extensions = f", with {' and '.join(config.plugins)}" if config.plugins else ""
     started = run.record.machine.get("started", "")
     when = f" The run began on {started[:10]} at {started[11:16]} UTC." if started else ""
+    together = "all together" if run.record.composed_of else f"{config.batch_size} at a time"
     return (
-        f"{counted(run.summary.edits, 'fact')} of {short_name(config.dataset)} written into {model_stem(config.model)} "
-        f"by {config.editor}{extensions}, {config.batch_size} at a time.{when}"
+        f"{counted_of(edits, 'fact', run.record.data, more=more)} written into {model_stem(config.model)} "
+        f"by {config.editor}{extensions}, {together}.{when}"
     )
 
 
@@ -119,8 +120,8 @@ def _lead(run: RunResults) -> str:
 def _notices(run: RunResults) -> Iterator[Block]:
     if run.is_older_than_ledger:
         yield Notice(
-            "The measurements are older than the ledger: edits were undone or redone after the facts were measured. "
-            "The table of facts has what is active now."
+            "The measurements are older than the ledger: edits were added, undone or redone after the facts were "
+            "measured. The table of facts has what is active now."
         )
     if run.ledger.note:
         yield Notice(run.ledger.note)
@@ -179,20 +180,20 @@ def _metrics(
         better = "" if one.better == "higher" else " Lower is better."
         rows.append(
             [
-                one.label, one.unit, _cell(one, old), ends[0], _cell(one, new), ends[1], shown_gain,
-                _behind(one, after), one_line(f"{one.meaning}{better}"),
+                one.label, _cell(one, old), _cell(one, new), shown_gain, *ends, one.unit, _behind(one, after),
+                one_line(f"{one.meaning}{better}"),
             ]
         )  # fmt: skip
-    heads = ("before", "95 % interval", "after", "95 % interval", "change")
+    heads = ("before", "after", "change", "interval before", "interval after")
     facts = [counted(summary.facts.get(evaluator, 0), "fact") for summary in (before, after)]
     return Table(
         caption=(
             f"By the evaluator {evaluator}: {facts[0]} measured before, {facts[1]} after. Higher is better unless it "
-            "says otherwise; intervals are over facts."
+            "says otherwise; intervals are of 95 %, over facts."
         ),
         columns=[
-            Column("measure"), Column("unit"), *(Column(head, number=True) for head in (*heads, "facts")),
-            Column("what it says"),
+            Column("measure"), *(Column(head, number=True) for head in heads), Column("unit"),
+            Column("facts", number=True), Column("what it says"),
         ],
         rows=rows,
     )  # fmt: skip
@@ -531,14 +532,12 @@ def _reproduce(run: RunResults) -> Iterator[Block]:
         yield Code(record.command)
     else:
         yield Paragraph("The run was made from Python.")
-    yield Paragraph(
-        "With this file, whatever the presets and defaults are by then, the command after it does the same again:"
-    )
-    values = record.config.model_dump(mode="json", exclude={"settings", "preset"})
-    tables = "".join(f"\n[{name}]\n{toml_lines(given)}" for name, given in record.settings.items() if given)
-    options = {name: value for name, value in values.items() if value not in (None, [])}
-    yield Code(f"# run.toml\n{toml_lines(options)}{tables}".rstrip())
-    yield Code("editctl run --config run.toml")
+    if record.composed_of:
+        yield Paragraph(f"Its facts are those of {' and '.join(map(str, record.composed_of))}, solved together.")
+    else:
+        yield from _as_config(run)
+    if more := run.edits[1]:
+        yield Paragraph(f"A session added {counted(more, 'fact')} more, which no command here does again.")
     rows = [
         ("model", str(record.model.get("name", record.config.model))),
         ("fingerprint of its weights", str(record.model["fingerprint"])),
@@ -550,6 +549,19 @@ def _reproduce(run: RunResults) -> Iterator[Block]:
         columns=[Column("what"), Column("which")],
         rows=[[one_line(name), one_line(value)] for name, value in rows],
     )
+
+
+def _as_config(run: RunResults) -> Iterator[Block]:
+    """The run as a file for ``editctl run --config``."""
+    record = run.record
+    yield Paragraph(
+        "With this file, whatever the presets and defaults are by then, the command after it does the same again:"
+    )
+    values = record.config.model_dump(mode="json", exclude={"settings", "preset"})
+    tables = "".join(f"\n[{name}]\n{toml_lines(given)}" for name, given in record.settings.items() if given)
+    options = {name: value for name, value in values.items() if value not in (None, [])}
+    yield Code(f"# run.toml\n{toml_lines(options)}{tables}".rstrip())
+    yield Code("editctl run --config run.toml")
 
 
 def _notes(run: RunResults) -> Sequence[str]:

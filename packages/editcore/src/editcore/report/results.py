@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from editcore.evaluation.summaries import COLUMNS
 from editcore.interfaces.errors import RunError
 from editcore.interfaces.values import FactRecord, RejectedRequest, first_problem
 from editcore.ledger.ledger import Ledger
-from editcore.runs.record import RunRecord, recorded
+from editcore.runs.record import RunRecord, facts_of, recorded
 from editcore.runs.results import RESULTS_NAME, SUMMARY_NAME, Tally
 from editcore.runs.resume import resume_command
 
@@ -66,8 +66,10 @@ class RunResults:
 
     directory: Path
     record: RunRecord
+    begun: Collection[str]
+    """Ids of what the run was asked to edit."""
     facts: Sequence[FactRecord]
-    """What the run was asked to edit."""
+    """That, and behind it what sessions added."""
     ledger: Ledger
     summary: RunSummary
     scores: pd.DataFrame
@@ -86,11 +88,13 @@ class RunResults:
                 f"The run in {directory} has no results yet ({SUMMARY_NAME} is not there); finish it with: "
                 f"{resume_command(directory)}"
             )
+        ledger = Ledger.read(directory)
         return cls(
             directory=directory,
             record=record,
-            facts=recorded(directory),
-            ledger=Ledger.read(directory),
+            begun=frozenset(one.request.id for one in recorded(directory)),
+            facts=facts_of(directory, ledger),
+            ledger=ledger,
             summary=_summary(directory / SUMMARY_NAME),
             scores=_scores(directory / RESULTS_NAME),
         )
@@ -100,8 +104,15 @@ class RunResults:
         return self.scores[self.scores["phase"] == name]
 
     @property
+    def edits(self) -> tuple[int, int]:
+        """How many of the run's facts are active, and how many others."""
+        active = self.ledger.facts()
+        own = sum(one.id in self.begun for one in active)
+        return own, len(active) - own
+
+    @property
     def is_older_than_ledger(self) -> bool:
-        """Whether edits were undone or redone since the facts were measured."""
+        """Whether edits were added, undone or redone since the facts were measured."""
         active = {fact.id for fact in self.ledger.facts()}
         return len(active) != self.summary.edits or not active.issuperset(self.phase("after")["request_id"])
 

@@ -31,8 +31,18 @@ if TYPE_CHECKING:
     from editcore.evaluation import Measurement
     from editcore.interfaces.values import FactRecord
     from editcore.runs.session import EditSession
+    from editcore.second_moments.corpora import Corpus
 
-__all__ = ["CHECKPOINTS", "FORGETTING_NAME", "Checkpoint", "Checkpoints", "HeldOutText", "Watched", "read_watched"]
+__all__ = [
+    "CHECKPOINTS",
+    "FORGETTING_NAME",
+    "Checkpoint",
+    "Checkpoints",
+    "HeldOutText",
+    "Watched",
+    "held_out",
+    "read_watched",
+]
 
 CHECKPOINTS = "checkpoints"
 TABLE_NAME = "checkpoints.parquet"
@@ -43,7 +53,7 @@ TEXT_TOKENS = 2048
 TEXT_WINDOW = 256
 """Tokens of one window of it."""
 SEED_OFFSET = 1
-"""Added to the run's seed for a text that the model writes itself: the second moments have the run's seed."""
+"""Added to the run's seed for a text that the model writes itself: it is another one than the second moments'."""
 
 _TYPES = {
     "after_batch": "int64", "num_edits": "int64", "request_id": "string", "batch": "int64", "age": "int64",
@@ -85,9 +95,8 @@ class HeldOutText(TextInfo):
             StatisticsError: it cannot be read or is shorter than a window.
         """
         from editcore.evaluation import perplexity
-        from editcore.second_moments.corpora import open_corpus
 
-        corpus, model = open_corpus(name or "self", seed=seed + SEED_OFFSET), session.model
+        corpus, model = held_out(name, seed, beside=session.context.statistics.corpus), session.model
         progress = session.context.progress
         window = TEXT_WINDOW if model.positions is None else min(TEXT_WINDOW, model.positions)
         rows = [tuple(row) for row in corpus.sequences(model, tokens, window, progress=progress).tolist()]
@@ -99,6 +108,24 @@ class HeldOutText(TextInfo):
     def info(self) -> TextInfo:
         """Without the tokens."""
         return TextInfo(**self.model_dump(exclude={"ids"}))
+
+
+def held_out(name: str | None, seed: int, *, beside: Corpus) -> Corpus:
+    """The text for the perplexity of a run with that seed.
+
+    Args:
+        name: as :func:`editcore.second_moments.open_corpus` knows it; ``None`` is text of the model itself.
+        beside: the text of the second moments; text of the model itself is another one.
+
+    Raises:
+        StatisticsError: there is no such file.
+    """
+    from editcore.second_moments.corpora import open_corpus
+
+    found = open_corpus(name or "self", seed=seed + SEED_OFFSET)
+    if name is None and found.identity() == beside.identity():
+        found = open_corpus("self", seed=seed + 2 * SEED_OFFSET)
+    return found
 
 
 @documented
@@ -157,12 +184,13 @@ class Watched(BaseModel):
         return frozenset(key for one in self.checkpoints for key, value in one.values.items() if value is not None)
 
 
-def read_watched(directory: Path) -> Watched:
+def read_watched(directory: Path | str) -> Watched:
     """What a run, finished or not, has seen at its checkpoints.
 
     Raises:
         RunError: there was none yet, or the file is damaged.
     """
+    directory = Path(directory)
     path = directory / FORGETTING_NAME
     try:
         return Watched.model_validate_json(path.read_bytes())

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from editcore._util.files import write_text
 from editcore._util.lock import locked
+from editcore._util.words import counted
 from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import RunError
+from editcore.interfaces.history import LedgerEntry
 from editcore.interfaces.progress import Progress, silent
 from editcore.interfaces.values import EditRequest, FactRecord, KnownTarget
 from editcore.ledger.ledger import Ledger
@@ -62,12 +64,13 @@ class _Fact:
 
 
 def compose(
-    runs: Sequence[Path],
-    out: Path,
+    runs: Sequence[Path | str],
+    out: Path | str,
     *,
     on_conflict: OnConflict = "error",
     plugins: Plugins | None = None,
     progress: Progress = silent,
+    command: Sequence[str] = (),
 ) -> Composition:
     """Join the active facts of several runs and solve them together, for the values that each was solved for.
 
@@ -78,30 +81,32 @@ def compose(
     Args:
         on_conflict: what to do where runs give one fact (subject and prompt) different targets: refuse, or keep the
             one of the first or the last run that has it.
+        command: the command line, for the new run's record.
 
     Raises:
         RunError: runs have different base models or edited different weights, contradict each other, or ``out`` is
             taken.
     """
-    if len(runs) < 2:
+    directories, out = [Path(run) for run in runs], Path(out)
+    if len(directories) < 2:
         raise RunError("Composing needs at least two runs.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"--out {out} is already there; give a directory that does not exist yet.")
     plugins = plugins or Plugins.load()
-    records = [RunRecord.read(run) for run in runs]
-    for run, record in zip(runs[1:], records[1:], strict=True):
+    records = [RunRecord.read(run) for run in directories]
+    for run, record in zip(directories[1:], records[1:], strict=True):
         if record.model["fingerprint"] != records[0].model["fingerprint"]:
             raise RunError(
-                f"{runs[0]} and {run} have different base models ({records[0].config.model}, {record.config.model}); "
-                "only edits of one model can be composed."
+                f"{directories[0]} and {run} have different base models ({records[0].config.model}, "
+                f"{record.config.model}); only edits of one model can be composed."
             )
-    facts, conflicts = _joined([list(_facts(run)) for run in runs], on_conflict)
+    facts, conflicts = _joined([list(_facts(run)) for run in directories], on_conflict)
     first = records[0].config
     config = first.model_copy(
         update={
             "plugins": (),
             "edits": None,
-            "dataset": " + ".join(map(str, runs)),
+            "dataset": " + ".join(map(str, directories)),
             "settings": {
                 name: values for name, values in first.settings.items() if name in (first.editor, first.backend)
             },
@@ -118,7 +123,7 @@ def compose(
             fact.record.model_copy(update={"request": request}) for request, fact in zip(requests, facts, strict=True)
         ]
         write_text(out / REQUESTS_NAME, "".join(f"{record.model_dump_json()}\n" for record in joined))
-        write_run(out, config, session, joined)
+        write_run(out, config, session, joined, composed_of=directories, command=command)
     notes = dict.fromkeys(note for result in results for note in result.proposal.notes)
     return Composition(directory=out, edits=len(requests), conflicts=tuple(conflicts), notes=tuple(notes))
 
@@ -127,10 +132,17 @@ def _facts(run: Path) -> list[_Fact]:
     """The active facts of a run, oldest first, each with the target it was solved for when it was written last."""
     ledger = Ledger.read(run)
     records = {record.request: record for record in recorded(run)}
-    known = {one.id: entry.known.get(one.id) for entry in ledger.history() for one in entry.new_requests}
+    known = {one.id: _known(entry, one.id) for entry in ledger.history() for one in entry.new_requests}
     return [
         _Fact(run, records.get(request, FactRecord(request=request)), known[request.id]) for request in ledger.facts()
     ]
+
+
+def _known(entry: LedgerEntry, name: str) -> KnownTarget | None:
+    """The target of a fact, with how it was found, which the ledger keeps beside it."""
+    known = entry.known.get(name)
+    found = (one.figures for one in entry.evidence if one.request_id == name)
+    return None if known is None else replace(known, figures=next(found, {}))
 
 
 def _joined(runs: Sequence[Sequence[_Fact]], on_conflict: OnConflict) -> tuple[list[_Fact], list[Conflict]]:
@@ -147,7 +159,7 @@ def _joined(runs: Sequence[Sequence[_Fact]], on_conflict: OnConflict) -> tuple[l
     if conflicts and on_conflict == "error":
         targets = " and ".join(f"'{request.target_new}' ({run})" for run, request in conflicts[0].asked)
         raise RunError(
-            f"The runs contradict each other about {len(conflicts)} facts, the first being "
+            f"The runs contradict each other about {counted(len(conflicts), 'fact')}, the first being "
             f"'{conflicts[0].kept.text}': {targets}. Choose with --on-conflict first or last."
         )
     weights = {tuple(sorted(fact.known.values)): fact for fact in kept if fact.known is not None}

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from editcore._util.words import counted_of
 from editcore.datasets import short_name
 from editcore.evaluation.measures import DEFAULT_EVALUATORS
 from editcore.interfaces.documented import documented
@@ -55,6 +56,8 @@ class RunConfig(BaseModel):
     """Text behind the second moments: self, docs, hf:NAME or a file."""
     corpus_tokens: Annotated[int, Field(ge=1)] | None = None
     """Tokens counted; left out, ten times the width of the projection's input."""
+    corpus_seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of a sampled text: runs with other seeds have the same text, and the same second moments."""
     chat_template: bool = False
     """Whether the model's chat template stands around every prompt, of edits and of measurements."""
     evaluators: Annotated[tuple[str, ...], Field(min_length=1)] = DEFAULT_EVALUATORS
@@ -124,7 +127,12 @@ class RunConfig(BaseModel):
                 )
         return config
 
-    def title(self, edits: int) -> str:
-        """What stands over a run's results: by what, on what, and how many facts of which data were edited."""
-        counted = f"{edits} edit" if edits == 1 else f"{edits} edits"
-        return f"{self.method} on {model_stem(self.model)}: {counted} of {short_name(self.dataset)}"
+    def title(self, edits: int, *, data: str | None = None, more: int = 0) -> str:
+        """What stands over a run's results: by what, on what, and how many facts of which data were edited.
+
+        Args:
+            data: what the facts are of, where that is not the data set alone.
+            more: facts that were edited beside those of the data.
+        """
+        edited = counted_of(edits, "edit", data or short_name(self.dataset), more=more)
+        return f"{self.method} on {model_stem(self.model)}: {edited}"

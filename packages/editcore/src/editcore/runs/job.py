@@ -9,13 +9,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from editcore._util.files import remove_leftovers, write_text
 from editcore._util.folders import refuse_existing
 from editcore._util.lock import locked
 from editcore._util.memory import peak_memory_bytes
 from editcore._util.paths import timed_directory
+from editcore._util.words import counted
 from editcore.datasets import check_records, content_hash, short_name
 from editcore.datasets.load import load
 from editcore.evaluation import Measurement
@@ -24,24 +25,25 @@ from editcore.interfaces.metrics import REWRITE
 from editcore.interfaces.progress import Progress, silent
 from editcore.interfaces.values import EditRequest, FactRecord
 from editcore.ledger.ledger import DELTAS_NAME
-from editcore.models import LanguageModel
 from editcore.models.tokens import refuse_too_long
 from editcore.plugins.registry import Plugins
 from editcore.plugins.versions import code_versions
-from editcore.runs.checkpoints import CHECKPOINTS, Checkpoints, HeldOutText, Watched
+from editcore.runs.checkpoints import CHECKPOINTS, Checkpoints, HeldOutText, Watched, held_out
 from editcore.runs.config import RunConfig
 from editcore.runs.fit import check_savable, check_subjects, refuses_subjects
 from editcore.runs.log import BatchLog, Before
 from editcore.runs.parts import resolve_dataset
 from editcore.runs.record import REQUESTS_NAME, RunRecord, recorded, write_run
-from editcore.runs.reopening import make_session
 from editcore.runs.results import FIGURES_NAME, RunResult, Sample, Tally, write_observations, write_summary
 from editcore.runs.resume import has_begun, refuse_finished, refuse_unlike, refuse_used
 from editcore.runs.saying import not_said
-from editcore.runs.session import EditSession
 from editcore.runs.stopwatch import Stages
 from editcore.second_moments.corpora import open_corpus
 from editcore.settings.hparams import HParams
+
+if TYPE_CHECKING:
+    from editcore.models import LanguageModel
+    from editcore.runs.session import EditSession
 
 __all__ = ["default_directory", "records_of", "run"]
 
@@ -55,16 +57,16 @@ _LONGEST_STEM = 64
 
 def run(
     config: RunConfig,
-    directory: Path,
+    directory: Path | str,
     *,
     plugins: Plugins | None = None,
     progress: Progress = silent,
     command: Sequence[str] = (),
-    save: Path | None = None,
+    save: Path | str | None = None,
     save_dtype: str | None = None,
     resume: bool = False,
     model: LanguageModel | None = None,
-    shared: Path | None = None,
+    shared: Path | str | None = None,
     records_hash: str | None = None,
     draw: Callable[[RunResult], None] | None = None,
 ) -> RunResult:
@@ -87,6 +89,9 @@ def run(
     Raises:
         EditcoreError: the input is wrong, or a batch could not be solved; batches before it stay in the directory.
     """
+    directory = Path(directory)
+    save = None if save is None else Path(save)
+    shared = None if shared is None else Path(shared)
     plugins = plugins or Plugins.load()
     begun = resume and has_begun(directory)
     if not begun:
@@ -117,6 +122,8 @@ def _run(
     records_hash: str | None,
     draw: Callable[[RunResult], None] | None,
 ) -> RunResult:
+    from editcore.runs.reopening import make_session  # here: what a run edits can be asked without torch
+
     clock = Stages()
     if record is None and config.eval_text is not None:
         open_corpus(config.eval_text)  # found now rather than after the model was loaded
@@ -167,7 +174,7 @@ def _run(
     session.finish()
     result = RunResult(
         directory=directory,
-        title=config.title(len(session.requests)),
+        title=_title(config, record, session.requests, records),
         before=before.measured.summary,
         after=after.summary,
         tallies=_tallies(after, kept),
@@ -205,6 +212,14 @@ def _run(
     return result
 
 
+def _title(
+    config: RunConfig, record: RunRecord | None, active: Sequence[EditRequest], records: Sequence[FactRecord]
+) -> str:
+    asked = {one.request.id for one in records}
+    own = sum(one.id in asked for one in active)
+    return config.title(own, data=None if record is None else record.data, more=len(active) - own)
+
+
 def _check_about(found: Measurement, records: Sequence[FactRecord], directory: Path) -> None:
     """Refuse what was kept of other facts."""
     asked = {record.request.id for record in records}
@@ -227,7 +242,7 @@ def _before(
     if shared is None:
         return measure()
     model = session.model
-    text = "self" if config.eval_text is None else open_corpus(config.eval_text).identity()
+    text = held_out(config.eval_text, config.seed, beside=session.context.statistics.corpus).identity()
     identity = {
         "model": model.base_fingerprint,
         "device": model.device.type,
@@ -290,7 +305,7 @@ def _tallies(found: Measurement, records: Sequence[FactRecord]) -> tuple[Tally, 
 def _unseen(found: Measurement, records: Sequence[FactRecord]) -> list[str]:
     """What did nothing must not look like success."""
     silent_ones = [name for name, observations in found.observations.items() if records and not observations]
-    return [f"The evaluator '{name}' observed nothing of the {len(records)} facts." for name in silent_ones]
+    return [f"The evaluator '{name}' observed nothing of the {counted(len(records), 'fact')}." for name in silent_ones]
 
 
 def _not_said(session: EditSession) -> list[str]:
@@ -352,8 +367,8 @@ def records_of(
     if config.edits is not None and config.edits > len(asked):
         editable = " that can be edited" if loaded.left_out else ""
         raise HParamsError(
-            f"--edits {config.edits} is more than the data set '{config.dataset}' has; it has {len(asked)} "
-            f"records{editable}. {loaded.left_out}".rstrip()
+            f"--edits {config.edits} is more than the data set '{config.dataset}' has; it has "
+            f"{counted(len(asked), 'record')}{editable}. {loaded.left_out}".rstrip()
         )
     if any(plugins.extension(name).settles_conflicts for name in config.plugins):
         return asked, notes

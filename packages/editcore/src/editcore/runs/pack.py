@@ -103,7 +103,7 @@ class EditPack:
         return edited
 
 
-def write_pack(directory: Path, path: Path, plugins: Plugins) -> EditPack:
+def write_pack(directory: Path | str, path: Path | str, plugins: Plugins) -> EditPack:
     """Pack what is active in a run.
 
     Raises:
@@ -111,6 +111,8 @@ def write_pack(directory: Path, path: Path, plugins: Plugins) -> EditPack:
             edits in weights.
         StorageError: the file cannot be written.
     """
+    directory = Path(directory)
+    path = Path(path)
     if path.exists():
         raise RunError(f"{path} is already there; give a name that does not exist yet.")
     record, ledger = RunRecord.read(directory), Ledger.read(directory)
@@ -163,12 +165,13 @@ def _name_elsewhere(record: RunRecord) -> str:
     return str(hub["id"]) if hub is not None else Path(record.config.model).name
 
 
-def read_pack(path: Path) -> EditPack:
+def read_pack(path: Path | str) -> EditPack:
     """Read a pack and hold it against its hash.
 
     Raises:
         RunError: it cannot be read, is no pack, was changed or damaged, or holds NaN or Inf.
     """
+    path = Path(path)
     from safetensors import SafetensorError, safe_open
 
     if path.is_dir():

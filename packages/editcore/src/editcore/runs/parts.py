@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from editcore.datasets import dataset_name, dataset_settings
 from editcore.interfaces.errors import HParamsError, UnknownNameError
@@ -17,12 +17,14 @@ from editcore.interfaces.protocols import (
     ExtensionContext,
 )
 from editcore.interfaces.specs import BackendSpec, EditorSpec, EvaluatorSpec, ExtensionSpec, Spec
-from editcore.models import LanguageModel
-from editcore.models.sources import check_source
+from editcore.models.sources import look_at
 from editcore.plugins.registry import Plugins, boundary, resolve
 from editcore.runs.fit import MissingSettingError, check_fit, refuse_twice
 from editcore.settings.hparams import HParams, Setting, build, describe
 from editcore.settings.presets import get_preset, preset_for, presets_of
+
+if TYPE_CHECKING:
+    from editcore.models import LanguageModel
 
 __all__ = [
     "Parts",
@@ -64,8 +66,10 @@ def make_parts(
     seed: int,
     progress: Progress,
 ) -> Parts:
-    """Names to objects. Everything that can be wrong with names and settings is found here, before a model is
-    loaded."""
+    """Names to objects. Everything that can be wrong with names and settings is found here, before a model is loaded;
+    first, whether there is a model of that name."""
+    if isinstance(model, str):
+        look_at(model)
     model_name = model if isinstance(model, str) else model.name
     resolved = resolve_settings(
         registry, model_name, editor=editor, plugins=plugins, backend=backend, evaluators=evaluators, preset=preset,
@@ -245,7 +249,7 @@ def _editor_settings(
     missing = [setting for setting in known.values() if setting.required and setting.name not in values]
     # With an unknown name among the values, that one was probably meant: build says so.
     if missing and known.keys() >= values.keys():
-        check_source(model_name)  # what is no model has no preset, and no setting helps
+        look_at(model_name)  # what is no model has no preset, and no setting helps
         raise _missing_setting(spec, missing[0], preset, model_name)
     return build(hparams, [values], owner=spec.name)
 
@@ -278,7 +282,7 @@ def default_editor(registry: Plugins, model_name: str) -> str:
         ModelError: the model is a path to something else than a model folder.
         HParamsError: no editor is installed, or none of several has such a preset.
     """
-    check_source(model_name)
+    look_at(model_name)
     editors = registry.editors()
     fitting = [name for name in sorted(editors) if preset_for(editors[name], model_name) is not None]
     if fitting or len(editors) == 1:

@@ -11,22 +11,36 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from editcore._util.files import json_text, write_text
-from editcore.datasets import content_hash
+from editcore.datasets import content_hash, short_name
 from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import RunError
 from editcore.interfaces.values import FactRecord, first_problem
-from editcore.models import CATALOGUE, LanguageModel
+from editcore.models.catalogue import CATALOGUE
 from editcore.plugins.registry import Plugins
 from editcore.runs.config import RunConfig
-from editcore.runs.session import EditSession
 from editcore.settings.hparams import HParams
 
-__all__ = ["REQUESTS_NAME", "RUN_NAME", "RunRecord", "folder_of", "installed_versions", "recorded", "write_run"]
+if TYPE_CHECKING:
+    from editcore.ledger.ledger import Ledger
+    from editcore.models import LanguageModel
+    from editcore.runs.session import EditSession
+    from editcore.second_moments.statistics import StatisticsStore
+
+__all__ = [
+    "REQUESTS_NAME",
+    "RUN_NAME",
+    "RunRecord",
+    "facts_of",
+    "folder_of",
+    "installed_versions",
+    "recorded",
+    "write_run",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -44,12 +58,14 @@ def write_run(
     data_settings: Mapping[str, HParams] | None = None,
     command: Sequence[str] = (),
     notes: Sequence[str] = (),
+    composed_of: Sequence[Path] = (),
 ) -> None:
     """Write ``run.json``: everything that decides the result, and what was learnt from the unedited model.
 
     Args:
         records: what the run edits.
         data_settings: hyperparameters of the data set, by its name.
+        composed_of: the run directories that its facts are from, where it was made of other runs.
     """
     settings = {**session.settings, **(data_settings or {})}
     record = {
@@ -74,6 +90,7 @@ def write_run(
         "platform": platform.platform(),
         "seed": config.seed,
         "notes": list(notes),
+        "composed_of": [str(run.resolve()) for run in composed_of],
         "command": shlex.join(command) if command else None,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -119,14 +136,19 @@ class RunRecord:
     """The command line; ``None`` for a run made from Python."""
     machine: Mapping[str, str] = field(default_factory=dict)
     """``python``, ``platform``, and when it ``started``."""
+    statistics: Mapping[str, Any] = field(default_factory=dict)
+    """``corpus`` and ``tokens`` of its second moments."""
+    composed_of: tuple[Path, ...] = ()
+    """The run directories that its facts are from, if it was made of other runs."""
 
     @classmethod
-    def read(cls, directory: Path) -> RunRecord:
+    def read(cls, directory: Path | str) -> RunRecord:
         """The record of a run directory.
 
         Raises:
             RunError: there is none, or it is damaged.
         """
+        directory = Path(directory)
         path = directory / RUN_NAME
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
@@ -144,6 +166,8 @@ class RunRecord:
                 notes=tuple(map(str, record["notes"])),
                 command=record.get("command"),
                 machine={name: str(record[name]) for name in ("python", "platform", "started") if name in record},
+                statistics=dict(record.get("statistics", {})),
+                composed_of=tuple(map(Path, record.get("composed_of", ()))),
             )
         except OSError as error:
             if directory.is_file():
@@ -162,6 +186,14 @@ class RunRecord:
             return folder
         return str(hub["id"]) if folder is not None and hub is not None else self.config.model
 
+    @property
+    def data(self) -> str:
+        """What its facts are of, for titles: the data set, or the runs that it was made of."""
+        names = [run.name for run in self.composed_of]
+        if len(set(names)) < len(names):
+            names = [str(run) for run in self.composed_of]
+        return " + ".join(names) or short_name(self.config.dataset)
+
     def check(self, model: LanguageModel) -> None:
         """Refuse a model with other weights than the run's.
 
@@ -175,13 +207,28 @@ class RunRecord:
                 f"{model.base_fingerprint[:12]}, the run's base had {expected[:12]}."
             )
 
+    def check_text(self, statistics: StatisticsStore) -> None:
+        """Refuse second moments of another text than the run's.
+
+        Raises:
+            RunError: they are.
+        """
+        text, was = statistics.corpus.identity(), self.statistics.get("corpus", "")
+        if was and text != was:
+            raise RunError(
+                f"The run's second moments are of the text {was}, and --corpus {self.config.corpus} with "
+                f"--corpus-seed {self.config.corpus_seed} is {text}; edits solved on both do not belong together. Give "
+                "the text back its content, or start a new run with another --out."
+            )
+
     def compare(self, session: EditSession) -> None:
         """Warn of what may keep a resumed run from giving the bits of an uninterrupted one.
 
         Raises:
-            RunError: the model has other weights than the run's.
+            RunError: the model has other weights than the run's, or the second moments are of another text.
         """
         self.check(session.model)
+        self.check_text(session.context.statistics)
         now = installed_versions(session.plugins)
         for name, version_then in self.versions.items():
             if now.get(name) != version_then:
@@ -190,8 +237,9 @@ class RunRecord:
             _log.warning("What the editor learns from the unedited model is not what it was when the run began.")
 
 
-def recorded(directory: Path) -> list[FactRecord]:
+def recorded(directory: Path | str) -> list[FactRecord]:
     """The records that the run began with."""
+    directory = Path(directory)
     path = directory / REQUESTS_NAME
     try:
         return [FactRecord.model_validate_json(line) for line in path.read_bytes().splitlines()]
@@ -199,3 +247,17 @@ def recorded(directory: Path) -> list[FactRecord]:
         raise RunError(f"{path} cannot be read ({error.strerror}).") from error
     except ValidationError as error:
         raise RunError(f"{path} is damaged ({first_problem(error)}).") from error
+
+
+def facts_of(directory: Path, ledger: Ledger) -> list[FactRecord]:
+    """The records that the run began with, and behind them the facts that a session added since.
+
+    Raises:
+        RunError: the records cannot be read.
+    """
+    begun = recorded(directory)
+    known = {one.request.id for one in begun}
+    edited = (
+        one for entry in ledger.batches for one in (*entry.new_requests, *(left.request for left in entry.rejected))
+    )
+    return [*begun, *(FactRecord(request=one) for one in dict.fromkeys(edited) if one.id not in known)]

@@ -50,6 +50,7 @@ def make_session(
         records=records,
         corpus=config.corpus,
         corpus_tokens=config.corpus_tokens,
+        corpus_seed=config.corpus_seed,
         seed=config.seed,
         device=config.device,
         dtype=config.dtype,
@@ -62,7 +63,7 @@ def make_session(
 
 
 def open_run(
-    directory: Path,
+    directory: Path | str,
     *,
     device: str | None = None,
     chat_template: bool | None = None,
@@ -77,6 +78,7 @@ def open_run(
     Raises:
         RunError: there is no run, a file is damaged, or the model has other weights than the run's.
     """
+    directory = Path(directory)
     plugins = plugins or Plugins.load()
     record = RunRecord.read(directory)
     config = record.config
@@ -102,21 +104,23 @@ def open_run(
     return edited, ledger
 
 
-def open_session(directory: Path, *, plugins: Plugins | None = None, progress: Progress = silent) -> EditSession:
+def open_session(directory: Path | str, *, plugins: Plugins | None = None, progress: Progress = silent) -> EditSession:
     """The session of a run, with the extensions and settings that it had.
 
     Raises:
-        RunError: as :func:`open_run`.
+        RunError: as :func:`open_run`, or the second moments would be of another text than the run's.
     """
+    directory = Path(directory)
     plugins = plugins or Plugins.load()
     record = RunRecord.read(directory)
     session = make_session(record.config, directory, record, plugins, progress, records=recorded(directory))
     record.check(session.model)
+    record.check_text(session.context.statistics)
     return session
 
 
 def statistics_of(config: RunConfig, model: LanguageModel, *, progress: Progress = silent) -> StatisticsStore:
     """The second moments that a run is made with: in the cache, or computed from ``model``, unedited."""
     return StatisticsStore(
-        model, corpus=config.corpus, tokens=config.corpus_tokens, seed=config.seed, progress=progress
+        model, corpus=config.corpus, tokens=config.corpus_tokens, seed=config.corpus_seed, progress=progress
     )

@@ -16,13 +16,15 @@ from editcore.runs.results import SUMMARY_NAME
 __all__ = ["has_begun", "is_finished", "refuse_finished", "refuse_unlike", "refuse_used", "resume_command"]
 
 
-def has_begun(directory: Path) -> bool:
+def has_begun(directory: Path | str) -> bool:
     """Whether there is a run that can be opened, and resumed unless it is finished."""
+    directory = Path(directory)
     return (directory / RUN_NAME).exists()
 
 
-def is_finished(directory: Path) -> bool:
+def is_finished(directory: Path | str) -> bool:
     """Whether there is a run that was measured to its end."""
+    directory = Path(directory)
     return has_begun(directory) and (directory / SUMMARY_NAME).exists()
 
 

@@ -73,6 +73,7 @@ from editcore.runs.fit import check_subjects, completed
 from editcore.runs.parts import Parts, make_parts
 from editcore.runs.rounding import Asked
 from editcore.runs.saying import not_said, with_what_is_said
+from editcore.second_moments.corpora import open_corpus
 from editcore.second_moments.statistics import StatisticsStore
 
 __all__ = ["BatchResult", "EditSession"]
@@ -161,7 +162,7 @@ class EditSession:
     @classmethod
     def open(
         cls,
-        model: LanguageModel | str,
+        model: LanguageModel | str | Path,
         *,
         editor: str,
         plugins: Sequence[str] = (),
@@ -171,12 +172,13 @@ class EditSession:
         records: Sequence[FactRecord] = (),
         corpus: str = "self",
         corpus_tokens: int | None = None,
+        corpus_seed: int = 0,
         seed: int = 0,
         device: str = "cpu",
         dtype: str = "float32",
         chat_template: bool = False,
         evaluators: Sequence[str] = DEFAULT_EVALUATORS,
-        directory: Path | None = None,
+        directory: Path | str | None = None,
         registry: Plugins | None = None,
         progress: Progress = silent,
     ) -> EditSession:
@@ -193,6 +195,8 @@ class EditSession:
                 ``{"emmet": {"layers": [3]}}``.
             records: what an editor may know of the facts beside their requests.
             corpus: text behind the second moments; see :func:`editcore.second_moments.corpora.open_corpus`.
+            corpus_seed: of a text that is sampled. Sessions with other seeds share it, and its second moments.
+            seed: of everything else that is random.
             chat_template: put the model's chat template around every prompt, of edits and of measurements.
             evaluators: what :meth:`evaluate` measures by.
             directory: where the ledger is kept; left out, it is kept in memory. Batches that are there are applied.
@@ -200,11 +204,14 @@ class EditSession:
         Raises:
             EditcoreError: a name is unknown, a setting is wrong, the model cannot be loaded.
         """
+        directory = None if directory is None else Path(directory)
+        model = str(model) if isinstance(model, Path) else model
         registry = registry or Plugins.load()
         plugins, backend = completed(registry, editor, plugins, backend)
         parts = make_parts(
             registry, model, editor, plugins, backend, evaluators, preset, settings or {}, seed, progress
         )
+        open_corpus(corpus, seed=corpus_seed)  # found now rather than after the model was loaded
         if isinstance(model, str):
             model = LanguageModel.load(
                 model,
@@ -216,7 +223,7 @@ class EditSession:
             )
         elif chat_template:
             model.use_chat_template()
-        store = StatisticsStore(model, corpus=corpus, tokens=corpus_tokens, seed=seed, progress=progress)
+        store = StatisticsStore(model, corpus=corpus, tokens=corpus_tokens, seed=corpus_seed, progress=progress)
         header = HeaderLine(model=model.name, fingerprint=model.base_fingerprint, editor=editor)
         edited = EditedModel(model, parts.backend, spec=parts.backend_spec, plugins=registry)
         return cls(

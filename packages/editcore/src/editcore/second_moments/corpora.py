@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-import torch
-from torch import Tensor
-
 from editcore.interfaces.errors import StatisticsError
 from editcore.interfaces.progress import Progress, silent
+from editcore.second_moments.stored import is_stored, stored_text
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from editcore.models import LanguageModel
 
 __all__ = ["Corpus", "open_corpus"]
+
+_TIMED_ROWS = 128
+"""Rows that tokens are written to at once, when it is timed how long that takes."""
 
 
 class Corpus(Protocol):
@@ -30,6 +34,10 @@ class Corpus(Protocol):
         """Everything that decides the text, short enough for a cache key."""
         ...
 
+    def expected_seconds(self, model: LanguageModel, tokens: int, length: int) -> float:
+        """About how long the model itself would work for :meth:`sequences`: 0 for a text that is there."""
+        ...
+
     def sequences(self, model: LanguageModel, tokens: int, length: int, *, progress: Progress = silent) -> Tensor:
         """About ``tokens`` tokens as ``[n, length]`` without padding; fewer if the source is smaller.
 
@@ -39,12 +47,13 @@ class Corpus(Protocol):
         ...
 
 
-def open_corpus(name: str, *, seed: int = 0) -> Corpus:
+def open_corpus(name: str | Path, *, seed: int = 0) -> Corpus:
     """``self``, ``docs``, ``hf:NAME`` or the path of a text file (``.gz`` too).
 
     Raises:
         StatisticsError: the file does not exist; the message lists what would work.
     """
+    name = str(name)
     if name == "self":
         return SelfCorpus(seed)
     if name == "docs":
@@ -78,7 +87,7 @@ class SelfCorpus:
     """Text sampled from the unedited model, token by token from its own distribution, with a fixed seed.
 
     It speaks the model's own language, needs no data and no network. The same seed gives the same tokens on one machine
-    and one build of torch; the moments' file records their hash.
+    and one build of torch; the moments' file records their hash. The text of the default model comes with editcore.
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -90,22 +99,50 @@ class SelfCorpus:
         """Name, way of sampling and seed."""
         return f"self:ancestral:{self.seed}"
 
+    def expected_seconds(self, model: LanguageModel, tokens: int, length: int) -> float:
+        """From the time between the first tokens; 0 for a text that need not be sampled."""
+        count = -(-tokens // length)
+        if self._at_hand(model, tokens, length):
+            return 0.0
+        opening, rows = list(model.opening_ids), min(count, _TIMED_ROWS)
+        times: list[float] = []
+        model.generate_ids(
+            [opening] * rows,
+            max_new_tokens=min(3, length - len(opening)),
+            seed=self.seed,
+            stop_at_end=False,
+            advance=lambda _tokens: times.append(time.perf_counter()),
+        )
+        return (times[-1] - times[0]) / max(1, len(times) - 1) * (length - len(opening)) * count / rows
+
     def sequences(self, model: LanguageModel, tokens: int, length: int, *, progress: Progress = silent) -> Tensor:
         """Sequences sampled at temperature 1 from the model's start token, which stays if the tokenizer adds one.
 
         The last sample is kept for the next layers that are asked for.
+
+        Raises:
+            StatisticsError: the text that comes with editcore is damaged.
         """
         key = (model.base_fingerprint, tokens, length)
         if self._sampled is None or self._sampled[0] != key:
-            opening = list(model.opening_ids)
             _refuse_too_long(model, length)
-            count, body = -(-tokens // length), length - len(opening)
-            with progress.task("sampling the model's own text", count * body) as advance:
-                rows = model.generate_ids(
-                    [opening] * count, max_new_tokens=body, seed=self.seed, stop_at_end=False, advance=advance
-                )
-            self._sampled = (key, _hashed(self, torch.tensor([opening + row for row in rows])))
+            count = -(-tokens // length)
+            rows = stored_text(model.base_fingerprint, seed=self.seed, rows=count, length=length)
+            self._sampled = (key, _hashed(self, self._sample(model, count, length, progress) if rows is None else rows))
         return self._sampled[1]
+
+    def _at_hand(self, model: LanguageModel, tokens: int, length: int) -> bool:
+        sampled = self._sampled is not None and self._sampled[0] == (model.base_fingerprint, tokens, length)
+        return sampled or is_stored(model.base_fingerprint, seed=self.seed, rows=-(-tokens // length), length=length)
+
+    def _sample(self, model: LanguageModel, count: int, length: int, progress: Progress) -> Tensor:
+        opening = list(model.opening_ids)
+        body = length - len(opening)
+        with progress.task("sampling the model's own text", count * body) as advance:
+            rows = model.generate_ids(
+                [opening] * count, max_new_tokens=body, seed=self.seed, stop_at_end=False, advance=advance
+            )
+        return _tensor([opening + row for row in rows])
 
 
 class TextCorpus:
@@ -120,6 +157,10 @@ class TextCorpus:
         """Name and hash of the text."""
         return f"{self.name}:{hashlib.sha256(self.text.encode()).hexdigest()[:16]}"
 
+    def expected_seconds(self, model: LanguageModel, tokens: int, length: int) -> float:
+        """None: it is there."""
+        return 0.0
+
     def sequences(self, model: LanguageModel, tokens: int, length: int, *, progress: Progress = silent) -> Tensor:
         """Sequences from the start of the text, each opened by the start token if the tokenizer adds one."""
         opening = model.opening_ids
@@ -132,9 +173,7 @@ class TextCorpus:
         count = min(-(-tokens // length), len(ids) // body)
         if count == 0:
             raise StatisticsError(f"The corpus {self.name} has {len(ids)} tokens; at least {body} are needed.")
-        rows = torch.tensor(ids[: count * body]).reshape(count, body)
-        first = torch.tensor(opening, dtype=torch.long).expand(count, len(opening))
-        return _hashed(self, torch.cat([first, rows], dim=1))
+        return _hashed(self, _tensor([[*opening, *ids[row * body : (row + 1) * body]] for row in range(count)]))
 
 
 def _refuse_too_long(model: LanguageModel, length: int) -> None:
@@ -165,6 +204,10 @@ class HubCorpus:
         """Name and configuration; a hub data set has no hash before it is read."""
         return f"hf:{self.name}:{self.config}"
 
+    def expected_seconds(self, model: LanguageModel, tokens: int, length: int) -> float:
+        """None of the model's."""
+        return 0.0
+
     def sequences(self, model: LanguageModel, tokens: int, length: int, *, progress: Progress = silent) -> Tensor:
         """Sequences from the start of the split."""
         try:
@@ -189,6 +232,12 @@ class HubCorpus:
         sequences = corpus.sequences(model, tokens, length, progress=progress)
         self.content_hash = corpus.content_hash
         return sequences
+
+
+def _tensor(rows: list[list[int]]) -> Tensor:
+    import torch  # here: whether a text is there can be asked without it
+
+    return torch.tensor(rows, dtype=torch.long)
 
 
 def _hashed(corpus: Corpus, sequences: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from editcore._util.files import write_tensors
 from editcore._util.memory import in_halves
 from editcore._util.paths import cache_dir
+from editcore._util.words import roughly
 from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import StatisticsError
 from editcore.interfaces.progress import Progress, silent
@@ -43,6 +45,8 @@ _FACTOR = "factor"
 """Name of the Cholesky factor among the derived tensors."""
 SEQUENCE_LENGTH = 128
 _ROWS = 16
+_LONG = 10.0
+"""Seconds of work that are announced."""
 TOKENS_PER_WIDTH = 10
 """Tokens counted per input unit by default: the least that serves (FastMEMIT, arXiv 2506.04226); 40 serves better."""
 
@@ -118,10 +122,11 @@ class StatisticsStore:
         corpus: str = "self",
         tokens: int | None = None,
         seed: int = 0,
-        directory: Path | None = None,
+        directory: Path | str | None = None,
         progress: Progress = silent,
         compute: Callable[..., dict[int, Tensor]] = second_moments,
     ) -> None:
+        directory = None if directory is None else Path(directory)
         self.model = model
         self._compute = compute
         self.corpus: Corpus = open_corpus(corpus, seed=seed)
@@ -162,11 +167,34 @@ class StatisticsStore:
             if layer not in unread:
                 self._moments[layer] = self._read(layer)
         if unread:
+            self._announce(unread)
             sequences = self.corpus.sequences(self.model, self.tokens, self._sequence_length, progress=self.progress)
             for layer, moment in self._compute(self.model, sequences, unread, progress=self.progress).items():
                 self._write(layer, moment, sequences.numel())
                 self._moments[layer] = moment
         return {layer: self._moments[layer].to(self.model.place(layer)) for layer in layers}
+
+    def _announce(self, layers: Sequence[int]) -> None:
+        """Say how long it takes, where that is long."""
+        text = self.corpus.expected_seconds(self.model, self.tokens, self._sequence_length)
+        seconds = 0.0
+        if self._compute is second_moments:  # nobody knows how long it takes elsewhere
+            row = torch.full((1, self._sequence_length), self.model.pad_id)
+            start = time.perf_counter()
+            second_moments(self.model, row, layers)
+            seconds = (time.perf_counter() - start) * -(-self.tokens // self._sequence_length)
+        if text + seconds < _LONG:
+            return
+        written = f", and sampling that text about {roughly(text)} before that" if text else ""
+        _log.warning(
+            "The second moments of %s in %s are not in the cache yet. Computing them over %s tokens takes about %s%s; "
+            "they are kept.",
+            f"layer {layers[0]}" if len(layers) == 1 else f"layers {', '.join(map(str, layers))}",
+            self.model.name,
+            f"{self.tokens:,}",
+            roughly(seconds),
+            written,
+        )
 
     def metrics(self, layers: Sequence[int]) -> dict[int, Metric]:
         """The same with its Cholesky factor, which is kept in the session and beside the moment on disk.
@@ -258,8 +286,9 @@ class StatisticsStore:
         write_tensors(self.path(layer), {"moment": moment}, metadata)
 
 
-def cached_moments(directory: Path | None = None) -> Iterator[tuple[Path, dict[str, str]]]:
+def cached_moments(directory: Path | str | None = None) -> Iterator[tuple[Path, dict[str, str]]]:
     """Every cache file with its metadata; unreadable ones are skipped with a warning in the log."""
+    directory = None if directory is None else Path(directory)
     for path in sorted((directory or cache_dir() / "statistics").glob("*/*.safetensors")):
         try:
             with safe_open(path, framework="pt") as file:

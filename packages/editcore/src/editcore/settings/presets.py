@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from editcore._util.origin import base_name
 from editcore._util.paths import cache_dir, hub_snapshot
 from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import EditcoreError, UnknownNameError
@@ -95,16 +96,19 @@ def model_stem(model_name: str) -> str:
 
 def preset_for(spec: Spec, model_name: str) -> Preset | None:
     """The preset of an editor for a model: the one named like it, else one that has it among its ``names``, capitals
-    aside; of two, the user's own."""
-    stem = model_stem(model_name).casefold()
+    aside; of two, the user's own. A folder that editcore wrote has that of its base, unless it has one of its own."""
     presets = sorted(presets_of(spec).values(), key=lambda preset: not preset.own)
-    for preset in presets:
-        if preset.name.casefold() == stem:
-            return _with_note(preset, spec, "named like the model") if preset.own else preset
-    for preset in presets:
-        for name in preset.models():
-            if name.casefold() == stem:
-                return _with_note(preset, spec, f"which has '{name}' among its models")
+    base = base_name(model_name)
+    for called, of in ((model_name, ""), *([] if base is None else [(base, f", the base of '{model_name}'")])):
+        stem = model_stem(called).casefold()
+        for preset in presets:
+            if preset.name.casefold() == stem:
+                note = f"named like the model{of}" if preset.own or of else ""
+                return _with_note(preset, spec, note) if note else preset
+        for preset in presets:
+            for name in preset.models():
+                if name.casefold() == stem:
+                    return _with_note(preset, spec, f"which has '{name}' among its models{of}")
     return None
 
 

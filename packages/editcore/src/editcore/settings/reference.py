@@ -69,7 +69,7 @@ class Imported:
         return "".join([*(f"{line}\n" for line in lines), *tables])
 
 
-def import_file(path: Path, plugins: Plugins, *, editor: str | None = None) -> Imported:
+def import_file(path: Path | str, plugins: Plugins, *, editor: str | None = None) -> Imported:
     """Read a JSON or YAML file of hyperparameters.
 
     Args:
@@ -79,6 +79,7 @@ def import_file(path: Path, plugins: Plugins, *, editor: str | None = None) -> I
         HParamsError: the file cannot be read, no editor is known, or a value does not fit its setting.
         UnknownNameError: ``editor`` is not installed.
     """
+    path = Path(path)
     try:
         fields = _read(path)
         spec = plugins.editor(editor) if editor is not None else _editor_of(path, fields, plugins)

@@ -12,12 +12,13 @@ from editcore.interfaces.errors import HParamsError
 __all__ = ["parse_toml", "read_toml", "run_values"]
 
 
-def read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path | str) -> dict[str, Any]:
     """The tables of a file.
 
     Raises:
         HParamsError: it cannot be read, or is no TOML.
     """
+    path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:

@@ -231,12 +231,13 @@ class SweepFile:
     """As it is written."""
 
 
-def load_sweep(path: Path) -> SweepFile:
+def load_sweep(path: Path | str) -> SweepFile:
     """Read a sweep file.
 
     Raises:
         HParamsError: it cannot be read or is wrong.
     """
+    path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:

@@ -18,7 +18,8 @@ from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import EditcoreError, HParamsError, PluginError, RequestError, UnknownNameError
 from editcore.interfaces.specs import EditorSpec, EvaluatorSpec
 from editcore.interfaces.values import EditRequest
-from editcore.models import CATALOGUE
+from editcore.models.catalogue import CATALOGUE
+from editcore.models.sources import look_at
 from editcore.plugins.registry import Plugins
 from editcore.plugins.versions import code_versions
 from editcore.runs.config import RunConfig
@@ -125,8 +126,9 @@ class Plan:
                 if name not in keys and "." not in name:  # with a dot it is a count, which is known in the end only
                     raise UnknownNameError("metric", name, keys, hint=f"The figure {figure.file} shows it.")
 
-    def write(self, directory: Path) -> None:
+    def write(self, directory: Path | str) -> None:
         """``sweep.toml`` and ``plan.json``."""
+        directory = Path(directory)
         record = {
             "metrics": [asdict(one) for one in self.measures],
             "title": self.title,
@@ -172,6 +174,7 @@ class _Planner:
         """Names of arms by why they cannot run."""
         self._contents: dict[str, str] = {}
         self._facts: dict[str, tuple[Sequence[EditRequest], str]] = {}
+        self._models: set[str] = set()
         self._versions: dict[frozenset[str], Mapping[str, str]] = {}
 
     @cached_property
@@ -255,6 +258,7 @@ class _Planner:
         """
         try:
             config = RunConfig.create(options, self._plugins)
+            self._look_at(config.model)
             settings = resolve_settings(
                 self._plugins, config.model, editor=config.editor, plugins=config.plugins, backend=config.backend,
                 evaluators=config.evaluators, preset=config.preset, settings=config.settings,
@@ -296,6 +300,12 @@ class _Planner:
             facts=len(requests),
         )
         return trial, config.batch_size
+
+    def _look_at(self, model: str) -> None:
+        """Refuse a name that leads to no model, once for all trials."""
+        if model not in self._models:
+            look_at(model)
+            self._models.add(model)
 
     def _paths(self, config: RunConfig) -> dict[str, Path]:
         """The options that are files or folders here, as absolute paths: workers may start elsewhere."""

@@ -73,7 +73,7 @@ class SweepResult:
 
 def run_sweep(
     plan: Plan,
-    directory: Path,
+    directory: Path | str,
     *,
     executor: Executor,
     retry_failed: bool = False,
@@ -90,6 +90,7 @@ def run_sweep(
         RunError: another process works in the directory, or it is not a sweep's.
         StorageError: it cannot be written to.
     """
+    directory = Path(directory)
     refuse_other(directory)
     check_writable(directory)
     watch = watch or _Unwatched()

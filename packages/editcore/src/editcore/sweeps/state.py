@@ -46,25 +46,28 @@ class Failure:
     """Workers that it was given to."""
 
 
-def trial_directory(directory: Path, key: str) -> Path:
+def trial_directory(directory: Path | str, key: str) -> Path:
     """The run directory of a trial."""
+    directory = Path(directory)
     return directory / "trials" / key
 
 
-def state_of(directory: Path, key: str) -> State:
+def state_of(directory: Path | str, key: str) -> State:
     """What the files of a sweep directory say of a trial."""
+    directory = Path(directory)
     trial = trial_directory(directory, key)
     if is_finished(trial):
         return "finished"
     return "failed" if (trial / FAILURE_NAME).exists() else "waiting"
 
 
-def failure_of(directory: Path, key: str) -> Failure:
+def failure_of(directory: Path | str, key: str) -> Failure:
     """Why a failed trial failed.
 
     Raises:
         RunError: the file that says so is damaged.
     """
+    directory = Path(directory)
     path = trial_directory(directory, key) / FAILURE_NAME
     try:
         return Failure(**json.loads(path.read_text(encoding="utf-8")))
