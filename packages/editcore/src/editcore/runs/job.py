@@ -25,7 +25,6 @@ from editcore.interfaces.metrics import REWRITE
 from editcore.interfaces.progress import Progress, silent
 from editcore.interfaces.values import EditRequest, FactRecord
 from editcore.ledger.ledger import DELTAS_NAME
-from editcore.models.tokens import refuse_too_long
 from editcore.plugins.registry import Plugins
 from editcore.plugins.versions import code_versions
 from editcore.runs.checkpoints import CHECKPOINTS, Checkpoints, HeldOutText, Watched, held_out
@@ -36,7 +35,6 @@ from editcore.runs.parts import resolve_dataset
 from editcore.runs.record import REQUESTS_NAME, RunRecord, recorded, write_run
 from editcore.runs.results import FIGURES_NAME, RunResult, Sample, Tally, write_observations, write_summary
 from editcore.runs.resume import has_begun, refuse_finished, refuse_unlike, refuse_used
-from editcore.runs.saying import not_said
 from editcore.runs.stopwatch import Stages
 from editcore.second_moments.corpora import open_corpus
 from editcore.settings.hparams import HParams
@@ -122,7 +120,9 @@ def _run(
     records_hash: str | None,
     draw: Callable[[RunResult], None] | None,
 ) -> RunResult:
-    from editcore.runs.reopening import make_session  # here: what a run edits can be asked without torch
+    # Here: what a run edits can be asked without torch.
+    from editcore.models.tokens import refuse_too_long
+    from editcore.runs.reopening import make_session
 
     clock = Stages()
     if record is None and config.eval_text is not None:
@@ -309,6 +309,8 @@ def _unseen(found: Measurement, records: Sequence[FactRecord]) -> list[str]:
 
 
 def _not_said(session: EditSession) -> list[str]:
+    from editcore.runs.saying import not_said
+
     entries = session.ledger.entries
     told = not_said(session.requests, [one for entry in entries for one in entry.evidence])
     return [told] if told else []

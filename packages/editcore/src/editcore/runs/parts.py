@@ -249,7 +249,6 @@ def _editor_settings(
     missing = [setting for setting in known.values() if setting.required and setting.name not in values]
     # With an unknown name among the values, that one was probably meant: build says so.
     if missing and known.keys() >= values.keys():
-        look_at(model_name)  # what is no model has no preset, and no setting helps
         raise _missing_setting(spec, missing[0], preset, model_name)
     return build(hparams, [values], owner=spec.name)
 
