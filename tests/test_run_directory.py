@@ -206,7 +206,9 @@ def test_the_summary_is_that_of_the_results(done: SimpleNamespace) -> None:
         "facts_said", after["value"].sum(), EDITS, EDITS,
     )  # fmt: skip
     assert len(tally["missing"]) == EDITS - tally["held"]
-    assert (summary["edits"], summary["rejected"], summary["notes"]) == (EDITS, 0, [])
+    assert (summary["edits"], summary["rejected"]) == (EDITS, 0)
+    [unsaid] = summary["notes"]  # a random model after three steps says none of them
+    assert unsaid.startswith(f"{EDITS} of {EDITS} facts are not what the model says to the bare prompt")
     batches = lines(done.directory, "batches.jsonl")
     assert summary["seconds_per_edit"] == pytest.approx(sum(batch["seconds"] for batch in batches) / EDITS)
     assert {"model", "before", "targets", "keys", "solve", "other", "after"} == summary["seconds"].keys()
@@ -324,5 +326,5 @@ def test_a_fact_that_is_contradicted_later_is_left_out_and_said(
     )
     assert f"Note: {note}" in result.out
     summary = read(tmp_path / "run", "summary.json")
-    assert (summary["edits"], summary["notes"]) == (3, [note])
+    assert (summary["edits"], summary["notes"][:-1]) == (3, [note])
     assert [record["request"]["id"] for record in lines(tmp_path / "run", "requests.jsonl")] == ["1", "2", "later"]

@@ -200,12 +200,12 @@ def test_with_several_layers_only_the_upper_ones_are_looked_at_again(
 
 def test_a_kept_key_is_what_a_forward_pass_gives(open_session: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same run with every key measured anew."""
-    from editcore.locate_then_edit import editor as locate_then_edit
+    from editcore.locate_then_edit import LocateThenEdit
 
     changes = []
     for measured in (False, True):
         if measured:
-            monkeypatch.setattr(locate_then_edit, "_keys_stay", lambda *_: False)
+            monkeypatch.setattr(LocateThenEdit, "_keys_stay", lambda *_: False)
         session = open_session(replay={"replay_rate": 4})
         session.edit(REQUESTS[:9], batch_size=3)
         changes.append([delta.dense() for delta in session.ledger.entries[-1].changes.values()])

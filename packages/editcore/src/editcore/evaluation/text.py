@@ -53,7 +53,7 @@ def perplexity(
     prefix = model.opening_ids
     ids: Ids = (model.read_text(text) if isinstance(text, str) else tuple(text))[:max_tokens]
     limits = (model.positions, getattr(model.hf.config, "max_position_embeddings", None))
-    size = min(window, *(limit for limit in limits if isinstance(limit, int))) - len(prefix)
+    size = min([window, *(limit for limit in limits if isinstance(limit, int))]) - len(prefix)
     if size + len(prefix) < 2 or size < 1:
         raise RequestError(f"A window of {window} tokens has none to predict; the least is 2.")
     windows: list[Ids] = [prefix + ids[start : start + size] for start in range(0, len(ids), size)]
