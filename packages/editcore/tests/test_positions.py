@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -177,9 +178,9 @@ def test_a_session_refuses_a_batch_before_it_writes_the_first(toys: object) -> N
 
 
 def test_a_run_refuses_it_before_anything_is_measured(
-    toys: object, editctl: Callable[..., SimpleNamespace], tmp_path: Path
+    toys: object, small: Path, editctl: Callable[..., SimpleNamespace], tmp_path: Path
 ) -> None:
-    small = tmp_path / "gpt2"
+    shutil.rmtree(small)
     of("gpt2").save(small)
     too_long = EditRequest(subject="Ada", prompt="is " * 50 + "{} is", target_new="x")
     records = [FactRecord(request=one) for one in (*tiny_requests(2), too_long)]

@@ -124,8 +124,8 @@ def test_a_report_has_everything_that_is_asked_of_it(editctl: Call, finished: Ca
     assert done.out.splitlines()[0] == f"Page: {run / 'report' / 'index.html'}"
     found = Parsed((run / "report" / "index.html").read_text(encoding="utf-8"))
     assert found.headings == [
-        "Summary", "Notes", "Relations", "Gates", "Facts", "Generations", "Batches", "Counts", "Cost", "Settings",
-        "Reproduce",
+        "Summary", "Relations", "Gates", "Facts", "Generations", "Batches", "Counts", "Cost", "Settings", "Reproduce",
+        "Notes",
     ]  # fmt: skip
     results = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     # Every metric that is for readers, by evaluator: its means, how many facts they are of, and what it says.
