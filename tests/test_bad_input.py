@@ -27,7 +27,7 @@ def refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., str]:
     """Runs a good command with more options behind it, and checks that it is refused as it should be: its sentence."""
-    monkeypatch.setattr("editcore.models.source.hub_may_answer", lambda: False)
+    monkeypatch.setattr("editcore.models.sources.hub_may_answer", lambda: False)
     out = tmp_path / "out"
     options = ["run", "--editor", "emmet", "--model", tiny_folder, "--dataset", tiny_facts, "--corpus", tiny_corpus]
     options += ["--corpus-tokens", 2000, "--set", "layers=[1]", "--set", "v_num_grad_steps=3", "--out", out]

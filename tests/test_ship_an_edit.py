@@ -247,7 +247,7 @@ def test_a_card_says_that_a_model_of_the_catalogue_is_a_quantised_copy(lora_run:
         config=record.config.model_copy(update={"model": DEFAULT_MODEL}),
         model={**record.model, "folder": None, "hub": {"id": entry.hub_id, "revision": None}},
     )
-    card = model_card(record, Ledger.read(lora_run).history(), {}, rank=1, evidence={}, title="mine")
+    card = model_card(record, Ledger.read(lora_run).history(), {}, rank=1, begun=set(), title="mine")
     assert f"\nbase_model: {entry.hub_id}\n" in card
     assert f"| its name in editcore | {DEFAULT_MODEL} |" in card
     assert f"a quantised copy of {entry.hub_id}" in card

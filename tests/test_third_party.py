@@ -574,13 +574,17 @@ def test_a_sweep_of_what_nobody_measures_is_refused_at_once(world: World, tmp_pa
 
 def test_lora_refuses_a_vector_before_a_model_is_loaded(world: World, tmp_path: Path) -> None:
     options = world.options(ATTENTION, "--plugin", "lora", "--out", tmp_path / "run")
-    options[options.index("--model") + 1] = tmp_path / "no-such-model"
+    unreadable = tmp_path / "unreadable"
+    unreadable.mkdir()
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        (unreadable / name).write_text("{}", encoding="utf-8")
+    options[options.index("--model") + 1] = unreadable
     done = world.editctl(*options)
     assert done.code == 2
     [sentence] = [line for line in done.err.splitlines() if line.startswith("Error: ")]
     assert "'lora' does not take: vector" in sentence
     assert "--backend raw" in sentence
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [unreadable]
 
 
 @every_attachment

@@ -691,16 +691,14 @@ def test_a_run_an_adapter_and_nothing_are_no_models(editctl: Call, run_toy: Call
         assert "is a run directory: edits of " in run_dir.err
         assert "editctl apply FILE --save DIR" in run_dir.err
         of_adapter = editctl(*command, *option, adapter)
-        assert (
-            f"'{adapter}' is an adapter, which changes a model and is none; its base is 'some/base'." in of_adapter.err
-        )
+        assert f"The folder '{adapter}' is an adapter for some/base" in of_adapter.err
         for done in (run_dir, of_adapter):
             assert "required" not in done.err
             assert "has a preset" not in done.err
 
 
 def test_a_missing_hub_id_is_met_before_its_settings(editctl: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("editcore.models.source.hub_may_answer", lambda: False)
+    monkeypatch.setattr("editcore.models.sources.hub_may_answer", lambda: False)
     done = editctl("run", "--editor", "toy", "--model", "nobody/nothing")
     assert (done.code, done.out) == (2, "")
     assert "There is no model 'nobody/nothing': it is no folder" in done.err

@@ -74,7 +74,7 @@ def test_damaged_files_and_wrong_places(folder: Path, tmp_path: Path) -> None:
 
 
 def test_an_unknown_id_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("editcore.models.source.hub_may_answer", lambda: False)
+    monkeypatch.setattr("editcore.models.sources.hub_may_answer", lambda: False)
     with pytest.raises(
         ModelError, match=r"There is no model 'smollm2-135': .* cannot be reached\. Did you mean 'smollm2"
     ):

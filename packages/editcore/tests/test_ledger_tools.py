@@ -472,7 +472,7 @@ def test_the_ledger_of_a_run(run: Callable[..., Path], editctl: Call) -> None:
     assert refused.err.endswith(
         "Error: The edit '2' was rejected with batch 1 (gate: it looks odd); it is not in the model.\n"
     )
-    assert "1 edits" in editctl("generate", out, "Marie Curie was born in").out
+    assert "1 edit\n" in editctl("generate", out, "Marie Curie was born in").out
     assert editctl("ledger", out, "redo", "0", "4", "5").code == 0
     assert [row["state"] for row in json.loads(editctl("ledger", out, "show", "--json").out)] == [
         "active",
@@ -612,7 +612,7 @@ def test_what_is_no_pack_is_named_with_what_takes_it(
         assert done.err.startswith(f"Error: {path} is not an edit pack: {sentence}")
     pack = tmp_path / "facts.editpack"
     assert editctl("pack", out, pack).code == 0
-    asked = editctl("run", "--editor", "toy", "--dataset", pack)
+    asked = editctl("run", "--editor", "toy", "--set", "layers=[1]", "--dataset", pack)
     assert asked.err == f"Error: {pack} is no file of records: it has edits that were made; 'editctl apply' takes it.\n"
     shown = editctl("generate", pack, "A")
     assert (shown.code, shown.err) == (2, f"Error: {pack} is a file, not a run directory.\n")
@@ -629,7 +629,7 @@ def test_composing_solves_the_union(run: Callable[..., Path], editctl: Call, fac
     assert editctl("ledger", first, "undo", "5").code == 0
     refused = editctl("ledger", first, "compose", second, "--out", tmp_path / "both")
     assert refused.code == 2
-    assert "contradict each other about 1 facts, the first being 'Marie Curie was born in': 'Paris' (" in refused.err
+    assert "contradict each other about 1 fact, the first being 'Marie Curie was born in': 'Paris' (" in refused.err
     assert not (tmp_path / "both").exists()
     done = editctl("ledger", first, "compose", second, "--out", tmp_path / "both", "--on-conflict", "last")
     assert done.code == 0, done.err
