@@ -31,7 +31,9 @@ def open_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Open:
     corpus = tmp_path / "corpus.txt"
     corpus.write_text(" ".join(request.text for request in tiny_requests(80)) * 4, encoding="utf-8")
 
-    def _open(*, bos: bool = False, plugins: tuple[str, ...] = (), **emmet: Any) -> EditSession:
+    def _open(
+        *, bos: bool = False, plugins: tuple[str, ...] = (), directory: Path | None = None, **emmet: Any
+    ) -> EditSession:
         settings = {"layers": [1], "context_templates": ["{}", "So it was. {}"], "v_num_grad_steps": 4, **emmet}
         return EditSession.open(
             tiny_model(dtype=torch.float64, bos=bos),
@@ -40,6 +42,7 @@ def open_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Open:
             settings={"emmet": settings},
             corpus=str(corpus),
             corpus_tokens=2000,
+            directory=directory,
         )
 
     return _open
@@ -158,6 +161,16 @@ def test_a_batch_of_both_kinds_without_some_of_its_facts(
     for name in (LOW, HIGH):
         ours, theirs = (one.model.weight(name) for one in (session, fresh))
         torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10)
+
+
+def test_an_undo_after_reopening_is_priced_as_the_batch_was(open_session: Open, tmp_path: Path) -> None:
+    open_session(context_templates=["{}"], directory=tmp_path / "run").edit(FIRST)
+    fresh = open_session(context_templates=["{}"], directory=tmp_path / "run")
+    live = open_session(context_templates=["{}"])
+    live.edit(FIRST)
+    for session in (live, fresh):
+        session.undo(FIRST[1].id)
+    assert torch.equal(live.model.weight(LOW), fresh.model.weight(LOW))
 
 
 def test_replayed_facts_keep_to_their_layers_and_are_looked_up_on_what_is_below(open_session: Open) -> None:

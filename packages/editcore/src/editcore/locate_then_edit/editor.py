@@ -151,33 +151,31 @@ def _metrics(
     return {layer: Metric.identity(model.layout.d_ff, device=model.place(layer)) for layer in layers}
 
 
-def _first_token_metrics(
-    model: LanguageModel, layers: Sequence[int], hparams: LocateThenEditHParams, context: EditContext
-) -> dict[int, Metric]:
+def _first_token_metric(
+    model: LanguageModel, layer: int, hparams: LocateThenEditHParams, context: EditContext
+) -> Metric:
     """What a change costs where facts are looked up at the first token: half on text, half on texts' first tokens.
 
     In a text one token in a thousand is the first, and all of those have a part in common that no other has. By C alone
     that part is nearly free, and an edit that uses it hits every text.
     """
+    text = _metrics(model, [layer], hparams, context)[layer]
     if not hparams.mom2_adjustment:
-        return _metrics(model, layers, hparams, context)
+        return text
     special = set(model.tokenizer.all_special_ids)
     ids = [one for one in range(min(len(model.tokenizer), model.layout.vocab_size)) if one not in special]
     opening = [TokenRow((one,), 0, 1) for one in ids[:: 1 + (len(ids) - 1) // _FIRST_TOKENS]]
-    found: dict[int, Metric] = {}
-    for layer in layers:
 
-        def moment(text: Metric, layer: int = layer) -> dict[str, Tensor]:
-            total = torch.zeros_like(text.matrix)
-            for start in range(0, len(opening), _TOGETHER):
-                keys = capture(model, opening[start : start + _TOGETHER], [layer])[layer].inputs.double()
-                total += keys.T @ keys
-            return {"moment": total / len(opening)}
+    def moment(text: Metric) -> dict[str, Tensor]:
+        total = torch.zeros_like(text.matrix)
+        for start in range(0, len(opening), _TOGETHER):
+            keys = capture(model, opening[start : start + _TOGETHER], [layer])[layer].inputs.double()
+            total += keys.T @ keys
+        return {"moment": total / len(opening)}
 
-        # Kept beside C: a run that is resumed has the bits of the unedited model.
-        [first] = context.statistics.derived(layer, "first-token-moment", moment).values()
-        found[layer] = Metric((context.statistics.metrics([layer])[layer].matrix + first) / 2)
-    return found
+    # Kept beside C: a run that is resumed has the bits of the unedited model.
+    [first] = context.statistics.derived(layer, f"first-token-moment-{_FIRST_TOKENS}", moment).values()
+    return Metric((text.matrix + first) / 2)
 
 
 _TOGETHER = 2048
@@ -337,9 +335,6 @@ class LocateThenEdit:
             if prepared.first_token and lookup_row(model, request, fact_token=self.hparams.fact_token).lookup == 0
         }
         if first:
-            missing = [layer for layer in prepared.first_token if layer not in prepared.metrics]
-            if missing:
-                prepared.metrics.update(_first_token_metrics(model, missing, self.hparams, context))
             yield prepared.first_token, batch.without(ids - first), "prompt"
         rest = batch
         if len(prepared.templates) == 1:
@@ -388,7 +383,8 @@ class LocateThenEdit:
                 residuals = asked.residuals(batch, name, seen, share=share, asks=self.asks, model=model)
                 weight_norm = float(model.weight(name).float().norm())
             with clock.stage("solve"):
-                problem = self._problem(layer, name, seen.keys, residuals, weights, prepared.metrics[layer], batch.held)
+                text = self._metric(model, layer, context)
+                problem = self._problem(layer, name, seen.keys, residuals, weights, text, batch.held)
                 update = self.solve(problem)
                 if self.held_at == "bare":
                     update = hold_at(update, seen.keys, seen.held_keys, problem.metric)
@@ -397,6 +393,13 @@ class LocateThenEdit:
             changes[name] = update.delta
             solved.append(_SolvedLayer(problem, seen, update, weight_norm))
         return _Group(batch, asked, solved)
+
+    def _metric(self, model: LanguageModel, layer: int, context: EditContext) -> Metric:
+        """What a change of a layer is priced by; at a first-token layer it is computed when a fact first needs it."""
+        prepared = self.prepared(model, context)
+        if layer not in prepared.metrics:
+            prepared.metrics[layer] = _first_token_metric(model, layer, self.hparams, context)
+        return prepared.metrics[layer]
 
     def _keys_stay(
         self, model: LanguageModel, layer: int, prepared: Prepared, below: Mapping[str, FactoredDelta]
@@ -431,7 +434,6 @@ class LocateThenEdit:
         depth = [max(model.layout.layer_of(name) for name in entry.known[one].keys) for one in ids]
         if any(one < max(depth) for row, one in enumerate(depth) if row not in set(rows)):
             return None
-        prepared = self.prepared(model, context)
         changes: dict[str, FactoredDelta] = {}
         for name, change in entry.changes.items():
             members = [row for row, one in enumerate(ids) if name in entry.known[one].keys]
@@ -441,8 +443,7 @@ class LocateThenEdit:
             if not columns:
                 continue
             layer = model.layout.layer_of(name)
-            text = prepared.metrics.get(layer) or _metrics(model, [layer], self.hparams, context)[layer]
-            place = model.place(layer)
+            place, text = model.place(layer), self._metric(model, layer, context)
             chosen = [members[column] for column in columns]
             keys = torch.stack([entry.known[ids[row]].keys[name] for row in chosen]).to(place)  # [n, d_in]
             residuals = change.left.T[columns].to(place)  # [n, d_out]
