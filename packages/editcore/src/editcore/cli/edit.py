@@ -60,7 +60,6 @@ def edit(
     """Write one fact and compare what the model says."""
     from editcore.cli.run import settings_from
     from editcore.interfaces.values import EditRequest
-    from editcore.models.sources import look_at
     from editcore.runs.early import check_session
     from editcore.runs.fit import check_savable, check_subjects, completed
     from editcore.runs.parts import default_editor
@@ -68,7 +67,6 @@ def edit(
     request = EditRequest.create(subject=subject, prompt=prompt, target_new=target, join=join)
     refuse_used_save(save, save_dtype)
     plugins = loaded_plugins(ctx)
-    look_at(model)
     editor = editor or default_editor(plugins, model)
     settings = settings_from(assignments or [], {}, editor=editor)
     check_subjects([request], plugins.editor(editor))

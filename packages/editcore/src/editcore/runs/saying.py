@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from editcore.evaluation.scoring import score_targets
@@ -41,15 +42,8 @@ def with_what_is_said(
         for request, target in zip(new, targets, strict=True)
     }
     told = {one.request_id for one in evidence}
-    return (
-        *(
-            EditEvidence(request_id=one.request_id, replayed=one.replayed, figures={**one.figures, **more})
-            if (more := found.get(one.request_id)) is not None
-            else one
-            for one in evidence
-        ),
-        *(EditEvidence(request_id=one.id, figures=found[one.id]) for one in new if one.id not in told),
-    )
+    untold = [EditEvidence(request_id=one.id) for one in new if one.id not in told]
+    return tuple(replace(one, figures={**one.figures, **found.get(one.request_id, {})}) for one in (*evidence, *untold))
 
 
 def not_said(requests: Iterable[EditRequest], evidence: Iterable[EditEvidence]) -> str:
@@ -67,21 +61,25 @@ def not_said(requests: Iterable[EditRequest], evidence: Iterable[EditEvidence]) 
     ]
     if len(missing) > _NAMED:
         named.append(f"{len(missing) - _NAMED} more")
-    low = [one for one in missing if figures[one.id].get("target_probability", 1.0) < _LOW]
     count = f"{len(missing)} of {len(asked)} facts are" if len(asked) > 1 else "The fact is"
-    said = f"{count} not what the model says to the bare prompt right after it was written: {', '.join(named)}."
-    if len(low) == len(missing):
-        return f"{said} {_ENDED_LOW}"
-    if not low:
-        return f"{said} {_REACHED}"
-    return f"{said} Of {len(low)} of them the optimisation ended low as well. {_ENDED_LOW} For the others: {_REACHED}"
+    it_was = "they were" if len(asked) > 1 else "it was"
+    said = f"{count} not what the model says to the bare prompt right after {it_was} written: {', '.join(named)}."
+    ended = [figures[one.id]["target_probability"] for one in missing if "target_probability" in figures[one.id]]
+    low = sum(one < _LOW for one in ended)
+    of = "" if len(missing) == 1 else f" of {{}} of the {len(missing)}"
+    return " ".join(
+        [
+            said,
+            *([f"The optimisation{of.format(low)} {_ENDED_LOW}"] if low else []),
+            *([f"The optimisation{of.format(len(ended) - low)} {_REACHED}"] if len(ended) > low else []),
+        ]
+    )
 
 
 _ENDED_LOW = (
-    "The optimisation ended low, too: allow it more steps or a larger change, choose other layers, or word the prompt "
-    "otherwise."
+    "ended low, too: allow it more steps or a larger change, choose other layers, or word the prompt otherwise."
 )
 _REACHED = (
-    "The optimisation had reached the target in its contexts, so the solve gave these facts less (facts of a batch may "
-    "share a key: write them in batches of their own), or the bare prompt reads otherwise than behind a context."
+    "had reached the target in its contexts: the solve gave the fact less (facts of a batch may share a key; write "
+    "them in batches of their own), or the bare prompt reads otherwise than behind a context."
 )
