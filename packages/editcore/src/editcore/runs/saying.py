@@ -66,7 +66,7 @@ def not_said(requests: Iterable[EditRequest], evidence: Iterable[EditEvidence]) 
     said = f"{count} not what the model says to the bare prompt right after {it_was} written: {', '.join(named)}."
     ended = [figures[one.id]["target_probability"] for one in missing if "target_probability" in figures[one.id]]
     low = sum(one < _LOW for one in ended)
-    of = "" if len(missing) == 1 else f" of {{}} of the {len(missing)}"
+    of = "" if len(missing) in (low, len(ended) - low) else f" of {{}} of the {len(missing)}"
     return " ".join(
         [
             said,
