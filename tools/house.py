@@ -109,6 +109,36 @@ class House:
         return module
 
 
+WORDS = ("one", "Climb", "Tails", "_Asked", "_Seen", "_Looking", "making", "standing_aside")
+"""Names in the code that say nothing, or that a reader of the field does not know."""
+
+
+def sources(checkout: Path) -> list[Path]:
+    """The modules of all packages, tests not among them."""
+    return sorted(checkout.glob("packages/*/src/**/*.py"))
+
+
+def crowded(path: Path) -> list[str]:
+    """Functions of a module with more than six parameters; commands of Typer and ``self`` do not count."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            named = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            count = sum(parameter.arg not in ("self", "cls") for parameter in named)
+            if count > 6 and not any("command" in ast.unparse(mark) for mark in node.decorator_list):
+                found.append(f"{node.name} ({count})")
+    return found
+
+
+def uses_of_words(path: Path) -> int:
+    """How often names of a module are among :data:`WORDS`."""
+    found = 0
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = [getattr(node, field, None) for field in ("id", "attr", "arg", "name")]
+        found += sum(name in WORDS for name in names)
+    return found
+
+
 def layers(checkout: Path) -> list[str]:
     """The rooms in the order of the ``layers`` contract, the highest first; empty without one."""
     tools = tomllib.loads((checkout / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
@@ -122,6 +152,7 @@ def counts(checkout: Path) -> Mapping[str, object]:
     order = layers(checkout)
     lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in house.modules.values()}
     longest = max(lengths, key=lambda path: lengths[path])
+    modules = sources(checkout)
     return {
         "loose modules in the root": len(house.loose()),
         "folders in the root": len(house.rooms()),
@@ -130,6 +161,9 @@ def counts(checkout: Path) -> Mapping[str, object]:
         "imports upward": len(house.upward(order, annotations=False)) if order else "no order",
         "names of higher rooms in annotations": len(house.upward(order, annotations=True)) if order else "no order",
         "longest module": f"{longest.relative_to(house.package)} ({lengths[longest]} lines)",
+        "modules of more than 500 lines": sum(count > 500 for count in lengths.values()),
+        "functions of more than 6 parameters": sum(len(crowded(path)) for path in modules),
+        "names that say nothing": sum(uses_of_words(path) for path in modules),
     }
 
 
