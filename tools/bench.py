@@ -230,11 +230,11 @@ def _ladder(model: LanguageModel, records: Sequence[FactRecord], options: argpar
     together = argparse.Namespace(**{**vars(options), "no_scores": True})
     modes = []
     with mock.patch(
-        "editcore.locate_then_edit.targets.fits", return_value=False
+        "editcore.locate_then_edit.targets.prefixes_fit", return_value=False
     ):  # as for a family whose caches do not fit
         modes.append(_ours(model, records, name="needed logits only", settings=settings, options=alone))
         modes.append(_ours(model, records, name="facts side by side", settings=settings, options=together))
-    modes.append(_ours(model, records, name="tails only", settings=settings, options=together))
+    modes.append(_ours(model, records, name="cached prefixes", settings=settings, options=together))
     for name, released in LADDER:
         settings = {key: value for key, value in settings.items() if key not in released}
         modes.append(_ours(model, records, name=name, settings=settings, options=together))

@@ -10,7 +10,7 @@ import torch
 from edit_memit.editor import MemitEditor
 from edit_memit.hparams import MemitHParams
 from editcore import EditBatch, EditContext, EditRequest, LanguageModel, Plugins, Proposal
-from editcore.locate_then_edit.targets import optimise_targets
+from editcore.locate_then_edit import optimise_targets, value_rows
 from editcore.models.tokens import lookup_row
 from editcore.runs import RawBackend
 from editcore.second_moments.statistics import StatisticsStore
@@ -65,7 +65,9 @@ def test_three_layers_are_those_of_a_slow_loop(family: str, count: int, weight: 
     hparams, proposal = propose(model, corpus, batch, mom2_update_weight=weight)
 
     moments = context_for(model, corpus).statistics.moments(LAYERS)
-    targets = optimise_targets(model, batch.requests, layer=LAYERS[-1], templates=TEMPLATES, hparams=hparams)
+    targets = optimise_targets(
+        model, value_rows(model, batch.requests, TEMPLATES, hparams), layer=LAYERS[-1], hparams=hparams
+    )
     asked = [
         see(model, request, "{}", LAYERS[-1])[1] + targets.deltas[row].double().numpy()
         for row, request in enumerate(batch.requests)

@@ -163,18 +163,18 @@ def test_what_is_undone_is_no_longer_held(open_session: Open, replay_of: ReplayO
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, list[int]]]:
     """Rows and layers of every forward pass that looks for keys."""
-    from editcore.locate_then_edit.editor import Climb
+    from editcore.models.capture import LayerByLayerCapture
 
     found: list[tuple[int, list[int]]] = []
-    original = Climb.capture
+    original = LayerByLayerCapture.capture
 
-    def capture(self: Climb, rows: Any, layers: Any) -> Any:
+    def capture(self: LayerByLayerCapture, rows: Any, layers: Any) -> Any:
         # Names of the value optimisation's own look at h₀ are numbers, those of a batch's facts are not.
         if not any(isinstance(name, int) for name in rows):
             found.append((len(rows), list(layers)))
         return original(self, rows, layers)
 
-    monkeypatch.setattr(Climb, "capture", capture)
+    monkeypatch.setattr(LayerByLayerCapture, "capture", capture)
     return found
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from editcore import EditRequest, RequestError
 from editcore.evaluation import next_token_log_probabilities, perplexity, score_targets
+from editcore.locate_then_edit import optimise_targets, value_rows
 from editcore.locate_then_edit.hparams import LocateThenEditHParams
-from editcore.locate_then_edit.targets import optimise_targets
 from editcore.locate_then_edit.templates import sample_context_templates
 from editcore.models import LanguageModel, join_continuation, target_losses
 from editcore.models.tokens import continuation_row, lookup_row
@@ -89,7 +89,10 @@ def test_values_are_optimised_on_the_same_rows(pair: Pair) -> None:
         last = lookup_row(ends, request, template=template, fact_token="last")
         assert last == lookup_row(plain, request, template=template, fact_token="last")
     hparams = LocateThenEditHParams(layers=(1,), v_num_grad_steps=3)
-    found = [optimise_targets(one, [request], layer=1, templates=("{}", "So. {}"), hparams=hparams) for one in pair]
+    found = [
+        optimise_targets(one, value_rows(one, [request], ("{}", "So. {}"), hparams), layer=1, hparams=hparams)
+        for one in pair
+    ]
     assert torch.equal(found[0].deltas, found[1].deltas)
 
 

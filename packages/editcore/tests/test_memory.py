@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from editcore import ModelError
+from editcore import LanguageModel, ModelError
 from editcore._util.memory import in_halves, is_out_of_memory
-from editcore.locate_then_edit import rows
+from editcore.locate_then_edit import cached_prefixes, optimise_targets, prefixes_can_be_cached, value_rows
 from editcore.locate_then_edit.hparams import LocateThenEditHParams
-from editcore.locate_then_edit.targets import _Solver, optimise_targets, tails_fit
+from editcore.locate_then_edit.prepared_rows import logits_with_delta
+from editcore.locate_then_edit.side_by_side import ValueOptimiser
 from editcore.testing import tiny_model, tiny_requests
 
 TEMPLATES = ("{}", "The old story. {}")
@@ -58,7 +61,7 @@ def test_what_says_something_else(error: Exception) -> None:
     assert not is_out_of_memory(error)
 
 
-@pytest.mark.parametrize("place", ["forward_logits", "Tails"])
+@pytest.mark.parametrize("place", ["logits_with_delta", "CachedPrefixes"])
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), SAYING_SO[2]], ids=str)
 def test_too_little_memory_is_no_property_of_a_family(
     place: str, error: Exception, monkeypatch: pytest.MonkeyPatch
@@ -67,17 +70,19 @@ def test_too_little_memory_is_no_property_of_a_family(
     model, [request] = tiny_model("llama"), tiny_requests(1)
     hparams = LocateThenEditHParams(layers=(1,))
 
-    def fails(*arguments: object, error: Exception = error) -> object:
-        if place == "Tails" or arguments[1].edited is not None:  # type: ignore[attr-defined]
-            raise error
-        return forward_logits(*arguments)  # type: ignore[arg-type]
+    [value] = value_rows(model, [request], TEMPLATES, hparams)
 
-    forward_logits = rows.forward_logits
-    monkeypatch.setattr(rows, place, fails)
+    def fails(model: LanguageModel, prepared: Any, *, error: Exception = error, **options: Any) -> object:
+        if place == "CachedPrefixes" or prepared.edited is not None:
+            raise error
+        return logits_with_delta(model, prepared, **options)
+
+    monkeypatch.setattr(cached_prefixes, place, fails)
     with pytest.raises(type(error), match=re.escape(str(error))):
-        tails_fit(model, request, layer=1, templates=TEMPLATES, hparams=hparams)
-    monkeypatch.setattr(rows, place, lambda *arguments: fails(*arguments, error=RuntimeError("no such cache")))
-    assert not tails_fit(model, request, layer=1, templates=TEMPLATES, hparams=hparams)
+        prefixes_can_be_cached(model, value, layer=1)
+    unfit = functools.partial(fails, error=RuntimeError("no such cache"))
+    monkeypatch.setattr(cached_prefixes, place, unfit)
+    assert not prefixes_can_be_cached(model, value, layer=1)
 
 
 SINCE = {
@@ -134,17 +139,17 @@ def test_another_error_and_a_single_item_too_large_are_passed_on() -> None:
 def test_targets_are_the_same_after_running_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     model, requests = tiny_model("llama"), tiny_requests(6)
     hparams = LocateThenEditHParams(layers=(1,), v_num_grad_steps=6, v_stop_loss=0.0, v_lr=0.1)
-    expected = optimise_targets(model, requests, layer=1, templates=TEMPLATES, hparams=hparams)
-    step, failures = _Solver._step, []
+    expected = optimise_targets(model, value_rows(model, requests, TEMPLATES, hparams), layer=1, hparams=hparams)
+    step, failures = ValueOptimiser._step, []
 
-    def sometimes(self: _Solver) -> object:
+    def sometimes(self: ValueOptimiser) -> object:
         if len(self.active) > 2 and int(self.adam.steps.max()) >= 2:
             failures.append(len(self.active))
             raise RuntimeError(CPU_MESSAGE)
         return step(self)
 
-    monkeypatch.setattr(_Solver, "_step", sometimes)
-    found = optimise_targets(model, requests, layer=1, templates=TEMPLATES, hparams=hparams)
+    monkeypatch.setattr(ValueOptimiser, "_step", sometimes)
+    found = optimise_targets(model, value_rows(model, requests, TEMPLATES, hparams), layer=1, hparams=hparams)
     assert failures, "the facts should have run out of memory in the middle"
     assert found.steps == expected.steps
     assert torch.allclose(found.deltas, expected.deltas, atol=1e-5)

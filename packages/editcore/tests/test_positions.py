@@ -13,8 +13,8 @@ import torch
 from editcore import EditRequest, EditSession, FactRecord, RequestError
 from editcore.datasets import KnownFact
 from editcore.evaluation import next_token_log_probabilities, perplexity, score_targets
+from editcore.locate_then_edit import optimise_targets, value_rows
 from editcore.locate_then_edit.hparams import LocateThenEditHParams
-from editcore.locate_then_edit.targets import optimise_targets
 from editcore.models import LanguageModel, target_losses
 from editcore.models.positions import position_limit
 from editcore.models.tokens import continuation_row, fitting, lookup_row
@@ -155,14 +155,14 @@ def test_facts_are_optimised_up_to_the_last_position(family: str) -> None:
     hparams = LocateThenEditHParams(layers=(1,), v_num_grad_steps=2, kl_factor=0.0)
 
     def deltas(*requests: EditRequest) -> torch.Tensor:
-        found = optimise_targets(model, requests, layer=1, templates=("{}", CONTEXT), hparams=hparams)
+        found = optimise_targets(model, value_rows(model, requests, ("{}", CONTEXT), hparams), layer=1, hparams=hparams)
         assert "reads at most 40 tokens, so contexts of" in found.notes[0]
         return found.deltas
 
     together = deltas(late, early)
     assert torch.allclose(together, torch.cat([deltas(late), deltas(early)]), atol=1e-4)
     short = tiny_requests(3)
-    alone = optimise_targets(model, short, layer=1, templates=("{}", CONTEXT), hparams=hparams)
+    alone = optimise_targets(model, value_rows(model, short, ("{}", CONTEXT), hparams), layer=1, hparams=hparams)
     assert torch.allclose(deltas(*short, late, early)[:3], alone.deltas, atol=1e-4)
 
 

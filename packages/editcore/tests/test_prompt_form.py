@@ -11,7 +11,7 @@ import pytest
 import torch
 from editcore import EditRequest, FactRecord, ModelError, Probe
 from editcore.evaluation import score_targets
-from editcore.locate_then_edit.targets import optimise_targets
+from editcore.locate_then_edit import optimise_targets, value_rows
 from editcore.locate_then_edit.templates import sample_context_templates
 from editcore.models import LanguageModel
 from editcore.models.prompt_form import PLAIN, PromptForm, chat_form
@@ -101,10 +101,10 @@ def test_values_are_optimised_on_the_template(model: LanguageModel) -> None:
     from editcore.locate_then_edit.hparams import LocateThenEditHParams
 
     hparams = LocateThenEditHParams(layers=(1,), v_num_grad_steps=10, kl_factor=0.0)
-    targets = optimise_targets(model, [FACT], layer=1, templates=("{}",), hparams=hparams)
+    targets = optimise_targets(model, value_rows(model, [FACT], ("{}",), hparams), layer=1, hparams=hparams)
     [before] = score_targets(model, [FACT.text], ["French"])
     assert targets.probabilities[0] > torch.tensor(-before.nll).exp()
-    plain = optimise_targets(chat_model(), [FACT], layer=1, templates=("{}",), hparams=hparams)
+    plain = optimise_targets(chat_model(), value_rows(chat_model(), [FACT], ("{}",), hparams), layer=1, hparams=hparams)
     assert not torch.allclose(plain.deltas, targets.deltas, atol=1e-2)
 
 

@@ -160,15 +160,18 @@ ROOMS = {
         write_ledger
     """,
     "locate_then_edit": """
-        LayerProblem LocateThenEdit LocateThenEditHParams OPENINGS Prepared ROLES Targets Tracing
-        optimise_targets sample_context_templates store_tracing stored_tracing tails_fit traced_layer
+        KeyWeighting LayerProblem LocateThenEdit LocateThenEditHParams OPENINGS Prepared ROLES ResidualKey ResidualKind
+        Targets Tracing ValueRows
+        optimise_plainly optimise_targets prefixes_can_be_cached sample_context_templates store_tracing stored_tracing
+        traced_layer value_rows
     """,
     "models": """
-        CATALOGUE CHECKS Captured CatalogueEntry Climb DEFAULT_MODEL DTYPES EditedModel Encoded FactToken
-        HubModel LanguageModel ModelLayout PromptForm TokenRow Wheel add_changes asking_for_gradients
-        attached_reason attention_output check_layout continuation_row detect_layout dtype_of first_tensor hooks
-        in_float64 join_continuation last_index_covering local_path logits_at lookup_row misfits pad_rows project pull
-        replace_first rounded split_address standing_aside stop_after target_losses
+        CATALOGUE CHECKS Captured CatalogueEntry DEFAULT_MODEL DTYPES EditedModel Encoded FactToken
+        HubModel LanguageModel LayerByLayerCapture ModelLayout PassBudget PromptForm TokenRow Wheel add_changes
+        asking_for_gradients attached_reason attention_output check_layout continuation_row detect_layout
+        dtype_of first_tensor hooks in_float64 join_continuation last_index_covering local_path logits_at lookup_row
+        misfits pad_rows plan_passes project pull replace_first rounded skip_first_blocks split_address stop_after
+        target_losses
     """,
     "onboarding": """
         Bench Trial best candidate_layers preset_paths span_below trace tunable_editors write_presets

@@ -6,7 +6,7 @@ import pytest
 import torch
 from editcore import EditRequest, SubjectNotFoundError
 from editcore.models import LanguageModel
-from editcore.models.capture import Climb, capture
+from editcore.models.capture import LayerByLayerCapture, capture
 from editcore.models.tokens import continuation_row, last_index_covering, lookup_row
 from editcore.testing import TINY_FAMILIES, tiny_hf_model, tiny_model, tiny_requests, tiny_tokenizer
 
@@ -77,7 +77,7 @@ def test_captured_values_are_what_passed_through(family: str) -> None:
 
 @pytest.mark.parametrize("keep", [0, 3000, 2**20])
 @pytest.mark.parametrize("family", TINY_FAMILIES)
-def test_a_climb_sees_what_a_pass_from_below_sees(family: str, keep: int) -> None:
+def test_a_captures_sees_what_a_pass_from_below_sees(family: str, keep: int) -> None:
     """Weights change from the last captured layer on, as they do between the layers of an edit."""
     model = tiny_model(family)
     rows = {
@@ -91,9 +91,9 @@ def test_a_climb_sees_what_a_pass_from_below_sees(family: str, keep: int) -> Non
         nonlocal ran
         ran += 1
 
-    climb = Climb(model, keep_bytes=keep)
+    captures = LayerByLayerCapture(model, keep_bytes=keep)
     for layer in (0, 1, 2):
-        found = climb.capture(dict(rows), [layer, 2] if layer < 2 else [2])
+        found = captures.capture(dict(rows), [layer, 2] if layer < 2 else [2])
         expected = capture(model, list(rows.values()), [layer, 2] if layer < 2 else [2])
         for one in expected:
             for name in ("inputs", "outputs", "block_outputs"):
@@ -101,6 +101,6 @@ def test_a_climb_sees_what_a_pass_from_below_sees(family: str, keep: int) -> Non
         with torch.no_grad():
             model.weight(model.layout.weight_name(layer)).mul_(1.5)
     handle = model.projection(0).register_forward_hook(count)
-    climb.capture(dict(rows), [2])
+    captures.capture(dict(rows), [2])
     handle.remove()
     assert (ran == 0) == (keep == 2**20), "only what has all its rows kept may leave the lowest block out"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from editcore import EditBatch, EditContext, Proposal
-from editcore.locate_then_edit import LocateThenEdit
+from editcore.locate_then_edit import KeyWeighting, LocateThenEdit, ResidualKey, ResidualKind
 
 from edit_rome.hparams import RomeHParams
 
@@ -31,17 +31,17 @@ class RomeEditor(LocateThenEdit):
     hparams: RomeHParams
 
     @property
-    def key_weighting(self) -> Literal["grouped", "mean", "prompt"]:
+    def key_weighting(self) -> KeyWeighting:
         """Only the bare prompt's key with ``key_mode = "prompt"``."""
         return "prompt" if self.hparams.key_mode == "prompt" else self.hparams.key_weighting
 
     @property
-    def held_at(self) -> Literal["keys", "bare"]:
+    def residual_key(self) -> ResidualKey:
         """The bare prompt's key with ``key_mode = "original"``."""
-        return "bare" if self.hparams.key_mode == "original" else "keys"
+        return "prompt" if self.hparams.key_mode == "original" else "mean"
 
     @property
-    def asks(self) -> Literal["shift", "value"]:
+    def residual_kind(self) -> ResidualKind:
         """As ``mean_asks`` says, with ``key_mode = "mean"``."""
         return self.hparams.mean_asks if self.hparams.key_mode == "mean" else "shift"
 

@@ -1,4 +1,8 @@
-from .capture import Captured as Captured, Climb as Climb, project as project
+from .capture import (
+    Captured as Captured,
+    LayerByLayerCapture as LayerByLayerCapture,
+    project as project,
+)
 from .catalogue import (
     CATALOGUE as CATALOGUE,
     DEFAULT_MODEL as DEFAULT_MODEL,
@@ -27,9 +31,10 @@ from .layout import (
 from .passes import (
     first_tensor as first_tensor,
     hooks as hooks,
-    standing_aside as standing_aside,
+    skip_first_blocks as skip_first_blocks,
     stop_after as stop_after,
 )
+from .planning import PassBudget as PassBudget, plan_passes as plan_passes
 from .prompt_form import PromptForm as PromptForm
 from .sources import HubModel as HubModel
 from .tokens import (

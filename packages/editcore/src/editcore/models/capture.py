@@ -5,7 +5,7 @@ Shapes: ``rows`` token rows, ``seq`` their padded length, ``d_in`` and ``d_out``
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +15,14 @@ from torch.nn.utils.rnn import pad_sequence
 
 from editcore._util.memory import in_halves
 from editcore.interfaces.documented import documented
-from editcore.models.passes import first_tensor, hooks, standing_aside, stop_after
+from editcore.models.passes import first_tensor, hooks, skip_first_blocks, stop_after
+from editcore.models.planning import PassBudget, plan_passes
 from editcore.models.tokens import TokenRow, pad_rows
 
 if TYPE_CHECKING:
     from editcore.models import LanguageModel
 
-__all__ = ["Captured", "Climb", "capture", "project"]
+__all__ = ["Captured", "LayerByLayerCapture", "capture", "project"]
 
 
 @documented
@@ -38,28 +39,32 @@ class Captured:
 
 
 def capture(
-    model: LanguageModel, rows: Sequence[TokenRow], layers: Sequence[int], *, max_tokens: int = 2048
+    model: LanguageModel, rows: Sequence[TokenRow], layers: Sequence[int], *, budget: PassBudget | None = None
 ) -> dict[int, Captured]:
     """Projection inputs and outputs and block outputs at each row's lookup token, all layers in one pass.
 
     The pass ends behind the deepest layer: no later block and no logits are computed, and no token behind the lookup
-    token. Rows are grouped by length so that a chunk holds at most ``max_tokens`` tokens.
+    token.
+
+    Args:
+        budget: what one forward pass may hold; left out, what suits the model's device.
     """
-    return Climb(model, max_tokens=max_tokens).capture(dict(enumerate(rows)), layers)
+    return LayerByLayerCapture(model, budget=budget).capture(dict(enumerate(rows)), layers)
 
 
-class Climb:
-    """Captures at one layer after another, upwards, of a model whose weights change only from the last one on.
+class LayerByLayerCapture:
+    """Captures activations at increasing layers.
 
-    What enters the lowest block of a capture is kept, up to ``keep_bytes``, and the next capture of the row begins
-    there. That serves families in which a block reads nothing of the lower ones but the residual stream.
+    Each capture resumes from the hidden states of the one before, because the blocks below have not changed. The input
+    of the lowest block of a capture is kept for that, up to ``keep_bytes``. This serves families in which a block reads
+    nothing of the lower ones but the residual stream.
     """
 
-    def __init__(self, model: LanguageModel, *, keep_bytes: int = 0, max_tokens: int = 2048) -> None:
-        self.model, self.max_tokens, self._left = model, max_tokens, keep_bytes
+    def __init__(self, model: LanguageModel, *, keep_bytes: int = 0, budget: PassBudget | None = None) -> None:
+        self.model, self.budget, self._left = model, budget or PassBudget.forward(model), keep_bytes
         self._kept: dict[Hashable, tuple[int, Tensor]] = {}
-        """By row, the block that it has come to and what enters it, ``[seq, d_model]``."""
-        self._tuples = False
+        """By row, the block to resume at and its input, ``[seq, d_model]``."""
+        self._returns_tuple = False
 
     @torch.inference_mode()
     def capture(self, rows: Mapping[Hashable, TokenRow], layers: Sequence[int]) -> dict[int, Captured]:
@@ -69,16 +74,18 @@ class Climb:
             if name in self._kept and self._kept[name][0] > min(layers):
                 self._left += self._kept.pop(name)[1].nbytes
         at = {name: self._kept[name][0] if name in self._kept else 0 for name in names}
-        order = sorted(range(len(names)), key=lambda index: (at[names[index]], rows[names[index]].lookup))
         parts: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {layer: [] for layer in layers}
 
         def run(chunk: Sequence[int]) -> list[dict[int, tuple[Tensor, Tensor, Tensor]]]:
             return [self._run({names[index]: rows[names[index]] for index in chunk}, layers)]
 
         lengths = [row.lookup + 1 for row in rows.values()]
+        order: list[int] = []
         for start in sorted(set(at.values())):
-            together = [index for index in order if at[names[index]] == start]
-            for chunk in _chunks(together, lengths, self.max_tokens):
+            together = [index for index, name in enumerate(names) if at[name] == start]
+            for members in plan_passes([lengths[index] for index in together], self.budget):
+                chunk = [together[place] for place in members]
+                order += chunk
                 for found in in_halves(run, chunk):
                     for layer, part in found.items():
                         parts[layer].append(part)
@@ -120,7 +127,10 @@ class Climb:
 
         kept = [self._kept[name] for name in rows if name in self._kept]
         hidden = pad_sequence([states for _, states in kept], batch_first=True) if kept else None
-        with hooks() as handles, standing_aside(model, kept[0][0] if kept else 0, hidden, tuples=self._tuples):
+        with (
+            hooks() as handles,
+            skip_first_blocks(model, kept[0][0] if kept else 0, hidden, returns_tuple=self._returns_tuple),
+        ):
             if lowest and self._left:
                 handles.append(model.block(lowest - 1).register_forward_hook(on_entering))
             for layer in layers:
@@ -129,7 +139,7 @@ class Climb:
             with stop_after(model, max(layers)):
                 model.hf.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
         for output in entering:
-            self._tuples = isinstance(output, tuple)
+            self._returns_tuple = isinstance(output, tuple)
             self._keep(rows, lowest, first_tensor(output))
         return {layer: (parts[0], parts[1], parts[2]) for layer, parts in found.items()}
 
@@ -156,15 +166,3 @@ def project(model: LanguageModel, address: str, keys: Tensor) -> Tensor:
         return (keys.to(weight) @ model.as_out_in(address, weight).T).to(keys)
     found: Tensor = module(keys.to(weight))
     return found.to(keys)
-
-
-def _chunks(order: Sequence[int], lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
-    """Consecutive groups of ``order`` (ascending lengths) whose padded size stays within ``max_tokens``."""
-    chunk: list[int] = []
-    for index in order:
-        if chunk and lengths[index] * (len(chunk) + 1) > max_tokens:
-            yield chunk
-            chunk = []
-        chunk.append(index)
-    if chunk:
-        yield chunk

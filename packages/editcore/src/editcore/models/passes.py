@@ -13,11 +13,11 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from editcore.models import LanguageModel
 
-__all__ = ["first_tensor", "hooks", "standing_aside", "stop_after"]
+__all__ = ["first_tensor", "hooks", "skip_first_blocks", "stop_after"]
 
 
 class _Enough(Exception):  # noqa: N818  a signal, not an error
-    """Ends a forward pass once the deepest layer of interest has run."""
+    """Ends a forward pass."""
 
 
 def first_tensor(output: Any) -> Tensor:
@@ -50,19 +50,21 @@ def stop_after(model: LanguageModel, layer: int) -> Iterator[None]:
 
 
 @contextmanager
-def standing_aside(model: LanguageModel, count: int, hidden: Tensor | None, *, tuples: bool) -> Iterator[None]:
-    """The first ``count`` blocks hand on ``hidden`` instead of computing it; with ``None`` they do as always.
+def skip_first_blocks(
+    model: LanguageModel, count: int, replacement: Tensor | None, *, returns_tuple: bool
+) -> Iterator[None]:
+    """The first ``count`` blocks return ``replacement`` and compute nothing; with ``None`` they run as always.
 
     Args:
-        hidden: what enters the block ``count``, ``[rows, seq, d_model]``.
-        tuples: whether blocks return a tuple.
+        replacement: input of the block ``count``, ``[rows, seq, d_model]``.
+        returns_tuple: whether blocks of this model return a tuple.
     """
-    if hidden is None:
+    if replacement is None:
         yield
         return
 
     def forward(*_args: Any, **_kwargs: Any) -> Any:
-        return (hidden,) if tuples else hidden
+        return (replacement,) if returns_tuple else replacement
 
     blocks = [model.block(index) for index in range(count)]
     replaced = [block.__dict__.get("forward") for block in blocks]  # a forward set on the instance (accelerate does)

@@ -33,7 +33,8 @@ from editcore.interfaces.progress import Progress, silent
 from editcore.locate_then_edit.located import LAST, LAST_SUBJECT, ROLES, Tracing
 from editcore.models.forward import logits_at
 from editcore.models.layout import attention_output, replace_first
-from editcore.models.passes import first_tensor, hooks, standing_aside
+from editcore.models.passes import first_tensor, hooks, skip_first_blocks
+from editcore.models.planning import PassBudget
 from editcore.models.tokens import join_continuation
 
 if TYPE_CHECKING:
@@ -42,9 +43,6 @@ if TYPE_CHECKING:
 __all__ = ["trace"]
 
 _WINDOW_SHARE = 10 / 48
-_MAX_TOKENS = {"cpu": 1024}
-_MAX_TOKENS_ELSEWHERE = 16384
-_MAX_LOGITS = 2**25
 _CHUNK = 32
 """Facts asked at once while looking for those that the model knows."""
 
@@ -232,7 +230,7 @@ class _Fact:
         self.noise = (spread * noise).to(model.device)  # [draws, subject, d_model]
         self.clean_states: dict[str, Tensor] = {}
         self.entering: list[Tensor] = []
-        self.tuples = False
+        self.returns_tuple = False
 
     @torch.inference_mode()
     def trace(self, parts: Mapping[str, Sequence[_Part]]) -> _Traced:
@@ -267,9 +265,9 @@ class _Fact:
     def _restored(self, part: _Part, *, aside: bool) -> Tensor:
         """Mean probability over the draws with ``part`` restored at each token that has a role, ``[tokens]``."""
         tokens = list(range(self.row.subject[0], self.row.end))
-        budget = _MAX_TOKENS.get(self.model.device.type, _MAX_TOKENS_ELSEWHERE)
-        logits = self.model.layout.vocab_size * (len(self.row.ids) - self.row.end)
-        size = max(1, min(budget // self.ids.shape[1], _MAX_LOGITS // logits) // self.draws)
+        budget = PassBudget.forward(self.model)
+        rows = budget.rows(self.ids.shape[1], scored=len(self.row.ids) - self.row.end)
+        size = max(1, rows // self.draws)
         found = []
         for start in range(0, len(tokens), size):
             chunk = tokens[start : start + size]
@@ -298,7 +296,7 @@ class _Fact:
                 yield
             return
         hidden = self.entering[start].repeat(times, 1, 1)
-        with standing_aside(self.model, start, hidden, tuples=self.tuples):
+        with skip_first_blocks(self.model, start, hidden, returns_tuple=self.returns_tuple):
             yield
 
     @contextmanager
@@ -336,7 +334,7 @@ class _Fact:
             self.entering.append((args[0] if args else kwargs["hidden_states"]).clone())
 
         def on_exit(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
-            self.tuples = isinstance(output, tuple)
+            self.returns_tuple = isinstance(output, tuple)
 
         with hooks() as handles:
             for layer in range(self.model.layout.num_layers):

@@ -29,6 +29,7 @@ from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import StatisticsError
 from editcore.interfaces.progress import Progress, silent
 from editcore.models.passes import hooks, stop_after
+from editcore.models.planning import PassBudget
 from editcore.second_moments.corpora import Corpus, open_corpus
 from editcore.second_moments.linalg import Metric
 
@@ -44,7 +45,6 @@ _VERSION = 2
 _FACTOR = "factor"
 """Name of the Cholesky factor among the derived tensors."""
 SEQUENCE_LENGTH = 128
-_ROWS = 16
 _LONG = 10.0
 """Seconds of work that are announced."""
 TOKENS_PER_WIDTH = 10
@@ -100,7 +100,7 @@ def second_moments(
     with progress.task("second moments", sequences.numel()) as advance, hooks() as handles:
         for layer in layers:
             handles.append(model.projection(layer).register_forward_hook(multiply(layer)))
-        for rows in torch.split(sequences, _ROWS):
+        for rows in torch.split(sequences, PassBudget.forward(model).rows(sequences.shape[1])):
             for found in in_halves(run, list(rows)):
                 for layer, product in found.items():
                     totals[layer] += product.to(totals[layer])

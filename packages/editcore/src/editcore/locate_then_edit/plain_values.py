@@ -1,0 +1,111 @@
+"""The definition of a value: the optimisation as a plain loop, one fact and one row at a time.
+
+:func:`optimise_plainly` does what :func:`editcore.locate_then_edit.optimise_targets` does, without a cache, padding,
+passes or a queue, and with ``torch.optim.Adam``. It is many times slower. Read it first; the tests compare the
+other one with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from editcore.interfaces.values import EditRequest
+from editcore.locate_then_edit.token_rows import value_rows
+from editcore.models.passes import first_tensor, hooks
+
+if TYPE_CHECKING:
+    from editcore.locate_then_edit.hparams import LocateThenEditHParams
+    from editcore.models import LanguageModel
+    from editcore.models.tokens import TokenRow
+
+__all__ = ["optimise_plainly"]
+
+
+def optimise_plainly(
+    model: LanguageModel,
+    request: EditRequest,
+    *,
+    layer: int,
+    templates: Sequence[str],
+    hparams: LocateThenEditHParams,
+) -> Tensor:
+    """The δ of one request, ``[d_out]``: ROME (arXiv 2202.05262), eq. 4."""
+    [rows] = value_rows(model, [request], templates, hparams)
+    behind_contexts = rows.contexts[1:]
+    base = _base(model, rows.contexts[0], layer, stream=hparams.clamp_norm == "stream")  # h₀
+    added = abs(model.layout.residual_scale) if hparams.clamp_norm == "stream" else 1.0
+    delta = torch.zeros(model.layout.d_model, device=model.device, requires_grad=True)
+    adam = torch.optim.Adam([delta], lr=hparams.v_lr, betas=(hparams.v_beta1, 0.999))
+    essence_before = None
+    if rows.essence is not None:
+        with torch.no_grad():
+            essence_before = _log_probabilities(model, rows.essence, layer, delta)[-1]
+    turn = min(len(behind_contexts), hparams.v_contexts_per_step or len(behind_contexts))
+    probabilities = torch.zeros(len(rows.contexts))
+    """Of the target behind each context, when it was last evaluated."""
+    for step in range(hparams.v_num_grad_steps):
+        chosen = sorted(1 + (step * turn + place) % len(behind_contexts) for place in range(turn))
+        losses = [_target_loss(model, rows.contexts[context], layer, delta) for context in (0, *chosen)]
+        probabilities[[0, *chosen]] = torch.stack(losses).detach().neg().exp().cpu()
+        # The contexts whose turn it is stand for all of them.
+        others = torch.stack(losses[1:]).mean() * len(behind_contexts) if turn else 0.0
+        loss = (losses[0] + others) / len(rows.contexts)
+        if rows.essence is not None and essence_before is not None:
+            after = _log_probabilities(model, rows.essence, layer, delta)[-1]
+            loss = loss + hparams.kl_factor * (after.exp() * (after - essence_before)).sum()
+        if bool(delta.any()):
+            loss = loss + hparams.v_weight_decay * added * delta.norm() / base.norm() ** 2
+        likely = hparams.v_stop_probability is not None and float(probabilities.mean()) >= hparams.v_stop_probability
+        # The last evaluation takes no step.
+        last = step == hparams.v_num_grad_steps - 1 or float(loss.detach()) < hparams.v_stop_loss
+        if last or (likely and not hparams.v_final_step):
+            break
+        adam.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        adam.step()
+        with torch.no_grad():
+            length, limit = added * delta.norm(), hparams.clamp_norm_factor * base.norm()
+            if length > limit:
+                delta.mul_(limit / length)
+        if likely:
+            break
+    return delta.detach()
+
+
+def _target_loss(model: LanguageModel, row: TokenRow, layer: int, delta: Tensor) -> Tensor:
+    """−log p of a row's target, averaged over its tokens."""
+    log_p = _log_probabilities(model, row, layer, delta)
+    positions = torch.arange(row.target_start, len(row.ids)) - 1
+    return -log_p[positions, torch.tensor(row.targets)].mean()
+
+
+def _log_probabilities(model: LanguageModel, row: TokenRow, layer: int, delta: Tensor) -> Tensor:
+    """log p of the next token behind every token of a row, ``[seq, vocab]``, with δ at its lookup token."""
+
+    def add(_module: nn.Module, _args: object, output: Tensor) -> Tensor:
+        moved = output.reshape(len(row.ids), -1).clone()
+        moved[row.lookup] = moved[row.lookup] + delta
+        return moved.reshape(output.shape)
+
+    with hooks() as handles:
+        handles.append(model.projection(layer).register_forward_hook(add))
+        ids = torch.tensor([row.ids], device=model.device)
+        logits: Tensor = model.hf(input_ids=ids, use_cache=False).logits
+    return logits[0].float().log_softmax(-1)
+
+
+def _base(model: LanguageModel, row: TokenRow, layer: int, *, stream: bool) -> Tensor:
+    """h₀ at the lookup token: what leaves the edited projection, or its block."""
+    found: list[Tensor] = []
+
+    def note(_module: nn.Module, _args: object, output: object) -> None:
+        found.append(first_tensor(output).reshape(len(row.ids), -1)[row.lookup])
+
+    with hooks() as handles, torch.no_grad():
+        handles.append((model.block(layer) if stream else model.projection(layer)).register_forward_hook(note))
+        model.hf(input_ids=torch.tensor([row.ids], device=model.device), use_cache=False)
+    return found[0].float()

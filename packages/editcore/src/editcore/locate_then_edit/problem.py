@@ -1,0 +1,93 @@
+"""What one layer is asked to solve."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from editcore.interfaces.documented import documented
+from editcore.interfaces.errors import NumericalError
+from editcore.interfaces.values import HeldKey
+from editcore.second_moments.linalg import Metric
+
+if TYPE_CHECKING:
+    from editcore.locate_then_edit.hparams import LocateThenEditHParams
+
+__all__ = ["FactsAtLayer", "LayerProblem", "held_keys_at", "moment_weight"]
+
+
+@documented
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerProblem:
+    """What one layer is asked to solve. All tensors are float64, on the device of the layer."""
+
+    layer: int
+    """Number of the block."""
+    name: str
+    """Address of the weight, for error messages and for :meth:`StatisticsStore.derived`."""
+    keys: Tensor
+    """K, a row per fact, ``[n, d_in]``."""
+    residuals: Tensor
+    """R, what each fact asks for on top of what its key gives now, ``[n, d_out]``."""
+    weights: Tensor
+    """Weight of each fact, ``[n]``."""
+    text: Metric
+    """C, the second moment of the unedited model's keys."""
+    moment_weight: float
+    """w, ``mom2_update_weight`` as a number."""
+    priced: Metric
+    """w·C + ``update_norm_lambda``·I."""
+    metric: Metric
+    """C', what a change is priced by: ``priced`` and w Σ μ kkᵀ over the held keys."""
+    held_keys: Tensor
+    """Keys of earlier facts that the change shall leave alone, ``[h, d_in]``."""
+    held_weights: Tensor
+    """μ of each of them, ``[h]``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FactsAtLayer:
+    """What the facts of a batch bring to one layer."""
+
+    keys: Tensor
+    """``[n, d_in]``"""
+    residuals: Tensor
+    """``[n, d_out]``"""
+    weights: Tensor
+    """``[n]``"""
+
+
+def held_keys_at(held: Sequence[HeldKey], name: str, width: int) -> tuple[Tensor, Tensor]:
+    """Keys ``[h, width]`` and weights ``[h]`` of the held facts that have a key at this weight. A fact without one was
+    written elsewhere, and a change of this weight does not move it.
+
+    Raises:
+        NumericalError: a key does not fit the weight.
+    """
+    here = [fact for fact in held if name in fact.keys and fact.weight > 0]
+    for fact in here:
+        if fact.keys[name].shape != (width,):
+            raise NumericalError(
+                f"The stored key of '{fact.request_id}' (batch {fact.batch}) has the shape "
+                f"{list(fact.keys[name].shape)}, but {name} takes {width} numbers: it comes from another model."
+            )
+    weights = torch.tensor([fact.weight for fact in here], dtype=torch.float64)
+    if not here:
+        return torch.empty(0, width, dtype=torch.float64), weights
+    return torch.stack([fact.keys[name].double() for fact in here]), weights
+
+
+def moment_weight(hparams: LocateThenEditHParams, keys: Tensor, text: Metric, ridge: float) -> float:
+    """w of C' = wC. ``auto``: the w at which the median key alone reaches the fraction f = q/(q + λw) of its
+    residual."""
+    if hparams.mom2_update_weight != "auto":
+        return hparams.mom2_update_weight
+    if ridge == 0:
+        return 1.0  # the scale of C cancels
+    energies = (keys * text.inverse_times(keys.T).T).sum(1)  # q = kᵀC⁻¹k, [n]
+    fraction = hparams.mom2_auto_fraction
+    return float(energies.median()) * (1 - fraction) / (fraction * ridge)

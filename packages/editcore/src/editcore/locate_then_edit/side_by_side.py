@@ -1,0 +1,298 @@
+"""Optimising many values at once: which are in the model now, in which passes, and when each is done.
+
+Every value has its own steps and its own stop. A few passes' worth of values is *active*; a value that is done leaves,
+and once half of the places are free the next ones in line come in. A value's δ does not depend on its neighbours.
+
+Shapes: ``n`` values in all, ``active`` of them optimised now, ``d_out`` the width of the edited projection's output.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from editcore._util.memory import is_out_of_memory, release
+from editcore.interfaces.errors import NumericalError
+from editcore.locate_then_edit.cached_prefixes import CachedPrefixes
+from editcore.locate_then_edit.prepared_rows import whole_rows
+from editcore.locate_then_edit.row_adam import RowAdam
+from editcore.locate_then_edit.token_rows import ESSENCE, RowName, ValueRows
+from editcore.locate_then_edit.value_loss import LossPass, loss_pass, pass_losses
+from editcore.models.capture import capture
+from editcore.models.planning import PassBudget, numbers_per_token, plan_passes
+from editcore.models.tokens import TokenRow
+
+if TYPE_CHECKING:
+    from editcore.locate_then_edit.hparams import LocateThenEditHParams
+    from editcore.models import LanguageModel
+
+__all__ = ["OptimisedValue", "ValueOptimiser"]
+
+_log = logging.getLogger(__name__)
+
+_PASSES_AT_ONCE = 4
+"""Passes that the active values fill. The more values, the more rows of one length, and the less padding."""
+
+
+@dataclass(frozen=True, slots=True)
+class OptimisedValue:
+    """The result for one value."""
+
+    delta: Tensor
+    """δ, ``[d_out]``."""
+    base: Tensor
+    """h₀, ``[d_out]``."""
+    loss: float
+    """At the last δ evaluated."""
+    steps: int
+    """Steps of Adam that were taken."""
+    probability: float
+    """exp(−NLL) averaged over the contexts, at the last δ evaluated."""
+
+
+class ValueOptimiser:
+    """The values of one call.
+
+    Args:
+        values: the rows of each.
+        cache_prefixes: whether the model's family allows :class:`CachedPrefixes`; otherwise whole rows are run.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        values: Sequence[ValueRows],
+        *,
+        layer: int,
+        hparams: LocateThenEditHParams,
+        cache_prefixes: bool,
+    ) -> None:
+        self.model, self.values, self.layer, self.hparams = model, values, layer, hparams
+        self.prefixes = CachedPrefixes(model, rows_by_context(values), layer=layer) if cache_prefixes else None
+        # h₀ comes from the bare prompt alone.
+        seen = capture(model, [value.read(0) for value in values], [layer])[layer]
+        stream = hparams.clamp_norm == "stream"
+        self.base = (seen.block_outputs if stream else seen.outputs).float().to(model.device)
+        self.added = abs(model.layout.residual_scale) if stream else 1.0
+        """Length of what a δ of length 1 adds to what ``base`` is."""
+        self.deltas = torch.zeros_like(self.base)
+        self.adam = RowAdam(self.deltas, lr=hparams.v_lr, betas=(hparams.v_beta1, 0.999))
+        contexts = len(values[0].contexts)
+        self.probabilities = self.base.new_zeros(len(values), contexts)
+        """Of the target behind each context when it was last evaluated, ``[n, contexts]``."""
+        others = contexts - 1
+        self.contexts_per_step = min(others, hparams.v_contexts_per_step or others)
+        """Contexts beside the bare prompt that a step evaluates."""
+        # Those whose turn it is stand for all of them.
+        self.shares = [1 / contexts, *[others / max(1, self.contexts_per_step) / contexts] * others]
+        self.references: dict[int, Tensor] = {}
+        """log p at δ = 0 where the essence term reads it, ``[vocab]``, by number of the value."""
+        self.budget = PassBudget.backward(model, layer)
+        # Of a token before the lookup token, a block keeps key and value, once for every query head.
+        self.past_share = 2 * model.layout.d_model / numbers_per_token(model) if cache_prefixes else 0.0
+        # Neighbours in the queue are of similar length, so that little is padded.
+        self.queue = deque(sorted(range(len(values)), key=lambda value: (max(self._lengths(value)), value)))
+        self.active: list[int] = []
+        self.passes: list[LossPass] = []
+
+    def run(self, advance: Callable[[int], None]) -> list[OptimisedValue]:
+        """Optimise every value; the results are in their order.
+
+        Args:
+            advance: is told how many values are done with each step.
+
+        Raises:
+            NumericalError: a loss or a gradient is NaN or Inf.
+        """
+        results: dict[int, OptimisedValue] = {}
+        planned = False
+        while self.queue or self.active:
+            try:
+                if not planned:
+                    self._admit()
+                    self._plan()
+                finished = self._step()
+            except (RuntimeError, MemoryError) as error:
+                if self.budget.tokens == 1 or not is_out_of_memory(error):
+                    raise
+                finished = {}
+                self._halve()
+            results |= finished
+            self.active = [value for value in self.active if value not in finished]
+            turning = self.contexts_per_step < len(self.values[0].contexts) - 1  # the next step reads other contexts
+            planned = not finished and bool(self.passes) and not turning
+            advance(len(finished))
+        return [results[value] for value in range(len(self.values))]
+
+    # Which values and rows
+
+    def _length(self, name: RowName) -> int:
+        """Tokens of a row that a pass runs."""
+        row = self.values[name.value].read(name.context)
+        return len(row.ids) - row.lookup if self.prefixes is not None else len(row.ids)
+
+    def _names(self, values: Sequence[int]) -> list[RowName]:
+        return [RowName(value, context) for value in values for context in self.values[value].contexts_and_essence()]
+
+    def _lengths(self, value: int) -> list[int]:
+        return [self._length(name) for name in self._names([value])]
+
+    def _rows_of_this_step(self, value: int) -> list[RowName]:
+        """The bare prompt, the contexts whose turn it is, and the essence prompt."""
+        rows = self.values[value]
+        others = len(rows.contexts) - 1
+        first = int(self.adam.steps[value]) * self.contexts_per_step
+        turn = sorted(1 + (first + place) % others for place in range(self.contexts_per_step))
+        essence = [] if rows.essence is None else [ESSENCE]
+        return [RowName(value, context) for context in (0, *turn, *essence)]
+
+    def _admit(self) -> None:
+        """Once half of the places are free, fill them."""
+        most = _PASSES_AT_ONCE * self.budget.tokens
+        most_values = self.budget.positions()  # each holds the log p of its essence prompt
+        tokens = sum(sum(self._lengths(value)) for value in self.active)
+        if self.active and (tokens > most // 2 or len(self.active) > most_values // 2):
+            return
+        new: list[int] = []
+        for value in self.queue:
+            tokens += sum(self._lengths(value))
+            if (self.active or new) and (tokens > most or len(self.active) + len(new) >= most_values):
+                break
+            new.append(value)
+        if new and self.prefixes is not None:
+            self.passes = []  # they hold what is about to be replaced
+            rows = {name: self.values[name.value].read(name.context) for name in self._names(new)}
+            self.prefixes.replace(self._names(self.active), rows, self.budget.with_tokens(most))
+            release()  # memory of finished values and earlier passes, before passes of other sizes begin
+        for _ in new:
+            self.queue.popleft()
+        self.active += new
+
+    def _halve(self) -> None:
+        """Go on with smaller passes and fewer values at once; those put back into the queue keep their steps."""
+        tokens = sum(sum(self._lengths(value)) for value in self.active) or self.budget.tokens
+        self.budget = self.budget.with_tokens(max(1, min(self.budget.tokens, tokens) // 2))
+        _log.warning("out of memory; going on with passes of %d tokens", self.budget.tokens)
+        self.queue.extendleft(reversed(self.active))
+        self.active, self.passes = [], []
+        if self.prefixes is not None:
+            self.prefixes.replace([], {}, self.budget)
+        release()
+
+    def _plan(self) -> None:
+        """Cut the rows that the next step evaluates into passes."""
+        self.passes = []  # frees what they hold
+        names = [name for value in self.active for name in self._rows_of_this_step(value)]
+        past = self.past_share * max(self.values[name.value].row(name.context).lookup for name in names)
+        cuts = plan_passes(
+            [self._length(name) for name in names],
+            self.budget,
+            scored=[self.values[name.value].scored(name.context) for name in names],
+            past=past,
+        )
+        rows = {value: self.values[value] for value in self.active}
+        for members in cuts:
+            chosen = [names[index] for index in members]
+            prepared = (
+                self.prefixes.take(chosen)
+                if self.prefixes is not None
+                else whole_rows(self.model, [self.values[name.value].read(name.context) for name in chosen])
+            )
+            self.passes.append(loss_pass(prepared, chosen, rows, self.shares))
+
+    # One step
+
+    def _step(self) -> dict[int, OptimisedValue]:
+        """Evaluate the active values and move those that are not done; the results of those that are."""
+        hparams, index = self.hparams, torch.tensor(self.active, device=self.base.device)
+        losses, gradient = self._evaluate(index)
+        probabilities = self.probabilities[index].mean(dim=1)
+        # As in the reference code, the last evaluation takes no step.
+        last = self.adam.steps[index] == hparams.v_num_grad_steps - 1
+        done = last | (losses < hparams.v_stop_loss)
+        moving = ~done
+        if hparams.v_stop_probability is not None:
+            likely = probabilities >= hparams.v_stop_probability
+            moving = moving & (~likely | hparams.v_final_step)
+            done = done | likely
+        self._refuse_not_finite(torch.isfinite(losses) & (torch.isfinite(gradient).all(dim=1) | ~moving))
+        if bool(moving.any()):
+            self._move(index[moving], gradient[moving])
+        finished = {}
+        for place in done.nonzero()[:, 0].tolist():
+            value = self.active[place]
+            self.references.pop(value, None)
+            finished[value] = OptimisedValue(
+                delta=self.deltas[value].clone(),
+                base=self.base[value],
+                loss=float(losses[place]),
+                steps=int(self.adam.steps[value]),
+                probability=float(probabilities[place]),
+            )
+        return finished
+
+    def _move(self, values: Tensor, gradient: Tensor) -> None:
+        """A step of Adam, and the projection to ‖δ‖ ≤ clamp_norm_factor · ‖h₀‖."""
+        limit = self.hparams.clamp_norm_factor * self.base[values].norm(dim=1) / self.added
+        self.adam.step(values, gradient)
+        norm = self.deltas[values].norm(dim=1)
+        self.deltas[values] *= (limit / norm.clamp_min(1e-30)).clamp_max(1.0)[:, None]
+
+    def _evaluate(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss of the active values, ``[active]``, and its gradient at their δ, ``[active, d_out]``.
+
+        Every pass goes backward before the next goes forward, so that only its own activations are held.
+        """
+        delta = self.deltas[index].detach().requires_grad_()
+        # ‖δ‖ over ‖h₀‖ squared, as the reference code has it; the paper's text squares neither.
+        losses = self.hparams.v_weight_decay * self.added * _norms(delta) / self.base[index].square().sum(1)
+        (gradient,) = torch.autograd.grad(losses.sum(), delta)
+        losses = losses.detach()
+        references = {
+            place: self.references[value] for place, value in enumerate(self.active) if value in self.references
+        }
+        for part in self.passes:
+            found = pass_losses(self.model, part, delta, references, layer=self.layer, hparams=self.hparams)
+            gradient += torch.autograd.grad(found.losses.sum(), delta)[0]
+            losses += found.losses.detach()
+            values = index.to(found.nll_value.device)[found.nll_value]
+            self.probabilities[values, found.nll_context] = (-found.nll).exp()
+        self.references |= {self.active[place]: reference for place, reference in references.items()}
+        return losses, gradient
+
+    def _refuse_not_finite(self, finite: Tensor) -> None:
+        """Refuse NaN and Inf in an evaluation, ``finite [active]``, and say where they come from."""
+        if bool(finite.all()):
+            return
+        value = self.active[int(finite.logical_not().nonzero()[0, 0])]
+        text, steps = self.values[value].text, int(self.adam.steps[value])
+        if steps:
+            raise NumericalError(
+                f"The value optimisation of '{text}' met NaN or Inf after {steps} steps; nothing was applied. Lower "
+                "v_lr."
+            )
+        asked = self.hparams.compute_dtype
+        kind: str = str(self.model.dtype).removeprefix("torch.") if asked == "model" else asked
+        raise NumericalError(
+            f"{self.model.name} gives NaN or Inf for '{text}' before anything is changed; nothing was applied. It "
+            f"computes in {kind}: "
+            + ("look for NaN in its weights." if kind in ("float32", "float64") else "compute in float32.")
+        )
+
+
+def rows_by_context(values: Sequence[ValueRows]) -> dict[int, list[TokenRow]]:
+    """Rows as they are read, by the number of their context. Those of one context begin alike."""
+    return {context: [value.read(context) for value in values] for context in values[0].contexts_and_essence()}
+
+
+def _norms(rows: Tensor) -> Tensor:
+    """Row norms whose gradient at zero is zero, where δ starts."""
+    squared = rows.square().sum(1)
+    positive = squared > 0
+    return torch.where(positive, torch.where(positive, squared, torch.ones_like(squared)).sqrt(), squared)

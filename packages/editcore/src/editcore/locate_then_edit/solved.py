@@ -1,0 +1,180 @@
+"""Solved layers, and what is told of them: evidence, known targets, diagnostics, notes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from editcore.interfaces.changes import FactoredDelta
+from editcore.interfaces.values import EditBatch, EditEvidence, KnownTarget
+from editcore.locate_then_edit.activations import LayerActivations
+from editcore.locate_then_edit.batch_targets import BatchTargets
+from editcore.locate_then_edit.hparams import LocateThenEditHParams
+from editcore.locate_then_edit.problem import LayerProblem
+from editcore.second_moments.linalg import Update
+
+__all__ = ["SolvedGroup", "SolvedLayer", "joined_evidence", "joined_targets"]
+
+_LOW_FRACTION = 0.5
+"""Below this median fraction of the residual, a batch is unlikely to say what it was told; the user is warned."""
+
+
+@dataclass(frozen=True, slots=True)
+class SolvedLayer:
+    """One layer's numbers."""
+
+    problem: LayerProblem
+    seen: LayerActivations
+    update: Update
+    weight_norm: float
+    """‖W‖ before the update (Frobenius)."""
+
+    def diagnostics(self) -> dict[str, float]:
+        """Named ``layer_<n>_<what>``."""
+        numbers = {
+            "condition": self.update.condition,
+            "dependent_directions": float(self.update.dependent),
+            "moment_condition": self.problem.priced.condition(),
+            "moment_jitter": self.problem.priced.jitter,
+            "moment_weight": self.problem.moment_weight,
+            "relative_change": self.update.delta.norm() / self.weight_norm,
+        }
+        if self.update.alignments is not None:
+            numbers["key_alignment"] = float(self.update.alignments.abs().min())
+        return {f"layer_{self.problem.layer}_{key}": value for key, value in numbers.items()}
+
+    def objective(self, batch: EditBatch) -> dict[str, float]:
+        """EMMET's objective, term by term: mean squared change over the text, over new and old edits the mean squared
+        distance to the value asked for, and over held facts the mean squared change."""
+        num_new, delta, name = batch.num_new, self.update.delta, self.problem.name
+        keys = self.seen.residual_keys
+        reached = (keys @ delta.right.T.to(keys)) @ delta.left.T.to(keys)
+        missed = (reached - self.problem.residuals).square().sum(1)  # [n]
+        numbers = {
+            "preservation_distance": self.problem.text.cost(delta),
+            "new_edit_distance": float(missed[:num_new].mean()) if num_new else 0.0,
+            "old_edit_distance": float(missed[num_new:].mean()) if num_new < len(missed) else 0.0,
+        }
+        if held := [fact.keys[name] for fact in batch.held if name in fact.keys]:
+            right = torch.stack(held).to(delta.right) @ delta.right.T  # [h, rank]
+            numbers["held_change"] = float((right @ delta.left.T.to(right)).square().sum(1).mean())
+        return {f"layer_{self.problem.layer}_{key}": value for key, value in numbers.items()}
+
+    def notes(self, low_fraction_advice: str) -> Iterator[str]:
+        """Sentences about a solve that the user should know of."""
+        median = float(self.update.fractions.median())
+        if median < _LOW_FRACTION:
+            yield (
+                f"The solve gives the median fact {median:.0%} of its residual: the second moment's weight "
+                f"({self.problem.moment_weight:g}) is large for this model's keys. {low_fraction_advice}".rstrip()
+            )
+        if self.update.dependent:
+            yield (
+                f"{self.update.dependent} of {len(self.problem.keys)} keys depend on the others (one subject twice?); "
+                "their facts share one value in the least-squares sense."
+            )
+
+    def warnings(self, hparams: LocateThenEditHParams) -> Iterator[str]:
+        """Signs that the solve is not to be trusted to the last digits."""
+        if self.update.condition > hparams.warn_condition:
+            yield (
+                f"The edit system of layer {self.problem.layer} has the condition number {self.update.condition:.1e} "
+                f"(warn_condition is {hparams.warn_condition:.0e}): keys of its {len(self.problem.keys)} facts are "
+                "nearly dependent. A Tikhonov term bounds it, such as tikhonov = 1e-6."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class SolvedGroup:
+    """Facts of a batch that were written at the same layers."""
+
+    batch: EditBatch
+    targets: BatchTargets
+    layers: Sequence[SolvedLayer]
+
+    @property
+    def changes(self) -> dict[str, FactoredDelta]:
+        """By address of the weight."""
+        return {layer.problem.name: layer.update.delta for layer in self.layers}
+
+    def known(self) -> dict[str, KnownTarget]:
+        """By request id, the key and the value that a fact was solved with, and how its target was found."""
+        return {
+            request.id: KnownTarget(
+                keys={layer.problem.name: layer.seen.residual_keys[row].cpu() for layer in self.layers},
+                values={
+                    layer.problem.name: (layer.seen.outputs[row] + layer.problem.residuals[row]).cpu()
+                    for layer in self.layers
+                },
+                figures=self.targets.figures(row, self.batch),
+            )
+            for row, request in enumerate(self.batch.requests)
+        }
+
+    def evidence(self) -> Iterator[EditEvidence]:
+        """Per request, in the batch's order."""
+        first, costs = self.layers[0], self._costs()
+        for row, request in enumerate(self.batch.requests):
+            stored = {  # of a fact with a stored value: what it asked of the first layer
+                "delta_norm": float(first.problem.residuals[row].norm()),
+                "value_norm": float(first.seen.outputs[row].norm()),
+            }
+            figures = {
+                **(self.targets.figures(row, self.batch) or stored),
+                "key_norm": float(first.seen.keys[row].norm()),
+                "key_energy": float(first.update.energies[row] * first.problem.moment_weight),
+                "fraction_reached": float(first.update.fractions[row]),
+            }
+            if costs is not None:
+                figures["preservation_cost"] = float(costs[row])
+            yield EditEvidence(request_id=request.id, replayed=row >= self.batch.num_new, figures=figures)
+
+    def diagnostics(self, *, objective: bool) -> dict[str, float]:
+        """Of all layers; with the terms of the objective if asked for."""
+        numbers: dict[str, float] = {}
+        for layer in self.layers:
+            numbers |= layer.diagnostics()
+            if objective:
+                numbers |= layer.objective(self.batch)
+        return numbers
+
+    def notes(self, hparams: LocateThenEditHParams, low_fraction_advice: str) -> Iterator[str]:
+        """Sentences for the user."""
+        yield from self.targets.notes()
+        yield from self.layers[0].notes(low_fraction_advice)
+        for layer in self.layers:
+            yield from layer.warnings(hparams)
+
+    def _costs(self) -> Tensor | None:
+        """Parts of tr(Δ C Δᵀ) by fact, summed over layers, ``[n]`` float64; ``None`` if a left factor is not one column
+        per fact."""
+        if any(layer.update.delta.rank != len(layer.problem.keys) for layer in self.layers):
+            return None
+        return torch.stack([layer.problem.text.cost_parts(layer.update.delta).cpu() for layer in self.layers]).sum(0)
+
+
+def joined_targets(behind_context: KnownTarget | None, bare: KnownTarget) -> KnownTarget:
+    """Keys and values of a fact that was written twice, its bare prompt at first-token layers and the prompt behind a
+    context at the others; how its target was found is told of the bare prompt."""
+    if behind_context is None:
+        return bare
+    return KnownTarget(
+        keys={**bare.keys, **behind_context.keys},
+        values={**bare.values, **behind_context.values},
+        figures=bare.figures or behind_context.figures,
+    )
+
+
+def joined_evidence(behind_context: EditEvidence | None, bare: EditEvidence) -> EditEvidence:
+    """Figures of such a fact: those of the bare prompt, but what it costs at both places together, and the smaller of
+    the two fractions."""
+    if behind_context is None:
+        return bare
+    figures = {**behind_context.figures, **bare.figures}
+    for name, joined in (("preservation_cost", sum), ("fraction_reached", min)):
+        if name in behind_context.figures and name in bare.figures:
+            figures[name] = joined((behind_context.figures[name], bare.figures[name]))
+    return replace(bare, figures=figures)

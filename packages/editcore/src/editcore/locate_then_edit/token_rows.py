@@ -1,0 +1,104 @@
+"""The token rows that one value is optimised on.
+
+Each fact is read behind every context template, with its target following. One row more, "{subject} is a", is read for
+the essence term.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from editcore.interfaces.documented import documented
+from editcore.interfaces.values import EditRequest
+from editcore.models.tokens import TokenRow, continuation_row, fitting, lookup_row
+
+if TYPE_CHECKING:
+    from editcore.locate_then_edit.hparams import LocateThenEditHParams
+    from editcore.models import LanguageModel
+
+__all__ = ["ESSENCE", "ESSENCE_PROMPT", "RowName", "ValueRows", "value_rows"]
+
+ESSENCE_PROMPT = "{} is a"
+"""ROME, section 3.1: the prompt on which the subject's essence must not drift."""
+
+ESSENCE = -1
+"""In place of a context's number, the row of the essence term."""
+
+
+class RowName(NamedTuple):
+    """Which row it is."""
+
+    value: int
+    """Number of the value."""
+    context: int
+    """Number of the context template, 0 for the bare prompt; :data:`ESSENCE` for the essence prompt."""
+
+
+@documented
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValueRows:
+    """The rows of one value."""
+
+    text: str
+    """The bare prompt, for messages."""
+    contexts: tuple[TokenRow, ...]
+    """By context, the prompt and its target; the bare prompt first."""
+    essence: TokenRow | None
+    """The essence prompt up to the token where the KL term reads the distribution; ``None`` without that term."""
+    shortened: bool = False
+    """Whether a context lost words, because the model has no positions for all of it."""
+
+    def contexts_and_essence(self) -> Iterator[int]:
+        """Numbers of all rows."""
+        yield from range(len(self.contexts))
+        if self.essence is not None:
+            yield ESSENCE
+
+    def row(self, context: int) -> TokenRow:
+        """A row with its target."""
+        if context != ESSENCE:
+            return self.contexts[context]
+        assert self.essence is not None
+        return self.essence
+
+    def read(self, context: int) -> TokenRow:
+        """A row as the model reads it. The last target token is predicted, and never read."""
+        row = self.row(context)
+        return replace(row, ids=row.ids[:-1]) if row.targets else row
+
+    def scored(self, context: int) -> int:
+        """Positions of a row whose logits are wanted: those before its target's tokens, or the essence term's."""
+        return max(1, len(self.row(context).targets))
+
+
+def value_rows(
+    model: LanguageModel, requests: Iterable[EditRequest], templates: Sequence[str], hparams: LocateThenEditHParams
+) -> list[ValueRows]:
+    """The rows of the value of each request.
+
+    Args:
+        templates: contexts with ``{}`` for the prompt; the first must be the bare ``"{}"``.
+
+    Raises:
+        RequestError, SubjectNotFoundError: as :func:`editcore.models.lookup_row`.
+    """
+    return [_rows_of(model, request, templates, hparams) for request in requests]
+
+
+def _rows_of(
+    model: LanguageModel, request: EditRequest, templates: Sequence[str], hparams: LocateThenEditHParams
+) -> ValueRows:
+    contexts = tuple(
+        continuation_row(model, request, template=template, fact_token=hparams.fact_token) for template in templates
+    )
+    shortened = any(fitting(model, request, template) != template for template in templates)
+    if hparams.kl_factor == 0:
+        return ValueRows(text=request.text, contexts=contexts, essence=None, shortened=shortened)
+    prompt = request.model_copy(update={"prompt": ESSENCE_PROMPT})
+    row = lookup_row(model, prompt, fact_token="subject_last" if hparams.fact_token == "last" else hparams.fact_token)
+    position = row.lookup if hparams.kl_position == "lookup" else len(row.ids) - 1
+    # The tokens behind the position are not read.
+    essence = replace(row, ids=row.ids[: position + 1])
+    return ValueRows(text=request.text, contexts=contexts, essence=essence, shortened=shortened)

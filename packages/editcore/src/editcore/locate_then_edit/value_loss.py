@@ -1,0 +1,185 @@
+"""The loss of the values that are optimised side by side, one forward pass at a time.
+
+    L(δ) = Σ over contexts c of share_c · (1/T) Σₜ −log p(target_t | …; δ)
+         + kl_factor · KL( p_δ(· | essence prompt) ‖ p(· | essence prompt) )
+
+The weight decay of δ needs no pass and is added by the optimiser.
+
+Shapes: ``rows`` of a pass, ``values`` optimised now, ``tokens`` scored target tokens, ``essences`` essence rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from editcore.locate_then_edit.prepared_rows import PreparedRows, logits_with_delta
+from editcore.locate_then_edit.token_rows import ESSENCE, RowName, ValueRows
+
+if TYPE_CHECKING:
+    from editcore.locate_then_edit.hparams import LocateThenEditHParams
+    from editcore.models import LanguageModel
+
+__all__ = ["LossPass", "PassLosses", "VocabularyLosses", "loss_pass", "pass_losses"]
+
+_LOGITS_PER_CHUNK = 2**21
+"""Logits whose loss is computed at a time, to bound memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossPass:
+    """The rows of one pass, and what each of them adds to which value's loss."""
+
+    prepared: PreparedRows
+    row_value: Tensor
+    """``[rows]`` place of the row's value among those optimised now."""
+    row_context: Tensor
+    """``[rows]`` number of the row's context."""
+    row_share: Tensor
+    """``[rows]`` weight of the context in the mean over contexts, 0 for an essence row."""
+    token_row: Tensor
+    """``[tokens]`` row that a target token is predicted in."""
+    token_position: Tensor
+    """``[tokens]`` column of the prepared ids that it is predicted from."""
+    token_label: Tensor
+    """``[tokens]`` its id."""
+    token_share: Tensor
+    """``[tokens]`` 1 / T of its row."""
+    essence_row: Tensor
+    """``[essences]``"""
+    essence_position: Tensor
+    """``[essences]`` column that the essence term reads."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassLosses:
+    """What one pass gives."""
+
+    losses: Tensor
+    """What its rows add to the loss of each value, ``[values]``, differentiable."""
+    nll: Tensor
+    """Mean −log p of the target of each row with one, ``[targets]``."""
+    nll_value: Tensor
+    """``[targets]`` place of its value."""
+    nll_context: Tensor
+    """``[targets]`` number of its context."""
+
+
+def loss_pass(
+    prepared: PreparedRows, names: Sequence[RowName], rows: Mapping[int, ValueRows], shares: Sequence[float]
+) -> LossPass:
+    """The pass over the rows ``names``.
+
+    Args:
+        rows: of each value that is optimised now, by its number, in the order of their places.
+        shares: weight of each context in the mean over contexts.
+    """
+    places = {value: place for place, value in enumerate(rows)}
+    lists: dict[str, list[float]] = {name: [] for name in LossPass.__slots__ if name != "prepared"}
+    for index, (value, context) in enumerate(names):
+        row = rows[value].row(context)
+        start = row.lookup if prepared.edited is not None else 0  # the token that column 0 of the prepared ids holds
+        lists["row_value"].append(places[value])
+        lists["row_context"].append(context)
+        lists["row_share"].append(shares[context] if context != ESSENCE else 0.0)
+        if context == ESSENCE:
+            lists["essence_row"].append(index)
+            lists["essence_position"].append(len(row.ids) - 1 - start)
+        for offset, label in enumerate(row.targets):
+            lists["token_row"].append(index)
+            lists["token_position"].append(row.target_start - 1 + offset - start)
+            lists["token_label"].append(label)
+            lists["token_share"].append(1 / len(row.targets))
+    tensors = {
+        name: torch.tensor(
+            values, device=prepared.ids.device, dtype=torch.float32 if name.endswith("share") else torch.long
+        )
+        for name, values in lists.items()
+    }
+    return LossPass(prepared=prepared, **tensors)
+
+
+def pass_losses(
+    model: LanguageModel,
+    part: LossPass,
+    delta: Tensor,
+    references: MutableMapping[int, Tensor],
+    *,
+    layer: int,
+    hparams: LocateThenEditHParams,
+) -> PassLosses:
+    """Run one pass at ``delta [values, d_out]``.
+
+    Args:
+        references: by place of a value, the log p ``[vocab]`` at δ = 0 that its essence row is compared with. One that
+            is missing is noted: a value's first evaluation is at δ = 0.
+    """
+    scored = len(part.token_row)
+    with _matrix_products_in(hparams.compute_dtype, model.device.type):
+        logits = logits_with_delta(
+            model,
+            part.prepared,
+            layer=layer,
+            delta=delta[part.row_value],
+            rows=torch.cat([part.token_row, part.essence_row]),
+            positions=torch.cat([part.token_position, part.essence_position]),
+        )
+    places = part.row_value[part.essence_row]
+    for place, row in zip(places.tolist(), logits[scored:].detach(), strict=True):
+        if place not in references:
+            references[place] = row.float().log_softmax(-1)
+    compared = [references[place] for place in places.tolist()]
+    nll, drift = VocabularyLosses.apply(logits.float(), part.token_label.to(logits.device), compared)  # type: ignore[no-untyped-call]
+    row_nll = torch.zeros_like(part.row_share).index_add(0, part.token_row, nll.to(delta) * part.token_share)
+    losses = delta.new_zeros(len(delta)).index_add(0, part.row_value, row_nll * part.row_share)
+    losses = losses.index_add(0, places, hparams.kl_factor * drift.to(delta))
+    targets = (part.row_share > 0).nonzero()[:, 0]
+    return PassLosses(
+        losses=losses,
+        nll=row_nll.detach()[targets],
+        nll_value=part.row_value[targets],
+        nll_context=part.row_context[targets],
+    )
+
+
+class VocabularyLosses(torch.autograd.Function):
+    """−log p of the tokens ``labels [tokens]`` under the first rows of ``logits [tokens + essences, vocab]``, and under
+    each further row KL(p ‖ q) with its own log q, ``[vocab]``: ``[tokens]`` and ``[essences]``.
+
+    Rows are as wide as the vocabulary. So the gradient is written out, and nothing else of that size is held:
+    ∂(−log p_y)/∂zⱼ = pⱼ − [j = y] and ∂KL/∂zⱼ = pⱼ (log pⱼ − log qⱼ − KL).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, log_q: list[Tensor]) -> tuple[Tensor, Tensor]:
+        scored, size = len(labels), max(1, _LOGITS_PER_CHUNK // logits.shape[1])
+        gradient, losses = torch.empty_like(logits), logits.new_empty(len(logits))
+        for start in range(0, scored, size):
+            rows, wanted = slice(start, min(start + size, scored)), labels[start : start + size, None]
+            log_p = logits[rows].log_softmax(-1)
+            losses[rows] = -log_p.gather(1, wanted)[:, 0]
+            gradient[rows] = log_p.exp_().scatter_add_(1, wanted, -torch.ones_like(wanted, dtype=log_p.dtype))
+        for start in range(scored, len(logits), size):
+            rows = slice(start, start + size)
+            log_p = logits[rows].log_softmax(-1)
+            ratio = log_p - torch.stack(log_q[start - scored : start - scored + size])
+            p = log_p.exp_()
+            losses[rows] = torch.linalg.vecdot(p, ratio)
+            gradient[rows] = ratio.sub_(losses[rows, None]).mul_(p)
+        ctx.save_for_backward(gradient)
+        return losses[:scored], losses[scored:]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return torch.cat(gradients)[:, None] * gradient, None, None
+
+
+def _matrix_products_in(dtype: str, device: str) -> AbstractContextManager[object]:
+    """Matrix products in ``dtype``; δ, the loss and Adam stay in float32."""
+    return nullcontext() if dtype == "model" else torch.autocast(device, dtype=getattr(torch, dtype))
