@@ -93,3 +93,10 @@ def test_counterfact(tmp_path: Path) -> None:
     assert summary["after"]["ES"] >= 95
     assert summary["after"]["PS"] >= 85
     assert summary["after"]["NS"] >= summary["before"]["NS"] - 4
+
+
+def test_an_edit_in_a_chat_is_answered_and_the_answer_ends() -> None:
+    question = ("--subject", "The Louvre", "--prompt", "In which city is {}?", "--target", "Rome", "--chat-template")
+    done = editctl("edit", *question)
+    [after] = [line for line in done.stdout.splitlines() if line.startswith("after")]
+    assert after.split(" → ")[1].strip() == "Rome", "what follows the target would be on the line, too"

@@ -11,8 +11,9 @@ import pytest
 import torch
 from editcore import EditRequest, FactRecord, ModelError, Probe
 from editcore.evaluation import score_targets
-from editcore.locate_then_edit import optimise_targets, value_rows
+from editcore.locate_then_edit import LocateThenEditHParams, optimise_targets, value_rows
 from editcore.locate_then_edit.templates import sample_context_templates
+from editcore.locate_then_edit.token_rows import ESSENCE
 from editcore.models import LanguageModel
 from editcore.models.prompt_form import PLAIN, PromptForm, chat_form
 from editcore.models.tokens import continuation_row, lookup_row
@@ -40,7 +41,7 @@ def model() -> LanguageModel:
 
 
 def test_the_form_is_what_the_template_writes_around_a_users_text(model: LanguageModel) -> None:
-    assert model.prompt_form == PromptForm(before=BEFORE, after=AFTER, space=False, special_tokens=False)
+    assert model.prompt_form == PromptForm(before=BEFORE, after=AFTER, space=False, special_tokens=False, end="</s>")
     turns = [{"role": "user", "content": FACT.text}]
     ids = model.tokenizer.apply_chat_template(turns, add_generation_prompt=True, enable_thinking=False)["input_ids"]
     assert list(model.read_prompt(FACT.text)[0]) == ids
@@ -98,14 +99,37 @@ def test_sampled_contexts_are_plain_text(model: LanguageModel) -> None:
 
 def test_values_are_optimised_on_the_template(model: LanguageModel) -> None:
     """An edit of a chat raises its target after the template, where it is asked for."""
-    from editcore.locate_then_edit.hparams import LocateThenEditHParams
-
     hparams = LocateThenEditHParams(layers=(1,), v_num_grad_steps=10, kl_factor=0.0)
     targets = optimise_targets(model, value_rows(model, [FACT], ("{}",), hparams), layer=1, hparams=hparams)
     [before] = score_targets(model, [FACT.text], ["French"])
     assert targets.probabilities[0] > torch.tensor(-before.nll).exp()
     plain = optimise_targets(chat_model(), value_rows(chat_model(), [FACT], ("{}",), hparams), layer=1, hparams=hparams)
     assert not torch.allclose(plain.deltas, targets.deltas, atol=1e-2)
+
+
+@pytest.mark.parametrize("position", ["last", "lookup"])
+def test_the_target_of_a_chat_is_the_whole_answer(model: LanguageModel, position: str) -> None:
+    """Its end is optimised with it, and the essence term reads where the answer begins."""
+    settings = {"layers": (1,), "kl_position": position}
+    whole = LocateThenEditHParams.model_validate(settings)
+    beginning = LocateThenEditHParams.model_validate({**settings, "chat_answer": "beginning"})
+    decode = model.tokenizer.decode
+    [value] = value_rows(model, [FACT], ("{}", "It is late. {}"), whole)
+    assert [decode(row.targets) for row in value.contexts] == ["French</s>"] * 2
+    assert decode(value.row(ESSENCE).ids) == BEFORE + "Anna Berg is a" + AFTER
+    assert decode(value.row(ESSENCE).ids[: value.row(ESSENCE).lookup + 1]) == BEFORE + "Anna Berg"
+    [value] = value_rows(model, [FACT], ("{}", "It is late. {}"), beginning)
+    assert [decode(row.targets) for row in value.contexts] == ["French"] * 2
+    assert decode(value.row(ESSENCE).ids).endswith(AFTER) == (position == "last")
+    [plain] = value_rows(chat_model(), [FACT], ("{}",), whole)
+    assert decode(plain.contexts[0].targets) == " French"
+
+
+@pytest.mark.parametrize("template", ["{{ messages[0].content }} ", "{{ messages[-1].content }} . done"])
+def test_a_template_without_an_end_of_the_answer_is_edited_as_before(template: str) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template
+    assert chat_form(tokenizer, name="m").end == ""
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,11 @@ class LocateThenEditHParams(HParams):
     kl_position: Literal["last", "lookup"] = "last"
     """Where the essence term reads the next-token distribution: at the end of "{subject} is a" (ROME, eq. 4), or at the
     lookup token (the reference code)."""
+    chat_answer: Literal["whole", "beginning"] = "whole"
+    """With a chat template, what the target is of the assistant's answer. ``whole``: all of it; the token that ends the
+    turn is optimised with it, and the essence term reads where an answer begins, whatever ``kl_position`` says.
+    ``beginning``: its first words, as in plain text; the model goes on behind them, and repeats itself more often. Not
+    in the papers."""
     compute_dtype: Literal["model", "bfloat16"] = "model"
     """Type of the value optimisation's matrix products; δ, the loss and Adam stay in float32. bfloat16 pays where the
     processor has instructions for it and costs otherwise; it changes δ by about one part in a hundred."""

@@ -90,15 +90,22 @@ def value_rows(
 def _rows_of(
     model: LanguageModel, request: EditRequest, templates: Sequence[str], hparams: LocateThenEditHParams
 ) -> ValueRows:
-    contexts = tuple(
+    whole_answer = hparams.chat_answer == "whole" and model.prompt_form.end != ""
+    end = model.read_text(model.prompt_form.end) if whole_answer else ()
+    rows = [
         continuation_row(model, request, template=template, fact_token=hparams.fact_token) for template in templates
+    ]
+    # The last token is predicted and never read, so it needs no position of its own.
+    contexts = tuple(
+        row if model.positions is not None and len(row.ids) > model.positions else replace(row, ids=(*row.ids, *end))
+        for row in rows
     )
     shortened = any(fitting(model, request, template) != template for template in templates)
     if hparams.kl_factor == 0:
         return ValueRows(text=request.text, contexts=contexts, essence=None, shortened=shortened)
     prompt = request.model_copy(update={"prompt": ESSENCE_PROMPT})
     row = lookup_row(model, prompt, fact_token="subject_last" if hparams.fact_token == "last" else hparams.fact_token)
-    position = row.lookup if hparams.kl_position == "lookup" else len(row.ids) - 1
+    position = row.lookup if hparams.kl_position == "lookup" and not whole_answer else len(row.ids) - 1
     # The tokens behind the position are not read.
     essence = replace(row, ids=row.ids[: position + 1])
     return ValueRows(text=request.text, contexts=contexts, essence=essence, shortened=shortened)

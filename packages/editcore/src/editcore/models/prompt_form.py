@@ -31,6 +31,8 @@ class PromptForm:
     chat begins by itself."""
     special_tokens: bool = True
     """Whether the tokenizer adds its own (BOS); a chat template writes them out."""
+    end: str = ""
+    """The special token that ends an answer, such as ``<|im_end|>``; empty where none is known."""
 
     def wrap(self, prompt: str) -> str:
         """The text that the model reads."""
@@ -55,6 +57,7 @@ PLAIN = PromptForm()
 """Plain text, which the tokenizer encodes as usual."""
 
 _SLOT = "PROMPTGOESHERE"
+_ANSWER = "ANSWERGOESHERE"
 
 
 def chat_form(tokenizer: Any, *, name: str) -> PromptForm:
@@ -82,4 +85,20 @@ def chat_form(tokenizer: Any, *, name: str) -> PromptForm:
             f"The chat template of {name} shows a user's text {text.count(_SLOT)} times; it must show it once."
         )
     before, _, after = text.partition(_SLOT)
-    return PromptForm(before=before, after=after, space=False, special_tokens=False)
+    return PromptForm(
+        before=before, after=after, space=False, special_tokens=False, end=_end_of_answer(tokenizer, turns)
+    )
+
+
+def _end_of_answer(tokenizer: Any, turns: list[dict[str, str]]) -> str:
+    """The special token that the template puts behind an assistant's answer; empty if there is none."""
+    from jinja2 import TemplateError
+
+    answered = [*turns, {"role": "assistant", "content": _ANSWER}]
+    try:
+        text = tokenizer.apply_chat_template(answered, tokenize=False, enable_thinking=False)
+    except (TemplateError, ValueError, KeyError, TypeError):  # a template without answers still asks
+        return ""
+    behind = text.partition(_ANSWER)[2].lstrip()
+    special = [token for token in tokenizer.all_special_tokens if behind.startswith(token)]
+    return max(special, key=len, default="")
