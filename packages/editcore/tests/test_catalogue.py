@@ -134,7 +134,7 @@ def wheels(tmp_path: Path, gguf_bytes: bytes, monkeypatch: pytest.MonkeyPatch) -
 
 
 def _use(monkeypatch: pytest.MonkeyPatch, entry: CatalogueEntry) -> None:
-    for module in ("models", "models.catalogue", "models.language_model", "models.sources"):
+    for module in ("models", "models.catalogue", "models.loading", "models.sources"):
         monkeypatch.setattr(f"editcore.{module}.CATALOGUE", {entry.name: entry})
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from editcore import HParamsError, ModelError, StorageError, UnknownNameError
-from editcore.models import LanguageModel, language_model
+from editcore.models import LanguageModel, loading
 from editcore.testing import TINY_FAMILIES, three_facts, tiny_hf_model, tiny_model, tiny_requests, tiny_tokenizer
 
 PROMPTS = ["Marie Curie was born in", "The", "Isaac Newton plays the sport of many people who live there"]
@@ -92,7 +92,7 @@ def test_a_device_without_float64_is_refused(folder: Path, monkeypatch: pytest.M
             )
         return zeros(*arguments, dtype=dtype, device=device)
 
-    monkeypatch.setattr("editcore.models.language_model.torch.zeros", without_float64)
+    monkeypatch.setattr("editcore.models.loading.torch.zeros", without_float64)
     with pytest.raises(ModelError, match=r"Device 'meta' has no float64, .* Use --device cpu\."):
         LanguageModel.load("no such model", device="meta")
     assert LanguageModel.load(str(folder)).device.type == "cpu"
@@ -116,11 +116,11 @@ def test_a_type_that_the_processor_is_slow_in_is_told(
         measured.append(dtype)
         return times if dtype == torch.bfloat16 else 1.0
 
-    monkeypatch.setattr(language_model, "_product_seconds", seconds)
-    language_model._times_slower.cache_clear()
+    monkeypatch.setattr(loading, "_product_seconds", seconds)
+    loading._times_slower.cache_clear()
     for _ in range(2):
         LanguageModel.load(str(folder), dtype=dtype)
-    language_model._times_slower.cache_clear()
+    loading._times_slower.cache_clear()
     assert ("bfloat16 is 40 times slower than float32 on this processor" in caplog.text) == told
     assert measured == [torch.bfloat16, torch.float32], "once"
     LanguageModel.load(str(folder))
@@ -128,7 +128,7 @@ def test_a_type_that_the_processor_is_slow_in_is_told(
 
 
 def test_the_time_of_products_is_measured() -> None:
-    assert 0 < language_model._product_seconds(torch.float32) < 1
+    assert 0 < loading._product_seconds(torch.float32) < 1
 
 
 def test_devices_and_dtypes(folder: Path) -> None:

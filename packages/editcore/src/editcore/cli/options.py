@@ -69,6 +69,6 @@ def refuse_used_save(save: Path | None, dtype: str | None = None) -> None:
     if dtype is not None:
         if save is None:
             raise HParamsError("--save-dtype is the type that --save DIR writes; give both.")
-        from editcore.models.language_model import dtype_of
+        from editcore.models.loading import dtype_of
 
         dtype_of(dtype)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from editcore.interfaces.values import EditRequest
 from editcore.locate_then_edit.token_rows import value_rows
-from editcore.models.passes import first_tensor, hooks
+from editcore.models.module_hooks import first_tensor, hooks
 
 if TYPE_CHECKING:
     from editcore.locate_then_edit.hparams import LocateThenEditHParams

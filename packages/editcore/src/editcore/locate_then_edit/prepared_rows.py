@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from editcore.models.forward import logits_at
-from editcore.models.passes import first_tensor, hooks, skip_first_blocks, stop_after
+from editcore.models.module_hooks import first_tensor, hooks
+from editcore.models.passes import skip_first_blocks, stop_after
 from editcore.models.tokens import TokenRow, pad_rows
 
 if TYPE_CHECKING:

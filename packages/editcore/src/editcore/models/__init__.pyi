@@ -14,26 +14,16 @@ from .catalogue import (
 from .edited import EditedModel as EditedModel, attached_reason as attached_reason
 from .forward import logits_at as logits_at
 from .gradients import asking_for_gradients as asking_for_gradients, target_losses as target_losses
-from .language_model import (
-    DTYPES as DTYPES,
-    Encoded as Encoded,
-    LanguageModel as LanguageModel,
-    dtype_of as dtype_of,
-)
+from .language_model import Encoded as Encoded, LanguageModel as LanguageModel
 from .layout import (
-    CHECKS as CHECKS,
     ModelLayout as ModelLayout,
     attention_output as attention_output,
-    check_layout as check_layout,
     detect_layout as detect_layout,
-    replace_first as replace_first,
 )
-from .passes import (
-    first_tensor as first_tensor,
-    hooks as hooks,
-    skip_first_blocks as skip_first_blocks,
-    stop_after as stop_after,
-)
+from .layout_check import CHECKS as CHECKS, check_layout as check_layout
+from .loading import DTYPES as DTYPES, dtype_of as dtype_of
+from .module_hooks import first_tensor as first_tensor, hooks as hooks, replace_first as replace_first
+from .passes import skip_first_blocks as skip_first_blocks, stop_after as stop_after
 from .planning import PassBudget as PassBudget, plan_passes as plan_passes
 from .prompt_form import PromptForm as PromptForm
 from .sources import HubModel as HubModel

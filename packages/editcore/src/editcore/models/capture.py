@@ -15,7 +15,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from editcore._util.memory import in_halves
 from editcore.interfaces.documented import documented
-from editcore.models.passes import first_tensor, hooks, skip_first_blocks, stop_after
+from editcore.models.module_hooks import first_tensor, hooks
+from editcore.models.passes import skip_first_blocks, stop_after
 from editcore.models.planning import PassBudget, plan_passes
 from editcore.models.tokens import TokenRow, pad_rows
 

@@ -17,7 +17,7 @@ from editcore.interfaces.changes import Attachment, Changes, Written
 from editcore.interfaces.errors import ModelError
 from editcore.interfaces.protocols import AttachmentKind, Backend, OverlaysWeights, RewritesPrompts
 from editcore.interfaces.specs import BackendSpec
-from editcore.models.language_model import dtype_of
+from editcore.models.loading import dtype_of
 from editcore.plugins.registry import Plugins, boundary, resolve
 
 if TYPE_CHECKING:

@@ -6,15 +6,10 @@ Shapes: ``rows`` texts, ``seq`` their padded length, ``vocab`` the width of the 
 from __future__ import annotations
 
 import contextlib
-import functools
-import hashlib
 import inspect
-import json
 import logging
 import math
-import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,40 +19,44 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from editcore._util.folders import making
-from editcore._util.memory import is_out_of_memory, release
+from editcore._util.memory import release
 from editcore.interfaces.documented import documented
-from editcore.interfaces.errors import HParamsError, ModelError, RequestError, StorageError
+from editcore.interfaces.errors import HParamsError, RequestError, StorageError
 from editcore.interfaces.progress import Progress, silent
 from editcore.models.card import model_card
-from editcore.models.catalogue import CATALOGUE, pull, quiet_transformers
+from editcore.models.catalogue import quiet_transformers
+from editcore.models.fingerprint import fingerprint_of
 from editcore.models.generating import Sampling, Writer, continued, padded
-from editcore.models.layout import ModelLayout, check_layout, detect_layout
+from editcore.models.layout import ModelLayout, detect_layout
+from editcore.models.layout_check import check_layout
+from editcore.models.loading import (
+    DTYPES,
+    device_of,
+    dtype_of,
+    load_config,
+    load_tokenizer,
+    load_weights,
+    one_line,
+    prepare_tokenizer,
+    put_on,
+    refuse_offloaded,
+    refuse_without_float64,
+    source_of,
+    warn_of_slow,
+)
 from editcore.models.positions import position_limit
 from editcore.models.prompt_form import PLAIN, PromptForm, chat_form
 from editcore.models.saving import write_folder
-from editcore.models.sources import (
-    DTYPE_NAMES,
-    HubModel,
-    check_dtype,
-    hub_may_answer,
-    hub_model,
-    look_at,
-    no_such_model,
-    refuse_quantised,
-    source_folder,
-)
+from editcore.models.sources import HubModel, hub_model, refuse_quantised
 from editcore.models.weights import Weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-__all__ = ["DTYPES", "Encoded", "LanguageModel", "dtype_of"]
+__all__ = ["Encoded", "LanguageModel"]
 
 _log = logging.getLogger(__name__)
-
-
-DTYPES: Mapping[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
 
 @documented
@@ -140,29 +139,20 @@ class LanguageModel:
         Raises:
             ModelError: it cannot be found or loaded, does not fit, or its structure is not one that can be edited.
         """
-        torch_device, torch_dtype = None if device == "auto" else _device(device), dtype_of(dtype)
-        if torch_device is not None and torch_device.type == "cpu" and (times := _times_slower(torch_dtype)) > _SLOW:
-            _log.warning(
-                "%s is %.0f times slower than float32 on this processor, which has no instructions for it. "
-                "--dtype float32 takes twice the memory.",
-                dtype,
-                times,
-            )
-        source = _source(str(name_or_path), progress)
-        config = _load_config(source, str(name_or_path))
+        torch_device, torch_dtype = None if device == "auto" else device_of(device), dtype_of(dtype)
+        if torch_device is not None and torch_device.type == "cpu":
+            warn_of_slow(torch_dtype, dtype)
+        source = source_of(str(name_or_path), progress)
+        config = load_config(source, str(name_or_path))
         refuse_quantised(config, str(name_or_path))
-        tokenizer = _load_tokenizer(source, str(name_or_path), trust_remote_code)
+        tokenizer = load_tokenizer(source, str(name_or_path), trust_remote_code)
         form = chat_form(tokenizer, name=str(name_or_path)) if chat_template else PLAIN
         device_map = "auto" if torch_device is None else None
-        hf = _load_weights(
+        hf = load_weights(
             source, str(name_or_path), torch_dtype, trust_remote_code=trust_remote_code, device_map=device_map
         )
         if torch_device is not None:
-            try:
-                hf = hf.to(torch_device)
-            except RuntimeError as error:
-                what = "does not fit" if is_out_of_memory(error) else "cannot be put"
-                raise ModelError(f"'{name_or_path}' {what} on device '{device}': {_one_line(error)}") from error
+            hf = put_on(hf, torch_device, name=str(name_or_path))
         model = cls.wrap(hf, tokenizer, name=str(name_or_path), families=families)
         model.prompt_form = form
         model._base_config = config
@@ -191,10 +181,10 @@ class LanguageModel:
             ModelError: the tokenizer has no character offsets, weights are offloaded, or the structure is not one that
                 can be edited.
         """
-        _refuse_offloaded(hf, name)
-        _refuse_without_float64({parameter.device for parameter in hf.parameters()})
+        refuse_offloaded(hf, name)
+        refuse_without_float64({parameter.device for parameter in hf.parameters()})
         hf = hf.eval().requires_grad_(False)
-        _prepare_tokenizer(tokenizer, hf, name)
+        prepare_tokenizer(tokenizer, hf, name)
         layout = detect_layout(hf, overrides=(families or {}).get(hf.config.model_type, {}))
         if check:
             check_layout(hf, layout)
@@ -279,12 +269,7 @@ class LanguageModel:
 
     def fingerprint(self) -> str:
         """SHA-256 over the architecture and every weight as it is now: name, type, shape and bytes."""
-        digest = hashlib.sha256(json.dumps(_architecture(self.hf), sort_keys=True, default=str).encode())
-        for name, tensor in _stored_tensors(self.hf):
-            digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            flat = tensor.detach().to("cpu").contiguous().reshape(-1)
-            digest.update(flat.view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        return fingerprint_of(self.hf)
 
     def encode(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> Encoded:
         """``texts`` as tokens, padded on the right whatever side the tokenizer prefers.
@@ -555,7 +540,7 @@ class LanguageModel:
                 with quiet_transformers():
                     write_folder(self.hf, self.tokenizer, folder, base_config=self._base_config)
             except SafetensorError as error:  # how a full disk shows
-                raise StorageError(f"{self.name} cannot be saved to {directory}: {_one_line(error)}") from error
+                raise StorageError(f"{self.name} cannot be saved to {directory}: {one_line(error)}") from error
             card = model_card(
                 directory.name, base=self.name, hub=self.hub, fingerprint=self._base_fingerprint, dtype=self.dtype
             )
@@ -571,220 +556,3 @@ _SHOWN = 80
 def _shown(text: str) -> str:
     """A text in a message: one line, and not all of a long one."""
     return repr(text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}...")
-
-
-# Loading
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 240 else text[:237] + "..."
-
-
-def _bars() -> contextlib.AbstractContextManager[None]:
-    """The bars of the hub's downloads, on a terminal only: nothing else tells how far a download is."""
-    return contextlib.nullcontext() if sys.stderr.isatty() else quiet_transformers()
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        available = ["cpu"]
-        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        if accelerator is not None and _has_float64(accelerator):
-            available.append(str(accelerator))
-        available.append("auto")
-        raise ModelError(f"Device '{name}' cannot be used here. Available: {', '.join(available)}.") from error
-    _refuse_without_float64([device])
-    return device
-
-
-def _refuse_without_float64(devices: Iterable[torch.device]) -> None:
-    """Refuse devices that cannot compute in float64.
-
-    Raises:
-        ModelError: one of them cannot.
-    """
-    for device in devices:
-        if not _has_float64(device):
-            raise ModelError(
-                f"Device '{device}' has no float64, in which changes of weights are solved and summed, so nothing can "
-                "be edited there. Use --device cpu."
-            )
-
-
-def _has_float64(device: torch.device) -> bool:
-    try:
-        torch.zeros(1, dtype=torch.float64, device=device)
-    except (TypeError, RuntimeError) as error:  # MPS raises a TypeError
-        if is_out_of_memory(error):
-            raise
-        return False
-    return True
-
-
-_SLOW = 4
-"""Times of float32's, from which on a type's matrix products are called slow."""
-
-
-@functools.cache
-def _times_slower(dtype: torch.dtype) -> float:
-    """How many times longer the matrix products of forward and backward passes take on the CPU than in float32; of
-    types below float32 alone. Measured once, in a few milliseconds."""
-    if dtype.itemsize >= torch.float32.itemsize:
-        return 1.0
-    return _product_seconds(dtype) / _product_seconds(torch.float32)
-
-
-def _product_seconds(dtype: torch.dtype) -> float:
-    rows, weight, taken = torch.ones(64, 256, dtype=dtype), torch.ones(256, 256, dtype=dtype), []
-    for _ in range(6):
-        start = time.perf_counter()
-        (rows @ weight.T) @ weight
-        taken.append(time.perf_counter() - start)
-    return min(taken)
-
-
-def dtype_of(name: str) -> torch.dtype:
-    """A type of numbers by its name.
-
-    Raises:
-        UnknownNameError: a model cannot have it.
-    """
-    check_dtype(name)
-    return DTYPES[name]
-
-
-def _source(name: str, progress: Progress) -> str:
-    """What transformers is given: a folder or a hub id."""
-    if name in CATALOGUE:
-        return str(pull(name, progress=progress))
-    look_at(name)
-    folder = source_folder(name)
-    return name if folder is None else str(folder)
-
-
-def _load_config(source: str, name: str) -> Mapping[str, Any]:
-    """The configuration as it is in its file, before this version of transformers reads it in its way."""
-    from transformers import PreTrainedConfig
-
-    config, _ = _from_pretrained(PreTrainedConfig.get_config_dict, source, name, "configuration")
-    found: Mapping[str, Any] = config
-    return found
-
-
-def _load_tokenizer(source: str, name: str, trust_remote_code: bool) -> Any:
-    from transformers import AutoTokenizer
-
-    return _from_pretrained(
-        AutoTokenizer.from_pretrained, source, name, "tokenizer", trust_remote_code=trust_remote_code
-    )
-
-
-def _load_weights(source: str, name: str, dtype: torch.dtype, **arguments: Any) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    return _from_pretrained(AutoModelForCausalLM.from_pretrained, source, name, "model", dtype=dtype, **arguments)
-
-
-def _refuse_offloaded(hf: Any, name: str) -> None:
-    """A weight that is fetched from the CPU or the disk for every pass has no place where it could be changed."""
-    parameters = list(hf.parameters())
-    if offloaded := sum(parameter.is_meta for parameter in parameters):
-        raise ModelError(
-            f"{name} does not fit the accelerators here: {offloaded} of its {len(parameters)} weights are offloaded, "
-            "and what is fetched for every pass cannot be edited. Use more accelerators, a smaller type (bfloat16), or "
-            "the device cpu."
-        )
-
-
-def _from_pretrained(load: Any, source: str, name: str, what: str, **arguments: Any) -> Any:
-    from_hub = not Path(source).is_dir()
-    offline = from_hub and not hub_may_answer()
-    if offline:
-        arguments["local_files_only"] = True  # what is in the hub's own cache; asking would only retry for a minute
-    try:
-        with _bars() if from_hub else quiet_transformers():
-            return load(source, **arguments)
-    except MemoryError as error:
-        raise ModelError(f"There is not enough memory to load '{name}'.") from error
-    except (
-        OSError,
-        ValueError,
-        ImportError,
-        KeyError,
-        RuntimeError,
-        TypeError,
-        AttributeError,
-        SafetensorError,
-    ) as error:
-        if not from_hub:
-            raise ModelError(f"The {what} in '{name}' cannot be loaded: {_one_line(error)}") from error
-        raise no_such_model(name, said=None if offline else _one_line(error)) from error
-
-
-def _prepare_tokenizer(tokenizer: Any, hf: Any, name: str) -> None:
-    if not getattr(tokenizer, "is_fast", False):
-        raise ModelError(
-            f"The tokenizer of {name} ({type(tokenizer).__name__}) gives no character offsets, which are needed to "
-            "find a subject. Use its fast version (a folder with tokenizer.json)."
-        )
-    rows = hf.get_input_embeddings().weight.shape[0]
-    # A few added tokens without a row are common (Gemma 3 has one for images); a whole vocabulary is a mistake.
-    if tokenizer.vocab_size > rows:
-        raise ModelError(
-            f"The tokenizer of {name} has {tokenizer.vocab_size} tokens, but the model embeds {rows}: they do not "
-            "belong together."
-        )
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= rows:
-        stand_ins = (tokenizer.eos_token, tokenizer.unk_token, tokenizer.bos_token)
-        known = [one for one in stand_ins if one is not None and tokenizer.convert_tokens_to_ids(one) < rows]
-        if not known:
-            raise ModelError(
-                f"The tokenizer of {name} has no padding token that the model embeds, and no end token to stand in for "
-                "it."
-            )
-        tokenizer.pad_token = known[0]
-
-
-# Fingerprint
-
-_NOT_ARCHITECTURE = {
-    "architectures",
-    "dtype",
-    "name_or_path",
-    "output_attentions",
-    "output_hidden_states",
-    "return_dict",
-    "torch_dtype",
-    "transformers_version",
-    "use_cache",
-}
-
-
-def _architecture(hf: Any) -> dict[str, Any]:
-    """The configuration without what a save and load, a version or a caller's habit changes."""
-
-    def clean(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {
-                str(key): clean(item)
-                for key, item in value.items()
-                if not str(key).startswith("_") and key not in _NOT_ARCHITECTURE and item is not None
-            }
-        return [clean(item) for item in value] if isinstance(value, list | tuple) else value
-
-    return {"class": type(hf).__name__, "config": clean(hf.config.to_dict())}
-
-
-def _stored_tensors(hf: Any) -> Iterator[tuple[str, Tensor]]:
-    """What the state dict holds, by name; a tensor with several names once, under the first."""
-    seen: set[tuple[int, torch.device, tuple[int, ...], tuple[int, ...]]] = set()
-    for name, tensor in sorted(hf.state_dict().items()):
-        identity = (tensor.data_ptr(), tensor.device, tuple(tensor.shape), tensor.stride())
-        if tensor.numel() and identity in seen:
-            continue
-        seen.add(identity)
-        yield name, tensor

@@ -1,4 +1,4 @@
-"""What is done to a forward pass from outside: hooks that are always removed, ends and starts at a block."""
+"""Forward passes that end or begin at a block."""
 
 from __future__ import annotations
 
@@ -7,34 +7,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
+
+from editcore.models.module_hooks import hooks
 
 if TYPE_CHECKING:
     from editcore.models import LanguageModel
 
-__all__ = ["first_tensor", "hooks", "skip_first_blocks", "stop_after"]
+__all__ = ["skip_first_blocks", "stop_after"]
 
 
 class _Enough(Exception):  # noqa: N818  a signal, not an error
     """Ends a forward pass."""
-
-
-def first_tensor(output: Any) -> Tensor:
-    """The hidden states of a module that returns them alone or first in a tuple."""
-    hidden: Tensor = output[0] if isinstance(output, tuple) else output
-    return hidden
-
-
-@contextmanager
-def hooks() -> Iterator[list[torch.utils.hooks.RemovableHandle]]:
-    """A list of hook handles that are removed at the end, exceptions included."""
-    handles: list[torch.utils.hooks.RemovableHandle] = []
-    try:
-        yield handles
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager

@@ -32,8 +32,9 @@ from editcore.interfaces.errors import HParamsError, RequestError
 from editcore.interfaces.progress import Progress, silent
 from editcore.locate_then_edit.located import LAST, LAST_SUBJECT, ROLES, Tracing
 from editcore.models.forward import logits_at
-from editcore.models.layout import attention_output, replace_first
-from editcore.models.passes import first_tensor, hooks, skip_first_blocks
+from editcore.models.layout import attention_output
+from editcore.models.module_hooks import first_tensor, hooks, replace_first
+from editcore.models.passes import skip_first_blocks
 from editcore.models.planning import PassBudget
 from editcore.models.tokens import join_continuation
 

@@ -28,7 +28,8 @@ from editcore._util.words import roughly
 from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import StatisticsError
 from editcore.interfaces.progress import Progress, silent
-from editcore.models.passes import hooks, stop_after
+from editcore.models.module_hooks import hooks
+from editcore.models.passes import stop_after
 from editcore.models.planning import PassBudget
 from editcore.second_moments.corpora import Corpus, open_corpus
 from editcore.second_moments.linalg import Metric
