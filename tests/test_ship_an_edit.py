@@ -21,7 +21,7 @@ from edit_lora.card import model_card
 from edit_lora.hparams import LoraHParams
 from editcore import Attachment, Changes, DenseDelta, EditRequest, FactoredDelta, LanguageModel, Plugins, VectorDelta
 from editcore.ledger import DELTAS_NAME, LEDGER_NAME, Ledger, write_ledger
-from editcore.models import CATALOGUE, DEFAULT_MODEL, local_path
+from editcore.models import CATALOGUE, DEFAULT_MODEL, HubModel, local_path
 from editcore.runs import RunConfig, RunRecord, open_run, open_session
 from editcore.runs.backends import RawBackend
 from editcore.runs.job import run
@@ -242,10 +242,12 @@ def test_a_base_that_is_not_at_its_place_is_looked_for_on_the_hub(tmp_path: Path
 def test_a_card_says_that_a_model_of_the_catalogue_is_a_quantised_copy(lora_run: Path) -> None:
     record = RunRecord.read(lora_run)
     entry = CATALOGUE[DEFAULT_MODEL]
-    record = replace(
-        record,
-        config=record.config.model_copy(update={"model": DEFAULT_MODEL}),
-        model={**record.model, "folder": None, "hub": {"id": entry.hub_id, "revision": None}},
+    hub = HubModel(id=str(entry.hub_id))
+    record = record.model_copy(
+        update={
+            "config": record.config.model_copy(update={"model": DEFAULT_MODEL}),
+            "model": record.model.model_copy(update={"folder": None, "hub": hub}),
+        }
     )
     card = model_card(record, Ledger.read(lora_run).history(), {}, rank=1, begun=set(), title="mine")
     assert f"\nbase_model: {entry.hub_id}\n" in card

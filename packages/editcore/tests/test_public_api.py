@@ -183,10 +183,10 @@ ROOMS = {
         PAGE_NAME REPORT_NAME Report make_report
     """,
     "runs": """
-        BatchResult Checkpoint Composition Conflict EditPack EditSession RUN_NAME RawBackend RunConfig RunRecord
-        RunResult Sample Watched default_editor folder_of has_begun is_finished json_text making open_run
-        open_session read_pack read_watched recorded records_of refuse_existing run statistics_of write_pack
-        write_tensors write_text
+        BatchRecord BatchResult Checkpoint Composition Conflict EditPack EditSession ModelRecord REQUESTS_NAME RUN_NAME
+        RawBackend RunConfig RunRecord RunResult RunSummary Sample Watched default_editor folder_of has_begun
+        is_finished json_text making open_run open_session read_batches read_pack read_watched record_text recorded
+        records_of refuse_existing run statistics_of write_batches write_pack write_tensors write_text
     """,
     "second_moments": """
         Corpus Metric MomentKey StatisticsStore Update cached_moments hold_at norm_of_sum open_corpus
@@ -198,9 +198,9 @@ ROOMS = {
         run_values to_toml toml_lines
     """,
     "sweeps": """
-        Arm FAILURES_NAME Failure FigureSpec PLAN_NAME Plan Point STATE_NAME STUDY SWEEP_NAME State Sweep
-        SweepFile SweepResult Trial UNEDITED Watch failure_of load_study load_sweep make_comparison make_plan
-        run_sweep state_of trial_directory
+        Arm FAILURES_NAME Failure FigureSpec PLAN_NAME Plan PlanRecord Point STATE_NAME STUDY SWEEP_NAME State Sweep
+        SweepFile SweepRecord SweepResult Trial UNEDITED Watch failure_of load_study load_sweep make_comparison
+        make_plan run_sweep state_of trial_directory
     """,
     "testing": """
         AttachmentContract BackendContract DatasetContract EditorContract EvaluatorContract ExecutorContract

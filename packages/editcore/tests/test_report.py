@@ -299,6 +299,7 @@ def test_checkpoints_become_a_section(finished: Callable[..., Path]) -> None:
                 "values": {"ES": 100.0, "NS": 62.5, "EM": 3.0},
                 "before": {"ES": 0.0},
                 "interval": {"ES": [34, 100]},
+                "perplexity": 20.5,
                 "perplexity_ratio": 1.01,
                 "relative_change": {"a": 0.1, "b": 0.25},
                 "seconds": 1.5,
@@ -310,6 +311,7 @@ def test_checkpoints_become_a_section(finished: Callable[..., Path]) -> None:
                 "values": {"ES": None},
                 "before": {"ES": None},
                 "interval": {},
+                "perplexity": 25.0,
                 "perplexity_ratio": 1.25,
                 "relative_change": {"a": 0.5, "b": 0.25},
                 "seconds": 2.5,
@@ -335,14 +337,15 @@ def test_checkpoints_become_a_section(finished: Callable[..., Path]) -> None:
         "Paraphrase (PS)",
         "Neighbourhood (NS)",
         "Score (harmonic mean)",
+        "perplexity",
         "perplexity, times the unedited model's",
         "‖ΔW‖/‖W‖",
         "seconds",
     ]
     start = found.rows.index(heads)
     assert found.rows[start + 1 : start + 3] == [
-        ["2", "2", "100", "n/a", "62.5", "n/a", "1.01", "0.25", "1.5"],
-        ["4", "3", "n/a", "n/a", "n/a", "n/a", "1.25", "0.5", "2.5"],
+        ["2", "2", "100", "n/a", "62.5", "n/a", "20.5", "1.01", "0.25", "1.5"],
+        ["4", "3", "n/a", "n/a", "n/a", "n/a", "25", "1.25", "0.5", "2.5"],
     ]
     start = found.rows.index(["age from", "to", "mean age", "facts", "retention (%)", "95 % interval"])
     assert found.rows[start + 1 : start + 3] == [
@@ -458,7 +461,7 @@ def sweep(tmp_path: Path) -> Path:
         "title": "does_replay_hold", "summary": "Does replay hold earlier facts?", "arms": ["plain", "replay"],
         "axes": {"batch_size": [5], "replay.replay_rate": [0.5]}, "seeds": [0, 1], "notes": ["An arm was left out."],
         "points": [{"arm": arm, "values": values, "seed": seed, "key": key} for arm, values, seed, key in points],
-        "trials": {key: {} for *_, key in points},
+        "trials": {key: {"config": {"editor": "toy"}, "versions": {}, "contents": {}} for *_, key in points},
     }  # fmt: skip
     tables = folder / "does_replay_hold"
     tables.mkdir(parents=True)

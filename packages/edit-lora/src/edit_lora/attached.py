@@ -64,7 +64,7 @@ def check_attachable(run: Path, adapter: Adapter, *, force: bool) -> None:
             f"{run} has the backend '{record.config.backend}', which holds no adapters beside the edits. Attach to a "
             "run that was made with --plugin lora; 'editctl export' and 'editctl import' turn this one into such a run."
         )
-    adapter.check_base(record.config.model, record.model["fingerprint"], force=force)
+    adapter.check_base(record.config.model, record.model.fingerprint, force=force)
 
 
 def keep(run: Path, name: str, source: Path, *, scale: float, forced: bool) -> None:

@@ -35,9 +35,9 @@ def model_card(
         shared: paths of modules that have one weight between them and an adapter each.
         begun: ids of what the run was asked to edit; what is active beside it was added by sessions.
     """
-    hub, folder = record.model["hub"], record.model["folder"]
-    base = hub["id"] if hub is not None else Path(folder).name if folder is not None else record.config.model
-    revision = hub["revision"] if hub is not None else None
+    hub, folder = record.model.hub, record.model.folder
+    base = hub.id if hub is not None else Path(folder).name if folder is not None else record.config.model
+    revision = hub.revision if hub is not None else None
     where = f'"{base}"' + (f', revision="{revision}"' if revision else "")
     of_catalogue = folder is None and record.config.model in CATALOGUE
     facts = [(request, entry) for entry in entries for request in entry.new_requests]
@@ -76,7 +76,7 @@ def model_card(
             f"| base model | {base} |",
             *([f"| its revision | {revision} |"] if revision else []),
             *([f"| its name in editcore | {record.config.model} |"] if of_catalogue else []),
-            f"| its fingerprint | `{record.model['fingerprint']}` |",
+            f"| its fingerprint | `{record.model.fingerprint}` |",
             f"| its type | {record.config.dtype} |",
             f"| editor | {record.config.editor} |",
             f"| facts | {own} of {_cell(record.data)}{more} |",

@@ -3,31 +3,43 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from editcore import FactoredDelta, HParamsError, LanguageModel, LedgerEntry, ModelError, Plugins, Progress, RunError
+from editcore import (
+    FactoredDelta,
+    FactRecord,
+    HParamsError,
+    LanguageModel,
+    LedgerEntry,
+    ModelError,
+    Plugins,
+    Progress,
+    RunError,
+)
 from editcore.interfaces import silent
 from editcore.ledger import Ledger, write_ledger
 from editcore.models import attached_reason
 from editcore.runs import (
-    RUN_NAME,
+    REQUESTS_NAME,
     RunRecord,
-    json_text,
     making,
     open_run,
+    read_batches,
+    record_text,
     recorded,
     refuse_existing,
     statistics_of,
+    write_batches,
     write_text,
 )
 from editcore.second_moments import Metric
 from editcore.settings import build
+from pydantic import BaseModel
 
 from edit_lora.adapter import WEIGHTS_NAME, Adapter
 from edit_lora.card import model_card
@@ -36,7 +48,7 @@ from edit_lora.hparams import LoraHParams
 from edit_lora.reduction import Reduction, reduce, without_moment
 from edit_lora.targets import Target, Targets, seen_from
 
-__all__ = ["EDITS_FOLDER", "VLLM_RANKS", "Exported", "export_adapter", "export_merged"]
+__all__ = ["EDITS_FOLDER", "VLLM_RANKS", "Exported", "ExportedRecord", "export_adapter", "export_merged"]
 
 EDITS_FOLDER = "edits"
 """Inside an adapter folder: the run directory that it came from, with the active batches only. peft ignores it."""
@@ -105,7 +117,7 @@ def export_adapter(
             modules,
             rank=written_rank,
             shared=[end.path for several in ends.values() if len(several) > 1 for end in several],
-            begun={one.request.id for one in recorded(run)} if (run / "requests.jsonl").exists() else set(),
+            begun={fact.request.id for fact in _recorded(run)},
             title=out.name,
         )
         write_text(folder / "README.md", card)
@@ -139,7 +151,7 @@ def export_merged(
 
 def _refuse_attachments(record: RunRecord, entries: Sequence[LedgerEntry], what: str) -> None:
     if kinds := sorted({entry.attachment.kind for entry in entries if entry.attachment is not None}):
-        raise ModelError(attached_reason(str(record.model["name"]), kinds, what))
+        raise ModelError(attached_reason(record.model.name, kinds, what))
 
 
 def _hparams(record: RunRecord, *, rank: int | None = None, criterion: str | None = None) -> LoraHParams:
@@ -155,6 +167,20 @@ def _hparams(record: RunRecord, *, rank: int | None = None, criterion: str | Non
     return build(LoraHParams, [own], owner="lora")
 
 
+class ExportedAs(BaseModel):
+    """The adapter that the edits of a run were exported as."""
+
+    adapter_sha256: str
+    """Of its file of weights."""
+
+
+class ExportedRecord(RunRecord):
+    """``run.json`` inside the folder of an adapter."""
+
+    exported: ExportedAs | None = None
+    """What lies beside the edits."""
+
+
 class _Base:
     """What an export may need of the run's unedited model, which is loaded only if it is asked for.
 
@@ -163,10 +189,12 @@ class _Base:
 
     def __init__(self, record: RunRecord, plugins: Plugins | None, progress: Progress) -> None:
         self._record, self._plugins, self._progress = record, plugins, progress
-        layout = record.model["layout"]
-        self._projections = {layout["projection"].format(layer): layer for layer in range(layout["num_layers"])}
-        self._shape = (int(layout["d_model"]), int(layout["d_ff"]))
-        self._in_out = layout["orientation"] == "in_out"
+        layout = record.model.layout
+        if layout is None:
+            raise RunError(f"The record of the run does not say how {record.model.name or 'its model'} is laid out.")
+        self._projections = {layout.projection.format(layer): layer for layer in range(layout.num_layers)}
+        self._shape = (layout.d_model, layout.d_ff)
+        self._in_out = layout.orientation == "in_out"
 
     def layer(self, name: str) -> int | None:
         """The block whose MLP output projection has that weight; ``None`` for any other weight."""
@@ -246,13 +274,13 @@ def _adapter(
             factors[end.path] = seen_from(delta, ends[name][0], end)
             if end.kind == "embedding":
                 embeddings.add(end.path)
-    hub = record.model["hub"] or {}
+    hub = record.model.hub
     return Adapter(
         factors=factors,
         base_model=record.source,
-        base_hub=hub.get("id"),
-        base_revision=hub.get("revision"),
-        base_fingerprint=record.model["fingerprint"],
+        base_hub=None if hub is None else hub.id,
+        base_revision=None if hub is None else hub.revision,
+        base_fingerprint=record.model.fingerprint,
         in_out=any(end.kind == "conv1d" for several in ends.values() for end in several),
         embeddings=frozenset(embeddings),
     )
@@ -277,24 +305,30 @@ def _write_edits(folder: Path, run: Path, record: RunRecord, ledger: Ledger, hpa
     write_ledger(inside, entries, ledger.header)
     active = {entry.batch: {request.id for request in entry.requests} for entry in entries}
     known = set().union(*active.values())
-    records = [line for line in _lines(run / "requests.jsonl") if line["request"]["id"] in known]
-    batches = [
-        {**line, "evidence": [one for one in line["evidence"] if one["request_id"] in active[line["batch"]]]}
-        for line in _lines(run / "batches.jsonl")
-        if line["batch"] in active
-    ]
-    for name, lines in (("requests.jsonl", records), ("batches.jsonl", batches)):
-        write_text(inside / name, "".join(f"{json_text(line)}\n" for line in lines))
-    raw = json.loads((run / RUN_NAME).read_text(encoding="utf-8"))
-    raw["config"]["backend"] = "lora"
-    raw["settings"] = {**record.settings, "lora": hparams.model_dump(mode="json")}
-    raw["exported"] = {"adapter_sha256": hashlib.sha256((folder / WEIGHTS_NAME).read_bytes()).hexdigest()}
-    write_text(inside / RUN_NAME, json_text(raw, indent=2) + "\n")
+    facts = [record_text(fact) for fact in _recorded(run) if fact.request.id in known]
+    write_text(inside / REQUESTS_NAME, "".join(f"{line}\n" for line in facts))
+    write_batches(
+        inside,
+        [
+            line.model_copy(
+                update={"evidence": tuple(one for one in line.evidence if one.request_id in active[line.batch])}
+            )
+            for line in read_batches(run)
+            if line.batch in active
+        ],
+    )
+    exported = ExportedRecord(
+        **{name: getattr(record, name) for name in record.model_fields_set},
+        exported=ExportedAs(adapter_sha256=hashlib.sha256((folder / WEIGHTS_NAME).read_bytes()).hexdigest()),
+    )
+    exported.model_copy(
+        update={
+            "config": record.config.model_copy(update={"backend": "lora"}),
+            "settings": {**record.settings, "lora": hparams.model_dump(mode="json")},
+        }
+    ).write(inside)
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """A log of a run; empty for a run that has none."""
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path} is damaged: {' '.join(str(error).split())}.") from error
+def _recorded(run: Path) -> list[FactRecord]:
+    """What the run was asked to edit; nothing for one whose facts are not known."""
+    return recorded(run) if (run / REQUESTS_NAME).exists() else []

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from editcore import Changes, FactoredDelta, LanguageModel, LedgerEntry, ModelError, Plugins, Progress
 from editcore.ledger import DELTAS_NAME, LEDGER_NAME, HeaderLine, Ledger, write_ledger
 from editcore.models import misfits
 from editcore.runs import (
+    REQUESTS_NAME,
     RUN_NAME,
+    ModelRecord,
     RunConfig,
     RunRecord,
     default_editor,
-    folder_of,
-    json_text,
     making,
     refuse_existing,
     write_text,
 )
 
 from edit_lora.adapter import WEIGHTS_NAME, Adapter
-from edit_lora.export import EDITS_FOLDER
+from edit_lora.export import EDITS_FOLDER, ExportedRecord
 from edit_lora.hparams import LoraHParams
 from edit_lora.targets import Targets
 
@@ -80,19 +78,19 @@ def import_adapter(
     )
     plugins.editor(config.editor)
     entry = LedgerEntry(batch=0, requests=(), weights=(), num_new=0, changes=changes)
-    record = {
-        "config": config.model_dump(mode="json"),
-        "settings": {"lora": LoraHParams().model_dump(mode="json")},
-        "model": _model_record(name, base),
-        "provenance": {},
-        "versions": {},
-        "notes": [f"Imported from {directory}."],
-    }
+    record = RunRecord(
+        config=config,
+        settings={"lora": LoraHParams().model_dump(mode="json")},
+        model=ModelRecord.of(base, name),
+        provenance={},
+        versions={},
+        notes=(f"Imported from {directory}.",),
+    )
     with making(out) as folder:
         header = HeaderLine(model=base.name, fingerprint=base.base_fingerprint, editor=config.editor)
         write_ledger(folder, [entry], header)
-        write_text(folder / "requests.jsonl", "")
-        write_text(folder / RUN_NAME, json_text(record, indent=2) + "\n")
+        write_text(folder / REQUESTS_NAME, "")
+        record.write(folder)
     return Imported(batches=1, edits=0, model=name)
 
 
@@ -106,33 +104,36 @@ def _import_edits(
     plugins: Plugins,
     progress: Progress,
 ) -> Imported:
-    record = RunRecord.read(inside)
+    record = ExportedRecord.read(inside)
     ledger = Ledger.read(inside)
-    raw = json.loads((inside / RUN_NAME).read_text(encoding="utf-8"))
     if not force:
-        _check_weights(directory, raw.get("exported", {}).get("adapter_sha256"))
+        _check_weights(directory, None if record.exported is None else record.exported.adapter_sha256)
     name = model or record.source
     base = LanguageModel.load(name, dtype=record.config.dtype, families=plugins.family_paths(), progress=progress)
-    if base.base_fingerprint != record.model["fingerprint"] and not force:
+    if base.base_fingerprint != record.model.fingerprint and not force:
         raise ModelError(
             f"The edits in {directory} were made on {record.config.model} with the fingerprint "
-            f"{record.model['fingerprint'][:12]}; {base.name} has {base.base_fingerprint[:12]}. Name their base with "
+            f"{record.model.fingerprint[:12]}; {base.name} has {base.base_fingerprint[:12]}. Name their base with "
             "--model, or use --force to take this one."
         )
     entries = ledger.history()
     for entry in entries:
         _check_fit(entry.changes, base)
     header = HeaderLine(model=base.name, fingerprint=base.base_fingerprint, editor=record.config.editor)
-    raw["config"]["model"] = record.config.model if model is None else model
-    raw["model"] = _model_record(name, base)
+    imported = record.model_copy(
+        update={
+            "config": record.config.model_copy(update={"model": model or record.config.model}),
+            "model": ModelRecord.of(base, name),
+        }
+    )
     with making(out) as folder:
         shutil.copytree(inside, folder, ignore=shutil.ignore_patterns(LEDGER_NAME, DELTAS_NAME), dirs_exist_ok=True)
         write_ledger(folder, entries, header)
-        write_text(folder / RUN_NAME, json_text(raw, indent=2) + "\n")
+        imported.write(folder)
     return Imported(batches=len(entries), edits=sum(entry.num_new for entry in entries), model=name)
 
 
-def _check_weights(directory: Path, expected: object) -> None:
+def _check_weights(directory: Path, expected: str | None) -> None:
     try:
         found = hashlib.sha256((directory / WEIGHTS_NAME).read_bytes()).hexdigest()
     except OSError as error:
@@ -142,16 +143,6 @@ def _check_weights(directory: Path, expected: object) -> None:
             f"{directory / WEIGHTS_NAME} is not what the edits beside it were written as. --force takes the edits as "
             f"they are; to take the weights instead, remove {directory / EDITS_FOLDER}."
         )
-
-
-def _model_record(name: str, model: LanguageModel) -> dict[str, Any]:
-    return {
-        "name": model.name,
-        "folder": folder_of(name),
-        "hub": None if model.hub is None else asdict(model.hub),
-        "fingerprint": model.base_fingerprint,
-        "layout": asdict(model.layout),
-    }
 
 
 def _as_edits(adapter: Adapter, model: LanguageModel) -> dict[str, FactoredDelta]:

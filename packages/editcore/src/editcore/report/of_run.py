@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from editcore._util.files import json_text
 from editcore._util.words import counted, counted_of
@@ -128,7 +128,10 @@ def _notices(run: RunResults) -> Iterator[Block]:
 
 
 def _headline(run: RunResults, before: Summary, after: Summary, title: str) -> Iterator[Block]:
-    old, new = ({key: value for key, value in one.items() if value is not None} for one in run.summary.phases)
+    old, new = (
+        {key: value for key, value in one.items() if value is not None}
+        for one in (run.summary.before, run.summary.after)
+    )
     told = [one for one in shown(run.summary.metrics, {**old, **new}) if one.key in old or one.key in new]
     if told:
         yield Tiles(
@@ -265,44 +268,35 @@ def _forgetting(run: RunResults, saved: Mapping[str, Picture]) -> Iterator[Block
         return
     if _CURVE in saved:
         yield saved[_CURVE]
-    facts = run.summary.forgetting
     sentences = []
-    if facts.get("half_life") is not None:
-        sentences.append(f"Half of what was retained at first is gone {facts['half_life']:g} facts later (half-life).")
-    elif "half_life" in facts and facts.get("auc") is not None:
+    found = run.summary.forgetting
+    if found is not None and found.half_life is not None:
+        sentences.append(f"Half of what was retained at first is gone {found.half_life:g} facts later (half-life).")
+    elif found is not None and found.auc is not None:
         sentences.append("Retention never fell to half of what it was: there is no half-life.")
-    if facts.get("auc") is not None:
-        sentences.append(f"Mean retention over ages, the area under the curve, is {facts['auc']:.1f} %.")
+    if found is not None and found.auc is not None:
+        sentences.append(f"Mean retention over ages, the area under the curve, is {found.auc:.1f} %.")
     if sentences:
         yield Paragraph(" ".join(sentences))
-    measured = (*run.summary.phases, *map(_values, run.summary.checkpoints))
+    checkpoints = run.summary.checkpoints
+    measured = (run.summary.before, run.summary.after, *(checkpoint.values for checkpoint in checkpoints))
     known = {key for values in measured for key, value in values.items() if value is not None}
-    told = shown(run.summary.metrics, known)
+    metrics = shown(run.summary.metrics, known)
     rows = [
         {
-            **{name: value for name, value in one.items() if name not in ("values", "before", "interval", "batch")},
-            **{one_metric.key: _values(one).get(one_metric.key) for one_metric in told},
-            "relative_change": _largest(one.get("relative_change")),
+            **checkpoint.model_dump(include={*_CHECKPOINT, *_CHECKPOINT_COSTS}),
+            **{metric.key: checkpoint.values.get(metric.key) for metric in metrics},
+            "relative_change": max(
+                (change for change in checkpoint.relative_change.values() if change == change), default=None
+            ),
         }
-        for one in run.summary.checkpoints
+        for checkpoint in checkpoints
     ]
-    names = {**_CHECKPOINT, **{one.key: one.heading for one in told}, **_CHECKPOINT_COSTS}
+    names = {**_CHECKPOINT, **{metric.key: metric.heading for metric in metrics}, **_CHECKPOINT_COSTS}
     yield records_table("All facts edited so far, measured again at each checkpoint", rows, names=names)
-    bins = facts.get("retention_by_age")
-    if isinstance(bins, list) and bins and all(isinstance(one, Mapping) for one in bins):
+    if found is not None and found.retention_by_age:
+        bins = [age_bin.model_dump(mode="json") for age_bin in found.retention_by_age]
         yield records_table("Retention by age, in facts edited since a fact was", bins, names=_AGES)
-
-
-def _values(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
-    values = checkpoint.get("values")
-    return values if isinstance(values, Mapping) else {}
-
-
-def _largest(by_weight: Any) -> Any:
-    """Of a figure for each weight, the largest."""
-    if not isinstance(by_weight, Mapping):
-        return by_weight
-    return max((value for value in by_weight.values() if value is not None), default=None)
 
 
 # Gates
@@ -539,8 +533,8 @@ def _reproduce(run: RunResults) -> Iterator[Block]:
     if more := run.edits[1]:
         yield Paragraph(f"A session added {counted(more, 'fact')} more, which no command here does again.")
     rows = [
-        ("model", str(record.model.get("name", record.config.model))),
-        ("fingerprint of its weights", str(record.model["fingerprint"])),
+        ("model", record.model.name or record.config.model),
+        ("fingerprint of its weights", record.model.fingerprint),
         *((name, value) for name, value in record.machine.items()),
         *record.versions.items(),
     ]

@@ -6,14 +6,11 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
-
-from pydantic import BaseModel, ConfigDict, ValidationError
+from typing import TYPE_CHECKING, Any
 
 from editcore._util.words import counted
-from editcore.evaluation.measures import Measure, legend, objectives_of, shown
+from editcore.evaluation.measures import legend, objectives_of, shown
 from editcore.interfaces.errors import RunError
-from editcore.interfaces.values import first_problem
 from editcore.report.cells import between, number, quantity, seconds
 from editcore.report.document import (
     Block,
@@ -32,7 +29,7 @@ from editcore.report.document import (
 )
 from editcore.report.of_run import saved_pictures
 from editcore.runs.resume import is_finished
-from editcore.sweeps import PLAN_NAME, STATE_NAME, SWEEP_NAME, UNEDITED, trial_directory
+from editcore.sweeps import PLAN_NAME, STATE_NAME, SWEEP_NAME, UNEDITED, PlanRecord, SweepRecord, trial_directory
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,42 +37,13 @@ if TYPE_CHECKING:
 __all__ = ["sweep_report"]
 
 Link = Callable[[Path], str]
-T = TypeVar("T", bound=BaseModel)
-
-
-class _Point(BaseModel):
-    arm: str
-    values: Mapping[str, Any]
-    seed: int | None
-    key: str
-
-
-class _Plan(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-    metrics: tuple[Measure, ...]
-    title: str
-    summary: str = ""
-    arms: Sequence[str]
-    axes: Mapping[str, Sequence[Any]]
-    seeds: Sequence[int]
-    notes: Sequence[str] = ()
-    points: Sequence[_Point]
-
-
-class _State(BaseModel):
-    state: str
-    trials: int
-    finished: int
-    failed: int
-    command: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Sweep:
     directory: Path
-    plan: _Plan
-    state: _State
+    plan: PlanRecord
+    state: SweepRecord
     table: pd.DataFrame
     means: pd.DataFrame
     timings: pd.DataFrame
@@ -129,7 +97,7 @@ def sweep_report(directory: Path, *, writer: str, link_to: Link) -> Document:
 
 
 def _read(directory: Path) -> _Sweep:
-    plan = _json(directory / PLAN_NAME, _Plan)
+    plan = PlanRecord.read_file(directory / PLAN_NAME)
     folder = directory / plan.title
     if not (directory / STATE_NAME).exists() or not (folder / f"{plan.title}.csv").exists():
         raise RunError(
@@ -138,20 +106,11 @@ def _read(directory: Path) -> _Sweep:
     return _Sweep(
         directory=directory,
         plan=plan,
-        state=_json(directory / STATE_NAME, _State),
+        state=SweepRecord.read_file(directory / STATE_NAME),
         table=_csv(folder / f"{plan.title}.csv", ("arm", *plan.axes, "seed", "key", "status", "error"), plan.axes),
         means=_csv(folder / f"{plan.title}_mean.csv", ("arm", *plan.axes, "seeds", "interval"), plan.axes),
         timings=_csv(folder / "timings.csv", ("key", "seconds"), plan.axes),
     )
-
-
-def _json(path: Path, model: type[T]) -> T:
-    try:
-        return model.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise RunError(f"{path} cannot be read ({error.strerror}).") from error
-    except ValidationError as error:
-        raise RunError(f"{path} is damaged ({first_problem(error)}).") from error
 
 
 def _csv(path: Path, columns: Sequence[str], axes: Mapping[str, Any]) -> pd.DataFrame:
@@ -203,7 +162,7 @@ def _summary(sweep: _Sweep) -> Iterator[Block]:
             yield Paragraph(f"The best mean of {one.key} is {one.text(value)}{ends}: {_name(best, plan)}.")
 
 
-def _name(row: Mapping[str, Any], plan: _Plan) -> str:
+def _name(row: Mapping[str, Any], plan: PlanRecord) -> str:
     settings = [f"{axis} {row[axis]}" for axis in plan.axes if row[axis] != ""]
     return ", ".join([f"arm {row['arm']}", *settings])
 

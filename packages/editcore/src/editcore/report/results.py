@@ -2,62 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
-from editcore.evaluation.measures import Measure
 from editcore.evaluation.summaries import COLUMNS
 from editcore.interfaces.errors import RunError
-from editcore.interfaces.values import FactRecord, RejectedRequest, first_problem
+from editcore.interfaces.values import FactRecord, RejectedRequest
 from editcore.ledger.ledger import Ledger
 from editcore.runs.record import RunRecord, facts_of, recorded
-from editcore.runs.results import RESULTS_NAME, SUMMARY_NAME, Tally
+from editcore.runs.results import RESULTS_NAME, SUMMARY_NAME, RunSummary
 from editcore.runs.resume import resume_command
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["RunResults", "RunSummary"]
+__all__ = ["RunResults"]
 
 _COLUMNS = ("phase", *COLUMNS)
-
-
-class _Said(BaseModel):
-    prompt: str
-    target_new: str
-    before: str
-    after: str
-
-
-class RunSummary(BaseModel):
-    """``summary.json``, as far as a report reads it."""
-
-    model_config = ConfigDict(frozen=True)
-
-    metrics: tuple[Measure, ...]
-    before: Mapping[str, float | None]
-    after: Mapping[str, float | None]
-    tallies: Sequence[Tally]
-    edits: int
-    rejected: int
-    seconds_per_edit: float | None
-    seconds: Mapping[str, float | None]
-    peak_memory_bytes: int
-    samples: Sequence[_Said]
-    notes: Sequence[str]
-    extensions: Mapping[str, Mapping[str, Any]]
-    checkpoints: Sequence[Mapping[str, Any]] = ()
-    """What was measured between the first edit and the last."""
-    forgetting: Mapping[str, Any] = {}
-
-    @property
-    def phases(self) -> tuple[Mapping[str, float | None], Mapping[str, float | None]]:
-        """What was measured ``before`` and ``after``, by key, composites included."""
-        return self.before, self.after
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +58,7 @@ class RunResults:
             begun=frozenset(one.request.id for one in recorded(directory)),
             facts=facts_of(directory, ledger),
             ledger=ledger,
-            summary=_summary(directory / SUMMARY_NAME),
+            summary=RunSummary.read(directory),
             scores=_scores(directory / RESULTS_NAME),
         )
 
@@ -120,15 +83,6 @@ class RunResults:
     def refusals(self) -> list[tuple[int, RejectedRequest]]:
         """Every fact that an extension kept out, alone or with its whole batch, and its batch."""
         return [(entry.batch, one) for entry in self.ledger.batches for one in entry.all_rejected]
-
-
-def _summary(path: Path) -> RunSummary:
-    try:
-        return RunSummary.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise RunError(f"{path} cannot be read ({error.strerror}).") from error
-    except ValidationError as error:
-        raise RunError(f"{path} is damaged ({first_problem(error)}).") from error
 
 
 def _scores(path: Path) -> pd.DataFrame:

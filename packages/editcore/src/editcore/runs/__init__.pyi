@@ -5,15 +5,24 @@ from .config import RunConfig as RunConfig
 from .directories import (
     json_text as json_text,
     making as making,
+    record_text as record_text,
     refuse_existing as refuse_existing,
     write_tensors as write_tensors,
     write_text as write_text,
 )
 from .job import records_of as records_of, run as run
+from .log import BatchRecord as BatchRecord, read_batches as read_batches, write_batches as write_batches
 from .pack import EditPack as EditPack, read_pack as read_pack, write_pack as write_pack
 from .parts import default_editor as default_editor
-from .record import RUN_NAME as RUN_NAME, RunRecord as RunRecord, folder_of as folder_of, recorded as recorded
+from .record import (
+    REQUESTS_NAME as REQUESTS_NAME,
+    RUN_NAME as RUN_NAME,
+    ModelRecord as ModelRecord,
+    RunRecord as RunRecord,
+    folder_of as folder_of,
+    recorded as recorded,
+)
 from .reopening import open_run as open_run, open_session as open_session, statistics_of as statistics_of
-from .results import RunResult as RunResult, Sample as Sample
+from .results import RunResult as RunResult, RunSummary as RunSummary, Sample as Sample
 from .resume import has_begun as has_begun, is_finished as is_finished
 from .session import BatchResult as BatchResult, EditSession as EditSession

@@ -9,20 +9,19 @@ is its last checkpoint, always over all facts; ``checkpoints.parquet`` then has 
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from editcore._util.files import json_text, replacing, write_text
+from editcore._util.files import replacing, write_text
+from editcore._util.records import FloatOrNull, read_record, record_text
 from editcore.evaluation.measures import Measure, retention_of
 from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import RunError
 from editcore.interfaces.metrics import HOLDS
-from editcore.interfaces.values import first_problem
 from editcore.runs.forgetting import Forgetting, Sighting, ages, forgetting, sample_by_age
 
 if TYPE_CHECKING:
@@ -146,11 +145,11 @@ class Checkpoint(BaseModel):
     """The same of the unedited model on the same facts."""
     interval: Mapping[str, tuple[float, float]]
     """95 % intervals over facts, of the means that were measured."""
-    perplexity: float
+    perplexity: FloatOrNull
     """Of the text, with the edits made so far."""
-    perplexity_ratio: float
+    perplexity_ratio: FloatOrNull
     """To the unedited model."""
-    relative_change: Mapping[str, float]
+    relative_change: Mapping[str, FloatOrNull]
     """‖ΔW‖/‖W‖ (Frobenius) by address: all active changes together over the unedited weight."""
     seconds: float
     """Wall time of this checkpoint's measurements."""
@@ -192,17 +191,12 @@ def read_watched(directory: Path | str) -> Watched:
     """
     directory = Path(directory)
     path = directory / FORGETTING_NAME
-    try:
-        return Watched.model_validate_json(path.read_bytes())
-    except FileNotFoundError as error:
+    if not path.exists():
         raise RunError(
             f"{directory} has no checkpoints ({FORGETTING_NAME} is not there). Runs have them with "
             "'editctl run --eval-every N'."
-        ) from error
-    except OSError as error:
-        raise RunError(f"{path} cannot be read ({error.strerror}).") from error
-    except ValidationError as error:
-        raise RunError(f"{path} is damaged ({first_problem(error)}).") from error
+        )
+    return read_record(path, Watched)
 
 
 class Checkpoints:
@@ -361,8 +355,7 @@ class Checkpoints:
             checkpoints=tuple(self._found[batch] for batch in sorted(self._found)),
             forgetting=forgetting(_sightings(frame, retention), step=self._every),
         )
-        text = json_text(json.loads(watched.model_dump_json()), indent=2)
-        write_text(self._directory / FORGETTING_NAME, text + "\n")
+        write_text(self._directory / FORGETTING_NAME, record_text(watched, indent=2) + "\n")
         return watched
 
 

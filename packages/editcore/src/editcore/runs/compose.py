@@ -17,7 +17,7 @@ from editcore.interfaces.progress import Progress, silent
 from editcore.interfaces.values import EditRequest, FactRecord, KnownTarget
 from editcore.ledger.ledger import Ledger
 from editcore.plugins.registry import Plugins
-from editcore.runs.record import REQUESTS_NAME, RunRecord, recorded, write_run
+from editcore.runs.record import REQUESTS_NAME, RunRecord, recorded
 from editcore.runs.reopening import make_session
 
 __all__ = ["Composition", "Conflict", "compose"]
@@ -95,7 +95,7 @@ def compose(
     plugins = plugins or Plugins.load()
     records = [RunRecord.read(run) for run in directories]
     for run, record in zip(directories[1:], records[1:], strict=True):
-        if record.model["fingerprint"] != records[0].model["fingerprint"]:
+        if record.model.fingerprint != records[0].model.fingerprint:
             raise RunError(
                 f"{directories[0]} and {run} have different base models ({records[0].config.model}, "
                 f"{record.config.model}); only edits of one model can be composed."
@@ -123,7 +123,8 @@ def compose(
             fact.record.model_copy(update={"request": request}) for request, fact in zip(requests, facts, strict=True)
         ]
         write_text(out / REQUESTS_NAME, "".join(f"{record.model_dump_json()}\n" for record in joined))
-        write_run(out, config, session, joined, composed_of=directories, command=command)
+        made = RunRecord.of(session, config, records=joined, composed_of=directories, command=command)
+        made.write(out)
     notes = dict.fromkeys(note for result in results for note in result.proposal.notes)
     return Composition(directory=out, edits=len(requests), conflicts=tuple(conflicts), notes=tuple(notes))
 

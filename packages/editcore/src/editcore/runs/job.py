@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from editcore._util.files import remove_leftovers, write_text
 from editcore._util.folders import refuse_existing
@@ -30,9 +30,9 @@ from editcore.plugins.versions import code_versions
 from editcore.runs.checkpoints import CHECKPOINTS, Checkpoints, HeldOutText, Watched, held_out
 from editcore.runs.config import RunConfig
 from editcore.runs.fit import check_savable, check_subjects, refuses_subjects
-from editcore.runs.log import BatchLog, Before
+from editcore.runs.log import BatchLog, BatchRecord, Before
 from editcore.runs.parts import resolve_dataset
-from editcore.runs.record import REQUESTS_NAME, RunRecord, recorded, write_run
+from editcore.runs.record import REQUESTS_NAME, RunRecord, recorded
 from editcore.runs.results import FIGURES_NAME, RunResult, Sample, Tally, write_observations, write_summary
 from editcore.runs.resume import has_begun, refuse_finished, refuse_unlike, refuse_used
 from editcore.runs.stopwatch import Stages
@@ -158,7 +158,7 @@ def _run(
     checkpoints = _checkpoints(session, records, before, config, directory)
     _edit(session, [one.request for one in records], config.batch_size, log, progress, checkpoints)
     for line in log.lines:
-        clock.add_batch(line)
+        clock.add_batch(line.seconds, line.stages)
     if checkpoints is not None:
         clock.add("checkpoints", checkpoints.seconds)
     active, applied = ({one.id for one in requests} for requests in (session.requests, session.ledger.written()))
@@ -333,10 +333,10 @@ def _checkpoints(
     )
 
 
-def _seconds_per_edit(log: Sequence[Mapping[str, Any]]) -> float:
+def _seconds_per_edit(log: Sequence[BatchRecord]) -> float:
     """Over the batches whose time is known."""
-    timed = [line for line in log if line["seconds"] is not None]
-    seconds, facts = (sum(float(line[name]) for line in timed) for name in ("seconds", "new"))
+    timed = [(line.seconds, line.new) for line in log if line.seconds is not None]
+    seconds, facts = sum(float(time) for time, _ in timed), sum(float(new) for _, new in timed)
     return seconds / max(1.0, facts)
 
 
@@ -442,7 +442,8 @@ def _write_begun(
     """What a run needs to be resumed; with ``run.json``, which comes last, it is begun."""
     before.write(directory)
     write_text(directory / REQUESTS_NAME, "".join(record.model_dump_json() + "\n" for record in records))
-    write_run(directory, config, session, records, data_settings=data_settings, command=command, notes=notes)
+    record = RunRecord.of(session, config, records=records, data_settings=data_settings, command=command, notes=notes)
+    record.write(directory)
 
 
 def default_directory(config: RunConfig) -> Path:

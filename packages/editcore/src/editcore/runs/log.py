@@ -4,26 +4,131 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from editcore._util.files import json_text, replacing, write_text
+from editcore._util.records import Figures, Record, record_text
 from editcore.evaluation.measures import Measure
 from editcore.evaluation.summaries import Measurement
+from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import RunError, StorageError
 from editcore.interfaces.history import LedgerEntry
 from editcore.interfaces.values import RejectedRequest, first_problem
 from editcore.ledger.ledger import Ledger
 from editcore.runs.checkpoints import HeldOutText
 
-__all__ = ["BatchLog", "Before", "rejection_line"]
+__all__ = ["BatchLog", "BatchRecord", "Before", "RejectionLine", "read_batches", "write_batches"]
 
 LOG_NAME = "batches.jsonl"
 BEFORE_NAME = "before.json"
+
+
+class VerdictLine(Record):
+    """What an extension judged of a batch."""
+
+    action: Literal["accept", "scale", "reject"]
+    reason: str
+    scale: float
+    """For ``scale``: the factor put on the change."""
+    figures: Figures
+    """The numbers behind it."""
+
+
+class RejectionLine(Record):
+    """A request that an extension kept out, for readers."""
+
+    batch: int | None = None
+    """Index of its batch; absent where it stands in the line of that batch."""
+    id: str
+    """Of the request."""
+    prompt: str
+    """In full."""
+    target_new: str
+    by: str
+    """The extension."""
+    reason: str
+    figures: Figures
+    """The numbers behind it."""
+
+    @classmethod
+    def of(cls, rejected: RejectedRequest, **batch: int) -> RejectionLine:
+        """The line of a request, with ``batch`` where that is given."""
+        request = rejected.request
+        return cls(
+            **batch,
+            id=request.id,
+            prompt=request.text,
+            target_new=request.target_new,
+            by=rejected.by,
+            reason=rejected.reason,
+            figures=dict(rejected.figures),
+        )
+
+
+class EvidenceLine(Record):
+    """What was measured while one fact was written; see :class:`editcore.EditEvidence`."""
+
+    request_id: str
+    replayed: bool
+    figures: Figures
+
+
+@documented
+class BatchRecord(Record):
+    """A line of ``batches.jsonl``: one batch, applied or rejected."""
+
+    batch: int
+    """Its index in the run."""
+    applied: bool
+    """False for a batch that was rejected."""
+    reason: str
+    """Why a gate rejected or scaled it."""
+    verdicts: Mapping[str, VerdictLine]
+    """By the name of the extension that judged."""
+    rejected: tuple[RejectionLine, ...]
+    """Requests that were left out of it."""
+    new: int
+    """Facts that it wrote."""
+    replayed: int
+    """Facts that extensions added."""
+    seconds: float | None
+    """Wall time, without evaluation; ``None`` where it was lost."""
+    stages: Mapping[str, float]
+    """The part of it that the editor's stages took."""
+    notes: tuple[str, ...]
+    """Sentences for the user."""
+    diagnostics: Figures
+    """The editor's numbers about the batch."""
+    evidence: tuple[EvidenceLine, ...]
+    """One per request."""
+
+    @classmethod
+    def of(cls, entry: LedgerEntry, seconds: float | None, stages: Mapping[str, float]) -> BatchRecord:
+        """The line of a batch that the ledger has."""
+        return cls(
+            batch=entry.batch,
+            applied=entry.applied,
+            reason=entry.reason,
+            verdicts={
+                name: VerdictLine(
+                    action=verdict.action, reason=verdict.reason, scale=verdict.scale, figures=dict(verdict.figures)
+                )
+                for name, verdict in entry.verdicts.items()
+            },
+            rejected=tuple(map(RejectionLine.of, entry.rejected)),
+            new=entry.num_new,
+            replayed=len(entry.requests) - entry.num_new,
+            seconds=seconds,
+            stages=dict(stages),
+            notes=entry.notes,
+            diagnostics=dict(entry.diagnostics),
+            evidence=tuple(EvidenceLine(**asdict(evidence)) for evidence in entry.evidence),
+        )
 
 
 class BatchLog:
@@ -35,10 +140,10 @@ class BatchLog:
 
     def __init__(self, directory: Path, ledger: Ledger) -> None:
         self._path = directory / LOG_NAME
-        times = self._times()
-        self.lines = [_line(entry, *times.get(entry.batch, (None, {}))) for entry in ledger.batches]
+        times = {line.batch: (line.seconds, line.stages) for line in self._readable_lines()}
+        self.lines = [BatchRecord.of(entry, *times.get(entry.batch, (None, {}))) for entry in ledger.batches]
         if self.lines or self._path.exists():
-            write_text(self._path, "".join(f"{json_text(line)}\n" for line in self.lines))
+            write_text(self._path, "".join(f"{record_text(line)}\n" for line in self.lines))
 
     def add(self, entry: LedgerEntry, seconds: float, stages: Mapping[str, float]) -> None:
         """Log a batch that the ledger has.
@@ -46,70 +151,53 @@ class BatchLog:
         Raises:
             StorageError: the file cannot be written; the ledger has the batch all the same.
         """
-        line = _line(entry, seconds, stages)
+        line = BatchRecord.of(entry, seconds, stages)
         try:
             with self._path.open("a", encoding="utf-8") as file:
-                file.write(json_text(line) + "\n")
+                file.write(record_text(line) + "\n")
         except OSError as error:
             raise StorageError(f"Cannot write {self._path}: {error.strerror}.") from error
         self.lines.append(line)
 
-    def _times(self) -> dict[int, tuple[float | None, dict[str, float]]]:
+    def _readable_lines(self) -> Iterator[BatchRecord]:
         try:
             lines = self._path.read_bytes().split(b"\n")
         except FileNotFoundError:
-            return {}
+            return
         except OSError as error:
             raise RunError(f"{self._path} cannot be read ({error.strerror}).") from error
-        found = {}
         for line in lines:
             with contextlib.suppress(ValidationError):  # cut off
-                times = _Times.model_validate_json(line)
-                found[times.batch] = (times.seconds, times.stages)
-        return found
+                yield BatchRecord.model_validate_json(line)
 
 
-def _line(entry: LedgerEntry, seconds: float | None, stages: Mapping[str, float]) -> dict[str, Any]:
-    return {
-        "batch": entry.batch,
-        "applied": entry.applied,
-        "reason": entry.reason,
-        "verdicts": {
-            name: {"action": one.action, "reason": one.reason, "scale": one.scale, "figures": dict(one.figures)}
-            for name, one in entry.verdicts.items()
-        },
-        "rejected": [rejection_line(one) for one in entry.rejected],
-        "new": entry.num_new,
-        "replayed": len(entry.requests) - entry.num_new,
-        "seconds": seconds,
-        "stages": dict(stages),
-        "notes": list(entry.notes),
-        "diagnostics": dict(entry.diagnostics),
-        "evidence": [asdict(evidence) for evidence in entry.evidence],
-    }
+def read_batches(directory: Path | str) -> list[BatchRecord]:
+    """The lines of ``batches.jsonl``; none for a run that has no such file.
+
+    Raises:
+        RunError: it cannot be read, or a line is damaged.
+    """
+    path = Path(directory) / LOG_NAME
+    try:
+        return [BatchRecord.model_validate_json(line) for line in path.read_bytes().splitlines()]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise RunError(f"{path} cannot be read ({error.strerror}).") from error
+    except ValidationError as error:
+        raise RunError(f"{path} is damaged ({first_problem(error)}).") from error
 
 
-def rejection_line(one: RejectedRequest) -> dict[str, Any]:
-    """A request that was kept out, for readers."""
-    return {
-        "id": one.request.id,
-        "prompt": one.request.text,
-        "target_new": one.request.target_new,
-        "by": one.by,
-        "reason": one.reason,
-        "figures": dict(one.figures),
-    }
+def write_batches(directory: Path | str, lines: Iterable[BatchRecord]) -> None:
+    """Write ``batches.jsonl``.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    write_text(Path(directory) / LOG_NAME, "".join(f"{record_text(line)}\n" for line in lines))
 
 
-class _Times(BaseModel):
-    """What of a line is not in the ledger."""
-
-    batch: int
-    seconds: float | None
-    stages: dict[str, float]
-
-
-class _Kept(BaseModel):
+class _BeforeRecord(BaseModel):
     """``before.json``: what of it is no observation."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -173,7 +261,7 @@ class Before:
 
         table = path.with_suffix(".parquet")
         try:
-            kept = _Kept.model_validate_json(path.read_bytes())
+            kept = _BeforeRecord.model_validate_json(path.read_bytes())
             measured = Measurement.from_frame(pd.read_parquet(table), measures)
         except FileNotFoundError:
             return None
@@ -191,7 +279,7 @@ class Before:
     def _write(self, path: Path) -> None:
         with replacing(path.with_suffix(".parquet")) as table:
             self.measured.frame({}).to_parquet(table, index=False)
-        write_text(path, _Kept(said=self.said, text=self.text).model_dump_json() + "\n")
+        write_text(path, _BeforeRecord(said=self.said, text=self.text).model_dump_json() + "\n")
 
     @staticmethod
     def remove(directory: Path) -> None:

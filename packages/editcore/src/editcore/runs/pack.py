@@ -126,7 +126,7 @@ def write_pack(directory: Path | str, path: Path | str, plugins: Plugins) -> Edi
         raise RunError(f"No edit is active in {directory}, so there is nothing to pack.")
     manifest = Manifest(
         model=_name_elsewhere(record),
-        fingerprint=record.model["fingerprint"],
+        fingerprint=record.model.fingerprint,
         editor=record.config.editor,
         settings=record.settings,
         versions=record.versions,
@@ -159,10 +159,10 @@ def _instead(path: Path) -> str:
 
 def _name_elsewhere(record: RunRecord) -> str:
     """What the base model of a run is called on another machine."""
-    if record.model["folder"] is None:
+    if record.model.folder is None:
         return record.config.model
-    hub = record.model["hub"]
-    return str(hub["id"]) if hub is not None else Path(record.config.model).name
+    hub = record.model.hub
+    return hub.id if hub is not None else Path(record.config.model).name
 
 
 def read_pack(path: Path | str) -> EditPack:

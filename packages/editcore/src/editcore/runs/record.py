@@ -1,4 +1,4 @@
-"""``run.json``: what a run was made with, written when it begins and read when it is opened again."""
+"""``run.json``: what a run was made with. It is written when the run begins, and read when it is opened again."""
 
 from __future__ import annotations
 
@@ -7,39 +7,43 @@ import logging
 import platform
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import ValidationError
 
-from editcore._util.files import json_text, write_text
+from editcore._util.files import json_text
+from editcore._util.records import Record
 from editcore.datasets import content_hash, short_name
 from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import RunError
 from editcore.interfaces.values import FactRecord, first_problem
 from editcore.models.catalogue import CATALOGUE
+from editcore.models.prompt_form import PromptForm
+from editcore.models.sources import HubModel
 from editcore.plugins.registry import Plugins
 from editcore.runs.config import RunConfig
-from editcore.settings.hparams import HParams
 
 if TYPE_CHECKING:
     from editcore.ledger.ledger import Ledger
     from editcore.models import LanguageModel
     from editcore.runs.session import EditSession
     from editcore.second_moments.statistics import StatisticsStore
+    from editcore.settings.hparams import HParams
 
 __all__ = [
     "REQUESTS_NAME",
     "RUN_NAME",
+    "LayoutRecord",
+    "ModelRecord",
     "RunRecord",
     "facts_of",
     "folder_of",
     "installed_versions",
     "recorded",
-    "write_run",
 ]
 
 _log = logging.getLogger(__name__)
@@ -47,54 +51,6 @@ _log = logging.getLogger(__name__)
 RUN_NAME = "run.json"
 REQUESTS_NAME = "requests.jsonl"
 _VERSIONED = ("editcore", "torch", "transformers", "numpy", "pandas", "safetensors", "tokenizers")
-
-
-def write_run(
-    directory: Path,
-    config: RunConfig,
-    session: EditSession,
-    records: Sequence[FactRecord],
-    *,
-    data_settings: Mapping[str, HParams] | None = None,
-    command: Sequence[str] = (),
-    notes: Sequence[str] = (),
-    composed_of: Sequence[Path] = (),
-) -> None:
-    """Write ``run.json``: everything that decides the result, and what was learnt from the unedited model.
-
-    Args:
-        records: what the run edits.
-        data_settings: hyperparameters of the data set, by its name.
-        composed_of: the run directories that its facts are from, where it was made of other runs.
-    """
-    settings = {**session.settings, **(data_settings or {})}
-    record = {
-        "config": config.model_dump(mode="json"),
-        "settings": {name: own.model_dump(mode="json") for name, own in settings.items()},
-        "dataset": {"name": config.dataset, "records": len(records), "hash": content_hash(records)},
-        "provenance": dict(session.provenance),
-        "model": {
-            "name": session.model.name,
-            "folder": folder_of(config.model),
-            "hub": None if session.model.hub is None else asdict(session.model.hub),
-            "fingerprint": session.model.base_fingerprint,
-            "layout": asdict(session.model.layout),
-            "prompt_form": asdict(session.model.prompt_form),
-        },
-        "statistics": {
-            "corpus": session.context.statistics.corpus.identity(),
-            "tokens": session.context.statistics.tokens,
-        },
-        "versions": installed_versions(session.plugins),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "seed": config.seed,
-        "notes": list(notes),
-        "composed_of": [str(run.resolve()) for run in composed_of],
-        "command": shlex.join(command) if command else None,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    write_text(directory / RUN_NAME, json_text(record, indent=2) + "\n")
 
 
 def folder_of(model: str) -> str | None:
@@ -115,34 +71,155 @@ def installed_versions(plugins: Plugins) -> dict[str, str]:
     return found
 
 
+class LayoutRecord(Record):
+    """A :class:`editcore.models.ModelLayout` in a file. Its fields mean the same; this class imports no torch."""
+
+    blocks: str = ""
+    mlp: str = ""
+    projection: str
+    final_norm: str = ""
+    head: str = ""
+    num_layers: int
+    d_model: int
+    d_ff: int
+    vocab_size: int | None = None
+    orientation: Literal["out_in", "in_out"]
+    has_bias: bool = False
+    norm_placement: Literal["pre", "post"] = "pre"
+    tied_head: bool = False
+    post_norm: str = ""
+    residual_scale: float = 1.0
+
+
 @documented
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunRecord:
-    """What ``run.json`` says of a run."""
+class ModelRecord(Record):
+    """The unedited model of a run."""
+
+    name: str = ""
+    """What the run called it."""
+    folder: str | None = None
+    """Its folder, with an absolute path; ``None`` for a model of the catalogue or the hub."""
+    hub: HubModel | None = None
+    """Its id and commit on the hub, where they are known."""
+    fingerprint: str
+    """Of its weights."""
+    layout: LayoutRecord | None = None
+    """Its modules."""
+    prompt_form: PromptForm | None = None
+    """What stood around every prompt."""
+
+    @classmethod
+    def of(cls, model: LanguageModel, asked: str, *, prompt_form: PromptForm | None = None) -> ModelRecord:
+        """What there is to say of a model.
+
+        Args:
+            asked: the name that it was asked for by.
+            prompt_form: left out, the file does not name it.
+        """
+        known = {} if prompt_form is None else {"prompt_form": prompt_form}
+        return cls(
+            name=model.name,
+            folder=folder_of(asked),
+            hub=model.hub,
+            fingerprint=model.base_fingerprint,
+            layout=LayoutRecord(**asdict(model.layout)),
+            **known,
+        )
+
+
+class DatasetRecord(Record):
+    """What a run edited."""
+
+    name: str
+    """As it was asked for."""
+    records: int
+    """How many."""
+    hash: str
+    """See :func:`editcore.datasets.content_hash`."""
+
+
+class StatisticsRecord(Record):
+    """The text behind the second moments of a run."""
+
+    corpus: str = ""
+    """What identifies it."""
+    tokens: int | None = None
+    """How many were counted."""
+
+
+@documented
+class RunRecord(Record):
+    """``run.json``: everything that decides the result of a run, and what was learnt from the unedited model."""
 
     config: RunConfig
     """What was asked for."""
     settings: Mapping[str, Mapping[str, Any]]
-    """Every hyperparameter, by the name of editor, backend, extension or data set."""
-    model: Mapping[str, Any]
-    """Name, folder if it is one, hub id and commit where they are known, fingerprint and layout."""
-    versions: Mapping[str, str]
-    """By package, of the code that the result depends on."""
+    """Every hyperparameter, by the name of editor, backend, extension, evaluator or data set."""
+    dataset: DatasetRecord | None = None
+    """What was edited; ``None`` for a run that was made from an adapter."""
     provenance: Mapping[str, Any]
     """What the editor learnt of the unedited model, such as its context templates."""
+    model: ModelRecord
+    """The unedited model."""
+    statistics: StatisticsRecord = StatisticsRecord()
+    """The text behind its second moments."""
+    versions: Mapping[str, str]
+    """By package, of the code that the result depends on."""
+    python: str | None = None
+    """Version of Python."""
+    platform: str | None = None
+    """The machine, as Python names it."""
+    seed: int | None = None
+    """Seed of everything random."""
     notes: tuple[str, ...]
     """Sentences for the user."""
-    command: str | None = None
-    """The command line; ``None`` for a run made from Python."""
-    machine: Mapping[str, str] = field(default_factory=dict)
-    """``python``, ``platform``, and when it ``started``."""
-    statistics: Mapping[str, Any] = field(default_factory=dict)
-    """``corpus`` and ``tokens`` of its second moments."""
     composed_of: tuple[Path, ...] = ()
     """The run directories that its facts are from, if it was made of other runs."""
+    command: str | None = None
+    """The command line; ``None`` for a run made from Python."""
+    started: str | None = None
+    """When it began, in UTC."""
 
     @classmethod
-    def read(cls, directory: Path | str) -> RunRecord:
+    def of(
+        cls,
+        session: EditSession,
+        config: RunConfig,
+        *,
+        records: Sequence[FactRecord],
+        data_settings: Mapping[str, HParams] | None = None,
+        command: Sequence[str] = (),
+        notes: Sequence[str] = (),
+        composed_of: Sequence[Path | str] = (),
+    ) -> RunRecord:
+        """The record of a run that begins now.
+
+        Args:
+            records: what the run edits.
+            data_settings: hyperparameters of the data set, by its name.
+            composed_of: the run directories that its facts are from, where it was made of other runs.
+        """
+        settings = {**session.settings, **(data_settings or {})}
+        statistics = session.context.statistics
+        return cls(
+            config=config,
+            settings={name: hparams.model_dump(mode="json") for name, hparams in settings.items()},
+            dataset=DatasetRecord(name=config.dataset, records=len(records), hash=content_hash(records)),
+            provenance=dict(session.provenance),
+            model=ModelRecord.of(session.model, config.model, prompt_form=session.model.prompt_form),
+            statistics=StatisticsRecord(corpus=statistics.corpus.identity(), tokens=statistics.tokens),
+            versions=installed_versions(session.plugins),
+            python=platform.python_version(),
+            platform=platform.platform(),
+            seed=config.seed,
+            notes=tuple(notes),
+            composed_of=tuple(Path(run).resolve() for run in composed_of),
+            command=shlex.join(command) if command else None,
+            started=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+
+    @classmethod
+    def read(cls, directory: Path | str) -> Self:
         """The record of a run directory.
 
         Raises:
@@ -151,40 +228,37 @@ class RunRecord:
         directory = Path(directory)
         path = directory / RUN_NAME
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            return cls(
-                config=RunConfig(**record["config"]),
-                settings={name: dict(values) for name, values in record["settings"].items()},
-                model={
-                    "folder": None,
-                    "hub": None,
-                    **record["model"],
-                    "fingerprint": str(record["model"]["fingerprint"]),
-                },
-                versions=dict(record["versions"]),
-                provenance=dict(record["provenance"]),
-                notes=tuple(map(str, record["notes"])),
-                command=record.get("command"),
-                machine={name: str(record[name]) for name in ("python", "platform", "started") if name in record},
-                statistics=dict(record.get("statistics", {})),
-                composed_of=tuple(map(Path, record.get("composed_of", ()))),
-            )
+            return cls.model_validate_json(path.read_bytes())
         except OSError as error:
             if directory.is_file():
                 raise RunError(f"{directory} is a file, not a run directory.") from error
             raise RunError(
                 f"{directory} is not a run directory: {RUN_NAME} cannot be read ({error.strerror})."
             ) from error
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise RunError(f"{path} is damaged: {' '.join(str(error).split())}.") from error
+        except ValidationError as error:
+            raise RunError(f"{path} is damaged: {first_problem(error)}.") from error
+
+    def write(self, directory: Path | str) -> None:
+        """Write ``run.json``: from here on the run can be resumed.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        self.write_file(Path(directory) / RUN_NAME)
+
+    @property
+    def machine(self) -> Mapping[str, str]:
+        """``python``, ``platform``, and when it ``started``, as far as they are known."""
+        known = {"python": self.python, "platform": self.platform, "started": self.started}
+        return {name: value for name, value in known.items() if value is not None}
 
     @property
     def source(self) -> str:
         """Where the model is loaded from."""
-        folder, hub = self.model["folder"], self.model["hub"]
-        if isinstance(folder, str) and Path(folder).is_dir():
+        folder, hub = self.model.folder, self.model.hub
+        if folder is not None and Path(folder).is_dir():
             return folder
-        return str(hub["id"]) if folder is not None and hub is not None else self.config.model
+        return hub.id if folder is not None and hub is not None else self.config.model
 
     @property
     def data(self) -> str:
@@ -200,7 +274,7 @@ class RunRecord:
         Raises:
             RunError: they differ.
         """
-        expected = self.model["fingerprint"]
+        expected = self.model.fingerprint
         if model.base_fingerprint != expected:
             raise RunError(
                 f"The model '{self.config.model}' is not the one of the run: its weights have the fingerprint "
@@ -213,7 +287,7 @@ class RunRecord:
         Raises:
             RunError: they are.
         """
-        text, was = statistics.corpus.identity(), self.statistics.get("corpus", "")
+        text, was = statistics.corpus.identity(), self.statistics.corpus
         if was and text != was:
             raise RunError(
                 f"The run's second moments are of the text {was}, and --corpus {self.config.corpus} with "

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from editcore._util.files import json_text, replacing, write_text
+from pydantic import BeforeValidator
+
+from editcore._util.files import replacing
+from editcore._util.records import FloatOrNull, Record
 from editcore._util.words import cut
+from editcore.evaluation.measures import Measure
+from editcore.evaluation.summaries import Average
 from editcore.interfaces.documented import documented
 from editcore.interfaces.metrics import HOLDS
 from editcore.interfaces.values import RejectedRequest
-from editcore.runs.log import Before, rejection_line
+from editcore.runs.checkpoints import Checkpoint
+from editcore.runs.forgetting import Forgetting
+from editcore.runs.log import Before, RejectionLine
 
 if TYPE_CHECKING:
-    from editcore.evaluation import Measure, Measurement, Summary
+    from editcore.evaluation import Measurement, Summary
     from editcore.interfaces.values import FactRecord
     from editcore.runs.checkpoints import Watched
 
@@ -24,6 +32,7 @@ __all__ = [
     "RESULTS_NAME",
     "SUMMARY_NAME",
     "RunResult",
+    "RunSummary",
     "Sample",
     "Tally",
     "write_observations",
@@ -133,6 +142,100 @@ class RunResult:
     """What was seen at checkpoints, in a run that has them."""
 
 
+def _with_numbers(averages: object) -> object:
+    """``null`` in the place of a number is NaN."""
+    if not isinstance(averages, dict):
+        return averages
+    return {key: _nan_for_null(average) for key, average in averages.items()}
+
+
+def _nan_for_null(average: object) -> object:
+    if not isinstance(average, dict):
+        return average
+    return {name: math.nan if value is None else value for name, value in average.items()}
+
+
+Averages = Annotated[Mapping[str, Average], BeforeValidator(_with_numbers)]
+"""By the key of the metric."""
+
+
+class Phases(Record):
+    """Means of single metrics with what their intervals need."""
+
+    before: Averages
+    after: Averages
+
+
+@documented
+class RunSummary(Record):
+    """``summary.json``: what a finished run came to."""
+
+    metrics: tuple[Measure, ...]
+    """What was measured, in the order in which it is shown."""
+    before: Mapping[str, float | None]
+    """Of the unedited model, by the key of the metric; ``None`` where it cannot be told."""
+    after: Mapping[str, float | None]
+    """The same of all facts that are active at the end."""
+    averages: Phases
+    """The means behind them."""
+    tallies: tuple[Tally, ...]
+    """How many of the facts hold, by every metric that says so."""
+    edits: int
+    """Facts that are active at the end."""
+    rejected: int
+    """Facts that an extension kept out."""
+    rejections: tuple[RejectionLine, ...]
+    """Each of them."""
+    seconds_per_edit: FloatOrNull
+    """Wall time of all batches over all new facts."""
+    seconds: Mapping[str, FloatOrNull]
+    """Wall time by stage."""
+    peak_memory_bytes: int
+    """Of the process; on an accelerator, of its allocations."""
+    samples: tuple[Sample, ...]
+    """A few facts, with what the model says."""
+    notes: tuple[str, ...]
+    """Sentences for the user."""
+    extensions: Mapping[str, Mapping[str, Any]]
+    """What extensions and the backend count about themselves, by their names."""
+    checkpoints: tuple[Checkpoint, ...] = ()
+    """What was measured between the first edit and the last, in a run with checkpoints."""
+    forgetting: Forgetting | None = None
+    """What the checkpoints say together."""
+
+    @classmethod
+    def of(cls, result: RunResult) -> RunSummary:
+        """What the file says of a result."""
+        watched = result.watched
+        seen = {} if watched is None else {"checkpoints": watched.checkpoints, "forgetting": watched.forgetting}
+        return cls(
+            metrics=result.after.measures,
+            before=result.before.as_json(),
+            after=result.after.as_json(),
+            averages=Phases(before=dict(result.before.averages), after=dict(result.after.averages)),
+            tallies=result.tallies,
+            edits=result.edits,
+            rejected=result.rejected,
+            rejections=tuple(RejectionLine.of(rejected, batch=batch) for batch, rejected in result.rejections),
+            seconds_per_edit=result.seconds_per_edit,
+            seconds=dict(result.seconds),
+            peak_memory_bytes=result.peak_memory_bytes,
+            samples=result.samples,
+            notes=result.notes,
+            extensions=dict(result.extensions),
+            **seen,
+        )
+
+    @classmethod
+    def read(cls, directory: Path | str) -> RunSummary:
+        """The summary of a finished run.
+
+        Raises:
+            RunError: it cannot be read, or is damaged.
+        """
+        return cls.read_file(Path(directory) / SUMMARY_NAME)
+
+
 def write_observations(directory: Path, before: Measurement, after: Measurement, records: Sequence[FactRecord]) -> None:
     """Write ``results.parquet``: a row per observation and phase, as :meth:`Measurement.frame` says."""
     import pandas as pd
@@ -148,26 +251,6 @@ def write_observations(directory: Path, before: Measurement, after: Measurement,
 
 def write_summary(result: RunResult) -> None:
     """Write ``summary.json``: with it the run is finished."""
-    watched = result.watched
-    summary = {
-        "metrics": [asdict(measure) for measure in result.after.measures],
-        "before": result.before.as_json(),
-        "after": result.after.as_json(),
-        "averages": {
-            phase: {key: asdict(one) for key, one in summary.averages.items()}
-            for phase, summary in (("before", result.before), ("after", result.after))
-        },
-        "tallies": [asdict(one) for one in result.tallies],
-        "edits": result.edits,
-        "rejected": result.rejected,
-        "rejections": [{"batch": batch, **rejection_line(one)} for batch, one in result.rejections],
-        "seconds_per_edit": result.seconds_per_edit,
-        "seconds": dict(result.seconds),
-        "peak_memory_bytes": result.peak_memory_bytes,
-        "samples": [asdict(sample) for sample in result.samples],
-        "notes": list(result.notes),
-        "extensions": dict(result.extensions),
-        **({} if watched is None else watched.model_dump(mode="json", include={"checkpoints", "forgetting"})),
-    }
+    summary = RunSummary.of(result)
     Before.remove(result.directory)  # before the summary, which says that the run is finished
-    write_text(result.directory / SUMMARY_NAME, json_text(summary, indent=2) + "\n")
+    summary.write_file(result.directory / SUMMARY_NAME)

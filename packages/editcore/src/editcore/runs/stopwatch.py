@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
 
 __all__ = ["Stages"]
 
@@ -21,11 +20,11 @@ class Stages:
     def add(self, name: str, seconds: float) -> None:
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
-    def add_batch(self, line: Mapping[str, Any]) -> None:
-        """A logged batch's time by the stages that its proposal named; the rest is ``other``."""
-        for name, seconds in line["stages"].items():
-            self.add(name, seconds)
-        self.add("other", (line["seconds"] or 0.0) - sum(line["stages"].values()))
+    def add_batch(self, seconds: float | None, stages: Mapping[str, float]) -> None:
+        """A batch's time by the stages that its proposal named; the rest is ``other``."""
+        for name, part in stages.items():
+            self.add(name, part)
+        self.add("other", (seconds or 0.0) - sum(stages.values()))
 
 
 class _Stopwatch:

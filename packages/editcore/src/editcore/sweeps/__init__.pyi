@@ -17,11 +17,11 @@ from .plan import (
     Trial as Trial,
     make_plan as make_plan,
 )
+from .records import Failure as Failure, PlanRecord as PlanRecord, SweepRecord as SweepRecord
 from .run import SweepResult as SweepResult, Watch as Watch, run_sweep as run_sweep
 from .state import (
     FAILURES_NAME as FAILURES_NAME,
     STATE_NAME as STATE_NAME,
-    Failure as Failure,
     State as State,
     failure_of as failure_of,
     state_of as state_of,

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from editcore.runs.record import RUN_NAME
-from editcore.runs.results import SUMMARY_NAME
+from editcore.interfaces.errors import RunError
+from editcore.runs.record import RunRecord
+from editcore.runs.results import SUMMARY_NAME, RunSummary
 from editcore.sweeps.plan import Plan, Trial
 
 __all__ = ["Estimate", "estimate_cost"]
@@ -59,9 +59,8 @@ def _alike(trial: Trial) -> tuple[str, str, str]:
 def _cost(run: Path) -> tuple[tuple[str, str, str], float] | None:
     """What is alike, and seconds per edit; ``None`` for a run that cannot be read."""
     try:
-        config = json.loads((run / RUN_NAME).read_text(encoding="utf-8"))["config"]
-        summary = json.loads((run / SUMMARY_NAME).read_text(encoding="utf-8"))
-        seconds = sum(summary["seconds"].values()) / max(1, summary["edits"] + summary["rejected"])
-        return (config["model"], config["editor"], config["device"]), seconds
-    except (OSError, ValueError, KeyError, TypeError):
+        config, summary = RunRecord.read(run).config, RunSummary.read(run)
+    except RunError:
         return None
+    seconds = sum(summary.seconds.values()) / max(1, summary.edits + summary.rejected)
+    return (config.model, config.editor, config.device), seconds

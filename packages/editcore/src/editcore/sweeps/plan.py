@@ -6,12 +6,12 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from editcore._util.files import json_text, write_text
+from editcore._util.files import write_text
 from editcore.datasets import content_hash, dataset_name, is_path
 from editcore.evaluation.measures import DEFAULT_EVALUATORS, Measure, measures_of
 from editcore.interfaces.documented import documented
@@ -28,6 +28,7 @@ from editcore.runs.job import records_of
 from editcore.runs.parts import resolve_settings
 from editcore.settings.toml import run_values
 from editcore.sweeps.file import Arm, Sweep, SweepFile, overlaid
+from editcore.sweeps.records import PlanRecord, PointRecord, TrialRecord
 
 __all__ = ["PLAN_NAME", "SWEEP_NAME", "Plan", "Point", "Trial", "make_plan"]
 
@@ -129,29 +130,25 @@ class Plan:
     def write(self, directory: Path | str) -> None:
         """``sweep.toml`` and ``plan.json``."""
         directory = Path(directory)
-        record = {
-            "metrics": [asdict(one) for one in self.measures],
-            "title": self.title,
-            "summary": self.sweep.summary,
-            "arms": list(self.arms),
-            "axes": {name: list(values) for name, values in self.sweep.grid.items()},
-            "seeds": list(dict.fromkeys(point.seed for point in self.points)),
-            "notes": list(self.notes),
-            "points": [
-                {"arm": point.arm, "values": dict(point.values), "seed": point.seed, "key": point.key}
+        record = PlanRecord(
+            metrics=self.measures,
+            title=self.title,
+            summary=self.sweep.summary,
+            arms=self.arms,
+            axes=self.sweep.grid,
+            seeds=tuple(dict.fromkeys(point.seed for point in self.points)),
+            notes=self.notes,
+            points=tuple(
+                PointRecord(arm=point.arm, values=dict(point.values), seed=point.seed, key=point.key)
                 for point in self.points
-            ],
-            "trials": {
-                key: {
-                    "config": trial.config.model_dump(mode="json"),
-                    "versions": trial.versions,
-                    "contents": trial.contents,
-                }
+            ),
+            trials={
+                key: TrialRecord(config=trial.config, versions=trial.versions, contents=trial.contents)
                 for key, trial in self.trials.items()
             },
-        }
+        )
         write_text(directory / SWEEP_NAME, self.text)
-        write_text(directory / PLAN_NAME, json_text(record, indent=2) + "\n")
+        record.write_file(directory / PLAN_NAME)
 
 
 def make_plan(file: SweepFile, plugins: Plugins) -> Plan:

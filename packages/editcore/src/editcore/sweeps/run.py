@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Literal, Protocol
 
 from editcore._util.files import json_text, make_readable, remove_leftovers, write_text
 from editcore._util.lock import locked
@@ -18,11 +18,11 @@ from editcore.interfaces.errors import RunError
 from editcore.interfaces.protocols import Executor, Outcome
 from editcore.sweeps.pictures import draw
 from editcore.sweeps.plan import PLAN_NAME, Plan
+from editcore.sweeps.records import Failure, SweepRecord
 from editcore.sweeps.state import (
     FAILURE_NAME,
     FAILURES_NAME,
     STATE_NAME,
-    Failure,
     State,
     failure_of,
     state_of,
@@ -160,14 +160,14 @@ def _keep(key: str, outcome: Outcome[Mapping[str, bytes]], directory: Path) -> N
     """Put what a worker answered where it belongs."""
     trial = trial_directory(directory, key)
     if outcome.failed:
-        record = {
-            "key": key,
-            "kind": outcome.kind,
-            "error": outcome.error,
-            "traceback": outcome.traceback,
-            "attempts": outcome.attempts,
-        }
-        write_text(trial / FAILURE_NAME, json_text(record, indent=2) + "\n")
+        failure = Failure(
+            key=key,
+            kind=outcome.kind,
+            error=outcome.error,
+            traceback=outcome.traceback,
+            attempts=outcome.attempts,
+        )
+        failure.write_file(trial / FAILURE_NAME)
         return
     if outcome.value:
         _bring_home(outcome.value, trial)
@@ -192,7 +192,7 @@ def _bring_home(files: Mapping[str, bytes], trial: Path) -> None:
 
 def _conclude(plan: Plan, directory: Path, command: Sequence[str]) -> SweepResult:
     failures = tuple(failure_of(directory, key) for key in plan.trials if state_of(directory, key) == "failed")
-    lines = [json_text({name: getattr(one, name) for name in ("key", "kind", "error", "attempts")}) for one in failures]
+    lines = [json_text(failure.model_dump(mode="json", exclude={"traceback"})) for failure in failures]
     write_text(directory / FAILURES_NAME, "".join(f"{line}\n" for line in lines))
     table, retention, lacking = write_tables(plan, directory)
     notes = draw(plan, table, retention, directory / plan.title)
@@ -208,13 +208,18 @@ def _conclude(plan: Plan, directory: Path, command: Sequence[str]) -> SweepResul
     )
 
 
-def _write_state(plan: Plan, directory: Path, state: str, command: Sequence[str]) -> None:
+def _write_state(
+    plan: Plan,
+    directory: Path,
+    state: Literal["finished", "incomplete", "interrupted"],
+    command: Sequence[str],
+) -> None:
     states = [state_of(directory, key) for key in plan.trials]
-    record: dict[str, Any] = {
-        "state": state,
-        "trials": len(states),
-        "finished": states.count("finished"),
-        "failed": states.count("failed"),
-        "command": shlex.join(command) if command else None,
-    }
-    write_text(directory / STATE_NAME, json_text(record, indent=2) + "\n")
+    record = SweepRecord(
+        state=state,
+        trials=len(states),
+        finished=states.count("finished"),
+        failed=states.count("failed"),
+        command=shlex.join(command) if command else None,
+    )
+    record.write_file(directory / STATE_NAME)

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import RunError
 from editcore.runs.resume import is_finished
+from editcore.sweeps.records import Failure
 
 __all__ = [
     "FAILURES_NAME",
     "FAILURE_NAME",
     "STATE_NAME",
-    "Failure",
     "State",
     "failure_of",
     "state_of",
@@ -27,23 +24,6 @@ FAILURE_NAME = "failure.json"
 STATE_NAME = "sweep.json"
 
 State = Literal["waiting", "running", "finished", "failed"]
-
-
-@documented
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
-    """Why a trial failed."""
-
-    key: str
-    """Of the trial."""
-    kind: str
-    """Class of the exception, or ``WorkerLost``."""
-    error: str
-    """What went wrong, in a sentence."""
-    traceback: str
-    """Empty for what a user can cure."""
-    attempts: int
-    """Workers that it was given to."""
 
 
 def trial_directory(directory: Path | str, key: str) -> Path:
@@ -70,6 +50,6 @@ def failure_of(directory: Path | str, key: str) -> Failure:
     directory = Path(directory)
     path = trial_directory(directory, key) / FAILURE_NAME
     try:
-        return Failure(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise RunError(f"{path} is damaged ({error}). Remove it to have the trial run again.") from error
+        return Failure.read_file(path)
+    except RunError as error:
+        raise RunError(f"{error} Remove it to have the trial run again.") from error

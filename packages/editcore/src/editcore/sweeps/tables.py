@@ -17,8 +17,8 @@ from editcore.evaluation.measures import Measure, retention_of, shown
 from editcore.evaluation.summaries import Average, average_of
 from editcore.interfaces.errors import RunError
 from editcore.interfaces.metrics import HOLDS
-from editcore.runs.record import REQUESTS_NAME
-from editcore.runs.results import SUMMARY_NAME
+from editcore.runs.record import recorded
+from editcore.runs.results import RESULTS_NAME, RunSummary
 from editcore.sweeps.file import UNEDITED
 from editcore.sweeps.plan import Plan, Point, Trial
 from editcore.sweeps.state import failure_of, state_of, trial_directory
@@ -32,7 +32,7 @@ _TIMES = ("seconds", "seconds_per_edit", "peak_memory_bytes")
 class _Result:
     """A finished trial."""
 
-    summary: Mapping[str, Any]
+    summary: RunSummary
     keys: Mapping[str, str]
     """The sweep's keys of its metrics, by those in its summary."""
     held: pd.Series[float]
@@ -219,21 +219,24 @@ def _finished(plan: Plan, directory: Path) -> Iterable[str]:
 
 def _read(trial: Path, measures: Sequence[Measure]) -> _Result:
     try:
-        summary = json.loads((trial / SUMMARY_NAME).read_text(encoding="utf-8"))
-        lines = (trial / REQUESTS_NAME).read_text(encoding="utf-8").splitlines()
-        order = [str(json.loads(line)["request"]["id"]) for line in lines]
-        table = pd.read_parquet(trial / "results.parquet")
-        own = {(one["evaluator"], one["name"]): str(one["key"]) for one in summary["metrics"]}
-        keys = {own[one.evaluator, one.name]: one.key for one in measures if (one.evaluator, one.name) in own}
-        telling = retention_of(measures, [keys[key] for key in summary["averages"]["after"] if key in keys])
+        summary = RunSummary.read(trial)
+        order = [record.request.id for record in recorded(trial)]
+        table = pd.read_parquet(trial / RESULTS_NAME)
+        own = {(metric.evaluator, metric.name): metric.key for metric in summary.metrics}
+        keys = {
+            own[measure.evaluator, measure.name]: measure.key
+            for measure in measures
+            if (measure.evaluator, measure.name) in own
+        }
+        telling = retention_of(measures, [keys[key] for key in summary.averages.after if key in keys])
         after = table[table["phase"] == "after"]
         if telling is not None:
             after = after[after["metric"] == own.get((telling.evaluator, telling.name))]
         values = after.groupby("request_id")["value"].mean()
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (RunError, OSError, ValueError, KeyError, TypeError) as error:
+        why = " ".join(str(error).split()).removesuffix(".")
         raise RunError(
-            f"The results of {trial} cannot be read ({' '.join(str(error).split())}). Remove the folder to have the "
-            "trial run again."
+            f"The results of {trial} cannot be read ({why}). Remove the folder to have the trial run again."
         ) from error
     held = values.reindex(order).astype(float) if telling is not None else pd.Series(np.nan, index=order)
     return _Result(summary=summary, keys=keys, held=(held >= HOLDS).astype(float).where(held.notna()))
@@ -245,11 +248,11 @@ def _head(plan: Plan, point: Point) -> dict[str, Any]:
 
 def _measured(result: _Result, point: Point) -> dict[str, Any]:
     summary = result.summary
-    row: dict[str, Any] = {"edits": summary["edits"], "rejected": summary["rejected"]}
+    row: dict[str, Any] = {"edits": summary.edits, "rejected": summary.rejected}
     row |= _scores(result, "after")
-    row |= {f"before_{key}": _number(summary["before"].get(own)) for own, key in result.keys.items()}
+    row |= {f"before_{key}": _number(summary.before.get(own)) for own, key in result.keys.items()}
     row["retention"] = 100 * _mean(result.held.to_numpy()[: -point.batch_size])
-    for owner, counted in summary["extensions"].items():
+    for owner, counted in summary.extensions.items():
         numbers = {name: value for name, value in counted.items() if isinstance(value, bool | int | float)}
         row |= {f"{owner}.{name}": float(value) for name, value in numbers.items()}
     return row
@@ -258,16 +261,16 @@ def _measured(result: _Result, point: Point) -> dict[str, Any]:
 def _scores(result: _Result, phase: Literal["before", "after"]) -> dict[str, float]:
     """Every metric with its interval over facts."""
     found: dict[str, float] = {}
+    values, averages = (getattr(part, phase) for part in (result.summary, result.summary.averages))
     for own, key in result.keys.items():
-        found[key] = _number(result.summary[phase].get(own))
-        found[f"{key}_low"], found[f"{key}_high"] = _over_facts(result.summary["averages"][phase].get(own))
+        found[key] = _number(values.get(own))
+        found[f"{key}_low"], found[f"{key}_high"] = _over_facts(averages.get(own))
     return found
 
 
-def _over_facts(averaged: Mapping[str, Any] | None) -> tuple[float, float]:
+def _over_facts(average: Average | None) -> tuple[float, float]:
     """The 95 % interval over the facts of one trial; NaN for a composite, which is no mean of theirs, and one fact."""
-    found = Average(**averaged) if averaged is not None else None
-    return found.interval if found is not None and found.facts > 1 else (math.nan, math.nan)
+    return average.interval if average is not None and average.facts > 1 else (math.nan, math.nan)
 
 
 def _timings(plan: Plan, results: Mapping[str, _Result]) -> pd.DataFrame:
@@ -275,9 +278,9 @@ def _timings(plan: Plan, results: Mapping[str, _Result]) -> pd.DataFrame:
         {
             **_head(plan, point),
             "key": point.key,
-            "seconds": sum(map(_number, results[point.key].summary["seconds"].values())),
-            "seconds_per_edit": _number(results[point.key].summary["seconds_per_edit"]),
-            "peak_memory_bytes": results[point.key].summary["peak_memory_bytes"],
+            "seconds": sum(results[point.key].summary.seconds.values()),
+            "seconds_per_edit": results[point.key].summary.seconds_per_edit,
+            "peak_memory_bytes": results[point.key].summary.peak_memory_bytes,
         }
         for point in plan.points
         if point.key in results
