@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from editcore import EditSession
+from editcore import EditSession, SessionConfig
 from editcore.testing import tiny_model, tiny_requests
 
 TOOLS = Path(__file__).resolve().parent.parent / "tools"
@@ -32,7 +32,7 @@ def test_the_plain_loop_writes_what_emmet_writes(layers: tuple[int, ...], tiny_c
     base = {name: model.weight(name).detach().clone() for name in names}
     requests = tiny_requests(4)
     session = EditSession.open(
-        model, editor="emmet", settings={"emmet": settings}, corpus=str(tiny_corpus), corpus_tokens=1024
+        model, SessionConfig(editor="emmet", settings={"emmet": settings}, corpus=str(tiny_corpus), corpus_tokens=1024)
     )
     moments = session.context.statistics.moments(layers)
     session.edit(requests)

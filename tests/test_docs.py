@@ -18,7 +18,7 @@ from pathlib import Path
 
 import editcore
 import pytest
-from editcore import EditSession, Plugins
+from editcore import EditSession, Plugins, SessionConfig
 from editcore.evaluation import Average, GenerationHParams, Measure
 from editcore.evaluation.summaries import COLUMNS
 from editcore.interfaces import hookspecs as _hookspecs
@@ -324,9 +324,11 @@ def session_with(
     more = [EntryPoint(name, module, "editcore") for name, module in modules.items()]
     return EditSession.open(
         tiny_model(),
-        editor="emmet",
-        plugins=plugins,
-        settings={"emmet": {"layers": [1], "context_templates": ["{}"], "v_num_grad_steps": 2}},
+        SessionConfig(
+            editor="emmet",
+            plugins=plugins,
+            settings={"emmet": {"layers": [1], "context_templates": ["{}"], "v_num_grad_steps": 2}},
+        ),
         registry=Plugins.load(entry_points=[*installed, *more]),
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from editcore import EditSession, LanguageModel
+from editcore import EditSession, LanguageModel, SessionConfig
 from editcore.runs import BatchResult
 from editcore.testing import tiny_model, tiny_requests
 from torch import Tensor
@@ -30,7 +30,10 @@ def opened(model: LanguageModel, corpus: Path, editor: str = "emmet", backend: s
     if editor == "rome":
         settings["layers"] = [1]
     return EditSession.open(
-        model, editor=editor, backend=backend, settings={editor: settings}, corpus=str(corpus), corpus_tokens=1024
+        model,
+        SessionConfig(
+            editor=editor, backend=backend, settings={editor: settings}, corpus=str(corpus), corpus_tokens=1024
+        ),
     )
 
 

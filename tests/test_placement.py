@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
-from editcore import EditSession, FactRecord, LanguageModel, ModelError, Probe
+from editcore import EditSession, FactRecord, LanguageModel, ModelError, Probe, SessionConfig
 from editcore.datasets import KnownFact
 from editcore.evaluation import CounterFactEvaluator, perplexity
 from editcore.ledger.blame import blame
@@ -162,7 +162,10 @@ def outcome(model: LanguageModel, corpus: Path, editor: str, plugins: list[str],
     """What a user sees of six facts in batches."""
     settings = {editor: SETTINGS[editor] | COMMON, **({"trust": ANYTHING} if "trust" in plugins else {})}
     session = EditSession.open(
-        model, editor=editor, plugins=plugins, backend=backend, settings=settings, corpus=str(corpus), corpus_tokens=640
+        model,
+        SessionConfig(
+            editor=editor, plugins=plugins, backend=backend, settings=settings, corpus=str(corpus), corpus_tokens=640
+        ),
     )
     before = {name: model.weight(name).clone() for name in map(model.layout.weight_name, range(3))}
     session.edit(REQUESTS, batch_size=1 if editor == "rome" else 2)

@@ -41,7 +41,7 @@ def report(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, tiny_fac
     from editcore.figures import draw_run
     from editcore.report import make_report
     from editcore.runs.config import RunConfig
-    from editcore.runs.job import run
+    from editcore.runs.job import RunOptions, run
     from editcore.runs.reopening import open_session
 
     folder = tmp_path_factory.mktemp("report")
@@ -53,7 +53,7 @@ def report(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, tiny_fac
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EDITCORE_CACHE", str(folder / "cache"))
         plugins = Plugins.load()
-        run(RunConfig.create(values, plugins), folder / "run", plugins=plugins, draw=draw_run)
+        run(RunConfig.create(values, plugins), folder / "run", RunOptions(plugins=plugins, draw=draw_run))
         open_session(folder / "run", plugins=plugins).undo(batches=[1])
     return make_report(folder / "run").page
 

@@ -24,7 +24,7 @@ from editcore.ledger import DELTAS_NAME, LEDGER_NAME, Ledger, write_ledger
 from editcore.models import CATALOGUE, DEFAULT_MODEL, HubModel, local_path
 from editcore.runs import RunConfig, RunRecord, open_run, open_session
 from editcore.runs.backends import RawBackend
-from editcore.runs.job import run
+from editcore.runs.job import RunOptions, run
 from editcore.testing import tiny_model
 from safetensors.torch import load_file, save_file
 
@@ -42,7 +42,7 @@ def make_run(folder: Path, tiny_folder: Path, tiny_facts: Path, tiny_corpus: Pat
         "corpus": str(tiny_corpus), "corpus_tokens": 1024,
         "settings": {"emmet": {"layers": [1], "v_num_grad_steps": 5, "context_templates": ["{}"]}},
     }  # fmt: skip
-    run(RunConfig.create(values, plugins), folder, plugins=plugins)
+    run(RunConfig.create(values, plugins), folder, RunOptions(plugins=plugins))
     return folder
 
 
@@ -387,7 +387,7 @@ def test_the_round_trip_without_a_batch_is_the_adapter_made_without_it(
 def test_an_imported_run_speaks_and_is_edited_further(
     editctl: Editctl, raw_run: Path, tiny_corpus: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    from editcore import EditSession
+    from editcore import EditSession, SessionConfig
     from editcore.testing import tiny_requests
 
     ok(editctl("export", raw_run, tmp_path / "adapter"))
@@ -397,11 +397,9 @@ def test_an_imported_run_speaks_and_is_edited_further(
     record = json.loads((tmp_path / "imported" / "run.json").read_text())
     session = EditSession.open(
         str(tiny_folder),
-        editor="emmet",
-        backend="lora",
-        settings=record["settings"],
-        corpus=str(tiny_corpus),
-        corpus_tokens=1024,
+        SessionConfig(
+            editor="emmet", backend="lora", settings=record["settings"], corpus=str(tiny_corpus), corpus_tokens=1024
+        ),
         directory=tmp_path / "imported",
     )
     session.edit(tiny_requests(8)[6:])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from editcore import EditSession, FactRecord, Plugins
+from editcore import EditSession, FactRecord, Plugins, SessionConfig
 from editcore.testing import tiny_model, tiny_requests
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "plugins" / "trackers.md").read_text(encoding="utf-8")
@@ -50,10 +50,12 @@ def test_the_tracker_writes_what_tensorboard_reads(tmp_path: Path, monkeypatch: 
     announced = EntryPoint("tensorboard", name.removesuffix(".py"), "editcore")
     session = EditSession.open(
         tiny_model(),
-        editor="emmet",
-        plugins=["tensorboard"],
-        settings={"emmet": {"layers": [1], "context_templates": ["{}"], "v_num_grad_steps": 2}},
-        corpus_tokens=200,
+        SessionConfig(
+            editor="emmet",
+            plugins=["tensorboard"],
+            settings={"emmet": {"layers": [1], "context_templates": ["{}"], "v_num_grad_steps": 2}},
+            corpus_tokens=200,
+        ),
         directory=tmp_path / "run",
         registry=Plugins.load(entry_points=[*importlib.metadata.entry_points(group="editcore"), announced]),
     )

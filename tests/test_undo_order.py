@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from edit_replay.extension import ReplayExtension
-from editcore import EditSession, KnownTarget, LanguageModel, RunError
+from editcore import EditSession, KnownTarget, LanguageModel, RunError, SessionConfig
 from editcore.ledger.ledger import Ledger
 from editcore.runs.backends import RawBackend
 from editcore.testing import tiny_model, tiny_requests
@@ -38,14 +38,16 @@ class World:
     def open(self, *, directory: Path | None = None, plugins: tuple[str, ...] = (), **emmet: Any) -> EditSession:
         return EditSession.open(
             self.model,
-            editor="emmet",
-            plugins=plugins,
-            settings={
-                "emmet": {"layers": [1], "context_templates": ["{}"], "v_num_grad_steps": 3, **emmet},
-                **({"replay": {"replay_rate": 1.0}} if "replay" in plugins else {}),
-            },
-            corpus=str(self.folder / "corpus.txt"),
-            corpus_tokens=1024,
+            SessionConfig(
+                editor="emmet",
+                plugins=plugins,
+                settings={
+                    "emmet": {"layers": [1], "context_templates": ["{}"], "v_num_grad_steps": 3, **emmet},
+                    **({"replay": {"replay_rate": 1.0}} if "replay" in plugins else {}),
+                },
+                corpus=str(self.folder / "corpus.txt"),
+                corpus_tokens=1024,
+            ),
             directory=directory,
         )
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from editcore import EditRequest, EditSession, LanguageModel, Plugins
+from editcore import EditRequest, EditSession, LanguageModel, Plugins, SessionConfig
 from editcore.evaluation import score_targets
 from editcore.plugins import resolve
 from editcore.testing import tiny_model, tiny_requests
@@ -87,12 +87,14 @@ def edit(name: str, plugins: Plugins, corpus: str) -> dict[str, Any]:
     [backend] = set(plugins.backends()) - {"raw"} or {"raw"}
     session = EditSession.open(
         tiny_model(),
-        editor=name,
-        plugins=extensions,
-        backend=backend,
-        settings={part: SETTINGS[part] for part in (name, *extensions)},
-        corpus=corpus,
-        corpus_tokens=1024,
+        SessionConfig(
+            editor=name,
+            plugins=extensions,
+            backend=backend,
+            settings={part: SETTINGS[part] for part in (name, *extensions)},
+            corpus=corpus,
+            corpus_tokens=1024,
+        ),
         registry=plugins,
     )
     requests = tiny_requests(2)

@@ -26,7 +26,7 @@ from unittest import mock
 
 import torch
 from bench_oracle import PlainLoop
-from editcore import EditRequest, EditSession, FactoredDelta, FactRecord, LanguageModel, Plugins
+from editcore import EditRequest, EditSession, FactoredDelta, FactRecord, LanguageModel, Plugins, SessionConfig
 from editcore._util.files import json_text, write_text
 from editcore._util.memory import peak_memory_bytes
 from editcore.datasets import check_records, load_records
@@ -160,7 +160,9 @@ def _has_preset(model: LanguageModel) -> bool:
 def _session(model: LanguageModel, settings: Mapping[str, Any], options: argparse.Namespace) -> EditSession:
     if not _has_preset(model):  # a model of an unknown shape: two layers, a quarter of the way up
         settings = {"layers": [model.layout.num_layers // 4, model.layout.num_layers // 4 + 1], **settings}
-    return EditSession.open(model, editor=EDITOR, settings={EDITOR: settings}, evaluators=("counterfact",))
+    return EditSession.open(
+        model, SessionConfig(editor=EDITOR, settings={EDITOR: settings}, evaluators=("counterfact",))
+    )
 
 
 def _ours(

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from edit_lora.backend import LoraBackend
 from edit_lora.hparams import LoraHParams
-from editcore import BackendContext, Changes, EditcoreError, EditSession, FactRecord
+from editcore import BackendContext, Changes, EditcoreError, EditSession, FactRecord, SessionConfig
 from editcore.cli import TerminalProgress
 from editcore.datasets import check_records, load_records
 from editcore.settings.hparams import parse_assignment
@@ -235,11 +235,13 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(given: argparse.Namespace) -> int:
     session = EditSession.open(
         given.model,
-        editor=given.editor,
-        settings={given.editor: dict(map(parse_assignment, given.assignments))},
-        corpus=given.corpus,
-        corpus_tokens=given.corpus_tokens,
-        evaluators=("counterfact",),
+        SessionConfig(
+            editor=given.editor,
+            settings={given.editor: dict(map(parse_assignment, given.assignments))},
+            corpus=given.corpus,
+            corpus_tokens=given.corpus_tokens,
+            evaluators=("counterfact",),
+        ),
         directory=given.out / "run",
         progress=TerminalProgress(),
     )

@@ -12,7 +12,7 @@ import argparse
 import time
 from collections.abc import Sequence
 
-from editcore import EditSession, FactRecord, LanguageModel, Observation, Plugins
+from editcore import EditSession, FactRecord, LanguageModel, Observation, Plugins, SessionConfig
 from editcore.datasets import check_records, load_records
 from editcore.evaluation import COUNTERFACT, CounterFactEvaluator, Measurement, measures_of
 
@@ -43,7 +43,7 @@ def _edit(model: LanguageModel, editor: str, groups: Sequence[Sequence[FactRecor
     observed: list[Observation] = []
     seconds = 0.0
     for group in groups:
-        session = EditSession.open(model, editor=editor, evaluators=(COUNTERFACT.name,))
+        session = EditSession.open(model, SessionConfig(editor=editor, evaluators=(COUNTERFACT.name,)))
         start = time.perf_counter()
         session.edit([record.request for record in group])
         seconds += time.perf_counter() - start

@@ -15,7 +15,16 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from editcore import EditRequest, EditSession, FactRecord, KnownTarget, LanguageModel, Plugins, RejectedRequest
+from editcore import (
+    EditRequest,
+    EditSession,
+    FactRecord,
+    KnownTarget,
+    LanguageModel,
+    Plugins,
+    RejectedRequest,
+    SessionConfig,
+)
 from editcore.cli.run import settings_from
 from editcore.datasets import check_records, load_records
 
@@ -124,7 +133,10 @@ def _stretched(model: LanguageModel, request: EditRequest, options: argparse.Nam
 def _open(model: LanguageModel, options: argparse.Namespace, plugins: Sequence[str]) -> EditSession:
     settings = {name: values for name, values in options.settings.items() if name in (options.editor, *plugins)}
     return EditSession.open(
-        model, editor=options.editor, plugins=plugins, settings=settings, seed=options.seed, evaluators=("counterfact",)
+        model,
+        SessionConfig(
+            editor=options.editor, plugins=plugins, settings=settings, seed=options.seed, evaluators=("counterfact",)
+        ),
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from editcore import EditRequest, EditSession, HParamsError
+from editcore import EditRequest, EditSession, HParamsError, SessionConfig
 from editcore.testing import tiny_model, tiny_requests
 
 Open = Callable[..., EditSession]
@@ -37,11 +37,9 @@ def open_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Open:
         settings = {"layers": [1], "context_templates": ["{}", "So it was. {}"], "v_num_grad_steps": 4, **emmet}
         return EditSession.open(
             tiny_model(dtype=torch.float64, bos=bos),
-            editor="emmet",
-            plugins=plugins,
-            settings={"emmet": settings},
-            corpus=str(corpus),
-            corpus_tokens=2000,
+            SessionConfig(
+                editor="emmet", plugins=plugins, settings={"emmet": settings}, corpus=str(corpus), corpus_tokens=2000
+            ),
             directory=directory,
         )
 

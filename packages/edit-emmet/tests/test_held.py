@@ -9,7 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-from editcore import BatchAddition, BeforeBatch, EditSession, HeldKey, NumericalError, PluginError, hookimpl
+from editcore import (
+    BatchAddition,
+    BeforeBatch,
+    EditSession,
+    HeldKey,
+    NumericalError,
+    PluginError,
+    SessionConfig,
+    hookimpl,
+)
 from editcore.ledger.ledger import Ledger
 from editcore.testing import tiny_model, tiny_requests
 from torch import Tensor
@@ -53,10 +62,7 @@ def open_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Open:
         settings = {"layers": [1], "context_templates": ["{}"], "v_num_grad_steps": 3, **emmet}
         session = EditSession.open(
             tiny_model(dtype=torch.float64),
-            editor="emmet",
-            settings={"emmet": settings},
-            corpus=str(corpus),
-            corpus_tokens=2000,
+            SessionConfig(editor="emmet", settings={"emmet": settings}, corpus=str(corpus), corpus_tokens=2000),
             directory=directory,
         )
         if holder is not None:

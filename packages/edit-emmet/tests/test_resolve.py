@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from editcore import Changes, EditSession, Resolves
+from editcore import Changes, EditSession, Resolves, SessionConfig
 from editcore.testing import tiny_model, tiny_requests
 
 REQUESTS = tiny_requests(6)
@@ -27,10 +27,7 @@ def open_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Open:
         settings = {"layers": [1], "context_templates": ["{}"], "v_num_grad_steps": 3, **emmet}
         return EditSession.open(
             tiny_model(dtype=torch.float64),
-            editor="emmet",
-            settings={"emmet": settings},
-            corpus=str(corpus),
-            corpus_tokens=2000,
+            SessionConfig(editor="emmet", settings={"emmet": settings}, corpus=str(corpus), corpus_tokens=2000),
         )
 
     return _open

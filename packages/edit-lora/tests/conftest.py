@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from editcore import EditSession
+from editcore import EditSession, SessionConfig
 from editcore.testing import tiny_model, tiny_requests
 
 
@@ -36,12 +36,14 @@ def session(corpus: Path) -> Callable[..., EditSession]:
         quick = {"v_num_grad_steps": 4, "context_templates": ["{}"], "layers": [1]}
         return EditSession.open(
             tiny_model(family),
-            editor=editor,
-            plugins=plugins,
-            backend=backend,
-            settings={**settings, editor: {**quick, **settings.get(editor, {})}},
-            corpus=str(corpus),
-            corpus_tokens=1024,
+            SessionConfig(
+                editor=editor,
+                plugins=plugins,
+                backend=backend,
+                settings={**settings, editor: {**quick, **settings.get(editor, {})}},
+                corpus=str(corpus),
+                corpus_tokens=1024,
+            ),
         )
 
     return make

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from edit_replay.extension import ReplayExtension
-from editcore import EditSession
+from editcore import EditSession, Plugins, SessionConfig
 from editcore.testing import tiny_model, tiny_requests
 
 Open = Callable[..., EditSession]
@@ -38,6 +38,8 @@ def open_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, corpus: str) -
         emmet: dict[str, Any] | None = None,
         editor: str = "emmet",
         hparams: dict[str, Any] | None = None,
+        directory: Path | None = None,
+        registry: Plugins | None = None,
         **options: Any,
     ) -> EditSession:
         settings = {
@@ -54,12 +56,11 @@ def open_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, corpus: str) -
         model = tiny_model(dtype=torch.float64)
         return EditSession.open(
             model,
-            editor=editor,
-            plugins=["replay"],
-            settings=settings,
-            corpus=corpus,
-            corpus_tokens=1024,
-            **options,
+            SessionConfig(
+                editor=editor, plugins=["replay"], settings=settings, corpus=corpus, corpus_tokens=1024, **options
+            ),
+            directory=directory,
+            registry=registry,
         )
 
     return _open

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from edit_trust.extension import TrustExtension
-from editcore import EditSession, LanguageModel
+from editcore import EditSession, LanguageModel, SessionConfig
 from editcore.testing import tiny_model, tiny_requests
 
 Open = Callable[..., EditSession]
@@ -74,6 +74,7 @@ def open_session(
         editor: str = "emmet",
         own: dict[str, Any] | None = None,
         plugins: tuple[str, ...] = ("trust",),
+        directory: Path | None = None,
         **options: Any,
     ) -> EditSession:
         settings = {editor: {"layers": [1], "context_templates": ["{}"], "v_num_grad_steps": 5, **(own or {})}}
@@ -81,12 +82,10 @@ def open_session(
             settings["trust"] = {**loose, **(trust or {})}
         return EditSession.open(
             copy.deepcopy(base),
-            editor=editor,
-            plugins=plugins,
-            settings=settings,
-            corpus=corpus,
-            corpus_tokens=1024,
-            **options,
+            SessionConfig(
+                editor=editor, plugins=plugins, settings=settings, corpus=corpus, corpus_tokens=1024, **options
+            ),
+            directory=directory,
         )
 
     return _open

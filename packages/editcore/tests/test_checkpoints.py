@@ -15,11 +15,11 @@ import pytest
 from editcore import Plugins
 from editcore.evaluation import DEFAULT_EVALUATORS, CounterFactEvaluator, Measurement, measure, perplexity
 from editcore.ledger.ledger import Ledger
-from editcore.runs.checkpoints import read_watched
 from editcore.runs.forgetting import Curve
 from editcore.runs.parts import make_evaluators
 from editcore.runs.record import recorded
 from editcore.runs.reopening import open_run
+from editcore.runs.watched import read_watched
 from PIL import Image
 
 Call = Callable[..., SimpleNamespace]

@@ -15,8 +15,9 @@ from editcore.evaluation import COUNTERFACT, Average, Measure, Summary, measures
 from editcore.figures.style import COLUMN_WIDTH
 from editcore.interfaces.errors import EditcoreError
 from editcore.locate_then_edit.located import KINDS, Tracing
-from editcore.runs.checkpoints import Checkpoint, TextInfo, Watched
 from editcore.runs.forgetting import Sighting, forgetting
+from editcore.runs.held_out import TextInfo
+from editcore.runs.watched import Checkpoint, Watched
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 MEASURES = measures_of([COUNTERFACT])

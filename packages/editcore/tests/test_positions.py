@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from editcore import EditRequest, EditSession, FactRecord, RequestError
+from editcore import EditRequest, EditSession, FactRecord, RequestError, SessionConfig
 from editcore.datasets import KnownFact
 from editcore.evaluation import next_token_log_probabilities, perplexity, score_targets
 from editcore.locate_then_edit import optimise_targets, value_rows
@@ -170,7 +170,7 @@ def test_a_session_refuses_a_batch_before_it_writes_the_first(toys: object) -> N
     model = of("gpt2")
     too_long = long_request(model)
     too_long = too_long.model_copy(update={"prompt": "is is is is is is " + too_long.prompt, "id": "long"})
-    session = EditSession.open(model, editor="toy", settings={"toy": {"layers": [1]}})
+    session = EditSession.open(model, SessionConfig(editor="toy", settings={"toy": {"layers": [1]}}))
     with pytest.raises(RequestError, match="reads at most 40"):
         session.edit([*tiny_requests(2), too_long], batch_size=1)
     assert not session.ledger.batches

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from editcore import EditorSpec, EditRequest, EditSession, HParamsError, Plugins
+from editcore import EditorSpec, EditRequest, EditSession, HParamsError, Plugins, SessionConfig
 from editcore.settings.presets import get_preset, model_stem, own_folder, preset_for, presets_of
 from editcore.testing import check_presets, tiny_model
 
@@ -99,7 +99,7 @@ def test_a_session_takes_the_users_preset_and_says_so(toys: Any, small: Path, ca
     path = own_folder("toy") / "small.toml"
     path.parent.mkdir(parents=True)
     path.write_text("layers = [0]\n", encoding="utf-8")
-    session = EditSession.open(str(small), editor="toy")
+    session = EditSession.open(str(small), SessionConfig(editor="toy"))
     assert session.settings["toy"].model_dump()["layers"] == (0,)
     assert [record.message for record in caplog.records] == [
         f"toy uses your preset 'small' ({path.parent}), named like the model; it stands before the package's of that "
@@ -128,20 +128,20 @@ def test_the_shared_check_finds_what_is_wrong(toys: Any, monkeypatch: pytest.Mon
 
 def test_without_a_preset_onboarding_is_offered(toys: Any) -> None:
     with pytest.raises(HParamsError, match="let 'editctl onboard tiny-llama' find it"):
-        EditSession.open(tiny_model(), editor="toy")
+        EditSession.open(tiny_model(), SessionConfig(editor="toy"))
 
 
 def test_a_saved_edited_folder_has_the_preset_of_its_base(
     toys: Any, small: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    session = EditSession.open(str(small), editor="toy", directory=str(tmp_path / "ledger"))
+    session = EditSession.open(str(small), SessionConfig(editor="toy"), directory=str(tmp_path / "ledger"))
     session.edit([EditRequest(subject="Rome", prompt="{} is in", target_new="France")])
     saved = tmp_path / "by-another-name"
     session.save(str(saved))
     found = json.loads((saved / "editcore.json").read_text())
     assert found == {"base": "small", "base_fingerprint": session.model.base_fingerprint}
     assert str(tmp_path) not in (saved / "editcore.json").read_text()
-    again = EditSession.open(str(saved), editor="toy", directory=tmp_path / "again")
+    again = EditSession.open(str(saved), SessionConfig(editor="toy"), directory=tmp_path / "again")
     assert again.settings["toy"] == session.settings["toy"]
     assert caplog.messages[-1] == f"toy uses the preset 'small', named like the model, the base of '{saved}'."
     again.save(tmp_path / "third")  # of an edited folder the first base is meant

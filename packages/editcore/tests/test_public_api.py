@@ -86,6 +86,7 @@ PUBLIC = [
     "Resolves",
     "RewritesPrompts",
     "RunError",
+    "SessionConfig",
     "StatisticsError",
     "StorageError",
     "SubjectNotFoundError",
@@ -149,7 +150,7 @@ ROOMS = {
         summarize_frame
     """,
     "execution": """
-        LOST LocalExecutor LocalHParams ModelSource attempt evaluate_run lost make_executor sharded_moments
+        LOST LocalExecutor LocalHParams ModelSource attempt lost make_executor sharded_moments
     """,
     "figures": """
         AFTER BEFORE Estimate Series bars_figure curves_figure draw_run forgetting_figure forgetting_runs_figure
@@ -184,9 +185,10 @@ ROOMS = {
     """,
     "runs": """
         BatchRecord BatchResult Checkpoint Composition Conflict EditPack EditSession ModelRecord REQUESTS_NAME RUN_NAME
-        RawBackend RunConfig RunRecord RunResult RunSummary Sample Watched default_editor folder_of has_begun
-        is_finished json_text making open_run open_session read_batches read_pack read_watched record_text recorded
-        records_of refuse_existing run statistics_of write_batches write_pack write_tensors write_text
+        RawBackend RunConfig RunOptions RunRecord RunResult RunSummary Sample SessionConfig Watched default_editor
+        folder_of has_begun is_finished json_text making open_run open_session read_batches read_pack read_watched
+        record_text recorded records_of refuse_existing run statistics_of write_batches write_pack write_tensors
+        write_text
     """,
     "second_moments": """
         Corpus Metric MomentKey StatisticsStore Update cached_moments hold_at norm_of_sum open_corpus
@@ -281,6 +283,10 @@ FIELDS = {
     "Registration": "editcore_version",
     "RejectedRequest": "by figures reason request",
     "Rejection": "figures reason",
+    "SessionConfig": """
+        backend chat_template corpus corpus_seed corpus_tokens device dtype editor evaluators plugins preset seed
+        settings
+    """,
     "VectorDelta": "value",
     "Verdict": "action figures reason rejected scale",
     "Written": "attachment changes memory",

@@ -27,6 +27,7 @@ from editcore import (
     Plugins,
     Probe,
     RequestError,
+    SessionConfig,
     UnknownNameError,
 )
 from editcore.evaluation import CounterFactEvaluator, GenerationEvaluator
@@ -50,13 +51,11 @@ def open_session(toys: Any, corpus_file: Path, tmp_path: Path, monkeypatch: pyte
     def _open(model: LanguageModel | None = None, *, editor: str = "toy", **options: Any) -> EditSession:
         own = options.pop("toy", {})
         settings = {editor: {"layers": [1], **own}, **options.pop("settings", {})}
+        places = {name: options.pop(name) for name in ("directory", "records", "registry") if name in options}
         return EditSession.open(
             model or tiny_model(),
-            editor=editor,
-            settings=settings,
-            corpus=str(corpus_file),
-            corpus_tokens=1024,
-            **options,
+            SessionConfig(editor=editor, settings=settings, corpus=str(corpus_file), corpus_tokens=1024, **options),
+            **places,
         )
 
     return _open
@@ -338,8 +337,9 @@ def test_a_wrong_evaluator_is_said_before_the_model_is_loaded(
     with pytest.raises(error, match=message):
         EditSession.open(
             DEFAULT_MODEL,
-            editor="toy",
-            **{**options, "settings": {"toy": {"layers": [1]}, **options.get("settings", {})}},
+            SessionConfig(
+                editor="toy", **{**options, "settings": {"toy": {"layers": [1]}, **options.get("settings", {})}}
+            ),
         )
 
 
@@ -477,7 +477,9 @@ def test_what_the_backend_does_not_take_is_refused_before_the_model_is_loaded(
 ) -> None:
     monkeypatch.setattr(LanguageModel, "load", lambda *_a, **_k: pytest.fail("loaded"))
     with pytest.raises(HParamsError) as caught:
-        EditSession.open(DEFAULT_MODEL, editor="toy-any", backend="half", settings={"toy-any": {"layers": [1]}})
+        EditSession.open(
+            DEFAULT_MODEL, SessionConfig(editor="toy-any", backend="half", settings={"toy-any": {"layers": [1]}})
+        )
     assert str(caught.value) == (
         "The editor 'toy-any' gives changes that the backend 'half' does not take: attachment, dense. Choose "
         f"--backend {' or '.join(fitting())}."
@@ -560,16 +562,16 @@ def test_a_wrong_name_says_which_are_right(
 
 def test_without_a_preset_for_the_model_a_required_setting_is_asked_for(toys: Any) -> None:
     with pytest.raises(HParamsError) as caught:
-        EditSession.open(tiny_model(), editor="toy")
+        EditSession.open(tiny_model(), SessionConfig(editor="toy"))
     assert str(caught.value) == (
         "toy: layers is required (list of int, not empty, each ≥ 0), and no preset is named like the model "
         "'tiny-llama'. Set it, such as --set layers=[3], let 'editctl onboard tiny-llama' find it, or choose another "
         "model's preset with --preset (small)."
     )
     with pytest.raises(HParamsError, match="toy: unknown setting 'layer'"):
-        EditSession.open(tiny_model(), editor="toy", settings={"toy": {"layer": 1}})
+        EditSession.open(tiny_model(), SessionConfig(editor="toy", settings={"toy": {"layer": 1}}))
     with pytest.raises(HParamsError, match="toy-pairs: layers is required"):  # has no presets at all
-        EditSession.open(tiny_model(), editor="toy-pairs")
+        EditSession.open(tiny_model(), SessionConfig(editor="toy-pairs"))
 
 
 # Extensions

@@ -9,13 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from editcore import Outcome, Plugins, RunError
+from editcore import Outcome, RunError
 from editcore.execution.executors import attempt
-from editcore.execution.sharding import ModelSource, evaluate_run, sharded_moments
+from editcore.execution.sharding import ModelSource, sharded_moments
 from editcore.models import LanguageModel
-from editcore.runs.config import RunConfig
-from editcore.runs.job import run
-from editcore.runs.record import recorded
 from editcore.second_moments.statistics import StatisticsStore, second_moments
 
 Call = Callable[..., SimpleNamespace]
@@ -68,48 +65,3 @@ def test_editctl_counts_in_shards(editctl: Call, small: Path, corpus_file: Path)
     assert store.path(1).exists()
     sequences = store.corpus.sequences(model, 2000, 128)
     torch.testing.assert_close(store.moments([1])[1], second_moments(model, sequences, [1])[1], rtol=1e-13, atol=1e-15)
-
-
-def test_an_evaluation_in_shards_is_that_of_the_run(
-    small: Path, facts: Path, corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plugins = Plugins.load()
-    config = RunConfig(
-        editor="toy", model=str(small), dataset=str(facts), corpus=str(corpus_file), corpus_tokens=2000, batch_size=3
-    )
-    result = run(config, tmp_path / "run", plugins=plugins)
-    monkeypatch.setattr("editcore.execution.sharding.RECORDS", 2)
-    records = recorded(tmp_path / "run")
-    found = [evaluate_run(tmp_path / "run", records, Shuffled(workers)) for workers in (1, 2)]
-    assert found[0] == found[1]
-    assert found[0].measures == result.after.measures
-    assert list(found[0].observations) == ["counterfact", "generation"]
-    for observations in found[0].observations.values():
-        assert list(dict.fromkeys(one.request_id for one in observations)) == [one.request.id for one in records]
-    values = found[0].summary.values()
-    # The run continues one text in all, each shard of two records all of its own.
-    assert values.keys() == result.after.values().keys()
-    assert result.after.averages["distinct_bigrams"].facts == 1
-    assert found[0].summary.averages["distinct_bigrams"].facts == 3
-    for both in (values, expected := result.after.values()):
-        del both["distinct_bigrams"]
-    assert values == pytest.approx(expected, abs=1e-4)
-    assert result.after.averages["unchanged"].facts == 6
-
-    some = evaluate_run(tmp_path / "run", records, Shuffled(2), evaluators=["rewrites"])
-    assert list(some.observations) == ["rewrites"]
-    assert some.summary.value("won") == 100.0
-    assert some.summary.value("length") == pytest.approx(sum(len(one.request.text) for one in records) / len(records))
-
-
-def test_an_evaluation_in_shards_has_the_settings_of_the_run(
-    small: Path, facts: Path, corpus_file: Path, tmp_path: Path
-) -> None:
-    config = RunConfig(
-        editor="toy", model=str(small), dataset=str(facts), corpus=str(corpus_file), corpus_tokens=2000, batch_size=6,
-        evaluators=("generation",), settings={"generation": {"sample": 2, "continuations": 0}}, seed=5,
-    )  # fmt: skip
-    result = run(config, tmp_path / "run", plugins=Plugins.load())
-    found = evaluate_run(tmp_path / "run", recorded(tmp_path / "run"), Shuffled(1))
-    assert found.summary.facts == result.after.facts == {"generation": 2}
-    assert found.summary.values() == result.after.values()

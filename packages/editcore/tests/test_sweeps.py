@@ -409,12 +409,12 @@ def test_a_failed_trial_is_kept_with_its_reason_and_retried_when_asked(
 
 
 def test_a_run_with_shared_measurements_gives_what_a_run_alone_gives(plan: Callable[..., Plan], tmp_path: Path) -> None:
-    from editcore.runs.job import run
+    from editcore.runs.job import RunOptions, run
 
     made = plan()
     [trial] = made.trials.values()
     plugins = Plugins.load()
-    run(trial.config, tmp_path / "alone", plugins=plugins)
+    run(trial.config, tmp_path / "alone", RunOptions(plugins=plugins))
     run_sweep(made, tmp_path / "out", executor=make_executor(plugins, "inline", {}))
     alone, swept = (
         {

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from editcore import EditSession, HParamsError, StorageError
+from editcore import EditSession, HParamsError, SessionConfig, StorageError
 from editcore.testing import tiny_requests
 
 Call = Callable[..., SimpleNamespace]
@@ -24,11 +24,13 @@ def open_session(small: Path, corpus_file: Path) -> Callable[..., EditSession]:
     def call(directory: Path | None, **settings: str) -> EditSession:
         return EditSession.open(
             str(small),
-            editor="toy",
-            plugins=["jsonl"],
-            settings={"jsonl": settings},
-            corpus=str(corpus_file),
-            corpus_tokens=2000,
+            SessionConfig(
+                editor="toy",
+                plugins=["jsonl"],
+                settings={"jsonl": settings},
+                corpus=str(corpus_file),
+                corpus_tokens=2000,
+            ),
             directory=directory,
         )
 

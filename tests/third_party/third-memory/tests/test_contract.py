@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from editcore import Attachment, EditSession
+from editcore import Attachment, EditSession, SessionConfig
 from editcore.testing import AttachmentContract, EditorContract, tiny_model, tiny_requests
 
 
@@ -28,6 +28,8 @@ class TestMemoryContract(AttachmentContract):
 
     @pytest.fixture
     def attachments(self) -> tuple[Attachment, ...]:
-        session = EditSession.open(tiny_model(), editor="gated-memory", settings={"gated-memory": {"layer": 1}})
+        session = EditSession.open(
+            tiny_model(), SessionConfig(editor="gated-memory", settings={"gated-memory": {"layer": 1}})
+        )
         session.edit(tiny_requests(2), batch_size=1)
         return tuple(one.attachment for one in session.ledger.entries if one.attachment is not None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from editcore import EditRequest, EditSession
+from editcore import EditRequest, EditSession, SessionConfig
 from editcore.evaluation import score_targets
 from editcore.testing import tiny_model, tiny_requests
 
@@ -12,7 +12,9 @@ AGAIN = EditRequest(subject=FIRST[0].subject, prompt=FIRST[0].prompt, target_new
 
 
 def test_a_fact_that_is_edited_again_has_its_newest_target() -> None:
-    session = EditSession.open(tiny_model(), editor="gated-memory", settings={"gated-memory": {"layer": 1}})
+    session = EditSession.open(
+        tiny_model(), SessionConfig(editor="gated-memory", settings={"gated-memory": {"layer": 1}})
+    )
     session.edit(FIRST)
     [result] = session.edit([AGAIN])
     [score] = score_targets(session.model, [AGAIN.text], ["Madrid"])

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from editcore import EditSession, Plugins
+from editcore import EditSession, Plugins, SessionConfig
 from editcore.testing import tiny_model, tiny_requests
 
 Open = Callable[..., EditSession]
@@ -27,14 +27,16 @@ def open_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Open:
     def open_it(directory: Path | None = None) -> EditSession:
         return EditSession.open(
             tiny_model(),
-            editor="emmet",
-            plugins=["replay"],
-            settings={
-                "emmet": {"layers": [1], "context_templates": ["{}"], "v_num_grad_steps": 2},
-                "replay": {"replay_strategy": "in-turn"},
-            },
-            corpus=str(corpus),
-            corpus_tokens=1024,
+            SessionConfig(
+                editor="emmet",
+                plugins=["replay"],
+                settings={
+                    "emmet": {"layers": [1], "context_templates": ["{}"], "v_num_grad_steps": 2},
+                    "replay": {"replay_strategy": "in-turn"},
+                },
+                corpus=str(corpus),
+                corpus_tokens=1024,
+            ),
             directory=directory,
         )
 

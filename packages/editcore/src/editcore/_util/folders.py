@@ -38,8 +38,11 @@ def making(directory: Path | str) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def refuse_existing(directory: Path | str) -> None:
+def refuse_existing(directory: Path | str, *, option: str = "") -> None:
     """Refuse a place for something new where something is.
+
+    Args:
+        option: by which the place was given on the command line.
 
     Raises:
         StorageError: there is a file, or a folder that is not empty.
@@ -48,4 +51,5 @@ def refuse_existing(directory: Path | str) -> None:
     if directory.is_dir() and not any(directory.iterdir()):
         return
     if directory.exists() or directory.is_symlink():
-        raise StorageError(f"{directory} is already there; give a directory that does not exist yet.")
+        place = f"{option} {directory}".strip()
+        raise StorageError(f"{place} is already there; give a directory that does not exist yet.")

@@ -60,37 +60,37 @@ def edit(
     """Write one fact and compare what the model says."""
     from editcore.cli.run import settings_from
     from editcore.interfaces.values import EditRequest
+    from editcore.runs.config import SessionConfig
     from editcore.runs.early import check_session
     from editcore.runs.fit import check_savable, check_subjects, completed
-    from editcore.runs.parts import default_editor
+    from editcore.runs.resolved import default_editor
 
     request = EditRequest.create(subject=subject, prompt=prompt, target_new=target, join=join)
     refuse_used_save(save, save_dtype)
     plugins = loaded_plugins(ctx)
     editor = editor or default_editor(plugins, model)
-    settings = settings_from(assignments or [], {}, editor=editor)
+    config = SessionConfig.create(
+        {
+            "editor": editor,
+            "preset": preset,
+            "settings": settings_from(assignments or [], {}, editor=editor),
+            "corpus": corpus,
+            "corpus_seed": corpus_seed,
+            "seed": seed,
+            "device": device,
+            "dtype": dtype,
+            "chat_template": chat_template,
+        }
+    )
     check_subjects([request], plugins.editor(editor))
     if save is not None:
         check_savable(plugins, editor, completed(plugins, editor, (), None)[1])
-    check_session(plugins, model, editor=editor, preset=preset, settings=settings, dtype=dtype, corpus=corpus)
+    check_session(plugins, model, config)
 
     from editcore.cli.console import TerminalProgress, print_table
     from editcore.runs.session import EditSession
 
-    session = EditSession.open(
-        model,
-        editor=editor,
-        preset=preset,
-        settings=settings,
-        corpus=corpus,
-        corpus_seed=corpus_seed,
-        seed=seed,
-        device=device,
-        dtype=dtype,
-        chat_template=chat_template,
-        registry=plugins,
-        progress=TerminalProgress(),
-    )
+    session = EditSession.open(model, config, registry=plugins, progress=TerminalProgress())
     before = session.generate([request.text], max_new_tokens=tokens)[0]
     (result,) = session.edit([request])
     after = session.generate([request.text], max_new_tokens=tokens)[0]

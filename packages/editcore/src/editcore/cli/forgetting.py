@@ -12,7 +12,7 @@ from editcore.cli.options import AsJson
 from editcore.evaluation.measures import Measure, legend, shown
 
 if TYPE_CHECKING:
-    from editcore.runs.checkpoints import Watched
+    from editcore.runs.watched import Watched
 
 __all__ = ["app"]
 
@@ -33,8 +33,8 @@ def forgetting(
     """Compare how runs with checkpoints (run --eval-every N) forget."""
     from editcore.cli.console import make_console, print_json, print_table
     from editcore.interfaces.errors import RunError
-    from editcore.runs.checkpoints import read_watched
     from editcore.runs.record import RunRecord
+    from editcore.runs.watched import read_watched
 
     if out is not None and out.suffix != ".png":
         raise RunError(f"--out {out}: the picture is a PNG; give a file that ends in .png.")

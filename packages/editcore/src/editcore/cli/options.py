@@ -1,9 +1,12 @@
-"""Options that several commands have, each with one help text."""
+"""Options that several commands have, each with one help text; and commands that get their options as one object."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -22,6 +25,7 @@ __all__ = [
     "SaveDtype",
     "Strict",
     "refuse_used_save",
+    "with_options",
 ]
 
 _MODEL = "A catalogue name, a model folder or a hub id."
@@ -58,17 +62,58 @@ def refuse_used_save(save: Path | None, dtype: str | None = None) -> None:
     """Refuse a folder for ``--save`` that is there already, and a type that no weights can have, before anything long.
 
     Raises:
-        RunError: there is something at that place.
+        StorageError: there is something at that place.
         HParamsError: ``--save-dtype`` without ``--save``.
         UnknownNameError: there is no such type.
     """
-    from editcore.interfaces.errors import HParamsError, RunError
+    from editcore._util.folders import refuse_existing
+    from editcore.interfaces.errors import HParamsError
 
-    if save is not None and save.exists() and any(save.iterdir() if save.is_dir() else [save]):
-        raise RunError(f"--save {save} is already there; give a directory that does not exist yet.")
+    if save is not None:
+        refuse_existing(save, option="--save")
     if dtype is not None:
         if save is None:
             raise HParamsError("--save-dtype is the type that --save DIR writes; give both.")
         from editcore.models.loading import dtype_of
 
         dtype_of(dtype)
+
+
+def with_options(options: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command the fields of a dataclass as options, in the place of its parameter ``options``.
+
+    A parameter of the command replaces the field of the same name. The command is called with an object of the class.
+    """
+
+    def decorated(command: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(command, eval_str=True).parameters
+        shared = {name: option for name, option in _parameters(options).items() if name not in own}
+
+        def called(**values: Any) -> None:
+            given = options(**{name: values.pop(name) for name in shared})
+            command(**values, options=given)
+
+        parameters = [
+            option.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for name, parameter in own.items()
+            for option in (shared.values() if name == "options" else (parameter,))
+        ]
+        called.__name__, called.__doc__ = command.__name__, command.__doc__
+        called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return called
+
+    return decorated
+
+
+def _parameters(options: type[Any]) -> dict[str, inspect.Parameter]:
+    types = get_type_hints(options, include_extras=True)
+    return {
+        field.name: inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.default is MISSING else field.default,
+            annotation=types[field.name],
+        )
+        for field in fields(options)
+    }

@@ -5,13 +5,14 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from editcore.cli.lazy import loaded_plugins
-from editcore.cli.options import SaveDtype, Strict, refuse_used_save
+from editcore.cli.options import SaveDtype, Strict, refuse_used_save, with_options
 
 if TYPE_CHECKING:
     from editcore.evaluation import Measure, Summary
@@ -28,75 +29,90 @@ _MOST_REJECTIONS = 20
 """Rejected facts that are shown; ``editctl ledger RUN show`` lists all."""
 
 
-@app.command()
-def run(
-    ctx: typer.Context,
-    editor: Annotated[str | None, typer.Option(help="The editing method; 'editctl editors' lists them.")] = None,
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _RunOptions:
+    """The options that a :class:`RunConfig` is made of; ``None`` for one that was not given."""
+
+    editor: Annotated[str | None, typer.Option(help="The editing method; 'editctl editors' lists them.")] = None
     plugin: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME", help="An extension for this run; may be given several times. 'editctl plugins' lists them."
         ),
-    ] = None,
-    backend: Annotated[str | None, typer.Option(help="How deltas are put into the model. [default: raw]")] = None,
+    ] = None
+    backend: Annotated[str | None, typer.Option(help="How deltas are put into the model. [default: raw]")] = None
     model: Annotated[
         str | None, typer.Option(help="A catalogue name, a model folder or a hub id. [default: smollm2-135m]")
-    ] = None,
+    ] = None
     dataset: Annotated[
         str | None, typer.Option(help="A data set (NAME or NAME:ARGUMENT) or a file of records. [default: worldfacts]")
-    ] = None,
-    edits: Annotated[int | None, typer.Option(help="How many facts to edit. [default: all of the data set]")] = None,
-    strict: Strict = None,
-    batch_size: Annotated[int | None, typer.Option(help="Facts solved together. [default: 10]")] = None,
+    ] = None
+    edits: Annotated[int | None, typer.Option(help="How many facts to edit. [default: all of the data set]")] = None
+    strict: Strict = None
+    batch_size: Annotated[int | None, typer.Option(help="Facts solved together. [default: 10]")] = None
     seed: Annotated[
         int | None, typer.Option(help="Seed of everything random but the second moments' text. [default: 0]")
-    ] = None,
+    ] = None
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1, or auto: over all accelerators. [default: cpu]")
-    ] = None,
-    dtype: Annotated[str | None, typer.Option(help="Type of the weights. [default: float32]")] = None,
+    ] = None
+    dtype: Annotated[str | None, typer.Option(help="Type of the weights. [default: float32]")] = None
     preset: Annotated[
         str | None, typer.Option(help="The editor's preset. [default: the one named like the model, if there is one]")
-    ] = None,
+    ] = None
     chat_template: Annotated[
         bool | None,
         typer.Option("--chat-template", help="Put the model's chat template around every prompt (instruct models)."),
-    ] = None,
+    ] = None
     corpus: Annotated[
         str | None, typer.Option(help="Text behind the second moments: self, docs, hf:NAME or a file. [default: self]")
-    ] = None,
+    ] = None
     corpus_tokens: Annotated[
         int | None, typer.Option(help="Tokens of it. [default: ten times the projection's input width]")
-    ] = None,
+    ] = None
     corpus_seed: Annotated[
         int | None, typer.Option(help="Seed of the text 'self', the same for every --seed. [default: 0]")
-    ] = None,
+    ] = None
     evaluator: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME",
             help="What measures the model; may be given several times. [default: counterfact and generation]",
         ),
-    ] = None,
+    ] = None
     eval_every: Annotated[
         int | None,
         typer.Option(
             metavar="N", help="Measure all edits made so far again after every N facts. [default: at the end]"
         ),
-    ] = None,
+    ] = None
     eval_sample: Annotated[
         int | None, typer.Option(metavar="N", help="Facts measured then, of all ages. [default: all]")
-    ] = None,
+    ] = None
     eval_text: Annotated[
         str | None,
         typer.Option(
             metavar="TEXT",
             help="Text for the perplexity measured then: docs, hf:NAME or a file. [default: text of the model itself]",
         ),
-    ] = None,
+    ] = None
     eval_text_tokens: Annotated[
         int | None, typer.Option(metavar="N", help="Tokens of it, from its start. [default: 2048]")
-    ] = None,
+    ] = None
+
+    def values(self) -> dict[str, Any]:
+        """Those that were given, by the names of the fields of :class:`RunConfig`."""
+        from editcore.settings.toml import run_values
+
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        return run_values({name: value for name, value in named.items() if value not in (None, [])})
+
+
+@app.command()
+@with_options(_RunOptions)
+def run(
+    ctx: typer.Context,
+    options: _RunOptions,
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A TOML file with these options and a table per plugin.")
     ] = None,
@@ -124,17 +140,6 @@ def run(
     Options given here win over those of --config, which win over the preset. A run that was interrupted, by whatever,
     goes on with --resume --out DIR.
     """
-    options = {
-        "editor": editor, "backend": backend, "model": model, "dataset": dataset, "edits": edits,
-        "strict": strict, "batch_size": batch_size, "seed": seed, "device": device, "dtype": dtype, "preset": preset,
-        "chat_template": chat_template, "corpus": corpus, "corpus_tokens": corpus_tokens,
-        "corpus_seed": corpus_seed,
-        "eval_every": eval_every, "eval_sample": eval_sample, "eval_text": eval_text,
-        "eval_text_tokens": eval_text_tokens,
-        "plugins": tuple(plugin) if plugin else None,
-        "evaluators": tuple(evaluator) if evaluator else None,
-    }  # fmt: skip
-    given = {name: value for name, value in options.items() if value is not None}
     plugins = loaded_plugins(ctx)
 
     from editcore._util.lock import LOCK_NAME, locked, refuse_held
@@ -144,7 +149,7 @@ def run(
     from editcore.runs.resume import has_begun, is_finished, refuse_unlike
     from editcore.settings.toml import read_toml, run_values
 
-    values = {**(run_values(read_toml(config)) if config else {}), **given}
+    values = {**(run_values(read_toml(config)) if config else {}), **options.values()}
     if resume and out is None:
         raise HParamsError("--resume needs --out DIR, the directory of the run.")
     if out is not None:
@@ -170,7 +175,7 @@ def run(
 
     from editcore.cli.console import TerminalProgress
     from editcore.figures.runs import draw_run
-    from editcore.runs.job import default_directory, run as run_job
+    from editcore.runs.job import RunOptions, default_directory, run as run_job
 
     directory = out or default_directory(resolved)
     ours = resume or not has_begun(directory)
@@ -178,13 +183,15 @@ def run(
         result = run_job(
             resolved,
             directory,
-            plugins=plugins,
-            progress=TerminalProgress(),
-            command=["editctl", *sys.argv[1:]],
-            save=save,
-            save_dtype=save_dtype,
-            resume=resume,
-            draw=draw_run,
+            RunOptions(
+                plugins=plugins,
+                progress=TerminalProgress(),
+                command=["editctl", *sys.argv[1:]],
+                save=save,
+                save_dtype=save_dtype,
+                resume=resume,
+                draw=draw_run,
+            ),
         )
     except (EditcoreError, KeyboardInterrupt) as error:
         if ours:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import shlex
 import sys
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from editcore.cli.lazy import loaded_plugins
-from editcore.cli.options import ExecutorSettings, Strict
+from editcore.cli.options import ExecutorSettings, Strict, with_options
 
 if TYPE_CHECKING:
     from editcore.plugins.registry import Plugins
@@ -56,87 +54,54 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and what
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Asked:
-    """What the three commands have in common; ``compare`` has its own ``--arm``."""
+class _SweepOptions:
+    """The options that all three commands have."""
 
-    base: Mapping[str, Any]
-    assignments: list[str]
-    axes: list[str]
-    seeds: list[int]
-    arms: list[str]
-    executor: str
-    executor_values: Mapping[str, Any]
-    executor_assignments: list[str]
-    directory: Path | None
-    """Left out, it is named after the command."""
-    retry_failed: bool
-    dry_run: bool
+    out: Out = None
+    model: Model = None
+    dataset: Dataset = None
+    edits: Edits = None
+    strict: Strict = None
+    batch_size: BatchSizes = None
+    seed: Seeds = None
+    device: Device = None
+    arm: Arms = None
+    assignments: Assignments = None
+    axes: Axes = None
+    executor: ExecutorName = "local"
+    workers: Workers = None
+    address: Address = None
+    executor_settings: ExecutorSettings = None
+    retry_failed: RetryFailed = False
+    dry_run: DryRun = False
 
+    def base(self) -> dict[str, Any]:
+        """Options of every trial, by the names of the fields of :class:`RunConfig`."""
+        named = {name: getattr(self, name) for name in ("model", "dataset", "edits", "strict", "device")}
+        [size] = self.batch_size if self.batch_size and len(self.batch_size) == 1 else [None]
+        return {name: value for name, value in {**named, "batch_size": size}.items() if value is not None}
 
-def _asked(
-    out: Out = None,
-    model: Model = None,
-    dataset: Dataset = None,
-    edits: Edits = None,
-    strict: Strict = None,
-    batch_size: BatchSizes = None,
-    seed: Seeds = None,
-    device: Device = None,
-    arm: Arms = None,
-    assignments: Assignments = None,
-    axes: Axes = None,
-    executor: ExecutorName = "local",
-    workers: Workers = None,
-    address: Address = None,
-    executor_settings: ExecutorSettings = None,
-    retry_failed: RetryFailed = False,
-    dry_run: DryRun = False,
-) -> _Asked:
-    """What the options that all three commands have come to."""
-    options = {"model": model, "dataset": dataset, "edits": edits, "strict": strict, "device": device}
-    sizes = batch_size or []
-    if len(sizes) == 1:
-        options["batch_size"] = sizes[0]
-    return _Asked(
-        base={name: value for name, value in options.items() if value is not None},
-        assignments=assignments or [],
-        axes=[*(axes or []), *([f"batch_size={sizes}"] if len(sizes) > 1 else [])],
-        seeds=seed or [],
-        arms=arm or [],
-        executor=executor,
-        executor_values={k: v for k, v in {"workers": workers, "address": address}.items() if v is not None},
-        executor_assignments=executor_settings or [],
-        directory=out,
-        retry_failed=retry_failed,
-        dry_run=dry_run,
-    )
+    def all_axes(self) -> list[str]:
+        """The axes that were given, as ``KEY=[V, ...]``."""
+        sizes = self.batch_size or []
+        return [*(self.axes or []), *([f"batch_size={sizes}"] if len(sizes) > 1 else [])]
 
+    def for_executor(self) -> dict[str, Any]:
+        """Settings of the executor."""
+        from editcore.settings.hparams import parse_assignment
 
-def _with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """A command with the options of :func:`_asked` behind its own; it gets them as ``asked``. Its own option replaces
-    the shared one of the same name."""
-    own = inspect.signature(command, eval_str=True).parameters
-    shared = {name: one for name, one in inspect.signature(_asked, eval_str=True).parameters.items() if name not in own}
-
-    def called(**values: Any) -> None:
-        asked = _asked(**{name: values.pop(name) for name in shared})
-        command(**values, asked=asked)
-
-    parameters = [*(own[name] for name in own if name != "asked"), *shared.values()]
-    keywords = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
-    called.__name__, called.__doc__ = command.__name__, command.__doc__
-    called.__annotations__ = {parameter.name: parameter.annotation for parameter in keywords}
-    called.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
-    return called
+        named = {name: getattr(self, name) for name in ("workers", "address")}
+        given = {name: value for name, value in named.items() if value is not None}
+        return {**given, **dict(map(parse_assignment, self.executor_settings or []))}
 
 
 @sweep_app.command()
-@_with_options
+@with_options(_SweepOptions)
 def sweep(
     ctx: typer.Context,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A TOML file: a run, and what is varied in it.")],
     *,
-    asked: _Asked,
+    options: _SweepOptions,
 ) -> None:
     """Run a grid of trials, and put the results into one table.
 
@@ -145,11 +110,11 @@ def sweep(
     """
     from editcore.sweeps import load_sweep
 
-    _run(loaded_plugins(ctx), load_sweep(file), asked, name=file.stem)
+    _run(loaded_plugins(ctx), load_sweep(file), options, name=file.stem)
 
 
 @compare_app.command()
-@_with_options
+@with_options(_SweepOptions)
 def compare(
     ctx: typer.Context,
     editor: Annotated[
@@ -165,7 +130,7 @@ def compare(
         ),
     ] = None,
     *,
-    asked: _Asked,
+    options: _SweepOptions,
 ) -> None:
     """Compare the installed methods on the same facts.
 
@@ -175,25 +140,25 @@ def compare(
     from editcore.sweeps import make_comparison
 
     plugins = loaded_plugins(ctx)
-    _run(plugins, make_comparison(plugins, editors=editor or (), arms=arm or ()), asked, name="compare")
+    _run(plugins, make_comparison(plugins, editors=editor or (), arms=arm or ()), options, name="compare")
 
 
 @ablate_app.command()
-@_with_options
+@with_options(_SweepOptions)
 def ablate(
     ctx: typer.Context,
     name: Annotated[
         str | None, typer.Argument(metavar="[STUDY]", help="A study of an installed package; left out, list them.")
     ] = None,
     *,
-    asked: _Asked,
+    options: _SweepOptions,
 ) -> None:
     """Vary the settings of one plugin, as the study that it brings says."""
     from editcore.sweeps import STUDY, load_study
 
     plugins = loaded_plugins(ctx)
     if name is not None:
-        _run(plugins, load_study(plugins, name), asked, name=f"ablate-{name}")
+        _run(plugins, load_study(plugins, name), options, name=f"ablate-{name}")
         return
     from editcore.cli.console import print_table
 
@@ -201,19 +166,17 @@ def ablate(
     print_table(("study", "summary"), [(spec.name, spec.summary) for spec in studies.values()])
 
 
-def _run(plugins: Plugins, file: SweepFile, asked: _Asked, *, name: str) -> None:
+def _run(plugins: Plugins, file: SweepFile, options: _SweepOptions, *, name: str) -> None:
     """Plan and run; ``name`` is that of the directory unless one is given."""
     from editcore.execution.executors import make_executor
-    from editcore.settings.hparams import parse_assignment
     from editcore.sweeps import make_plan, run_sweep
     from editcore.sweeps.run import refuse_other
 
-    directory = asked.directory or Path("runs") / name
-    settings = {**asked.executor_values, **dict(map(parse_assignment, asked.executor_assignments))}
-    executor = make_executor(plugins, asked.executor, settings)
+    directory = options.out or Path("runs") / name
+    executor = make_executor(plugins, options.executor, options.for_executor())
     refuse_other(directory)
-    plan = make_plan(replace(file, sweep=_changed(file.sweep, asked)), plugins)
-    if asked.dry_run:
+    plan = make_plan(replace(file, sweep=_changed(file.sweep, options)), plugins)
+    if options.dry_run:
         _print_plan(plan, directory)
         return
     from editcore.cli.sweep_view import SweepView
@@ -224,7 +187,7 @@ def _run(plugins: Plugins, file: SweepFile, asked: _Asked, *, name: str) -> None
                 plan,
                 directory,
                 executor=executor,
-                retry_failed=asked.retry_failed,
+                retry_failed=options.retry_failed,
                 watch=view,
                 command=["editctl", *sys.argv[1:]],
             )
@@ -237,22 +200,22 @@ def _run(plugins: Plugins, file: SweepFile, asked: _Asked, *, name: str) -> None
         raise typer.Exit(1)
 
 
-def _changed(sweep: Sweep, asked: _Asked) -> Sweep:
+def _changed(sweep: Sweep, options: _SweepOptions) -> Sweep:
     from editcore.interfaces.errors import HParamsError
     from editcore.settings.hparams import parse_assignment
 
-    base, settings, grid = dict(asked.base), dict[str, dict[str, Any]](), dict[str, list[Any]]()
-    for name, value in map(parse_assignment, asked.assignments):
+    base, settings, grid = options.base(), dict[str, dict[str, Any]](), dict[str, list[Any]]()
+    for name, value in map(parse_assignment, options.assignments or []):
         section, dot, key = name.rpartition(".")
         if dot:
             settings.setdefault(section, {})[key] = value
         else:
             base[name.replace("-", "_")] = value
-    for name, values in map(parse_assignment, asked.axes):
+    for name, values in map(parse_assignment, options.all_axes()):
         if not isinstance(values, list) or not values:
             raise HParamsError(f"--grid {name} takes a list of values, such as --grid '{name}=[1, 2]'.")
         grid[name if "." in name else name.replace("-", "_")] = values
-    return sweep.changed(base=base, settings=settings, grid=grid, seeds=asked.seeds, arms=asked.arms)
+    return sweep.changed(base=base, settings=settings, grid=grid, seeds=options.seed or [], arms=options.arm or [])
 
 
 def _print_plan(plan: Plan, directory: Path) -> None:

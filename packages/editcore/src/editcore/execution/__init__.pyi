@@ -6,4 +6,4 @@ from .executors import (
     lost as lost,
     make_executor as make_executor,
 )
-from .sharding import ModelSource as ModelSource, evaluate_run as evaluate_run, sharded_moments as sharded_moments
+from .sharding import ModelSource as ModelSource, sharded_moments as sharded_moments

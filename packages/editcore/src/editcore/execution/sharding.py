@@ -10,34 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 
-from editcore.evaluation.measures import measures_of
-from editcore.evaluation.measuring import measure
-from editcore.evaluation.summaries import Measurement
 from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import RunError
-from editcore.interfaces.metrics import Observation
 from editcore.interfaces.progress import Progress, silent
-from editcore.interfaces.protocols import Evaluator, Executor
-from editcore.interfaces.specs import EvaluatorSpec
-from editcore.interfaces.values import FactRecord
+from editcore.interfaces.protocols import Executor
 from editcore.models import LanguageModel
-from editcore.models.edited import EditedModel
 from editcore.plugins.registry import Plugins
-from editcore.runs.parts import make_evaluators
-from editcore.runs.record import RunRecord
-from editcore.runs.reopening import open_run
 from editcore.second_moments.statistics import second_moments
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["ModelSource", "evaluate_run", "sharded_moments"]
+__all__ = ["ModelSource", "sharded_moments"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -45,8 +34,6 @@ R = TypeVar("R")
 SEQUENCES = 64
 """Of a shard of second moments: a multiple of the sequences that go through the model together, so that the products
 that are summed are those of one pass."""
-RECORDS = 32
-"""Of a shard of an evaluation."""
 
 
 @documented
@@ -102,36 +89,6 @@ def sharded_moments(
     return {layer: total / sequences.numel() for layer, total in totals.items()}
 
 
-def evaluate_run(
-    directory: Path | str,
-    records: Sequence[FactRecord],
-    executor: Executor,
-    *,
-    evaluators: Sequence[str] | None = None,
-    progress: Progress = silent,
-) -> Measurement:
-    """What evaluators observe of a run's edited model on ``records``, in their order. Workers must see the run
-    directory. An evaluator that samples does so within each shard.
-
-    Args:
-        evaluators: those of the run unless given; with the settings that the run has for them.
-
-    Raises:
-        RunError: a shard failed.
-    """
-    directory = Path(directory)
-    names = tuple(RunRecord.read(directory).config.evaluators if evaluators is None else evaluators)
-    plugins = Plugins.load()
-    measures = measures_of([plugins.evaluator(name) for name in names])
-    shards = [
-        _RecordShard(run=directory.resolve(), evaluators=names, records=tuple(records[start : start + RECORDS]))
-        for start in range(0, len(records), RECORDS)
-    ]
-    parts = _in_order(executor, _Evaluation, shards, "evaluating", progress)
-    observations = {name: tuple(one for part in parts for one in part[name]) for name in names}
-    return Measurement(measures=measures, observations=observations)
-
-
 def _in_order(
     executor: Executor,
     make: Callable[[], Callable[[T], R]],
@@ -180,33 +137,3 @@ class _Moments:
         sequences = torch.from_numpy(shard.sequences)
         moments = second_moments(model, sequences, shard.layers)
         return {layer: (moment * sequences.numel()).cpu().numpy() for layer, moment in moments.items()}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _RecordShard:
-    run: Path
-    evaluators: tuple[str, ...]
-    records: tuple[FactRecord, ...]
-
-
-class _Evaluation:
-    """Observations of records, with one edited model in memory."""
-
-    def __init__(self) -> None:
-        self._plugins = Plugins.load()
-        self._models: dict[Path, tuple[EditedModel, RunRecord]] = {}
-
-    def __call__(self, shard: _RecordShard) -> Mapping[str, Sequence[Observation]]:
-        if shard.run not in self._models:
-            self._models = {}  # first: there may be no room for two
-            edited, _ = open_run(shard.run, plugins=self._plugins)
-            self._models = {shard.run: (edited, RunRecord.read(shard.run))}
-        edited, record = self._models[shard.run]
-        evaluators = make_evaluators(self._plugins, shard.evaluators, record.settings)
-        seed = record.config.seed
-        unedited: Mapping[str, Sequence[Observation]] = {}
-        comparing: list[tuple[EvaluatorSpec, Evaluator]] = [one for one in evaluators if one[0].compares]
-        if comparing:
-            with edited.unedited():
-                unedited = measure(comparing, edited.model, shard.records, seed=seed).observations
-        return measure(evaluators, edited.model, shard.records, unedited=unedited, seed=seed).observations

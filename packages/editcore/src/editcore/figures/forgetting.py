@@ -27,8 +27,8 @@ from editcore.figures.style import (
 )
 
 if TYPE_CHECKING:
-    from editcore.runs.checkpoints import Checkpoint, Watched
     from editcore.runs.forgetting import AgeBin
+    from editcore.runs.watched import Checkpoint, Watched
 
 __all__ = ["forgetting_figure", "forgetting_runs_figure"]
 

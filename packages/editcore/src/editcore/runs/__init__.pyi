@@ -1,7 +1,6 @@
 from .backends import RawBackend as RawBackend
-from .checkpoints import Checkpoint as Checkpoint, Watched as Watched, read_watched as read_watched
 from .compose import Composition as Composition, Conflict as Conflict
-from .config import RunConfig as RunConfig
+from .config import RunConfig as RunConfig, SessionConfig as SessionConfig
 from .directories import (
     json_text as json_text,
     making as making,
@@ -10,10 +9,9 @@ from .directories import (
     write_tensors as write_tensors,
     write_text as write_text,
 )
-from .job import records_of as records_of, run as run
+from .job import RunOptions as RunOptions, records_of as records_of, run as run
 from .log import BatchRecord as BatchRecord, read_batches as read_batches, write_batches as write_batches
 from .pack import EditPack as EditPack, read_pack as read_pack, write_pack as write_pack
-from .parts import default_editor as default_editor
 from .record import (
     REQUESTS_NAME as REQUESTS_NAME,
     RUN_NAME as RUN_NAME,
@@ -22,7 +20,10 @@ from .record import (
     folder_of as folder_of,
     recorded as recorded,
 )
-from .reopening import open_run as open_run, open_session as open_session, statistics_of as statistics_of
+from .reopening import open_run as open_run, open_session as open_session
+from .resolved import default_editor as default_editor
 from .results import RunResult as RunResult, RunSummary as RunSummary, Sample as Sample
 from .resume import has_begun as has_begun, is_finished as is_finished
 from .session import BatchResult as BatchResult, EditSession as EditSession
+from .statistics import statistics_of as statistics_of
+from .watched import Checkpoint as Checkpoint, Watched as Watched, read_watched as read_watched

@@ -10,19 +10,19 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict
-
 from editcore._util.files import replacing, write_text
-from editcore._util.records import FloatOrNull, read_record, record_text
+from editcore._util.records import record_text
 from editcore.evaluation.measures import Measure, retention_of
-from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import RunError
 from editcore.interfaces.metrics import HOLDS
-from editcore.runs.forgetting import Forgetting, Sighting, ages, forgetting, sample_by_age
+from editcore.runs.forgetting import Sighting, ages, forgetting, sample_by_age
+from editcore.runs.held_out import HeldOutText
+from editcore.runs.watched import FORGETTING_NAME, Checkpoint, Watched, read_watched
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,29 +30,11 @@ if TYPE_CHECKING:
     from editcore.evaluation import Measurement
     from editcore.interfaces.values import FactRecord
     from editcore.runs.session import EditSession
-    from editcore.second_moments.corpora import Corpus
 
-__all__ = [
-    "CHECKPOINTS",
-    "FORGETTING_NAME",
-    "Checkpoint",
-    "Checkpoints",
-    "HeldOutText",
-    "Watched",
-    "held_out",
-    "read_watched",
-]
+__all__ = ["CHECKPOINTS", "Checkpoints", "Schedule"]
 
 CHECKPOINTS = "checkpoints"
 TABLE_NAME = "checkpoints.parquet"
-FORGETTING_NAME = "forgetting.json"
-
-TEXT_TOKENS = 2048
-"""Tokens of the text for perplexity: as much work as some hundred prompts."""
-TEXT_WINDOW = 256
-"""Tokens of one window of it."""
-SEED_OFFSET = 1
-"""Added to the run's seed for a text that the model writes itself: it is another one than the second moments'."""
 
 _TYPES = {
     "after_batch": "int64", "num_edits": "int64", "request_id": "string", "batch": "int64", "age": "int64",
@@ -61,142 +43,18 @@ _TYPES = {
 }  # fmt: skip
 
 
-class TextInfo(BaseModel):
-    """The text for perplexity."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """When a run has checkpoints, and what is measured at each."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    source: str
-    """Where it is from and what decides it: ``self:ancestral:SEED``, or a name with a hash."""
-    tokens: int
-    window: int
-    """Tokens of one forward pass; see :func:`editcore.evaluation.perplexity`."""
-    perplexity: float
-    """Of the unedited model."""
-
-
-class HeldOutText(TextInfo):
-    """A text with its tokens, kept so that a resumed run measures the same one."""
-
-    ids: tuple[int, ...]
-
-    @classmethod
-    def measured(cls, session: EditSession, name: str | None, seed: int, *, tokens: int = TEXT_TOKENS) -> HeldOutText:
-        """The text of that name and what the model, unedited now, makes of it.
-
-        Args:
-            name: as :func:`editcore.second_moments.open_corpus` knows it; ``None`` is text of the model itself, with
-                another seed than the second moments have.
-            seed: the run's.
-            tokens: how many of the text, from its start.
-
-        Raises:
-            StatisticsError: it cannot be read or is shorter than a window.
-        """
-        from editcore.evaluation import perplexity
-
-        corpus, model = held_out(name, seed, beside=session.context.statistics.corpus), session.model
-        progress = session.context.progress
-        window = TEXT_WINDOW if model.positions is None else min(TEXT_WINDOW, model.positions)
-        rows = [tuple(row) for row in corpus.sequences(model, tokens, window, progress=progress).tolist()]
-        opening = model.opening_ids
-        ids = tuple(token for row in rows for token in row[len(opening) * (row[: len(opening)] == opening) :])
-        value = perplexity(model, ids, window=window, progress=progress)
-        return cls(source=corpus.identity(), tokens=len(ids), window=window, perplexity=value, ids=ids)
-
-    def info(self) -> TextInfo:
-        """Without the tokens."""
-        return TextInfo(**self.model_dump(exclude={"ids"}))
-
-
-def held_out(name: str | None, seed: int, *, beside: Corpus) -> Corpus:
-    """The text for the perplexity of a run with that seed.
-
-    Args:
-        name: as :func:`editcore.second_moments.open_corpus` knows it; ``None`` is text of the model itself.
-        beside: the text of the second moments; text of the model itself is another one.
-
-    Raises:
-        StatisticsError: there is no such file.
-    """
-    from editcore.second_moments.corpora import open_corpus
-
-    found = open_corpus(name or "self", seed=seed + SEED_OFFSET)
-    if name is None and found.identity() == beside.identity():
-        found = open_corpus("self", seed=seed + 2 * SEED_OFFSET)
-    return found
-
-
-@documented
-class Checkpoint(BaseModel):
-    """What was measured after a batch, by metric, as it is shown; ``None`` where one cannot be told."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    batch: int
-    """Index of the batch before it."""
-    num_edits: int
-    """Facts that were active."""
-    facts: int
-    """Facts that were measured: all of them, or a sample."""
-    values: Mapping[str, float | None]
-    """With the edits made so far."""
-    before: Mapping[str, float | None]
-    """The same of the unedited model on the same facts."""
-    interval: Mapping[str, tuple[float, float]]
-    """95 % intervals over facts, of the means that were measured."""
-    perplexity: FloatOrNull
-    """Of the text, with the edits made so far."""
-    perplexity_ratio: FloatOrNull
-    """To the unedited model."""
-    relative_change: Mapping[str, FloatOrNull]
-    """‖ΔW‖/‖W‖ (Frobenius) by address: all active changes together over the unedited weight."""
-    seconds: float
-    """Wall time of this checkpoint's measurements."""
-
-
-@documented
-class Watched(BaseModel):
-    """``forgetting.json``."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    eval_every: int
+    every: int
     """Facts between two checkpoints."""
-    eval_sample: int | None
-    """Facts measured at each; ``None`` for all."""
-    text: TextInfo
+    sample: int | None
+    """Facts measured at a checkpoint; ``None`` for all."""
+    seed: int
+    """Of the sample."""
+    text: HeldOutText
     """What the perplexity is of."""
-    metrics: tuple[Measure, ...]
-    """What is measured, in the order in which it is shown."""
-    retention: str | None
-    """Key of the metric by which a fact is retained; ``None`` if none says so, and then nothing is told of
-    forgetting."""
-    checkpoints: tuple[Checkpoint, ...]
-    """In the order in which they came."""
-    forgetting: Forgetting
-    """What the checkpoints say of it together."""
-
-    @property
-    def known(self) -> frozenset[str]:
-        """Keys of the metrics that could be told at some checkpoint."""
-        return frozenset(key for one in self.checkpoints for key, value in one.values.items() if value is not None)
-
-
-def read_watched(directory: Path | str) -> Watched:
-    """What a run, finished or not, has seen at its checkpoints.
-
-    Raises:
-        RunError: there was none yet, or the file is damaged.
-    """
-    directory = Path(directory)
-    path = directory / FORGETTING_NAME
-    if not path.exists():
-        raise RunError(
-            f"{directory} has no checkpoints ({FORGETTING_NAME} is not there). Runs have them with "
-            "'editctl run --eval-every N'."
-        )
-    return read_record(path, Watched)
 
 
 class Checkpoints:
@@ -207,18 +65,13 @@ class Checkpoints:
         session: EditSession,
         records: Sequence[FactRecord],
         before: Measurement,
-        text: HeldOutText,
-        *,
-        every: int,
-        sample: int | None,
-        seed: int,
+        schedule: Schedule,
         directory: Path,
     ) -> None:
         self._session = session
         self._records = {record.request.id: record for record in records}
         self._before = before
-        self._text = text
-        self._every, self._sample, self._seed = every, sample, seed
+        self._schedule = schedule
         self._directory = directory
         self._norms: dict[str, float] = {}
         self._found = {one.batch: one for one in self._read()}
@@ -240,10 +93,10 @@ class Checkpoints:
         handled = sum(sizes)
         if not batches or batches[-1].batch in self._found:
             return
-        if handled // self._every == (handled - sizes[-1]) // self._every:
+        if handled // self._schedule.every == (handled - sizes[-1]) // self._schedule.every:
             return
         start, batch = time.perf_counter(), batches[-1].batch
-        requests = sample_by_age(self._session.requests, self._sample, seed=f"{self._seed}:{batch}")
+        requests = sample_by_age(self._session.requests, self._schedule.sample, seed=f"{self._schedule.seed}:{batch}")
         records = [self._records[one.id] for one in requests if one.id in self._records]
         measured = self._session.evaluate(records, phase=str(len(self._session.requests)))
         frame = self._add(batch, measured, [record.request.id for record in records], start)
@@ -273,7 +126,7 @@ class Checkpoints:
     def _add(self, batch: int, measured: Measurement, asked: Sequence[str], start: float) -> pd.DataFrame:
         from editcore.evaluation import perplexity
 
-        session, text = self._session, self._text
+        session, text = self._session, self._schedule.text
         value = perplexity(session.model, text.ids, window=text.window, progress=session.context.progress)
         change = self._relative_change()
         now = measured.summary
@@ -347,13 +200,13 @@ class Checkpoints:
         frame = self._frame()
         retention = retention_of(self._session.measures, set(frame["metric"]))
         watched = Watched(
-            eval_every=self._every,
-            eval_sample=self._sample,
-            text=self._text.info(),
+            eval_every=self._schedule.every,
+            eval_sample=self._schedule.sample,
+            text=self._schedule.text.info(),
             metrics=self._session.measures,
             retention=None if retention is None else retention.key,
             checkpoints=tuple(self._found[batch] for batch in sorted(self._found)),
-            forgetting=forgetting(_sightings(frame, retention), step=self._every),
+            forgetting=forgetting(_sightings(frame, retention), step=self._schedule.every),
         )
         write_text(self._directory / FORGETTING_NAME, record_text(watched, indent=2) + "\n")
         return watched

@@ -18,7 +18,7 @@ from editcore.interfaces.values import EditRequest, FactRecord, KnownTarget
 from editcore.ledger.ledger import Ledger
 from editcore.plugins.registry import Plugins
 from editcore.runs.record import REQUESTS_NAME, RunRecord, recorded
-from editcore.runs.reopening import make_session
+from editcore.runs.session import EditSession
 
 __all__ = ["Composition", "Conflict", "compose"]
 
@@ -113,7 +113,10 @@ def compose(
         }
     )
     with locked(out):
-        session = make_session(config, out, records[0], plugins, progress)
+        composed = records[0].model_copy(update={"config": config})
+        session = EditSession.open(
+            composed.source, composed.session, directory=out, registry=plugins, progress=progress
+        )
         requests = _renamed([fact.request for fact in facts])
         known = {
             request.id: fact.known for request, fact in zip(requests, facts, strict=True) if fact.known is not None
@@ -123,8 +126,8 @@ def compose(
             fact.record.model_copy(update={"request": request}) for request, fact in zip(requests, facts, strict=True)
         ]
         write_text(out / REQUESTS_NAME, "".join(f"{record.model_dump_json()}\n" for record in joined))
-        made = RunRecord.of(session, config, records=joined, composed_of=directories, command=command)
-        made.write(out)
+        made = RunRecord.of(session, config, records=joined, command=command)
+        made.model_copy(update={"composed_of": tuple(run.resolve() for run in directories)}).write(out)
     notes = dict.fromkeys(note for result in results for note in result.proposal.notes)
     return Composition(directory=out, edits=len(requests), conflicts=tuple(conflicts), notes=tuple(notes))
 

@@ -1,4 +1,4 @@
-"""Everything that decides a run's result."""
+"""What a session and a run are asked for: the options that decide a result."""
 
 from __future__ import annotations
 
@@ -14,25 +14,30 @@ from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import HParamsError, UnknownNameError
 from editcore.interfaces.values import first_problem
 from editcore.plugins.registry import Plugins
-from editcore.runs.checkpoints import TEXT_TOKENS, TEXT_WINDOW
 from editcore.runs.fit import completed, refuse_twice
+from editcore.runs.held_out import TEXT_TOKENS, TEXT_WINDOW
 from editcore.settings.presets import model_stem
 
-__all__ = ["RunConfig"]
+__all__ = ["RunConfig", "SessionConfig"]
 
 
-@documented
-class RunConfig(BaseModel):
-    """Everything that decides a run's result, but for the versions of the code."""
-
+class _Options(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
+
+# A configuration is put together from the groups below. Its fields stand in files from the last group to the first.
+
+
+class _Method(_Options):
     editor: str
     """Name of an installed editor."""
     plugins: tuple[str, ...] = ()
-    """Extensions, in the order asked for. The name of a backend selects that backend."""
-    backend: str = "raw"
-    """How changes of weights are put into the model."""
+    """Extensions, in the order asked for. Those that the editor needs come by themselves."""
+    backend: str | None = None
+    """How changes of weights are put into the model; left out, as the editor needs it, or ``raw``."""
+
+
+class _Facts(_Options):
     model: str = "smollm2-135m"
     """A catalogue name, a folder or a hub id."""
     dataset: str = "worldfacts"
@@ -44,8 +49,11 @@ class RunConfig(BaseModel):
     """Whether records that cannot be edited are an error; otherwise they are left out and told."""
     batch_size: Annotated[int, Field(ge=1)] = 10
     """Facts solved together."""
+
+
+class _Conditions(_Options):
     seed: Annotated[int, Field(ge=0)] = 0
-    """Seed of everything random."""
+    """Seed of everything random but the text of the second moments."""
     device: str = "cpu"
     """Where the model runs, as torch names it."""
     dtype: str = "float32"
@@ -57,11 +65,14 @@ class RunConfig(BaseModel):
     corpus_tokens: Annotated[int, Field(ge=1)] | None = None
     """Tokens counted; left out, ten times the width of the projection's input."""
     corpus_seed: Annotated[int, Field(ge=0)] = 0
-    """Seed of a sampled text: runs with other seeds have the same text, and the same second moments."""
+    """Seed of a sampled text. Other seeds of the edits have the same text, and the same second moments."""
     chat_template: bool = False
     """Whether the model's chat template stands around every prompt, of edits and of measurements."""
     evaluators: Annotated[tuple[str, ...], Field(min_length=1)] = DEFAULT_EVALUATORS
-    """What measures the model: before, at checkpoints and at the end."""
+    """What measures the model."""
+
+
+class _Checkpoints(_Options):
     eval_every: Annotated[int, Field(ge=1)] | None = None
     """Facts between two checkpoints, at which the edits made so far are measured again; left out, only the end is."""
     eval_sample: Annotated[int, Field(ge=1)] | None = None
@@ -71,8 +82,47 @@ class RunConfig(BaseModel):
     with another seed than the second moments have."""
     eval_text_tokens: Annotated[int, Field(ge=TEXT_WINDOW)] = TEXT_TOKENS
     """Tokens of it, from its start."""
+
+
+class _Settings(_Options):
     settings: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)
-    """Hyperparameters by the name of the editor, backend, extension, evaluator or data set."""
+    """Hyperparameters, by the name of what they belong to: ``{"emmet": {"layers": [3]}}``."""
+
+
+@documented
+class SessionConfig(_Settings, _Conditions, _Method):
+    """What an :class:`EditSession` edits with, and how its model is loaded.
+
+    >>> SessionConfig(editor="emmet", plugins=["replay"], settings={"emmet": {"layers": [3]}}).plugins
+    ('replay',)
+    """
+
+    @classmethod
+    def create(cls, values: Mapping[str, Any]) -> SessionConfig:
+        """A checked configuration.
+
+        Raises:
+            HParamsError: a value is missing or out of range.
+        """
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise HParamsError(f"The session's configuration is wrong. {first_problem(error)}.") from error
+
+
+@documented
+class RunConfig(_Settings, _Checkpoints, _Conditions, _Facts, _Method):
+    """Everything that decides a run's result, but for the versions of the code."""
+
+    backend: str = "raw"
+    """How changes of weights are put into the model."""
+
+    @property
+    def session(self) -> SessionConfig:
+        """What its session is opened with."""
+        values = {name: getattr(self, name) for name in SessionConfig.model_fields}
+        values["settings"] = {name: own for name, own in self.settings.items() if name in self.part_names}
+        return SessionConfig(**values)
 
     @property
     def part_names(self) -> frozenset[str]:
@@ -107,8 +157,8 @@ class RunConfig(BaseModel):
                 "a run has one backend."
             )
         extensions = tuple(name for name in asked if name not in plugins.backends())
-        if isinstance(one := values.get("evaluators"), str):
-            values["evaluators"] = (one,)
+        if isinstance(evaluator := values.get("evaluators"), str):
+            values["evaluators"] = (evaluator,)
         values["plugins"], values["backend"] = extensions, chosen[0] if chosen else "raw"
         if isinstance(editor := values.get("editor"), str):
             needed = completed(plugins, editor, extensions, chosen[0] if chosen else None)

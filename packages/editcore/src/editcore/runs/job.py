@@ -7,7 +7,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from editcore._util.words import counted
 from editcore.datasets import check_records, content_hash, short_name
 from editcore.datasets.load import load
 from editcore.evaluation import Measurement
+from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import EditcoreError, HParamsError, RunError
 from editcore.interfaces.metrics import REWRITE
 from editcore.interfaces.progress import Progress, silent
@@ -27,15 +28,17 @@ from editcore.interfaces.values import EditRequest, FactRecord
 from editcore.ledger.ledger import DELTAS_NAME
 from editcore.plugins.registry import Plugins
 from editcore.plugins.versions import code_versions
-from editcore.runs.checkpoints import CHECKPOINTS, Checkpoints, HeldOutText, Watched, held_out
+from editcore.runs.checkpoints import CHECKPOINTS, Checkpoints, Schedule
 from editcore.runs.config import RunConfig
 from editcore.runs.fit import check_savable, check_subjects, refuses_subjects
+from editcore.runs.held_out import HeldOutText, held_out
 from editcore.runs.log import BatchLog, BatchRecord, Before
-from editcore.runs.parts import resolve_dataset
 from editcore.runs.record import REQUESTS_NAME, RunRecord, recorded
+from editcore.runs.resolved import resolve_dataset
 from editcore.runs.results import FIGURES_NAME, RunResult, Sample, Tally, write_observations, write_summary
 from editcore.runs.resume import has_begun, refuse_finished, refuse_unlike, refuse_used
 from editcore.runs.stopwatch import Stages
+from editcore.runs.watched import Watched
 from editcore.second_moments.corpora import open_corpus
 from editcore.settings.hparams import HParams
 
@@ -43,7 +46,7 @@ if TYPE_CHECKING:
     from editcore.models import LanguageModel
     from editcore.runs.session import EditSession
 
-__all__ = ["default_directory", "records_of", "run"]
+__all__ = ["RunOptions", "default_directory", "records_of", "run"]
 
 _log = logging.getLogger(__name__)
 
@@ -53,45 +56,49 @@ _LONGEST_STEM = 64
 """Characters of a data set's name in the name of a directory; its argument may be long."""
 
 
-def run(
-    config: RunConfig,
-    directory: Path | str,
-    *,
-    plugins: Plugins | None = None,
-    progress: Progress = silent,
-    command: Sequence[str] = (),
-    save: Path | str | None = None,
-    save_dtype: str | None = None,
-    resume: bool = False,
-    model: LanguageModel | None = None,
-    shared: Path | str | None = None,
-    records_hash: str | None = None,
-    draw: Callable[[RunResult], None] | None = None,
-) -> RunResult:
-    """Edit, measure and write the run directory; with ``save``, the edited model as a normal folder too.
+@documented
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """How a run is made. Nothing here changes its result."""
+
+    plugins: Plugins | None = None
+    """The installed plugins, if they are loaded already."""
+    progress: Progress = silent
+    """Shows how far it is."""
+    command: Sequence[str] = ()
+    """The command line, for the record."""
+    resume: bool = False
+    """Whether to go on with the run in the directory, if one was begun there; the configuration must be that run's."""
+    save: Path | str | None = None
+    """Where the edited model is written as a normal folder, too."""
+    save_dtype: str | None = None
+    """Of the weights in that folder; see :meth:`EditSession.save`."""
+    draw: Callable[[RunResult], None] | None = None
+    """Draws the results, such as :func:`editcore.figures.draw_run`. Called before the summary is written, so that a
+    finished run has its pictures."""
+    model: LanguageModel | None = None
+    """The model of the configuration, unedited, if it is in memory. It is unedited again when the run ends; after an
+    exception it may not be."""
+    shared: Path | str | None = None
+    """A folder where runs keep what they measure of an unedited model, for one another."""
+    records_hash: str | None = None
+    """What the records must have as their :func:`editcore.datasets.content_hash`."""
+
+
+def run(config: RunConfig, directory: Path | str, options: RunOptions | None = None) -> RunResult:
+    """Edit, measure and write the run directory.
 
     What can be wrong with names, settings, data and the directory is found before anything is written. Whatever ends
     the process, a run that has its ``run.json`` can be resumed: weights, ledger and results are then, to the bit, those
     of a run that nothing had ended.
 
-    Args:
-        save_dtype: as in :meth:`EditSession.save`.
-        resume: go on with the run in ``directory``, if one was begun there; ``config`` must be that run's.
-        model: the model of ``config``, unedited, if it is in memory. It is unedited again when this returns; after an
-            exception it may not be.
-        shared: a folder where runs keep what they measure of an unedited model, for one another.
-        records_hash: what the records must have as their :func:`editcore.datasets.content_hash`.
-        draw: draws the results, such as :func:`editcore.figures.draw_run`. Called before the summary is written, so
-            that a finished run has its pictures.
-
     Raises:
         EditcoreError: the input is wrong, or a batch could not be solved; batches before it stay in the directory.
     """
     directory = Path(directory)
-    save = None if save is None else Path(save)
-    shared = None if shared is None else Path(shared)
-    plugins = plugins or Plugins.load()
-    begun = resume and has_begun(directory)
+    options = options or RunOptions()
+    plugins = options.plugins or Plugins.load()
+    begun = options.resume and has_begun(directory)
     if not begun:
         refuse_used(directory)
     with locked(directory):
@@ -101,28 +108,15 @@ def run(
             refuse_finished(directory)
         for folder in (directory, directory / DELTAS_NAME, directory / FIGURES_NAME, directory / CHECKPOINTS):
             remove_leftovers(folder)
-        return _run(
-            config, directory, record, plugins, progress, command, save, save_dtype, model, shared, records_hash, draw
-        )
+        return _run(config, directory, record, plugins, options)
 
 
 def _run(
-    config: RunConfig,
-    directory: Path,
-    record: RunRecord | None,
-    plugins: Plugins,
-    progress: Progress,
-    command: Sequence[str],
-    save: Path | None,
-    save_dtype: str | None,
-    model: LanguageModel | None,
-    shared: Path | None,
-    records_hash: str | None,
-    draw: Callable[[RunResult], None] | None,
+    config: RunConfig, directory: Path, record: RunRecord | None, plugins: Plugins, options: RunOptions
 ) -> RunResult:
     # Here: what a run edits can be asked without torch.
     from editcore.models.tokens import refuse_too_long
-    from editcore.runs.reopening import make_session
+    from editcore.runs.session import EditSession
 
     clock = Stages()
     if record is None and config.eval_text is not None:
@@ -133,14 +127,21 @@ def _run(
         records, notes = _records(config, plugins)
     else:
         records, notes = recorded(directory), list(record.notes)
-    if records_hash is not None:
-        _refuse_other_records(records, records_hash, config)
+    if options.records_hash is not None:
+        _refuse_other_records(records, options.records_hash, config)
     check_subjects([one.request for one in records], plugins.editor(config.editor))
-    if save is not None:
-        refuse_existing(save)
+    if options.save is not None:
+        refuse_existing(Path(options.save))
         check_savable(plugins, config.editor, config.backend)
     with clock.stage("model"):
-        session = make_session(config, directory, record, plugins, progress, records=records, model=model)
+        session = EditSession.open(
+            options.model or (config.model if record is None else record.source),
+            config.session if record is None else record.session,
+            records=records,
+            directory=directory,
+            registry=plugins,
+            progress=options.progress,
+        )
     refuse_too_long(session.model, [one.request for one in records])
     with clock.stage("before"):
         before = Before.read(directory, session.measures) if record is not None else None
@@ -148,15 +149,20 @@ def _run(
             _check_about(before.measured, records, directory)
             session.remember_unedited(before.measured, records)
         else:
-            before = _before(session, records, config, shared)
+            before = _before(session, records, config, options.shared)
     if record is None:
-        _write_begun(directory, config, session, command, records, data_settings, notes, before)
+        before.write(directory)
+        write_text(directory / REQUESTS_NAME, "".join(f"{fact.model_dump_json()}\n" for fact in records))
+        begun = RunRecord.of(
+            session, config, records=records, data_settings=data_settings, command=options.command, notes=notes
+        )
+        begun.write(directory)  # last: with it the run can be resumed
     else:
         record.compare(session)
         _compare_records(record, records, plugins)
     log = BatchLog(directory, session.ledger)
     checkpoints = _checkpoints(session, records, before, config, directory)
-    _edit(session, [one.request for one in records], config.batch_size, log, progress, checkpoints)
+    _edit(session, [one.request for one in records], config.batch_size, log, options.progress, checkpoints)
     for line in log.lines:
         clock.add_batch(line.seconds, line.stages)
     if checkpoints is not None:
@@ -202,12 +208,12 @@ def _run(
         watched=watched,
     )
     write_observations(directory, before.measured, after, records)
-    if draw is not None:
-        draw(result)
+    if options.draw is not None:
+        options.draw(result)
     write_summary(result)
-    if save is not None:
-        session.save(save, dtype=save_dtype)
-    if model is not None:
+    if options.save is not None:
+        session.save(options.save, dtype=options.save_dtype)
+    if options.model is not None:
         session.close()
     return result
 
@@ -234,7 +240,7 @@ def _before(
     session: EditSession,
     records: Sequence[FactRecord],
     config: RunConfig,
-    shared: Path | None,
+    shared: Path | str | None,
 ) -> Before:
     def measure() -> Before:
         return session.without_edits(lambda: _measure_base(session, records, config))
@@ -256,7 +262,7 @@ def _before(
         },
         "code": code_versions(session.plugins, config.evaluators),
     }
-    before, foreign = Before.shared(shared, identity, session.measures, measure)
+    before, foreign = Before.shared(Path(shared), identity, session.measures, measure)
     if foreign:
         session.remember_unedited(before.measured, records)
         session.tell_measured(before.measured, records, phase="before")
@@ -264,12 +270,15 @@ def _before(
 
 
 def _measure_base(session: EditSession, records: Sequence[FactRecord], config: RunConfig) -> Before:
-    # The text first: one that is too short should cost no measurement.
-    text = (
-        None
-        if config.eval_every is None
-        else HeldOutText.measured(session, config.eval_text, config.seed, tokens=config.eval_text_tokens)
-    )
+    text: HeldOutText | None = None
+    if config.eval_every is not None:  # first: a text that is too short should cost no measurement
+        statistics = session.context.statistics
+        text = HeldOutText.measured(
+            session.model,
+            held_out(config.eval_text, config.seed, beside=statistics.corpus),
+            tokens=config.eval_text_tokens,
+            progress=session.context.progress,
+        )
     measured = session.evaluate_unedited(records)
     said = _said(measured, _shown(measured, records), session.generate_unedited)
     return Before(measured=measured, said=tuple(said), text=text)
@@ -321,16 +330,8 @@ def _checkpoints(
 ) -> Checkpoints | None:
     if config.eval_every is None or before.text is None:
         return None
-    return Checkpoints(
-        session,
-        records,
-        before.measured,
-        before.text,
-        every=config.eval_every,
-        sample=config.eval_sample,
-        seed=config.seed,
-        directory=directory,
-    )
+    schedule = Schedule(every=config.eval_every, sample=config.eval_sample, seed=config.seed, text=before.text)
+    return Checkpoints(session, records, before.measured, schedule, directory)
 
 
 def _seconds_per_edit(log: Sequence[BatchRecord]) -> float:
@@ -427,23 +428,6 @@ def _edit(
             for result in session.edit(waiting[start : start + size]):
                 log.add(session.ledger.batch(result.batch.index), result.seconds, result.proposal.seconds)
                 advance(result.batch.num_new + len(result.rejected))
-
-
-def _write_begun(
-    directory: Path,
-    config: RunConfig,
-    session: EditSession,
-    command: Sequence[str],
-    records: Sequence[FactRecord],
-    data_settings: Mapping[str, HParams],
-    notes: Sequence[str],
-    before: Before,
-) -> None:
-    """What a run needs to be resumed; with ``run.json``, which comes last, it is begun."""
-    before.write(directory)
-    write_text(directory / REQUESTS_NAME, "".join(record.model_dump_json() + "\n" for record in records))
-    record = RunRecord.of(session, config, records=records, data_settings=data_settings, command=command, notes=notes)
-    record.write(directory)
 
 
 def default_directory(config: RunConfig) -> Path:

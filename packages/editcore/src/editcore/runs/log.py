@@ -20,7 +20,7 @@ from editcore.interfaces.errors import RunError, StorageError
 from editcore.interfaces.history import LedgerEntry
 from editcore.interfaces.values import RejectedRequest, first_problem
 from editcore.ledger.ledger import Ledger
-from editcore.runs.checkpoints import HeldOutText
+from editcore.runs.held_out import HeldOutText
 
 __all__ = ["BatchLog", "BatchRecord", "Before", "RejectionLine", "read_batches", "write_batches"]
 

@@ -25,7 +25,7 @@ from editcore.models.catalogue import CATALOGUE
 from editcore.models.prompt_form import PromptForm
 from editcore.models.sources import HubModel
 from editcore.plugins.registry import Plugins
-from editcore.runs.config import RunConfig
+from editcore.runs.config import RunConfig, SessionConfig
 
 if TYPE_CHECKING:
     from editcore.ledger.ledger import Ledger
@@ -190,14 +190,12 @@ class RunRecord(Record):
         data_settings: Mapping[str, HParams] | None = None,
         command: Sequence[str] = (),
         notes: Sequence[str] = (),
-        composed_of: Sequence[Path | str] = (),
     ) -> RunRecord:
         """The record of a run that begins now.
 
         Args:
             records: what the run edits.
             data_settings: hyperparameters of the data set, by its name.
-            composed_of: the run directories that its facts are from, where it was made of other runs.
         """
         settings = {**session.settings, **(data_settings or {})}
         statistics = session.context.statistics
@@ -213,7 +211,7 @@ class RunRecord(Record):
             platform=platform.platform(),
             seed=config.seed,
             notes=tuple(notes),
-            composed_of=tuple(Path(run).resolve() for run in composed_of),
+            composed_of=(),
             command=shlex.join(command) if command else None,
             started=datetime.now(UTC).isoformat(timespec="seconds"),
         )
@@ -259,6 +257,13 @@ class RunRecord(Record):
         if folder is not None and Path(folder).is_dir():
             return folder
         return hub.id if folder is not None and hub is not None else self.config.model
+
+    @property
+    def session(self) -> SessionConfig:
+        """What its session is opened with: all settings as they were resolved when the run began, whatever presets say
+        now."""
+        settings = {name: own for name, own in self.settings.items() if name in self.config.part_names}
+        return self.config.session.model_copy(update={"preset": None, "settings": settings})
 
     @property
     def data(self) -> str:

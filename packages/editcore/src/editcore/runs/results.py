@@ -18,14 +18,13 @@ from editcore.evaluation.summaries import Average
 from editcore.interfaces.documented import documented
 from editcore.interfaces.metrics import HOLDS
 from editcore.interfaces.values import RejectedRequest
-from editcore.runs.checkpoints import Checkpoint
 from editcore.runs.forgetting import Forgetting
 from editcore.runs.log import Before, RejectionLine
+from editcore.runs.watched import Checkpoint, Watched
 
 if TYPE_CHECKING:
     from editcore.evaluation import Measurement, Summary
     from editcore.interfaces.values import FactRecord
-    from editcore.runs.checkpoints import Watched
 
 __all__ = [
     "FIGURES_NAME",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from editcore._util.files import json_text, uninterrupted
-from editcore.evaluation.measures import DEFAULT_EVALUATORS, Measure, measures_of
+from editcore.evaluation.measures import Measure, measures_of
 from editcore.evaluation.measuring import measure
 from editcore.evaluation.summaries import Measurement
 from editcore.interfaces.changes import Written
@@ -53,6 +53,7 @@ from editcore.ledger.lines import HeaderLine
 from editcore.ledger.undo import change
 from editcore.models import LanguageModel
 from editcore.models.edited import EditedModel
+from editcore.models.sources import look_at
 from editcore.models.tokens import refuse_too_long
 from editcore.plugins.registry import Lifecycle, Plugins, boundary, lifecycle
 from editcore.runs.backends import open_backend, rebuild
@@ -69,12 +70,14 @@ from editcore.runs.batches import (
     scaled,
     with_additions,
 )
-from editcore.runs.fit import check_subjects, completed
+from editcore.runs.config import SessionConfig
+from editcore.runs.fit import check_subjects
 from editcore.runs.parts import Parts, make_parts
+from editcore.runs.resolved import resolve_session
 from editcore.runs.rounding import Asked
 from editcore.runs.saying import not_said, with_what_is_said
+from editcore.runs.statistics import statistics_of
 from editcore.second_moments.corpora import open_corpus
-from editcore.second_moments.statistics import StatisticsStore
 
 __all__ = ["BatchResult", "EditSession"]
 
@@ -116,7 +119,8 @@ class EditSession:
     Open one with :meth:`open`. The session owns the model it is given: its weights are the base weights plus the active
     batches, until the session is closed.
 
-    >>> session = EditSession.open("smollm2-135m", editor="emmet", plugins=["replay"])  # doctest: +SKIP
+    >>> config = SessionConfig(editor="emmet", plugins=["replay"])
+    >>> session = EditSession.open("smollm2-135m", config)  # doctest: +SKIP
     >>> session.edit([EditRequest(subject="Rome", prompt="{} is in", target_new="France")])  # doctest: +SKIP
     """
 
@@ -136,8 +140,9 @@ class EditSession:
         self.ledger = ledger
         self.plugins = plugins
         self.context = context
-        self.settings = parts.settings
-        self._editor, self._editor_spec, self._backend = parts.editor, parts.editor_spec, parts.backend
+        self.settings = parts.resolved.settings
+        """Resolved hyperparameters, by the name of editor, backend, extension and evaluator."""
+        self._editor, self._editor_spec, self._backend = parts.editor, parts.resolved.editor, parts.backend
         self._evaluators = parts.evaluators
         self._unedited: dict[str, dict[str, Sequence[Observation]]] = {spec.name: {} for spec, _ in parts.evaluators}
         """By evaluator and request id, what was observed of the unedited model."""
@@ -163,21 +168,9 @@ class EditSession:
     def open(
         cls,
         model: LanguageModel | str | Path,
+        config: SessionConfig,
         *,
-        editor: str,
-        plugins: Sequence[str] = (),
-        backend: str | None = None,
-        preset: str | None = None,
-        settings: Mapping[str, Mapping[str, Any]] | None = None,
         records: Sequence[FactRecord] = (),
-        corpus: str = "self",
-        corpus_tokens: int | None = None,
-        corpus_seed: int = 0,
-        seed: int = 0,
-        device: str = "cpu",
-        dtype: str = "float32",
-        chat_template: bool = False,
-        evaluators: Sequence[str] = DEFAULT_EVALUATORS,
         directory: Path | str | None = None,
         registry: Plugins | None = None,
         progress: Progress = silent,
@@ -185,57 +178,46 @@ class EditSession:
         """Open a session.
 
         Args:
-            model: a :class:`LanguageModel`, a catalogue name, a folder or a hub id.
-            editor: name of an installed editor.
-            plugins: names of extensions, in the order in which they were asked for; those that the editor needs come
-                by themselves.
-            backend: name of a backend; left out, the one that the editor needs, or ``raw``.
-            preset: a preset of the editor; left out, the one named like the model is used where there is one.
-            settings: hyperparameters by the name of the editor, backend, extension or evaluator:
-                ``{"emmet": {"layers": [3]}}``.
+            model: a :class:`LanguageModel`, a catalogue name, a folder or a hub id. A model that is loaded already
+                keeps its device and its type.
+            config: the editor, its companions, and all settings.
             records: what an editor may know of the facts beside their requests.
-            corpus: text behind the second moments; see :func:`editcore.second_moments.corpora.open_corpus`.
-            corpus_seed: of a text that is sampled. Sessions with other seeds share it, and its second moments.
-            seed: of everything else that is random.
-            chat_template: put the model's chat template around every prompt, of edits and of measurements.
-            evaluators: what :meth:`evaluate` measures by.
             directory: where the ledger is kept; left out, it is kept in memory. Batches that are there are applied.
+            registry: the installed plugins, if they are loaded already.
 
         Raises:
             EditcoreError: a name is unknown, a setting is wrong, the model cannot be loaded.
         """
-        directory = None if directory is None else Path(directory)
         model = str(model) if isinstance(model, Path) else model
         registry = registry or Plugins.load()
-        plugins, backend = completed(registry, editor, plugins, backend)
-        parts = make_parts(
-            registry, model, editor, plugins, backend, evaluators, preset, settings or {}, seed, progress
-        )
-        open_corpus(corpus, seed=corpus_seed)  # found now rather than after the model was loaded
+        if isinstance(model, str):
+            look_at(model)
+        resolved = resolve_session(registry, model if isinstance(model, str) else model.name, config)
+        parts = make_parts(resolved, registry, seed=config.seed, progress=progress)
+        open_corpus(config.corpus, seed=config.corpus_seed)  # found now rather than after the model was loaded
         if isinstance(model, str):
             model = LanguageModel.load(
                 model,
-                device=device,
-                dtype=dtype,
-                chat_template=chat_template,
+                device=config.device,
+                dtype=config.dtype,
+                chat_template=config.chat_template,
                 families=registry.family_paths(),
                 progress=progress,
             )
-        elif chat_template:
+        elif config.chat_template:
             model.use_chat_template()
-        store = StatisticsStore(model, corpus=corpus, tokens=corpus_tokens, seed=corpus_seed, progress=progress)
-        header = HeaderLine(model=model.name, fingerprint=model.base_fingerprint, editor=editor)
-        edited = EditedModel(model, parts.backend, spec=parts.backend_spec, plugins=registry)
+        header = HeaderLine(model=model.name, fingerprint=model.base_fingerprint, editor=config.editor)
+        edited = EditedModel(model, parts.backend, spec=resolved.backend, plugins=registry)
         return cls(
             edited,
             parts,
-            ledger=Ledger.open(directory, header) if directory is not None else Ledger(header=header),
+            ledger=Ledger(header=header) if directory is None else Ledger.open(Path(directory), header),
             context=EditContext(
-                statistics=store,
+                statistics=statistics_of(config, model, progress=progress),
                 trial=edited.trial_of,
                 plugins=registry,
                 records={record.request.id: record for record in records},
-                seed=seed,
+                seed=config.seed,
                 progress=progress,
             ),
             lifecycle=lifecycle(parts.extensions),

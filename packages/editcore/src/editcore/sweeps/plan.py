@@ -25,7 +25,7 @@ from editcore.plugins.versions import code_versions
 from editcore.runs.config import RunConfig
 from editcore.runs.fit import MissingSettingError, UnfitError, check_subjects
 from editcore.runs.job import records_of
-from editcore.runs.parts import resolve_settings
+from editcore.runs.resolved import resolve_session
 from editcore.settings.toml import run_values
 from editcore.sweeps.file import Arm, Sweep, SweepFile, overlaid
 from editcore.sweeps.records import PlanRecord, PointRecord, TrialRecord
@@ -256,12 +256,13 @@ class _Planner:
         try:
             config = RunConfig.create(options, self._plugins)
             self._look_at(config.model)
-            settings = resolve_settings(
-                self._plugins, config.model, editor=config.editor, plugins=config.plugins, backend=config.backend,
-                evaluators=config.evaluators, preset=config.preset, settings=config.settings,
+            settings = resolve_session(
+                self._plugins,
+                config.model,
+                config,
                 dataset=config.dataset,
                 note=lambda text: self._notes.setdefault(text),
-            )  # fmt: skip
+            ).settings
             paths = self._paths(config)
             requests, records = self._records(config)
             editor = self._plugins.editor(config.editor)

@@ -16,7 +16,7 @@ from editcore.models import LanguageModel
 from editcore.plugins.registry import Plugins
 from editcore.plugins.versions import code_versions
 from editcore.runs.config import RunConfig
-from editcore.runs.job import run
+from editcore.runs.job import RunOptions, run
 from editcore.runs.resume import is_finished
 
 __all__ = ["LOG_NAME", "Task", "TrialRunner"]
@@ -82,13 +82,15 @@ class TrialRunner:
                 run(
                     task.config,
                     directory,
-                    plugins=self._plugins,
-                    command=task.command,
-                    resume=True,
-                    model=model,
-                    shared=home / "shared",
-                    records_hash=task.records,
-                    draw=draw_run,
+                    RunOptions(
+                        plugins=self._plugins,
+                        command=task.command,
+                        resume=True,
+                        model=model,
+                        shared=home / "shared",
+                        records_hash=task.records,
+                        draw=draw_run,
+                    ),
                 )
             except BaseException:
                 self._model = None  # nobody knows what is in it

@@ -22,6 +22,7 @@ from editcore.models.edited import EditedModel
 from editcore.models.weights import split_address
 from editcore.plugins.registry import Plugins, resolve
 from editcore.runs.backends import RawBackend
+from editcore.runs.config import SessionConfig
 from editcore.runs.session import EditSession
 from editcore.second_moments.statistics import StatisticsStore
 from editcore.settings.hparams import build
@@ -99,14 +100,10 @@ class EditorContract(Contract):
         self, registry: Plugins, editor_name: str, hparams: dict[str, object], corpus: str, make_model: MakeModel
     ) -> Callable[[], EditSession]:
         """Opens a session of the editor on a new model."""
-        return lambda: EditSession.open(
-            make_model(),
-            editor=editor_name,
-            settings={editor_name: hparams},
-            corpus=corpus,
-            corpus_tokens=CORPUS_TOKENS,
-            registry=registry,
+        config = SessionConfig(
+            editor=editor_name, settings={editor_name: hparams}, corpus=corpus, corpus_tokens=CORPUS_TOKENS
         )
+        return lambda: EditSession.open(make_model(), config, registry=registry)
 
     def test_is_announced(self, registry: Plugins, editor_name: str) -> None:
         """The name is registered, its class and its hyperparameters can be imported."""

@@ -20,6 +20,7 @@ from editcore.interfaces.protocols import ExtensionContext, ReportsStatistics
 from editcore.interfaces.specs import ExtensionSpec
 from editcore.interfaces.values import EditRequest, FactRecord, Verdict
 from editcore.plugins.registry import Lifecycle, Plugins, lifecycle, resolve
+from editcore.runs.config import SessionConfig
 from editcore.runs.parts import make_target
 from editcore.runs.session import BatchResult, EditSession
 from editcore.settings.hparams import build
@@ -83,35 +84,41 @@ class ExtensionContract(Contract):
         return registry.extension(extension_name)
 
     @pytest.fixture
-    def open_session(
+    def session_config(
         self,
-        registry: Plugins,
         spec: ExtensionSpec,
         hparams: dict[str, object],
         editor_name: str,
         editor_hparams: dict[str, object],
+        corpus: str,
+    ) -> SessionConfig:
+        """What the sessions are opened with."""
+        own = {spec.name: hparams} if spec.hparams is not None else {}
+        return SessionConfig(
+            editor=editor_name,
+            plugins=(spec.name,),
+            settings={**own, editor_name: editor_hparams},
+            corpus=corpus,
+            corpus_tokens=CORPUS_TOKENS,
+            evaluators=("counterfact",),
+        )
+
+    @pytest.fixture
+    def open_session(
+        self,
+        registry: Plugins,
+        session_config: SessionConfig,
         make_model: MakeModel,
         records: Sequence[FactRecord],
-        corpus: str,
         tmp_path: Path,
     ) -> Open:
         """Opens a session with the extension on a new model, in a folder of that name: a new one, or as it is there."""
-        own = {spec.name: hparams} if spec.hparams is not None else {}
 
         def make(folder: str) -> EditSession:
             directory = tmp_path / folder
             directory.mkdir(exist_ok=True)
             return EditSession.open(
-                make_model(),
-                editor=editor_name,
-                plugins=[spec.name],
-                settings={**own, editor_name: editor_hparams},
-                records=records,
-                corpus=corpus,
-                corpus_tokens=CORPUS_TOKENS,
-                evaluators=["counterfact"],
-                directory=directory,
-                registry=registry,
+                make_model(), session_config, records=records, directory=directory, registry=registry
             )
 
         return make

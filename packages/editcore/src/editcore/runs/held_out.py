@@ -1,0 +1,86 @@
+"""The text for perplexity at checkpoints: no edit is about it. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict
+
+from editcore.interfaces.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from editcore.models import LanguageModel
+    from editcore.second_moments.corpora import Corpus
+
+__all__ = ["TEXT_TOKENS", "TEXT_WINDOW", "HeldOutText", "TextInfo", "held_out"]
+
+TEXT_TOKENS = 2048
+"""Tokens of the text: as much work as some hundred prompts."""
+TEXT_WINDOW = 256
+"""Tokens of one window of it."""
+SEED_OFFSET = 1
+"""Added to the run's seed for a text that the model writes itself: it is another one than the second moments'."""
+
+
+class TextInfo(BaseModel):
+    """The text for perplexity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    source: str
+    """Where it is from and what decides it: ``self:ancestral:SEED``, or a name with a hash."""
+    tokens: int
+    window: int
+    """Tokens of one forward pass; see :func:`editcore.evaluation.perplexity`."""
+    perplexity: float
+    """Of the unedited model."""
+
+
+class HeldOutText(TextInfo):
+    """A text with its tokens, kept so that a resumed run measures the same one."""
+
+    ids: tuple[int, ...]
+
+    @classmethod
+    def measured(
+        cls, model: LanguageModel, corpus: Corpus, *, tokens: int = TEXT_TOKENS, progress: Progress = silent
+    ) -> HeldOutText:
+        """A text and what a model, unedited now, makes of it.
+
+        Args:
+            corpus: the text, as :func:`held_out` finds it.
+            tokens: how many of the text, from its start.
+
+        Raises:
+            StatisticsError: it cannot be read or is shorter than a window.
+        """
+        from editcore.evaluation import perplexity
+
+        window = TEXT_WINDOW if model.positions is None else min(TEXT_WINDOW, model.positions)
+        rows = [tuple(row) for row in corpus.sequences(model, tokens, window, progress=progress).tolist()]
+        opening = model.opening_ids
+        ids = tuple(token for row in rows for token in row[len(opening) * (row[: len(opening)] == opening) :])
+        value = perplexity(model, ids, window=window, progress=progress)
+        return cls(source=corpus.identity(), tokens=len(ids), window=window, perplexity=value, ids=ids)
+
+    def info(self) -> TextInfo:
+        """Without the tokens."""
+        return TextInfo(**self.model_dump(exclude={"ids"}))
+
+
+def held_out(name: str | None, seed: int, *, beside: Corpus) -> Corpus:
+    """The text for the perplexity of a run with that seed.
+
+    Args:
+        name: as :func:`editcore.second_moments.open_corpus` knows it; ``None`` is text of the model itself.
+        beside: the text of the second moments; text of the model itself is another one.
+
+    Raises:
+        StatisticsError: there is no such file.
+    """
+    from editcore.second_moments.corpora import open_corpus
+
+    found = open_corpus(name or "self", seed=seed + SEED_OFFSET)
+    if name is None and found.identity() == beside.identity():
+        found = open_corpus("self", seed=seed + 2 * SEED_OFFSET)
+    return found

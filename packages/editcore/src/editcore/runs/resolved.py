@@ -1,0 +1,194 @@
+"""What a session is asked for, found among the plugins and checked: nothing is made, and no model is loaded."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from editcore.datasets import dataset_name, dataset_settings
+from editcore.interfaces.errors import HParamsError, UnknownNameError
+from editcore.interfaces.specs import BackendSpec, EditorSpec, EvaluatorSpec, ExtensionSpec, Spec
+from editcore.models.sources import look_at
+from editcore.plugins.registry import Plugins, resolve
+from editcore.runs.config import RunConfig, SessionConfig
+from editcore.runs.fit import MissingSettingError, check_fit, completed, refuse_twice
+from editcore.settings.hparams import HParams, Setting, build, describe
+from editcore.settings.presets import get_preset, preset_for, presets_of
+
+__all__ = ["Resolved", "default_editor", "hparams_of", "resolve_dataset", "resolve_session"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolved:
+    """The announcements of a session's parts, with all hyperparameters."""
+
+    editor: EditorSpec
+    backend: BackendSpec
+    extensions: tuple[ExtensionSpec, ...]
+    """In the order asked for, those that the editor needs behind them."""
+    evaluators: tuple[EvaluatorSpec, ...]
+    settings: Mapping[str, HParams]
+    """By the name of editor, backend, extension, evaluator and data set, of those that have any."""
+
+
+def resolve_session(
+    registry: Plugins,
+    model_name: str,
+    config: SessionConfig | RunConfig,
+    *,
+    dataset: str | None = None,
+    note: Callable[[str], None] = lambda text: _log.warning("%s", text),
+) -> Resolved:
+    """Every announcement and every hyperparameter of a session.
+
+    Args:
+        dataset: of a run, whose hyperparameters are then among the settings.
+        note: told which preset was chosen, where that is not plain.
+
+    Raises:
+        UnknownNameError: a name or a section is unknown.
+        HParamsError: a setting is unknown or wrong, or an evaluator is named twice.
+        UnfitError: the backend does not take what the editor gives.
+        MissingSettingError: a required hyperparameter of the editor is given by no preset and no setting.
+    """
+    plugins, backend_name = completed(registry, config.editor, config.plugins, config.backend)
+    editor, backend = registry.editor(config.editor), registry.backend(backend_name)
+    check_fit(registry, editor.name, backend.name)
+    extensions = tuple(registry.extension(name) for name in plugins)
+    evaluators = tuple(registry.evaluator(name) for name in config.evaluators)
+    names = {editor.name, backend.name, *plugins, *config.evaluators}
+    of_dataset: dict[str, HParams] = {}
+    if dataset is None:
+        _refuse_unknown_sections(config.settings, names)
+    else:
+        of_dataset = resolve_dataset(registry, dataset, config.settings, part_names=names)
+    own = config.settings.get(editor.name, {})
+    settings = {editor.name: _editor_settings(editor, config.preset, own, model_name, note)}
+    companions: list[BackendSpec | ExtensionSpec | EvaluatorSpec] = [backend, *extensions, *evaluators]
+    for spec in companions:
+        hparams = hparams_of(spec, config.settings.get(spec.name, {}))
+        if hparams is not None:
+            settings[spec.name] = hparams
+    refuse_twice("evaluator", config.evaluators)
+    return Resolved(
+        editor=editor,
+        backend=backend,
+        extensions=extensions,
+        evaluators=evaluators,
+        settings=settings | of_dataset,
+    )
+
+
+def resolve_dataset(
+    registry: Plugins, dataset: str, settings: Mapping[str, Mapping[str, Any]], *, part_names: Collection[str]
+) -> dict[str, HParams]:
+    """The hyperparameters of a run's data set, by its name; empty if it has none.
+
+    Args:
+        settings: of the whole run.
+        part_names: of what the run's session is made of.
+
+    Raises:
+        UnknownNameError: there is no such data set, or nothing of the run has the name of a section.
+        HParamsError: a setting or the argument is wrong, or the settings could be another part's of the same name.
+    """
+    name = dataset_name(dataset, registry)
+    _refuse_unknown_sections(settings, {*part_names, *([] if name is None else [name])})
+    if name is None:
+        return {}
+    spec = registry.dataset(name)
+    if name in part_names:
+        if spec.hparams is not None:
+            raise HParamsError(
+                f"The data set '{name}' has hyperparameters, and another part of the run has its name, so that the "
+                f"section '{name}' of the settings could be either's."
+            )
+    elif spec.hparams is None and settings.get(name):
+        raise _no_hyperparameters(spec, settings[name])
+    own = dataset_settings(dataset, settings, plugins=registry)
+    return {} if own is None else {name: own}
+
+
+def _refuse_unknown_sections(settings: Mapping[str, Mapping[str, Any]], named: Collection[str]) -> None:
+    for owner in settings:
+        if owner not in named:
+            raise UnknownNameError("settings section", owner, named, hint="A section is named after what it sets.")
+
+
+def hparams_of(spec: BackendSpec | ExtensionSpec | EvaluatorSpec, given: Mapping[str, Any]) -> HParams | None:
+    """The hyperparameters of a part; ``None`` if it has none.
+
+    Raises:
+        HParamsError: a setting is unknown or wrong.
+    """
+    if spec.hparams is not None:
+        made: HParams = build(resolve(spec.hparams), [given], owner=spec.name)
+        return made
+    if given:
+        raise _no_hyperparameters(spec, given)
+    return None
+
+
+def _no_hyperparameters(spec: Spec, given: Mapping[str, Any]) -> HParamsError:
+    return HParamsError(f"{spec.name}: unknown setting '{next(iter(given))}'. It has no hyperparameters.")
+
+
+def _editor_settings(
+    spec: EditorSpec,
+    preset: str | None,
+    given: Mapping[str, Any],
+    model_name: str,
+    note: Callable[[str], None],
+) -> HParams:
+    hparams: type[HParams] = resolve(spec.hparams)
+    chosen = get_preset(spec, preset) if preset is not None else preset_for(spec, model_name)
+    if chosen is not None and chosen.note:
+        note(chosen.note)
+    values = {**(chosen.values() if chosen is not None else {}), **given}
+    known = {setting.name: setting for setting in describe(hparams)}
+    missing = [setting for setting in known.values() if setting.required and setting.name not in values]
+    # With an unknown name among the values, that one was probably meant: build says so.
+    if missing and known.keys() >= values.keys():
+        raise _missing_setting(spec, missing[0], preset, model_name)
+    return build(hparams, [values], owner=spec.name)
+
+
+def _missing_setting(spec: EditorSpec, lacking: Setting, preset: str | None, model_name: str) -> MissingSettingError:
+    kind = f"{lacking.type}, {lacking.allowed}" if lacking.allowed else lacking.type
+    example = "[3]" if lacking.type == "list of int" else "VALUE"
+    presets = presets_of(spec)
+    if preset is not None:
+        why = f"the preset '{preset}' does not set it"
+    elif presets:
+        why = f"no preset is named like the model '{model_name}'"
+    else:
+        why = "it has no presets"
+    way_out = f"Set it, such as --set {lacking.name}={example}."
+    if presets and preset is None:
+        way_out = (
+            f"Set it, such as --set {lacking.name}={example}, let 'editctl onboard {model_name}' find it, or choose "
+            f"another model's preset with --preset ({', '.join(presets)})."
+        )
+    return MissingSettingError(
+        f"{spec.name}: {lacking.name} is required ({kind}), and {why}.", way_out, setting=lacking.name, example=example
+    )
+
+
+def default_editor(registry: Plugins, model_name: str) -> str:
+    """The editor for someone who names none: the first by name that has a preset for the model, or the only one.
+
+    Raises:
+        ModelError: the model is a path to something else than a model folder.
+        HParamsError: no editor is installed, or none of several has such a preset.
+    """
+    look_at(model_name)
+    editors = registry.editors()
+    fitting = [name for name in sorted(editors) if preset_for(editors[name], model_name) is not None]
+    if fitting or len(editors) == 1:
+        return [*fitting, *editors][0]
+    installed = ", ".join(sorted(editors)) or "none"
+    raise HParamsError(f"No editor was given, and none has a preset for {model_name}. Installed: {installed}.")
