@@ -302,7 +302,8 @@ def _read_pack(folder: Path, content: bytes) -> None:
 
 
 def _manifests(folder: Path) -> list[bytes]:
-    from editcore.ledger.ledger import Ledger, batch_line
+    from editcore.ledger.entries import batch_line
+    from editcore.ledger.ledger import Ledger
     from editcore.runs.pack import Manifest
 
     _ledger(folder)

@@ -289,7 +289,7 @@ def test_a_line_that_is_written_by_halves_is_taken_back(written: Path, monkeypat
     before = path.read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    monkeypatch.setattr("editcore.ledger.ledger.write_tensors", lambda path, *_: path.write_bytes(b""))
+    monkeypatch.setattr("editcore.ledger.file.write_tensors", lambda path, *_: path.write_bytes(b""))
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 20, limits[1]))
         with pytest.raises(StorageError, match=r"ledger\.jsonl: File too large\. The ledger is as it was\."):

@@ -1,11 +1,7 @@
 from .bisect import Bisection as Bisection
 from .blame import Blame as Blame, Contribution as Contribution
 from .compare import Comparison as Comparison
-from .ledger import (
-    DELTAS_NAME as DELTAS_NAME,
-    LEDGER_NAME as LEDGER_NAME,
-    Ledger as Ledger,
-    write_ledger as write_ledger,
-)
+from .file import DELTAS_NAME as DELTAS_NAME, LEDGER_NAME as LEDGER_NAME
+from .ledger import Ledger as Ledger, write_ledger as write_ledger
 from .lines import HeaderLine as HeaderLine
 from .verify import Verification as Verification

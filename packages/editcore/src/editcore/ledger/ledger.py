@@ -7,57 +7,26 @@ added. What is active is a function of the lines (:meth:`Ledger.history`).
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import ValidationError
-
-from editcore._util.files import sync_directory, write_tensors
-from editcore.interfaces.changes import Attachment, WeightChange, Written, as_change
-from editcore.interfaces.errors import PluginError, RunError, StorageError
+from editcore.interfaces.changes import Written
+from editcore.interfaces.errors import PluginError, RunError
 from editcore.interfaces.history import LedgerEntry
-from editcore.interfaces.values import EditRequest, HeldKey, KnownTarget, first_problem
-from editcore.ledger.lines import (
-    AttachmentLine,
-    BatchLine,
-    HeaderLine,
-    HeldLine,
-    Line,
-    RevisionLine,
-    TensorFile,
-    UndoLine,
-    decode,
-    encode,
-    is_whole as is_whole_line,
-)
+from editcore.interfaces.values import EditRequest, HeldKey, KnownTarget
+from editcore.ledger.entries import attachment_line, batch_line, entry_of, entry_without
+from editcore.ledger.file import DELTAS_NAME, LEDGER_NAME, LedgerFile
+from editcore.ledger.lines import BatchLine, HeaderLine, HeldLine, Line, RevisionLine, TensorFile, UndoLine
+from editcore.ledger.tensors import Lazy, StoredTensors, entry_tensors, written_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = [
-    "DELTAS_NAME",
-    "LEDGER_NAME",
-    "Ledger",
-    "batch_line",
-    "entry_without",
-    "write_ledger",
-    "written_from",
-    "written_tensors",
-]
+__all__ = ["Ledger", "write_ledger"]
 
 _log = logging.getLogger(__name__)
-
-V = TypeVar("V")
-LEDGER_NAME = "ledger.jsonl"
-DELTAS_NAME = "deltas"
-MAX_BYTES = 1 << 30
-"""Largest ``ledger.jsonl`` that is read. 10,000 edits take 3 to 7 MB."""
 
 
 class Ledger:
@@ -78,7 +47,7 @@ class Ledger:
         self._revisions: dict[int, dict[frozenset[str], Written]] = {}
         self._undone: Mapping[int, frozenset[str]] = {}  # replaced, never changed
         self._undone_before: dict[int, Mapping[int, frozenset[str]]] = {}  # as it was when a batch came
-        self._size = 0  # of the complete lines on disk, in bytes
+        self._file = None if directory is None else LedgerFile(directory)
 
     @classmethod
     def open(cls, directory: Path | str, header: HeaderLine) -> Ledger:
@@ -124,22 +93,10 @@ class Ledger:
         Raises:
             RunError: the file cannot be read.
         """
-        assert self.directory is not None
-        path = self.directory / LEDGER_NAME
-        *complete, rest = _read_lines(path)  # what follows the last line end was never finished
-        for number, raw in enumerate(complete, start=1):
-            where = f"{path}, line {number}"
-            try:
-                line: Line | RunError = decode(raw, where)
-            except RunError as error:
-                line = error
-            self._size += len(raw) + 1
-            yield line, where
-        where = f"{path}, line {len(complete) + 1}"
-        if is_whole_line(rest[:-1]):
-            yield RunError(f"{where}: the line end is damaged."), where
-        elif rest:
-            self.note = f"{where}: the line was cut off while it was written, and is left out."
+        assert self._file is not None
+        yield from self._file.lines()
+        self.note = self._file.note
+        if self.note:
             _log.warning("%s", self.note)
 
     def take(self, line: Line, where: str) -> None:
@@ -249,7 +206,7 @@ class Ledger:
             RunError: another process has changed the ledger meanwhile.
         """
         self._check(entry)
-        tensors = _tensors(entry) if entry.applied else {}
+        tensors = entry_tensors(entry) if entry.applied else {}
         held = self._references(entry)
         self._write(lambda file: batch_line(entry, file, held), f"batch-{entry.batch:05d}.safetensors", tensors)
         self._add(entry)
@@ -264,7 +221,7 @@ class Ledger:
         number = 1 + len(self._revisions.get(batch, {}))
 
         def line(file: TensorFile | None) -> Line:
-            return RevisionLine(batch=batch, without=without, file=file, attachment=_attachment_line(written))
+            return RevisionLine(batch=batch, without=without, file=file, attachment=attachment_line(written))
 
         self._write(line, f"batch-{batch:05d}-{number}.safetensors", written_tensors(written))
         self._add_revision(batch, undone, written)
@@ -288,25 +245,7 @@ class Ledger:
             what = "something" if writes else "nothing"
             raise ValueError(f"batch {line.batch} is scaled by {line.scale:g} and writes {what}")
         stored = self._stored(line.file, where, line.requests)
-        written = stored.written(line.attachment)
-        return LedgerEntry(
-            batch=line.batch,
-            requests=line.requests,
-            weights=line.weights,
-            num_new=line.num_new,
-            changes=written.changes,
-            attachment=written.attachment,
-            known=stored.known,
-            memory=written.memory,
-            diagnostics=line.diagnostics,
-            scale=line.scale,
-            evidence=line.evidence,
-            notes=line.notes,
-            reason=line.reason,
-            verdicts=line.verdicts,
-            held=HeldKey.ordered(self._held(line)),
-            rejected=line.rejected,
-        )
+        return entry_of(line, stored, HeldKey.ordered(self._held(line)))
 
     def _held(self, line: BatchLine) -> Iterator[HeldKey]:
         for reference in line.held:
@@ -340,9 +279,9 @@ class Ledger:
             rows.setdefault((one.batch, one.weight), []).append(places[one.batch][one.request_id])
         return [HeldLine(batch=batch, rows=tuple(sorted(r)), weight=w) for (batch, w), r in sorted(rows.items())]
 
-    def _stored(self, file: TensorFile | None, where: str, requests: Sequence[EditRequest] = ()) -> _Stored:
+    def _stored(self, file: TensorFile | None, where: str, requests: Sequence[EditRequest] = ()) -> StoredTensors:
         assert self.directory is not None
-        return _Stored(self.directory / DELTAS_NAME, file, where, tuple(request.id for request in requests))
+        return StoredTensors(self.directory / DELTAS_NAME, file, where, tuple(request.id for request in requests))
 
     def _check(self, entry: LedgerEntry) -> None:
         if self.batches and entry.batch <= self.batches[-1].batch:
@@ -398,293 +337,19 @@ class Ledger:
                 views.append(entry_without(entry, out, self._revisions[entry.batch][out]))
         return tuple(views)
 
-    # On disk
-
     def _write(
         self,
         line_of: Callable[[TensorFile | None], Line],
         name: str = "",
         tensors: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Write a line, and before it the tensors that it speaks of, if there are any."""
-        if self.directory is None:
-            return
-        self._refuse_foreign(self.directory / LEDGER_NAME)
-        if not tensors:
-            self._append(self.directory, line_of(None))
-            return
-        path = self.directory / DELTAS_NAME / name
-        write_tensors(path, tensors, {})
-        try:
-            raw = path.read_bytes()
-            self._append(
-                self.directory,
-                line_of(TensorFile(name=name, size=len(raw), sha256=hashlib.sha256(raw).hexdigest())),
-            )
-        except Exception:
-            path.unlink(missing_ok=True)  # no line speaks of it
-            raise
-
-    def _append(self, directory: Path, line: Line) -> None:
-        assert self.header is not None, "a ledger on disk needs a header"
-        header = encode(self.header) if self._size == 0 else b""
-        try:
-            self._append_bytes(directory, header + encode(line))
-        except OSError as error:
-            raise StorageError(
-                f"Cannot write {directory / LEDGER_NAME}: {error.strerror}. The ledger is as it was."
-            ) from error
-
-    def _refuse_foreign(self, path: Path) -> None:
-        """Refuse to write behind lines that this process does not know, or without those that it does."""
-        try:
-            with path.open("rb") as file:
-                size = file.seek(0, os.SEEK_END)
-                file.seek(self._size)
-                rest = file.read()
-        except FileNotFoundError:
-            size, rest = 0, b""
-        if size < self._size or b"\n" in rest:
-            raise RunError(f"{path} was changed by another process. The ledger is as that one left it.")
-
-    def _append_bytes(self, directory: Path, content: bytes) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        path = directory / LEDGER_NAME
-        # Unbuffered: a buffer that could not be written would be written again before the file is cut.
-        with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "rb+", buffering=0) as file:
-            try:
-                file.truncate(self._size)  # what a crash left of a line
-                file.seek(self._size)
-                written = 0
-                while written < len(content):
-                    written += file.write(content[written:])
-                os.fsync(file.fileno())
-                sync_directory(directory)
-            except BaseException:
-                file.truncate(self._size)  # half a line would damage the next one
-                raise
-        self._size += len(content)
-
-
-def _read_lines(path: Path) -> list[bytes]:
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise RunError(
-            f"{path.parent} is not a run directory: {path.name} cannot be read ({error.strerror})."
-        ) from error
-    if len(raw) > MAX_BYTES:
-        raise RunError(f"{path} has more than {MAX_BYTES >> 20} MiB, which no ledger of a run has.")
-    return raw.split(b"\n")
-
-
-def batch_line(entry: LedgerEntry, file: TensorFile | None, held: Sequence[HeldLine] = ()) -> BatchLine:
-    """The entry without its tensors, which are in ``file``.
-
-    Args:
-        held: where the keys are that it left alone.
-
-    Raises:
-        PluginError: a plugin's diagnostics or verdicts are not what they should be.
-    """
-    try:
-        return BatchLine(
-            batch=entry.batch,
-            file=file,
-            attachment=_attachment_line(entry.written),
-            scale=entry.scale,
-            num_new=entry.num_new,
-            requests=entry.requests,
-            weights=entry.weights,
-            held=tuple(held),
-            diagnostics=entry.diagnostics,
-            evidence=entry.evidence,
-            notes=entry.notes,
-            reason=entry.reason,
-            verdicts=entry.verdicts,
-            rejected=entry.rejected,
-        )
-    except ValidationError as error:
-        raise PluginError(f"Batch {entry.batch} cannot be kept: {first_problem(error)}.") from error
-
-
-def entry_without(entry: LedgerEntry, undone: Collection[str], written: Written) -> LedgerEntry:
-    """The entry without some of its new requests, solved as ``written``."""
-    rows = entry.kept_rows(undone)
-    requests = tuple(entry.requests[row] for row in rows)
-    kept = {request.id for request in requests}
-    return replace(
-        entry,
-        requests=requests,
-        weights=tuple(entry.weights[row] for row in rows),
-        num_new=sum(row < entry.num_new for row in rows),
-        changes=written.changes,
-        attachment=written.attachment,
-        known=_Lazy(lambda: {name: known for name, known in entry.known.items() if name in kept}),
-        memory=written.memory,
-        evidence=tuple(one for one in entry.evidence if one.request_id in kept),
-    )
+        if self._file is not None:
+            assert self.header is not None, "a ledger on disk needs a header"
+            self._file.write(self.header, line_of, name, tensors)
 
 
 def _keys_of(entry: LedgerEntry, request_id: str) -> Mapping[str, Tensor]:
-    return _Lazy(lambda: entry.known[request_id].keys)
-
-
-class _Lazy(Mapping[str, V]):
-    """A mapping that is made when it is first looked at."""
-
-    def __init__(self, make: Callable[[], Mapping[str, V]]) -> None:
-        self._make = make
-
-    @cached_property
-    def _made(self) -> Mapping[str, V]:
-        return self._make()
-
-    def __getitem__(self, name: str) -> V:
-        return self._made[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._made)
-
-    def __len__(self) -> int:
-        return len(self._made)
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """The tensors of one line, read and checked when first asked for."""
-
-    folder: Path
-    file: TensorFile | None
-    where: str
-    ids: tuple[str, ...]
-
-    @property
-    def path(self) -> Path:
-        """The file, for messages."""
-        return self.folder / (self.file.name if self.file is not None else "")
-
-    def written(self, attachment: AttachmentLine | None) -> Written:
-        """What the batch put into the model."""
-        return Written(
-            changes=self._lazy(_changes),
-            attachment=None
-            if attachment is None
-            else Attachment(
-                kind=attachment.kind,
-                fields=attachment.fields,
-                tensors=self._lazy(lambda tensors: _named(tensors, "attachment")),
-            ),
-            memory=self._lazy(lambda tensors: _named(tensors, "memory")),
-        )
-
-    @property
-    def known(self) -> Mapping[str, KnownTarget]:
-        """Keys and values by request id."""
-        return self._lazy(lambda tensors: _known(tensors, self.ids))
-
-    def _lazy(self, pick: Callable[[Mapping[str, Tensor]], Mapping[str, V]]) -> Mapping[str, V]:
-        return {} if self.file is None else _Lazy(lambda: self._checked(pick))
-
-    def _checked(self, pick: Callable[[Mapping[str, Tensor]], Mapping[str, V]]) -> Mapping[str, V]:
-        try:
-            return pick(self._tensors)
-        except (KeyError, ValueError, IndexError) as error:
-            raise RunError(f"{self.where}: {self.path} does not hold what a batch holds ({error}).") from error
-
-    @cached_property
-    def _tensors(self) -> Mapping[str, Tensor]:
-        from safetensors import SafetensorError
-        from safetensors.torch import load
-
-        assert self.file is not None
-        try:
-            size = self.path.stat().st_size
-            if size != self.file.size:
-                raise RunError(
-                    f"{self.where}: {self.path} has {size} bytes, {self.file.size} were written; it was cut off or "
-                    "changed."
-                )
-            raw = self.path.read_bytes()
-        except OSError as error:
-            raise RunError(f"{self.where}: {self.path} cannot be read ({error.strerror}).") from error
-        if hashlib.sha256(raw).hexdigest() != self.file.sha256:
-            raise RunError(f"{self.where}: {self.path} is not the file that was written; its sha256 differs.")
-        try:
-            return load(raw)
-        except SafetensorError as error:
-            raise RunError(f"{self.where}: {self.path} is not a safetensors file ({error}).") from error
-
-
-def _attachment_line(written: Written) -> AttachmentLine | None:
-    attachment = written.attachment
-    return None if attachment is None else AttachmentLine(kind=attachment.kind, fields=attachment.fields)
-
-
-def _tensors(entry: LedgerEntry) -> dict[str, Tensor]:
-    tensors = written_tensors(entry.written)
-    for row, request in enumerate(entry.requests):
-        known = entry.known.get(request.id)
-        if known is not None:
-            tensors |= {f"key/{row}/{name}": key.clone() for name, key in known.keys.items()}
-            tensors |= {f"value/{row}/{name}": value.clone() for name, value in known.values.items()}
-    return tensors
-
-
-def written_tensors(written: Written) -> dict[str, Tensor]:
-    """Every tensor of what a batch writes, by names of which each says what it is; :func:`written_from` reads them."""
-    # A copy each: safetensors refuses tensors that share memory, as one key under two names does.
-    found = {
-        f"{part}/{address}": tensor.contiguous().clone()
-        for address, change in written.changes.items()
-        for part, tensor in change.tensors().items()
-    }
-    beside = {} if written.attachment is None else written.attachment.tensors
-    for kind, tensors in (("attachment", beside), ("memory", written.memory)):
-        found |= {f"{kind}/{name}": tensor.contiguous().clone() for name, tensor in tensors.items()}
-    return found
-
-
-_BESIDE = {"key", "value", "attachment", "memory"}
-"""First words of the names of tensors that are no part of a change."""
-
-
-def _changes(tensors: Mapping[str, Tensor]) -> dict[str, WeightChange]:
-    parts: dict[str, dict[str, Tensor]] = {}
-    for key in tensors:
-        part, _, address = key.partition("/")
-        if part not in _BESIDE:
-            parts.setdefault(address, {})[part] = tensors[key]
-    return {address: as_change(parts[address]) for address in sorted(parts)}
-
-
-def written_from(tensors: Mapping[str, Tensor], attachment: AttachmentLine | None) -> Written:
-    """What a batch writes, from its tensors.
-
-    Raises:
-        ValueError: they are not those of changes.
-    """
-    beside = None
-    if attachment is not None:
-        beside = Attachment(kind=attachment.kind, fields=attachment.fields, tensors=_named(tensors, "attachment"))
-    return Written(changes=_changes(tensors), attachment=beside, memory=_named(tensors, "memory"))
-
-
-def _named(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
-    return {key.removeprefix(f"{kind}/"): tensors[key] for key in sorted(tensors) if key.startswith(f"{kind}/")}
-
-
-def _known(tensors: Mapping[str, Tensor], ids: Sequence[str]) -> dict[str, KnownTarget]:
-    parts: dict[str, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
-    rows: dict[int, str] = dict(enumerate(ids))
-    for key in sorted(tensors):
-        kind, _, rest = key.partition("/")
-        if kind in ("key", "value"):
-            row, _, name = rest.partition("/")
-            found = parts.setdefault(rows[int(row)], ({}, {}))
-            found[kind == "value"][name] = tensors[key]
-    return {name: KnownTarget(keys=parts[name][0], values=parts[name][1]) for name in ids if name in parts}
+    return Lazy(lambda: entry.known[request_id].keys)
 
 
 def write_ledger(directory: Path | str, entries: Iterable[LedgerEntry], header: HeaderLine) -> None:

@@ -11,7 +11,8 @@ from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import RunError
 from editcore.interfaces.progress import Progress, silent
 from editcore.interfaces.values import KnownTarget
-from editcore.ledger.ledger import DELTAS_NAME, LEDGER_NAME, Ledger
+from editcore.ledger.file import DELTAS_NAME, LEDGER_NAME
+from editcore.ledger.ledger import Ledger
 from editcore.ledger.lines import BatchLine, RevisionLine
 
 __all__ = ["Verification", "verify"]

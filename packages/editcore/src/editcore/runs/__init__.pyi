@@ -1,4 +1,5 @@
 from .backends import RawBackend as RawBackend
+from .batches import BatchResult as BatchResult
 from .compose import Composition as Composition, Conflict as Conflict
 from .config import RunConfig as RunConfig, SessionConfig as SessionConfig
 from .directories import (
@@ -24,6 +25,6 @@ from .reopening import open_run as open_run, open_session as open_session
 from .resolved import default_editor as default_editor
 from .results import RunResult as RunResult, RunSummary as RunSummary, Sample as Sample
 from .resume import has_begun as has_begun, is_finished as is_finished
-from .session import BatchResult as BatchResult, EditSession as EditSession
+from .session import EditSession as EditSession
 from .statistics import statistics_of as statistics_of
 from .watched import Checkpoint as Checkpoint, Watched as Watched, read_watched as read_watched

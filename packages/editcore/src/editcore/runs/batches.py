@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from editcore.interfaces.changes import Attachment, Written, as_change
+from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import NumericalError, PluginError, RequestError
-from editcore.interfaces.events import (
-    BatchAddition,
-)
+from editcore.interfaces.events import BatchAddition
 from editcore.interfaces.history import LedgerEntry
 from editcore.interfaces.specs import BackendSpec, EditorSpec
 from editcore.interfaces.values import (
@@ -26,11 +25,14 @@ from editcore.interfaces.values import (
 from editcore.models import LanguageModel
 from editcore.models.writing import misfits
 from editcore.runs.backends import by
+from editcore.runs.saying import not_said
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
+    "BatchResult",
+    "Judged",
     "check_written",
     "entry_of",
     "ids_of",
@@ -43,6 +45,47 @@ __all__ = [
     "scaled",
     "with_additions",
 ]
+
+
+@documented
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchResult:
+    """What became of one batch."""
+
+    batch: EditBatch
+    """Without the requests that were rejected one by one."""
+    proposal: Proposal
+    """For what is in ``batch``; empty if nothing is."""
+    applied: bool
+    """Whether anything was put into the model."""
+    reason: str = ""
+    """Why a gate rejected or scaled the batch; empty if it was accepted as it was."""
+    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
+    """By the name of the extension that judged, in the order in which they did."""
+    rejected: tuple[RejectedRequest, ...] = ()
+    """Requests that were left out while the others went on."""
+    seconds: float = 0.0
+    """Wall time of the batch, without evaluation."""
+
+    @property
+    def not_said(self) -> str:
+        """A sentence about facts that the model does not say to their bare prompts though they were written; empty if
+        it says all."""
+        return not_said(self.batch.new_requests, self.proposal.evidence) if self.applied else ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """What the gates left of a batch."""
+
+    batch: EditBatch
+    """Without the requests that were rejected one by one; empty if all were."""
+    proposal: Proposal
+    """For what is in ``batch``."""
+    verdicts: Mapping[str, Verdict]
+    """The last ones, by the name of the extension."""
+    rejected: Sequence[RejectedRequest]
+    """What was rejected one by one."""
 
 
 def refuse_equal_ids(requests: Sequence[EditRequest]) -> None:
@@ -241,21 +284,14 @@ def judgement(verdicts: Mapping[str, Verdict]) -> tuple[float, str]:
     return min([1.0, *(verdict.scale for verdict in doubts.values())]), reason
 
 
-def entry_of(
-    batch: EditBatch,
-    proposal: Proposal,
-    scale: float,
-    reason: str,
-    verdicts: Mapping[str, Verdict],
-    rejected: Sequence[RejectedRequest],
-) -> LedgerEntry:
+def entry_of(judged: Judged, scale: float, reason: str) -> LedgerEntry:
     """What the ledger keeps of a batch.
 
     Args:
         scale: what the gates made of it; 0 for a batch that was rejected.
         reason: why it was scaled or rejected.
     """
-    applied = scale > 0
+    batch, proposal, applied = judged.batch, judged.proposal, scale > 0
     # Kept as solved, in float64: the sum over batches is rounded once, when a weight is written.
     written = on_cpu(scaled(proposal.written, scale)) if applied else Written()
     return LedgerEntry(
@@ -272,7 +308,7 @@ def entry_of(
         evidence=proposal.evidence,
         notes=proposal.notes,
         reason=reason,
-        verdicts=verdicts,
+        verdicts=judged.verdicts,
         held=batch.held,
-        rejected=tuple(rejected),
+        rejected=tuple(judged.rejected),
     )

@@ -25,7 +25,7 @@ from editcore.interfaces.errors import EditcoreError, HParamsError, RunError
 from editcore.interfaces.metrics import REWRITE
 from editcore.interfaces.progress import Progress, silent
 from editcore.interfaces.values import EditRequest, FactRecord
-from editcore.ledger.ledger import DELTAS_NAME
+from editcore.ledger.file import DELTAS_NAME
 from editcore.plugins.registry import Plugins
 from editcore.plugins.versions import code_versions
 from editcore.runs.checkpoints import CHECKPOINTS, Checkpoints, Schedule

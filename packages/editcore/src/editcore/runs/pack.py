@@ -21,8 +21,10 @@ from editcore.interfaces.changes import Written
 from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import RunError
 from editcore.interfaces.values import EditRequest, first_problem
-from editcore.ledger.ledger import Ledger, batch_line, written_from, written_tensors
+from editcore.ledger.entries import batch_line
+from editcore.ledger.ledger import Ledger
 from editcore.ledger.lines import BatchLine
+from editcore.ledger.tensors import written_from, written_tensors
 from editcore.models.edited import EditedModel
 from editcore.models.writing import misfits
 from editcore.plugins.registry import Plugins

@@ -8,7 +8,7 @@ from pathlib import Path
 from editcore._util.lock import refuse_held
 from editcore._util.paths import check_writable
 from editcore.interfaces.errors import RunError
-from editcore.ledger.ledger import LEDGER_NAME
+from editcore.ledger.file import LEDGER_NAME
 from editcore.runs.config import RunConfig
 from editcore.runs.record import RUN_NAME, RunRecord
 from editcore.runs.results import SUMMARY_NAME

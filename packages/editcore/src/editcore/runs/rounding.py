@@ -24,7 +24,7 @@ from editcore.models.edited import EditedModel
 from editcore.models.writing import in_float64
 from editcore.plugins.registry import Plugins, resolve
 
-__all__ = ["Asked"]
+__all__ = ["BeforeWriting"]
 
 _ENOUGH = 0.9
 """Share of a planned change below which a fact is told to have lost some of it."""
@@ -46,7 +46,7 @@ class _AtWeight:
     """W k of the weight before the batch, without bias, ``[n, d_out]`` float64."""
 
 
-class Asked:
+class BeforeWriting:
     """What the new facts of a batch ask of weights whose type has fewer digits than float32; in others no edit is lost,
     and nothing is measured. Made before the batch is written, and asked afterwards.
     """
@@ -58,7 +58,7 @@ class Asked:
         looked = {address: _look(edited.model, address, known) for address in narrow}
         self._at = {address: at for address, at in looked.items() if at is not None}
 
-    def told(self, proposal: Proposal, changes: Changes, *, plugins: Plugins) -> Proposal:
+    def compared(self, proposal: Proposal, changes: Changes, *, plugins: Plugins) -> Proposal:
         """The proposal with what has become of its change in the weights.
 
         The evidence of each new fact gets ``fraction_written``, Σ⟨(W_after − W_before) k, r⟩ / Σ⟨r, r⟩ over the weights

@@ -5,50 +5,39 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from editcore._util.files import json_text, uninterrupted
 from editcore.evaluation.measures import Measure, measures_of
-from editcore.evaluation.measuring import measure
 from editcore.evaluation.summaries import Measurement
 from editcore.interfaces.changes import Written
-from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import RequestError
 from editcore.interfaces.events import (
     AfterBatch,
     AfterEvaluation,
     AfterRun,
     AfterUndo,
-    BeforeApply,
     BeforeBatch,
     BeforeRun,
 )
 from editcore.interfaces.history import LedgerEntry
-from editcore.interfaces.metrics import Observation
 from editcore.interfaces.progress import Progress, silent
 from editcore.interfaces.protocols import (
     Backend,
     EditContext,
-    Evaluator,
-    Remembers,
     ReportsStatistics,
-    Resolves,
 )
-from editcore.interfaces.specs import EvaluatorSpec
 from editcore.interfaces.values import (
     EditBatch,
     EditRequest,
     FactRecord,
     KnownTarget,
     Proposal,
-    RejectedRequest,
-    Verdict,
 )
-from editcore.ledger.ledger import Ledger, entry_without
+from editcore.ledger.ledger import Ledger
 from editcore.ledger.lines import HeaderLine
 from editcore.ledger.undo import change
 from editcore.models import LanguageModel
@@ -58,59 +47,32 @@ from editcore.models.tokens import refuse_too_long
 from editcore.plugins.registry import Lifecycle, Plugins, boundary, lifecycle
 from editcore.runs.backends import open_backend, rebuild
 from editcore.runs.batches import (
-    check_written,
+    BatchResult,
+    Judged,
     entry_of,
     ids_of,
     judgement,
-    on_cpu,
     refuse_contradictions,
     refuse_equal_ids,
-    refuse_no_rest,
     rejected_by,
-    scaled,
     with_additions,
 )
 from editcore.runs.config import SessionConfig
 from editcore.runs.fit import check_subjects
+from editcore.runs.observing import Observer
 from editcore.runs.parts import Parts, make_parts
+from editcore.runs.proposing import Proposer
 from editcore.runs.resolved import resolve_session
-from editcore.runs.rounding import Asked
-from editcore.runs.saying import not_said, with_what_is_said
+from editcore.runs.rounding import BeforeWriting
+from editcore.runs.saying import with_what_is_said
 from editcore.runs.statistics import statistics_of
 from editcore.second_moments.corpora import open_corpus
 
-__all__ = ["BatchResult", "EditSession"]
+__all__ = ["EditSession"]
 
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-
-@documented
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchResult:
-    """What became of one batch."""
-
-    batch: EditBatch
-    """Without the requests that were rejected one by one."""
-    proposal: Proposal
-    """For what is in ``batch``; empty if nothing is."""
-    applied: bool
-    """Whether anything was put into the model."""
-    reason: str = ""
-    """Why a gate rejected or scaled the batch; empty if it was accepted as it was."""
-    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
-    """By the name of the extension that judged, in the order in which they did."""
-    rejected: tuple[RejectedRequest, ...] = ()
-    """Requests that were left out while the others went on."""
-    seconds: float = 0.0
-    """Wall time of the batch, without evaluation."""
-
-    @property
-    def not_said(self) -> str:
-        """A sentence about facts that the model does not say to their bare prompts though they were written; empty if
-        it says all."""
-        return not_said(self.batch.new_requests, self.proposal.evidence) if self.applied else ""
 
 
 class EditSession:
@@ -143,9 +105,8 @@ class EditSession:
         self.settings = parts.resolved.settings
         """Resolved hyperparameters, by the name of editor, backend, extension and evaluator."""
         self._editor, self._editor_spec, self._backend = parts.editor, parts.resolved.editor, parts.backend
-        self._evaluators = parts.evaluators
-        self._unedited: dict[str, dict[str, Sequence[Observation]]] = {spec.name: {} for spec, _ in parts.evaluators}
-        """By evaluator and request id, what was observed of the unedited model."""
+        self._proposer = Proposer(parts.editor, parts.resolved.editor, edited, context)
+        self._observer = Observer(parts.evaluators, edited, context)
         self._lifecycle = lifecycle
         self.extensions = parts.extensions
         self.next_batch = ledger.batches[-1].batch + 1 if ledger.batches else 0
@@ -154,7 +115,7 @@ class EditSession:
         self.provenance: Mapping[str, Any] = self._editor.prepare(model, context)
         open_backend(self._backend, model, statistics=lambda: context.statistics, directory=ledger.directory)
         rebuild(self.edited, ledger)
-        self._recall(ledger.history())
+        self._proposer.recall(ledger.history())
         self._lifecycle.before_run(
             BeforeRun(
                 model=model,
@@ -260,7 +221,7 @@ class EditSession:
     @property
     def measures(self) -> tuple[Measure, ...]:
         """The metrics of its evaluators."""
-        return measures_of(spec for spec, _ in self._evaluators)
+        return measures_of(spec for spec, _ in self._observer.evaluators)
 
     @property
     def max_batch(self) -> int | None:
@@ -270,143 +231,74 @@ class EditSession:
     def _edit_batch(self, requests: tuple[EditRequest, ...], known: Mapping[str, KnownTarget]) -> BatchResult:
         start = time.perf_counter()
         refuse_equal_ids(requests)
-        mine = {one.id: known[one.id] for one in requests if one.id in known}
-        batch = replace(EditBatch.of(requests, index=self.next_batch), known=mine)
+        targets = {request.id: known[request.id] for request in requests if request.id in known}
+        batch = replace(EditBatch.of(requests, index=self.next_batch), known=targets)
         additions = self._lifecycle.before_batch(BeforeBatch(model=self.model, batch=batch))
-        rejected = list(rejected_by(batch, {name: addition.withdrawn for name, addition in additions}))
-        batch = batch.without(ids_of(rejected))
+        withdrawn = list(rejected_by(batch, {name: addition.withdrawn for name, addition in additions}))
+        batch = batch.without(ids_of(withdrawn))
         refuse_contradictions(batch.requests)
-        proposal = Proposal()
-        verdicts: dict[str, Verdict] = {}
         if batch.num_new:
             batch = with_additions(batch, [addition for _, addition in additions])
-            if batch.held and not self._editor_spec.capabilities.uses_held:
-                _log.warning(
-                    "batch %d: %s does not look at the keys that it shall leave alone",
-                    batch.index,
-                    self._editor_spec.name,
-                )
-            proposal = self._proposed(batch)
-            batch, proposal, verdicts, more = self._judged(batch, proposal)
-            rejected += more
-        scale, reason = judgement(verdicts) if batch.num_new else (0.0, "every request was rejected")
-        entry = entry_of(batch, proposal, scale, reason, verdicts, rejected)
-        for one in rejected:
-            asked = f"'{one.request.text}' → '{one.request.target_new}'"
-            _log.warning("batch %d: %s was rejected (%s: %s)", batch.index, asked, one.by, one.reason)
-        if not entry.applied:
-            _log.warning("batch %d was rejected: %s", batch.index, reason)
+            judged = self._proposed(batch)
+        else:
+            judged = Judged(batch=batch, proposal=Proposal(), verdicts={}, rejected=())
+        judged = replace(judged, rejected=(*withdrawn, *judged.rejected))
+        scale, reason = judgement(judged.verdicts) if judged.batch.num_new else (0.0, "every request was rejected")
+        entry = entry_of(judged, scale, reason)
+        _warn_of_rejections(entry)
         with uninterrupted():
-            before = Asked(self.edited, batch, proposal)
-            if entry.applied:
-                self.edited.apply(entry.written)  # first: what is refused must not be in the ledger
-            try:
-                if entry.applied:
-                    proposal = self._told(before, proposal, entry)
-                    proposal = replace(proposal, evidence=with_what_is_said(self.model, batch, proposal.evidence))
-                    entry = replace(entry, evidence=proposal.evidence, notes=proposal.notes)
-                self.ledger.append(entry)
-            except BaseException:
-                if entry.applied:
-                    self.edited.rebuild(self.ledger.active())
-                raise
+            proposal, entry = self._written(judged, entry)
             self.next_batch += 1
             seconds = time.perf_counter() - start
             if entry.applied:
-                if isinstance(self._editor, Remembers):
-                    self._editor.absorb(entry)
+                self._proposer.absorb(entry)
                 self._lifecycle.after_batch(
-                    AfterBatch(model=self.model, batch=batch, proposal=proposal, entry=entry, seconds=seconds)
+                    AfterBatch(model=self.model, batch=judged.batch, proposal=proposal, entry=entry, seconds=seconds)
                 )
         result = BatchResult(
-            batch=batch,
+            batch=judged.batch,
             proposal=proposal,
             applied=entry.applied,
             reason=reason,
-            verdicts=verdicts,
+            verdicts=judged.verdicts,
             rejected=entry.rejected,
             seconds=seconds,
         )
-        if result.not_said:
-            _log.warning("batch %d: %s", batch.index, result.not_said)
+        _warn(entry.batch, [result.not_said] if result.not_said else [])
         return result
 
-    def _proposed(self, batch: EditBatch) -> Proposal:
-        """What the editor proposes, checked."""
-        proposal = self._propose(batch)
-        self._say(batch.index, proposal.notes)
-        return proposal
+    def _proposed(self, batch: EditBatch) -> Judged:
+        """What the editor proposes, and what the gates leave of it."""
+        if batch.held and not self._editor_spec.capabilities.uses_held:
+            _log.warning(
+                "batch %d: %s does not look at the keys that it shall leave alone", batch.index, self._editor_spec.name
+            )
+        proposal = self._proposer.propose(batch)
+        _warn(batch.index, proposal.notes)
+        return self._proposer.judged(batch, proposal, self._lifecycle)
 
-    def _told(self, before: Asked, proposal: Proposal, entry: LedgerEntry) -> Proposal:
-        """The proposal with what has become of it in the weights."""
-        told = before.told(proposal, entry.changes, plugins=self.plugins)
-        self._say(entry.batch, told.notes[len(proposal.notes) :])
-        return told
-
-    @staticmethod
-    def _say(batch: int, notes: Sequence[str]) -> None:
-        for note in notes:
-            _log.warning("batch %d: %s", batch, note)
-
-    def _propose(self, batch: EditBatch) -> Proposal:
-        proposal = self._editor.propose(self.model, batch, self.context)
-        check_written(self.model, proposal.written, self._editor_spec, self.edited.spec)
-        if all(change.norm() == 0 for change in proposal.changes.values()) and proposal.attachment is None:
-            note = "The change of this batch is zero: the model is as it was, and says what it said."
-            proposal = replace(proposal, notes=(*proposal.notes, note))
-        return proposal
-
-    def _recall(self, history: Sequence[LedgerEntry]) -> None:
-        if isinstance(self._editor, Remembers):
-            self._editor.recall(history)
-
-    @contextmanager
-    def _trial(self, proposal: Proposal, scale: float) -> Iterator[None]:
-        with self.edited.trial(scaled(proposal.written, scale)):
-            yield
-
-    def _judged(
-        self, batch: EditBatch, proposal: Proposal
-    ) -> tuple[EditBatch, Proposal, dict[str, Verdict], list[RejectedRequest]]:
-        """Ask the gates until they reject no more requests: at most once per new request, because each round takes one.
+    def _written(self, judged: Judged, entry: LedgerEntry) -> tuple[Proposal, LedgerEntry]:
+        """Put a batch into the model and the ledger, or into neither.
 
         Returns:
-            What is left of the batch, its proposal, the last verdicts, and what was rejected.
+            The proposal and the entry, with what has become of the facts in the weights.
         """
-        whole, asked = batch, proposal
-        verdicts: dict[str, Verdict] = {}
-        rejected: list[RejectedRequest] = []
-
-        def without(ids: Collection[str]) -> Proposal:
-            return self._propose_rest(whole, asked, {*ids_of(rejected), *ids})
-
-        while batch.num_new:
-            event = BeforeApply(model=self.model, batch=batch, proposal=proposal, trial=self._trial, without=without)
-            verdicts = dict(self._lifecycle.before_apply(event))
-            found = list(rejected_by(batch, {name: verdict.rejected for name, verdict in verdicts.items()}))
-            if not found or judgement(verdicts)[0] == 0:
-                break
-            rejected += found
-            batch = whole.without(ids_of(rejected))
-            if batch.num_new:
-                proposal = without(())
-        if not batch.num_new:  # what was added to the batch goes with it
-            batch = batch.without({request.id for request in batch.requests})
-            proposal, verdicts = Proposal(), {}
-        return batch, proposal, verdicts, rejected
-
-    def _propose_rest(self, batch: EditBatch, proposal: Proposal, rejected: Collection[str]) -> Proposal:
-        """The proposal for a batch without some of its new requests, with the targets that ``proposal`` found: nothing
-        is optimised again."""
-        rest = batch.without(rejected, proposal.known)
-        refuse_no_rest(rest, batch, rejected)
-        again = self._propose(rest)
-        stages = [*proposal.seconds, *(name for name in again.seconds if name not in proposal.seconds)]
-        return replace(
-            again,
-            notes=tuple(dict.fromkeys([*proposal.notes, *again.notes])),
-            seconds={name: proposal.seconds.get(name, 0.0) + again.seconds.get(name, 0.0) for name in stages},
-        )
+        batch, proposal = judged.batch, judged.proposal
+        before = BeforeWriting(self.edited, batch, proposal)
+        if entry.applied:
+            self.edited.apply(entry.written)  # first: what is refused must not be in the ledger
+        try:
+            if entry.applied:
+                rounded = before.compared(proposal, entry.changes, plugins=self.plugins)
+                _warn(batch.index, rounded.notes[len(proposal.notes) :])
+                proposal = replace(rounded, evidence=with_what_is_said(self.model, batch, rounded.evidence))
+                entry = replace(entry, evidence=proposal.evidence, notes=proposal.notes)
+            self.ledger.append(entry)
+        except BaseException:
+            if entry.applied:
+                self.edited.rebuild(self.ledger.active())
+            raise
+        return proposal, entry
 
     def undo(self, *edits: str, batches: Sequence[int] = ()) -> tuple[EditRequest, ...]:
         """Take edits out, by id or with whole batches, in any order; the model is then as if they had never been made.
@@ -441,7 +333,7 @@ class EditSession:
                 self.ledger.mark("redo" if kind == "undo" else "undo", marked)
                 self.edited.rebuild(self.ledger.active())
                 raise
-            self._recall(history)
+            self._proposer.recall(history)
             self._lifecycle.after_undo(
                 AfterUndo(
                     model=self.model,
@@ -458,26 +350,7 @@ class EditSession:
         Raises:
             NumericalError: the rest cannot be solved.
         """
-        written = None
-        if isinstance(self._editor, Resolves):
-            written = self._editor.resolve(self.model, entry, entry.kept_rows(undone), self.context)
-        if written is None:
-            written = self._propose_again(entry_without(entry, undone, Written()))
-        check_written(self.model, written, self._editor_spec, self.edited.spec)
-        return on_cpu(written)
-
-    def _propose_again(self, entry: LedgerEntry) -> Written:
-        """Propose a batch with the targets it had, on the model as it was when the batch came: what was undone since
-        makes no difference, so the order of undoing does not show."""
-        earlier = self.ledger.history_before(entry.batch)
-        try:
-            self.edited.rebuild([one.written for one in earlier])
-            self._recall(earlier)
-            proposal = self._editor.propose(self.model, entry.as_batch(), self.context)
-        finally:
-            self.edited.rebuild(self.ledger.active())
-            self._recall(self.ledger.history())
-        return scaled(proposal.written, entry.scale)
+        return self._proposer.solve_without(entry, undone, self.ledger)
 
     @property
     def requests(self) -> tuple[EditRequest, ...]:
@@ -490,18 +363,7 @@ class EditSession:
         Evaluators that compare are handed what they observed of the unedited model; where that is not known yet, it is
         measured first, with the edits taken out meanwhile.
         """
-        comparing = [(spec, evaluator) for spec, evaluator in self._evaluators if spec.compares]
-        for spec, evaluator in comparing:
-            known = self._unedited[spec.name]
-            missing = [record for record in records if record.request.id not in known]
-            if missing:
-                with self.edited.unedited():
-                    self.remember_unedited(self._measured([(spec, evaluator)], missing, unedited=None), missing)
-        unedited = {
-            name: [one for record in records for one in known.get(record.request.id, ())]
-            for name, known in self._unedited.items()
-        }
-        found = self._measured(self._evaluators, records, unedited=unedited)
+        found = self._observer.measure(records)
         self.tell_measured(found, records, phase=phase)
         return found
 
@@ -509,28 +371,13 @@ class EditSession:
         """Measure the base model on ``records``, and remember what was observed; the edits are back when this
         returns."""
         with self.edited.unedited():
-            found = self._measured(self._evaluators, records, unedited=None)
-            self.remember_unedited(found, records)
+            found = self._observer.measure_unedited(records)
             self.tell_measured(found, records, phase="before")
         return found
 
-    def _measured(
-        self,
-        evaluators: Sequence[tuple[EvaluatorSpec, Evaluator]],
-        records: Sequence[FactRecord],
-        *,
-        unedited: Mapping[str, Sequence[Observation]] | None,
-    ) -> Measurement:
-        seed, progress = self.context.seed, self.context.progress
-        return measure(evaluators, self.model, records, unedited=unedited, seed=seed, progress=progress)
-
     def remember_unedited(self, found: Measurement, records: Sequence[FactRecord]) -> None:
         """Take what was observed of the unedited model on ``records``, here or in an earlier process."""
-        for evaluator, observations in found.observations.items():
-            of_record: dict[str, list[Observation]] = {record.request.id: [] for record in records}
-            for one in observations:
-                of_record[one.request_id].append(one)
-            self._unedited[evaluator] |= of_record
+        self._observer.remember(found, records)
 
     def tell_measured(self, found: Measurement, records: Sequence[FactRecord], *, phase: str) -> None:
         """Tell the extensions what was measured of the model as it is; :meth:`evaluate` does."""
@@ -594,3 +441,16 @@ class EditSession:
     def close(self) -> None:
         """Take all edits out: the model has its base bits again."""
         self.edited.rebuild([])
+
+
+def _warn_of_rejections(entry: LedgerEntry) -> None:
+    for rejected in entry.rejected:
+        fact = f"'{rejected.request.text}' → '{rejected.request.target_new}'"
+        _log.warning("batch %d: %s was rejected (%s: %s)", entry.batch, fact, rejected.by, rejected.reason)
+    if not entry.applied:
+        _log.warning("batch %d was rejected: %s", entry.batch, entry.reason)
+
+
+def _warn(batch: int, sentences: Iterable[str]) -> None:
+    for sentence in sentences:
+        _log.warning("batch %d: %s", batch, sentence)

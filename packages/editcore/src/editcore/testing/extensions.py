@@ -20,9 +20,10 @@ from editcore.interfaces.protocols import ExtensionContext, ReportsStatistics
 from editcore.interfaces.specs import ExtensionSpec
 from editcore.interfaces.values import EditRequest, FactRecord, Verdict
 from editcore.plugins.registry import Lifecycle, Plugins, lifecycle, resolve
+from editcore.runs.batches import BatchResult
 from editcore.runs.config import SessionConfig
 from editcore.runs.parts import make_target
-from editcore.runs.session import BatchResult, EditSession
+from editcore.runs.session import EditSession
 from editcore.settings.hparams import build
 from editcore.testing.contract import (
     CORPUS_TOKENS,

@@ -1,0 +1,87 @@
+"""A batch as an entry and as a line: what one takes from the other, and the entry without some of its edits."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+from pydantic import ValidationError
+
+from editcore.interfaces.changes import Written
+from editcore.interfaces.errors import PluginError
+from editcore.interfaces.history import LedgerEntry
+from editcore.interfaces.values import HeldKey, first_problem
+from editcore.ledger.lines import AttachmentLine, BatchLine, HeldLine, TensorFile
+from editcore.ledger.tensors import Lazy, StoredTensors
+
+__all__ = ["attachment_line", "batch_line", "entry_of", "entry_without"]
+
+_IN_OTHER_FORM = {"attachment", "held"}
+_ALIKE = tuple(
+    field.name
+    for field in fields(LedgerEntry)
+    if field.name in BatchLine.model_fields and field.name not in _IN_OTHER_FORM
+)
+"""Fields that an entry and a line have in the same form."""
+
+
+def batch_line(entry: LedgerEntry, file: TensorFile | None, held: Sequence[HeldLine] = ()) -> BatchLine:
+    """The entry without its tensors, which are in ``file``.
+
+    Args:
+        held: where the keys are that it left alone.
+
+    Raises:
+        PluginError: a plugin's diagnostics or verdicts are not what they should be.
+    """
+    try:
+        return BatchLine(file=file, attachment=attachment_line(entry.written), held=tuple(held), **_fields_alike(entry))
+    except ValidationError as error:
+        raise PluginError(f"Batch {entry.batch} cannot be kept: {first_problem(error)}.") from error
+
+
+def entry_of(line: BatchLine, stored: StoredTensors, held: Sequence[HeldKey]) -> LedgerEntry:
+    """The entry of a line.
+
+    Args:
+        stored: the tensors that the line speaks of.
+        held: the keys that the batch left alone.
+    """
+    written = stored.written(line.attachment)
+    return LedgerEntry(
+        changes=written.changes,
+        attachment=written.attachment,
+        known=stored.known,
+        memory=written.memory,
+        held=held,
+        **_fields_alike(line),
+    )
+
+
+def _fields_alike(batch: LedgerEntry | BatchLine) -> dict[str, Any]:
+    return {name: getattr(batch, name) for name in _ALIKE}
+
+
+def entry_without(entry: LedgerEntry, undone: Collection[str], written: Written) -> LedgerEntry:
+    """The entry without some of its new requests, solved as ``written``."""
+    rows = entry.kept_rows(undone)
+    requests = tuple(entry.requests[row] for row in rows)
+    kept = {request.id for request in requests}
+    return replace(
+        entry,
+        requests=requests,
+        weights=tuple(entry.weights[row] for row in rows),
+        num_new=sum(row < entry.num_new for row in rows),
+        changes=written.changes,
+        attachment=written.attachment,
+        known=Lazy(lambda: {name: known for name, known in entry.known.items() if name in kept}),
+        memory=written.memory,
+        evidence=tuple(one for one in entry.evidence if one.request_id in kept),
+    )
+
+
+def attachment_line(written: Written) -> AttachmentLine | None:
+    """An attachment without its tensors; ``None`` if there is none."""
+    attachment = written.attachment
+    return None if attachment is None else AttachmentLine(kind=attachment.kind, fields=attachment.fields)

@@ -1,0 +1,69 @@
+"""Measurements of a session's model, with what was observed of the unedited one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from editcore.evaluation.measuring import measure
+from editcore.evaluation.summaries import Measurement
+from editcore.interfaces.metrics import Observation
+from editcore.interfaces.protocols import EditContext, Evaluator
+from editcore.interfaces.specs import EvaluatorSpec
+from editcore.interfaces.values import FactRecord
+from editcore.models.edited import EditedModel
+
+__all__ = ["Observer"]
+
+Evaluators = Sequence[tuple[EvaluatorSpec, Evaluator]]
+
+
+class Observer:
+    """Measures a model by evaluators, and remembers what they observed of it without its edits."""
+
+    def __init__(self, evaluators: Evaluators, edited: EditedModel, context: EditContext) -> None:
+        self.evaluators = evaluators
+        self._edited, self._context = edited, context
+        self._unedited: dict[str, dict[str, Sequence[Observation]]] = {spec.name: {} for spec, _ in evaluators}
+        """By evaluator and request id."""
+
+    def measure(self, records: Sequence[FactRecord]) -> Measurement:
+        """Measure the model as it is now.
+
+        Evaluators that compare are handed what they observed of the unedited model. Where that is not known yet, it is
+        measured first, with the edits taken out meanwhile.
+        """
+        for spec, evaluator in self.evaluators:
+            known = self._unedited[spec.name]
+            missing = [record for record in records if record.request.id not in known]
+            if spec.compares and missing:
+                with self._edited.unedited():
+                    self.remember(self._observed([(spec, evaluator)], missing, unedited=None), missing)
+        unedited = {
+            name: [observation for record in records for observation in known.get(record.request.id, ())]
+            for name, known in self._unedited.items()
+        }
+        return self._observed(self.evaluators, records, unedited=unedited)
+
+    def measure_unedited(self, records: Sequence[FactRecord]) -> Measurement:
+        """Measure the model, which has no edits now, and remember what was observed."""
+        found = self._observed(self.evaluators, records, unedited=None)
+        self.remember(found, records)
+        return found
+
+    def remember(self, found: Measurement, records: Sequence[FactRecord]) -> None:
+        """Take what was observed of the unedited model on ``records``, here or in an earlier process."""
+        for evaluator, observations in found.observations.items():
+            of_record: dict[str, list[Observation]] = {record.request.id: [] for record in records}
+            for observation in observations:
+                of_record[observation.request_id].append(observation)
+            self._unedited[evaluator] |= of_record
+
+    def _observed(
+        self,
+        evaluators: Evaluators,
+        records: Sequence[FactRecord],
+        *,
+        unedited: Mapping[str, Sequence[Observation]] | None,
+    ) -> Measurement:
+        seed, progress = self._context.seed, self._context.progress
+        return measure(evaluators, self._edited.model, records, unedited=unedited, seed=seed, progress=progress)
