@@ -59,26 +59,26 @@ class RayExecutor:
         self._connect()
         waiting = deque(range(len(items)))
         attempts = [0] * len(items)
-        asked: dict[Any, _Asked] = {}
+        calls: dict[Any, _Call] = {}
         failed_starts = 0
 
         def start() -> None:
             actor = self._start(make, gpus)
-            asked[actor.ready.remote()] = _Asked(actor)
+            calls[actor.ready.remote()] = _Call(actor)
 
         def hand_out(actor: Any) -> None:
             if waiting:
                 index = waiting.popleft()
                 attempts[index] += 1
                 started(index)
-                asked[actor.attempt.remote(index, items[index])] = _Asked(actor, index)
+                calls[actor.attempt.remote(index, items[index])] = _Call(actor, index)
 
         try:
             for _ in range(min(self._room(gpus), len(items))):
                 start()
-            while waiting or any(one.index is not None for one in asked.values()):
-                [reference], _ = ray.wait(list(asked), num_returns=1)
-                one = asked.pop(reference)
+            while waiting or any(call.index is not None for call in calls.values()):
+                [reference], _ = ray.wait(list(calls), num_returns=1)
+                call = calls.pop(reference)
                 outcome: Outcome[R] | None = None
                 alive = True
                 try:
@@ -86,22 +86,22 @@ class RayExecutor:
                     failed_starts = 0
                 except RayActorError as error:
                     alive = False
-                    self._actors.remove(one.actor)
-                    if one.index is None:
+                    self._actors.remove(call.actor)
+                    if call.index is None:
                         failed_starts += 1
                         if failed_starts >= _START_FAILURES:
                             raise RunError(f"Workers cannot start on the cluster: {_reason(error)}") from error
-                    elif attempts[one.index] <= self.hparams.retries:
-                        _log.warning("A worker was lost; item %d is tried again.", one.index)
-                        waiting.appendleft(one.index)
+                    elif attempts[call.index] <= self.hparams.retries:
+                        _log.warning("A worker was lost; item %d is tried again.", call.index)
+                        waiting.appendleft(call.index)
                     else:
-                        outcome = lost(one.index, attempts[one.index], _reason(error))
+                        outcome = lost(call.index, attempts[call.index], _reason(error))
                     if waiting:
                         start()
-                if outcome is not None and one.index is not None:
-                    yield replace(outcome, attempts=attempts[one.index])
+                if outcome is not None and call.index is not None:
+                    yield replace(outcome, attempts=attempts[call.index])
                 if alive:
-                    hand_out(one.actor)
+                    hand_out(call.actor)
         finally:
             self.close()
 
@@ -151,7 +151,9 @@ class RayExecutor:
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _Call:
+    """What an actor was asked to do."""
+
     actor: Any
     index: int | None = None
     """``None`` while it starts."""

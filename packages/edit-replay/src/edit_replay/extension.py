@@ -6,7 +6,6 @@ Its state is a function of the ledger and the model: a resumed run goes on as if
 from __future__ import annotations
 
 import math
-import pkgutil
 import random
 from collections import defaultdict
 from collections.abc import Sequence
@@ -31,6 +30,7 @@ from editcore import (
 )
 from editcore.evaluation import score_targets
 from editcore.models import project
+from editcore.plugins import resolve
 
 from edit_replay.buffer import EditRecord, ReplayBuffer
 from edit_replay.hparams import ReplayHParams
@@ -59,7 +59,7 @@ class ReplayExtension:
     def __init__(self, hparams: ReplayHParams, context: ExtensionContext) -> None:
         self.hparams = hparams
         self.context = context
-        self._strategy = _load_strategy(hparams.replay_strategy, context)
+        self._strategy: Strategy = resolve(context.plugins.component(STRATEGY_KIND, hparams.replay_strategy).target)
         self.buffer = self._empty_buffer()
 
     @hookimpl
@@ -86,7 +86,11 @@ class ReplayExtension:
         return BatchAddition(
             requests=tuple(record.request for record in chosen),
             weights=(self.hparams.replay_weight,) * len(chosen),
-            known={one.request.id: one.known for one in chosen if one.known.values and one.order not in stale},
+            known={
+                record.request.id: record.known
+                for record in chosen
+                if record.known.values and record.order not in stale
+            },
             held=held,
         )
 
@@ -142,12 +146,16 @@ class ReplayExtension:
         """
         if self.hparams.replay_refresh == 0:
             return set()
-        held = [one for one in chosen if one.strength is not None and 1 - one.strength <= self.hparams.replay_drift]
+        held = [
+            record
+            for record in chosen
+            if record.strength is not None and 1 - record.strength <= self.hparams.replay_drift
+        ]
         successes = _successes(model, held)
         return {
-            one.order
-            for one, success in zip(held, successes, strict=True)
-            if success < self.hparams.replay_refresh * (1.0 if one.reached is None else one.reached)
+            record.order
+            for record, success in zip(held, successes, strict=True)
+            if success < self.hparams.replay_refresh * (1.0 if record.reached is None else record.reached)
         }
 
     def _held_keys(self, record: EditRecord) -> list[HeldKey]:
@@ -178,8 +186,8 @@ class ReplayExtension:
 
     def _absorb(self, entry: LedgerEntry) -> None:
         # Replayed facts first: the batch has used them, so under lru its own new facts must not push them out.
-        fresh = [one for one in entry.evidence if "target_loss" in one.figures]
-        optimised = {one.request_id: one.figures.get("target_probability") for one in fresh}
+        fresh = [evidence for evidence in entry.evidence if "target_loss" in evidence.figures]
+        optimised = {evidence.request_id: evidence.figures.get("target_probability") for evidence in fresh}
         for request in entry.requests[entry.num_new :]:
             record = self.buffer.get(request)  # None for what another extension added
             if record is not None:
@@ -250,20 +258,11 @@ def _successes(model: LanguageModel, records: Sequence[EditRecord]) -> list[floa
     requests = [record.request for record in records]
     scores = score_targets(
         model,
-        [one.text for one in requests],
-        [one.target_new for one in requests],
-        joins=[one.join for one in requests],
+        [request.text for request in requests],
+        [request.target_new for request in requests],
+        joins=[request.join for request in requests],
     )
     return [math.exp(-score.nll) for score in scores]
-
-
-def _load_strategy(name: str, context: ExtensionContext) -> Strategy:
-    spec = context.plugins.component(STRATEGY_KIND, name)
-    try:
-        strategy: Strategy = pkgutil.resolve_name(spec.target)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise PluginError(f"The {STRATEGY_KIND} '{name}' cannot be loaded from '{spec.target}': {error}.") from error
-    return strategy
 
 
 def _refuse_foreign(chosen: Sequence[EditRecord], candidates: Sequence[EditRecord], count: int, name: str) -> None:

@@ -25,7 +25,11 @@ def random(records: Sequence[EditRecord], count: int, rng: Random) -> list[EditR
 def priority(records: Sequence[EditRecord], count: int, rng: Random) -> list[EditRecord]:
     """Facts that failed their last check first, then the highest priority; among equals those replayed least, then the
     oldest."""
-    return sorted(records, key=lambda one: (not one.failed, -one.priority, one.access_count, one.order))[:count]
+
+    def need(record: EditRecord) -> tuple[bool, float, int, int]:
+        return not record.failed, -record.priority, record.access_count, record.order
+
+    return sorted(records, key=need)[:count]
 
 
 def recent(records: Sequence[EditRecord], count: int, rng: Random) -> list[EditRecord]:

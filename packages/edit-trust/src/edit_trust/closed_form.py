@@ -80,12 +80,12 @@ def score_facts(
     """
     gain_weight = weights[0] / sum(weights)
     found = {}
-    for one in evidence:
-        probability = one.figures.get("target_probability", 1.0)
-        gain = probability * min(1.0, max(0.0, scale * one.figures.get("fraction_reached", 1.0)))
-        cost = scale**2 * max(0.0, one.figures.get("preservation_cost", 0.0))
+    for fact in evidence:
+        probability = fact.figures.get("target_probability", 1.0)
+        gain = probability * min(1.0, max(0.0, scale * fact.figures.get("fraction_reached", 1.0)))
+        cost = scale**2 * max(0.0, fact.figures.get("preservation_cost", 0.0))
         ratio = cost / reference if reference > 0 else 0.0
         preservation = 1 / (1 + ratio / cost_ratio)
         score = gain**gain_weight * preservation ** (1 - gain_weight)
-        found[one.request_id] = FactScore(gain=gain, preservation=preservation, score=score, cost_ratio=ratio)
+        found[fact.request_id] = FactScore(gain=gain, preservation=preservation, score=score, cost_ratio=ratio)
     return found

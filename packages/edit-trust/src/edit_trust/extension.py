@@ -58,8 +58,10 @@ class _Look:
 
     def figures(self) -> dict[str, float]:
         """By name: the least of each closed-form term, and what was measured."""
-        scores = [one.figures() for one in self.scores.values()]
-        least = {f"least_{name}": min(one[name] for one in scores) for name in ("score", "gain", "preservation")}
+        scores = [score.figures() for score in self.scores.values()]
+        least = {
+            f"least_{name}": min(figures[name] for figures in scores) for name in ("score", "gain", "preservation")
+        }
         return {**least, **(self.measured.figures() if self.measured else {})}
 
 
@@ -141,17 +143,17 @@ class TrustExtension:
         for request in entry.new_requests:
             self._active.pop(request.fact_key, None)  # so that it counts where it was edited last
             self._active[request.fact_key] = Active(request=request, batch=entry.batch)
-        for one in entry.evidence:
-            if not one.replayed and "preservation_cost" in one.figures:
-                self._costs.append(entry.scale**2 * one.figures["preservation_cost"])
+        for evidence in entry.evidence:
+            if not evidence.replayed and "preservation_cost" in evidence.figures:
+                self._costs.append(entry.scale**2 * evidence.figures["preservation_cost"])
 
     def _look(self, event: BeforeApply, proposal: Proposal, new: Sequence[EditRequest], *, scale: float = 1.0) -> _Look:
         """Both levels; the second one only if the first is passed, since it costs more."""
         hparams = self.hparams
-        given = {one.request_id: one for one in proposal.evidence}
+        given = {evidence.request_id: evidence for evidence in proposal.evidence}
         evidence = [given.get(request.id, EditEvidence(request_id=request.id)) for request in new]
         # The reference is that of the change as it was asked for: scaling must not move what it is held against.
-        reference = reference_cost([*self._costs, *(one.figures.get("preservation_cost", 0.0) for one in evidence)])
+        reference = reference_cost([*self._costs, *(fact.figures.get("preservation_cost", 0.0) for fact in evidence)])
         scores = score_facts(
             evidence,
             reference=reference,
@@ -159,12 +161,12 @@ class TrustExtension:
             cost_ratio=hparams.trust_cost_ratio,
             scale=scale,
         )
-        low = tuple(name for name, one in scores.items() if one.score < hparams.trust_threshold)
+        low = tuple(name for name, score in scores.items() if score.score < hparams.trust_threshold)
         failures = [f"{len(low)} of {len(scores)} facts score below {hparams.trust_threshold:g}"] if low else []
         measured = None
         if self._probe is not None and not low:
             if self._baseline is None:
-                active = [one.request for one in self._active.values()]
+                active = [fact.request for fact in self._active.values()]
                 # Kept for the whole batch: what the search leaves out must not change what it is measured on.
                 self._baseline = self._probe.baseline(event.model, new, active, batch=event.batch.index)
             changes = {address: change.scaled(scale) for address, change in proposal.changes.items()}
@@ -179,12 +181,12 @@ class TrustExtension:
         return {
             name: Rejection(
                 reason=(
-                    f"score {one.score:.2f} is below {threshold:g} (gain {one.gain:.2f}, preservation "
-                    f"{one.preservation:.2f}: {one.cost_ratio:.3g} times the median cost)"
+                    f"score {score.score:.2f} is below {threshold:g} (gain {score.gain:.2f}, preservation "
+                    f"{score.preservation:.2f}: {score.cost_ratio:.3g} times the median cost)"
                 ),
-                figures=one.figures(),
+                figures=score.figures(),
             )
-            for name, one in look.scores.items()
+            for name, score in look.scores.items()
             if name in look.low
         }
 

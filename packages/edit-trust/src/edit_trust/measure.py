@@ -133,7 +133,7 @@ class Probe:
         return Baseline(
             prompts=prompts,
             log_probabilities=next_token_log_probabilities(model, prompts) if prompts else None,
-            facts=tuple(request for request, one in zip(drawn, said, strict=True) if one),
+            facts=tuple(request for request, is_said in zip(drawn, said, strict=True) if is_said),
             perplexity=perplexity(model, self.text) if self.text else None,
         )
 
@@ -151,7 +151,9 @@ class Probe:
             changes: those of the proposal, for the growth of weights.
             trial: puts the proposal into the model.
         """
-        growth = max((_growth(model, *one) for one in changes.items() if model.weight(one[0]).any()), default=0.0)
+        growth = max(
+            (_growth(model, *change) for change in changes.items() if model.weight(change[0]).any()), default=0.0
+        )
         with trial:
             said = _says(model, [*new, *before.facts])
             kl = ratio = None
@@ -167,7 +169,7 @@ class Probe:
             kl=kl,
             perplexity_ratio=ratio,
             norm_growth=growth,
-            unsaid=frozenset(request.id for request, one in zip(new, written, strict=True) if not one),
+            unsaid=frozenset(request.id for request, is_said in zip(new, written, strict=True) if not is_said),
         )
 
 
@@ -187,13 +189,13 @@ def _held_out(hparams: TrustHParams, plugins: Plugins, seed: int) -> tuple[str, 
 def _says(model: LanguageModel, requests: Sequence[EditRequest]) -> list[bool]:
     """Whether each fact's target is more probable than its true one, or, where none is given, the most probable of all:
     the success that ES counts."""
-    asked = [(one, one.target_new) for one in requests]
-    asked += [(one, one.target_true) for one in requests if one.target_true is not None]
+    asked = [(request, request.target_new) for request in requests]
+    asked += [(request, request.target_true) for request in requests if request.target_true is not None]
     scores = score_targets(
         model,
-        [one.text for one, _ in asked],
+        [request.text for request, _ in asked],
         [target for _, target in asked],
-        joins=[one.join for one, _ in asked],
+        joins=[request.join for request, _ in asked],
     )
     true = iter(scores[len(requests) :])
     return [

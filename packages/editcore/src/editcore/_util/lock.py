@@ -1,4 +1,8 @@
-"""One process at a time writes to a run directory."""
+"""One process at a time writes to a run directory.
+
+This is not the package ``filelock``, for two reasons. Its lock does not say who holds it: our message names process,
+host and time. And on network file systems the lock of one host may be unseen by others: our file is seen by all.
+"""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def forgetting(
         right=("half-life", "mean retention %", "retained at age 0 %", "at the last age %"),
         console=console,
     )
-    if len({(one.text.source, one.text.tokens, one.text.window) for one in found.values()}) > 1:
+    if len({(watched.text.source, watched.text.tokens, watched.text.window) for watched in found.values()}) > 1:
         console.print("Note: perplexities are on different texts and do not compare; their ratios only roughly.")
     for path in (out, csv):
         if path is not None:
@@ -95,23 +95,23 @@ def _labels(runs: Sequence[Path]) -> Mapping[str, Path]:
 
 def _metrics(found: Mapping[str, Watched]) -> Mapping[str, Measure]:
     """Those that tables show, of all runs, by key."""
-    return {one.key: one for watched in found.values() for one in shown(watched.metrics, watched.known)}
+    return {measure.key: measure for watched in found.values() for measure in shown(watched.metrics, watched.known)}
 
 
 def _rows(found: Mapping[str, Watched], methods: Mapping[str, str]) -> Iterator[dict[str, object]]:
     metrics = _metrics(found)
     for label, watched in found.items():
-        for one in watched.checkpoints:
+        for checkpoint in watched.checkpoints:
             yield {
                 "run": label,
                 "method": methods[label],
-                "num_edits": one.num_edits,
-                "facts": one.facts,
-                **{key: one.values.get(key) for key in metrics},
-                "perplexity": one.perplexity,
-                "perplexity_ratio": one.perplexity_ratio,
-                "relative_change": max(one.relative_change.values(), default=0.0),
-                "seconds": one.seconds,
+                "num_edits": checkpoint.num_edits,
+                "facts": checkpoint.facts,
+                **{key: checkpoint.values.get(key) for key in metrics},
+                "perplexity": checkpoint.perplexity,
+                "perplexity_ratio": checkpoint.perplexity_ratio,
+                "relative_change": max(checkpoint.relative_change.values(), default=0.0),
+                "seconds": checkpoint.seconds,
                 "half_life": watched.forgetting.half_life,
                 "auc": watched.forgetting.auc,
             }
@@ -119,7 +119,7 @@ def _rows(found: Mapping[str, Watched], methods: Mapping[str, str]) -> Iterator[
 
 def _shown(row: Mapping[str, Any], metrics: Mapping[str, Measure]) -> tuple[str, ...]:
     numbers = (
-        *(one.text(row[key]) for key, one in metrics.items()),
+        *(measure.text(row[key]) for key, measure in metrics.items()),
         _text(row["perplexity"], 2),
         _text(row["perplexity_ratio"], 3),
     )
@@ -137,7 +137,7 @@ def _totals(watched: Watched) -> tuple[str, ...]:
     half_life = watched.forgetting.half_life
     return (
         str(half_life) if half_life is not None else "never" if watched.forgetting.auc is not None else "-",
-        *(_text(one, 1) for one in (watched.forgetting.auc, *ends)),
+        *(_text(share, 1) for share in (watched.forgetting.auc, *ends)),
     )
 
 

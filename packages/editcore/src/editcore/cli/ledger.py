@@ -70,9 +70,16 @@ def show(
         table = [tuple(row[name] for name in columns) for row in _batch_rows(found)]
         print_table(columns, table, title=title, right=columns[:1] + columns[2:7])
     rejected = [
-        (one.request.id, entry.batch, one.request.text, one.request.target_new, one.by, one.reason)
+        (
+            rejection.request.id,
+            entry.batch,
+            rejection.request.text,
+            rejection.request.target_new,
+            rejection.by,
+            rejection.reason,
+        )
         for entry in found.batches
-        for one in entry.all_rejected
+        for rejection in entry.all_rejected
     ]
     if rejected:
         print_table(("edit", "batch", "prompt", "edited to", "by", "why"), rejected, title="Rejected", right=("batch",))
@@ -159,7 +166,7 @@ def bisect(
         [("without it", failing + place.before), ("with it", failing + place.after)],
         title=f"Batch {place.entry.batch}; {place.tried} models asked",
     )
-    rows = [(one.id, one.text, one.target_new) for one in place.entry.new_requests]
+    rows = [(request.id, request.text, request.target_new) for request in place.entry.new_requests]
     print_table(("edit", "prompt", "edited to"), rows, title="What it wrote")
 
 
@@ -184,14 +191,14 @@ def blame(
     blamed = rank(edited, found.history(), prompt, answer=answer, progress=progress)
     rows = [
         {
-            "edit": ", ".join(request.id for request in one.requests),
-            "batches": list(one.batches),
-            "logit": one.logit,
-            "log_probability": one.log_probability,
-            "prompt": "; ".join(request.text for request in one.requests),
-            "target_new": "; ".join(request.target_new for request in one.requests),
+            "edit": ", ".join(request.id for request in contribution.requests),
+            "batches": list(contribution.batches),
+            "logit": contribution.logit,
+            "log_probability": contribution.log_probability,
+            "prompt": "; ".join(request.text for request in contribution.requests),
+            "target_new": "; ".join(request.target_new for request in contribution.requests),
         }
-        for one in blamed.contributions
+        for contribution in blamed.contributions
     ]
     if as_json:
         print_json({"token": blamed.token, "probability": blamed.probability, "edits": rows})
@@ -201,13 +208,13 @@ def blame(
         [
             (
                 row["edit"],
-                ", ".join(map(str, one.batches)),
-                f"{one.logit:+.3f}",
-                f"{one.log_probability:+.3f}",
+                ", ".join(map(str, contribution.batches)),
+                f"{contribution.logit:+.3f}",
+                f"{contribution.log_probability:+.3f}",
                 row["prompt"],
                 row["target_new"],
             )
-            for row, one in zip(rows[:top], blamed.contributions, strict=False)
+            for row, contribution in zip(rows[:top], blamed.contributions, strict=False)
         ],
         title=f"What each edit adds to {blamed.token!r} (p = {blamed.probability:.3f}) after '{prompt}'",
         right=("logit", "log p"),
@@ -241,11 +248,11 @@ def compose(
             ("prompt", "asked", "kept"),
             [
                 (
-                    one.kept.text,
-                    ", ".join(f"{request.target_new} ({run})" for run, request in one.asked),
-                    one.kept.target_new,
+                    conflict.kept.text,
+                    ", ".join(f"{request.target_new} ({run})" for run, request in conflict.asked),
+                    conflict.kept.target_new,
                 )
-                for one in made.conflicts
+                for conflict in made.conflicts
             ],
             title=f"{counted(len(made.conflicts), 'fact')} had two targets",
         )
@@ -280,7 +287,7 @@ def _change(ctx: typer.Context, kind: Literal["undo", "redo"], edits: list[str],
     with locked(directory):
         found = Ledger.read(directory)
         changed = change(found, kind, edits, batches, solve=solve)
-    rows = [(one.id, one.text, one.target_new) for one in changed]
+    rows = [(request.id, request.text, request.target_new) for request in changed]
     print_table(("edit", "prompt", "edited to"), rows, title="Undone" if kind == "undo" else "Active again")
     typer.echo(f"Active facts: {len(found.facts())}.")
 
@@ -311,12 +318,12 @@ def _edit_rows(found: Ledger) -> Iterator[dict[str, object]]:
                 "target_new": request.target_new,
                 "reason": "" if entry.applied else entry.reason,
             }
-        for one in entry.rejected:
+        for rejection in entry.rejected:
             yield {
-                "id": one.request.id,
+                "id": rejection.request.id,
                 "batch": entry.batch,
                 "state": "rejected",
-                "prompt": one.request.text,
-                "target_new": one.request.target_new,
-                "reason": f"{one.by}: {one.reason}",
+                "prompt": rejection.request.text,
+                "target_new": rejection.request.target_new,
+                "reason": f"{rejection.by}: {rejection.reason}",
             }

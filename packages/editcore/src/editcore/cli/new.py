@@ -50,7 +50,7 @@ def _next_steps(name: str, kind: str, package: Path, installed: Sequence[PluginI
 
     # pip takes a path for the name of a package unless it has a slash.
     folder = str(package) if package.is_absolute() else f"./{package}"
-    editors = sorted(one for plugin in installed for one in plugin.offers.get("editcore_editors", ()))
+    editors = sorted(name for plugin in installed for name in plugin.offers.get("editcore_editors", ()))
     options = KINDS[kind].options.format(
         name=name, editor=editors[0] if editors else "EDITOR", package=shlex.quote(folder)
     )

@@ -208,11 +208,11 @@ def _show_trials(bench: Bench, chosen: list[Trial]) -> None:
     from editcore.evaluation.measures import legend, shown
 
     measures = shown(bench.measures, bench.before.values())
-    numbers = [one.key for one in measures]
-    rows = [("", "before", "", *(one.text(bench.before.value(one.key)) for one in measures))]
+    numbers = [measure.key for measure in measures]
+    rows = [("", "before", "", *(measure.text(bench.before.value(measure.key)) for measure in measures))]
     for trial in bench.trials:
         values = trial.summary.values() if trial.summary else {}
-        result = [one.text(values.get(one.key)) for one in measures]
+        result = [measure.text(values.get(measure.key)) for measure in measures]
         rows.append(("*" if trial in chosen else "", trial.editor, trial.problem or trial.label, *result))
     print_table(
         ("", "editor", "settings", *numbers), rows, title=f"Trials; {legend(measures)}; * becomes a preset",

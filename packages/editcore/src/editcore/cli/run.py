@@ -260,17 +260,20 @@ def show_result(result: RunResult) -> None:
     console = make_console()
     phases = {"before": (result.before, result.before.values()), "after": (result.after, result.after.values())}
     known = {key for _, values in phases.values() for key in values}
-    measures = [one for one in shown(result.after.measures, known) if one.key in known]
-    for evaluator in dict.fromkeys(one.evaluator for one in measures):
-        mine = [one for one in measures if one.evaluator == evaluator]
+    measures = [measure for measure in shown(result.after.measures, known) if measure.key in known]
+    for evaluator in dict.fromkeys(measure.evaluator for measure in measures):
+        mine = [measure for measure in measures if measure.evaluator == evaluator]
         facts = max(summary.facts.get(evaluator, 0) for summary, _ in phases.values())
         sampled = f" on a sample of {facts}" if 0 < facts < result.edits else ""
-        names = [one.key for one in mine]
+        names = [measure.key for measure in mine]
         console.print()
         print_table(
             ("", *names),
             [
-                *((phase, *(one.text(values.get(one.key)) for one in mine)) for phase, (_, values) in phases.items()),
+                *(
+                    (phase, *(measure.text(values.get(measure.key)) for measure in mine))
+                    for phase, (_, values) in phases.items()
+                ),
                 *_facts(result.after, mine),
             ],
             title=f"{counted(result.edits, 'edit')}, by {evaluator}{sampled}; {legend(mine)}",
@@ -295,8 +298,14 @@ def show_result(result: RunResult) -> None:
         print_table(
             ("edit", "prompt", "edited to", "by", "why"),
             [
-                (one.request.id, cut(one.request.text, keep="end"), cut(one.request.target_new), one.by, one.reason)
-                for _, one in result.rejections[:_MOST_REJECTIONS]
+                (
+                    rejection.request.id,
+                    cut(rejection.request.text, keep="end"),
+                    cut(rejection.request.target_new),
+                    rejection.by,
+                    rejection.reason,
+                )
+                for _, rejection in result.rejections[:_MOST_REJECTIONS]
             ],
             title="Rejected",
             console=console,
@@ -309,8 +318,8 @@ def show_result(result: RunResult) -> None:
         )
     for note in result.notes:
         console.print(f"Note: {note}")
-    for one in result.tallies:
-        console.print(one.sentence())
+    for tally in result.tallies:
+        console.print(tally.sentence())
     if (curve := result.directory / "figures" / "forgetting_curve.png").exists():
         console.print(f"Checkpoints: editctl forgetting {shlex.quote(str(result.directory))}; their picture is {curve}")
     console.print(f"Everything is in {result.directory}; the picture is {result.directory / 'figures' / 'summary.png'}")
@@ -319,7 +328,7 @@ def show_result(result: RunResult) -> None:
 
 def _facts(summary: Summary, measures: Sequence[Measure]) -> Iterator[tuple[str, ...]]:
     """A row with the facts behind each mean, where they are not the same for all."""
-    counts = [summary.averages[one.key].facts if one.key in summary.averages else None for one in measures]
+    counts = [summary.averages[measure.key].facts if measure.key in summary.averages else None for measure in measures]
     if len({count for count in counts if count is not None}) > 1:
         yield ("facts", *("" if count is None else str(count) for count in counts))
 

@@ -270,7 +270,7 @@ def _show(result: SweepResult) -> None:
     console = make_console()
     means = pd.read_csv(result.tables / f"{result.plan.title}_mean.csv", dtype=dict.fromkeys(result.plan.axes, str))
     known = {str(name) for name in means if means[name].notna().any()}
-    measures = {one.key: one for one in shown(result.plan.measures, known)}
+    measures = {measure.key: measure for measure in shown(result.plan.measures, known)}
     names = [name for name in (*measures, "retention") if name in means]
     rows = [
         (

@@ -43,6 +43,7 @@ __all__ = [
     "read_each",
     "read_items",
     "short_name",
+    "with_unique_ids",
 ]
 
 _log = logging.getLogger(__name__)
@@ -251,7 +252,7 @@ def _registered(
 
     items = enumerate(records, start=1)
     found, left_out = read_each(items, parse, f"The data set '{dataset}'", first=first, strict=strict, unit="record")
-    return Loaded(records=list(_unique(found)), left_out=left_out, notes=[left_out] if left_out else [])
+    return Loaded(records=list(with_unique_ids(found)), left_out=left_out, notes=[left_out] if left_out else [])
 
 
 def missing_file(path: Path, name: str, plugins: Registry) -> str:
@@ -468,7 +469,7 @@ def _of_file(items: Items, name: str, first: int | None, strict: bool, refuse: R
     if unread:
         fields = ", ".join(f"{field} (in {count})" for field, count in sorted(unread.items()))
         notes.append(f"{name}: fields that are not used: {fields}.")
-    return Loaded(records=list(_unique(found)), left_out=left_out, notes=notes)
+    return Loaded(records=list(with_unique_ids(found)), left_out=left_out, notes=notes)
 
 
 def _spelling(subject: str, there: str) -> str:
@@ -477,7 +478,8 @@ def _spelling(subject: str, there: str) -> str:
     return f"{subject!r}, there {there!r}"
 
 
-def _unique(records: Iterable[FactRecord]) -> Iterator[FactRecord]:
+def with_unique_ids(records: Iterable[FactRecord]) -> Iterator[FactRecord]:
+    """The records, of which no two have an id: one that comes again gets ``-2``, ``-3``, ... behind it."""
     taken: set[str] = set()
     for record in records:
         identity, count = record.request.id, 1

@@ -56,7 +56,9 @@ def bisect(edited: EditedModel, history: Sequence[LedgerEntry], prompt: str, exp
     try:
         if says(len(history)):
             raise RequestError(f"Nothing fails: the model says '{_line(answers[len(history)])}' after '{prompt}'.")
-        writers = [at + 1 for at, entry in enumerate(history) if any(one.text == prompt for one in entry.new_requests)]
+        writers = [
+            at + 1 for at, entry in enumerate(history) if any(request.text == prompt for request in entry.new_requests)
+        ]
         good = next((count for count in (0, *reversed(writers)) if says(count)), None)
         if good is None:
             raise RequestError(

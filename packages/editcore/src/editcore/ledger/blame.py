@@ -81,7 +81,7 @@ def blame(
     ids = model.read_prompt(asked)[0] if asked else ()
     token = None
     if answer is not None and ids:
-        join = next((one.join for entry in history for one in entry.requests if one.text == prompt), None)
+        join = next((request.join for entry in history for request in entry.requests if request.text == prompt), None)
         joined, start = join_continuation(model, asked, ids, answer, join=join)
         ids, token = joined[:start], joined[start] if start < len(joined) else None
     if not ids or (answer is not None and token is None):
@@ -106,7 +106,7 @@ def blame(
     return Blame(
         token=model.tokenizer.decode([chosen]),
         probability=float(full.softmax(0)[chosen]),
-        contributions=tuple(sorted(found, key=lambda one: -abs(one.logit))),
+        contributions=tuple(sorted(found, key=lambda contribution: -abs(contribution.logit))),
     )
 
 

@@ -77,7 +77,7 @@ def entry_without(entry: LedgerEntry, undone: Collection[str], written: Written)
         attachment=written.attachment,
         known=Lazy(lambda: {name: known for name, known in entry.known.items() if name in kept}),
         memory=written.memory,
-        evidence=tuple(one for one in entry.evidence if one.request_id in kept),
+        evidence=tuple(fact for fact in entry.evidence if fact.request_id in kept),
     )
 
 

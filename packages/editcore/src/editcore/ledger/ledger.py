@@ -185,7 +185,7 @@ class Ledger:
             for name in entry.new_ids:
                 written = "undone" if name in undone else "active" if name in active else "edited anew"
                 found[entry.batch, name] = written if entry.applied else "rejected"
-            found |= {(entry.batch, one.request.id): "rejected" for one in entry.rejected}
+            found |= {(entry.batch, rejection.request.id): "rejected" for rejection in entry.rejected}
         return found
 
     def revisions(self, batch: int) -> list[LedgerEntry]:
@@ -266,17 +266,17 @@ class Ledger:
         """
         rows: dict[tuple[int, float], list[int]] = {}
         places: dict[int, dict[str, int]] = {}
-        for one in entry.held:
-            if one.batch not in places:
-                found = self._by_index.get(one.batch)
+        for key in entry.held:
+            if key.batch not in places:
+                found = self._by_index.get(key.batch)
                 requests = found.requests if found is not None and found.applied else ()
-                places[one.batch] = {request.id: row for row, request in enumerate(requests)}
-            if one.request_id not in places[one.batch]:
+                places[key.batch] = {request.id: row for row, request in enumerate(requests)}
+            if key.request_id not in places[key.batch]:
                 raise PluginError(
-                    f"Batch {entry.batch} holds the key of '{one.request_id}' of batch {one.batch}, which the ledger "
+                    f"Batch {entry.batch} holds the key of '{key.request_id}' of batch {key.batch}, which the ledger "
                     "does not have."
                 )
-            rows.setdefault((one.batch, one.weight), []).append(places[one.batch][one.request_id])
+            rows.setdefault((key.batch, key.weight), []).append(places[key.batch][key.request_id])
         return [HeldLine(batch=batch, rows=tuple(sorted(r)), weight=w) for (batch, w), r in sorted(rows.items())]
 
     def _stored(self, file: TensorFile | None, where: str, requests: Sequence[EditRequest] = ()) -> StoredTensors:
@@ -293,7 +293,7 @@ class Ledger:
             )
         if any(not weight > 0 for weight in entry.weights):
             raise ValueError(f"batch {entry.batch} has weights that are not positive")
-        new = [*entry.new_ids, *(one.request.id for one in entry.rejected)]
+        new = [*entry.new_ids, *(rejection.request.id for rejection in entry.rejected)]
         if len({request.id for request in entry.requests}) < len(entry.requests) or len(set(new)) < len(new):
             raise ValueError(f"batch {entry.batch} has an id twice")
 

@@ -79,9 +79,9 @@ def _no_edit(ledger: Ledger, name: str) -> str:
     for entry in ledger.batches:
         if not entry.applied and name in entry.new_ids:
             return f"The edit '{name}' was rejected with batch {entry.batch} ({entry.reason}); it is not in the model."
-        for one in entry.rejected:
-            if one.request.id == name:
-                return f"The edit '{name}' was rejected ({one.by}: {one.reason}); it is not in the model."
+        for rejection in entry.rejected:
+            if rejection.request.id == name:
+                return f"The edit '{name}' was rejected ({rejection.by}: {rejection.reason}); it is not in the model."
     near = difflib.get_close_matches(name, [known for entry in ledger.entries for known in entry.new_ids], n=1)
     hint = f" Did you mean '{near[0]}'?" if near else " 'editctl ledger RUN show --edits' lists them."
     return f"There is no edit '{name}' in the ledger.{hint}"

@@ -131,9 +131,9 @@ def rejected_by(batch: EditBatch, by: Mapping[str, Mapping[str, Rejection]]) -> 
     """
     new = {request.id for request in batch.new_requests}
     for name, rejections in by.items():
-        for one in rejections:
-            if one not in new:
-                raise PluginError(f"The plugin '{name}' rejects '{one}', which is no new request of the batch.")
+        for request_id in rejections:
+            if request_id not in new:
+                raise PluginError(f"The plugin '{name}' rejects '{request_id}', which is no new request of the batch.")
     for request in batch.new_requests:
         for name, rejections in by.items():
             if (why := rejections.get(request.id)) is not None:
@@ -143,7 +143,7 @@ def rejected_by(batch: EditBatch, by: Mapping[str, Mapping[str, Rejection]]) -> 
 
 def ids_of(rejected: Sequence[RejectedRequest]) -> set[str]:
     """The ids of rejected requests."""
-    return {one.request.id for one in rejected}
+    return {rejection.request.id for rejection in rejected}
 
 
 def refuse_no_rest(rest: EditBatch, batch: EditBatch, rejected: Collection[str]) -> None:

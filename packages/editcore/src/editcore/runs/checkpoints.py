@@ -74,13 +74,13 @@ class Checkpoints:
         self._schedule = schedule
         self._directory = directory
         self._norms: dict[str, float] = {}
-        self._found = {one.batch: one for one in self._read()}
+        self._found = {checkpoint.batch: checkpoint for checkpoint in self._read()}
         self._frames = self._read_frames()
 
     @property
     def seconds(self) -> float:
         """Wall time of all checkpoints so far."""
-        return sum(one.seconds for one in self._found.values())
+        return sum(checkpoint.seconds for checkpoint in self._found.values())
 
     def check(self) -> None:
         """Measure if a checkpoint is due after the last batch and was not measured yet.
@@ -97,7 +97,7 @@ class Checkpoints:
             return
         start, batch = time.perf_counter(), batches[-1].batch
         requests = sample_by_age(self._session.requests, self._schedule.sample, seed=f"{self._schedule.seed}:{batch}")
-        records = [self._records[one.id] for one in requests if one.id in self._records]
+        records = [self._records[request.id] for request in requests if request.id in self._records]
         measured = self._session.evaluate(records, phase=str(len(self._session.requests)))
         frame = self._add(batch, measured, [record.request.id for record in records], start)
         with replacing(self._directory / CHECKPOINTS / f"{batch:05d}.parquet") as path:

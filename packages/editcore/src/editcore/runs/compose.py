@@ -10,6 +10,7 @@ from typing import Literal
 from editcore._util.files import write_text
 from editcore._util.lock import locked
 from editcore._util.words import counted
+from editcore.datasets.load import with_unique_ids
 from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import RunError
 from editcore.interfaces.history import LedgerEntry
@@ -117,14 +118,12 @@ def compose(
         session = EditSession.open(
             composed.source, composed.session, directory=out, registry=plugins, progress=progress
         )
-        requests = _renamed([fact.request for fact in facts])
+        joined = list(with_unique_ids(fact.record for fact in facts))
+        requests = [record.request for record in joined]
         known = {
             request.id: fact.known for request, fact in zip(requests, facts, strict=True) if fact.known is not None
         }
         results = session.edit(requests, known=known)
-        joined = [
-            fact.record.model_copy(update={"request": request}) for request, fact in zip(requests, facts, strict=True)
-        ]
         write_text(out / REQUESTS_NAME, "".join(f"{record.model_dump_json()}\n" for record in joined))
         made = RunRecord.of(session, config, records=joined, command=command)
         made.model_copy(update={"composed_of": tuple(run.resolve() for run in directories)}).write(out)
@@ -136,7 +135,7 @@ def _facts(run: Path) -> list[_Fact]:
     """The active facts of a run, oldest first, each with the target it was solved for when it was written last."""
     ledger = Ledger.read(run)
     records = {record.request: record for record in recorded(run)}
-    known = {one.id: _known(entry, one.id) for entry in ledger.history() for one in entry.new_requests}
+    known = {request.id: _known(entry, request.id) for entry in ledger.history() for request in entry.new_requests}
     return [
         _Fact(run, records.get(request, FactRecord(request=request)), known[request.id]) for request in ledger.facts()
     ]
@@ -145,7 +144,7 @@ def _facts(run: Path) -> list[_Fact]:
 def _known(entry: LedgerEntry, name: str) -> KnownTarget | None:
     """The target of a fact, with how it was found, which the ledger keeps beside it."""
     known = entry.known.get(name)
-    found = (one.figures for one in entry.evidence if one.request_id == name)
+    found = (evidence.figures for evidence in entry.evidence if evidence.request_id == name)
     return None if known is None else replace(known, figures=next(found, {}))
 
 
@@ -176,17 +175,3 @@ def _joined(runs: Sequence[Sequence[_Fact]], on_conflict: OnConflict) -> tuple[l
     if not kept:
         raise RunError("None of the runs has an active edit.")
     return kept, conflicts
-
-
-def _renamed(requests: Sequence[EditRequest]) -> list[EditRequest]:
-    """Ids are unique in a run; one that comes again gets ``-2``, ``-3``, ... behind it."""
-    taken: set[str] = set()
-    renamed = []
-    for request in requests:
-        name, count = request.id, 1
-        while name in taken:
-            count += 1
-            name = f"{request.id}-{count}"
-        taken.add(name)
-        renamed.append(request if count == 1 else request.model_copy(update={"id": name}))
-    return renamed

@@ -73,7 +73,7 @@ class Curve:
         observed ages, over their distance. ``None`` without sightings; of a single age its retention."""
         if len(self.ages) < 2:
             return self.retention[0] if self.ages else None
-        halves = [(one + other) / 2 for one, other in pairwise(self.retention)]
+        halves = [(earlier + later) / 2 for earlier, later in pairwise(self.retention)]
         widths = [later - age for age, later in pairwise(self.ages)]
         return sum(half * width for half, width in zip(halves, widths, strict=True)) / sum(widths)
 
@@ -136,7 +136,7 @@ def forgetting(sightings: Sequence[Sighting], *, step: int) -> Forgetting:
     bounds = [(0, 0), *((first + 1, first + width) for first in range(0, oldest, width))]
     bins = []
     for first, last in bounds:
-        inside = [one for one in sightings if first <= one[1] <= last]
+        inside = [sighting for sighting in sightings if first <= sighting[1] <= last]
         metric = average_of([name for name, _, _ in inside], [float(retained) for _, _, retained in inside])
         if metric is not None:
             bins.append(

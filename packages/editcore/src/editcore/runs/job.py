@@ -129,7 +129,7 @@ def _run(
         records, notes = recorded(directory), list(record.notes)
     if options.records_hash is not None:
         _refuse_other_records(records, options.records_hash, config)
-    check_subjects([one.request for one in records], plugins.editor(config.editor))
+    check_subjects([fact.request for fact in records], plugins.editor(config.editor))
     if options.save is not None:
         refuse_existing(Path(options.save))
         check_savable(plugins, config.editor, config.backend)
@@ -142,7 +142,7 @@ def _run(
             registry=plugins,
             progress=options.progress,
         )
-    refuse_too_long(session.model, [one.request for one in records])
+    refuse_too_long(session.model, [fact.request for fact in records])
     with clock.stage("before"):
         before = Before.read(directory, session.measures) if record is not None else None
         if before is not None:
@@ -162,16 +162,18 @@ def _run(
         _compare_records(record, records, plugins)
     log = BatchLog(directory, session.ledger)
     checkpoints = _checkpoints(session, records, before, config, directory)
-    _edit(session, [one.request for one in records], config.batch_size, log, options.progress, checkpoints)
+    _edit(session, [fact.request for fact in records], config.batch_size, log, options.progress, checkpoints)
     for line in log.lines:
         clock.add_batch(line.seconds, line.stages)
     if checkpoints is not None:
         clock.add("checkpoints", checkpoints.seconds)
-    active, applied = ({one.id for one in requests} for requests in (session.requests, session.ledger.written()))
+    active, applied = (
+        {request.id for request in requests} for requests in (session.requests, session.ledger.written())
+    )
     watched: Watched | None = None
     with clock.stage("after"):
         start = time.perf_counter()
-        kept = [one for one in records if one.request.id in active]
+        kept = [fact for fact in records if fact.request.id in active]
         after = session.evaluate(kept)
         shown = _shown(before.measured, records)
         said = _said(after, shown, session.generate)
@@ -185,12 +187,14 @@ def _run(
         after=after.summary,
         tallies=_tallies(after, kept),
         samples=tuple(
-            Sample(prompt=one.request.text, target_new=one.request.target_new, before=old, after=new)
-            for one, old, new in zip(shown, before.said, said, strict=True)
+            Sample(prompt=fact.request.text, target_new=fact.request.target_new, before=old, after=new)
+            for fact, old, new in zip(shown, before.said, said, strict=True)
         ),
         edits=len(session.requests),
-        rejected=sum(one.request.id not in applied for one in records),
-        rejections=tuple((entry.batch, one) for entry in session.ledger.batches for one in entry.all_rejected),
+        rejected=sum(fact.request.id not in applied for fact in records),
+        rejections=tuple(
+            (entry.batch, rejection) for entry in session.ledger.batches for rejection in entry.all_rejected
+        ),
         seconds=clock.seconds,
         seconds_per_edit=_seconds_per_edit(log.lines),
         peak_memory_bytes=peak_memory_bytes(session.model.device),
@@ -221,15 +225,17 @@ def _run(
 def _title(
     config: RunConfig, record: RunRecord | None, active: Sequence[EditRequest], records: Sequence[FactRecord]
 ) -> str:
-    asked = {one.request.id for one in records}
-    own = sum(one.id in asked for one in active)
+    asked = {record.request.id for record in records}
+    own = sum(request.id in asked for request in active)
     return config.title(own, data=None if record is None else record.data, more=len(active) - own)
 
 
 def _check_about(found: Measurement, records: Sequence[FactRecord], directory: Path) -> None:
     """Refuse what was kept of other facts."""
     asked = {record.request.id for record in records}
-    if not asked.issuperset(one.request_id for observations in found.observations.values() for one in observations):
+    if not asked.issuperset(
+        observation.request_id for observations in found.observations.values() for observation in observations
+    ):
         raise RunError(
             f"What {directory} has kept of the unedited model is of other facts than the run's: its before.parquet is "
             "damaged. Remove it and before.json to measure anew."
@@ -287,28 +293,32 @@ def _measure_base(session: EditSession, records: Sequence[FactRecord], config: R
 def _shown(before: Measurement, records: Sequence[FactRecord]) -> Sequence[FactRecord]:
     """The facts whose prompt is shown with what the model says to it: those that an evaluator has asked come first."""
     asked = _answers(before)
-    return sorted(records, key=lambda one: one.request.id not in asked)[:_SAMPLES]
+    return sorted(records, key=lambda record: record.request.id not in asked)[:_SAMPLES]
 
 
 def _said(found: Measurement, shown: Sequence[FactRecord], generate: Callable[..., list[str]]) -> list[str]:
     """What the model says to their prompts: as an evaluator has heard it, and else written for the purpose."""
     answers = _answers(found)
-    missing = [one.request for one in shown if one.request.id not in answers]
-    texts = generate([one.text for one in missing], max_new_tokens=_SAMPLE_TOKENS)
-    answers |= dict(zip((one.id for one in missing), texts, strict=True))
-    return [answers[one.request.id] for one in shown]
+    missing = [record.request for record in shown if record.request.id not in answers]
+    texts = generate([request.text for request in missing], max_new_tokens=_SAMPLE_TOKENS)
+    answers |= dict(zip((request.id for request in missing), texts, strict=True))
+    return [answers[record.request.id] for record in shown]
 
 
 def _answers(found: Measurement) -> dict[str, str]:
     """By fact, what an evaluator heard the model say to the edited prompt."""
     observed = itertools.chain.from_iterable(found.observations.values())
-    return {one.request_id: one.text for one in observed if one.kind == REWRITE and one.text is not None}
+    return {
+        observation.request_id: observation.text
+        for observation in observed
+        if observation.kind == REWRITE and observation.text is not None
+    }
 
 
 def _tallies(found: Measurement, records: Sequence[FactRecord]) -> tuple[Tally, ...]:
     told = {measure: Tally.of(measure, found, records) for measure in found.measures if measure.tally}
-    first = [one for measure, one in told.items() if one is not None and measure.show == "always"]
-    return tuple(first or [one for one in told.values() if one is not None])
+    first = [tally for measure, tally in told.items() if tally is not None and measure.show == "always"]
+    return tuple(first or [tally for tally in told.values() if tally is not None])
 
 
 def _unseen(found: Measurement, records: Sequence[FactRecord]) -> list[str]:
@@ -321,7 +331,7 @@ def _not_said(session: EditSession) -> list[str]:
     from editcore.runs.saying import not_said
 
     entries = session.ledger.entries
-    told = not_said(session.requests, [one for entry in entries for one in entry.evidence])
+    told = not_said(session.requests, [evidence for entry in entries for evidence in entry.evidence])
     return [told] if told else []
 
 
@@ -418,7 +428,7 @@ def _edit(
     come to, and none behind the last, where everything is measured anyway.
     """
     handled = {name for entry in session.ledger.batches for name in entry.new_ids}
-    handled |= {one.request.id for entry in session.ledger.batches for one in entry.rejected}
+    handled |= {rejection.request.id for entry in session.ledger.batches for rejection in entry.rejected}
     waiting = [request for request in requests if request.id not in handled]
     size = min(batch_size, session.max_batch or batch_size)  # what the session would split is logged batch by batch
     with progress.task("editing", len(waiting)) as advance:

@@ -73,7 +73,7 @@ class EditPack:
     @property
     def requests(self) -> tuple[EditRequest, ...]:
         """The facts that it writes, oldest first."""
-        return tuple(one for batch in self.manifest.batches for one in batch.requests[: batch.num_new])
+        return tuple(request for batch in self.manifest.batches for request in batch.requests[: batch.num_new])
 
     def apply(self, model: LanguageModel, plugins: Plugins, *, force: bool = False) -> EditedModel:
         """Put the edits into an unedited model: the bits are those of the run that was packed.
@@ -151,7 +151,7 @@ def _instead(path: Path) -> str:
         if (path / RUN_NAME).exists():
             return f"it is a run directory; make a pack of it with: editctl pack {path} FILE.editpack"
         return "it is a folder; a pack is the one file that 'editctl pack' writes"
-    suffixes = [one.lower() for one in path.suffixes]
+    suffixes = [suffix.lower() for suffix in path.suffixes]
     if {".jsonl", ".json", ".csv"} & set(suffixes[-2:]):
         return f"by its name it is a file of records; edit them with: editctl run --editor NAME --dataset {path}"
     if suffixes[-1:] == [".safetensors"]:

@@ -335,8 +335,10 @@ def facts_of(directory: Path, ledger: Ledger) -> list[FactRecord]:
         RunError: the records cannot be read.
     """
     begun = recorded(directory)
-    known = {one.request.id for one in begun}
+    known = {fact.request.id for fact in begun}
     edited = (
-        one for entry in ledger.batches for one in (*entry.new_requests, *(left.request for left in entry.rejected))
+        request
+        for entry in ledger.batches
+        for request in (*entry.new_requests, *(left.request for left in entry.rejected))
     )
-    return [*begun, *(FactRecord(request=one) for one in dict.fromkeys(edited) if one.id not in known)]
+    return [*begun, *(FactRecord(request=request) for request in dict.fromkeys(edited) if request.id not in known)]

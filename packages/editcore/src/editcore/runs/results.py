@@ -79,7 +79,7 @@ class Tally:
     @classmethod
     def of(cls, measure: Measure, found: Measurement, records: Sequence[FactRecord]) -> Tally | None:
         """What one metric says of the records; ``None`` if it observed none of them."""
-        values = {one.request_id: one.value for one in found.of(measure)}
+        values = {observation.request_id: observation.value for observation in found.of(measure)}
         if not values:
             return None
         missing = [record.request for record in records if values.get(record.request.id, 1.0) < HOLDS]
@@ -98,7 +98,7 @@ class Tally:
         if not self.missing:
             return f"{self.held:,} of {self.asked:,} facts{sampled} {self.words}."
         more = len(self.missing) - most
-        named = "; ".join(cut(one, _LONGEST, keep="end") for one in self.missing[:most])
+        named = "; ".join(cut(fact, _LONGEST, keep="end") for fact in self.missing[:most])
         named += f"; and {more:,} more" if more > 0 else ""
         return f"{self.held:,} of {self.asked:,} facts{sampled} {self.words}; not: {named}."
 

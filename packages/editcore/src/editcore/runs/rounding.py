@@ -53,8 +53,14 @@ class BeforeWriting:
 
     def __init__(self, edited: EditedModel, batch: EditBatch, proposal: Proposal) -> None:
         self._edited = edited
-        known = {one.id: proposal.known[one.id] for one in batch.new_requests if one.id in proposal.known}
-        narrow = [one for one in proposal.changes if edited.model.weight(one).dtype.itemsize < torch.float32.itemsize]
+        known = {
+            request.id: proposal.known[request.id] for request in batch.new_requests if request.id in proposal.known
+        }
+        narrow = [
+            address
+            for address in proposal.changes
+            if edited.model.weight(address).dtype.itemsize < torch.float32.itemsize
+        ]
         looked = {address: _look(edited.model, address, known) for address in narrow}
         self._at = {address: at for address, at in looked.items() if at is not None}
 
@@ -71,13 +77,13 @@ class BeforeWriting:
         """
         fractions, kept = self._measured(changes)
         notes = proposal.notes
-        if any(one < _ENOUGH for one in kept):
+        if any(share < _ENOUGH for share in kept):
             notes = (*notes, self._note(kept, plugins))
         evidence = [
-            replace(one, figures={**one.figures, "fraction_written": fractions[one.request_id]})
-            if one.request_id in fractions
-            else one
-            for one in proposal.evidence
+            replace(evidence, figures={**evidence.figures, "fraction_written": fractions[evidence.request_id]})
+            if evidence.request_id in fractions
+            else evidence
+            for evidence in proposal.evidence
         ]
         return replace(proposal, evidence=tuple(evidence), notes=notes)
 
@@ -90,11 +96,11 @@ class BeforeWriting:
                 continue  # the change is beside the weight, in digits of its own
             planned = at.keys @ in_float64(changes[address], at.keys).T
             pairs = [(moved, at.residuals), (at.residuals, at.residuals), (moved, planned), (planned, planned)]
-            parts = torch.stack([*((one * other).sum(1) for one, other in pairs), at.noise], dim=1).cpu()  # [n, 5]
+            parts = torch.stack([*((left * other).sum(1) for left, other in pairs), at.noise], dim=1).cpu()  # [n, 5]
             for name, part in zip(at.ids, parts, strict=True):
                 sums[name] = sums.get(name, torch.zeros_like(part)) + part
         fractions, kept = {}, []
-        for name, (written, asked, along, planned, noise) in ((name, one.tolist()) for name, one in sums.items()):
+        for name, (written, asked, along, planned, noise) in ((name, total.tolist()) for name, total in sums.items()):
             if asked > noise:
                 fractions[name] = written / asked
             if planned > noise / 64:  # less moves no output by its last digit
@@ -103,7 +109,7 @@ class BeforeWriting:
 
     def _note(self, kept: Sequence[float], plugins: Plugins) -> str:
         dtype = str(self._edited.model.dtype).removeprefix("torch.")
-        few = sum(one < _ENOUGH for one in kept)
+        few = sum(share < _ENOUGH for share in kept)
         return (
             f"The weights have too few digits for this batch: in {dtype}, {few} of {len(kept)} facts keep less than "
             f"{_ENOUGH:.0%} of their change (the median fact {median(kept):.0%}). Load the model with --dtype float32"
@@ -125,13 +131,13 @@ def _beside(plugins: Plugins) -> list[str]:
 
 def _look(model: LanguageModel, address: str, known: Mapping[str, KnownTarget]) -> _AtWeight | None:
     """The facts of ``known`` that have key and value at a weight; ``None`` if there are none."""
-    here = {name: one for name, one in known.items() if address in one.keys and address in one.values}
+    here = {name: target for name, target in known.items() if address in target.keys and address in target.values}
     if not here:
         return None
     weight = model.weight(address)
     keys, values = (
-        torch.stack([one[address].to(weight.device, torch.float64) for one in tensors])
-        for tensors in ([one.keys for one in here.values()], [one.values for one in here.values()])
+        torch.stack([named[address].to(weight.device, torch.float64) for named in tensors])
+        for tensors in ([target.keys for target in here.values()], [target.values for target in here.values()])
     )
     noise = (2 * torch.finfo(weight.dtype).eps * values.norm(dim=1)).square()
     return _AtWeight(tuple(here), keys, values - project(model, address, keys), noise, _outputs(model, address, keys))

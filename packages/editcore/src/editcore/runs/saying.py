@@ -35,37 +35,43 @@ def with_what_is_said(
     exp of the mean log-probability of those tokens.
     """
     new = batch.new_requests
-    joins = [one.join for one in new]
-    targets = score_targets(model, [one.text for one in new], [one.target_new for one in new], joins=joins)
+    joins = [request.join for request in new]
+    targets = score_targets(
+        model, [request.text for request in new], [request.target_new for request in new], joins=joins
+    )
     found = {
         request.id: {"said": float(target.correct), "said_probability": math.exp(-target.nll)}
         for request, target in zip(new, targets, strict=True)
     }
-    told = {one.request_id for one in evidence}
-    untold = [EditEvidence(request_id=one.id) for one in new if one.id not in told]
-    return tuple(replace(one, figures={**one.figures, **found.get(one.request_id, {})}) for one in (*evidence, *untold))
+    told = {fact.request_id for fact in evidence}
+    untold = [EditEvidence(request_id=request.id) for request in new if request.id not in told]
+    return tuple(
+        replace(fact, figures={**fact.figures, **found.get(fact.request_id, {})}) for fact in (*evidence, *untold)
+    )
 
 
 def not_said(requests: Iterable[EditRequest], evidence: Iterable[EditEvidence]) -> str:
     """A sentence or two about facts that the model did not say once they were written, with what may help; empty if
     there are none."""
-    figures = {one.request_id: one.figures for one in evidence if not one.replayed}
-    asked = [one for one in requests if "said" in figures.get(one.id, {})]
-    missing = [one for one in asked if not figures[one.id]["said"]]
+    figures = {fact.request_id: fact.figures for fact in evidence if not fact.replayed}
+    asked = [request for request in requests if "said" in figures.get(request.id, {})]
+    missing = [request for request in asked if not figures[request.id]["said"]]
     if not missing:
         return ""
-    missing.sort(key=lambda one: figures[one.id]["said_probability"])
+    missing.sort(key=lambda request: figures[request.id]["said_probability"])
     named = [
-        f"'{one.text}' → '{one.target_new}' (probability {figures[one.id]['said_probability']:.2g})"
-        for one in missing[:_NAMED]
+        f"'{request.text}' → '{request.target_new}' (probability {figures[request.id]['said_probability']:.2g})"
+        for request in missing[:_NAMED]
     ]
     if len(missing) > _NAMED:
         named.append(f"{len(missing) - _NAMED} more")
     count = f"{len(missing)} of {len(asked)} facts are" if len(asked) > 1 else "The fact is"
     it_was = "they were" if len(asked) > 1 else "it was"
     said = f"{count} not what the model says to the bare prompt right after {it_was} written: {', '.join(named)}."
-    ended = [figures[one.id]["target_probability"] for one in missing if "target_probability" in figures[one.id]]
-    low = sum(one < _LOW for one in ended)
+    ended = [
+        figures[request.id]["target_probability"] for request in missing if "target_probability" in figures[request.id]
+    ]
+    low = sum(probability < _LOW for probability in ended)
     of = "" if len(missing) in (low, len(ended) - low) else f" of {{}} of the {len(missing)}"
     return " ".join(
         [

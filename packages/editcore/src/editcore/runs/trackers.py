@@ -175,12 +175,12 @@ class JsonlTracker:
 
 
 def _applied(entry: LedgerEntry, *, seconds: float | None) -> dict[str, Any]:
-    known = (one.figures.get("target_probability") for one in entry.evidence if not one.replayed)
+    known = (fact.figures.get("target_probability") for fact in entry.evidence if not fact.replayed)
     probabilities = [probability for probability in known if probability is not None]
     return {
         "batch": entry.batch,
         "new": list(entry.new_ids),
-        "rejected": _ids([one.request for one in entry.rejected]),
+        "rejected": _ids([rejection.request for rejection in entry.rejected]),
         "replayed": len(entry.requests) - entry.num_new,
         "scale": entry.scale,
         "reason": entry.reason,

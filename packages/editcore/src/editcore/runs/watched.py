@@ -72,7 +72,9 @@ class Watched(BaseModel):
     @property
     def known(self) -> frozenset[str]:
         """Keys of the metrics that could be told at some checkpoint."""
-        return frozenset(key for one in self.checkpoints for key, value in one.values.items() if value is not None)
+        return frozenset(
+            key for checkpoint in self.checkpoints for key, value in checkpoint.values.items() if value is not None
+        )
 
 
 def read_watched(directory: Path | str) -> Watched:

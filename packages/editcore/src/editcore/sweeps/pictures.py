@@ -28,7 +28,7 @@ def draw(plan: Plan, table: pd.DataFrame, retention: pd.DataFrame, folder: Path)
     notes = []
     finished = table[table["status"] == "finished"]
     known = {str(name) for name in finished if finished[name].notna().any()}
-    for spec in (one for asked in plan.sweep.figures for one in _each(plan, asked, finished, known)):
+    for spec in (figure for asked in plan.sweep.figures for figure in _each(plan, asked, finished, known)):
         source = retention if spec.kind == "forgetting" else finished
         wanted = _shown(plan, spec, known)
         missing = [name for name in wanted if name not in source] if spec.kind != "forgetting" else []
@@ -47,7 +47,7 @@ def _each(plan: Plan, spec: FigureSpec, finished: pd.DataFrame, known: Collectio
     """The figure itself, or one for each metric that tables show and that has values."""
     if not spec.of_every_metric or finished.empty:
         return [spec]
-    return [spec.of_metric(one.key) for one in shown(plan.measures, known) if one.key in known]
+    return [spec.of_metric(measure.key) for measure in shown(plan.measures, known) if measure.key in known]
 
 
 def _figure(plan: Plan, spec: FigureSpec, rows: pd.DataFrame, wanted: Sequence[str]) -> Any:
@@ -60,7 +60,7 @@ def _figure(plan: Plan, spec: FigureSpec, rows: pd.DataFrame, wanted: Sequence[s
         return curves_figure(curves, title=title, split=legend)
     places = _values(rows, spec.by)
     labels = _values(rows, split) if split else [""]
-    measures = {one.key: one for one in plan.measures}
+    measures = {measure.key: measure for measure in plan.measures}
     panels = [
         (
             measures.get(name, name),
@@ -86,7 +86,7 @@ def _figure(plan: Plan, spec: FigureSpec, rows: pd.DataFrame, wanted: Sequence[s
 
 
 def _shown(plan: Plan, spec: FigureSpec, known: Collection[str]) -> tuple[str, ...]:
-    return spec.shown or tuple(one.key for one in objectives_of(plan.measures, known)[:1])
+    return spec.shown or tuple(measure.key for measure in objectives_of(plan.measures, known)[:1])
 
 
 def estimate(rows: pd.DataFrame, metric: str) -> Estimate:

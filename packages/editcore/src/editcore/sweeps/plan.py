@@ -121,7 +121,7 @@ class Plan:
         Raises:
             UnknownNameError: there is no such metric, and no such count of an extension.
         """
-        keys = [*(one.key for one in self.measures), *_COLUMNS]
+        keys = [*(measure.key for measure in self.measures), *_COLUMNS]
         for figure in self.sweep.figures:
             for name in figure.shown:
                 if name not in keys and "." not in name:  # with a dot it is a count, which is known in the end only
@@ -237,14 +237,14 @@ class _Planner:
             own = {*_sections(arm.values)}
             settings = {name: part for name, part in options.get("settings", {}).items() if name in named | own}
             mine = {name: value for name, value in values.items() if _section(name) in (None, *named, *own)}
-            for one in sweep.seeds or (seed,):
-                if _excluded(sweep.exclude, {**mine, "arm": arm.name, "seed": one}):
+            for trial_seed in sweep.seeds or (seed,):
+                if _excluded(sweep.exclude, {**mine, "arm": arm.name, "seed": trial_seed}):
                     continue
-                identity = json.dumps([mine, one], sort_keys=True, default=str)
+                identity = json.dumps([mine, trial_seed], sort_keys=True, default=str)
                 if identity in seen:  # it differs in axes alone that do not concern the arm
                     continue
                 seen.add(identity)
-                yield mine, one, {**options, "seed": one, "settings": settings}, named
+                yield mine, trial_seed, {**options, "seed": trial_seed, "settings": settings}, named
 
     def _trial(self, options: Mapping[str, Any], arm: Arm) -> tuple[Trial, int]:
         """The trial of a combination, and the batch size that was asked for.
@@ -326,7 +326,7 @@ class _Planner:
         if wanted not in self._facts:
             # Arms are compared on the same facts: none may edit fewer because its editor needs subjects.
             records, notes = records_of(config, self._plugins, leave_out_subjectless=not self._mixed)
-            self._facts[wanted] = ([one.request for one in records], content_hash(records))
+            self._facts[wanted] = ([record.request for record in records], content_hash(records))
             self._notes.update(dict.fromkeys(notes))
         return self._facts[wanted]
 

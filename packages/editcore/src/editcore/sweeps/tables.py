@@ -52,7 +52,7 @@ def write_tables(plan: Plan, directory: Path) -> tuple[pd.DataFrame, pd.DataFram
     retention = retention_table(plan, results)
     known = {key for result in results.values() for key, value in _scores(result, "after").items() if value == value}
     told = (*shown(plan.measures), *shown(plan.measures, known))  # all columns are there, whatever could be told
-    metrics = list(dict.fromkeys(one.key for one in told))
+    metrics = list(dict.fromkeys(measure.key for measure in told))
     unedited = unedited_table(plan, results)
     means = mean_table(table, plan.axes, metrics)
     if len(unedited):
@@ -86,11 +86,13 @@ def result_table(plan: Plan, directory: Path, results: Mapping[str, _Result]) ->
             row = {**_measured(results[point.key], point), **row}  # the axis ``edits`` is what was asked for
         rows.append(row)
     first = list(dict.fromkeys(["arm", *plan.axes, "seed", "key", "status", "error", "edits", "rejected"]))
-    metrics = [one.key for one in shown(plan.measures)]
+    metrics = [measure.key for measure in shown(plan.measures)]
     always = [name for metric in metrics for name in (metric, f"{metric}_low", f"{metric}_high")]
     last = list(dict.fromkeys(name for row in rows for name in row))
     before = [name for name in last if name.startswith("before_")]
-    measured = {name for one in plan.measures for name in (one.key, f"{one.key}_low", f"{one.key}_high")}
+    measured = {
+        name for measure in plan.measures for name in (measure.key, f"{measure.key}_low", f"{measure.key}_high")
+    }
     counts = [name for name in last if "." in name and name not in {*plan.axes, *measured, *before}]
     middle = [name for name in last if name not in {*first, *always, *before, *counts, "retention"}]
     columns = [*first, *always, *middle, "retention", *before, *counts]
@@ -119,7 +121,7 @@ def unedited_table(plan: Plan, results: Mapping[str, _Result]) -> pd.DataFrame:
             {"arm": UNEDITED, **values, "seed": seed, "status": "finished", **_scores(results[key], "before")}
             for seed, key in sorted(by_seed.items())
         ]
-    metrics = [f"{one.key}{end}" for one in plan.measures for end in ("", "_low", "_high")]
+    metrics = [f"{measure.key}{end}" for measure in plan.measures for end in ("", "_low", "_high")]
     return _frame(rows, ["arm", *plan.axes, "seed", "status", *metrics, "retention"], plan.axes)
 
 
