@@ -423,7 +423,7 @@ def _read_before_table(folder: Path, content: bytes) -> None:
 
 def _read_before(folder: Path) -> object:
     """What a resumed run takes from them."""
-    from editcore.runs.log import Before
+    from editcore.runs.before import Before
 
     before = Before.read(folder, _measures())
     return None if before is None else before.measured.summary.values()

@@ -10,7 +10,8 @@ from .directories import (
     write_tensors as write_tensors,
     write_text as write_text,
 )
-from .job import RunOptions as RunOptions, records_of as records_of, run as run
+from .facts import records_of as records_of
+from .job import RunOptions as RunOptions, run as run
 from .log import BatchRecord as BatchRecord, read_batches as read_batches, write_batches as write_batches
 from .pack import EditPack as EditPack, read_pack as read_pack, write_pack as write_pack
 from .record import (

@@ -9,7 +9,7 @@ from editcore.datasets import is_path
 from editcore.models.sources import check_dtype, look_at
 from editcore.plugins.registry import Plugins
 from editcore.runs.config import RunConfig, SessionConfig
-from editcore.runs.job import records_of
+from editcore.runs.facts import records_of
 from editcore.runs.resolved import resolve_session
 from editcore.second_moments.corpora import open_corpus
 

@@ -1,31 +1,26 @@
-"""What a run keeps beside its ledger: the log of its batches, and what was measured before the first one."""
+"""``batches.jsonl``: what became of each batch of a run, for readers. The ledger has the same, and the edits."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
-from editcore._util.files import json_text, replacing, write_text
+from editcore._util.files import write_text
 from editcore._util.records import Figures, Record, record_text
-from editcore.evaluation.measures import Measure
-from editcore.evaluation.summaries import Measurement
 from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import RunError, StorageError
 from editcore.interfaces.history import LedgerEntry
 from editcore.interfaces.values import RejectedRequest, first_problem
 from editcore.ledger.ledger import Ledger
-from editcore.runs.held_out import HeldOutText
 
-__all__ = ["BatchLog", "BatchRecord", "Before", "RejectionLine", "read_batches", "write_batches"]
+__all__ = ["BatchLog", "BatchRecord", "RejectionLine", "read_batches", "write_batches"]
 
 LOG_NAME = "batches.jsonl"
-BEFORE_NAME = "before.json"
 
 
 class VerdictLine(Record):
@@ -195,95 +190,3 @@ def write_batches(directory: Path | str, lines: Iterable[BatchRecord]) -> None:
         StorageError: it cannot be written.
     """
     write_text(Path(directory) / LOG_NAME, "".join(f"{record_text(line)}\n" for line in lines))
-
-
-class _BeforeRecord(BaseModel):
-    """``before.json``: what of it is no observation."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    said: tuple[str, ...]
-    text: HeldOutText | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Before:
-    """What the unedited model scored and said, kept while the run goes on: a resumed one need not measure it again.
-
-    Its observations are in ``before.parquet``, the rest in ``before.json``, which is written last.
-    """
-
-    measured: Measurement
-    said: tuple[str, ...]
-    text: HeldOutText | None = None
-    """What its perplexity is measured on, in a run with checkpoints."""
-
-    @classmethod
-    def read(cls, directory: Path, measures: tuple[Measure, ...]) -> Before | None:
-        """``None`` if there is none.
-
-        Args:
-            measures: those of the run's evaluators.
-
-        Raises:
-            RunError: a file is damaged.
-        """
-        return cls._read(directory / BEFORE_NAME, measures)
-
-    @classmethod
-    def shared(
-        cls,
-        folder: Path,
-        identity: Mapping[str, Any],
-        measures: tuple[Measure, ...],
-        measure: Callable[[], Before],
-    ) -> tuple[Before, bool]:
-        """What another run measured of the same model on the same records, or else measured now and kept for others.
-
-        Args:
-            identity: everything that changes the measurement, JSON-able.
-
-        Returns:
-            The measurement, and whether it is another run's.
-        """
-        digest = hashlib.sha256(json_text(dict(sorted(identity.items()))).encode()).hexdigest()[:32]
-        path = folder / f"before-{digest}.json"
-        found = cls._read(path, measures)
-        if found is not None:
-            return found, True
-        measured = measure()
-        measured._write(path)
-        return measured, False
-
-    @classmethod
-    def _read(cls, path: Path, measures: tuple[Measure, ...]) -> Before | None:
-        import pandas as pd
-
-        table = path.with_suffix(".parquet")
-        try:
-            kept = _BeforeRecord.model_validate_json(path.read_bytes())
-            measured = Measurement.from_frame(pd.read_parquet(table), measures)
-        except FileNotFoundError:
-            return None
-        except ValidationError as error:
-            raise RunError(f"{path} is damaged ({first_problem(error)}). Remove it to measure anew.") from error
-        except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are ValueErrors
-            why = " ".join(str(error).split())
-            raise RunError(f"{path} or {table.name} is damaged ({why}). Remove them to measure anew.") from error
-        return cls(measured=measured, said=kept.said, text=kept.text)
-
-    def write(self, directory: Path) -> None:
-        """Keep it, whole or not at all."""
-        self._write(directory / BEFORE_NAME)
-
-    def _write(self, path: Path) -> None:
-        with replacing(path.with_suffix(".parquet")) as table:
-            self.measured.frame({}).to_parquet(table, index=False)
-        write_text(path, _BeforeRecord(said=self.said, text=self.text).model_dump_json() + "\n")
-
-    @staticmethod
-    def remove(directory: Path) -> None:
-        """The results have it now."""
-        path = directory / BEFORE_NAME
-        path.unlink(missing_ok=True)  # first: without it the table counts for nothing
-        path.with_suffix(".parquet").unlink(missing_ok=True)

@@ -18,8 +18,9 @@ from editcore.evaluation.summaries import Average
 from editcore.interfaces.documented import documented
 from editcore.interfaces.metrics import HOLDS
 from editcore.interfaces.values import RejectedRequest
+from editcore.runs.before import Before
 from editcore.runs.forgetting import Forgetting
-from editcore.runs.log import Before, RejectionLine
+from editcore.runs.log import RejectionLine
 from editcore.runs.watched import Checkpoint, Watched
 
 if TYPE_CHECKING:

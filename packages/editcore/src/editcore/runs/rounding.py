@@ -31,7 +31,7 @@ _ENOUGH = 0.9
 
 
 @dataclass(frozen=True, slots=True)
-class _AtWeight:
+class _FactsAtWeight:
     """The new facts of a batch that have a key at one weight."""
 
     ids: Sequence[str]
@@ -47,8 +47,10 @@ class _AtWeight:
 
 
 class BeforeWriting:
-    """What the new facts of a batch ask of weights whose type has fewer digits than float32; in others no edit is lost,
-    and nothing is measured. Made before the batch is written, and asked afterwards.
+    """The outputs that weights of fewer digits than float32 give for the new facts of a batch before it is written.
+
+    Afterwards they are compared with what the weights give then. In other weights no edit is lost, and nothing is
+    measured.
     """
 
     def __init__(self, edited: EditedModel, batch: EditBatch, proposal: Proposal) -> None:
@@ -61,8 +63,8 @@ class BeforeWriting:
             for address in proposal.changes
             if edited.model.weight(address).dtype.itemsize < torch.float32.itemsize
         ]
-        looked = {address: _look(edited.model, address, known) for address in narrow}
-        self._at = {address: at for address, at in looked.items() if at is not None}
+        found = {address: _facts_at(edited.model, address, known) for address in narrow}
+        self._at = {address: facts for address, facts in found.items() if facts is not None}
 
     def compared(self, proposal: Proposal, changes: Changes, *, plugins: Plugins) -> Proposal:
         """The proposal with what has become of its change in the weights.
@@ -90,19 +92,24 @@ class BeforeWriting:
     def _measured(self, changes: Changes) -> tuple[dict[str, float], list[float]]:
         """``fraction_written`` by request id, and the share of its change that each fact keeps."""
         sums: dict[str, Tensor] = {}
-        for address, at in self._at.items():
-            moved = _outputs(self._edited.model, address, at.keys) - at.before
+        for address, facts in self._at.items():
+            moved = _outputs(self._edited.model, address, facts.keys) - facts.before
             if isinstance(self._edited.backend, OverlaysWeights) and not moved.any():
                 continue  # the change is beside the weight, in digits of its own
-            planned = at.keys @ in_float64(changes[address], at.keys).T
-            pairs = [(moved, at.residuals), (at.residuals, at.residuals), (moved, planned), (planned, planned)]
-            parts = torch.stack([*((left * other).sum(1) for left, other in pairs), at.noise], dim=1).cpu()  # [n, 5]
-            for name, part in zip(at.ids, parts, strict=True):
+            planned = facts.keys @ in_float64(changes[address], facts.keys).T
+            pairs = [
+                (moved, facts.residuals),
+                (facts.residuals, facts.residuals),
+                (moved, planned),
+                (planned, planned),
+            ]
+            parts = torch.stack([*((left * right).sum(1) for left, right in pairs), facts.noise], dim=1).cpu()  # [n, 5]
+            for name, part in zip(facts.ids, parts, strict=True):
                 sums[name] = sums.get(name, torch.zeros_like(part)) + part
         fractions, kept = {}, []
-        for name, (written, asked, along, planned, noise) in ((name, total.tolist()) for name, total in sums.items()):
-            if asked > noise:
-                fractions[name] = written / asked
+        for name, (written, wanted, along, planned, noise) in ((name, total.tolist()) for name, total in sums.items()):
+            if wanted > noise:
+                fractions[name] = written / wanted
             if planned > noise / 64:  # less moves no output by its last digit
                 kept.append(along / planned)
         return fractions, kept
@@ -110,15 +117,15 @@ class BeforeWriting:
     def _note(self, kept: Sequence[float], plugins: Plugins) -> str:
         dtype = str(self._edited.model.dtype).removeprefix("torch.")
         few = sum(share < _ENOUGH for share in kept)
+        beside = [f", or keep the edits beside the weights with --backend {name}" for name in _overlaying(plugins)[:1]]
         return (
             f"The weights have too few digits for this batch: in {dtype}, {few} of {len(kept)} facts keep less than "
             f"{_ENOUGH:.0%} of their change (the median fact {median(kept):.0%}). Load the model with --dtype float32"
-            + "".join(f", or keep the edits beside the weights with --backend {name}" for name in _beside(plugins)[:1])
-            + "."
+            f"{''.join(beside)}."
         )
 
 
-def _beside(plugins: Plugins) -> list[str]:
+def _overlaying(plugins: Plugins) -> list[str]:
     """Backends that keep changes beside the weights; one that cannot be imported is none."""
     found = []
     for name, spec in plugins.backends().items():
@@ -129,7 +136,7 @@ def _beside(plugins: Plugins) -> list[str]:
     return found
 
 
-def _look(model: LanguageModel, address: str, known: Mapping[str, KnownTarget]) -> _AtWeight | None:
+def _facts_at(model: LanguageModel, address: str, known: Mapping[str, KnownTarget]) -> _FactsAtWeight | None:
     """The facts of ``known`` that have key and value at a weight; ``None`` if there are none."""
     here = {name: target for name, target in known.items() if address in target.keys and address in target.values}
     if not here:
@@ -140,7 +147,9 @@ def _look(model: LanguageModel, address: str, known: Mapping[str, KnownTarget]) 
         for tensors in ([target.keys for target in here.values()], [target.values for target in here.values()])
     )
     noise = (2 * torch.finfo(weight.dtype).eps * values.norm(dim=1)).square()
-    return _AtWeight(tuple(here), keys, values - project(model, address, keys), noise, _outputs(model, address, keys))
+    return _FactsAtWeight(
+        tuple(here), keys, values - project(model, address, keys), noise, _outputs(model, address, keys)
+    )
 
 
 @torch.no_grad()

@@ -43,10 +43,10 @@ def with_what_is_said(
         request.id: {"said": float(target.correct), "said_probability": math.exp(-target.nll)}
         for request, target in zip(new, targets, strict=True)
     }
-    told = {fact.request_id for fact in evidence}
-    untold = [EditEvidence(request_id=request.id) for request in new if request.id not in told]
+    known = {fact.request_id for fact in evidence}
+    more = [EditEvidence(request_id=request.id) for request in new if request.id not in known]
     return tuple(
-        replace(fact, figures={**fact.figures, **found.get(fact.request_id, {})}) for fact in (*evidence, *untold)
+        replace(fact, figures={**fact.figures, **found.get(fact.request_id, {})}) for fact in (*evidence, *more)
     )
 
 
@@ -54,8 +54,8 @@ def not_said(requests: Iterable[EditRequest], evidence: Iterable[EditEvidence]) 
     """A sentence or two about facts that the model did not say once they were written, with what may help; empty if
     there are none."""
     figures = {fact.request_id: fact.figures for fact in evidence if not fact.replayed}
-    asked = [request for request in requests if "said" in figures.get(request.id, {})]
-    missing = [request for request in asked if not figures[request.id]["said"]]
+    measured = [request for request in requests if "said" in figures.get(request.id, {})]
+    missing = [request for request in measured if not figures[request.id]["said"]]
     if not missing:
         return ""
     missing.sort(key=lambda request: figures[request.id]["said_probability"])
@@ -65,9 +65,9 @@ def not_said(requests: Iterable[EditRequest], evidence: Iterable[EditEvidence]) 
     ]
     if len(missing) > _NAMED:
         named.append(f"{len(missing) - _NAMED} more")
-    count = f"{len(missing)} of {len(asked)} facts are" if len(asked) > 1 else "The fact is"
-    it_was = "they were" if len(asked) > 1 else "it was"
-    said = f"{count} not what the model says to the bare prompt right after {it_was} written: {', '.join(named)}."
+    count = f"{len(missing)} of {len(measured)} facts are" if len(measured) > 1 else "The fact is"
+    it_was = "they were" if len(measured) > 1 else "it was"
+    sentence = f"{count} not what the model says to the bare prompt right after {it_was} written: {', '.join(named)}."
     ended = [
         figures[request.id]["target_probability"] for request in missing if "target_probability" in figures[request.id]
     ]
@@ -75,7 +75,7 @@ def not_said(requests: Iterable[EditRequest], evidence: Iterable[EditEvidence]) 
     of = "" if len(missing) in (low, len(ended) - low) else f" of {{}} of the {len(missing)}"
     return " ".join(
         [
-            said,
+            sentence,
             *([f"The optimisation{of.format(low)} {_ENDED_LOW}"] if low else []),
             *([f"The optimisation{of.format(len(ended) - low)} {_REACHED}"] if len(ended) > low else []),
         ]

@@ -23,8 +23,8 @@ from editcore.models.sources import look_at
 from editcore.plugins.registry import Plugins
 from editcore.plugins.versions import code_versions
 from editcore.runs.config import RunConfig
+from editcore.runs.facts import records_of
 from editcore.runs.fit import MissingSettingError, UnfitError, check_subjects
-from editcore.runs.job import records_of
 from editcore.runs.resolved import resolve_session
 from editcore.settings.toml import run_values
 from editcore.sweeps.file import Arm, Sweep, SweepFile, overlaid

@@ -1,0 +1,75 @@
+"""The records that a run edits. Imports no torch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from editcore._util.words import counted
+from editcore.datasets import check_records, content_hash
+from editcore.datasets.load import load
+from editcore.interfaces.errors import EditcoreError, HParamsError, RunError
+from editcore.interfaces.values import FactRecord
+from editcore.plugins.registry import Plugins
+from editcore.runs.config import RunConfig
+from editcore.runs.fit import refuses_subjects
+from editcore.runs.record import RunRecord
+
+__all__ = ["records_of", "refuse_other_records", "warn_of_other_records"]
+
+_log = logging.getLogger(__name__)
+
+
+def records_of(
+    config: RunConfig, plugins: Plugins, *, leave_out_subjectless: bool = True
+) -> tuple[list[FactRecord], list[str]]:
+    """The records that a run edits, and notes on those that were left out.
+
+    Args:
+        leave_out_subjectless: whether records without a subject cannot be edited where the editor needs one.
+
+    Raises:
+        DatasetError: they cannot be read, or none of them can be edited.
+        HParamsError: there are fewer than ``config.edits``.
+    """
+    refuse = refuses_subjects(plugins.editor(config.editor)) if leave_out_subjectless else None
+    loaded = load(
+        config.dataset, plugins=plugins, settings=config.settings, first=config.edits, strict=config.strict,
+        refuse=refuse,
+    )  # fmt: skip
+    records, notes = list(loaded.records), list(loaded.notes)
+    if config.edits is not None and config.edits > len(records):
+        editable = " that can be edited" if loaded.left_out else ""
+        raise HParamsError(
+            f"--edits {config.edits} is more than the data set '{config.dataset}' has; it has "
+            f"{counted(len(records), 'record')}{editable}. {loaded.left_out}".rstrip()
+        )
+    if any(plugins.extension(name).settles_conflicts for name in config.plugins):
+        return records, notes
+    kept, more = check_records(records)
+    return kept, [*notes, *more]
+
+
+def refuse_other_records(records: Sequence[FactRecord], planned: str, config: RunConfig) -> None:
+    """Refuse to give results of other records the name of the planned ones'."""
+    found = content_hash(records)
+    if found != planned:
+        raise RunError(
+            f"The records of '{config.dataset}' are not the planned ones: their hash is {found[:12]} where the run is "
+            f"made, and was {planned[:12]} where it was planned. Have the same data everywhere, or start the sweep "
+            "again if they were changed while it ran."
+        )
+
+
+def warn_of_other_records(record: RunRecord, records: Sequence[FactRecord], plugins: Plugins) -> None:
+    """Warn if the data set has changed since the run began. It need not be there any more."""
+    try:
+        now, _ = records_of(record.config.model_copy(update={"settings": record.settings}), plugins)
+    except EditcoreError:
+        return
+    if content_hash(now) != content_hash(records):
+        _log.warning(
+            "The data set '%s' has other records now than when the run began. The run goes on with those that it "
+            "began with.",
+            record.config.dataset,
+        )

@@ -1,0 +1,76 @@
+"""What a run comes to, in words: its title, how many facts hold, and notes for the user."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from editcore._util.words import counted
+from editcore.evaluation.summaries import Measurement
+from editcore.interfaces.values import FactRecord
+from editcore.runs.config import RunConfig
+from editcore.runs.log import BatchRecord
+from editcore.runs.record import RunRecord
+from editcore.runs.results import Tally
+
+if TYPE_CHECKING:
+    from editcore.runs.session import EditSession
+
+__all__ = ["notes_of", "seconds_per_edit", "tallies_of", "title_of"]
+
+
+def title_of(config: RunConfig, record: RunRecord | None, session: EditSession, records: Sequence[FactRecord]) -> str:
+    """What stands over the results.
+
+    Args:
+        record: of a run that was resumed.
+        records: what the run edits. A session may have edited more.
+    """
+    own_ids = {fact.request.id for fact in records}
+    active = session.requests
+    own = sum(request.id in own_ids for request in active)
+    return config.title(own, data=None if record is None else record.data, more=len(active) - own)
+
+
+def tallies_of(found: Measurement, records: Sequence[FactRecord]) -> tuple[Tally, ...]:
+    """How many facts hold, by the metrics that are always shown; where none of these tells, by the others."""
+    tallies = {measure: Tally.of(measure, found, records) for measure in found.measures if measure.tally}
+    known = {measure: tally for measure, tally in tallies.items() if tally is not None}
+    shown = [tally for measure, tally in known.items() if measure.show == "always"]
+    return tuple(shown or known.values())
+
+
+def notes_of(
+    session: EditSession, found: Measurement, records: Sequence[FactRecord], *, first: Sequence[str]
+) -> tuple[str, ...]:
+    """Sentences for the user, each once.
+
+    Args:
+        found: what was measured in the end, on ``records``.
+        first: what was noted before the first batch.
+    """
+    notes = [*first, *(note for entry in session.ledger.batches for note in entry.notes)]
+    notes += _silent_evaluators(found, records)
+    notes += _not_said(session)
+    return tuple(dict.fromkeys(notes))
+
+
+def _silent_evaluators(found: Measurement, records: Sequence[FactRecord]) -> list[str]:
+    """An evaluator that observed nothing must not look like success."""
+    silent = [name for name, observations in found.observations.items() if records and not observations]
+    return [f"The evaluator '{name}' observed nothing of the {counted(len(records), 'fact')}." for name in silent]
+
+
+def _not_said(session: EditSession) -> list[str]:
+    from editcore.runs.saying import not_said
+
+    entries = session.ledger.entries
+    sentence = not_said(session.requests, [evidence for entry in entries for evidence in entry.evidence])
+    return [sentence] if sentence else []
+
+
+def seconds_per_edit(log: Sequence[BatchRecord]) -> float:
+    """Over the batches whose time is known."""
+    timed = [(line.seconds, line.new) for line in log if line.seconds is not None]
+    seconds, facts = sum(float(time) for time, _ in timed), sum(float(new) for _, new in timed)
+    return seconds / max(1.0, facts)

@@ -1,0 +1,45 @@
+"""A few facts of a run with what the model says of them, for people to read."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
+from editcore.evaluation.summaries import Measurement
+from editcore.interfaces.metrics import REWRITE
+from editcore.interfaces.values import FactRecord
+
+__all__ = ["continuations", "sampled"]
+
+_SAMPLES = 3
+_SAMPLE_TOKENS = 8
+
+
+def sampled(before: Measurement, records: Sequence[FactRecord]) -> Sequence[FactRecord]:
+    """The facts that are shown: those whose prompt an evaluator has let the model continue come first."""
+    continued = _continued(before)
+    return sorted(records, key=lambda record: record.request.id not in continued)[:_SAMPLES]
+
+
+def continuations(found: Measurement, records: Sequence[FactRecord], generate: Callable[..., list[str]]) -> list[str]:
+    """What the model says to the prompts of ``records``: as an evaluator has observed it, or written now.
+
+    Args:
+        found: what was observed of the model as it is.
+        generate: continues texts.
+    """
+    texts = _continued(found)
+    missing = [record.request for record in records if record.request.id not in texts]
+    written = generate([request.text for request in missing], max_new_tokens=_SAMPLE_TOKENS)
+    texts |= dict(zip((request.id for request in missing), written, strict=True))
+    return [texts[record.request.id] for record in records]
+
+
+def _continued(found: Measurement) -> dict[str, str]:
+    """By fact, how an evaluator has observed the model to continue the edited prompt."""
+    observed = itertools.chain.from_iterable(found.observations.values())
+    return {
+        observation.request_id: observation.text
+        for observation in observed
+        if observation.kind == REWRITE and observation.text is not None
+    }
