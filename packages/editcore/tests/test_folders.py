@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 from editcore import StorageError
-from editcore.runs import making, refuse_existing
+from editcore.runs import new_folder, refuse_existing
 
 
 def test_a_folder_appears_when_it_is_whole(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "made"
-    with making(target) as folder:
+    with new_folder(target) as folder:
         (folder / "file").write_text("text", encoding="utf-8")
         assert not target.exists()
     assert (target / "file").read_text(encoding="utf-8") == "text"
@@ -22,7 +22,7 @@ def test_a_folder_appears_when_it_is_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("failure", "shown"), [(ValueError("no"), ValueError), (OSError("full"), StorageError)])
 def test_nothing_is_left_of_one_that_failed(tmp_path: Path, failure: Exception, shown: type[Exception]) -> None:
     def fail() -> None:
-        with making(tmp_path / "made") as folder:
+        with new_folder(tmp_path / "made") as folder:
             (folder / "file").write_text("text", encoding="utf-8")
             raise failure
 
@@ -37,7 +37,7 @@ def test_what_is_there_is_not_replaced(tmp_path: Path) -> None:
     refuse_existing(tmp_path / "nothing")
     (tmp_path / "file").write_text("mine", encoding="utf-8")
     for taken in (tmp_path / "file", tmp_path):
-        with pytest.raises(StorageError, match="is already there"), making(taken):
+        with pytest.raises(StorageError, match="is already there"), new_folder(taken):
             raise AssertionError("entered")
     (tmp_path / "link").symlink_to(tmp_path / "gone")
     with pytest.raises(StorageError, match="is already there"):

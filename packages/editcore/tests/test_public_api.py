@@ -186,7 +186,7 @@ ROOMS = {
     "runs": """
         BatchRecord BatchResult Checkpoint Composition Conflict EditPack EditSession ModelRecord REQUESTS_NAME RUN_NAME
         RawBackend RunConfig RunOptions RunRecord RunResult RunSummary Sample SessionConfig Watched default_editor
-        folder_of has_begun is_finished json_text making open_run open_session read_batches read_pack read_watched
+        folder_of has_begun is_finished json_text new_folder open_run open_session read_batches read_pack read_watched
         record_text recorded records_of refuse_existing run statistics_of write_batches write_pack write_tensors
         write_text
     """,

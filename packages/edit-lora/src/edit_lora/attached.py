@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from editcore import HParamsError, RunError, UnknownNameError
-from editcore.runs import RunRecord, json_text, making, write_text
+from editcore.runs import RunRecord, json_text, new_folder, write_text
 
 from edit_lora.adapter import CONFIG_NAME, ORIGIN_NAME, WEIGHTS_NAME, Adapter
 
@@ -79,7 +79,7 @@ def keep(run: Path, name: str, source: Path, *, scale: float, forced: bool) -> N
         raise HParamsError(f"{run} already has an adapter '{name}'; give another --name, or detach that one.")
     target = run / _FOLDER / name
     shutil.rmtree(target, ignore_errors=True)  # what a crash left between the copy and the list
-    with making(target) as folder:
+    with new_folder(target) as folder:
         for file in (CONFIG_NAME, WEIGHTS_NAME, ORIGIN_NAME):
             if (source / file).exists():
                 shutil.copyfile(source / file, folder / file)

@@ -235,13 +235,13 @@ def combine(
 
     Ranks add up (peft's 'cat'); nothing is lost.
     """
-    from editcore.runs import making
+    from editcore.runs import new_folder
 
     from edit_lora.adapter import Adapter, combine as combined
 
     found = [Adapter.read(adapter) for adapter in adapters]
     made = combined(found, _weights(weights, len(found)), force=force)
-    with making(out) as folder:
+    with new_folder(out) as folder:
         made.write(folder)
     typer.echo(f"Adapter of rank {made.rank}: {out}")
 

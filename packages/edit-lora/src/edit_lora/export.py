@@ -27,7 +27,7 @@ from editcore.models import attached_reason
 from editcore.runs import (
     REQUESTS_NAME,
     RunRecord,
-    making,
+    new_folder,
     open_run,
     read_batches,
     record_text,
@@ -108,7 +108,7 @@ def export_adapter(
     modules = _reduce_all(entries, list(ends), hparams, base)
     adapter = _adapter(record, modules, ends, scale=hparams.lora_scale)
     written_rank = _served_rank(adapter.rank) if pad_for == "vllm" else adapter.rank
-    with making(out) as folder:
+    with new_folder(out) as folder:
         adapter.write(folder, rank=written_rank)
         _write_edits(folder, run, record, ledger, hparams)
         card = model_card(

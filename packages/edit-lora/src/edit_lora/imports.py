@@ -17,7 +17,7 @@ from editcore.runs import (
     RunConfig,
     RunRecord,
     default_editor,
-    making,
+    new_folder,
     refuse_existing,
     write_text,
 )
@@ -86,7 +86,7 @@ def import_adapter(
         versions={},
         notes=(f"Imported from {directory}.",),
     )
-    with making(out) as folder:
+    with new_folder(out) as folder:
         header = HeaderLine(model=base.name, fingerprint=base.base_fingerprint, editor=config.editor)
         write_ledger(folder, [entry], header)
         write_text(folder / REQUESTS_NAME, "")
@@ -126,7 +126,7 @@ def _import_edits(
             "model": ModelRecord.of(base, name),
         }
     )
-    with making(out) as folder:
+    with new_folder(out) as folder:
         shutil.copytree(inside, folder, ignore=shutil.ignore_patterns(LEDGER_NAME, DELTAS_NAME), dirs_exist_ok=True)
         write_ledger(folder, entries, header)
         imported.write(folder)

@@ -55,23 +55,23 @@ def settle(
             continue
         older = earlier or (known.request if known else request)
         where = "which comes earlier in the batch" if earlier or not known else f"active since batch {known.batch}"
-        said = f"{_what(request, older)} '{older.target_new}' ({older.id}), {where}"
+        conflict = f"{_verb(request, older)} '{older.target_new}' ({older.id}), {where}"
         if on_conflict == "error":
             raise RequestError(
-                f"trust: the request '{request.id}' ('{request.text}' → '{request.target_new}') {said}. Leave it out, "
-                "or settle such requests with --set trust.on_conflict=replace or keep."
+                f"trust: the request '{request.id}' ('{request.text}' → '{request.target_new}') {conflict}. Leave it "
+                "out, or settle such requests with --set trust.on_conflict=replace or keep."
             )
         if on_conflict == "keep":
-            settled.withdrawn[request.id] = Rejection(reason=f"{said}; on_conflict is keep")
+            settled.withdrawn[request.id] = Rejection(reason=f"{conflict}; on_conflict is keep")
             continue
         if earlier is not None:
-            reason = f"{_what(earlier, request)} '{request.target_new}' ({request.id}), which comes later in the batch"
+            reason = f"{_verb(earlier, request)} '{request.target_new}' ({request.id}), which comes later in the batch"
             settled.withdrawn[earlier.id] = Rejection(reason=f"{reason}; on_conflict is replace")
         else:
-            settled.notes.append(f"'{request.id}' replaces an active fact: it {said}")
+            settled.notes.append(f"'{request.id}' replaces an active fact: it {conflict}")
         latest[request.fact_key] = request
     return settled
 
 
-def _what(request: EditRequest, other: EditRequest) -> str:
+def _verb(request: EditRequest, other: EditRequest) -> str:
     return "repeats" if request.continuation == other.continuation else "contradicts"

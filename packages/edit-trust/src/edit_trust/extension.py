@@ -45,8 +45,8 @@ RECORD_NAME = "trust.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Look:
-    """What was seen of a proposal."""
+class _Assessment:
+    """What a proposal was found to do."""
 
     scores: Mapping[str, FactScore]
     """Of the new facts, by request id."""
@@ -107,18 +107,20 @@ class TrustExtension:
         """Judge a proposal: accept it, scale it, or say which facts must go."""
         if not self.hparams.trust_enable:
             return Verdict(action="accept", reason="; ".join(self._notes)) if self._notes else None
-        look = self._look(event, event.proposal, event.batch.new_requests)
-        if not look.failures:
-            return Verdict(action="accept", reason=self._noted("every limit is kept"), figures=look.figures())
+        assessment = self._assess(event, event.proposal, event.batch.new_requests)
+        if not assessment.failures:
+            return Verdict(action="accept", reason=self._noted("every limit is kept"), figures=assessment.figures())
         # An attachment has no scale.
         if self.hparams.trust_action == "scale" and event.proposal.attachment is None:
             scale = self.hparams.trust_scale
-            scaled = self._look(event, event.proposal, event.batch.new_requests, scale=scale)
+            scaled = self._assess(event, event.proposal, event.batch.new_requests, scale=scale)
             if not scaled.failures:
-                reason = f"{_joined(look.failures)}; scaled by {scale:g}, every limit is kept"
+                reason = f"{_joined(assessment.failures)}; scaled by {scale:g}, every limit is kept"
                 return Verdict(action="scale", reason=self._noted(reason), scale=scale, figures=scaled.figures())
-        rejected = self._low(look) if look.low else self._harmful(event, look)
-        return Verdict(action="accept", reason=_joined(look.failures), figures=look.figures(), rejected=rejected)
+        rejected = self._low(assessment) if assessment.low else self._harmful(event, assessment)
+        return Verdict(
+            action="accept", reason=_joined(assessment.failures), figures=assessment.figures(), rejected=rejected
+        )
 
     @hookimpl
     def editcore_after_batch(self, event: AfterBatch) -> None:
@@ -147,8 +149,10 @@ class TrustExtension:
             if not evidence.replayed and "preservation_cost" in evidence.figures:
                 self._costs.append(entry.scale**2 * evidence.figures["preservation_cost"])
 
-    def _look(self, event: BeforeApply, proposal: Proposal, new: Sequence[EditRequest], *, scale: float = 1.0) -> _Look:
-        """Both levels; the second one only if the first is passed, since it costs more."""
+    def _assess(
+        self, event: BeforeApply, proposal: Proposal, new: Sequence[EditRequest], *, scale: float = 1.0
+    ) -> _Assessment:
+        """Both levels. The second one costs more: it is left out where the first one fails."""
         hparams = self.hparams
         given = {evidence.request_id: evidence for evidence in proposal.evidence}
         evidence = [given.get(request.id, EditEvidence(request_id=request.id)) for request in new]
@@ -173,9 +177,9 @@ class TrustExtension:
             trial = event.trial(proposal, scale)
             measured = self._probe.measure(event.model, self._baseline, new, changes, trial)
             failures += measured.failures(hparams)
-        return _Look(scores=scores, low=low, measured=measured, failures=tuple(failures))
+        return _Assessment(scores=scores, low=low, measured=measured, failures=tuple(failures))
 
-    def _low(self, look: _Look) -> dict[str, Rejection]:
+    def _low(self, assessment: _Assessment) -> dict[str, Rejection]:
         """Facts that fail in closed form."""
         threshold = self.hparams.trust_threshold
         return {
@@ -186,31 +190,33 @@ class TrustExtension:
                 ),
                 figures=score.figures(),
             )
-            for name, score in look.scores.items()
-            if name in look.low
+            for name, score in assessment.scores.items()
+            if name in assessment.low
         }
 
-    def _harmful(self, event: BeforeApply, look: _Look) -> dict[str, Rejection]:
+    def _harmful(self, event: BeforeApply, assessment: _Assessment) -> dict[str, Rejection]:
         """Facts that make the batch fail when it is measured."""
-        assert look.measured is not None
-        unsaid = look.measured.unsaid
+        assert assessment.measured is not None
+        unsaid = assessment.measured.unsaid
         new = {request.id: request for request in event.batch.new_requests}
         # Suspects last: what the model does not say in spite of the change, then what scores low.
-        order = sorted(new, key=lambda name: (name in unsaid, -look.scores[name].score))
+        order = sorted(new, key=lambda name: (name in unsaid, -assessment.scores[name].score))
 
         def passes(kept: Sequence[str]) -> bool:
             part = event.without([name for name in new if name not in kept])
             requests = [request for name, request in new.items() if name in kept]
-            measured = self._look(event, part, requests).measured
+            measured = self._assess(event, part, requests).measured
             return measured is not None and not measured.failures(self.hparams)
 
         found = split(order, passes, looks=self.hparams.trust_looks)
-        why = _joined(look.failures)
+        why = _joined(assessment.failures)
         reasons = dict.fromkeys(found.culprits, f"with it the batch fails ({why}), without it the rest passes")
         ended = f"the batch fails ({why}), and after {self.hparams.trust_looks} looks it was not cleared"
         reasons |= dict.fromkeys(found.unexamined, ended)
         return {
-            name: Rejection(reason=reason, figures={**look.scores[name].figures(), **look.measured.figures()})
+            name: Rejection(
+                reason=reason, figures={**assessment.scores[name].figures(), **assessment.measured.figures()}
+            )
             for name, reason in reasons.items()
         }
 

@@ -38,7 +38,7 @@ def split(items: Sequence[str], passes: Callable[[Sequence[str]], bool], *, look
     known_to_fail = True
     left, good = looks, 0
 
-    def look(number: int) -> bool:
+    def passes_with(number: int) -> bool:
         """Whether the first ``number`` waiting items pass with those kept."""
         nonlocal left
         if not kept and not number:
@@ -50,19 +50,19 @@ def split(items: Sequence[str], passes: Callable[[Sequence[str]], bool], *, look
 
     try:
         while waiting:
-            if not known_to_fail and look(len(waiting)):
+            if not known_to_fail and passes_with(len(waiting)):
                 kept += waiting
                 waiting = []
                 break
             bad, step = len(waiting), 1
             while bad > 0 and step < bad:  # gallop: the last one, two, four, ... left out
-                if look(bad - step):
+                if passes_with(bad - step):
                     good = bad - step
                     break
                 bad, step = bad - step, 2 * step
             while bad - good > 1:
                 middle = (good + bad) // 2
-                good, bad = (middle, bad) if look(middle) else (good, middle)
+                good, bad = (middle, bad) if passes_with(middle) else (good, middle)
             culprits.append(waiting[bad - 1])
             kept += waiting[:good]
             waiting = waiting[bad:]

@@ -11,11 +11,11 @@ from pathlib import Path
 from editcore._util.files import make_readable
 from editcore.interfaces.errors import StorageError
 
-__all__ = ["making", "refuse_existing"]
+__all__ = ["new_folder", "refuse_existing"]
 
 
 @contextmanager
-def making(directory: Path | str) -> Iterator[Path]:
+def new_folder(directory: Path | str) -> Iterator[Path]:
     """A temporary folder beside ``directory`` to fill; on success it takes that name, else nothing is left of it.
 
     Raises:

@@ -216,9 +216,9 @@ def _config(
         installed = ", ".join(sorted(plugins.editors())) or "none"
         raise HParamsError(f"No editor was given. Installed: {installed}. Choose one with --editor.")
     editor = str({**base, **values}["editor"])
-    asked = settings_from(assignments, values.get("settings", {}), editor=editor)
+    wanted = settings_from(assignments, values.get("settings", {}), editor=editor)
     settings = {section: dict(known) for section, known in base.get("settings", {}).items()}
-    for section, given in asked.items():
+    for section, given in wanted.items():
         resolved = begun.settings.get(section, {}) if begun else {}
         settings.setdefault(section, {}).update(
             {name: value for name, value in given.items() if name not in resolved or resolved[name] != value}

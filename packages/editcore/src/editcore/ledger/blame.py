@@ -77,12 +77,12 @@ def blame(
     if not history:
         raise RequestError("No edit is active, so none can be blamed.")
     model = edited.model
-    asked = model.asked(prompt) if prompt else ""
-    ids = model.read_prompt(asked)[0] if asked else ()
+    text = model.asked(prompt) if prompt else ""
+    ids = model.read_prompt(text)[0] if text else ()
     token = None
     if answer is not None and ids:
         join = next((request.join for entry in history for request in entry.requests if request.text == prompt), None)
-        joined, start = join_continuation(model, asked, ids, answer, join=join)
+        joined, start = join_continuation(model, text, ids, answer, join=join)
         ids, token = joined[:start], joined[start] if start < len(joined) else None
     if not ids or (answer is not None and token is None):
         raise RequestError("The prompt or the answer has no token; give some text.")

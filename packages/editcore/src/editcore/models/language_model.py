@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from editcore._util.folders import making
+from editcore._util.folders import new_folder
 from editcore._util.memory import release
 from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import HParamsError, RequestError, StorageError
@@ -535,7 +535,7 @@ class LanguageModel:
             StorageError: the folder is there already, or cannot be written.
         """
         directory = Path(directory)
-        with making(directory) as folder:
+        with new_folder(directory) as folder:
             try:
                 with quiet_transformers():
                     write_folder(self.hf, self.tokenizer, folder, base_config=self._base_config)

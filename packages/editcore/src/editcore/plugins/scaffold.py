@@ -17,7 +17,7 @@ from pathlib import Path
 
 from packaging.version import Version
 
-from editcore._util.folders import making
+from editcore._util.folders import new_folder
 from editcore.interfaces.errors import HParamsError, PluginError, StorageError, UnknownNameError
 from editcore.plugins.registry import PluginInfo
 
@@ -101,7 +101,7 @@ def create_package(
     package = folder / f"edit-{name}"
     if package.exists():
         raise StorageError(f"{package} is already there: give another name, or another folder with --out.")
-    with making(package) as temporary:
+    with new_folder(package) as temporary:
         for path, text in _files(kind):
             target = temporary / _renamed(path, name)
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ from .compose import Composition as Composition, Conflict as Conflict
 from .config import RunConfig as RunConfig, SessionConfig as SessionConfig
 from .directories import (
     json_text as json_text,
-    making as making,
+    new_folder as new_folder,
     record_text as record_text,
     refuse_existing as refuse_existing,
     write_tensors as write_tensors,

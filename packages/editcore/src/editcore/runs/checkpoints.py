@@ -112,8 +112,8 @@ class Checkpoints:
             start: when that measurement began, by ``time.perf_counter``.
         """
         batches = self._session.ledger.batches
-        asked = [request.id for request in self._session.requests if request.id in self._records]
-        self._add(batches[-1].batch if batches else -1, measured, asked, start)
+        measured_ids = [request.id for request in self._session.requests if request.id in self._records]
+        self._add(batches[-1].batch if batches else -1, measured, measured_ids, start)
         with replacing(self._directory / TABLE_NAME) as path:
             self._frame().to_parquet(path, index=False)
         watched = self._write()
@@ -123,7 +123,7 @@ class Checkpoints:
             (self._directory / CHECKPOINTS).rmdir()
         return watched
 
-    def _add(self, batch: int, measured: Measurement, asked: Sequence[str], start: float) -> pd.DataFrame:
+    def _add(self, batch: int, measured: Measurement, ids: Sequence[str], start: float) -> pd.DataFrame:
         from editcore.evaluation import perplexity
 
         session, text = self._session, self._schedule.text
@@ -134,9 +134,9 @@ class Checkpoints:
         self._found[batch] = Checkpoint(
             batch=batch,
             num_edits=len(session.requests),
-            facts=len(asked),
+            facts=len(ids),
             values=now.as_json(),
-            before=self._before.of_facts(asked).summary.as_json(),
+            before=self._before.of_facts(ids).summary.as_json(),
             interval={key: ends for key in now.averages if (ends := now.interval(key)) is not None},
             perplexity=value,
             perplexity_ratio=value / text.perplexity,

@@ -147,8 +147,8 @@ class RunConfig(_Settings, _Checkpoints, _Conditions, _Facts, _Method):
             if name not in cls.model_fields:
                 raise UnknownNameError("option", name, cls.model_fields, hint="A plugin's settings stand in its table.")
         given = values.get("plugins", ())
-        asked = [given] if isinstance(given, str) else [str(name) for name in given]
-        chosen = [name for name in asked if name in plugins.backends()]
+        names = [given] if isinstance(given, str) else [str(name) for name in given]
+        chosen = [name for name in names if name in plugins.backends()]
         if given_backend := values.get("backend"):
             chosen = [str(given_backend), *(name for name in chosen if name != given_backend)]
         if len(chosen) > 1:
@@ -156,7 +156,7 @@ class RunConfig(_Settings, _Checkpoints, _Conditions, _Facts, _Method):
                 f"The backends {' and '.join(chosen)} were asked for (--plugin with a backend's name chooses it); "
                 "a run has one backend."
             )
-        extensions = tuple(name for name in asked if name not in plugins.backends())
+        extensions = tuple(name for name in names if name not in plugins.backends())
         if isinstance(evaluator := values.get("evaluators"), str):
             values["evaluators"] = (evaluator,)
         values["plugins"], values["backend"] = extensions, chosen[0] if chosen else "raw"

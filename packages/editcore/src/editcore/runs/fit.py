@@ -70,8 +70,8 @@ def refuse_twice(option: str, names: Sequence[str]) -> None:
         HParamsError: it was.
     """
     if len(set(names)) < len(names):
-        asked = " ".join(f"--{option} {name}" for name in names)
-        raise HParamsError(f"{'An' if option[0] in 'aeiou' else 'A'} {option} is named twice: {asked}.")
+        options = " ".join(f"--{option} {name}" for name in names)
+        raise HParamsError(f"{'An' if option[0] in 'aeiou' else 'A'} {option} is named twice: {options}.")
 
 
 def check_fit(plugins: Plugins, editor: str, backend: str) -> None:

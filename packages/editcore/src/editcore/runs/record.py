@@ -109,17 +109,17 @@ class ModelRecord(Record):
     """What stood around every prompt."""
 
     @classmethod
-    def of(cls, model: LanguageModel, asked: str, *, prompt_form: PromptForm | None = None) -> ModelRecord:
+    def of(cls, model: LanguageModel, name: str, *, prompt_form: PromptForm | None = None) -> ModelRecord:
         """What there is to say of a model.
 
         Args:
-            asked: the name that it was asked for by.
+            name: by which it was asked for.
             prompt_form: left out, the file does not name it.
         """
         known = {} if prompt_form is None else {"prompt_form": prompt_form}
         return cls(
             name=model.name,
-            folder=folder_of(asked),
+            folder=folder_of(name),
             hub=model.hub,
             fingerprint=model.base_fingerprint,
             layout=LayoutRecord(**asdict(model.layout)),

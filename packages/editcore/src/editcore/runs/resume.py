@@ -65,8 +65,8 @@ def refuse_unlike(record: RunRecord, config: RunConfig, directory: Path) -> None
         RunError: it was.
     """
     for name in RunConfig.model_fields:
-        was, asked = getattr(record.config, name), getattr(config, name)
-        if was != asked:
+        was, wanted = getattr(record.config, name), getattr(config, name)
+        if was != wanted:
             option = "--set" if name == "settings" else f"--{name.replace('_', '-')}"
             way_out = (
                 "It is finished, and nothing can be changed in it; start a new run with another --out."
@@ -74,7 +74,7 @@ def refuse_unlike(record: RunRecord, config: RunConfig, directory: Path) -> None
                 else "A resumed run takes everything from its run.json; leave the option out, or start a new run with "
                 "another --out."
             )
-            raise RunError(f"{option}: {asked} was asked for, but the run in {directory} has {was}. {way_out}")
+            raise RunError(f"{option}: {wanted} was asked for, but the run in {directory} has {was}. {way_out}")
 
 
 def refuse_finished(directory: Path) -> None:

@@ -28,9 +28,10 @@ def draw(plan: Plan, table: pd.DataFrame, retention: pd.DataFrame, folder: Path)
     notes = []
     finished = table[table["status"] == "finished"]
     known = {str(name) for name in finished if finished[name].notna().any()}
-    for spec in (figure for asked in plan.sweep.figures for figure in _each(plan, asked, finished, known)):
+    figures = [figure for spec in plan.sweep.figures for figure in _figures_of(plan, spec, finished, known)]
+    for spec in figures:
         source = retention if spec.kind == "forgetting" else finished
-        wanted = _shown(plan, spec, known)
+        wanted = _metrics_of(plan, spec, known)
         missing = [name for name in wanted if name not in source] if spec.kind != "forgetting" else []
         if missing:
             notes.append(f"{spec.file} is not drawn: the table has no column '{missing[0]}'.")
@@ -43,7 +44,7 @@ def draw(plan: Plan, table: pd.DataFrame, retention: pd.DataFrame, folder: Path)
     return tuple(notes)
 
 
-def _each(plan: Plan, spec: FigureSpec, finished: pd.DataFrame, known: Collection[str]) -> Sequence[FigureSpec]:
+def _figures_of(plan: Plan, spec: FigureSpec, finished: pd.DataFrame, known: Collection[str]) -> Sequence[FigureSpec]:
     """The figure itself, or one for each metric that tables show and that has values."""
     if not spec.of_every_metric or finished.empty:
         return [spec]
@@ -85,7 +86,7 @@ def _figure(plan: Plan, spec: FigureSpec, rows: pd.DataFrame, wanted: Sequence[s
     )
 
 
-def _shown(plan: Plan, spec: FigureSpec, known: Collection[str]) -> tuple[str, ...]:
+def _metrics_of(plan: Plan, spec: FigureSpec, known: Collection[str]) -> tuple[str, ...]:
     return spec.shown or tuple(measure.key for measure in objectives_of(plan.measures, known)[:1])
 
 

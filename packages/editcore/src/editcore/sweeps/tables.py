@@ -51,8 +51,8 @@ def write_tables(plan: Plan, directory: Path) -> tuple[pd.DataFrame, pd.DataFram
     table = result_table(plan, directory, results)
     retention = retention_table(plan, results)
     known = {key for result in results.values() for key, value in _scores(result, "after").items() if value == value}
-    told = (*shown(plan.measures), *shown(plan.measures, known))  # all columns are there, whatever could be told
-    metrics = list(dict.fromkeys(measure.key for measure in told))
+    columns = (*shown(plan.measures), *shown(plan.measures, known))  # all are there, whatever was measured
+    metrics = list(dict.fromkeys(measure.key for measure in columns))
     unedited = unedited_table(plan, results)
     means = mean_table(table, plan.axes, metrics)
     if len(unedited):
@@ -111,11 +111,11 @@ def unedited_table(plan: Plan, results: Mapping[str, _Result]) -> pd.DataFrame:
         if point.key in results:
             measured.setdefault(_unedited_identity(plan.trials[point.key]), []).append(point)
     groups = list(measured.values())
-    told = _telling(groups, plan.axes)
-    if len({str(values) for values in told}) < len(groups):
+    distinguishing = _distinguishing_values(groups, plan.axes)
+    if len({str(values) for values in distinguishing}) < len(groups):
         return pd.DataFrame()
     rows = []
-    for points, values in zip(groups, told, strict=True):
+    for points, values in zip(groups, distinguishing, strict=True):
         by_seed = dict(reversed([(point.seed, point.key) for point in points]))  # the first trial of each
         rows += [
             {"arm": UNEDITED, **values, "seed": seed, "status": "finished", **_scores(results[key], "before")}
@@ -136,16 +136,16 @@ def _unedited_identity(trial: Trial) -> str:
     return json.dumps(parts, sort_keys=True, default=str)
 
 
-def _telling(groups: Sequence[Sequence[Point]], axes: Sequence[str]) -> Sequence[Mapping[str, Any]]:
+def _distinguishing_values(groups: Sequence[Sequence[Point]], axes: Sequence[str]) -> Sequence[Mapping[str, Any]]:
     """For each group of points, its values of those axes that have one value in each group, but not the same in all."""
-    told: list[dict[str, Any]] = [{} for _ in groups]
+    distinguishing: list[dict[str, Any]] = [{} for _ in groups]
     for name in axes:
         values = [[point.values.get(name) for point in points] for points in groups]
         constant = all(value == found[0] for found in values for value in found)
         if constant and any(found[0] != values[0][0] for found in values):
-            for group, found in zip(told, values, strict=True):
+            for group, found in zip(distinguishing, values, strict=True):
                 group[name] = found[0]
-    return told
+    return distinguishing
 
 
 def mean_table(table: pd.DataFrame, axes: Sequence[str], metrics: Sequence[str]) -> pd.DataFrame:
@@ -230,17 +230,17 @@ def _read(trial: Path, measures: Sequence[Measure]) -> _Result:
             for measure in measures
             if (measure.evaluator, measure.name) in own
         }
-        telling = retention_of(measures, [keys[key] for key in summary.averages.after if key in keys])
+        retention_measure = retention_of(measures, [keys[key] for key in summary.averages.after if key in keys])
         after = table[table["phase"] == "after"]
-        if telling is not None:
-            after = after[after["metric"] == own.get((telling.evaluator, telling.name))]
+        if retention_measure is not None:
+            after = after[after["metric"] == own.get((retention_measure.evaluator, retention_measure.name))]
         values = after.groupby("request_id")["value"].mean()
     except (RunError, OSError, ValueError, KeyError, TypeError) as error:
         why = " ".join(str(error).split()).removesuffix(".")
         raise RunError(
             f"The results of {trial} cannot be read ({why}). Remove the folder to have the trial run again."
         ) from error
-    held = values.reindex(order).astype(float) if telling is not None else pd.Series(np.nan, index=order)
+    held = values.reindex(order).astype(float) if retention_measure is not None else pd.Series(np.nan, index=order)
     return _Result(summary=summary, keys=keys, held=(held >= HOLDS).astype(float).where(held.notna()))
 
 
