@@ -383,7 +383,14 @@ def _run_files(folder: Path) -> list[bytes]:
     }  # fmt: skip
     text = {"source": "self:ancestral:1", "tokens": 2, "window": 256, "perplexity": 5.5, "ids": [1, 2]}
     lock = {"pid": 1, "host": "a", "started": 1, "since": "b", "token": "c"}
-    log = {"batch": 0, "seconds": 1.0, "stages": {}}
+    figures = {"a": 1, "b": None}
+    log = {
+        "batch": 0, "applied": True, "reason": "",
+        "verdicts": {"gate": {"action": "accept", "reason": "", "scale": 1.0, "figures": figures}},
+        "rejected": [{"id": "1", "prompt": "a", "target_new": "b", "by": "c", "reason": "d", "figures": figures}],
+        "new": 1, "replayed": 0, "seconds": 1.0, "stages": {}, "notes": [], "diagnostics": figures,
+        "evidence": [{"request_id": "0", "replayed": False, "figures": figures}],
+    }  # fmt: skip
     _written(folder, "before.parquet", _before_tables(folder)[0])
     return [json.dumps(one).encode() for one in (record, {"said": ["a"], "text": text}, lock, log)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from editcore.interfaces.progress import Progress
@@ -42,9 +43,9 @@ def make_parts(resolved: Resolved, registry: Plugins, *, seed: int, progress: Pr
         resolved=resolved,
         editor=editor,
         backend=_with_hparams("backend", resolved.backend, settings.get(resolved.backend.name)),
-        extensions={
-            spec.name: make_target("plugin", spec, settings.get(spec.name), context) for spec in resolved.extensions
-        },
+        extensions=MappingProxyType(
+            {spec.name: make_target("plugin", spec, settings.get(spec.name), context) for spec in resolved.extensions}
+        ),
         evaluators=[(spec, _with_hparams("evaluator", spec, settings.get(spec.name))) for spec in resolved.evaluators],
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from editcore.datasets import dataset_name, dataset_settings
@@ -79,7 +80,7 @@ def resolve_session(
         backend=backend,
         extensions=extensions,
         evaluators=evaluators,
-        settings=settings | of_dataset,
+        settings=MappingProxyType(settings | of_dataset),
     )
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
 from editcore._util.files import json_text, uninterrupted
@@ -260,7 +261,7 @@ class EditSession:
             proposal=proposal,
             applied=entry.applied,
             reason=reason,
-            verdicts=judged.verdicts,
+            verdicts=MappingProxyType(dict(judged.verdicts)),
             rejected=entry.rejected,
             seconds=seconds,
         )

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from editcore._util.files import write_text
@@ -215,7 +216,7 @@ class _Planner:
             sweep=self._sweep,
             text=self._text,
             points=tuple(points),
-            trials={key: trials[key] for key in kept},
+            trials=MappingProxyType({key: trials[key] for key in kept}),
             evaluators=tuple(self._plugins.evaluator(name) for name in evaluators),
             notes=tuple(self._notes),
         )
