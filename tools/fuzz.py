@@ -348,7 +348,7 @@ def _configs(folder: Path) -> list[bytes]:
 def _read_configuration(folder: Path, content: bytes) -> None:
     """As ``--config`` reads it, and as a preset is read."""
     from editcore.cli.run import _config
-    from editcore.plugins.registry import resolve
+    from editcore.plugins.calls import resolve
     from editcore.settings.hparams import build
     from editcore.settings.toml import read_toml, run_values
 

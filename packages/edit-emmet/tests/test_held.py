@@ -66,7 +66,7 @@ def open_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Open:
             directory=directory,
         )
         if holder is not None:
-            from editcore.plugins.registry import lifecycle
+            from editcore.plugins.extensions import lifecycle
 
             holder.session = session
             session._lifecycle = lifecycle({"holder": holder})

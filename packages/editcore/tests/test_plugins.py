@@ -16,7 +16,11 @@ from editcore.interfaces.errors import HParamsError, PluginError, UnknownNameErr
 from editcore.interfaces.events import AfterEvaluation, BatchAddition, BeforeApply
 from editcore.interfaces.hookspecs import RegistrationHooks, hookimpl
 from editcore.interfaces.values import Verdict
-from editcore.plugins.registry import REGISTRATION_HOOKS, Offer, PluginInfo, Plugins, lifecycle, resolve
+from editcore.plugins.calls import resolve
+from editcore.plugins.extensions import lifecycle
+from editcore.plugins.installed import PluginInfo
+from editcore.plugins.kinds import REGISTRATION_HOOKS
+from editcore.plugins.registry import Offer, Plugins
 
 Install = Callable[..., None]
 Load = Callable[..., Plugins]

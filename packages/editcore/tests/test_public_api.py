@@ -280,7 +280,6 @@ FIELDS = {
     "Outcome": "attempts error index kind traceback value",
     "Probe": "answers kind prompt",
     "Proposal": "attachment changes diagnostics evidence known memory notes seconds",
-    "Registration": "editcore_version",
     "RejectedRequest": "by figures reason request",
     "Rejection": "figures reason",
     "SessionConfig": """

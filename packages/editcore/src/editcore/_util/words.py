@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-__all__ = ["counted", "counted_of", "cut", "roughly"]
+__all__ = ["counted", "counted_of", "cut", "roughly", "with_article", "with_full_stop"]
 
 
 def counted(count: int, noun: str) -> str:
@@ -43,3 +43,21 @@ def roughly(seconds: float) -> str:
     ('1 s', '42 s', '3 min')
     """
     return f"{max(1, round(seconds))} s" if seconds < 100 else f"{round(seconds / 60)} min"
+
+
+def with_article(noun: str) -> str:
+    """A noun behind its indefinite article.
+
+    >>> with_article("editor"), with_article("str")
+    ('an editor', 'a str')
+    """
+    return f"an {noun}" if noun[:1].lower() in "aeiou" else f"a {noun}"
+
+
+def with_full_stop(sentence: str) -> str:
+    """A sentence with a full stop, unless it has an end already.
+
+    >>> with_full_stop("It failed"), with_full_stop("Why?")
+    ('It failed.', 'Why?')
+    """
+    return sentence if sentence.endswith((".", "!", "?")) else f"{sentence}."

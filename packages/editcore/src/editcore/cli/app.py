@@ -15,7 +15,7 @@ import typer
 from editcore.cli.lazy import CommandRow, lazy_group, loaded_plugins
 
 if TYPE_CHECKING:
-    from editcore.plugins.registry import PluginInfo
+    from editcore.plugins.installed import PluginInfo
 
 __all__ = ["COMMANDS", "app"]
 
@@ -135,7 +135,7 @@ def _answering(rows: list[PluginInfo], hook: str) -> list[PluginInfo]:
     from dataclasses import replace
 
     from editcore.interfaces.errors import UnknownNameError
-    from editcore.plugins.registry import REGISTRATION_HOOKS
+    from editcore.plugins.kinds import REGISTRATION_HOOKS
 
     if hook not in REGISTRATION_HOOKS:
         raise UnknownNameError("hook", hook, REGISTRATION_HOOKS)

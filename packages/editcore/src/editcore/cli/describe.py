@@ -122,7 +122,7 @@ def _metric(metric: MetricSpec, *, composites: bool) -> tuple[str, ...]:
 
 
 def _settings(spec: Spec) -> list[Setting]:
-    from editcore.plugins.registry import resolve
+    from editcore.plugins.calls import resolve
     from editcore.settings.hparams import describe
 
     hparams: str | None = getattr(spec, "hparams", None)

@@ -81,7 +81,7 @@ class _LazyCommand(TyperCommand):
         return self._load().make_context(info_name, args, parent=parent, **extra)
 
     def _load(self) -> Command:
-        from editcore.plugins.registry import resolve
+        from editcore.plugins.calls import resolve
 
         app = resolve(self._row.target)
         if not isinstance(app, typer.Typer):

@@ -12,7 +12,7 @@ import typer
 from editcore.cli.lazy import loaded_plugins
 
 if TYPE_CHECKING:
-    from editcore.plugins.registry import PluginInfo
+    from editcore.plugins.installed import PluginInfo
 
 __all__ = ["app"]
 

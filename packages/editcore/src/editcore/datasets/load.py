@@ -27,7 +27,7 @@ from editcore.datasets.formats import Unread, parse_record
 from editcore.interfaces.errors import DatasetError, HParamsError, RequestError, UnknownNameError
 from editcore.interfaces.specs import DatasetSpec
 from editcore.interfaces.values import EditRequest, FactRecord, first_problem
-from editcore.plugins.registry import boundary, resolve
+from editcore.plugins.calls import boundary, resolve
 from editcore.settings.hparams import HParams, build, describe, parse_assignment
 
 __all__ = [

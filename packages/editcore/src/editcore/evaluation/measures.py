@@ -10,7 +10,7 @@ from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import PluginError
 from editcore.interfaces.metrics import MetricSpec
 from editcore.interfaces.specs import EvaluatorSpec
-from editcore.plugins.registry import boundary, resolve
+from editcore.plugins.calls import boundary, resolve
 
 __all__ = [
     "DEFAULT_EVALUATORS",

@@ -15,7 +15,7 @@ from editcore.interfaces.progress import Progress, silent
 from editcore.interfaces.protocols import Evaluator
 from editcore.interfaces.specs import EvaluatorSpec
 from editcore.interfaces.values import FactRecord
-from editcore.plugins.registry import boundary, resolve
+from editcore.plugins.calls import boundary, resolve
 
 if TYPE_CHECKING:
     from editcore.models import LanguageModel

@@ -19,7 +19,8 @@ from pydantic import Field
 
 from editcore.interfaces.errors import EditcoreError, HParamsError, PluginError
 from editcore.interfaces.protocols import Executor, Outcome
-from editcore.plugins.registry import Plugins, boundary, resolve
+from editcore.plugins.calls import boundary, resolve
+from editcore.plugins.registry import Plugins
 from editcore.settings.hparams import HParams, build
 
 __all__ = ["LOST", "LocalExecutor", "LocalHParams", "attempt", "lost", "make_executor"]

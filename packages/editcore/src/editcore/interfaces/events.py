@@ -40,10 +40,7 @@ __all__ = [
 @documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registration:
-    """Given to registration hooks."""
-
-    editcore_version: str
-    """The version that is asking, such as ``0.1.0``."""
+    """Given to registration hooks. It has no fields yet."""
 
 
 @documented

@@ -18,7 +18,8 @@ from editcore.interfaces.errors import ModelError
 from editcore.interfaces.protocols import AttachmentKind, Backend, OverlaysWeights, RewritesPrompts
 from editcore.interfaces.specs import BackendSpec
 from editcore.models.loading import dtype_of
-from editcore.plugins.registry import Plugins, boundary, resolve
+from editcore.plugins.calls import boundary, resolve
+from editcore.plugins.registry import Plugins
 
 if TYPE_CHECKING:
     import torch

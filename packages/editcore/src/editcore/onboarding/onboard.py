@@ -28,7 +28,8 @@ from editcore.interfaces.protocols import EditContext, Editor, Remembers
 from editcore.interfaces.specs import EditorSpec
 from editcore.interfaces.values import EditBatch, FactRecord, Proposal
 from editcore.models.edited import EditedModel
-from editcore.plugins.registry import Plugins, boundary, resolve
+from editcore.plugins.calls import boundary, resolve
+from editcore.plugins.registry import Plugins
 from editcore.runs.backends import RawBackend
 from editcore.runs.parts import make_evaluators
 from editcore.settings.hparams import HParams, build, describe, to_toml

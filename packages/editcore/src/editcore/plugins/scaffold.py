@@ -19,7 +19,7 @@ from packaging.version import Version
 
 from editcore._util.folders import new_folder
 from editcore.interfaces.errors import HParamsError, PluginError, StorageError, UnknownNameError
-from editcore.plugins.registry import PluginInfo
+from editcore.plugins.installed import PluginInfo
 
 __all__ = ["KINDS", "PackageKind", "create_package"]
 

@@ -10,7 +10,8 @@ from typing import Any
 from editcore.interfaces.progress import Progress
 from editcore.interfaces.protocols import Backend, Editor, Evaluator, ExtensionContext
 from editcore.interfaces.specs import BackendSpec, EvaluatorSpec, Spec
-from editcore.plugins.registry import Plugins, boundary, resolve
+from editcore.plugins.calls import boundary, resolve
+from editcore.plugins.registry import Plugins
 from editcore.runs.fit import refuse_twice
 from editcore.runs.resolved import Resolved, hparams_of
 from editcore.settings.hparams import HParams

@@ -15,7 +15,7 @@ from editcore.interfaces.values import EditBatch, Proposal, RejectedRequest, Ver
 from editcore.ledger.entries import entry_without
 from editcore.ledger.ledger import Ledger
 from editcore.models.edited import EditedModel
-from editcore.plugins.registry import Lifecycle
+from editcore.plugins.extensions import Lifecycle
 from editcore.runs.batches import (
     Judged,
     check_written,

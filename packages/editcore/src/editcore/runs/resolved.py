@@ -12,7 +12,8 @@ from editcore.datasets import dataset_name, dataset_settings
 from editcore.interfaces.errors import HParamsError, UnknownNameError
 from editcore.interfaces.specs import BackendSpec, EditorSpec, EvaluatorSpec, ExtensionSpec, Spec
 from editcore.models.sources import look_at
-from editcore.plugins.registry import Plugins, resolve
+from editcore.plugins.calls import resolve
+from editcore.plugins.registry import Plugins
 from editcore.runs.config import RunConfig, SessionConfig
 from editcore.runs.fit import MissingSettingError, check_fit, completed, refuse_twice
 from editcore.settings.hparams import HParams, Setting, build, describe

@@ -22,7 +22,8 @@ from editcore.models import LanguageModel
 from editcore.models.capture import project
 from editcore.models.edited import EditedModel
 from editcore.models.writing import in_float64
-from editcore.plugins.registry import Plugins, resolve
+from editcore.plugins.calls import resolve
+from editcore.plugins.registry import Plugins
 
 __all__ = ["BeforeWriting"]
 

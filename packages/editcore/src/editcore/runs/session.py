@@ -45,7 +45,9 @@ from editcore.models import LanguageModel
 from editcore.models.edited import EditedModel
 from editcore.models.sources import look_at
 from editcore.models.tokens import refuse_too_long
-from editcore.plugins.registry import Lifecycle, Plugins, boundary, lifecycle
+from editcore.plugins.calls import boundary
+from editcore.plugins.extensions import Lifecycle, lifecycle
+from editcore.plugins.registry import Plugins
 from editcore.runs.backends import open_backend, rebuild
 from editcore.runs.batches import (
     BatchResult,

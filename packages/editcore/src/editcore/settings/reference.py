@@ -16,7 +16,8 @@ from pathlib import Path
 from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import HParamsError
 from editcore.interfaces.specs import EditorSpec
-from editcore.plugins.registry import Plugins, resolve
+from editcore.plugins.calls import resolve
+from editcore.plugins.registry import Plugins
 from editcore.settings.hparams import HParams, Setting, build, describe, to_toml
 
 __all__ = ["Imported", "import_file"]

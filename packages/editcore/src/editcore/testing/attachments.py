@@ -13,7 +13,8 @@ from editcore.evaluation.divergence import next_token_log_probabilities
 from editcore.interfaces.changes import Attachment, Written
 from editcore.interfaces.specs import AttachmentSpec
 from editcore.models.edited import EditedModel
-from editcore.plugins.registry import Plugins, resolve
+from editcore.plugins.calls import resolve
+from editcore.plugins.registry import Plugins
 from editcore.runs.backends import RawBackend
 from editcore.testing.contract import Contract, MakeModel, ModelState, imports_nothing_heavy, same_bits
 from editcore.testing.tiny import tiny_requests

@@ -19,7 +19,8 @@ from editcore.interfaces.specs import BackendSpec
 from editcore.models import LanguageModel
 from editcore.models.edited import EditedModel
 from editcore.models.writing import add_changes
-from editcore.plugins.registry import Plugins, resolve
+from editcore.plugins.calls import resolve
+from editcore.plugins.registry import Plugins
 from editcore.runs.backends import open_backend
 from editcore.second_moments.statistics import StatisticsStore
 from editcore.settings.hparams import build

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from editcore.interfaces.errors import HParamsError
 from editcore.models import LanguageModel
-from editcore.plugins.registry import DISABLE_VARIABLE, Plugins
+from editcore.plugins.installed import DISABLE_VARIABLE
+from editcore.plugins.registry import Plugins
 from editcore.runs.session import EditSession
 from editcore.settings.hparams import HParams, build
 from editcore.testing.tiny import tiny_model, tiny_requests

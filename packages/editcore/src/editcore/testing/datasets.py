@@ -12,7 +12,8 @@ import pytest
 from editcore.datasets.load import content_hash, load_records
 from editcore.interfaces.specs import DatasetSpec
 from editcore.interfaces.values import FactRecord
-from editcore.plugins.registry import Plugins, resolve
+from editcore.plugins.calls import resolve
+from editcore.plugins.registry import Plugins
 from editcore.settings.hparams import build, describe, toml_lines
 from editcore.testing.contract import Contract, imports_nothing_heavy, in_new_process, survives_json
 

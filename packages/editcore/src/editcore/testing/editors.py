@@ -20,7 +20,8 @@ from editcore.interfaces.values import EditBatch, EditRequest, Proposal
 from editcore.models import LanguageModel
 from editcore.models.edited import EditedModel
 from editcore.models.weights import split_address
-from editcore.plugins.registry import Plugins, resolve
+from editcore.plugins.calls import resolve
+from editcore.plugins.registry import Plugins
 from editcore.runs.backends import RawBackend
 from editcore.runs.config import SessionConfig
 from editcore.runs.session import EditSession

@@ -24,7 +24,8 @@ from editcore.interfaces.protocols import Evaluator
 from editcore.interfaces.specs import EvaluatorSpec
 from editcore.interfaces.values import EditRequest, FactRecord
 from editcore.models import LanguageModel
-from editcore.plugins.registry import Plugins, resolve
+from editcore.plugins.calls import resolve
+from editcore.plugins.registry import Plugins
 from editcore.runs.parts import make_evaluators
 from editcore.testing.contract import (
     Contract,

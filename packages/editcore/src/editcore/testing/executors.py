@@ -11,7 +11,8 @@ import pytest
 
 from editcore.execution.executors import make_executor
 from editcore.interfaces.protocols import Executor, Outcome
-from editcore.plugins.registry import Plugins, resolve
+from editcore.plugins.calls import resolve
+from editcore.plugins.registry import Plugins
 from editcore.testing.contract import Contract, imports_nothing_heavy, survives_json
 from editcore.testing.probe import Errand, Seen, make_runner
 

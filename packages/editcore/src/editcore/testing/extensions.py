@@ -19,7 +19,9 @@ from editcore.interfaces.hookspecs import PROJECT
 from editcore.interfaces.protocols import ExtensionContext, ReportsStatistics
 from editcore.interfaces.specs import ExtensionSpec
 from editcore.interfaces.values import EditRequest, FactRecord, Verdict
-from editcore.plugins.registry import Lifecycle, Plugins, lifecycle, resolve
+from editcore.plugins.calls import resolve
+from editcore.plugins.extensions import Lifecycle, lifecycle
+from editcore.plugins.registry import Plugins
 from editcore.runs.batches import BatchResult
 from editcore.runs.config import SessionConfig
 from editcore.runs.parts import make_target

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.resources
 from collections.abc import Mapping
 
-from editcore.plugins.registry import Plugins, resolve
+from editcore.plugins.calls import resolve
+from editcore.plugins.registry import Plugins
 from editcore.settings.hparams import HParams, build, list_presets, load_preset, preset_models
 
 __all__ = ["check_presets"]

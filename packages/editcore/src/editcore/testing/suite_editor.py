@@ -15,7 +15,7 @@ from editcore.interfaces.hookspecs import hookimpl
 from editcore.interfaces.specs import Capabilities, EditorSpec
 from editcore.locate_then_edit.editor import LocateThenEdit
 from editcore.locate_then_edit.hparams import LocateThenEditHParams
-from editcore.plugins.registry import GROUP, Plugins
+from editcore.plugins.registry import ENTRY_POINT_GROUP, Plugins
 
 __all__ = ["NAME", "SuiteEditor", "SuiteHParams", "with_suite_editor"]
 
@@ -63,5 +63,5 @@ def editcore_editors() -> list[EditorSpec]:
 
 def with_suite_editor() -> Plugins:
     """What is installed, and the editor."""
-    installed = importlib.metadata.entry_points(group=GROUP)
-    return Plugins.load(entry_points=[*installed, EntryPoint(NAME, __name__, GROUP)])
+    installed = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
+    return Plugins.load(entry_points=[*installed, EntryPoint(NAME, __name__, ENTRY_POINT_GROUP)])
