@@ -28,18 +28,18 @@ from editcore import (
     UnknownNameError,
 )
 from editcore.datasets import (
+    Selection,
     check_records,
     check_requests,
     content_hash,
     dataset_settings,
     is_path,
-    load as _load,
     load_records,
     load_worldfacts,
     parse_record,
     short_name,
 )
-from editcore.datasets.formats import Unread
+from editcore.datasets.fields import Unread
 from hypothesis import given, settings, strategies as st
 from pydantic import ValidationError
 
@@ -81,8 +81,8 @@ class Registry:
 REGISTRY = Registry(worldfacts="editcore.datasets:load_worldfacts")
 
 
-def load(path: Path | str, **how: Any) -> list[FactRecord]:
-    return load_records(path, plugins=REGISTRY, **how)
+def load(path: Path | str, *, notes: list[str] | None = None, **selected: Any) -> list[FactRecord]:
+    return load_records(path, plugins=REGISTRY, notes=notes, selection=Selection(**selected))
 
 
 def write(path: Path, *records: object) -> Path:
@@ -315,6 +315,14 @@ def test_a_subject_is_found_in_another_spelling_and_told(subject: str, prompt: s
         parse_record(fields)
 
 
+def test_a_respelt_subject_of_counterfact_is_told_once() -> None:
+    rewrite = {**COUNTERFACT["requested_rewrite"], "prompt": "PORSCHE 911, created by"}  # type: ignore[dict-item]
+    respelt: list[tuple[str, str]] = []
+    [record] = parse_record({**COUNTERFACT, "requested_rewrite": rewrite}, respelt=respelt)
+    assert record.request.subject == "PORSCHE 911"
+    assert respelt == [("Porsche 911", "PORSCHE 911")]
+
+
 @pytest.mark.parametrize(
     ("subject", "prompt"), [("Ada", "Canada is"), ("cafe", "The caf\xe9 is"), ("e", "Cafe\u0301 I")]
 )
@@ -393,7 +401,9 @@ def test_a_request_may_be_refused_by_the_reader(tmp_path: Path) -> None:
         load(path, refuse=refuse, strict=True)
     everything = load("worldfacts")
     name, notes = everything[1].request.id, []
-    some = load("worldfacts", refuse=lambda one: "Not this one." if one.id == name else None, first=2, notes=notes)
+    some = load(
+        "worldfacts", refuse=lambda request: "Not this one." if request.id == name else None, first=2, notes=notes
+    )
     assert some == [everything[0], everything[2]]
     assert notes == ["The data set 'worldfacts': 1 record cannot be used and is left out. Record 2: Not this one."]
 
@@ -622,7 +632,7 @@ def test_a_broken_file_has_a_sentence(tmp_path: Path, name: str, data: bytes, me
 
 
 def test_a_small_archive_of_a_huge_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_load, "MAX_BYTES", 1 << 20)
+    monkeypatch.setattr("editcore.datasets.files.MAX_BYTES", 1 << 20)
     (tmp_path / "f.jsonl.gz").write_bytes(gzip.compress(b" " * (2 << 20)))
     with pytest.raises(DatasetError, match="more than 1 MiB of text"):
         load(tmp_path / "f.jsonl.gz")

@@ -140,7 +140,7 @@ ROOMS = {
         TerminalProgress loaded_plugins make_console print_table
     """,
     "datasets": """
-        KnownFact check_records check_requests content_hash dataset_name dataset_settings is_path
+        KnownFact Selection check_records check_requests content_hash dataset_name dataset_settings is_path
         load_known_facts load_records load_worldfacts parse_record short_name
     """,
     "evaluation": """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-__all__ = ["counted", "counted_of", "cut", "roughly", "with_article", "with_full_stop"]
+__all__ = ["counted", "counted_of", "cut", "quoted", "roughly", "with_article", "with_full_stop"]
 
 
 def counted(count: int, noun: str) -> str:
@@ -25,6 +25,16 @@ def cut(text: str, most: int = 60, *, keep: Literal["start", "end"] = "start") -
     if len(text) <= most:
         return text
     return f"{text[: most - 1]}…" if keep == "start" else f"…{text[-(most - 1) :]}"
+
+
+def quoted(value: object, most: int = 120) -> str:
+    """A value as Python writes it, in at most so many characters.
+
+    >>> quoted("Paris"), quoted([1, 2, 3, 4], 9)
+    ("'Paris'", '[1, 2,...')
+    """
+    text = repr(value)
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def counted_of(count: int, noun: str, data: str, *, more: int = 0) -> str:

@@ -74,7 +74,7 @@ def onboard(
     from editcore._util.paths import fresh_directory
     from editcore._util.words import counted
     from editcore.cli.console import TerminalProgress
-    from editcore.datasets import check_records, load_known_facts, load_records, short_name
+    from editcore.datasets import Selection, check_records, load_known_facts, load_records, short_name
     from editcore.evaluation.measures import retention_of
     from editcore.models import LanguageModel
     from editcore.onboarding.causal_tracing import trace as trace_model
@@ -92,9 +92,11 @@ def onboard(
         dataset,
         plugins=plugins,
         notes=notes,
-        first=max(edits, _NEXT_EDITS),
-        strict=bool(strict),
-        refuse=lambda request: next(filter(None, (refuse(request) for refuse in refusals)), None),
+        selection=Selection(
+            first=max(edits, _NEXT_EDITS),
+            strict=bool(strict),
+            refuse=lambda request: next(filter(None, (refuse(request) for refuse in refusals)), None),
+        ),
     )
     records, _ = check_records(available[:edits])
     facts = load_known_facts(dataset, plugins=plugins, notes=notes) if trace else []

@@ -2,11 +2,14 @@ from .check import check_records as check_records, check_requests as check_reque
 from .formats import parse_record as parse_record
 from .known import KnownFact as KnownFact, load_known_facts as load_known_facts
 from .load import (
+    Selection as Selection,
     content_hash as content_hash,
+    load_records as load_records,
+    load_worldfacts as load_worldfacts,
+)
+from .names import (
     dataset_name as dataset_name,
     dataset_settings as dataset_settings,
     is_path as is_path,
-    load_records as load_records,
-    load_worldfacts as load_worldfacts,
     short_name as short_name,
 )

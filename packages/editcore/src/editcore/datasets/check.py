@@ -1,13 +1,16 @@
-"""Requests that contradict or repeat each other. One batch cannot write two objects for one fact."""
+"""Requests that contradict or repeat each other, and ids that come twice.
+
+One batch cannot write two objects for one fact.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from editcore.interfaces.values import EditRequest, FactRecord
 
-__all__ = ["check_records", "check_requests"]
+__all__ = ["check_records", "check_requests", "with_unique_ids"]
 
 T = TypeVar("T")
 
@@ -26,13 +29,27 @@ def check_records(records: Iterable[FactRecord]) -> tuple[list[FactRecord], list
     return _keep_last(records, lambda record: record.request)
 
 
-def _keep_last(items: Iterable[T], request_of: Callable[[T], EditRequest]) -> tuple[list[T], list[str]]:
+def with_unique_ids(records: Iterable[FactRecord]) -> Iterator[FactRecord]:
+    """The records, in their order; an id that comes again gets ``-2``, ``-3``, ... behind it."""
+    taken: set[str] = set()
+    for record in records:
+        identity, count = record.request.id, 1
+        while identity in taken:
+            count += 1
+            identity = f"{record.request.id}-{count}"
+        taken.add(identity)
+        if count > 1:
+            record = record.model_copy(update={"request": record.request.model_copy(update={"id": identity})})
+        yield record
+
+
+def _keep_last(asked: Iterable[T], request_of: Callable[[T], EditRequest]) -> tuple[list[T], list[str]]:
     groups: dict[tuple[str, str], list[T]] = {}
-    for item in items:
-        key = request_of(item).fact_key
+    for record in asked:
+        key = request_of(record).fact_key
         # Moved to the end: a fact asked for twice has the place of its last request.
-        groups[key] = [*groups.pop(key, []), item]
-    notes = [_note([request_of(item) for item in group]) for group in groups.values() if len(group) > 1]
+        groups[key] = [*groups.pop(key, []), record]
+    notes = [_note([request_of(record) for record in group]) for group in groups.values() if len(group) > 1]
     return [group[-1] for group in groups.values()], notes
 
 

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from editcore.datasets.formats import join_of, parse_record, without_last_space
-from editcore.datasets.load import Registry, is_path, load_records, missing_file, read_each, read_items
+from editcore.datasets.fields import join_of
+from editcore.datasets.files import read_items
+from editcore.datasets.formats import parse_record, without_last_space
+from editcore.datasets.load import Selection, load_records, read_each
+from editcore.datasets.names import Registry, is_path, missing_file
 from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import DatasetError, RequestError
 from editcore.interfaces.values import FactRecord
@@ -54,16 +57,19 @@ def load_known_facts(
     """
     name = str(name_or_path)
     if isinstance(name_or_path, str) and not is_path(name, plugins):
-        records = load_records(name, plugins=plugins, notes=notes, strict=strict)
+        records = load_records(name, plugins=plugins, notes=notes, selection=Selection(strict=strict))
         facts, left_out = read_each(
-            enumerate(records, start=1), lambda _, record: _true([record]), f"The data set '{name}'", strict=strict,
+            enumerate(records, start=1),
+            lambda _, record: _true_facts([record]),
+            f"The data set '{name}'",
+            strict=strict,
             unit="record",
-        )  # fmt: skip
+        )
     else:
         path = Path(name_or_path).expanduser()
         if not path.is_file():
             raise DatasetError(missing_file(path, name, plugins))
-        facts, left_out = read_each(read_items(path), _facts, str(path), strict=strict)
+        facts, left_out = read_each(read_items(path), _facts_of, str(path), strict=strict)
     if left_out and notes is None:
         _log.warning("%s", left_out)
     elif left_out and notes is not None:
@@ -71,13 +77,13 @@ def load_known_facts(
     return facts
 
 
-def _facts(_line: int, fields: Any) -> list[KnownFact]:
+def _facts_of(_line: int, fields: Any) -> list[KnownFact]:
     if not isinstance(fields, dict):
         raise RequestError(f"A record must be an object, found {type(fields).__name__}.")
-    return [_known(fields)] if "attribute" in fields else _true(parse_record(fields))
+    return [_known_1000_fact(fields)] if "attribute" in fields else _true_facts(parse_record(fields))
 
 
-def _known(fields: Mapping[str, Any]) -> KnownFact:
+def _known_1000_fact(fields: Mapping[str, Any]) -> KnownFact:
     texts = {}
     for name in ("subject", "prompt", "attribute"):
         value = fields.get(name)
@@ -89,7 +95,7 @@ def _known(fields: Mapping[str, Any]) -> KnownFact:
     return KnownFact(**texts, join=join_of(fields))
 
 
-def _true(records: list[FactRecord]) -> list[KnownFact]:
+def _true_facts(records: list[FactRecord]) -> list[KnownFact]:
     requests = [record.request for record in records]
     facts = [
         KnownFact(request.subject, request.text, request.target_true, request.join)

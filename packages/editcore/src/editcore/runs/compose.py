@@ -10,7 +10,7 @@ from typing import Literal
 from editcore._util.files import write_text
 from editcore._util.lock import locked
 from editcore._util.words import counted
-from editcore.datasets.load import with_unique_ids
+from editcore.datasets.check import with_unique_ids
 from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import RunError
 from editcore.interfaces.history import LedgerEntry

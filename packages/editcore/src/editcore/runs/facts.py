@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from editcore._util.words import counted
 from editcore.datasets import check_records, content_hash
-from editcore.datasets.load import load
+from editcore.datasets.load import Selection, load
 from editcore.interfaces.errors import EditcoreError, HParamsError, RunError
 from editcore.interfaces.values import FactRecord
 from editcore.plugins.registry import Plugins
@@ -33,10 +33,8 @@ def records_of(
         HParamsError: there are fewer than ``config.edits``.
     """
     refuse = refuses_subjects(plugins.editor(config.editor)) if leave_out_subjectless else None
-    loaded = load(
-        config.dataset, plugins=plugins, settings=config.settings, first=config.edits, strict=config.strict,
-        refuse=refuse,
-    )  # fmt: skip
+    selection = Selection(first=config.edits, strict=config.strict, refuse=refuse)
+    loaded = load(config.dataset, plugins=plugins, settings=config.settings, selection=selection)
     records, notes = list(loaded.records), list(loaded.notes)
     if config.edits is not None and config.edits > len(records):
         editable = " that can be edited" if loaded.left_out else ""

@@ -1,0 +1,131 @@
+"""Files of records, read record by record, so that every complaint has a line number.
+
+A record that cannot be read is a :class:`RequestError` in its place, and the rest of the file is read on.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from editcore.interfaces.errors import DatasetError, RequestError
+
+__all__ = ["MAX_BYTES", "SUFFIXES", "Items", "json_lines", "read_items"]
+
+MAX_BYTES = 1 << 30
+"""Largest file that is read, after decompression. CounterFact has 45 MB."""
+SUFFIXES = (".jsonl", ".json", ".csv")
+
+Items = Iterator[tuple[int, Any]]
+"""(line number, what stands there; a RequestError where it cannot be read)"""
+
+
+def read_items(path: Path) -> Items:
+    """The records of a file as they stand there, each with its line; a record that cannot be read is an error in its
+    place, and the rest is read on.
+
+    Raises:
+        DatasetError: the file cannot be read, or not beyond a record, or is of another type.
+    """
+    suffix = path.suffix if path.suffix != ".gz" else path.with_suffix("").suffix
+    readers: Mapping[str, Callable[[str, str], Items]] = {".jsonl": json_lines, ".json": _json_array, ".csv": _csv}
+    if suffix == ".editpack":
+        raise DatasetError(f"{path} is no file of records: it has edits that were made; 'editctl apply' takes it.")
+    if suffix not in readers:
+        raise DatasetError(
+            f"{path}: files of type '{suffix}' are not read. Use {', '.join(SUFFIXES)}, each also with .gz."
+        )
+    return readers[suffix](_read(path), str(path))
+
+
+def _read(path: Path) -> str:
+    """The text of a file of bounded size; a small ``.gz`` may hide a large one, so what comes out is counted."""
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise DatasetError(f"{path}: this is no complete gzip file ({error}).") from error
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    if len(content) > MAX_BYTES:
+        raise DatasetError(f"{path}: more than {MAX_BYTES >> 20} MiB of text; split the file.")
+    # Bytes that are no UTF-8 become surrogates, which tell the record that they are in.
+    return content.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
+
+
+_NO_UTF8 = "This is not UTF-8 text."
+
+
+def _is_text(text: str) -> bool:
+    return text.isascii() or not any("\udc80" <= one <= "\udcff" for one in text)
+
+
+def json_lines(text: str, name: str) -> Items:
+    for number, line in enumerate(io.StringIO(text), start=1):
+        if not line.strip():
+            continue
+        try:
+            yield number, json.loads(line.rstrip()) if _is_text(line) else RequestError(_NO_UTF8)
+        except (ValueError, RecursionError) as error:
+            yield number, RequestError(f"This is no JSON ({_reason(error)}).")
+
+
+def _json_array(text: str, name: str) -> Items:
+    """The elements of a JSON array with the lines they begin at."""
+    decoder = json.JSONDecoder()
+    gap = re.compile(r"\s*")
+    line, counted = 1, 0
+
+    def after_gap(position: int) -> int:
+        nonlocal line, counted
+        match = gap.match(text, position)
+        end = match.end() if match else position
+        line += text.count("\n", counted, end)
+        counted = end
+        return end
+
+    position = after_gap(0)
+    if not text.startswith("[", position):
+        raise DatasetError(f"{name}, line {line}: a .json file must be an array of records; use .jsonl for one a line.")
+    position = after_gap(position + 1)
+    while not text.startswith("]", position):
+        start, begin = line, position
+        try:
+            value, position = decoder.raw_decode(text, position)
+        except (ValueError, RecursionError) as error:
+            where = error.lineno if isinstance(error, json.JSONDecodeError) else start
+            raise DatasetError(f"{name}, line {where}: this is no JSON ({_reason(error)}).") from error
+        yield start, value if _is_text(text[begin:position]) else RequestError(_NO_UTF8)
+        position = after_gap(position)
+        if text.startswith(",", position):
+            position = after_gap(position + 1)
+        elif not text.startswith("]", position):
+            raise DatasetError(f"{name}, line {line}: this is no JSON (a comma or ] is missing after a record).")
+
+
+def _csv(text: str, name: str) -> Items:
+    """Rows by the names in the first line; empty cells count as absent."""
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        for row in reader:
+            if None in row:
+                yield reader.line_num, RequestError("It has more cells than the first line has names.")
+            elif not all(map(_is_text, filter(None, row.values()))):
+                yield reader.line_num, RequestError(_NO_UTF8)
+            else:
+                yield reader.line_num, {key: value for key, value in row.items() if value}
+    except csv.Error as error:
+        raise DatasetError(f"{name}, line {reader.reader.line_num}: this is no CSV ({error}).") from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg}, column {error.colno}"
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)  # a number with too many digits
