@@ -27,7 +27,7 @@ from editcore.report.document import (
     Tiles,
     one_line,
 )
-from editcore.report.of_run import saved_pictures
+from editcore.report.pictures import saved_pictures
 from editcore.runs.resume import is_finished
 from editcore.sweeps import PLAN_NAME, STATE_NAME, SWEEP_NAME, UNEDITED, PlanRecord, SweepRecord, trial_directory
 

@@ -1,0 +1,290 @@
+"""What a run measured: the summary, the relations, and what it forgot on the way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from editcore._util.words import counted
+from editcore.evaluation import Measure, Summary, shown, summarize_frame
+from editcore.figures.scores import per_relation_figure, summary_figure
+from editcore.figures.style import png
+from editcore.report.cells import between, change, number, quantity, records_table
+from editcore.report.document import (
+    Block,
+    Cell,
+    Column,
+    Notice,
+    Paragraph,
+    Picture,
+    Row,
+    Table,
+    Tile,
+    Tiles,
+    one_line,
+)
+from editcore.report.pictures import FORGETTING_CURVE
+from editcore.report.results import RunResults
+
+__all__ = ["forgetting", "relations", "relations_name", "run_summary"]
+
+_CHECKPOINT: Mapping[str, str] = {
+    "num_edits": "facts edited",
+    "facts": "facts measured",
+}
+_CHECKPOINT_COSTS: Mapping[str, str] = {
+    "perplexity": "perplexity",
+    "perplexity_ratio": "perplexity, times the unedited model's",
+    "relative_change": "‖ΔW‖/‖W‖",
+    "seconds": "seconds",
+}
+_AGES: Mapping[str, str] = {
+    "first": "age from",
+    "last": "to",
+    "age": "mean age",
+    "facts": "facts",
+    "retention": "retention (%)",
+    "interval": "95 % interval",
+}
+
+Values = Mapping[str, float]
+"""Means and composites, by key."""
+
+
+# Summary
+
+
+def run_summary(run: RunResults, *, title: str) -> Iterator[Block]:
+    """Notices, the most important numbers, a table for each evaluator, and the picture."""
+    if run.is_older_than_ledger:
+        yield Notice(
+            "The measurements are older than the ledger: edits were added, undone or redone after the facts were "
+            "measured. The table of facts has what is active now."
+        )
+    if run.ledger.note:
+        yield Notice(run.ledger.note)
+    summary_before, summary_after = (
+        summarize_frame(run.phase(phase), run.summary.metrics) for phase in ("before", "after")
+    )
+    before, after = (
+        {key: value for key, value in values.items() if value is not None} for values in run.summary.phases
+    )
+    measures = [
+        measure
+        for measure in shown(run.summary.metrics, {**before, **after})
+        if measure.key in before or measure.key in after
+    ]
+    if measures:
+        yield Tiles(
+            [
+                Tile(
+                    name=measure.heading,
+                    value=_cell(measure, after).text,
+                    note=f"before: {_cell(measure, before).text}",
+                )
+                for measure in measures
+            ]
+        )
+    yield Paragraph(_in_words(summary_before, summary_after))
+    for tally in run.summary.tallies:
+        yield Paragraph(one_line(tally.sentence()))
+    if run.summary.rejected:
+        yield Paragraph(f"{counted(run.summary.rejected, 'fact')} were refused by a gate and not written.")
+    for evaluator in dict.fromkeys(measure.evaluator for measure in run.summary.metrics):
+        if evaluator in summary_before.facts or evaluator in summary_after.facts:
+            yield _metrics(evaluator, (summary_before, summary_after), (before, after))
+    if measures:
+        figure = summary_figure(summary_before, summary_after, title=title)
+        yield Picture(name="summary", png=png(figure), alt=_summary_alt(measures, before, after))
+
+
+def _cell(measure: Measure, values: Values) -> Cell:
+    return quantity(values.get(measure.key), measure)
+
+
+def _in_words(before: Summary, after: Summary) -> str:
+    values_before = before.values()
+    parts = []
+    for measure in shown(after.measures, after.values()):
+        if (interval := after.interval(measure.key)) is not None:
+            key = measure.key
+            was = f"; {measure.text(values_before[key])} before" if key in values_before else ""
+            value, low, high = (measure.text(number) for number in (after.value(key), *interval))
+            unit = f" {measure.unit}" if measure.unit else ""
+            parts.append(f"{measure.label} {value}{unit} (95 % interval {low} to {high}{was})")
+    if not parts:
+        return "Nothing could be measured: no evaluator has a question that these facts answer."
+    return f"{', '.join(parts)}.".replace(" %", "\u00a0%")  # a number stays with its sign at the end of a line
+
+
+def _metrics(evaluator: str, summaries: tuple[Summary, Summary], values: tuple[Values, Values]) -> Table:
+    """What one evaluator measured, with what each metric says.
+
+    Args:
+        summaries: before and after; so are ``values``.
+    """
+    before, after = values
+    rows: list[Row] = []
+    for measure in summaries[1].measures:
+        key = measure.key
+        if measure.evaluator != evaluator or measure.show == "data" or (key not in before and key not in after):
+            continue
+        gain = after.get(key, math.nan) - before.get(key, math.nan)
+        better = "" if measure.better == "higher" else " Lower is better."
+        rows.append(
+            [
+                measure.label,
+                _cell(measure, before),
+                _cell(measure, after),
+                _gain(measure, gain),
+                *(between(summary.interval(key), measure.text) for summary in summaries),
+                measure.unit,
+                _facts_averaged(measure, summaries[1]),
+                one_line(f"{measure.meaning}{better}"),
+            ]
+        )
+    facts = [counted(summary.facts.get(evaluator, 0), "fact") for summary in summaries]
+    numbers = ("before", "after", "change", "interval before", "interval after")
+    return Table(
+        caption=(
+            f"By the evaluator {evaluator}: {facts[0]} measured before, {facts[1]} after. Higher is better unless it "
+            "says otherwise; intervals are of 95 %, over facts."
+        ),
+        columns=[
+            Column("measure"),
+            *(Column(heading, number=True) for heading in numbers),
+            Column("unit"),
+            Column("facts", number=True),
+            Column("what it says"),
+        ],
+        rows=rows,
+    )
+
+
+def _gain(measure: Measure, gain: float) -> Cell:
+    return number(gain) if math.isnan(gain) else Cell(f"{gain:+.1f}" if measure.percent else f"{gain:+.4g}", order=gain)
+
+
+def _facts_averaged(measure: Measure, summary: Summary) -> Cell:
+    """How many facts a mean is of."""
+    averaged = summary.averages.get(measure.key)
+    return Cell("", order=math.nan) if averaged is None else Cell(str(averaged.facts), order=averaged.facts)
+
+
+def _summary_alt(measures: Sequence[Measure], before: Values, after: Values) -> str:
+    pairs = [
+        f"{measure.label} {_cell(measure, before).text} before and {_cell(measure, after).text} after"
+        for measure in measures
+    ]
+    return f"Bars: {'; '.join(pairs)}."
+
+
+# Relations
+
+
+def relations(run: RunResults) -> Iterator[Block]:
+    """A picture for each share, and a table, with the facts grouped by relation; nothing if no fact has one."""
+    metrics = run.summary.metrics
+    rows_before, rows_after = (
+        {str(name): rows for name, rows in run.phase(phase).groupby("relation")} for phase in ("before", "after")
+    )
+    if not rows_after:
+        return
+    before, after = (
+        {name: summarize_frame(rows, metrics) for name, rows in groups.items() if name in rows_after}
+        for groups in (rows_before, rows_after)
+    )
+    known = {key for summary in after.values() for key in summary.values()}
+    measures = [measure for measure in shown(metrics, known) if measure.key in known]
+    for measure in measures:
+        if not measure.of and measure.share:
+            figure = per_relation_figure(before, after, measure=measure, title=f"{measure.label} by relation")
+            yield Picture(
+                name=relations_name(measure),
+                png=png(figure),
+                alt=f"{measure.label} of each relation before and after, in percent; the table has the numbers.",
+            )
+    rows: list[Row] = []
+    for name, summary in sorted(after.items()):
+        facts = max(summary.facts.values(), default=0)
+        changes = [_change(measure, before.get(name), summary) for measure in measures]
+        rows.append([name, Cell(str(facts), order=facts), *changes])
+    yield Table(
+        caption="Before → after, by relation",
+        columns=[
+            Column("relation"),
+            Column("facts", number=True),
+            *(Column(measure.heading, number=True) for measure in measures),
+        ],
+        rows=rows,
+    )
+
+
+def relations_name(measure: Measure) -> str:
+    """The name of the picture of a measure by relation."""
+    return f"relations_{measure.key}"
+
+
+def _change(measure: Measure, before: Summary | None, after: Summary) -> Cell:
+    value_before = math.nan if before is None else before.value(measure.key)
+    return change(value_before, after.value(measure.key), 0 if measure.percent else 2)
+
+
+# Forgetting
+
+
+def forgetting(run: RunResults, saved: Mapping[str, Picture]) -> Iterator[Block]:
+    """What the checkpoints measured, and how much is retained by age; nothing without checkpoints.
+
+    Args:
+        saved: the run's own figures, by name.
+    """
+    if not run.summary.checkpoints:
+        return
+    if FORGETTING_CURVE in saved:
+        yield saved[FORGETTING_CURVE]
+    facts = run.summary.forgetting
+    if sentences := list(_retention_in_words(facts)):
+        yield Paragraph(" ".join(sentences))
+    measured = (*run.summary.phases, *map(_values, run.summary.checkpoints))
+    known = {key for values in measured for key, value in values.items() if value is not None}
+    measures = shown(run.summary.metrics, known)
+    rows = [
+        {
+            **{
+                name: value
+                for name, value in checkpoint.items()
+                if name not in ("values", "before", "interval", "batch")
+            },
+            **{measure.key: _values(checkpoint).get(measure.key) for measure in measures},
+            "relative_change": _largest(checkpoint.get("relative_change")),
+        }
+        for checkpoint in run.summary.checkpoints
+    ]
+    names = {**_CHECKPOINT, **{measure.key: measure.heading for measure in measures}, **_CHECKPOINT_COSTS}
+    yield records_table("All facts edited so far, measured again at each checkpoint", rows, names=names)
+    bins = facts.get("retention_by_age")
+    if isinstance(bins, list) and bins and all(isinstance(age_bin, Mapping) for age_bin in bins):
+        yield records_table("Retention by age, in facts edited since a fact was", bins, names=_AGES)
+
+
+def _retention_in_words(facts: Mapping[str, Any]) -> Iterator[str]:
+    if facts.get("half_life") is not None:
+        yield f"Half of what was retained at first is gone {facts['half_life']:g} facts later (half-life)."
+    elif "half_life" in facts and facts.get("auc") is not None:
+        yield "Retention never fell to half of what it was: there is no half-life."
+    if facts.get("auc") is not None:
+        yield f"Mean retention over ages, the area under the curve, is {facts['auc']:.1f} %."
+
+
+def _values(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+    values = checkpoint.get("values")
+    return values if isinstance(values, Mapping) else {}
+
+
+def _largest(by_weight: Any) -> Any:
+    """Of a figure for each weight, the largest."""
+    if not isinstance(by_weight, Mapping):
+        return by_weight
+    return max((value for value in by_weight.values() if value is not None), default=None)
