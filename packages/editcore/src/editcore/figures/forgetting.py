@@ -40,55 +40,32 @@ _RUNS = (
 
 
 def forgetting_figure(watched: Watched, *, title: str) -> Figure:
-    """What a run's checkpoints saw, against the number of edits, and retention by age below, with 95 % intervals.
+    """What a run's checkpoints measured, against the number of edits, and retention by age below, with 95 % intervals.
 
-    Dotted lines are what the unedited model had, on the facts that each checkpoint measured, of metrics that an edit
-    should leave alone.
+    Dotted lines are what the unedited model had, on the facts that each checkpoint measured. Only metrics that an edit
+    should leave alone have them.
     """
     checkpoints, forgetting = watched.checkpoints, watched.forgetting
-    groups = by_axis([one for one in shown(watched.metrics, watched.known) if not one.of])
-    heights = [2.1 if number == 0 else 1.5 for number in range(len(groups))]
+    groups = by_axis([measure for measure in shown(watched.metrics, watched.known) if not measure.of])
+    heights = [2.1 if index == 0 else 1.5 for index in range(len(groups))]
     figure, panels = stacked_panels(
         len(groups) + 3, height=5.0 + 1.15 * sum(heights), ratios=(*heights, 1, 1, 1.6), share=False
     )
     *measured, text, size, age = panels
-    at = [one.num_edits for one in checkpoints]
     for axes, group in zip(measured, groups, strict=True):
-        looks = look_of(group)
-        for index, one in enumerate(group):
-            colour, marker = looks[one.key]
-            widths = layered(index, len(group))
-            _curve(axes, at, checkpoints, one.key, colour=colour, marker=marker, label=one.key, widths=widths)
-            held = [number_or_nan(checkpoint.before.get(one.key)) for checkpoint in checkpoints]
-            if one.keep and not all(map(math.isnan, held)):
-                # White between the dots, and on top: the line is seen where the edited model has the same.
-                axes.plot(
-                    at, held, color=colour, linewidth=1.4, linestyle=":", gapcolor="white", zorder=3,
-                    label=f"{one.key} unedited",
-                )  # fmt: skip
-        _metric_axis(axes, group[0], y=axis_label(group[0]))
-    ratios = [one.perplexity_ratio for one in checkpoints]
-    text.plot(at, ratios, color=AFTER, marker="o", markersize=3.5, linewidth=1)
+        _metric_panel(axes, checkpoints, group)
+    num_edits = [checkpoint.num_edits for checkpoint in checkpoints]
+    text.plot(num_edits, _ratios(checkpoints), color=AFTER, marker="o", markersize=3.5, linewidth=1)
     text.axhline(1, color=INK, linewidth=0.8, linestyle=":")
     label_axes(text, y="perplexity\nratio")
-    names = sorted({name for one in checkpoints for name in one.relative_change})
-    for index, name in enumerate(names):
-        colour, marker = _RUNS[index % len(_RUNS)]
-        values = [100 * number_or_nan(one.relative_change.get(name)) for one in checkpoints]
-        size.plot(at, values, color=colour, marker=marker, label=_short(name), **layered(index, len(names)))
-    label_axes(size, y="‖ΔW‖/‖W‖\n(%)", x="facts edited")
-    size.set_ylim(bottom=0)
-    if size.get_lines():
-        put_legend(size, columns=4)
+    _size_panel(size, checkpoints)
     for axes in (*measured, text, size):
-        axes.set_xlim(0, 1.03 * max([1, *at]))
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.yaxis.grid(color=GRID, linewidth=0.6)
+        _edits_axis(axes, max([1, *num_edits]))
     for axes in (*measured, text):
         axes.tick_params(labelbottom=False)
     for axes in measured[1:]:
         put_legend(axes, columns=4)
-    _retention(age, forgetting.retention_by_age, colour=AFTER, marker="o", widths=layered(0, 1))
+    _retention(age, forgetting.retention_by_age, color=AFTER, marker="o", **layered(0, 1))
     _age_axis(age)
     if forgetting.half_life is not None:
         age.axvline(forgetting.half_life, color=INK, linewidth=0.8, linestyle=":")
@@ -100,73 +77,107 @@ def forgetting_figure(watched: Watched, *, title: str) -> Figure:
     return figure
 
 
-def _metric_axis(axes: Any, measure: Measure, *, y: str, x: str = "") -> None:
-    if measure.share:
-        percent_axis(axes.yaxis, axes.set_yticks)
-        axes.set_ylim(-3, 105)
-    label_axes(axes, y=y, x=x)
-
-
 def forgetting_runs_figure(runs: Mapping[str, Watched], *, title: str) -> Figure:
     """The checkpoints of several runs on common axes: every metric, perplexity ratio, and retention by age."""
-    known: dict[str, Measure] = {}
+    measures: dict[str, Measure] = {}
     for watched in runs.values():
-        for one in shown(watched.metrics, watched.known):
-            if not one.of:
-                known.setdefault(one.key, one)
+        for measure in shown(watched.metrics, watched.known):
+            if not measure.of:
+                measures.setdefault(measure.key, measure)
     figure, panels = stacked_panels(
-        len(known) + 2, height=3.3 + 1.65 * len(known) + 0.2 * (len(runs) // 2), share=False
+        len(measures) + 2, height=3.3 + 1.65 * len(measures) + 0.2 * (len(runs) // 2), share=False
     )
     *measured, text, age = panels
-    most = max([1, *(one.num_edits for watched in runs.values() for one in watched.checkpoints)])
+    most = max([1, *(checkpoint.num_edits for watched in runs.values() for checkpoint in watched.checkpoints)])
     for index, (label, watched) in enumerate(runs.items()):
         colour, marker = _RUNS[index % len(_RUNS)]
+        style: dict[str, Any] = {"color": colour, "marker": marker, **layered(index, len(runs))}
         checkpoints = watched.checkpoints
-        at = [one.num_edits for one in checkpoints]
-        widths = layered(index, len(runs))
-        for axes, key in zip(measured, known, strict=True):
-            _curve(axes, at, checkpoints, key, colour=colour, marker=marker, label=label, widths=widths)
-        text.plot(at, [one.perplexity_ratio for one in checkpoints], color=colour, marker=marker, **widths)
-        _retention(age, watched.forgetting.retention_by_age, colour=colour, marker=marker, widths=widths)
-    for axes, one in zip(measured, known.values(), strict=True):
-        _metric_axis(axes, one, y=_in_lines(one))
+        for axes, key in zip(measured, measures, strict=True):
+            _curve(axes, checkpoints, key, label=label, **style)
+        text.plot([checkpoint.num_edits for checkpoint in checkpoints], _ratios(checkpoints), **style)
+        _retention(age, watched.forgetting.retention_by_age, **style)
+    for axes, measure in zip(measured, measures.values(), strict=True):
+        _metric_axis(axes, measure, label=_in_lines(measure))
     label_axes(text, y="perplexity\nratio", x="facts edited")
     text.axhline(1, color=INK, linewidth=0.8, linestyle=":")
     for axes in (*measured, text):
-        axes.set_xlim(0, 1.03 * most)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.yaxis.grid(color=GRID, linewidth=0.6)
+        _edits_axis(axes, most)
         axes.tick_params(labelbottom=axes is text)
     _age_axis(age)
     put_title(figure, panels[0], title, columns=2)
     return figure
 
 
-def _curve(
-    axes: Any,
-    at: Sequence[int],
-    checkpoints: Sequence[Checkpoint],
-    name: str,
-    *,
-    colour: str,
-    marker: str,
-    label: str,
-    widths: Mapping[str, float],
-) -> None:
-    """A metric at each checkpoint with its 95 % interval as a band."""
-    values = [number_or_nan(one.values.get(name)) for one in checkpoints]
-    axes.plot(at, values, color=colour, marker=marker, label=label, **widths)
-    bounds = [one.interval.get(name, (math.nan, math.nan)) for one in checkpoints]
-    axes.fill_between(at, [low for low, _ in bounds], [high for _, high in bounds], color=colour, alpha=0.13, lw=0)
+def _metric_panel(axes: Any, checkpoints: Sequence[Checkpoint], group: Sequence[Measure]) -> None:
+    looks = look_of(group)
+    num_edits = [checkpoint.num_edits for checkpoint in checkpoints]
+    for index, measure in enumerate(group):
+        key = measure.key
+        colour, marker = looks[key]
+        _curve(axes, checkpoints, key, label=key, color=colour, marker=marker, **layered(index, len(group)))
+        unedited = [number_or_nan(checkpoint.before.get(key)) for checkpoint in checkpoints]
+        if measure.keep and not all(map(math.isnan, unedited)):
+            # White between the dots, and on top: the line is seen where the edited model has the same.
+            axes.plot(
+                num_edits, unedited, color=colour, linewidth=1.4, linestyle=":", gapcolor="white", zorder=3,
+                label=f"{key} unedited",
+            )  # fmt: skip
+    _metric_axis(axes, group[0], label=axis_label(group[0]))
 
 
-def _retention(axes: Any, bins: Sequence[AgeBin], *, colour: str, marker: str, widths: Mapping[str, float]) -> None:
+def _size_panel(axes: Any, checkpoints: Sequence[Checkpoint]) -> None:
+    """How much each edited weight has changed."""
+    num_edits = [checkpoint.num_edits for checkpoint in checkpoints]
+    weights = sorted({weight for checkpoint in checkpoints for weight in checkpoint.relative_change})
+    for index, weight in enumerate(weights):
+        colour, marker = _RUNS[index % len(_RUNS)]
+        values = [100 * number_or_nan(checkpoint.relative_change.get(weight)) for checkpoint in checkpoints]
+        axes.plot(num_edits, values, color=colour, marker=marker, label=_short(weight), **layered(index, len(weights)))
+    label_axes(axes, y="‖ΔW‖/‖W‖\n(%)", x="facts edited")
+    axes.set_ylim(bottom=0)
+    if axes.get_lines():
+        put_legend(axes, columns=4)
+
+
+def _ratios(checkpoints: Sequence[Checkpoint]) -> list[Any]:
+    return [checkpoint.perplexity_ratio for checkpoint in checkpoints]
+
+
+def _edits_axis(axes: Any, most: int) -> None:
+    axes.set_xlim(0, 1.03 * most)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.grid(color=GRID, linewidth=0.6)
+
+
+def _metric_axis(axes: Any, measure: Measure, *, label: str) -> None:
+    if measure.share:
+        percent_axis(axes.yaxis, axes.set_yticks)
+        axes.set_ylim(-3, 105)
+    label_axes(axes, y=label)
+
+
+def _curve(axes: Any, checkpoints: Sequence[Checkpoint], key: str, *, color: str, **style: Any) -> None:
+    """A metric at each checkpoint with its 95 % interval as a band.
+
+    Args:
+        style: what matplotlib's ``plot`` takes.
+    """
+    num_edits = [checkpoint.num_edits for checkpoint in checkpoints]
+    values = [number_or_nan(checkpoint.values.get(key)) for checkpoint in checkpoints]
+    axes.plot(num_edits, values, color=color, **style)
+    intervals = [checkpoint.interval.get(key, (math.nan, math.nan)) for checkpoint in checkpoints]
+    lows, highs = [low for low, _ in intervals], [high for _, high in intervals]
+    axes.fill_between(num_edits, lows, highs, color=color, alpha=0.13, lw=0)
+
+
+def _retention(axes: Any, bins: Sequence[AgeBin], **style: Any) -> None:
     """Each bin at the mean age seen in it, with its 95 % interval."""
-    places = [one.age for one in bins]
-    values = [one.retention for one in bins]
-    below = [max(0.0, one.retention - one.interval[0]) for one in bins]
-    above = [max(0.0, one.interval[1] - one.retention) for one in bins]
-    axes.errorbar(places, values, yerr=[below, above], color=colour, marker=marker, elinewidth=0.8, capsize=2, **widths)
+    ages = [age_bin.age for age_bin in bins]
+    values = [age_bin.retention for age_bin in bins]
+    below = [max(0.0, age_bin.retention - age_bin.interval[0]) for age_bin in bins]
+    above = [max(0.0, age_bin.interval[1] - age_bin.retention) for age_bin in bins]
+    axes.errorbar(ages, values, yerr=[below, above], elinewidth=0.8, capsize=2, **style)
 
 
 def _age_axis(axes: Any) -> None:

@@ -54,16 +54,15 @@ def layers_figure(trials: Mapping[int, Summary], before: Summary, *, chosen: int
     figure, axes = new_figure()
     layers = sorted(trials)
     axes.axvline(chosen, color=GRID, linewidth=8, zorder=0)
-    measures = [one for one in shown(before.measures, before.values()) if one.share]
+    measures = [measure for measure in shown(before.measures, before.values()) if measure.share]
     for index, (key, (colour, marker)) in enumerate(look_of(measures).items()):
         values = [trials[layer].value(key) for layer in layers]
         axes.plot(layers, values, marker=marker, color=colour, label=key, **layered(index, len(measures)))
-    for one in measures:
-        if one.keep and not math.isnan(before.value(one.key)):
-            colour, _ = look_of(measures)[one.key]
-            axes.axhline(
-                before.value(one.key), color=colour, linewidth=1, linestyle=":", zorder=3, label=f"{one.key} before"
-            )
+    for measure in measures:
+        value = before.value(measure.key)
+        if measure.keep and not math.isnan(value):
+            colour, _ = look_of(measures)[measure.key]
+            axes.axhline(value, color=colour, linewidth=1, linestyle=":", zorder=3, label=f"{measure.key} before")
     axes.xaxis.get_major_locator().set_params(integer=True)
     percent_axis(axes.yaxis, axes.set_yticks)
     axes.set_ylim(0, 105)

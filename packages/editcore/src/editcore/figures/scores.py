@@ -44,7 +44,7 @@ def summary_figure(before: Summary, after: Summary, *, title: str) -> Figure:
     A composite is no mean over facts and has no interval. What cannot be told has no bar.
     """
     known = {**before.values(), **after.values()}
-    groups = by_axis([one for one in shown(after.measures, known) if one.key in known])
+    groups = by_axis([measure for measure in shown(after.measures, known) if measure.key in known])
     widest = max((len(group) for group in groups), default=4)
     figure, panels = stacked_panels(
         max(1, len(groups)), width=max(5.0, 1.15 * widest), height=0.5 + 2.6 * max(1, len(groups)), share=False
@@ -56,7 +56,7 @@ def summary_figure(before: Summary, after: Summary, *, title: str) -> Figure:
 
 
 def _bars(axes: Any, group: Sequence[Measure], before: Summary, after: Summary) -> None:
-    keys = [one.key for one in group]
+    keys = [measure.key for measure in group]
     highest = 0.0
     for summary, offset, colour, label in ((before, -0.2, BEFORE, "before"), (after, 0.2, AFTER, "after")):
         values = [summary.value(key) for key in keys]
@@ -66,13 +66,13 @@ def _bars(axes: Any, group: Sequence[Measure], before: Summary, after: Summary) 
         facts = counted(summary.facts.get(group[0].evaluator, 0), "fact")
         axes.bar(places, heights, 0.38, color=colour, label=f"{label} ({facts})")
         draw_intervals(axes, summary, keys, places, label="95 % interval" if summary is after else None)
-        for place, value, top, one in zip(places, values, tops, group, strict=True):
-            text = "n/a" if math.isnan(value) else f"{value:.0f}" if one.percent else f"{value:.3g}"
+        for place, value, top, measure in zip(places, values, tops, group, strict=True):
+            text = "n/a" if math.isnan(value) else f"{value:.0f}" if measure.percent else f"{value:.3g}"
             axes.annotate(
                 text, (place, top), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=8, color=INK
             )
         highest = max([highest, *tops])
-    axes.set_xticks(range(len(keys)), [_wrapped(one, after) for one in group])
+    axes.set_xticks(range(len(keys)), [_wrapped(measure, after) for measure in group])
     axes.tick_params(axis="x", length=0)
     axes.set_xlim(-0.6, max(len(keys), 3) - 0.4)
     if group[0].share:

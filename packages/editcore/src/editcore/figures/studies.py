@@ -64,11 +64,11 @@ def bars_figure(
     figure, axes = new_figure(height=1.2 + len(groups) * max(0.3, 0.17 * len(series)))
     for number, (label, estimates) in enumerate(series.items()):
         places = [index + (number - (len(series) - 1) / 2) * height for index in range(len(groups))]
-        widths = [0.0 if math.isnan(one.mean) else one.mean for one in estimates]
+        widths = [0.0 if math.isnan(estimate.mean) else estimate.mean for estimate in estimates]
         colour = PALETTE[number % len(PALETTE)]
         axes.barh(places, widths, height * 0.9, color=colour, label=f"{split} {label}".strip() if split else None)
-        for place, one in zip(places, estimates, strict=True):
-            _bar_end(axes, place, one)
+        for place, estimate in zip(places, estimates, strict=True):
+            _bar_end(axes, place, estimate)
     if not math.isnan(before):
         axes.axvline(before, color=INK, linewidth=1, linestyle=":", label="before any edit")
     axes.set_yticks(range(len(groups)), groups)
@@ -125,7 +125,7 @@ def _line(
     axes: Any, at: Sequence[float], estimates: Sequence[Estimate], number: int, count: int, *, label: str
 ) -> None:
     colour, dash = PALETTE[number % len(PALETTE)], DASHES[number // len(PALETTE) % len(DASHES)]
-    known = [index for index, one in enumerate(estimates) if not math.isnan(one.mean)]
+    known = [index for index, estimate in enumerate(estimates) if not math.isnan(estimate.mean)]
     axes.plot(
         [at[index] for index in known], [estimates[index].mean for index in known], color=colour, linestyle=dash,
         marker=MARKERS[number % len(MARKERS)], label=label, **layered(number, count),
@@ -137,14 +137,20 @@ def _line(
     )  # fmt: skip
 
 
-def _bar_end(axes: Any, place: float, one: Estimate) -> None:
+def _bar_end(axes: Any, place: float, estimate: Estimate) -> None:
     """The interval of a bar, and its number behind it."""
-    end = 0.0 if math.isnan(one.mean) else one.mean
-    if not math.isnan(one.low):
-        reach = [[max(0.0, end - one.low)], [max(0.0, one.high - end)]]
+    end = 0.0 if math.isnan(estimate.mean) else estimate.mean
+    if not math.isnan(estimate.low):
+        reach = [[max(0.0, end - estimate.low)], [max(0.0, estimate.high - end)]]
         axes.errorbar(end, place, xerr=reach, color=INK, linewidth=1, capsize=2)
-        end = max(end, one.high)
-    text = "n/a" if math.isnan(one.mean) else f"{one.mean:.1f}" if abs(one.mean) >= 10 else f"{one.mean:.2g}"
+        end = max(end, estimate.high)
+    text = (
+        "n/a"
+        if math.isnan(estimate.mean)
+        else f"{estimate.mean:.1f}"
+        if abs(estimate.mean) >= 10
+        else f"{estimate.mean:.2g}"
+    )
     axes.annotate(
         text, (end, place), xytext=(3, 0), textcoords="offset points", va="center", fontsize=7, color=INK
     )  # fmt: skip

@@ -153,8 +153,8 @@ def axis_label(measure: Measure) -> str:
 def by_axis(measures: Sequence[Measure]) -> list[list[Measure]]:
     """Those that can share an axis: the shares of one evaluator together, any other metric alone."""
     groups: dict[tuple[str, str], list[Measure]] = {}
-    for one in measures:
-        groups.setdefault((one.evaluator, "" if one.share else one.key), []).append(one)
+    for measure in measures:
+        groups.setdefault((measure.evaluator, "" if measure.share else measure.key), []).append(measure)
     return list(groups.values())
 
 
@@ -190,11 +190,11 @@ def look_of(measures: Sequence[Measure]) -> dict[str, tuple[str, str]]:
     """Colour and marker of each metric, by key: a composite is black."""
     looks: dict[str, tuple[str, str]] = {}
     plain = 0
-    for one in measures:
-        if one.of:
-            looks[one.key] = (INK, "D")
+    for measure in measures:
+        if measure.of:
+            looks[measure.key] = (INK, "D")
         else:
-            looks[one.key] = (PALETTE[plain % (len(PALETTE) - 1)], MARKERS[plain % len(MARKERS)])
+            looks[measure.key] = (PALETTE[plain % (len(PALETTE) - 1)], MARKERS[plain % len(MARKERS)])
             plain += 1
     return looks
 
