@@ -65,12 +65,12 @@ def by_hand(model: LanguageModel, session: EditSession, before: dict[str, Tensor
     return found
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize(("family", "width"), [("llama", "intermediate_size"), ("gpt2", "n_inner")])
 @pytest.mark.parametrize("clamp", [0.04, 0.01])
 def test_an_edit_below_the_last_digit_is_told(
-    family: str, clamp: float, corpus: Path, caplog: pytest.LogCaptureFixture
+    family: str, width: str, clamp: float, corpus: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model = tiny_model(family, dtype=torch.bfloat16, d_ff=768)
+    model = tiny_model(family, dtype=torch.bfloat16, config={width: 768})
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():  # of weights that are large beside an edit little of it is left
         for layer in (0, 1):

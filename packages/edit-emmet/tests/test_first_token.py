@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from editcore import EditRequest, EditSession, HParamsError, SessionConfig
-from editcore.testing import tiny_model, tiny_requests
+from editcore.testing import tiny_model, tiny_requests, tiny_tokenizer
 
 Open = Callable[..., EditSession]
 PLAIN = tiny_requests(4)
@@ -36,7 +36,7 @@ def open_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Open:
     ) -> EditSession:
         settings = {"layers": [1], "context_templates": ["{}", "So it was. {}"], "v_num_grad_steps": 4, **emmet}
         return EditSession.open(
-            tiny_model(dtype=torch.float64, bos=bos),
+            tiny_model(dtype=torch.float64, tokenizer=tiny_tokenizer(bos=bos)),
             SessionConfig(
                 editor="emmet", plugins=plugins, settings={"emmet": settings}, corpus=str(corpus), corpus_tokens=2000
             ),

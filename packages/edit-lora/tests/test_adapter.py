@@ -194,7 +194,7 @@ def test_names_and_modules_are_checked() -> None:
     with pytest.raises(UnknownNameError, match=r"Unknown adapter 'mine'\. Available: taken"):
         backend.detach("mine")
     with pytest.raises(ModelError, match="as if it were 32 by 64; it is 32 by 128"):
-        opened(tiny_model(d_ff=128)).attach("mine", adapter(model), force=True)
+        opened(tiny_model(config={"intermediate_size": 128})).attach("mine", adapter(model), force=True)
     with pytest.raises(ModelError, match=r"no module 'model\.layers"):
         opened(tiny_model("gpt2")).attach("mine", adapter(model), force=True)
 

@@ -245,7 +245,7 @@ def test_a_history_of_another_model_is_refused(open_session: Open, replay_of: Re
     session = open_session()
     session.edit(REQUESTS[:2])
     with pytest.raises(RunError, match=r"64 and 32 wide, but .* takes 48 and gives 32: they come from another model"):
-        replay_of(session)._check(tiny_model(d_ff=48))
+        replay_of(session)._check(tiny_model(config={"intermediate_size": 48}))
 
 
 def test_an_unknown_strategy_is_named_before_anything_runs(open_session: Open) -> None:

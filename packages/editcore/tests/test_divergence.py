@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from editcore.evaluation import kl_divergences, next_token_log_probabilities
-from editcore.testing import tiny_model, tiny_requests
+from editcore.testing import tiny_model, tiny_requests, tiny_tokenizer
 from hypothesis import given, settings, strategies as st
 
 PROMPTS = [*(request.text for request in tiny_requests(20)), "So", "The capital of France is a city in the north"]
@@ -13,7 +13,10 @@ PROMPTS = [*(request.text for request in tiny_requests(20)), "So", "The capital 
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 def test_each_prompt_has_what_the_model_says_behind_it_alone(padding_side: str) -> None:
-    model = tiny_model(dtype=torch.float64, padding_side=padding_side)  # type: ignore[arg-type]
+    model = tiny_model(
+        dtype=torch.float64,
+        tokenizer=tiny_tokenizer(padding_side=padding_side),  # type: ignore[arg-type]
+    )
     found = next_token_log_probabilities(model, PROMPTS)
     assert (found.dtype, len(found)) == (torch.float64, len(PROMPTS))
     with torch.inference_mode():

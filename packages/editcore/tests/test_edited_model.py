@@ -37,7 +37,10 @@ TEXT = FACT.text
 @pytest.fixture(scope="module")
 def models() -> dict[str, LanguageModel]:
     """One of each way to store a matrix; tests leave them as they are."""
-    return {family: tiny_model(family, num_layers=2, d_ff=16) for family in ("llama", "gpt2")}
+    return {
+        "llama": tiny_model("llama", num_layers=2, config={"intermediate_size": 16}),
+        "gpt2": tiny_model("gpt2", num_layers=2, config={"n_inner": 16}),
+    }
 
 
 @pytest.fixture

@@ -218,8 +218,8 @@ def test_the_fingerprint_sees_architecture_type_and_seed() -> None:
 @pytest.mark.parametrize("bos", [True, False])
 def test_encoding_pads_on_the_right_and_gives_offsets(bos: bool) -> None:
     text = "Marie Curie was born in"
-    left = tiny_model("llama", bos=bos, padding_side="left").encode([text, "The"])
-    right = tiny_model("llama", bos=bos).encode([text, "The"])
+    left = tiny_model("llama", tokenizer=tiny_tokenizer(bos=bos, padding_side="left")).encode([text, "The"])
+    right = tiny_model("llama", tokenizer=tiny_tokenizer(bos=bos)).encode([text, "The"])
     assert torch.equal(left.input_ids, right.input_ids)
     assert left.offsets == right.offsets
     assert left.attention_mask.sum(dim=1).tolist() == [len(row) for row in left.offsets]
@@ -308,7 +308,7 @@ def test_generation_ends_at_the_end_token() -> None:
 
 
 def test_an_empty_prompt_starts_from_the_beginning_of_text() -> None:
-    with_bos, without = tiny_model("llama"), tiny_model("llama", bos=False)
+    with_bos, without = tiny_model("llama"), tiny_model("llama", tokenizer=tiny_tokenizer(bos=False))
     assert with_bos.generate_ids([[]], max_new_tokens=3) == with_bos.generate_ids([[2]], max_new_tokens=3)
     assert without.generate_ids([[]], max_new_tokens=3) == without.generate_ids([[1]], max_new_tokens=3)
 

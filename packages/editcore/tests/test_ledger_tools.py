@@ -558,7 +558,7 @@ def test_a_pack_on_another_base_is_refused_unless_forced(
     out, pack = run("out"), tmp_path / "facts.editpack"
     editctl("pack", out, pack)
     tiny_model(seed=1).save(tmp_path / "other")
-    tiny_model(d_ff=48).save(tmp_path / "narrow")
+    tiny_model(config={"intermediate_size": 48}).save(tmp_path / "narrow")
     done = editctl("apply", pack, "--model", tmp_path / "other")
     assert (done.code, "--force applies them all the same" in done.err) == (2, True)
     assert editctl("apply", pack, "--model", tmp_path / "other", "--force").code == 0

@@ -127,7 +127,7 @@ import copy
 import pytest
 from editcore.testing import DatasetContract, EvaluatorContract, ExtensionContract, tiny_model
 
-BASE = tiny_model(num_layers=2, d_ff=32)  # finding its layout takes longer than most tests
+BASE = tiny_model(num_layers=2, config={"intermediate_size": 32})  # finding its layout takes longer than most tests
 
 class Quick:
     make_model = pytest.fixture(lambda self: lambda: copy.deepcopy(BASE))

@@ -50,14 +50,14 @@ def assert_close(found: list[TargetScore], expected: list[TargetScore], *, withi
     assert [score.nll for score in found] == pytest.approx([score.nll for score in expected], abs=within)
 
 
-def run(model: LanguageModel, pairs: list[tuple[str, str]], **options: int) -> list[TargetScore]:
-    return score_targets(model, [prompt for prompt, _ in pairs], [target for _, target in pairs], **options)
+def run(model: LanguageModel, pairs: list[tuple[str, str]]) -> list[TargetScore]:
+    return score_targets(model, [prompt for prompt, _ in pairs], [target for _, target in pairs])
 
 
 @pytest.mark.parametrize("bos", [True, False])
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "cohere", "granite", "opt", "bloom", "gpt_neox"])
 def test_agrees_with_the_oracle(family: str, bos: bool) -> None:
-    model = tiny_model(family, bos=bos)
+    model = tiny_model(family, tokenizer=tiny_tokenizer(bos=bos))
     assert_close(run(model, PAIRS), [oracle(model, *pair) for pair in PAIRS])
 
 
@@ -75,13 +75,15 @@ def test_correct_is_true_where_the_model_says_it() -> None:
     assert not found[1].correct
 
 
-def test_order_padding_and_batching_do_not_matter() -> None:
-    left = tiny_model("llama", padding_side="left")
+def test_order_padding_and_batching_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    left = tiny_model("llama", tokenizer=tiny_tokenizer(padding_side="left"))
     right = tiny_model("llama")
     expected = run(right, PAIRS)
     assert_close(run(left, PAIRS), expected, within=1e-6)
     for budget in (1, 24, 100_000):
-        assert_close(run(right, PAIRS, max_tokens=budget), expected)
+        with monkeypatch.context() as patch:
+            patch.setattr("editcore.evaluation.scoring.CPU_TOKENS", budget)
+            assert_close(run(right, PAIRS), expected)
     shuffled = list(range(len(PAIRS)))
     random.Random(0).shuffle(shuffled)
     assert_close(run(right, [PAIRS[i] for i in shuffled]), [expected[i] for i in shuffled])
@@ -132,7 +134,7 @@ def test_a_tokenizer_that_merges_across_the_border_uses_the_joint_tokens() -> No
 
 
 def test_appended_end_tokens_are_not_part_of_the_target() -> None:
-    model = tiny_model("llama", bos=False)
+    model = tiny_model("llama", tokenizer=tiny_tokenizer(bos=False))
     plain = run(model, PAIRS[:3])
     ends = tiny_tokenizer(bos=False)
     ends.backend_tokenizer.post_processor = processors.TemplateProcessing(
@@ -145,7 +147,7 @@ def test_appended_end_tokens_are_not_part_of_the_target() -> None:
 
 
 def test_bad_input_has_a_sentence() -> None:
-    model = tiny_model("llama", bos=False)
+    model = tiny_model("llama", tokenizer=tiny_tokenizer(bos=False))
     with pytest.raises(RequestError, match="need a token each"):
         score_targets(model, [""], ["Paris"])
     with pytest.raises(RequestError, match="reads at most 256"):
@@ -155,7 +157,7 @@ def test_bad_input_has_a_sentence() -> None:
 
 @pytest.mark.parametrize("bos", [True, False])
 def test_perplexity_is_the_exponential_of_the_mean_loss(bos: bool) -> None:
-    model = tiny_model("gpt2", bos=bos)
+    model = tiny_model("gpt2", tokenizer=tiny_tokenizer(bos=bos))
     text = " ".join(f"{prompt} {target}." for prompt, target in PAIRS)
     ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
     front = [model.tokenizer.bos_token_id] if bos else []

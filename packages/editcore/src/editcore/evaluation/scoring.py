@@ -78,7 +78,6 @@ def score_targets(
     targets: Sequence[str],
     *,
     joins: Sequence[str | None] | None = None,
-    max_tokens: int | None = None,
     progress: Progress = silent,
     description: str = "Scoring",
 ) -> list[TargetScore]:
@@ -90,7 +89,6 @@ def score_targets(
     Args:
         joins: what stands between ``prompts[i]`` and ``targets[i]``, as :attr:`editcore.EditRequest.join` has it; where
             it is ``None``, the prompt's last character decides.
-        max_tokens: padded tokens of one forward pass; left out, it follows from the device.
 
     Raises:
         RequestError: a prompt or a target has no token, a text is longer than the model's positions, or the model has
@@ -101,7 +99,7 @@ def score_targets(
     readers: list[list[int]] = [[] for _ in rows]
     for index, pair in enumerate(pairs):
         readers[row_of[pair.inputs]].append(index)
-    budget = max_tokens or (CPU_TOKENS if model.device.type == "cpu" else ACCELERATOR_TOKENS)
+    budget = CPU_TOKENS if model.device.type == "cpu" else ACCELERATOR_TOKENS
     scores: dict[int, TargetScore] = {}
 
     def score_rows(chunk: Sequence[int]) -> list[tuple[int, TargetScore]]:
@@ -133,7 +131,7 @@ def _tokenise(
         if start == 0 or start >= len(ids):
             raise RequestError(f"Cannot score {target!r} after {prompt!r}: a prompt and a target need a token each.")
         known[prompt, target, join] = _Pair(ids, start)
-    return [known[one] for one in asked_for]
+    return [known[continuation] for continuation in asked_for]
 
 
 def covering_rows(sequences: Iterable[Ids]) -> tuple[list[Ids], dict[Ids, int]]:

@@ -219,19 +219,20 @@ def tiny_model(
     *,
     seed: int = 0,
     num_layers: int = 3,
-    d_ff: int = 64,
     dtype: torch.dtype = torch.float32,
-    bos: bool = True,
-    padding_side: Literal["left", "right"] = "right",
     config: Mapping[str, Any] | None = None,
+    tokenizer: PreTrainedTokenizerFast | None = None,
 ) -> LanguageModel:
     """A :class:`LanguageModel` around :func:`tiny_hf_model` and :func:`tiny_tokenizer`, with its layout checked.
+
+    Args:
+        tokenizer: left out, ``tiny_tokenizer()``.
 
     >>> tiny_model("gpt2").layout.projection
     'transformer.h.{}.mlp.c_proj'
     """
-    hf = tiny_hf_model(family, seed=seed, num_layers=num_layers, d_ff=d_ff, dtype=dtype, config=config)
-    return LanguageModel.wrap(hf, tiny_tokenizer(bos=bos, padding_side=padding_side), name=f"tiny-{family}")
+    hf = tiny_hf_model(family, seed=seed, num_layers=num_layers, dtype=dtype, config=config)
+    return LanguageModel.wrap(hf, tokenizer or tiny_tokenizer(), name=f"tiny-{family}")
 
 
 def three_facts() -> tuple[EditRequest, ...]:
