@@ -17,7 +17,7 @@ import pytest
 import torch
 from edit_lora.adapter import Adapter
 from edit_lora.backend import LoraBackend
-from edit_lora.card import model_card
+from edit_lora.card import AdapterCard
 from edit_lora.hparams import LoraHParams
 from editcore import Attachment, Changes, DenseDelta, EditRequest, FactoredDelta, LanguageModel, Plugins, VectorDelta
 from editcore.ledger import DELTAS_NAME, LEDGER_NAME, Ledger, write_ledger
@@ -249,7 +249,8 @@ def test_a_card_says_that_a_model_of_the_catalogue_is_a_quantised_copy(lora_run:
             "model": record.model.model_copy(update={"folder": None, "hub": hub}),
         }
     )
-    card = model_card(record, Ledger.read(lora_run).history(), {}, rank=1, begun=set(), title="mine")
+    entries = Ledger.read(lora_run).history()
+    card = AdapterCard(title="mine", record=record, entries=entries, begun=set(), modules={}, rank=1).text()
     assert f"\nbase_model: {entry.hub_id}\n" in card
     assert f"| its name in editcore | {DEFAULT_MODEL} |" in card
     assert f"a quantised copy of {entry.hub_id}" in card
@@ -418,7 +419,7 @@ def test_another_base_is_refused_by_fingerprint(editctl: Editctl, lora_run: Path
     assert "--force" in message
     assert not (tmp_path / "imported").exists()
     wider = tmp_path / "wider"
-    tiny_model(d_ff=128).save(wider)
+    tiny_model(config={"intermediate_size": 128}).save(wider)
     message = refused(editctl(*arguments[:-1], wider, "--force"))
     assert "as if it were 32 by 64; in" in message
     assert "it is 32 by 128" in message

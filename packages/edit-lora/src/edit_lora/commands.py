@@ -57,7 +57,7 @@ def export(
     """
     from editcore import HParamsError, UnknownNameError
 
-    from edit_lora.export import export_adapter, export_merged
+    from edit_lora.export import AdapterSize, export_adapter, export_merged
 
     choices = {"format": (form, _FORMATS), "criterion": (criterion, _CRITERIA), "engine": (pad_for, _ENGINES)}
     for kind, (asked, known) in choices.items():
@@ -75,9 +75,7 @@ def export(
     done = export_adapter(
         run,
         directory,
-        rank=rank,
-        criterion=criterion,
-        pad_for=pad_for,
+        size=AdapterSize(rank=rank, criterion=criterion, pad_for=pad_for),
         plugins=loaded_plugins(ctx),
         progress=TerminalProgress(),
     )
@@ -86,21 +84,21 @@ def export(
 
 
 def _print_exported(done: Exported) -> None:
-    if all(one.whole for one in done.modules.values()):
+    if all(reduction.whole for reduction in done.modules.values()):
         return
     print_table(
         ("weight", "rank", "of", "kept on text", "at the keys", "of ‖Δ‖²"),
         [
             (
                 name,
-                one.delta.rank,
-                one.exact_rank,
+                reduction.delta.rank,
+                reduction.exact_rank,
                 *(
                     "-" if kept is None else f"{kept:.1%}"
-                    for kept in (one.kept_weighted, one.kept_keys, one.kept_frobenius)
+                    for kept in (reduction.kept_weighted, reduction.kept_keys, reduction.kept_frobenius)
                 ),
             )
-            for name, one in done.modules.items()
+            for name, reduction in done.modules.items()
         ],
         right=("rank", "of", "kept on text", "at the keys", "of ‖Δ‖²"),
     )
@@ -122,14 +120,12 @@ def import_(
     An adapter of 'editctl export' brings its edits one by one. Any other plain LoRA of linear modules and embeddings
     becomes one batch of unknown facts.
     """
-    from edit_lora.imports import import_adapter
+    from edit_lora.imports import ImportOptions, import_adapter
 
     done = import_adapter(
         adapter,
         out,
-        model=model,
-        editor=editor,
-        force=force,
+        options=ImportOptions(model=model, editor=editor, force=force),
         plugins=loaded_plugins(ctx),
         progress=TerminalProgress(),
     )

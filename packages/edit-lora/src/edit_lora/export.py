@@ -42,13 +42,21 @@ from editcore.settings import build
 from pydantic import BaseModel
 
 from edit_lora.adapter import WEIGHTS_NAME, Adapter
-from edit_lora.card import model_card
+from edit_lora.card import AdapterCard
 from edit_lora.factors import check_factors, factored
 from edit_lora.hparams import LoraHParams
 from edit_lora.reduction import Reduction, reduce, without_moment
 from edit_lora.targets import Target, Targets, seen_from
 
-__all__ = ["EDITS_FOLDER", "VLLM_RANKS", "Exported", "ExportedRecord", "export_adapter", "export_merged"]
+__all__ = [
+    "EDITS_FOLDER",
+    "VLLM_RANKS",
+    "AdapterSize",
+    "Exported",
+    "ExportedRecord",
+    "export_adapter",
+    "export_merged",
+]
 
 EDITS_FOLDER = "edits"
 """Inside an adapter folder: the run directory that it came from, with the active batches only. peft ignores it."""
@@ -56,6 +64,21 @@ _log = logging.getLogger(__name__)
 
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes as ``--max-lora-rank``, but for 1 (``vllm.config.lora.MaxLoRARanks``)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterSize:
+    """How large an exported adapter may be."""
+
+    rank: int | None = None
+    """Largest rank; left out, as the run's own ``lora`` settings say, and exact without them."""
+    criterion: str | None = None
+    """What a bounded rank keeps, as ``lora_criterion``; left out, as the run's settings say."""
+    pad_for: str | None = None
+    """The engine that serves it: zeros fill it up to a rank that the engine takes."""
+
+
+AS_THE_RUN_SAYS = AdapterSize()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,19 +97,13 @@ def export_adapter(
     run: Path,
     out: Path,
     *,
-    rank: int | None = None,
-    criterion: str | None = None,
-    pad_for: str | None = None,
+    size: AdapterSize = AS_THE_RUN_SAYS,
     plugins: Plugins | None = None,
     progress: Progress = silent,
 ) -> Exported:
-    """Write a folder that ``PeftModel.from_pretrained(base, out)`` loads, from the run's active edits, whatever backend
-    they were made with.
+    """Write a folder that ``PeftModel.from_pretrained(base, out)`` loads, from the run's active edits.
 
-    Args:
-        rank: bound the rank; left out, as the run's own ``lora`` settings say, and exact without them.
-        criterion: what a bounded rank keeps, as ``lora_criterion``.
-        pad_for: zeros up to a rank that this engine serves.
+    The run may have had any backend.
 
     Raises:
         RunError: there is no run, or it has no active edits.
@@ -104,23 +121,23 @@ def export_adapter(
         check_factors(entry.changes, whose=f"The edits of {run}")
     base = _Base(record, plugins, progress)
     ends = {name: base.ends(name) for name in sorted({name for entry in entries for name in entry.changes})}
-    hparams = _hparams(record, rank=rank, criterion=criterion)
+    hparams = _hparams(record, size)
     modules = _reduce_all(entries, list(ends), hparams, base)
     adapter = _adapter(record, modules, ends, scale=hparams.lora_scale)
-    written_rank = _served_rank(adapter.rank) if pad_for == "vllm" else adapter.rank
+    written_rank = _served_rank(adapter.rank) if size.pad_for == "vllm" else adapter.rank
     with new_folder(out) as folder:
         adapter.write(folder, rank=written_rank)
         _write_edits(folder, run, record, ledger, hparams)
-        card = model_card(
-            record,
-            entries,
-            modules,
-            rank=written_rank,
-            shared=[end.path for several in ends.values() if len(several) > 1 for end in several],
-            begun={fact.request.id for fact in _recorded(run)},
+        card = AdapterCard(
             title=out.name,
+            record=record,
+            entries=entries,
+            begun={fact.request.id for fact in _recorded(run)},
+            modules=modules,
+            rank=written_rank,
+            shared=[end.path for targets in ends.values() if len(targets) > 1 for end in targets],
         )
-        write_text(folder / "README.md", card)
+        write_text(folder / "README.md", card.text())
     return Exported(rank=written_rank, modules=modules, edits=sum(entry.num_new for entry in entries))
 
 
@@ -154,16 +171,16 @@ def _refuse_attachments(record: RunRecord, entries: Sequence[LedgerEntry], what:
         raise ModelError(attached_reason(record.model.name, kinds, what))
 
 
-def _hparams(record: RunRecord, *, rank: int | None = None, criterion: str | None = None) -> LoraHParams:
+def _hparams(record: RunRecord, size: AdapterSize) -> LoraHParams:
     """The settings that a run's adapter is made with: its own if its backend is this one, with what is given over them.
 
     A run that fell back to raw somewhere is exported with those projections exact.
     """
     own = dict(record.settings.get("lora", {})) if record.config.backend == "lora" else {}
-    if rank is not None:
-        own["lora_rank"] = rank
-    if criterion is not None:
-        own["lora_criterion"] = criterion
+    if size.rank is not None:
+        own["lora_rank"] = size.rank
+    if size.criterion is not None:
+        own["lora_criterion"] = size.criterion
     return build(LoraHParams, [own], owner="lora")
 
 
@@ -253,9 +270,9 @@ def _reduce_all(
             None if layer is None else partial(base.metric, layer),
             name=name,
         )
-    unpriced = [name for name, one in modules.items() if one.kept_weighted is None]
-    if unpriced and (told := without_moment(hparams, unpriced[0])):
-        _log.warning("lora: %s", told)
+    unpriced = [name for name, reduction in modules.items() if reduction.kept_weighted is None]
+    if unpriced and (warning := without_moment(hparams, unpriced[0])):
+        _log.warning("lora: %s", warning)
     return modules
 
 
@@ -268,8 +285,8 @@ def _adapter(
         ends: by weight name, the modules that have it.
     """
     factors, embeddings = {}, set()
-    for name, one in modules.items():
-        delta = FactoredDelta(one.delta.left * scale, one.delta.right)
+    for name, reduction in modules.items():
+        delta = FactoredDelta(reduction.delta.left * scale, reduction.delta.right)
         for end in ends[name]:
             factors[end.path] = seen_from(delta, ends[name][0], end)
             if end.kind == "embedding":
@@ -281,7 +298,7 @@ def _adapter(
         base_hub=None if hub is None else hub.id,
         base_revision=None if hub is None else hub.revision,
         base_fingerprint=record.model.fingerprint,
-        in_out=any(end.kind == "conv1d" for several in ends.values() for end in several),
+        in_out=any(end.kind == "conv1d" for targets in ends.values() for end in targets),
         embeddings=frozenset(embeddings),
     )
 
@@ -311,7 +328,9 @@ def _write_edits(folder: Path, run: Path, record: RunRecord, ledger: Ledger, hpa
         inside,
         [
             line.model_copy(
-                update={"evidence": tuple(one for one in line.evidence if one.request_id in active[line.batch])}
+                update={"evidence": tuple(
+                        evidence for evidence in line.evidence if evidence.request_id in active[line.batch]
+                    )}
             )
             for line in read_batches(run)
             if line.batch in active

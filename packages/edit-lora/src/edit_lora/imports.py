@@ -27,7 +27,22 @@ from edit_lora.export import EDITS_FOLDER, ExportedRecord
 from edit_lora.hparams import LoraHParams
 from edit_lora.targets import Targets
 
-__all__ = ["Imported", "import_adapter"]
+__all__ = ["ImportOptions", "Imported", "import_adapter"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportOptions:
+    """What an adapter does not say, or says otherwise than its user."""
+
+    model: str | None = None
+    """The base; left out, the one that the adapter names."""
+    editor: str | None = None
+    """What further edits are made with, for an adapter that does not say; left out, the default for the model."""
+    force: bool = False
+    """Take a base with another fingerprint, or weights that are not those which the edits were exported as."""
+
+
+AS_THE_ADAPTER_SAYS = ImportOptions()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,18 +59,11 @@ def import_adapter(
     directory: Path,
     out: Path,
     *,
-    model: str | None = None,
-    editor: str | None = None,
-    force: bool = False,
+    options: ImportOptions = AS_THE_ADAPTER_SAYS,
     plugins: Plugins,
     progress: Progress,
 ) -> Imported:
     """Make a run directory of an adapter folder, its base checked by fingerprint.
-
-    Args:
-        model: the base; left out, the one that the adapter names.
-        editor: what further edits are made with, for an adapter that does not say; left out, the default for the model.
-        force: take a base with another fingerprint, or weights that are not those which the edits were exported as.
 
     Raises:
         ModelError: there is no adapter, it was made for another base, or it changes modules as no edit can: one end of
@@ -63,19 +71,17 @@ def import_adapter(
         StorageError: ``out`` is there already, or cannot be written.
     """
     refuse_existing(out)
-    inside = directory / EDITS_FOLDER
-    if (inside / RUN_NAME).exists():
-        return _import_edits(directory, inside, out, model=model, force=force, plugins=plugins, progress=progress)
+    if (directory / EDITS_FOLDER / RUN_NAME).exists():
+        return _import_edits(directory, out, options=options, plugins=plugins, progress=progress)
     adapter = Adapter.read(directory)
-    name = model or adapter.source
+    name = options.model or adapter.source
     if not name:
         raise ModelError(f"{directory} does not say which model it is for; name it with --model.")
     base = LanguageModel.load(name, families=plugins.family_paths(), progress=progress)
-    adapter.check_base(base.name, base.base_fingerprint, force=force)
+    adapter.check_base(base.name, base.base_fingerprint, force=options.force)
     changes = _as_edits(adapter, base)
-    config = RunConfig(
-        editor=editor or default_editor(plugins, name), backend="lora", model=name, dataset=str(directory)
-    )
+    editor = options.editor or default_editor(plugins, name)
+    config = RunConfig(editor=editor, backend="lora", model=name, dataset=str(directory))
     plugins.editor(config.editor)
     entry = LedgerEntry(batch=0, requests=(), weights=(), num_new=0, changes=changes)
     record = RunRecord(
@@ -95,22 +101,16 @@ def import_adapter(
 
 
 def _import_edits(
-    directory: Path,
-    inside: Path,
-    out: Path,
-    *,
-    model: str | None,
-    force: bool,
-    plugins: Plugins,
-    progress: Progress,
+    directory: Path, out: Path, *, options: ImportOptions, plugins: Plugins, progress: Progress
 ) -> Imported:
+    inside = directory / EDITS_FOLDER
     record = ExportedRecord.read(inside)
     ledger = Ledger.read(inside)
-    if not force:
+    if not options.force:
         _check_weights(directory, None if record.exported is None else record.exported.adapter_sha256)
-    name = model or record.source
+    name = options.model or record.source
     base = LanguageModel.load(name, dtype=record.config.dtype, families=plugins.family_paths(), progress=progress)
-    if base.base_fingerprint != record.model.fingerprint and not force:
+    if base.base_fingerprint != record.model.fingerprint and not options.force:
         raise ModelError(
             f"The edits in {directory} were made on {record.config.model} with the fingerprint "
             f"{record.model.fingerprint[:12]}; {base.name} has {base.base_fingerprint[:12]}. Name their base with "
@@ -122,7 +122,7 @@ def _import_edits(
     header = HeaderLine(model=base.name, fingerprint=base.base_fingerprint, editor=record.config.editor)
     imported = record.model_copy(
         update={
-            "config": record.config.model_copy(update={"model": model or record.config.model}),
+            "config": record.config.model_copy(update={"model": options.model or record.config.model}),
             "model": ModelRecord.of(base, name),
         }
     )
