@@ -28,10 +28,13 @@ def load_tool() -> ModuleType:
 
 CHROMIUM = load_tool()
 
-pytestmark = pytest.mark.skipif(
-    CHROMIUM.find_chromium() is None,
-    reason="no Chromium: install chromium-headless-shell or chromium, or name one with $CHROMIUM",
-)
+pytestmark = [
+    pytest.mark.skipif(
+        CHROMIUM.find_chromium() is None,
+        reason="no Chromium: install chromium-headless-shell or chromium, or name one with $CHROMIUM",
+    ),
+    pytest.mark.skipif(importlib.util.find_spec("playwright") is None, reason="no Playwright: requirements.txt has it"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -60,27 +63,25 @@ def report(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, tiny_fac
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with CHROMIUM.opened(CHROMIUM.find_chromium()) as page:
-        yield page
+    with CHROMIUM.browser(CHROMIUM.find_chromium()) as chromium:
+        yield chromium
 
 
 @pytest.fixture
 def show(browser: Any, report: Path) -> Iterator[Callable[..., Any]]:
     """Opens the report in a window; nothing may have reached the console, nor asked the network, at the end."""
+    problems: list[str] = []
 
-    def call(width: int = 1400, **look: Any) -> Any:
-        browser.look(width=width, **look)
-        browser.open(report)
-        return browser
+    def call(width: int = 1400, **look: bool) -> Any:
+        return CHROMIUM.open_page(browser, report, width=width, problems=problems, **look)
 
-    browser.problems.clear()
     yield call
-    assert browser.problems == []
+    assert problems == []
 
 
 def place(page: Any, heading: str) -> int:
     """Which column of the table of facts has this heading."""
-    heads: list[str] = page.evaluate(f"[...{FACTS}.tHead.rows[0].cells].map(one => one.textContent.trim())")
+    heads: list[str] = page.evaluate(f"[...{FACTS}.tHead.rows[0].cells].map(element => element.textContent.trim())")
     return heads.index(heading)
 
 
@@ -102,7 +103,7 @@ def test_it_fits_the_window_in_light_and_dark(show: Callable[..., Any], width: i
     assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
     assert page.evaluate("document.querySelector('.notice').textContent").startswith("The measurements are older")
     assert page.evaluate("document.querySelectorAll('[id]').length") == page.evaluate(
-        "new Set([...document.querySelectorAll('[id]')].map(one => one.id)).size"
+        "new Set([...document.querySelectorAll('[id]')].map(element => element.id)).size"
     )
     assert page.screenshot().startswith(b"\x89PNG")
 
@@ -116,14 +117,14 @@ def test_its_text_can_be_read(show: Callable[..., Any], dark: bool) -> None:
           const linear = (c) => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
           const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
           const light = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
-          const behind = (one) => {
-            const colour = numbers(getComputedStyle(one).backgroundColor);
-            return colour.length === 3 ? colour : one.parentElement ? behind(one.parentElement) : [255, 255, 255];
+          const behind = (node) => {
+            const colour = numbers(getComputedStyle(node).backgroundColor);
+            return colour.length === 3 ? colour : node.parentElement ? behind(node.parentElement) : [255, 255, 255];
           };
-          const texts = [...document.body.querySelectorAll("*")].filter((one) =>
-            one.tagName !== "SCRIPT" && [...one.childNodes].some((node) => node.nodeType === 3 && node.data.trim()));
-          return Math.min(...texts.map((one) => {
-            const pair = [light(numbers(getComputedStyle(one).color)), light(behind(one))].sort((a, b) => b - a);
+          const texts = [...document.body.querySelectorAll("*")].filter((node) =>
+            node.tagName !== "SCRIPT" && [...node.childNodes].some((text) => text.nodeType === 3 && text.data.trim()));
+          return Math.min(...texts.map((node) => {
+            const pair = [light(numbers(getComputedStyle(node).color)), light(behind(node))].sort((a, b) => b - a);
             return (pair[0] + 0.05) / (pair[1] + 0.05);
           }));
         })()
@@ -145,7 +146,7 @@ def test_a_click_sorts_a_column_and_a_second_one_the_other_way(show: Callable[..
     number = place(page, "Neighbourhood (NS)")
     page.evaluate(f"{head}[{number}].querySelector('button').click()")
     assert page.evaluate(f"{head}[{number}].getAttribute('aria-sort')") == "descending"
-    assert page.evaluate(f"[...{head}].map(one => one.getAttribute('aria-sort'))").count("descending") == 1
+    assert page.evaluate(f"[...{head}].map(element => element.getAttribute('aria-sort'))").count("descending") == 1
     after = [float(text.split(" → ")[1]) for text in column(page, "Neighbourhood (NS)")]
     assert after == sorted(after, reverse=True)
     assert len(set(after)) > 1
@@ -156,8 +157,7 @@ def test_the_keyboard_sorts(show: Callable[..., Any]) -> None:
     page = show()
     button = f"{FACTS}.tHead.rows[0].cells[{place(page, 'batch')}].querySelector('button')"
     page.evaluate(f"{button}.focus()")
-    for kind in ("keyDown", "keyUp"):
-        page.call("Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", windowsVirtualKeyCode=13, text="\r")
+    page.keyboard.press("Enter")
     assert column(page, "batch") == ["2", "2", "1", "1", "0", "0"]
 
 
@@ -165,29 +165,29 @@ def test_the_search_keeps_the_rows_with_all_words(show: Callable[..., Any]) -> N
     page = show(400)
     [subject, *_] = column(page, "subject")
     page.evaluate("document.querySelector('#facts ~ .search input').focus()")
-    page.call("Input.insertText", text=f"{subject.upper()} active")
+    page.keyboard.insert_text(f"{subject.upper()} active")
     assert column(page, "subject") == [subject]
     assert page.evaluate("document.querySelector('#facts ~ .search output').textContent") == "1 of 6"
-    page.call("Input.insertText", text=" nothing of the kind")
+    page.keyboard.insert_text(" nothing of the kind")
     assert column(page, "subject") == []
 
 
 def test_without_scripts_the_tables_are_there(show: Callable[..., Any]) -> None:
     page = show(scripts=False)
-    # Scripts of the page are off, those of the protocol are not.
+    # Scripts of the page are off, those of Playwright are not.
     assert len(column(page, "subject")) == 6
     assert page.evaluate("document.querySelectorAll('thead button').length") == 0
-    assert page.evaluate("[...document.querySelectorAll('.search')].every(one => !one.offsetParent)")
+    assert page.evaluate("[...document.querySelectorAll('.search')].every(element => !element.offsetParent)")
 
 
 def test_it_prints_in_black_on_white(show: Callable[..., Any]) -> None:
     page = show(dark=True)
-    page.look(width=1400, dark=True, media="print")
+    page.emulate_media(media="print", color_scheme="dark")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     for hidden in ("nav", ".search", ".skip"):
         assert page.evaluate(f"document.querySelector('{hidden}').offsetParent === null")
     assert page.evaluate("getComputedStyle(document.querySelector('.long')).maxHeight") == "none"
-    assert page.pdf().startswith(b"%PDF-")
+    assert CHROMIUM.print_pdf(page).startswith(b"%PDF-")
 
 
 def test_the_tool_takes_its_pictures(report: Path, tmp_path: Path) -> None:
