@@ -43,7 +43,6 @@ from editcore.evaluation import (
     retention_of,
     score_targets,
     shown,
-    summarize_frame,
 )
 from editcore.evaluation.counterfact import harmonic_mean
 from editcore.evaluation.generation import answer_of, distinct_bigrams, is_said, normalized
@@ -487,7 +486,7 @@ def measurements(draw: st.DrawFn) -> Measurement:
 
 def assert_equal_summaries(found: Measurement, frame: pd.DataFrame) -> None:
     """Of the table they are those of the measurement, to the bit."""
-    again = summarize_frame(frame, found.measures)
+    again = Measurement.from_frame(frame, found.measures).summary
     assert again == found.summary
     assert again.values() == found.summary.values()
 
@@ -544,7 +543,7 @@ def test_a_table_has_keys_where_a_name_is_twos() -> None:
 def test_by_relation() -> None:
     found = counterfact(scored("1", "rewrite", 1, 2), scored("2", "rewrite", 2, 1))
     frame = found.frame({"1": "x", "2": "w"})
-    groups = {name: summarize_frame(rows, found.measures) for name, rows in frame.groupby("relation")}
+    groups = {name: Measurement.from_frame(rows, found.measures).summary for name, rows in frame.groupby("relation")}
     assert list(groups) == ["w", "x"]
     assert (groups["w"].value("ES"), groups["x"].value("ES")) == (0.0, 100.0)
     assert [groups[name].facts for name in "wx"] == [{"counterfact": 1}] * 2

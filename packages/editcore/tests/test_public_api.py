@@ -147,7 +147,6 @@ ROOMS = {
         Average COUNTERFACT CounterFactEvaluator DEFAULT_EVALUATORS GENERATION GenerationEvaluator
         GenerationHParams Measure Measurement Summary TargetScore average_of kl_divergences legend measure
         measures_of next_token_log_probabilities objectives_of perplexity retention_of score_targets shown
-        summarize_frame
     """,
     "execution": """
         LOST LocalExecutor LocalHParams ModelSource attempt lost make_executor sharded_moments
@@ -244,7 +243,7 @@ FIELDS = {
     "BeforeBatch": "batch model",
     "BeforeRun": "directory history model records",
     "Capabilities": """
-        gives max_batch multi_layer needs_backend needs_plugins needs_subject uses_held uses_weights
+        gives max_batch multi_layer needs_backend needs_plugins needs_subject uses_held
     """,
     "CommandSpec": "name summary target",
     "ComponentSpec": "kind name summary target",

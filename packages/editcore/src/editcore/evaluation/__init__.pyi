@@ -21,6 +21,5 @@ from .summaries import (
     Measurement as Measurement,
     Summary as Summary,
     average_of as average_of,
-    summarize_frame as summarize_frame,
 )
 from .text import perplexity as perplexity

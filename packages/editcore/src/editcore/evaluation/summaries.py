@@ -17,7 +17,7 @@ from editcore.interfaces.metrics import Observation
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Average", "Measurement", "Summary", "average_of", "summarize_frame"]
+__all__ = ["Average", "Measurement", "Summary", "average_of"]
 
 _Z = 1.959964  # 97.5 % quantile of the normal distribution
 _TEXTS = ("request_id", "relation", "evaluator", "metric", "kind", "prompt", "text")
@@ -214,15 +214,3 @@ class Measurement:
                     )
                 )  # fmt: skip
         return cls(measures=measures, observations=found)
-
-
-def summarize_frame(frame: pd.DataFrame, measures: tuple[Measure, ...]) -> Summary:
-    """What the observations behind rows of :meth:`Measurement.frame` add up to."""
-    found: dict[str, Average] = {}
-    for measure in measures:
-        rows = frame[(frame["evaluator"] == measure.evaluator) & (frame["metric"] == measure.key)]
-        averaged = _of_measure(measure, list(rows["request_id"]), list(rows["value"]))
-        if averaged is not None:
-            found[measure.key] = averaged
-    facts = {str(name): int(rows["request_id"].nunique()) for name, rows in frame.groupby("evaluator", sort=False)}
-    return Summary(measures=measures, averages=MappingProxyType(found), facts=MappingProxyType(facts))

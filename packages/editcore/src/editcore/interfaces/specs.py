@@ -57,8 +57,6 @@ class Capabilities:
     """Extensions without which it does not work; a run has them though nobody names them."""
     needs_backend: str | None = None
     """The backend without which it does not work; a run that names none has it."""
-    uses_weights: bool = False
-    """True if request weights enter the solve."""
     uses_held: bool = False
     """True if the solve leaves the keys in ``EditBatch.held`` alone."""
     multi_layer: bool = False

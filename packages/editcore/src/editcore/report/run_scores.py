@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from editcore._util.words import counted
-from editcore.evaluation import Measure, Summary, shown, summarize_frame
+from editcore.evaluation import Measure, Measurement, Summary, shown
 from editcore.figures.scores import per_relation_figure, summary_figure
 from editcore.figures.style import png
 from editcore.report.cells import between, change, number, quantity, records_table
@@ -65,7 +65,7 @@ def run_summary(run: RunResults, *, title: str) -> Iterator[Block]:
     if run.ledger.note:
         yield Notice(run.ledger.note)
     summary_before, summary_after = (
-        summarize_frame(run.phase(phase), run.summary.metrics) for phase in ("before", "after")
+        Measurement.from_frame(run.phase(phase), run.summary.metrics).summary for phase in ("before", "after")
     )
     before, after = (
         {key: value for key, value in values.items() if value is not None} for values in run.summary.phases
@@ -192,7 +192,7 @@ def relations(run: RunResults) -> Iterator[Block]:
     if not rows_after:
         return
     before, after = (
-        {name: summarize_frame(rows, metrics) for name, rows in groups.items() if name in rows_after}
+        {name: Measurement.from_frame(rows, metrics).summary for name, rows in groups.items() if name in rows_after}
         for groups in (rows_before, rows_after)
     )
     known = {key for summary in after.values() for key in summary.values()}

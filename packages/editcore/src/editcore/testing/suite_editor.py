@@ -56,7 +56,7 @@ def editcore_editors() -> list[EditorSpec]:
             f"{__name__}:SuiteEditor",
             hparams=f"{__name__}:SuiteHParams",
             summary="Least squares at one layer, for tests of extensions.",
-            capabilities=Capabilities(uses_weights=True, uses_held=True, multi_layer=True),
+            capabilities=Capabilities(uses_held=True, multi_layer=True),
         )
     ]
 

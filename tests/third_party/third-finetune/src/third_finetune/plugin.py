@@ -12,6 +12,6 @@ def editcore_editors() -> list[EditorSpec]:
             "third_finetune.editor:FinetuneEditor",
             hparams="third_finetune.hparams:FinetuneHParams",
             summary="Take a few gradient steps on one weight matrix.",
-            capabilities=Capabilities(gives=frozenset({"dense"}), needs_subject=False, uses_weights=True),
+            capabilities=Capabilities(gives=frozenset({"dense"}), needs_subject=False),
         )
     ]
