@@ -155,7 +155,7 @@ class Adapter:
 
     def scaled(self, factor: float) -> Adapter:
         """The same adapter, ``factor`` times as strong."""
-        factors = {path: FactoredDelta(one.left * factor, one.right) for path, one in self.factors.items()}
+        factors = {path: FactoredDelta(delta.left * factor, delta.right) for path, delta in self.factors.items()}
         return replace(self, factors=factors)
 
     def check_base(self, name: str, fingerprint: str, *, force: bool = False) -> None:
@@ -210,21 +210,23 @@ def combine(adapters: Sequence[Adapter], weights: Sequence[float], *, force: boo
     Raises:
         ModelError: the adapters were made for different bases (``force`` overrides), or for other shapes.
     """
-    made_for = {one.base_fingerprint: one.base_model for one in adapters if one.base_fingerprint is not None}
+    made_for = {
+        adapter.base_fingerprint: adapter.base_model for adapter in adapters if adapter.base_fingerprint is not None
+    }
     if len(made_for) > 1 and not force:
         bases = " and ".join(f"{name} ({fingerprint[:12]})" for fingerprint, name in made_for.items())
         raise ModelError(f"The adapters were made for different bases, {bases}. --force combines them all the same.")
-    scaled = [one.scaled(weight) for one, weight in zip(adapters, weights, strict=True)]
+    scaled = [adapter.scaled(weight) for adapter, weight in zip(adapters, weights, strict=True)]
     parts: dict[str, list[FactoredDelta]] = {}
-    for one in scaled:
-        for path, delta in one.factors.items():
+    for adapter in scaled:
+        for path, delta in adapter.factors.items():
             parts.setdefault(path, []).append(delta)
     for path, deltas in parts.items():
-        kinds = {path in one.embeddings for one in adapters if path in one.factors}
+        kinds = {path in adapter.embeddings for adapter in adapters if path in adapter.factors}
         if len({delta.shape for delta in deltas}) > 1 or len(kinds) > 1:
             raise ModelError(f"The adapters differ in the shape of '{path}'; they belong to different models.")
     copies: dict[str, Tensor] = {}
-    for path, copy in ((path, copy) for one in adapters for path, copy in one.copies.items()):
+    for path, copy in ((path, copy) for adapter in adapters for path, copy in adapter.copies.items()):
         if path in copies and not torch.equal(copies[path], copy):
             raise ModelError(f"The adapters bring different weights for '{path}'; they belong to different models.")
         copies[path] = copy
@@ -234,8 +236,8 @@ def combine(adapters: Sequence[Adapter], weights: Sequence[float], *, force: boo
         adapters[0],
         factors=factors,
         base_fingerprint=fingerprint,
-        in_out=any(one.in_out for one in adapters),
-        embeddings=frozenset().union(*(one.embeddings for one in adapters)),
+        in_out=any(adapter.in_out for adapter in adapters),
+        embeddings=frozenset().union(*(adapter.embeddings for adapter in adapters)),
         copies=copies,
     )
 

@@ -134,11 +134,11 @@ class LoraBackend:
         return {
             "modules": len(held),
             "raw_modules": len(self._base),
-            "exact_rank": max((one.exact_rank for one in held), default=0),
-            "rank": max((one.delta.rank for one in held if not one.fell_back), default=0),
-            "kept_frobenius": _least([one.kept_frobenius for one in held]),
-            "kept_weighted": _least([one.kept_weighted for one in held]),
-            "kept_keys": _least([one.kept_keys for one in held]),
+            "exact_rank": max((reduction.exact_rank for reduction in held), default=0),
+            "rank": max((reduction.delta.rank for reduction in held if not reduction.fell_back), default=0),
+            "kept_frobenius": _least([reduction.kept_frobenius for reduction in held]),
+            "kept_weighted": _least([reduction.kept_weighted for reduction in held]),
+            "kept_keys": _least([reduction.kept_keys for reduction in held]),
         }
 
     @contextmanager
@@ -166,7 +166,10 @@ class LoraBackend:
         """What the attached adapters add to each weight, by its name, and to each end that needs one of its own."""
         beside: dict[str, list[FactoredDelta]] = {}
         apart: list[_Apart] = []
-        attached = [self._targets.by_module(one.adapter.scaled(one.scale).factors) for one in self._attached.values()]
+        attached = [
+            self._targets.by_module(attached.adapter.scaled(attached.scale).factors)
+            for attached in self._attached.values()
+        ]
         groups = {ends[0].path: ends for factors in attached for path in factors for ends in [self._targets.ends(path)]}
         for ends in groups.values():
             here = [factors for factors in attached if any(end.path in factors for end in ends)]
@@ -250,11 +253,11 @@ class LoraBackend:
         Raises:
             UnknownNameError: there is no adapter of one of the names.
         """
-        found = [self._find(one) for one in names]
-        made = combine([one.adapter for one in found], [one.scale for one in found])
+        found = [self._find(attached) for attached in names]
+        made = combine([attached.adapter for attached in found], [attached.scale for attached in found])
         self._check_free(name, self._attached.keys() - set(names))
-        for one in names:
-            self.detach(one)
+        for attached in names:
+            self.detach(attached)
         self.attach(name, made, force=True)  # the parts were checked
 
     def _check_free(self, name: str, taken: Collection[str]) -> None:

@@ -37,7 +37,7 @@ _LEFTOVER = re.compile(r"\..+(\.\w+)\.[a-z0-9_]{8}\1|\.tmp[A-Za-z0-9]{6}")
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside ``path`` to write to; on success it is flushed to disk and takes the name ``path``.
+    """A temporary file beside ``path`` to write to. When the block ends, it is flushed to disk and renamed to ``path``.
 
     Raises:
         StorageError: the disk is full, the folder read-only, ...; ``path`` is as it was and nothing is left behind.
@@ -61,13 +61,15 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def make_readable(path: Path) -> None:
-    """Give a file, or a folder with all that is in it, the mode that a program which just opens files gives: 0644, of
-    folders 0755, less the umask. What is written through a temporary name begins as private."""
+    """Give a file, or a folder and all that is in it, the usual mode: 0644, or 0755 for folders, less the umask.
+
+    Files that are written through a temporary name are private at first.
+    """
     mask = os.umask(0o077)  # there is no other way to ask for it
     os.umask(mask)
-    for one in (path, *path.rglob("*")):
-        if not one.is_symlink():
-            one.chmod((0o755 if one.is_dir() else 0o644) & ~mask)
+    for found in (path, *path.rglob("*")):
+        if not found.is_symlink():
+            found.chmod((0o755 if found.is_dir() else 0o644) & ~mask)
 
 
 def remove_leftovers(directory: Path) -> None:
@@ -90,7 +92,7 @@ def sync_directory(directory: Path) -> None:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Ctrl-C waits until the block is done: what belongs together is done together."""
+    """Hold Ctrl-C back until the block is done."""
     usual = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or usual is None:
         yield  # signals go to the main thread, and a handler that is not Python's cannot be put back
@@ -113,7 +115,7 @@ def write_text(path: Path | str, text: str) -> None:
 
 
 def json_text(value: object, *, indent: int | None = None) -> str:
-    """JSON that every reader takes: NaN and infinities, which the standard has not, become ``null``.
+    """JSON that every reader takes. NaN and infinities become ``null``, because the standard does not have them.
 
     >>> json_text({"score": float("nan")})
     '{"score": null}'
@@ -125,8 +127,8 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: _finite(part) for key, part in value.items()}
+    return [_finite(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def write_tensors(path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

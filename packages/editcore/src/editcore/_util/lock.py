@@ -34,7 +34,7 @@ LOCK_NAME = "run.lock"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Holder:
-    """Who writes."""
+    """The process that writes."""
 
     pid: Annotated[int, Field(gt=0)]
     host: str
@@ -66,7 +66,7 @@ class _Holder:
             raise RunError(f"{path} is not a lock that editcore wrote. Remove it if nothing writes there.") from error
 
     def is_alive(self) -> bool:
-        """Whether it runs, or may: a process of another host cannot be asked."""
+        """Whether it runs, or may run: a process of another host cannot be asked."""
         if self.host != socket.gethostname():
             return True
         try:
@@ -90,7 +90,7 @@ def _started(pid: int) -> int | None:
 
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Hold a run directory; folders that had to be made for that and are empty afterwards are removed.
+    """Hold a run directory inside the block. It is made if it is not there, and removed if it is empty afterwards.
 
     The lock of a process that has ended is taken over, with a note in the log.
 
@@ -107,7 +107,7 @@ def locked(directory: Path) -> Iterator[None]:
     me = _Holder.this_process()
     try:
         try:
-            with _alone(directory):
+            with _system_lock(directory):
                 _take(path, me)
             yield
         finally:
@@ -123,16 +123,16 @@ def refuse_held(directory: Path) -> None:
     """Refuse a directory that a process writes to.
 
     Raises:
-        RunError: one does, or may.
+        RunError: a process does, or may.
     """
-    _living(directory / LOCK_NAME)
+    _ended_holder(directory / LOCK_NAME)
 
 
-def _living(path: Path) -> _Holder | None:
-    """Whose lock it is, if that process has ended.
+def _ended_holder(path: Path) -> _Holder | None:
+    """The process that left a lock and has ended; ``None`` if there is no lock.
 
     Raises:
-        RunError: it has not, or may not have.
+        RunError: the process still runs, or may run.
     """
     holder = _Holder.read(path)
     if holder is not None and holder.is_alive():
@@ -146,17 +146,18 @@ def _living(path: Path) -> _Holder | None:
 
 
 def _take(path: Path, me: _Holder) -> None:
-    holder = _living(path)
+    holder = _ended_holder(path)
     if holder is not None:
         _log.warning("%s: process %d has ended without giving it back; taken over.", path, holder.pid)
     write_text(path, json.dumps(asdict(me)) + "\n")
 
 
 @contextmanager
-def _alone(directory: Path) -> Iterator[None]:
-    """Look and take in one step: two processes must not both find the lock of a third that has ended.
+def _system_lock(directory: Path) -> Iterator[None]:
+    """Keep other processes from taking the lock inside the block.
 
-    By the system's own lock on the folder, which ends with its process; where there is none, the step is merely short.
+    Two processes must not both find the lock of a third that has ended. This is the system's own lock on the folder,
+    which ends with its process. Where the system has none, nothing is locked, and the block is short.
     """
     if sys.platform == "win32":
         yield

@@ -1,4 +1,8 @@
-"""Memory: how much the process has used, how much is left, and what to do when there is too little."""
+"""Memory: how much the process has used, how much is left, and what to do when there is too little.
+
+accelerate has a test for errors that mean too little memory (``should_reduce_batch_size``). Ours stays, because theirs
+knows neither the messages of Windows, nor those of cuBLAS, cuSOLVER and their kin, nor ``MemoryError``.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +25,7 @@ Result = TypeVar("Result")
 
 
 def in_halves(work: Callable[[Sequence[Item]], list[Result]], items: Sequence[Item]) -> list[Result]:
-    """``work(items)``; where memory runs out, what it gives for each half of ``items``, joined, and so on down to one.
+    """``work(items)``. Where memory runs out, each half of ``items`` is worked on alone, down to single items.
 
     ``work`` must leave nothing behind when it fails.
     """
@@ -37,7 +41,7 @@ def in_halves(work: Callable[[Sequence[Item]], list[Result]], items: Sequence[It
     return [*in_halves(work, items[:middle]), *in_halves(work, items[middle:])]
 
 
-_SAYS_SO = re.compile(
+_OUT_OF_MEMORY = re.compile(
     r"can't allocate memory|not enough memory|out of ?memory"  # the CPU's allocator on Linux, on Windows; any other
     r"|Invalid buffer size"  # MPS, of a tensor larger than a buffer may be
     r"|_STATUS_ALLOC_FAILED"  # cuBLAS, cuSOLVER, cuDNN and their kin, for their workspace
@@ -49,18 +53,18 @@ _SAYS_SO = re.compile(
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that an allocation failed, on whatever device.
 
-    torch has a class for its own allocators on accelerators alone: those of the CPU, and the libraries that it calls,
-    raise a RuntimeError, and say so in its text.
+    torch has an error class for its allocators on accelerators only. Its allocator on the CPU, and the libraries that
+    it calls, raise a RuntimeError with a text that says so.
     """
     import torch
 
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and _SAYS_SO.search(str(error)) is not None
+    return isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
 
 
 def release() -> None:
-    """Give freed memory that is kept for later back: an accelerator's, and that of the C library where it can."""
+    """Give back memory that is free but kept for later: that of an accelerator, and that of the C library."""
     import ctypes
 
     import torch
@@ -73,18 +77,20 @@ def release() -> None:
 
 
 def free_memory_bytes(device: torch.device) -> int:
-    """Memory of an accelerator that nothing has taken."""
+    """Free memory of an accelerator."""
     import torch
 
     return int(torch.accelerator.get_memory_info(device)[0])
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Peak resident memory of the process, and on accelerators the peak allocated on each of them together instead."""
+    """The process's peak resident memory; for an accelerator, the sum of the peaks that were allocated on each."""
     import torch
 
     if device.type != "cpu":
-        return sum(int(torch.accelerator.max_memory_allocated(one)) for one in range(torch.accelerator.device_count()))
+        return sum(
+            int(torch.accelerator.max_memory_allocated(index)) for index in range(torch.accelerator.device_count())
+        )
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

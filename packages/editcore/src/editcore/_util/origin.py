@@ -1,4 +1,4 @@
-"""What a model folder that editcore wrote says of its origin, in ``editcore.json``."""
+"""The file ``editcore.json`` of a model folder that editcore wrote: which model it was made from."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ PROVENANCE_FILE = "editcore.json"
 
 
 def write_base(directory: Path, name: str, fingerprint: str) -> None:
-    """Have an edited model's folder say which model was edited, by name and by fingerprint.
+    """Write down which model was edited, into the edited model's folder.
 
     Args:
-        name: of the base: a catalogue name, a hub id or a folder, whose own base is meant where it has one.
+        name: of the base: a catalogue name, a hub id or a folder. For a folder that has a base, that base is written.
         fingerprint: of the base's weights.
     """
     base = base_name(name) or (Path(name).expanduser().resolve().name if Path(name).expanduser().is_dir() else name)
@@ -27,8 +27,8 @@ def write_base(directory: Path, name: str, fingerprint: str) -> None:
 
 
 def base_name(model: str) -> str | None:
-    """What a folder that editcore wrote was made of: the catalogue entry, or the model that was edited. ``None`` for
-    any other model."""
+    """The model that a folder was made from, if editcore wrote the folder: a catalogue entry, or the edited model.
+    ``None`` for any other model."""
     path = Path(model).expanduser() / PROVENANCE_FILE
     found = read_object(path) if path.is_file() else {}
     name = found.get("base", found.get("name"))

@@ -1,4 +1,4 @@
-"""Where editcore keeps what it can make again, and where results go."""
+"""The cache folder, and the folders for results."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def hub_snapshot(folder: Path) -> tuple[str, str] | None:
 
 
 def check_writable(directory: Path) -> None:
-    """Refuse a folder that cannot be made, before anything long is done for it.
+    """Refuse a folder that cannot be made, before any long work is done for it.
 
     Raises:
         RunError: what is above it is no folder that can be written to.

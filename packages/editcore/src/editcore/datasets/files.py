@@ -64,7 +64,7 @@ _NO_UTF8 = "This is not UTF-8 text."
 
 
 def _is_text(text: str) -> bool:
-    return text.isascii() or not any("\udc80" <= one <= "\udcff" for one in text)
+    return text.isascii() or not any("\udc80" <= letter <= "\udcff" for letter in text)
 
 
 def json_lines(text: str, name: str) -> Items:

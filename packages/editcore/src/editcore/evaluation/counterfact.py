@@ -115,7 +115,7 @@ def harmonic_mean(*values: float) -> float:
 
 
 def mean(*values: float) -> float:
-    """The arithmetic one."""
+    """The arithmetic mean."""
     return sum(values) / len(values)
 
 
@@ -159,18 +159,22 @@ class CounterFactEvaluator:
         records: Sequence[FactRecord],
         context: EvaluationContext = EvaluationContext(),  # noqa: B008  frozen
     ) -> list[Observation]:
-        """Records in order, within one the rewrite prompt first, for each prompt the success first."""
+        """Observations in the order of the records. A record's rewrite prompt comes first, and a prompt's success."""
         from editcore.evaluation.scoring import score_targets  # imports torch
 
         questions = [question for record in records for question in _questions(record)]
         asked = [(question, target) for question in questions for target in question.targets]
         scored = iter(
             score_targets(
-                model, [one.prompt for one, _ in asked], [target for _, target in asked],
-                joins=[one.join for one, _ in asked], progress=context.progress, description="Evaluating",
+                model, [question.prompt for question, _ in asked], [target for _, target in asked],
+                joins=[question.join for question, _ in asked], progress=context.progress, description="Evaluating",
             )
         )  # fmt: skip
-        return [one for question in questions for one in _judge(question, [next(scored) for _ in question.targets])]
+        return [
+            observation
+            for question in questions
+            for observation in _judge(question, [next(scored) for _ in question.targets])
+        ]
 
 
 def _questions(record: FactRecord) -> Iterator[_Question]:

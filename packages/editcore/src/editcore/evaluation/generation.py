@@ -117,7 +117,7 @@ class GenerationHParams(HParams):
     answer_tokens: Annotated[int, Field(ge=1)] = 8
     """Longest answer, in tokens."""
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = (".", "\n")
-    """Texts at which an answer ends; one inside the wanted object does not count, nor one before the first word."""
+    """Texts at which an answer ends. They do not count inside the wanted object, nor before the first word."""
     continuations: Annotated[int, Field(ge=0)] = 1
     """Facts of the sample with a long continuation, in which distinct word pairs are counted."""
     continuation_tokens: Annotated[int, Field(ge=2)] = 60
@@ -130,14 +130,14 @@ class _Question:
     kind: str
     prompt: str
     answers: tuple[str, ...]
-    said: str
-    """Name of the metric that a right answer counts for; of ``unchanged`` where it should be as it was."""
-    first: str = ""
-    """The same for an answer that begins so; empty for none."""
+    metric: str
+    """The metric that a right answer counts for; ``unchanged`` where the answer should be as it was."""
+    metric_at_once: str = ""
+    """The metric that an answer counts for which begins with a right one; empty for none."""
 
 
 class GenerationEvaluator:
-    """Lets the model answer the edited prompts, their paraphrases and what follows from them, and asks elsewhere."""
+    """Lets the model answer the edited prompts, their paraphrases, what follows from them, and unrelated questions."""
 
     def __init__(self, hparams: GenerationHParams | None = None) -> None:
         self.hparams = hparams or GenerationHParams()
@@ -145,7 +145,7 @@ class GenerationEvaluator:
     def evaluate(
         self, model: LanguageModel, records: Sequence[FactRecord], context: EvaluationContext
     ) -> list[Observation]:
-        """Of each fact of the sample the edited prompt first; the long continuations come last."""
+        """For each fact of the sample, the edited prompt comes first. The long continuations come last."""
         settings = self.hparams
         seed = context.seed
         asked = _sample(records, settings.sample, _observed_of(context, "facts_said"), seed=seed)
@@ -155,10 +155,14 @@ class GenerationEvaluator:
         questions = [
             question for record in asked for question in self._questions(record, further=record.request.id in further)
         ]
-        before = {(one.request_id, one.prompt): one.text for one in context.unedited or () if one.metric in _ANSWERS}
+        before = {
+            (observation.request_id, observation.prompt): observation.text
+            for observation in context.unedited or ()
+            if observation.metric in _ANSWERS
+        }
         continued = _sample(asked, settings.continuations, _observed_of(context, _DISTINCT), seed=seed)
         openings = [(record, _opening(record)) for record in continued]
-        said, long = self._spoken(model, questions, [text for _, text in openings], context)
+        said, long = self._generated(model, questions, [text for _, text in openings], context)
         found: list[Observation] = []
         for question in questions:
             answer = answer_of(said[question.prompt], settings.stop, question.answers)
@@ -170,10 +174,10 @@ class GenerationEvaluator:
                 found.append(_observed(record, _DISTINCT, value, "generation", prompt, long[prompt]))
         return found
 
-    def _spoken(
+    def _generated(
         self, model: LanguageModel, questions: Sequence[_Question], openings: Sequence[str], context: EvaluationContext
     ) -> tuple[dict[str, str], dict[str, str]]:
-        """Texts of the questions and of the long continuations by prompt; one that is asked twice is spoken once."""
+        """The answers to the questions, and the long continuations, both by prompt; each prompt is used once."""
         settings = self.hparams
         wanted: dict[str, set[str]] = {}
         for question in questions:
@@ -185,8 +189,8 @@ class GenerationEvaluator:
         plain = [stops.isdisjoint("".join(answers).casefold()) for answers in wanted.values()]
         texts: list[str] = []
         with context.progress.task("Answering", len(prompts)) as advance:
-            for first in range(0, len(prompts), _TOGETHER):
-                part = slice(first, first + _TOGETHER)
+            for first in range(0, len(prompts), _CHUNK):
+                part = slice(first, first + _CHUNK)
 
                 def enough(index: int, text: str, first: int = first) -> bool:
                     # Where a stop may turn out to stand inside an answer, the whole text is needed to know.
@@ -210,7 +214,7 @@ class GenerationEvaluator:
             answers = probe.answers or wanted
             yield _Question(record, probe.kind, probe.prompt, answers, "paraphrases_said", "paraphrases_said_first")
         following = [*record.of_kind("portability"), *record.of_kind("multihop")]
-        for probe in _spread([one for one in following if one.answers], settings.consequences):
+        for probe in _spread([probe for probe in following if probe.answers], settings.consequences):
             yield _Question(record, probe.kind, probe.prompt, probe.answers, "consequences_said")
         for probe in _spread([*record.of_kind("neighborhood"), *record.of_kind("locality")], settings.elsewhere):
             yield _Question(record, probe.kind, probe.prompt, probe.answers, _UNCHANGED)
@@ -225,27 +229,28 @@ _ANSWERS = {"facts_said", "paraphrases_said", "consequences_said", _SEEN}
 
 def _judged(question: _Question, answer: str, earlier: str | None) -> Iterator[Observation]:
     asked = (question.kind, question.prompt, answer)
-    if question.said == _UNCHANGED:
+    if question.metric == _UNCHANGED:
         yield _observed(question.record, _SEEN, float(bool(answer.strip())), *asked)
         if earlier is not None:
             yield _observed(question.record, _UNCHANGED, float(answer.strip() == earlier.strip()), *asked)
         return
-    yield _observed(question.record, question.said, float(is_said(question.answers, answer)), *asked)
-    if question.first:
-        yield _observed(question.record, question.first, float(is_said(question.answers, answer, first=True)), *asked)
+    yield _observed(question.record, question.metric, float(is_said(question.answers, answer)), *asked)
+    if question.metric_at_once:
+        at_once = float(is_said(question.answers, answer, first=True))
+        yield _observed(question.record, question.metric_at_once, at_once, *asked)
 
 
 def _observed(record: FactRecord, metric: str, value: float, kind: str, prompt: str, text: str) -> Observation:
     return Observation(request_id=record.request.id, metric=metric, value=value, kind=kind, prompt=prompt, text=text)
 
 
-_TOGETHER = 64
+_CHUNK = 64
 """Prompts between two reports of progress."""
 
 
 def _observed_of(context: EvaluationContext, metric: str) -> set[str]:
-    """The facts of which the unedited model was asked for a metric."""
-    return {one.request_id for one in context.unedited or () if one.metric == metric}
+    """The facts for which the unedited model has an observation of a metric."""
+    return {observation.request_id for observation in context.unedited or () if observation.metric == metric}
 
 
 def _sample(records: Sequence[FactRecord], count: int | None, known: Collection[str], *, seed: int) -> list[FactRecord]:
@@ -269,7 +274,7 @@ def _spread(probes: Sequence[Probe], count: int) -> list[Probe]:
 
 
 def _opening(record: FactRecord) -> str:
-    """What the model is to go on from: the data set's own opening, or else the edited prompt."""
+    """The prompt of the long continuation: the data set's own opening, or else the edited prompt."""
     return next((probe.prompt for probe in record.of_kind("generation")), record.request.text)
 
 
@@ -290,8 +295,8 @@ def answer_of(text: str, stop: Sequence[str], answers: Sequence[str] = ()) -> st
     ]
     ends = [
         match.start()
-        for one in stop
-        for match in re.finditer(re.escape(one), text)
+        for mark in stop
+        for match in re.finditer(re.escape(mark), text)
         if re.search(r"\w", text[: match.start()])
         and not any(first < match.end() and match.start() < last for first, last in inside)
     ]
@@ -304,7 +309,8 @@ def normalized(text: str) -> str:
     >>> normalized("The  U.S.A.")
     'usa'
     """
-    plain = "".join(one for one in unicodedata.normalize("NFKC", text).casefold() if one not in _PUNCTUATION)
+    letters = unicodedata.normalize("NFKC", text).casefold()
+    plain = "".join(letter for letter in letters if letter not in _PUNCTUATION)
     return " ".join(word for word in plain.split() if word not in ("a", "an", "the"))
 
 

@@ -56,7 +56,7 @@ def measures_of(evaluators: Iterable[EvaluatorSpec]) -> tuple[Measure, ...]:
     names = [metric.name for _, metric in pairs]
     return tuple(
         Measure(
-            **{one.name: getattr(metric, one.name) for one in fields(MetricSpec)},
+            **{field.name: getattr(metric, field.name) for field in fields(MetricSpec)},
             evaluator=evaluator,
             key=metric.name if names.count(metric.name) == 1 else f"{evaluator}.{metric.name}",
         )
@@ -65,76 +65,85 @@ def measures_of(evaluators: Iterable[EvaluatorSpec]) -> tuple[Measure, ...]:
 
 
 def shown(measures: Sequence[Measure], known: Collection[str] | None = None) -> tuple[Measure, ...]:
-    """Those that every table and picture has.
+    """The metrics that every table and picture shows.
 
     Args:
-        known: keys of what can be told of the facts at hand: the others of an evaluator give their place to those that
-            stand in for them (:attr:`editcore.MetricSpec.instead_of`), if any of those can be told. Left out, nobody
-            has looked yet, and all keep theirs.
+        known: keys of the metrics that have a value on the facts at hand. A metric without one gives its place to the
+            metric that stands in for it (:attr:`editcore.MetricSpec.instead_of`), if that has a value. Left out,
+            nothing is measured yet, and all keep their places.
     """
-    always = [one for one in measures if one.show == "always"]
+    always = [measure for measure in measures if measure.show == "always"]
     found: list[Measure] = []
-    for evaluator in dict.fromkeys(one.evaluator for one in always):
-        mine = [one for one in always if one.evaluator == evaluator]
-        told = mine if known is None else _known(mine, measures, known)
-        found += told if any(one.show != "always" for one in told) else mine
+    for evaluator in dict.fromkeys(measure.evaluator for measure in always):
+        usual = [measure for measure in always if measure.evaluator == evaluator]
+        available = usual if known is None else _known(usual, measures, known)
+        found += available if any(measure.show != "always" for measure in available) else usual
     return tuple(found)
 
 
 def retention_of(measures: Sequence[Measure], observed: Collection[str]) -> Measure | None:
-    """What tells whether a fact is in the model: the first such metric that observed something, else one that stands
-    in for it and did, or else the first; ``None`` if none tells.
+    """The metric that tells whether a fact is in the model; ``None`` if there is none.
+
+    It is the first such metric that has observations. Without one, it is a metric with observations that stands in for
+    such a metric, and otherwise the first such metric.
 
     Args:
         observed: keys of the metrics with observations.
     """
-    telling = [one for one in measures if one.retention]
-    return next(iter([*_decisive(telling, measures, observed), *telling]), None)
+    candidates = [measure for measure in measures if measure.retention]
+    return next(iter([*_decisive(candidates, measures, observed), *candidates]), None)
 
 
 def objectives_of(measures: Sequence[Measure], known: Collection[str] | None = None) -> tuple[Measure, ...]:
-    """What trials are compared by, the first before the next; of the first evaluator that has such metrics.
+    """The metrics that trials are compared by, the most important first. All are of the first evaluator that has any.
 
     Args:
-        known: keys of what can be told: only such metrics count, and what stands in for them where none can. If there
-            is nothing of either, it is as if left out.
+        known: keys of the metrics that have a value. Only those count, or what stands in for them where none has one.
+            If nothing is left then, ``known`` is ignored.
     """
-    having = [one for one in measures if one.objective]
-    having = (having if known is None else _decisive(having, measures, known)) or having
-    return tuple(one for one in having if one.evaluator == having[0].evaluator)
+    objectives = [measure for measure in measures if measure.objective]
+    objectives = (objectives if known is None else _decisive(objectives, measures, known)) or objectives
+    return tuple(measure for measure in objectives if measure.evaluator == objectives[0].evaluator)
 
 
 def _decisive(wanted: Sequence[Measure], measures: Sequence[Measure], known: Collection[str]) -> list[Measure]:
-    """Those of ``wanted`` that can be told; what stands in for them only where none can."""
-    return [one for one in wanted if one.key in known] or _known(wanted, measures, known)
+    """Those of ``wanted`` that are known; where none is, what stands in for them."""
+    return [measure for measure in wanted if measure.key in known] or _known(wanted, measures, known)
 
 
 def _known(wanted: Sequence[Measure], measures: Sequence[Measure], known: Collection[str]) -> list[Measure]:
-    """Those of ``wanted`` that can be told, in the place of each other one what stands in for it; each once.
+    """Those of ``wanted`` that are known. Each other one is replaced by what stands in for it. No metric comes twice.
 
-    What stands in for a composite of which nothing is known is what does for its parts.
+    A composite of which no part is known is replaced by what stands in for its parts.
     """
     found: dict[str, Measure] = {}
-    for one in wanted:
-        mine = [other for other in measures if other.evaluator == one.evaluator and other.key in known]
-        parts = [] if any(other.name in one.of for other in mine) else one.of
-        others = [other for other in mine if not {one.name, *parts}.isdisjoint(other.instead_of)]
-        found |= {told.key: told for told in ([one] if one.key in known else others) if told.key not in found}
+    for measure in wanted:
+        others = [other for other in measures if other.evaluator == measure.evaluator and other.key in known]
+        parts = [] if any(other.name in measure.of for other in others) else measure.of
+        stand_ins = [other for other in others if not {measure.name, *parts}.isdisjoint(other.instead_of)]
+        for available in [measure] if measure.key in known else stand_ins:
+            found.setdefault(available.key, available)
     return list(found.values())
 
 
 def legend(measures: Iterable[Measure]) -> str:
-    """What stands over a table of them: their units, and which way is better."""
+    """What is said above a table of metrics: their units, and which way is better."""
     measures = list(measures)
-    units = [f"{one.key} in {one.unit}" if one.unit else f"{one.key} a number" for one in measures if not one.percent]
-    lower = [one.key for one in measures if one.better == "lower"]
+    units = [
+        f"{measure.key} in {measure.unit}" if measure.unit else f"{measure.key} a number"
+        for measure in measures
+        if not measure.percent
+    ]
+    lower = [measure.key for measure in measures if measure.better == "lower"]
     percent = "percent" + (f" ({', '.join(units)})" if units else "")
     better = "higher is better" + (f" (lower for {', '.join(lower)})" if lower else "")
     return f"{percent}, {better}"
 
 
 def combined(measures: Sequence[Measure], means: Mapping[str, float]) -> dict[str, float]:
-    """The composites, by key, of which all parts are known. One whose package is gone since is left out.
+    """The composites, by key, of which all parts are known.
+
+    A composite whose package is no longer installed is left out.
 
     Args:
         means: by key, as they are shown.
@@ -142,17 +151,17 @@ def combined(measures: Sequence[Measure], means: Mapping[str, float]) -> dict[st
     Raises:
         PluginError: what combines them failed.
     """
-    keys = {(one.evaluator, one.name): one.key for one in measures}
+    keys = {(measure.evaluator, measure.name): measure.key for measure in measures}
     found: dict[str, float] = {}
-    for one in measures:
-        parts = [means.get(keys[one.evaluator, name]) for name in one.of]
-        if one.of and None not in parts:
+    for measure in measures:
+        parts = [means.get(keys[measure.evaluator, name]) for name in measure.of]
+        if measure.of and None not in parts:
             try:
-                combine = resolve(one.combine)
-            except PluginError:  # measuring has refused it, unless it was there then
+                combine = resolve(measure.combine)
+            except PluginError:  # measuring refused it if it was not there then
                 continue
-            with boundary(f"The metric '{one.key}' of the evaluator '{one.evaluator}' failed: "):
+            with boundary(f"The metric '{measure.key}' of the evaluator '{measure.evaluator}' failed: "):
                 value = float(combine(*parts))
             if math.isfinite(value):
-                found[one.key] = value
+                found[measure.key] = value
     return found

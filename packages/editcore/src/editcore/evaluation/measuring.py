@@ -56,20 +56,22 @@ def measure(
 
 
 def _check(spec: EvaluatorSpec, observations: Sequence[Observation], records: Sequence[FactRecord]) -> None:
-    announced = {one.name for one in spec.metrics if not one.of}
+    announced = {metric.name for metric in spec.metrics if not metric.of}
     asked = {record.request.id for record in records}
-    for one in observations:
-        if not isinstance(one, Observation):
-            raise PluginError(f"The evaluator '{spec.name}' returned {one!r:.80} among its observations.")
-        if one.metric not in announced:
+    for observation in observations:
+        if not isinstance(observation, Observation):
+            raise PluginError(f"The evaluator '{spec.name}' returned {observation!r:.80} among its observations.")
+        if observation.metric not in announced:
             raise PluginError(
-                f"The evaluator '{spec.name}' observed '{one.metric}', which it does not announce; it announces: "
-                f"{', '.join(sorted(announced)) or 'none'}."
+                f"The evaluator '{spec.name}' observed '{observation.metric}', which it does not announce; it "
+                f"announces: {', '.join(sorted(announced)) or 'none'}."
             )
-        if one.request_id not in asked:
-            raise PluginError(f"The evaluator '{spec.name}' observed a fact that it was not asked: '{one.request_id}'.")
-        if not isinstance(one.value, Real) or not math.isfinite(one.value):
+        if observation.request_id not in asked:
             raise PluginError(
-                f"The evaluator '{spec.name}' observed {one.value} as '{one.metric}' after {one.prompt!r}; what cannot "
-                "be told is left out."
+                f"The evaluator '{spec.name}' observed a fact that it was not asked: '{observation.request_id}'."
+            )
+        if not isinstance(observation.value, Real) or not math.isfinite(observation.value):
+            raise PluginError(
+                f"The evaluator '{spec.name}' observed {observation.value} as '{observation.metric}' after "
+                f"{observation.prompt!r}; what cannot be told is left out."
             )

@@ -1,4 +1,4 @@
-"""What observations add up to. This module imports no torch."""
+"""Means, intervals and composites of observations. This module imports no torch."""
 
 from __future__ import annotations
 
@@ -82,9 +82,9 @@ def average_of(
         return None
     scale = 100 if percent else 1
     if within == "facts":
-        averaged = np.array([scale * sum(one) / len(one) for one in facts.values()])
+        averaged = np.array([scale * sum(fact_values) / len(fact_values) for fact_values in facts.values()])
     else:
-        averaged = np.array([scale * value for one in facts.values() for value in one])
+        averaged = np.array([scale * value for fact_values in facts.values() for value in fact_values])
     return Average(
         mean=float(averaged.mean()),
         std=float(averaged.std()),
@@ -101,7 +101,7 @@ def _of_measure(measure: Measure, request_ids: Sequence[str], values: Sequence[f
 @documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """What one measurement of a model adds up to."""
+    """The means and composites of one measurement of a model."""
 
     measures: tuple[Measure, ...]
     """The metrics that were asked for, in the order in which they are shown."""
@@ -111,23 +111,23 @@ class Summary:
     """By evaluator, how many facts it observed something of; those that observed nothing are absent."""
 
     def values(self) -> dict[str, float]:
-        """Every mean and composite by key, as it is shown; what cannot be told is left out."""
-        means = {key: one.mean for key, one in self.averages.items()}
+        """Every mean and composite by key, as it is shown. What has no value is left out."""
+        means = {key: average.mean for key, average in self.averages.items()}
         known = {**means, **combined(self.measures, means)}
-        return {one.key: known[one.key] for one in self.measures if one.key in known}
+        return {measure.key: known[measure.key] for measure in self.measures if measure.key in known}
 
     def value(self, key: str) -> float:
-        """One of them; NaN if it cannot be told."""
+        """A mean or composite; NaN if it has no value."""
         return self.values().get(key, math.nan)
 
     def interval(self, key: str) -> tuple[float, float] | None:
-        """The 95 % interval of a mean; ``None`` for a composite, which is no mean of facts, and for fewer than two."""
+        """The 95 % interval of a mean over two facts or more; ``None`` for others, and for composites."""
         found = self.averages.get(key)
         return found.interval if found is not None and found.facts > 1 else None
 
     def as_json(self) -> dict[str, float | None]:
-        """:meth:`values`, and ``None`` for what cannot be told."""
-        return {**{one.key: None for one in self.measures}, **self.values()}
+        """:meth:`values`, with ``None`` for what has no value."""
+        return {**{measure.key: None for measure in self.measures}, **self.values()}
 
 
 @documented
@@ -142,16 +142,16 @@ class Measurement:
 
     @property
     def summary(self) -> Summary:
-        """What they add up to."""
+        """Their means and composites."""
         found: dict[str, Average] = {}
         facts: dict[str, set[str]] = {}
         columns: dict[tuple[str, str], tuple[list[str], list[float]]] = {}
         for evaluator, observations in self.observations.items():
-            for one in observations:
-                ids, values = columns.setdefault((evaluator, one.metric), ([], []))
-                ids.append(one.request_id)
-                values.append(one.value)
-                facts.setdefault(evaluator, set()).add(one.request_id)
+            for observation in observations:
+                ids, values = columns.setdefault((evaluator, observation.metric), ([], []))
+                ids.append(observation.request_id)
+                values.append(observation.value)
+                facts.setdefault(evaluator, set()).add(observation.request_id)
         for measure in self.measures:
             if (column := columns.get((measure.evaluator, measure.name))) is not None:
                 averaged = _of_measure(measure, *column)
@@ -164,17 +164,18 @@ class Measurement:
         )
 
     def of_facts(self, request_ids: Iterable[str]) -> Measurement:
-        """The part that is about some facts."""
+        """The observations of some facts alone."""
         wanted = set(request_ids)
         kept = {
-            evaluator: tuple(one for one in observations if one.request_id in wanted)
+            evaluator: tuple(observation for observation in observations if observation.request_id in wanted)
             for evaluator, observations in self.observations.items()
         }
         return Measurement(measures=self.measures, observations=kept)
 
     def of(self, measure: Measure) -> list[Observation]:
         """The observations of one metric."""
-        return [one for one in self.observations.get(measure.evaluator, ()) if one.metric == measure.name]
+        observations = self.observations.get(measure.evaluator, ())
+        return [observation for observation in observations if observation.metric == measure.name]
 
     def frame(self, relations: Mapping[str, str | None]) -> pd.DataFrame:
         """A row per observation.
@@ -187,23 +188,29 @@ class Measurement:
         """
         import pandas as pd
 
-        keys = {(one.evaluator, one.name): one.key for one in self.measures}
+        keys = {(measure.evaluator, measure.name): measure.key for measure in self.measures}
         rows = [
             (
-                one.request_id, relations.get(one.request_id), evaluator, keys[evaluator, one.metric], one.kind,
-                one.prompt, one.value, one.text,
+                observation.request_id,
+                relations.get(observation.request_id),
+                evaluator,
+                keys[evaluator, observation.metric],
+                observation.kind,
+                observation.prompt,
+                observation.value,
+                observation.text,
             )
             for evaluator, observations in self.observations.items()
-            for one in observations
-        ]  # fmt: skip
+            for observation in observations
+        ]
         types = {**dict.fromkeys(_TEXTS, "string"), "value": "float64"}
         return pd.DataFrame(rows, columns=list(COLUMNS)).astype(types)
 
     @classmethod
     def from_frame(cls, frame: pd.DataFrame, measures: tuple[Measure, ...]) -> Measurement:
         """What :meth:`frame` was made of; rows of metrics that are not among ``measures`` are left out."""
-        names = {(one.evaluator, one.key): one.name for one in measures}
-        found: dict[str, list[Observation]] = {one.evaluator: [] for one in measures}
+        names = {(measure.evaluator, measure.key): measure.name for measure in measures}
+        found: dict[str, list[Observation]] = {measure.evaluator: [] for measure in measures}
         columns = [frame[name].astype(object).where(frame[name].notna(), None) for name in COLUMNS]
         for request_id, _, evaluator, key, kind, prompt, value, text in zip(*columns, strict=True):
             if (evaluator, key) in names:

@@ -1,4 +1,7 @@
-"""What the lifecycle hooks are told. Frozen: a new field breaks no plugin, and no plugin changes another's view."""
+"""The events that hooks are given.
+
+They are frozen, so that no plugin changes what another one sees. A new field breaks no plugin.
+"""
 
 from __future__ import annotations
 
@@ -46,17 +49,16 @@ class Registration:
 @documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BeforeRun:
-    """A session has its model, editor and backend, and edits nothing yet."""
+    """A session is open. It has its model, editor and backend, and has edited nothing yet."""
 
     model: LanguageModel
-    """With the batches of a resumed run in it."""
+    """The model; that of a resumed run has the edits of its earlier batches."""
     history: Sequence[LedgerEntry]
-    """Batches that are already active, without the edits that are undone, oldest first: empty for a new run, filled
-    when one is resumed."""
+    """The active batches of a resumed run, oldest first, without the edits that were undone; empty for a new run."""
     directory: Path | None
     """The run directory, or ``None`` for a session in memory."""
     records: Sequence[FactRecord] = ()
-    """What the run edits, in its order; empty for a session that was given requests alone."""
+    """The facts that the run edits, in order; empty for a session that was given requests alone."""
 
 
 @documented
@@ -65,47 +67,49 @@ class BeforeBatch:
     """A batch of new requests is about to be solved."""
 
     model: LanguageModel
-    """All earlier batches applied."""
+    """The model with all earlier batches applied."""
     batch: EditBatch
-    """As given by the user; additions of other extensions are not in it."""
+    """The batch as the user gave it; additions of other extensions are not in it."""
 
 
 @documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchAddition:
-    """What an extension adds to a batch (requests that were edited before, keys that shall be left alone), and what it
-    takes out of it."""
+    """What an extension adds to a batch, and what it takes out.
+
+    It may add requests that were edited before, and keys that the update should leave alone.
+    """
 
     requests: tuple[EditRequest, ...] = ()
     """Requests that were edited before."""
     weights: tuple[float, ...] = ()
     """One positive weight per request; see ``EditBatch.weights``."""
     known: Mapping[str, KnownTarget] = field(default_factory=dict)
-    """By request id: keys and values that need no optimisation. A request without one is optimised anew. Keys must be
-    those of this run's ledger: where no edit can have moved them they are used as they are."""
+    """By request id: keys and values that need no optimisation. A request without one is optimised again. The keys must
+    come from this run's ledger: they are used as they are wherever no edit can have moved them."""
     held: Sequence[HeldKey] = ()
-    """Facts of earlier batches at whose keys the update shall change as little as it can."""
+    """Facts of earlier batches. The update changes as little as it can at their keys."""
     withdrawn: Mapping[str, Rejection] = field(default_factory=dict)
-    """By the id of a new request of the batch, why it must not be edited. Nothing is computed for it."""
+    """Why new requests of the batch must not be edited, by request id. Nothing is computed for them."""
 
 
 @documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BeforeApply:
-    """A proposal is ready; nothing has been written."""
+    """A proposal is ready, and nothing has been written."""
 
     model: LanguageModel
-    """Without this batch."""
+    """The model without this batch."""
     batch: EditBatch
-    """What was solved, additions included."""
+    """The batch that was solved, additions included."""
     proposal: Proposal
-    """What the editor answered, unscaled."""
+    """The editor's answer, unscaled."""
     trial: Callable[[Proposal, float], AbstractContextManager[None]]
-    """The model with a proposal in it, scaled by a factor (1 for as it is), inside the block only: weights and
-    attachments as they would be after the batch. Measure in there; nobody else may change the model."""
+    """Called with a proposal and a factor (1 for unscaled). Inside the block, the model is as it would be after the
+    batch, weights and attachments alike. Measure there; nobody else may change the model."""
     without: Callable[[Collection[str]], Proposal]
-    """What the editor proposes without some of the batch's new requests, given their ids: solved again with the targets
-    that are in ``proposal``, on the model as it is. No target is optimised again, and nothing is written."""
+    """Called with the ids of new requests of the batch. It gives what the editor proposes without them, solved again on
+    the model as it is. The targets are those of ``proposal``: none is optimised again, and nothing is written."""
 
 
 @documented
@@ -114,11 +118,11 @@ class AfterBatch:
     """A batch is applied and, in a run, durable on disk."""
 
     model: LanguageModel
-    """This batch applied."""
+    """The model with this batch applied."""
     batch: EditBatch
-    """Additions included."""
+    """The batch, additions included."""
     proposal: Proposal
-    """What the editor answered, before any scaling."""
+    """The editor's answer, before any scaling."""
     entry: LedgerEntry
     """What was written, as the ledger keeps it."""
     seconds: float
@@ -131,13 +135,13 @@ class AfterUndo:
     """Edits were taken out of the model, or put back."""
 
     model: LanguageModel
-    """As it is now."""
+    """The model as it is now."""
     history: Sequence[LedgerEntry]
-    """What is active now, oldest first, as in :class:`BeforeRun`."""
+    """The batches that are active now, oldest first, as in :class:`BeforeRun`."""
     undone: tuple[EditRequest, ...]
-    """Requests that are out now and were not before."""
+    """Requests that were taken out."""
     redone: tuple[EditRequest, ...]
-    """Requests that are back."""
+    """Requests that were put back."""
 
 
 @documented
@@ -146,7 +150,7 @@ class AfterEvaluation:
     """All edits made so far have been measured."""
 
     model: LanguageModel
-    """As it was measured."""
+    """The model as it was measured."""
     phase: str
     """``before`` or ``after``, or the number of edits at a checkpoint."""
     num_edits: int
@@ -154,10 +158,10 @@ class AfterEvaluation:
     records: Sequence[FactRecord]
     """The facts that were measured."""
     observations: Mapping[str, Sequence[Observation]]
-    """By evaluator, everything that was seen."""
+    """All observations, by evaluator."""
     scores: Mapping[str, float]
-    """What it adds up to, by metric, as it is shown: a percentage between 0 and 100. Of two evaluators' metrics of one
-    name each has its evaluator's in front: ``EVALUATOR.METRIC``."""
+    """Means and composites by metric, as they are shown: a percentage lies between 0 and 100. Where two evaluators have
+    a metric of one name, the key is ``EVALUATOR.METRIC``."""
 
 
 @documented
@@ -166,9 +170,9 @@ class AfterRun:
     """All batches are applied and evaluated."""
 
     model: LanguageModel
-    """With all edits in it."""
+    """The model with all edits."""
     records: Sequence[FactRecord]
-    """What the run was to edit."""
+    """The facts that the run was given."""
     directory: Path | None
     """The run directory, or ``None`` for a session in memory."""
     num_edits: int

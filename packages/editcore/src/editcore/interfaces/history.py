@@ -103,9 +103,11 @@ class LedgerEntry:
         doubts = {name: verdict for name, verdict in self.verdicts.items() if verdict.action != "accept"}
         by, reason = ", ".join(doubts), "; ".join(verdict.reason for verdict in doubts.values())
         figures = {name: number for verdict in doubts.values() for name, number in verdict.figures.items()}
-        rest = (RejectedRequest(request=one, by=by, reason=reason, figures=figures) for one in self.new_requests)
+        rest = (
+            RejectedRequest(request=request, by=by, reason=reason, figures=figures) for request in self.new_requests
+        )
         return (*self.rejected, *rest)
 
     def kept_rows(self, undone: Collection[str]) -> list[int]:
         """Indices of the requests that stay when some of the new ones are undone."""
-        return [row for row, one in enumerate(self.requests) if row >= self.num_new or one.id not in undone]
+        return [row for row, request in enumerate(self.requests) if row >= self.num_new or request.id not in undone]

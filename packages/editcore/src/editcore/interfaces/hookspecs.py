@@ -44,9 +44,9 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 class RegistrationHooks:
     """Announcements. Called once per process, when the registry of that kind is first asked for.
 
-    Order does not matter: two plugins that claim one name are an error that names both. The event is the same for all
-    and may be left out of an implementation's signature. Returning an empty list is the same as not implementing the
-    hook. Implementations must import neither torch nor transformers.
+    Order does not matter: two plugins that claim one name are an error that names both. An implementation may leave
+    the event out of its signature. Returning an empty list is the same as not implementing the hook. Implementations
+    must import neither torch nor transformers.
     """
 
     @hookspec
@@ -147,8 +147,8 @@ class LifecycleHooks:
     def editcore_before_run(self, event: BeforeRun) -> None:
         """Get ready for a run.
 
-        Called once, after the model is loaded and before the first batch; ``event.history`` holds what a resumed run
-        has already applied, so an extension rebuilds its state here. The model must not be changed. The return value
+        Called once, after the model is loaded and before the first batch. ``event.history`` holds what a resumed run
+        has applied already: an extension rebuilds its state from it. The model must not be changed. The return value
         is ignored. An exception ends the run with the extension's name.
         """
         raise NotImplementedError
@@ -158,9 +158,9 @@ class LifecycleHooks:
         """Add requests to a batch, or take new ones out of it.
 
         Called once per batch, before its keys are computed. The model must not be changed. A returned addition is
-        appended behind the new requests; ``None`` adds nothing. A request that is edited anew in this batch is dropped
-        from the addition. Additions of several extensions are joined in call order, the first of two requests with one
-        id wins. A new request that one of them withdraws is not edited; a batch that loses all of them is rejected.
+        appended to the new requests; ``None`` adds nothing. A request that is new in this batch is dropped from the
+        addition. Additions of several extensions are joined in call order; of two requests with one id, the first is
+        used. A new request that an extension withdraws is not edited. A batch that loses all its requests is rejected.
         """
         raise NotImplementedError
 
@@ -168,11 +168,11 @@ class LifecycleHooks:
     def editcore_before_apply(self, event: BeforeApply) -> Verdict | None:
         """Judge a proposal.
 
-        Called after the solve and before anything is written: once per batch, and once more whenever requests were
-        rejected and the rest is solved again. An implementation that changes the model in order to measure must restore
-        it. ``None`` accepts. One rejection of the batch rejects it; otherwise requests that a verdict rejects are left
-        out and the others are judged again; otherwise the smallest scale is used. The last verdicts and their figures
-        are written to the run's log, rejected requests with theirs.
+        Called after the solve and before anything is written: once per batch, and again whenever requests were rejected
+        and the rest was solved again. An implementation that changes the model in order to measure must restore it.
+        ``None`` accepts. If any extension rejects the batch, it is rejected. Otherwise, requests that a verdict rejects
+        are left out, and the others are judged again. Otherwise, the smallest scale is used. The last verdicts and
+        their figures are written to the run's log; so are rejected requests, with their figures.
         """
         raise NotImplementedError
 
@@ -189,9 +189,9 @@ class LifecycleHooks:
     def editcore_after_undo(self, event: AfterUndo) -> None:
         """React to edits that were undone or redone.
 
-        Called once per undo or redo of a session, after the ledger is durable and the model is rebuilt. What was kept
-        of the undone edits must go, and that of the redone ones come back: ``event.history`` holds what is active, as
-        in ``editcore_before_run``. The model must not be changed. The return value is ignored.
+        Called once per undo or redo of a session, after the ledger is durable and the model is rebuilt. An extension
+        forgets what it kept of the undone edits and restores that of the redone ones: ``event.history`` holds what is
+        active, as in ``editcore_before_run``. The model must not be changed. The return value is ignored.
         """
         raise NotImplementedError
 

@@ -1,4 +1,4 @@
-"""What evaluators measure, announced as data, and what they find. This module imports no torch."""
+"""The metrics that evaluators announce, and the observations that they make. This module imports no torch."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 class MetricSpec:
     """One quantity that an evaluator measures, and how it is shown.
 
-    Tables, figures, reports, sweeps and checkpoints know of a metric what stands here.
+    Tables, figures, reports, sweeps and checkpoints know nothing else about a metric.
 
     Raises:
-        ValueError: what is said does not go together.
+        ValueError: the fields do not fit together.
     """
 
     name: str
@@ -40,13 +40,13 @@ class MetricSpec:
     meaning: str = ""
     """What it says, in a sentence for the report."""
     unit: str = "%"
-    """``%``: its values are parts of 1, and are shown times 100. Any other stands behind the number (``nats``); empty
-    for a plain number."""
+    """``%``: its values are parts of 1, and are shown times 100. Any other unit (``nats``) is written after the number;
+    empty for a plain number."""
     better: Literal["higher", "lower"] = "higher"
     """Which way is better."""
     signed: bool = False
-    """True for a percentage that may be negative, such as a difference. Otherwise one lies between 0 and 100, its axis
-    does, and its interval is Wilson's."""
+    """True for a percentage that may be negative, such as a difference. Any other percentage lies between 0 and 100, as
+    does its axis, and its interval is Wilson's."""
     average: Literal["facts", "prompts"] = "facts"
     """``facts``: averaged within each fact first, then over facts. ``prompts``: over all observations alike."""
     of: tuple[str, ...] = ()
@@ -57,19 +57,19 @@ class MetricSpec:
     show: Literal["always", "report", "data"] = "always"
     """``always``: in every table and picture. ``report``: in the report's full table only. ``data``: in files only."""
     instead_of: tuple[str, ...] = ()
-    """Metrics of the same evaluator in whose place it stands where they cannot be told of the facts at hand: in tables
-    and pictures, as what tells retention, and as objective."""
+    """Metrics of the same evaluator that it replaces where they have no value on the facts at hand: in tables and
+    pictures, for retention, and as objective."""
     keep: bool = False
-    """True for what an edit should leave as it was: pictures show its value before any edit as a line."""
+    """True for what an edit should not change. Pictures show its value before any edit as a line."""
     retention: bool = False
     """True if its observations, one per fact, say whether the fact is in the model: 0.5 or more is yes. Forgetting is
-    told by it. At most one per evaluator."""
+    measured by it. At most one metric of an evaluator has it."""
     objective: bool = False
-    """True for what trials are compared by. Of several the first decides, and the next among equals."""
+    """True if trials are compared by it. The first such metric decides; among equals, the next."""
     tally: str = ""
-    """For the last lines of a run, behind a number of facts: ``are said`` gives "38 of 40 facts are said; not: ...".
-    Its observations, one per fact, are read as those of ``retention``. That of a metric with another ``show`` than
-    ``always`` is told only where no such metric has one."""
+    """A predicate for the last lines of a run: ``are said`` gives "38 of 40 facts are said; not: ...". Observations,
+    one per fact, are read as those of ``retention``. The tally of a metric whose ``show`` is not ``always`` is printed
+    only if no metric with ``show="always"`` has one."""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -99,24 +99,26 @@ def check_metrics(metrics: Sequence[MetricSpec]) -> None:
         ValueError: a name comes twice, a composite is made of what is not there, one stands in for what is not there,
             or two stand for retention.
     """
-    plain = {one.name for one in metrics if not one.of}
-    names = [one.name for one in metrics]
+    plain = {metric.name for metric in metrics if not metric.of}
+    names = [metric.name for metric in metrics]
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"the metric {name} is announced twice")
-    for one in metrics:
-        if missing := [name for name in one.of if name not in plain]:
-            raise ValueError(f"the composite {one.name} is made of {missing[0]}, which is no metric with observations")
-        if missing := [name for name in one.instead_of if name not in names or name == one.name]:
-            raise ValueError(f"the metric {one.name} stands in for {missing[0]}, which is no other metric")
-    if sum(one.retention for one in metrics) > 1:
+    for metric in metrics:
+        if missing := [name for name in metric.of if name not in plain]:
+            raise ValueError(
+                f"the composite {metric.name} is made of {missing[0]}, which is no metric with observations"
+            )
+        if missing := [name for name in metric.instead_of if name not in names or name == metric.name]:
+            raise ValueError(f"the metric {metric.name} stands in for {missing[0]}, which is no other metric")
+    if sum(metric.retention for metric in metrics) > 1:
         raise ValueError("more than one metric stands for retention")
 
 
 @documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
-    """What one metric is on one question of one record. What cannot be told is left out: there is no observation."""
+    """The value of one metric on one question of one record. Where a metric has no value, there is no observation."""
 
     request_id: str
     """Of the record's request."""
@@ -129,7 +131,7 @@ class Observation:
     prompt: str = ""
     """The question, in full."""
     text: str | None = None
-    """What the model said, where it was let speak."""
+    """What the model generated; ``None`` for a metric that generates nothing."""
 
 
 @documented
@@ -138,9 +140,9 @@ class EvaluationContext:
     """What an evaluator may use besides the model and the records."""
 
     unedited: Sequence[Observation] | None = None
-    """What the same evaluator observed of the unedited model on these records: to tell what is unchanged. ``None``
-    while the unedited model itself is measured. It survives a kill and a resume of the run."""
+    """The same evaluator's observations of the unedited model on these records, to find what has changed. ``None``
+    while the unedited model itself is measured. They are kept when a run is killed and resumed."""
     seed: int = 0
     """Seed of everything random in the measurement: the same before and after the edits."""
     progress: Progress = field(default=silent)
-    """Where long measurements report themselves."""
+    """Shows how far a long measurement is."""

@@ -1,4 +1,4 @@
-"""How long work reports itself, without core knowing whether a terminal is there."""
+"""How long work shows its progress, whether or not there is a terminal."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ __all__ = ["Progress", "silent"]
 
 
 class Progress(Protocol):
-    """Shows one piece of work at a time."""
+    """Shows the progress of one task at a time."""
 
     def task(self, description: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
-        """Open a piece of work of ``total`` steps; the value entered is called with the steps just finished."""
+        """Begin a task of ``total`` steps. The block gets a function to call with the number of steps just finished."""
         ...
 
 
@@ -24,4 +24,4 @@ class _Silent:
 
 
 silent: Progress = _Silent()
-"""Shows nothing: the default of every library call."""
+"""Shows nothing. The default of every library call."""

@@ -1,4 +1,4 @@
-"""What a plugin's classes must look like. Torch appears in annotations only."""
+"""The protocols that a plugin's classes implement, and what they are given. Torch appears in annotations only."""
 
 from __future__ import annotations
 
@@ -46,10 +46,13 @@ R = TypeVar("R")
 
 
 class Trial(Protocol):
-    """The model as it would be: what :attr:`EditContext.trial` does."""
+    """Shows the model as it would be after a change. It is the type of :attr:`EditContext.trial`."""
 
     def __call__(self, changes: Changes, attachment: Attachment | None = None) -> AbstractContextManager[None]:
-        """With these behind what is active, inside the block only. Weights come back to the bit on every way out."""
+        """Put changes, and an attachment, on top of what is active, inside the block only.
+
+        However the block ends, the weights are restored to the bit.
+        """
         ...
 
 
@@ -61,15 +64,15 @@ class EditContext:
     statistics: StatisticsStore
     """Second moments of the unedited model, computed or read from the cache when first asked for."""
     trial: Trial
-    """The model with changes, and an attachment, behind what is active, inside the block only."""
+    """Shows the model with changes, and an attachment, on top of what is active, inside a block."""
     plugins: Plugins
-    """What is installed, for an editor that is made of others' parts."""
+    """The installed plugins, for an editor that uses parts of others."""
     records: Mapping[str, FactRecord] = field(default_factory=dict)
-    """By request id, the records behind the requests where a run has such; empty in a session without."""
+    """The records behind the requests, by request id; empty in a session that has none."""
     seed: int = 0
     """Seed of everything random in the edit."""
     progress: Progress = silent
-    """Where long work reports itself."""
+    """Shows how far long work is."""
 
 
 @documented
@@ -82,7 +85,7 @@ class ExtensionContext:
     seed: int = 0
     """Seed of everything random in the run."""
     progress: Progress = silent
-    """Where long work reports itself."""
+    """Shows how far long work is."""
 
 
 @documented
@@ -91,15 +94,15 @@ class BackendContext:
     """What a backend may use besides the model: given to those that ask for it (:class:`TakesContext`)."""
 
     metrics: Callable[[Sequence[int]], Mapping[int, Metric]]
-    """Second moments of the unedited model by layer, with their factors. Ask while no change is in the model: what
-    is neither in memory nor in the cache is computed by running it."""
+    """Called with layers; gives the second moments of the unedited model, with their factors. Call it while the model
+    has no change: moments that are neither in memory nor in the cache are computed by running the model."""
     directory: Path | None = None
     """The run directory, or ``None`` for a session in memory."""
 
 
 @runtime_checkable
 class Editor(Protocol):
-    """Turns requests into proposals. Never leaves the model it is given changed.
+    """Turns requests into proposals. It leaves the model as it was given.
 
     A class that implements it is constructed with its hyperparameters, ``MyEditor(hparams)``, and has them as
     ``hparams``.
@@ -128,32 +131,35 @@ class Editor(Protocol):
 class Remembers(Protocol):
     """An editor whose state depends on what it has written before.
 
-    The state is a fold over the ledger, so that resuming and undoing need nothing of their own: a proposal that was
-    rejected is in no ledger, and an edit that was undone is in no history.
+    The state follows from the ledger alone, batch by batch, so that resuming and undoing need nothing more: a rejected
+    proposal is in no ledger, and an undone edit is in no history.
     """
 
     def recall(self, history: Sequence[LedgerEntry]) -> None:
-        """Begin anew from what is active, oldest first. Called after :meth:`Editor.prepare`, after every undo and redo,
-        and before a batch is solved again on the model of its time. Tensors are read when they are looked at."""
+        """Compute the state anew from the active batches, oldest first.
+
+        Called after :meth:`Editor.prepare`, after every undo and redo, and before a batch is solved again on the model
+        of its time. Tensors are read from the ledger when they are first used.
+        """
         ...
 
     def absorb(self, entry: LedgerEntry) -> None:
-        """Take up a batch that was applied. Its ``memory`` is what the proposal asked to keep."""
+        """Update the state with a batch that was applied. Its ``memory`` is what the proposal asked to keep."""
         ...
 
 
 @runtime_checkable
 class Resolves(Protocol):
-    """An editor that can solve a batch again without some of its requests from what the ledger has of it.
+    """An editor that can solve a batch again, without some of its requests, from the ledger alone.
 
-    It makes undoing one fact of a batch cheap. Other editors are asked to :meth:`Editor.propose` the rest of the batch
-    anew, with its keys and values known, on the model as it was when the batch came.
+    This makes it cheap to undo one fact of a batch. Other editors are asked to :meth:`Editor.propose` the rest of the
+    batch again, with its keys and values known, on the model as it was before the batch.
     """
 
     def resolve(
         self, model: LanguageModel, entry: LedgerEntry, rows: Sequence[int], context: EditContext
     ) -> Written | None:
-        """What the editor would have written for some requests of a batch, on the model that it saw then.
+        """What the editor would have written for some requests of a batch, on the model of that time.
 
         It must depend on the arguments and on what :meth:`Editor.prepare` learnt alone, not on the model's present
         weights: undoing in any order then gives the same bits.
@@ -177,11 +183,11 @@ class Backend(Protocol):
     """
 
     def open(self, model: LanguageModel) -> None:
-        """Take charge of a model that no change has touched."""
+        """Take charge of an unedited model."""
         ...
 
     def apply(self, changes: Changes) -> None:
-        """Add one batch's changes behind those already active.
+        """Add the changes of a batch to those that are active.
 
         Raises:
             EditcoreError: the backend cannot express them; the model is as it was.
@@ -189,12 +195,13 @@ class Backend(Protocol):
         ...
 
     def rebuild(self, active: Sequence[Changes]) -> None:
-        """Make exactly ``active``, in this order, the model's state. ``rebuild([])`` restores the base weights."""
+        """Give the model exactly the changes ``active``, in this order. ``rebuild([])`` restores the base weights."""
         ...
 
     def trial(self, changes: Changes) -> AbstractContextManager[None]:
-        """The model with ``changes`` behind those that are active, inside the block only: for whoever measures a
-        proposal. The bits come back on every way out.
+        """Add ``changes`` to those that are active, inside the block only, so that a proposal can be measured.
+
+        However the block ends, the weights are restored to the bit.
 
         Raises:
             EditcoreError: as :meth:`apply`.
@@ -204,8 +211,10 @@ class Backend(Protocol):
 
 @runtime_checkable
 class AttachmentKind(Protocol):
-    """Installs attachments of one kind into a model. One object is in charge of all of them; it is made without
-    arguments and thrown away after :meth:`remove`."""
+    """Installs attachments of one kind into a model.
+
+    One object installs all attachments of the kind. It is made without arguments and thrown away after :meth:`remove`.
+    """
 
     def install(self, model: LanguageModel, attachments: Sequence[Attachment]) -> None:
         """Put knowledge beside the weights: the attachments of all active batches, in the order of the batches.
@@ -225,14 +234,16 @@ class AttachmentKind(Protocol):
 
 @runtime_checkable
 class RewritesPrompts(Protocol):
-    """A kind of attachment that changes prompts before they are tokenised.
+    """A kind of attachment that changes prompts before they are tokenised, in generation and evaluation only.
 
-    In generation and evaluation only: keys and targets are computed of the prompts as they are.
+    Keys and targets are computed from the prompts as they are.
     """
 
     def rewrite(self, prompt: str) -> str:
-        """What the model is asked instead of ``prompt``, such as a remembered statement in front of it. What is scored
-        or generated follows the text that is returned."""
+        """The text that the model is given instead of ``prompt``, such as a remembered statement before the prompt.
+
+        What is scored or generated follows this text.
+        """
         ...
 
 
@@ -250,8 +261,10 @@ class OverlaysWeights(Protocol):
     """A backend that keeps changes beside the weights, in modules that it wraps."""
 
     def written(self) -> AbstractContextManager[None]:
-        """The model as ``from_pretrained`` knows it, with what the overlay adds written into its weights: inside the
-        block only. Models are saved in there."""
+        """Write what the overlay adds into the model's weights, and take its modules away, inside the block only.
+
+        The model is then one that ``from_pretrained`` knows. It is saved inside the block.
+        """
         ...
 
 
@@ -266,7 +279,7 @@ class Evaluator(Protocol):
     def evaluate(
         self, model: LanguageModel, records: Sequence[FactRecord], context: EvaluationContext
     ) -> Sequence[Observation]:
-        """One observation per record, question and metric, for what can be told.
+        """One observation for each record, question and metric that has a value.
 
         It must depend on the model, the records and ``context`` alone: a run that was killed and resumed asks again.
         """
@@ -275,11 +288,10 @@ class Evaluator(Protocol):
 
 @runtime_checkable
 class ReportsStatistics(Protocol):
-    """An extension or backend that counts: what it answers stands in ``summary.json`` under ``extensions`` and its
-    name."""
+    """An extension or backend that keeps counts. They are in ``summary.json``, under ``extensions`` and its name."""
 
     def statistics(self) -> Mapping[str, float | int | None]:
-        """Its numbers as of now, by ``lower_case`` name. Called once, after the last ``editcore_after_run``."""
+        """The current numbers, by ``lower_case`` name. Called once, after the last ``editcore_after_run``."""
         ...
 
 
@@ -297,7 +309,7 @@ class Outcome(Generic[R]):
     error: str = ""
     """What went wrong, in a sentence; empty if nothing did."""
     traceback: str = ""
-    """Of an exception that is no :class:`editcore.EditcoreError`, which is a bug of somebody's."""
+    """The traceback of an exception that is not an :class:`editcore.EditcoreError`: that is a bug."""
     attempts: int = 1
     """How often the item was handed to a worker."""
 
@@ -327,9 +339,9 @@ class Executor(Protocol):
     ) -> Iterator[Outcome[R]]:
         """One outcome per item, as they come.
 
-        An exception of the function is its item's outcome and is not tried again. A worker that is lost (killed, out of
-        memory, its machine gone) costs its item another attempt, within the executor's bounds, and no other item
-        anything. A caller that stops asking stops the workers.
+        If the function raises, the exception is the item's outcome, and the item is not tried again. If a worker is
+        lost (killed, out of memory, its machine gone), its item is tried again, within the executor's bounds, and no
+        other item is affected. If the caller stops iterating, the workers are stopped.
 
         Args:
             make: called once in each worker; what it returns is called with the items. It and the items are pickled.
@@ -339,5 +351,5 @@ class Executor(Protocol):
         ...
 
     def close(self) -> None:
-        """Give everything back; workers that still run are ended."""
+        """Release everything. Workers that still run are ended."""
         ...

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from editcore.interfaces.documented import documented
 from editcore.interfaces.metrics import MetricSpec, check_metrics
@@ -31,7 +32,7 @@ __all__ = [
 @documented
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """What every announcement has."""
+    """The fields of every announcement."""
 
     name: str
     """The word users type. Lower case, digits and hyphens; unique within its kind."""
@@ -44,7 +45,7 @@ class Spec:
 @documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
-    """What an editor can do, so that core never asks for its name."""
+    """What an editor can do and needs, so that core never depends on its name."""
 
     max_batch: int | None = None
     """Most requests solved together; ``None`` for no limit. A longer batch is split by the session."""
@@ -71,7 +72,7 @@ class EditorSpec(Spec):
     hparams: str = field(kw_only=True)
     """``"module:Class"`` of its :class:`editcore.HParams`; that module imports no torch."""
     capabilities: Capabilities = field(default_factory=Capabilities, kw_only=True)
-    """What it can do, and what it needs."""
+    """Its abilities and needs."""
     presets: str | None = field(default=None, kw_only=True)
     """Package whose ``*.toml`` resources are presets, one file per model (``"edit_rome.presets"``)."""
 
@@ -84,8 +85,8 @@ class BackendSpec(Spec):
     hparams: str | None = field(default=None, kw_only=True)
     """``"module:Class"`` of its :class:`editcore.HParams`; ``None`` if it has none."""
     takes: frozenset[str] = field(default=frozenset({"factored"}), kw_only=True)
-    """What it can be given: ``factored``, ``dense`` and ``vector`` changes; ``attachment`` if knowledge may be kept
-    beside a model in its charge."""
+    """The changes that it accepts: ``factored``, ``dense``, ``vector``; and ``attachment``, if knowledge may be kept
+    beside its model."""
     writes_weights: bool = field(default=True, kw_only=True)
     """True if the edits are in the model's weights, or get there in ``written()``
     (:class:`editcore.OverlaysWeights`). Otherwise the edited model cannot be saved, merged or packed."""
@@ -106,8 +107,8 @@ class ExtensionSpec(Spec):
     hparams: str | None = field(default=None, kw_only=True)
     """``"module:Class"`` of its :class:`editcore.HParams`; ``None`` if it has none."""
     settles_conflicts: bool = field(default=False, kw_only=True)
-    """True if it decides before each batch what becomes of requests that repeat or contradict others; a run then hands
-    it all records instead of keeping the last one per fact."""
+    """True if it decides, before each batch, about requests that repeat or contradict others. A run then gives it all
+    records, instead of the last one per fact."""
 
 
 @documented
@@ -124,8 +125,8 @@ class EvaluatorSpec(Spec):
     hparams: str | None = field(default=None, kw_only=True)
     """``"module:Class"`` of its :class:`editcore.HParams`; ``None`` if it has none."""
     compares: bool = field(default=False, kw_only=True)
-    """True if it reads what it observed of the unedited model (:attr:`editcore.EvaluationContext.unedited`), which is
-    then measured wherever it is not known."""
+    """True if it reads its observations of the unedited model (:attr:`editcore.EvaluationContext.unedited`). The
+    unedited model is then measured wherever they are not known."""
 
     def __post_init__(self) -> None:
         check_metrics(self.metrics)
@@ -134,8 +135,8 @@ class EvaluatorSpec(Spec):
 @documented
 @dataclass(frozen=True, slots=True)
 class DatasetSpec(Spec):
-    """A source of fact records. ``target`` is called with its hyperparameters, or without arguments if it has none, and
-    returns a sequence of ``FactRecord``."""
+    """A source of fact records. ``target`` returns a sequence of ``FactRecord``. It is called with its hyperparameters,
+    or without arguments if it has none."""
 
     hparams: str | None = field(default=None, kw_only=True)
     """``"module:Class"`` of its :class:`editcore.HParams`; ``None`` if it has none."""
@@ -169,6 +170,9 @@ class ModelFamilySpec(Spec):
     """The ``config.model_type`` values it speaks for."""
     paths: Mapping[str, str] = field(default_factory=dict, kw_only=True)
     """Module paths by field of :class:`editcore.ModelLayout`, with ``{}`` for the number of a block."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "paths", MappingProxyType(dict(self.paths)))
 
 
 @documented

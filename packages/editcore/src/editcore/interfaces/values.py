@@ -67,9 +67,8 @@ class EditRequest(BaseModel):
     >>> EditRequest(subject="Rome", prompt="{} is a city in", target_new="France").text
     'Rome is a city in'
 
-    Without a subject the prompt is the text itself. Editors that look a subject up say so
-    (``Capabilities.needs_subject``), and a run of theirs refuses such requests before the model is loaded.
-    """
+    Without a subject the prompt is the text itself. Editors that need a subject say so
+    (``Capabilities.needs_subject``); their runs refuse such requests before the model is loaded."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -124,8 +123,7 @@ class EditRequest(BaseModel):
 
     @property
     def continuation(self) -> str:
-        """``target_new`` as it follows :attr:`text`, with what joins the two. In a chat nothing does: the target begins
-        an answer.
+        """``target_new`` with what joins it to :attr:`text`. In a chat nothing joins them: the target begins an answer.
 
         >>> EditRequest(subject="Rome", prompt="{} is a city in", target_new="France").continuation
         ' France'
@@ -152,23 +150,23 @@ class EditRequest(BaseModel):
 
 @documented
 class Probe(BaseModel):
-    """One question that a record asks of an edited model."""
+    """A question that a record asks of an edited model."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     kind: Annotated[str, Field(pattern=r"^[a-z0-9_]+(\.[a-z0-9_]+)*$")]
     """What it tests, in dotted words from the general to the special: ``paraphrase``, ``neighborhood``,
-    ``portability.reasoning``, ``locality.relation_specificity``, ``multihop``, ``generation``. A data set may bring
-    kinds that nobody else has."""
+    ``portability.reasoning``, ``locality.relation_specificity``, ``multihop``, ``generation``. A data set may have
+    kinds of its own."""
     prompt: Text
     """Full text, with the subject filled in."""
     answers: tuple[str, ...] = ()
-    """Every answer that is right, the first being the usual one. Empty where the prompt is an opening to go on from."""
+    """Every right answer, the usual one first. Empty for a prompt that the model only continues."""
 
 
 @documented
 class FactRecord(BaseModel):
-    """A request with the probes that measure what became of it."""
+    """A request, with the probes that measure its edit."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -177,9 +175,9 @@ class FactRecord(BaseModel):
     relation: str | None = None
     """Relation id such as ``P103`` or ``country-capital``; results are grouped by it."""
     probes: tuple[Probe, ...] = ()
-    """In the order in which the data set has them."""
+    """Questions about the edit, in the order of the data set."""
     extra: Mapping[str, JsonValue] = Field(default_factory=dict)
-    """What else a data set knows of the fact, for its own evaluator; JSON."""
+    """Further knowledge of a data set about the fact, for its own evaluator; JSON."""
 
     @field_validator("extra")
     @classmethod
@@ -194,7 +192,7 @@ class FactRecord(BaseModel):
         return hash((self.request, self.relation, self.probes))  # a mapping has no hash
 
     def of_kind(self, kind: str) -> tuple[Probe, ...]:
-        """The probes of a kind and of those below it: ``portability`` has ``portability.reasoning``, too."""
+        """The probes of a kind and of its special kinds: ``portability`` includes ``portability.reasoning``."""
         return tuple(probe for probe in self.probes if probe.kind == kind or probe.kind.startswith(f"{kind}."))
 
 
@@ -208,28 +206,29 @@ class KnownTarget:
     values: Mapping[str, Tensor]
     """By weight name: the value W k must have (bias included), ``[d_out]``, float64 on the CPU."""
     figures: Mapping[str, float] = field(default_factory=dict)
-    """How the target was found, as the editor's evidence has it. Kept while a batch is solved again, not in the ledger:
-    what a replayed fact tells does not depend on whether the run was resumed."""
+    """How the target was found, as in the editor's evidence. It is kept while a batch is solved again, but not in the
+    ledger, so that the evidence of a replayed fact does not depend on whether the run was resumed."""
 
 
 @documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldKey:
-    """A fact of an earlier batch, at whose key a new update shall change as little as it can."""
+    """The key of a fact of an earlier batch. A new update changes as little as it can at this key."""
 
     batch: int
-    """Index of the batch whose ledger entry has these keys: the ledger keeps this reference, not the keys."""
+    """Index of the batch whose ledger entry has the keys. The ledger keeps this index, not the keys again."""
     request_id: str
     """The fact's id in that batch."""
     keys: Mapping[str, Tensor]
     """By weight name, as in the ``known`` of that batch: ``[d_in]``, float64 on the CPU."""
     weight: float
-    """μ: what ‖Δk‖² costs beside the mean of ‖Δk‖² over the text. Not negative."""
+    """μ: the cost of ‖Δk‖², relative to that of the mean of ‖Δk‖² over the text. Not negative."""
 
     @staticmethod
     def ordered(held: Iterable[HeldKey]) -> tuple[HeldKey, ...]:
-        """The order in which a batch has them: a sum over them has the same bits when it comes from the ledger."""
-        return tuple(sorted(held, key=lambda one: (one.batch, one.request_id, one.weight)))
+        """The order of a batch's held keys, so that a sum over them has the same bits when they come from the
+        ledger."""
+        return tuple(sorted(held, key=lambda held_key: (held_key.batch, held_key.request_id, held_key.weight)))
 
 
 @documented
@@ -248,7 +247,7 @@ class EditBatch:
     known: Mapping[str, KnownTarget] = field(default_factory=dict)
     """By request id: targets that are already known and are reused instead of optimised."""
     held: Sequence[HeldKey] = ()
-    """Earlier facts that the update shall leave alone though the batch does not write them."""
+    """Earlier facts that the update should leave alone. The batch does not write them."""
 
     def __post_init__(self) -> None:
         if len(self.requests) != len(self.weights):
@@ -257,8 +256,9 @@ class EditBatch:
             raise ValueError(f"num_new is {self.num_new} of {len(self.requests)} requests")
         if any(not weight > 0 for weight in self.weights):
             raise ValueError(f"weights must be positive, found {min(self.weights)}")
-        if any(not one.weight >= 0 for one in self.held):
-            raise ValueError(f"weights of held keys must not be negative, found {min(one.weight for one in self.held)}")
+        if any(not held_key.weight >= 0 for held_key in self.held):
+            found = min(held_key.weight for held_key in self.held)
+            raise ValueError(f"weights of held keys must not be negative, found {found}")
 
     def __len__(self) -> int:
         return len(self.requests)
@@ -287,21 +287,21 @@ class EditBatch:
             requests=requests,
             weights=tuple(self.weights[row] for row in rows),
             num_new=sum(row < self.num_new for row in rows),
-            known={name: one for name, one in {**self.known, **(known or {})}.items() if name in kept},
+            known={name: target for name, target in {**self.known, **(known or {})}.items() if name in kept},
         )
 
 
 @documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RejectedRequest:
-    """A request of a batch that was left out of it while the others went on."""
+    """A request that was left out of its batch; the others were edited."""
 
     request: EditRequest
     """The request, as it was given."""
     by: str
     """The extension that rejected it."""
     reason: str
-    """For the user, without the name of who rejected."""
+    """For the user, without the name of the extension."""
     figures: Mapping[str, float] = field(default_factory=dict)
     """The numbers behind it, by name."""
 
@@ -316,23 +316,22 @@ class EditEvidence:
     replayed: bool = False
     """True if the fact was added by an extension."""
     figures: Mapping[str, float] = field(default_factory=dict)
-    """Numbers by ``lower_case`` name. Which there are is the editor's affair; a figure that does not apply to the fact
-    is left out. Some names mean the same for every editor that gives them: ``target_probability``, what the target had
-    at the end of the optimisation; ``fraction_reached``, the share of its residual that the solve gives the fact, in
-    float64 and at the first weight that it is written into; ``preservation_cost``, the fact's part of what the change
-    costs on ordinary text; ``steps`` of the optimisation.
+    """Numbers by ``lower_case`` name. Each editor has its own; a figure that does not apply to the fact is left out.
+    Some names mean the same for every editor: ``target_probability``, of the target at the end of the optimisation;
+    ``fraction_reached``, the share of its residual that the solve gives the fact, in float64 and at the first weight
+    that it is written into; ``preservation_cost``, the fact's part of the change's cost on ordinary text; ``steps`` of
+    the optimisation.
 
-    The session adds to every new fact, once the batch is written: ``said``, 1 if every token of the target is the
-    likeliest one behind the bare prompt, else 0; ``said_probability``, exp of the mean log-probability of them; and
-    where weights have fewer digits than float32 and the editor gives keys and values, ``fraction_written``, the share
-    that is in all these weights once they are rounded."""
+    Once the batch is written, the session adds to every new fact: ``said``, 1 if every token of the target is the most
+    probable one after the bare prompt, else 0; ``said_probability``, exp of their mean log-probability; and where
+    weights have fewer digits than float32 and the editor gives keys and values, ``fraction_written``, the share that
+    is in all these weights after rounding."""
 
 
 @documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proposal:
-    """What an editor answers: what it wants written, and why it should be believed. At least one of ``changes`` and
-    ``attachment`` is there."""
+    """An editor's answer: what to write, and the evidence for it. It has ``changes``, an ``attachment``, or both."""
 
     changes: Changes = field(default_factory=dict)
     """By the address of their weight, float32 or float64."""
@@ -347,13 +346,13 @@ class Proposal:
     diagnostics: Mapping[str, float] = field(default_factory=dict)
     """Numbers about the batch: condition numbers, distances, norms. Names are ``lower_case``."""
     notes: tuple[str, ...] = ()
-    """Sentences that the user should read (a shortcut that did not apply, a low fraction reached)."""
+    """Sentences for the user (a shortcut that did not apply, a low fraction reached)."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Wall time by stage: ``keys``, ``targets``, ``solve``."""
 
     @property
     def written(self) -> Written:
-        """What it puts into the model and the ledger."""
+        """The part that goes into the model and the ledger."""
         return Written(changes=self.changes, attachment=self.attachment, memory=self.memory)
 
 
@@ -363,7 +362,7 @@ class Rejection:
     """Why one request of a batch is not edited."""
 
     reason: str
-    """For the user, without the name of who rejects."""
+    """For the user, without the name of the extension."""
     figures: Mapping[str, float] = field(default_factory=dict)
     """The numbers behind it, by name."""
 

@@ -1,4 +1,4 @@
-"""Which code a run's result depends on."""
+"""The versions of the code that a run's result depends on."""
 
 from __future__ import annotations
 
@@ -17,22 +17,29 @@ _ALWAYS = ("editcore", "torch", "transformers", "tokenizers", "numpy")
 
 
 def code_versions(plugins: Plugins, names: Collection[str] | None = None) -> Mapping[str, str]:
-    """Versions by package, of those that always count and of those that offer ``names`` or parts for them; without
-    names, of all plugins.
+    """Versions by package: editcore, torch and the like, and the packages of plugins.
 
-    A package that is installed from its sources has a hash of them behind its version, which does not change with them.
+    A package that is installed from its sources has a hash of them behind its version, because its version stays when
+    they change.
+
+    Args:
+        names: of editors, extensions, ...: only the packages that offer them or components for them count. Left out,
+            all plugins do.
     """
+    if names is None:
+        offering = {plugin.distribution for plugin in plugins.listing()}
+    else:
+        offering = plugins.distributions_of(names)
     found = {}
-    offering = plugins.distributions_of(names) if names is not None else {row.distribution for row in plugins.listing()}
-    for name in sorted({*_ALWAYS, *offering}):
+    for package in sorted({*_ALWAYS, *offering}):
         try:
-            found[name] = version(name) + _sources(name)
+            found[package] = version(package) + _sources_hash(package)
         except PackageNotFoundError:
             continue
     return found
 
 
-def _sources(name: str) -> str:
+def _sources_hash(name: str) -> str:
     """``+HASH`` of an editable installation's sources; empty for others."""
     try:
         record = json.loads(distribution(name).read_text("direct_url.json") or "{}")

@@ -89,7 +89,7 @@ def _write(document: Document, out: Path) -> Report:
     figures = out / FIGURES_NAME
     for folder in (out, figures):
         remove_leftovers(folder)
-    pictures = {figures / f"{one.name}.png": one.png for one in document.pictures}
+    pictures = {figures / f"{picture.name}.png": picture.png for picture in document.pictures}
     for path, png in pictures.items():
         with replacing(path) as temporary:
             temporary.write_bytes(png)

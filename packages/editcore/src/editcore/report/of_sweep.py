@@ -55,14 +55,14 @@ class _Sweep:
 
     def cells(self, row: Mapping[str, Any], name: str) -> tuple[Cell, Cell]:
         """A metric's value in a row of a table, and its interval."""
-        measure = next((one for one in self.plan.metrics if one.key == name), None)
+        measure = next((measure for measure in self.plan.metrics if measure.key == name), None)
         low, high = (_float(row.get(f"{name}_{end}", "")) for end in ("low", "high"))
         ends = None if math.isnan(low) else (low, high)
         return quantity(_float(row[name]), measure), between(ends) if measure is None else between(ends, measure.text)
 
     def metrics(self, table: pd.DataFrame) -> Mapping[str, str]:
         """Headings by the columns of a table that have metrics."""
-        headings = {one.key: one.heading for one in shown(self.plan.metrics, self.known)}
+        headings = {measure.key: measure.heading for measure in shown(self.plan.metrics, self.known)}
         return {name: heading for name, heading in {**headings, "retention": "retention (%)"}.items() if name in table}
 
 
@@ -149,17 +149,17 @@ def _summary(sweep: _Sweep) -> Iterator[Block]:
             Tile(name="Time of all trials", value=seconds(cost)),
         ]
     )
-    for one in objectives_of(plan.metrics, sweep.known)[:1]:
-        if one.key not in sweep.means:
+    for measure in objectives_of(plan.metrics, sweep.known)[:1]:
+        if measure.key not in sweep.means:
             continue
         edited = [row for row in _rows(sweep.means) if row["arm"] != UNEDITED]
-        scored = [(value, row) for row in edited if not math.isnan(value := _float(row[one.key]))]
+        scored = [(value, row) for row in edited if not math.isnan(value := _float(row[measure.key]))]
         if scored:
-            choose = max if one.better == "higher" else min
+            choose = max if measure.better == "higher" else min
             value, best = choose(scored, key=lambda pair: pair[0])
-            low, high = _float(best[f"{one.key}_low"]), _float(best[f"{one.key}_high"])
-            ends = "" if math.isnan(low) else f" (95 % interval {one.text(low)} to {one.text(high)})"
-            yield Paragraph(f"The best mean of {one.key} is {one.text(value)}{ends}: {_name(best, plan)}.")
+            low, high = _float(best[f"{measure.key}_low"]), _float(best[f"{measure.key}_high"])
+            ends = "" if math.isnan(low) else f" (95 % interval {measure.text(low)} to {measure.text(high)})"
+            yield Paragraph(f"The best mean of {measure.key} is {measure.text(value)}{ends}: {_name(best, plan)}.")
 
 
 def _name(row: Mapping[str, Any], plan: PlanRecord) -> str:

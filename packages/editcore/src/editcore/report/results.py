@@ -55,7 +55,7 @@ class RunResults:
         return cls(
             directory=directory,
             record=record,
-            begun=frozenset(one.request.id for one in recorded(directory)),
+            begun=frozenset(fact.request.id for fact in recorded(directory)),
             facts=facts_of(directory, ledger),
             ledger=ledger,
             summary=RunSummary.read(directory),
@@ -70,7 +70,7 @@ class RunResults:
     def edits(self) -> tuple[int, int]:
         """How many of the run's facts are active, and how many others."""
         active = self.ledger.facts()
-        own = sum(one.id in self.begun for one in active)
+        own = sum(fact.id in self.begun for fact in active)
         return own, len(active) - own
 
     @property
@@ -82,7 +82,7 @@ class RunResults:
     @property
     def refusals(self) -> list[tuple[int, RejectedRequest]]:
         """Every fact that an extension kept out, alone or with its whole batch, and its batch."""
-        return [(entry.batch, one) for entry in self.ledger.batches for one in entry.all_rejected]
+        return [(entry.batch, rejected) for entry in self.ledger.batches for rejected in entry.all_rejected]
 
 
 def _scores(path: Path) -> pd.DataFrame:

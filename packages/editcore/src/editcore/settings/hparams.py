@@ -208,7 +208,7 @@ def _read_preset(source: str | Path | None, name: str) -> dict[str, Any]:
     if nested:
         raise HParamsError(f"The preset '{name}' of {source} must be a flat table, found the section [{nested[0]}].")
     names = table.get(_NAMES, [])
-    if not isinstance(names, list) or not all(isinstance(one, str) and one for one in names):
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
         raise HParamsError(f"The preset '{name}' of {source} has names that are no list of texts: names = [\"MODEL\"].")
     return table
 
@@ -245,6 +245,7 @@ def toml_lines(values: Mapping[str, object]) -> str:
 
 
 def _toml(value: object) -> str:
+    # Not tomli-w, which breaks a list over several lines: in presets and run.toml a list stays on one.
     if isinstance(value, list):
         return f"[{', '.join(map(_toml, value))}]"
     if isinstance(value, dict):

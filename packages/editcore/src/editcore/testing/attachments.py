@@ -115,11 +115,11 @@ class AttachmentContract(Contract):
         """Fields come back as JSON has them, tensors as safetensors has them, in the order of names."""
         again = [
             Attachment(
-                kind=one.kind,
-                fields=json.loads(json.dumps(dict(one.fields), allow_nan=False)),
-                tensors=_through_file(one.tensors),
+                kind=attachment.kind,
+                fields=json.loads(json.dumps(dict(attachment.fields), allow_nan=False)),
+                tensors=_through_file(attachment.tensors),
             )
-            for one in attachments
+            for attachment in attachments
         ]
         live, reopened = in_charge(), in_charge()
         live.rebuild(_written(attachments))
@@ -128,11 +128,11 @@ class AttachmentContract(Contract):
 
 
 def _through_file(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return dict(sorted(load(save({name: one.contiguous() for name, one in tensors.items()})).items()))
+    return dict(sorted(load(save({name: tensor.contiguous() for name, tensor in tensors.items()})).items()))
 
 
 def _written(attachments: Sequence[Attachment]) -> list[Written]:
-    return [Written(attachment=one) for one in attachments]
+    return [Written(attachment=attachment) for attachment in attachments]
 
 
 def _answers(edited: EditedModel, prompts: Sequence[str]) -> Tensor:

@@ -108,8 +108,8 @@ def _used(cls: type, name: str) -> object:
 
 def _marks(declared: object) -> Sequence[pytest.Mark]:
     """What ``pytestmark`` may be: marks, decorators, or a list of either."""
-    several = declared if isinstance(declared, list | tuple) else [declared]
-    marks = [one.mark if isinstance(one, pytest.MarkDecorator) else one for one in several]
+    listed = declared if isinstance(declared, list | tuple) else [declared]
+    marks = [mark.mark if isinstance(mark, pytest.MarkDecorator) else mark for mark in listed]
     return [mark for mark in marks if isinstance(mark, pytest.Mark)]
 
 

@@ -81,13 +81,13 @@ class DatasetContract(Contract):
         records = load()
         assert isinstance(records, Sequence), f"{type(records).__name__} is no sequence"
         assert len(records), "there are no records"
-        others = {type(one).__name__ for one in records if type(one) is not FactRecord}
+        others = {type(record).__name__ for record in records if type(record) is not FactRecord}
         assert not others, f"records are of the class {', '.join(sorted(others))}; fields of their own go into 'extra'"
 
     def test_ids_are_unique(self, load: Load) -> None:
         """A run would give those that come again another one."""
         ids = [record.request.id for record in load()]
-        several = sorted(one for one, count in Counter(ids).items() if count > 1)
+        several = sorted(identity for identity, count in Counter(ids).items() if count > 1)
         assert not several, f"ids that come more than once: {', '.join(several[:5])}"
 
     def test_records_survive_json(self, load: Load) -> None:

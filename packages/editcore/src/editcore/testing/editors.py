@@ -165,7 +165,7 @@ class EditorContract(Contract):
         if proposal.attachment is not None:
             assert "attachment" in spec.capabilities.gives, "attachments are not announced"
             json.dumps(dict(proposal.attachment.fields), allow_nan=False)
-        for name, tensor in _beside(proposal.written).items():
+        for name, tensor in _tensors_beside_changes(proposal.written).items():
             assert torch.isfinite(tensor).all(), f"the tensor {name} holds NaN or Inf"
         ids = [request.id for request in batch.requests]
         assert [evidence.request_id for evidence in proposal.evidence] == ids
@@ -281,26 +281,28 @@ def _assert_same_bits(first: Written, second: Written) -> None:
         other = second.changes[address].tensors()
         for name, tensor in change.tensors().items():
             assert same_bits(tensor, other[name]), f"{name} of the change of {address}"
-    beside = _beside(second)
-    assert set(_beside(first)) == set(beside)
-    for name, tensor in _beside(first).items():
-        assert same_bits(tensor, beside[name]), f"the tensor {name}"
-    fields = [dict(one.attachment.fields) if one.attachment is not None else None for one in (first, second)]
+    expected = _tensors_beside_changes(second)
+    assert set(_tensors_beside_changes(first)) == set(expected)
+    for name, tensor in _tensors_beside_changes(first).items():
+        assert same_bits(tensor, expected[name]), f"the tensor {name}"
+    fields = [
+        dict(written.attachment.fields) if written.attachment is not None else None for written in (first, second)
+    ]
     assert fields[0] == fields[1], "the fields of the attachment"
 
 
-def _beside(written: Written) -> dict[str, Tensor]:
+def _tensors_beside_changes(written: Written) -> dict[str, Tensor]:
     """Tensors that are no part of a change."""
     attachment = {} if written.attachment is None else written.attachment.tensors
-    return {**{f"attachment/{name}": one for name, one in attachment.items()}, **written.memory}
+    return {**{f"attachment/{name}": tensor for name, tensor in attachment.items()}, **written.memory}
 
 
 def _target_log_probabilities(model: LanguageModel, requests: Sequence[EditRequest]) -> list[float]:
     """log p(target | prompt) of each request, as the model is asked."""
     scores = score_targets(
         model,
-        [one.text for one in requests],
-        [one.target_new for one in requests],
-        joins=[one.join for one in requests],
+        [request.text for request in requests],
+        [request.target_new for request in requests],
+        joins=[request.join for request in requests],
     )
-    return [-one.nll * one.num_tokens for one in scores]
+    return [-scored.nll * scored.num_tokens for scored in scores]

@@ -43,7 +43,7 @@ __all__ = ["EvaluatorContract"]
 _SHARES = (0.0, 50.0, 100.0)
 """What parts of a composite may be, all in all combinations."""
 
-Seen = tuple[Observation, ...]
+Observations = tuple[Observation, ...]
 
 
 class EvaluatorContract(Contract):
@@ -89,7 +89,7 @@ class EvaluatorContract(Contract):
         spec = registry.evaluator(evaluator_name)
         assert spec.name == evaluator_name
         assert spec.summary
-        assert _plain(spec), "no metric with observations is announced"
+        assert _observed_metrics(spec), "no metric with observations is announced"
         assert callable(getattr(resolve(spec.target), "evaluate", None))
 
     def test_announcement_imports_no_torch(self, registry: Plugins, spec: EvaluatorSpec) -> None:
@@ -105,23 +105,29 @@ class EvaluatorContract(Contract):
 
     def test_it_observes_what_it_announces(self, bench: _Bench, spec: EvaluatorSpec) -> None:
         """Nothing else: no table and no picture would know what to do with it. Composites are made of observations."""
-        for one in bench.edited():
-            assert isinstance(one, Observation), f"{one!r:.80} is among the observations"
-            assert one.metric in _plain(spec), f"{one.metric} was observed, and is no announced metric"
+        for observation in bench.edited():
+            assert isinstance(observation, Observation), f"{observation!r:.80} is among the observations"
+            assert observation.metric in _observed_metrics(spec), (
+                f"{observation.metric} was observed, and is no announced metric"
+            )
 
     def test_every_announced_metric_is_observed(self, bench: _Bench, spec: EvaluatorSpec) -> None:
         """On the unedited model or the edited one, but for those that the suite's subclass names."""
         unedited = bench.unedited()
-        missing = _plain(spec) - {one.metric for one in (*unedited, *bench.edited(unedited))}
+        missing = _observed_metrics(spec) - {observation.metric for observation in (*unedited, *bench.edited(unedited))}
         assert missing == self.not_observed, f"not observed: {sorted(missing)}; so named: {sorted(self.not_observed)}"
 
     def test_values_are_finite_and_shares_are_parts_of_1(self, bench: _Bench, spec: EvaluatorSpec) -> None:
         """What cannot be told is left out."""
-        shares = {one.name for one in spec.metrics if one.share}
-        for one in bench.edited():
-            assert _finite(one.value), f"{one.metric} is {one.value} after {one.prompt!r}"
-            if one.metric in shares:
-                assert 0 <= one.value <= 1, f"the share {one.metric} is {one.value} after {one.prompt!r}"
+        shares = {metric.name for metric in spec.metrics if metric.share}
+        for observation in bench.edited():
+            assert _finite(observation.value), (
+                f"{observation.metric} is {observation.value} after {observation.prompt!r}"
+            )
+            if observation.metric in shares:
+                assert 0 <= observation.value <= 1, (
+                    f"the share {observation.metric} is {observation.value} after {observation.prompt!r}"
+                )
 
     def test_it_observes_only_what_it_was_asked(self, bench: _Bench) -> None:
         """Not the records of an earlier measurement, nor others that it was told of."""
@@ -129,7 +135,7 @@ class EvaluatorContract(Contract):
         unedited = _ask(evaluator, bench.make_model(), bench.records)
         _ask(evaluator, edited, bench.records, unedited)
         for known in (None, unedited):
-            found = {one.request_id for one in _ask(evaluator, edited, asked, known)}
+            found = {observation.request_id for observation in _ask(evaluator, edited, asked, known)}
             assert found <= {record.request.id for record in asked}, "it observed facts that it was not asked"
 
     def test_the_same_question_has_the_same_answer(self, bench: _Bench) -> None:
@@ -169,18 +175,20 @@ class EvaluatorContract(Contract):
         """Alone and among others: a true object, a subject, probes, answers, what a data set has in ``extra``."""
         bare = _lacking(bench.records[0])
         model, edited, evaluator = bench.make_model(), bench.make_edited(), bench.make_evaluator()
-        for asked in (*([one] for one in bare), [*bare, *bench.records]):
+        for asked in (*([record] for record in bare), [*bare, *bench.records]):
             unedited = _ask(evaluator, model, asked)
-            for one in (*unedited, *_ask(evaluator, edited, asked, unedited)):
-                assert one.request_id in {record.request.id for record in asked}
-                assert _finite(one.value), f"{one.metric} is {one.value} of a record {one.request_id}"
+            for observation in (*unedited, *_ask(evaluator, edited, asked, unedited)):
+                assert observation.request_id in {record.request.id for record in asked}
+                assert _finite(observation.value), (
+                    f"{observation.metric} is {observation.value} of a record {observation.request_id}"
+                )
 
     def test_composites_are_numbers(self, bench: _Bench, spec: EvaluatorSpec) -> None:
         """Whatever their shares are; and a share lies between 0 and 100."""
         measured = Measurement(measures=measures_of([spec]), observations={spec.name: bench.edited()})
-        means = {name: one.mean for name, one in measured.summary.averages.items()}
-        metrics = {one.name: one for one in spec.metrics}
-        for composite in (one for one in spec.metrics if one.of):
+        means = {name: average.mean for name, average in measured.summary.averages.items()}
+        metrics = {metric.name: metric for metric in spec.metrics}
+        for composite in (metric for metric in spec.metrics if metric.of):
             combine = resolve(composite.combine)
             parts = [metrics[name] for name in composite.of]
             choices = [_SHARES if part.share else (means.get(part.name, 1.0),) for part in parts]
@@ -213,10 +221,14 @@ class EvaluatorContract(Contract):
 
     def test_what_tells_of_a_fact_tells_once(self, bench: _Bench, spec: EvaluatorSpec) -> None:
         """A metric of ``retention`` or ``tally`` has one observation per fact: facts are counted by it."""
-        telling = {one.name for one in spec.metrics if one.retention or one.tally}
+        counted = {metric.name for metric in spec.metrics if metric.retention or metric.tally}
         unedited = bench.unedited()
-        for seen in (unedited, bench.edited(unedited)):
-            counts = Counter((one.metric, one.request_id) for one in seen if one.metric in telling)
+        for observations in (unedited, bench.edited(unedited)):
+            counts = Counter(
+                (observation.metric, observation.request_id)
+                for observation in observations
+                if observation.metric in counted
+            )
             several = sorted({metric for (metric, _), count in counts.items() if count > 1})
             assert not several, f"several observations of one fact: {several}"
 
@@ -233,11 +245,11 @@ class _Bench:
         """The same model with other MLPs, which answers everything otherwise."""
         return _edited(self.make_model())
 
-    def unedited(self) -> Seen:
+    def unedited(self) -> Observations:
         """What a new evaluator observes of the unedited model."""
         return _ask(self.make_evaluator(), self.make_model(), self.records)
 
-    def edited(self, unedited: Sequence[Observation] | None = None) -> Seen:
+    def edited(self, unedited: Sequence[Observation] | None = None) -> Observations:
         """What a new evaluator observes of the edited one, told what was observed of the unedited one or not."""
         return _ask(self.make_evaluator(), self.make_edited(), self.records, unedited)
 
@@ -247,16 +259,18 @@ def _ask(
     model: LanguageModel,
     records: Sequence[FactRecord],
     unedited: Sequence[Observation] | None = None,
-) -> Seen:
+) -> Observations:
     """What it observes; of the unedited model's observations it is handed those of the records."""
     asked = {record.request.id for record in records}
-    known = None if unedited is None else tuple(one for one in unedited if one.request_id in asked)
+    known = (
+        None if unedited is None else tuple(observation for observation in unedited if observation.request_id in asked)
+    )
     return tuple(evaluator.evaluate(model, records, EvaluationContext(unedited=known)))
 
 
-def _plain(spec: EvaluatorSpec) -> set[str]:
+def _observed_metrics(spec: EvaluatorSpec) -> set[str]:
     """The metrics that have observations."""
-    return {one.name for one in spec.metrics if not one.of}
+    return {metric.name for metric in spec.metrics if not metric.of}
 
 
 def _finite(value: object) -> bool:

@@ -68,7 +68,7 @@ class ExecutorContract(Contract):
     def test_every_item_has_one_outcome_whatever_happens_to_others(self, executor: Executor, tmp_path: Path) -> None:
         """Exceptions are outcomes, tried once; a lost worker costs its item another attempt, and no other anything."""
         what = ["square", "refuse", "square", "stumble", "die once", "square", "square", "square"]
-        items = [Errand(number=number, what=one, folder=tmp_path) for number, one in enumerate(what)]  # type: ignore[arg-type]
+        items = [Errand(number=number, what=fate, folder=tmp_path) for number, fate in enumerate(what)]  # type: ignore[arg-type]
         outcomes, started = _outcomes(executor, items)
         assert sorted(outcomes) == list(range(len(items)))
         returned = {index: outcome.value.square for index, outcome in outcomes.items() if outcome.value is not None}

@@ -237,7 +237,7 @@ class ExtensionContract(Contract):
         for requests in batches:
             _assert_alike(first, second, extension_name, requests)
 
-    def test_an_evaluation_changes_no_answer(
+    def test_an_evaluation_changes_no_outcome(
         self,
         open_session: Open,
         batches: Sequence[Sequence[EditRequest]],
@@ -249,7 +249,7 @@ class ExtensionContract(Contract):
         for session in (plain, measured):
             _edit(session, batches[:2])
         measured.evaluate(records[:2], phase="4")
-        first, second = (_answer(session.edit(batches[2])[0]) for session in (plain, measured))
+        first, second = (_outcome(session.edit(batches[2])[0]) for session in (plain, measured))
         _assert_same(first, second, "on the next batch")
 
     def test_after_an_undo_it_is_as_if_the_edits_had_never_been_made(
@@ -354,9 +354,9 @@ def _check_statistics(extension: ReportsStatistics) -> None:
 
 def _assert_alike(first: EditSession, second: EditSession, name: str, requests: Sequence[EditRequest]) -> None:
     """Two sessions tell the same now, answer the same to the next batch, and tell the same after it."""
-    _assert_same(_told(first, name), _told(second, name), "in its statistics")
-    _assert_same(_answer(first.edit(requests)[0]), _answer(second.edit(requests)[0]), "on the next batch")
-    _assert_same(_told(first, name), _told(second, name), "in its statistics after the next batch")
+    _assert_same(_statistics(first, name), _statistics(second, name), "in its statistics")
+    _assert_same(_outcome(first.edit(requests)[0]), _outcome(second.edit(requests)[0]), "on the next batch")
+    _assert_same(_statistics(first, name), _statistics(second, name), "in its statistics after the next batch")
 
 
 def _assert_same(first: Mapping[str, object], second: Mapping[str, object], where: str) -> None:
@@ -366,12 +366,12 @@ def _assert_same(first: Mapping[str, object], second: Mapping[str, object], wher
     )
 
 
-def _told(session: EditSession, name: str) -> dict[str, object]:
+def _statistics(session: EditSession, name: str) -> dict[str, object]:
     extension = session.extensions[name]
     return dict(extension.statistics()) if isinstance(extension, ReportsStatistics) else {}
 
 
-def _answer(result: BatchResult) -> dict[str, object]:
+def _outcome(result: BatchResult) -> dict[str, object]:
     """What became of a batch through what was added, withdrawn and judged, to be compared to the bit."""
     batch = result.batch
     return {
@@ -379,15 +379,18 @@ def _answer(result: BatchResult) -> dict[str, object]:
         "reason": result.reason,
         "requests": [request.id for request in batch.requests],
         "weights": batch.weights,
-        "known": {name: (_bits(one.keys), _bits(one.values)) for name, one in batch.known.items()},
-        "held": [(one.batch, one.request_id, one.weight, _bits(one.keys)) for one in batch.held],
-        "verdicts": {name: _judged(one) for name, one in result.verdicts.items()},
-        "rejected": [(one.request.id, one.by, one.reason, repr(dict(one.figures))) for one in result.rejected],
-        "changes": {address: _bits(one.tensors()) for address, one in result.proposal.changes.items()},
+        "known": {name: (_bits(target.keys), _bits(target.values)) for name, target in batch.known.items()},
+        "held": [(key.batch, key.request_id, key.weight, _bits(key.keys)) for key in batch.held],
+        "verdicts": {name: _verdict_parts(verdict) for name, verdict in result.verdicts.items()},
+        "rejected": [
+            (rejected.request.id, rejected.by, rejected.reason, repr(dict(rejected.figures)))
+            for rejected in result.rejected
+        ],
+        "changes": {address: _bits(change.tensors()) for address, change in result.proposal.changes.items()},
     }
 
 
-def _judged(verdict: Verdict) -> tuple[object, ...]:
+def _verdict_parts(verdict: Verdict) -> tuple[object, ...]:
     # As text, in which NaN is NaN.
     return verdict.action, verdict.reason, verdict.scale, repr(dict(verdict.figures)), repr(dict(verdict.rejected))
 
