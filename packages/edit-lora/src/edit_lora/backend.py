@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Attached", "LoraBackend"]
 
-_Apart = tuple[Target, Target, list[FactoredDelta]]
-"""Of a tied weight: the end that gives it its name, another one, and what is added to that one alone."""
+_UntiedEnd = tuple[Target, Target, list[FactoredDelta]]
+"""Of a tied weight: the end that names it, another end, and the changes of that other end alone."""
 _log = logging.getLogger(__name__)
 
 
@@ -50,12 +50,13 @@ class Attached:
 
 
 class LoraBackend:
-    """Keeps the sum of the active changes as a peft adapter at each touched module: linear ones and embeddings.
+    """Keeps the sum of the active changes as a peft adapter at each edited module, linear modules and embeddings alike.
 
-    Exact by default: B holds the left factors, A the right ones, side by side; a dense change has its singular vectors.
-    With ``lora_rank``, each weight's adapter is cut from the exact sum whenever it changes, so that what is kept never
-    depends on earlier cuts. The base weights are not written to, unless ``allow_fallback`` puts one weight's edits
-    there. A weight that several modules share, as tied embeddings do, gets an adapter at each of them.
+    By default the adapter is exact: B holds the left factors side by side, A the right ones; a dense change is
+    decomposed into singular vectors. With ``lora_rank``, each weight's adapter is cut from the exact sum whenever the
+    sum changes, so that nothing depends on earlier cuts. The base weights are not written to, unless ``allow_fallback``
+    puts the edits of a weight there. A weight that several modules share, such as tied embeddings, gets an adapter at
+    each of them.
 
     A session's backend is ``session.backend``: :meth:`attach` puts other adapters beside the edits. They stay when
     edits are taken out, until :meth:`detach`.
@@ -72,46 +73,46 @@ class LoraBackend:
         self._attached: dict[str, Attached] = {}
         self._factors: dict[int, tuple[WeightChange, FactoredDelta]] = {}
         """The factors of dense changes by their id, with the change, which keeps its id its own."""
-        self._told = False
-        """Whether it was said that a cut could not be made as it was asked for."""
+        self._warned = False
+        """Whether the user was warned that a cut is not made as the settings say."""
 
     def take(self, context: BackendContext) -> None:
-        """Keep what a bounded rank needs to know of the model's text, and where a run's adapters are."""
+        """Keep the second moments for a bounded rank, and the run directory, where attached adapters are."""
         self._context = context
 
     def open(self, model: LanguageModel) -> None:
-        """Take charge of a model that no change has touched; adapters attached to its run are put on."""
+        """Take charge of an unedited model, and attach the adapters of its run."""
         self._model, self._targets = model, Targets(model.hf)
         self._overlay = Overlay(model.hf, self._targets)
         layout = model.layout
         self._layers = {layout.weight_name(layer): layer for layer in range(layout.num_layers)}
         self._metrics, self._active, self._held, self._base, self._attached = {}, [], {}, {}, {}
-        self._factors, self._told = {}, False
+        self._factors, self._warned = {}, False
         if self._context is not None and self._context.directory is not None:
             for name, kept in read_attached(self._context.directory).items():
                 self.attach(name, kept.adapter(), scale=kept.scale, force=kept.forced)
 
     def apply(self, changes: Changes) -> None:
-        """Add one batch's changes behind those already active.
+        """Add the changes of a batch to those that are active.
 
         Raises:
             ModelError: an adapter cannot hold one of them: it changes a vector, a slice of a stack, or a weight of a
                 module that is no ``nn.Linear``, ``Conv1D`` or ``nn.Embedding``; the model is as it was.
             NumericalError: a rank leaves out too much (``lora_residual_threshold``); the model is as it was.
         """
-        self._realise([*self._active, changes], changes)
+        self._set_active([*self._active, changes], changes)
 
     def rebuild(self, active: Sequence[Changes]) -> None:
-        """Make exactly ``active``, in this order, the model's edits.
+        """Give the model exactly the changes ``active``, in this order.
 
         Raises:
             ModelError, NumericalError: as :meth:`apply`.
         """
-        self._realise(list(active), {*self._held, *(name for changes in active for name in changes)})
+        self._set_active(list(active), {*self._held, *(name for changes in active for name in changes)})
 
     @contextmanager
     def trial(self, changes: Changes) -> Iterator[None]:
-        """The model with ``changes`` behind its edits, inside the block only: as an adapter, cut as it would be.
+        """Add ``changes`` to the edits, inside the block only, as an adapter that is cut as it would be.
 
         Raises:
             ModelError, NumericalError: as :meth:`apply`.
@@ -128,8 +129,10 @@ class LoraBackend:
                     self._put(name, found)
 
     def statistics(self) -> dict[str, float | int | None]:
-        """For results: ranks, and the least share of a change that any weight keeps, by each measure; ``None`` by a
-        measure that is not known at every weight."""
+        """For results: ranks, and the least share of a change that any weight keeps, by each measure.
+
+        A measure that is not known at every weight is ``None``.
+        """
         held = self._held.values()
         return {
             "modules": len(held),
@@ -143,50 +146,50 @@ class LoraBackend:
 
     @contextmanager
     def written(self) -> Iterator[None]:
-        """The model with all adapters in its weights and no wrapper, inside the block only.
+        """Put all adapters into the model's weights and take the wrappers away, inside the block only.
 
-        Each weight is the base's plus all that is added, summed in float64 and rounded once. Where attached adapters
-        change the ends of a tied weight differently, as one at the output head alone does, each end has a weight of its
-        own inside the block.
+        Each weight is the base's plus all changes, summed in float64 and rounded once. Where attached adapters change
+        the ends of a tied weight differently, each end has a weight of its own inside the block. An adapter at the
+        output head alone does so.
         """
-        beside, apart = self._attached_to_weights()
-        names = sorted({*self._held, *beside})
+        attached, untied = self._attached_to_weights()
+        names = sorted({*self._held, *attached})
         with ExitStack() as stack:
             stack.callback(self._restore, {name: self._model.weight(name).detach().clone() for name in names})
             stack.enter_context(self._overlay.removed())
-            for first, end, deltas in apart:
+            for first, end, deltas in untied:
                 stack.enter_context(self._own_weight(first, end, deltas))
             for name in names:
                 inside = name in self._held and name not in self._base
                 edits = self._in_weight(name, self._held[name]) if inside else []
-                add_changes(self._model, name, [*edits, *beside.get(name, [])])
+                add_changes(self._model, name, [*edits, *attached.get(name, [])])
             yield
 
-    def _attached_to_weights(self) -> tuple[dict[str, list[FactoredDelta]], list[_Apart]]:
-        """What the attached adapters add to each weight, by its name, and to each end that needs one of its own."""
-        beside: dict[str, list[FactoredDelta]] = {}
-        apart: list[_Apart] = []
-        attached = [
+    def _attached_to_weights(self) -> tuple[dict[str, list[FactoredDelta]], list[_UntiedEnd]]:
+        """The changes of the attached adapters: by weight name, and for each end that needs a weight of its own."""
+        changes: dict[str, list[FactoredDelta]] = {}
+        untied: list[_UntiedEnd] = []
+        adapters = [
             self._targets.by_module(attached.adapter.scaled(attached.scale).factors)
             for attached in self._attached.values()
         ]
-        groups = {ends[0].path: ends for factors in attached for path in factors for ends in [self._targets.ends(path)]}
+        groups = {ends[0].path: ends for factors in adapters for path in factors for ends in [self._targets.ends(path)]}
         for ends in groups.values():
-            here = [factors for factors in attached if any(end.path in factors for end in ends)]
+            concerned = [factors for factors in adapters if any(end.path in factors for end in ends)]
             first, *others = ends
-            beside[f"{first.path}.weight"] = [factors[first.path] for factors in here if first.path in factors]
-            if not all(self._targets.changed_alike(factors, ends) for factors in here):
-                apart += [
-                    (first, end, [factors[end.path] for factors in here if end.path in factors]) for end in others
+            changes[f"{first.path}.weight"] = [factors[first.path] for factors in concerned if first.path in factors]
+            if not all(self._targets.changed_alike(factors, ends) for factors in concerned):
+                untied += [
+                    (first, end, [factors[end.path] for factors in concerned if end.path in factors]) for end in others
                 ]
-        return beside, apart
+        return changes, untied
 
     @contextmanager
     def _own_weight(self, first: Target, end: Target, deltas: Sequence[FactoredDelta]) -> Iterator[None]:
-        """An end of a tied weight with a weight of its own, inside the block only: base, edits and ``deltas``.
+        """Give an end of a tied weight a weight of its own, inside the block only: base, edits and ``deltas``.
 
         Args:
-            first: the end that gives the weight its name.
+            first: the end that names the weight.
             deltas: as ``end`` sees them.
         """
         name = f"{first.path}.weight"
@@ -248,7 +251,7 @@ class LoraBackend:
         self._attached[name] = replace(found, scale=scale)
 
     def combine(self, names: Sequence[str], name: str) -> None:
-        """Replace attached adapters by one, named ``name``, that does what they do together: peft's ``cat``.
+        """Replace attached adapters by one with the same effect, named ``name``: peft's ``cat``.
 
         Raises:
             UnknownNameError: there is no adapter of one of the names.
@@ -270,15 +273,20 @@ class LoraBackend:
             raise UnknownNameError("adapter", name, self._attached)
         return self._attached[name]
 
-    def _realise(self, active: list[Changes], names: Mapping[str, object] | set[str]) -> None:
-        mine = {name: [changes[name] for changes in active if name in changes] for name in sorted(names)}
-        for name, changes in mine.items():
+    def _set_active(self, active: list[Changes], names: Mapping[str, object] | set[str]) -> None:
+        """Make ``active`` the edits.
+
+        Args:
+            names: of the weights that differ from before; the others keep their adapters.
+        """
+        by_weight = {name: [changes[name] for changes in active if name in changes] for name in sorted(names)}
+        for name, changes in by_weight.items():
             self._check(name, changes)
-        found = {name: self._reduce(name, changes) for name, changes in mine.items() if changes}  # may refuse
+        found = {name: self._reduce(name, changes) for name, changes in by_weight.items() if changes}  # may refuse
         self._active = active
         alive = {id(change) for changes in active for change in changes.values()}
         self._factors = {key: kept for key, kept in self._factors.items() if key in alive}
-        for name in mine:
+        for name in by_weight:
             self._clear(name)
             if name in found:
                 self._put(name, found[name])
@@ -289,30 +297,30 @@ class LoraBackend:
         self._ends(name)
 
     def _ends(self, name: str) -> tuple[Target, ...]:
-        """The modules that a change of a weight needs adapters at, the one that gives it its name first."""
+        """The modules that need an adapter for a change of a weight; the module that names the weight comes first."""
         self._model.weight(name)  # refuses what is not there
         return self._targets.of_weight(name)
 
     def _reduce(self, name: str, changes: Sequence[WeightChange]) -> Reduction:
-        here = [self._factored(change) for change in changes]
+        factors = [self._factored(change) for change in changes]
         layer = self._layers.get(name)
-        found = reduce(here, self.hparams, None if layer is None else lambda: self._metric(layer), name=name)
+        found = reduce(factors, self.hparams, None if layer is None else lambda: self._metric(layer), name=name)
         if not found.whole:
             kept, of = (found.kept_frobenius, "of ‖Δ‖²")
             if found.kept_weighted is not None:
                 kept, of = (found.kept_weighted, "on ordinary text")
             _log.info("%s: rank %d of %d keeps %.1f %% %s", name, found.delta.rank, found.exact_rank, 100 * kept, of)
-        if layer is None and (not found.whole or found.fell_back) and not self._told:
-            if told := without_moment(self.hparams, name):
-                _log.warning("lora: %s", told)
-            self._told = True
+        if layer is None and (not found.whole or found.fell_back) and not self._warned:
+            if warning := without_moment(self.hparams, name):
+                _log.warning("lora: %s", warning)
+            self._warned = True
         if found.fell_back:
             _log.warning("%s: rank %s leaves out too much; its edits are written into the weight", name,
                          self.hparams.lora_rank)  # fmt: skip
         return found
 
     def _factored(self, change: WeightChange) -> FactoredDelta:
-        """The change as factors, on the model's device; of a dense one they are kept while it is active."""
+        """The change as factors, on the model's device. Those of a dense change are kept while it is active."""
         if isinstance(change, FactoredDelta):
             return factored(change.to(self._model.device))
         if id(change) not in self._factors:
@@ -338,7 +346,8 @@ class LoraBackend:
             self._restore({name: self._base.pop(name)})
 
     def _in_weight(self, name: str, found: Reduction) -> list[WeightChange]:
-        """What to add to a weight: the changes themselves where all of it is kept, so that the sum has raw's bits."""
+        """What to add to a weight. Where nothing is cut, it is the changes themselves, so that the sum has raw's
+        bits."""
         changes: list[WeightChange] = [found.delta]
         if found.whole:
             changes = [active[name] for active in self._active if name in active]

@@ -119,7 +119,7 @@ def export_adapter(
         raise RunError(f"{run} has no active edits; there is nothing to export.")
     for entry in entries:
         check_factors(entry.changes, whose=f"The edits of {run}")
-    base = _Base(record, plugins, progress)
+    base = _LazyBase(record, plugins, progress)
     ends = {name: base.ends(name) for name in sorted({name for entry in entries for name in entry.changes})}
     hparams = _hparams(record, size)
     modules = _reduce_all(entries, list(ends), hparams, base)
@@ -198,10 +198,10 @@ class ExportedRecord(RunRecord):
     """What lies beside the edits."""
 
 
-class _Base:
-    """What an export may need of the run's unedited model, which is loaded only if it is asked for.
+class _LazyBase:
+    """The run's unedited model, loaded when it is first needed.
 
-    MLP output projections are known by name: an adapter of them alone needs no model.
+    MLP output projections are known by name, so an adapter of them alone does not load it.
     """
 
     def __init__(self, record: RunRecord, plugins: Plugins | None, progress: Progress) -> None:
@@ -218,7 +218,7 @@ class _Base:
         return self._projections.get(name.removesuffix(".weight"))
 
     def ends(self, name: str) -> tuple[Target, ...]:
-        """The modules that a change of a weight needs adapters at, the one that gives it its name first.
+        """The modules that need an adapter for a change of a weight; the module that names the weight comes first.
 
         Raises:
             RunError: the model is not the run's any more.
@@ -258,7 +258,7 @@ class _Base:
 
 
 def _reduce_all(
-    entries: Sequence[LedgerEntry], names: Sequence[str], hparams: LoraHParams, base: _Base
+    entries: Sequence[LedgerEntry], names: Sequence[str], hparams: LoraHParams, base: _LazyBase
 ) -> dict[str, Reduction]:
     """What the adapter keeps at each weight, by name."""
     modules = {}

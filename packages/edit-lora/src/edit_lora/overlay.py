@@ -38,7 +38,7 @@ class Overlay:
     def put(
         self, adapter: str, path: str, delta: FactoredDelta, *, alpha: float | None = None, scale: float = 1.0
     ) -> None:
-        """Give a module an adapter that adds ``scale · delta``, in float32 at least; one of that name is replaced.
+        """Give a module an adapter that adds ``scale · delta``, in float32 at least. It replaces one of the same name.
 
         Args:
             delta: as the module sees its weight, (out, in): ``[d_model, vocab]`` of an embedding.
@@ -99,7 +99,7 @@ class Overlay:
 
     @contextmanager
     def removed(self) -> Iterator[None]:
-        """The model without any wrapper, inside the block only."""
+        """Take all wrappers off the model, inside the block only."""
         for path, layer in self._layers.items():
             self._replace(path, layer.get_base_layer())
         try:
@@ -115,11 +115,11 @@ class Overlay:
 
 
 def _adapters(layer: Any) -> Any:
-    """What peft keeps of a layer's adapters, by name."""
+    """peft's own mapping of a layer's adapters, by name."""
     return layer.lora_embedding_A if isinstance(layer, Embedding) else layer.lora_A
 
 
 def _in_order(layer: Any) -> list[str]:
-    """The adapters of a layer as their outputs are summed, the edits last: whatever was attached before or after them,
-    the sum has the same bits."""
+    """The adapters of a layer, in the order in which their outputs are summed. The edits come last, so that the sum has
+    the same bits whether adapters were attached before or after them."""
     return sorted(_adapters(layer), key=lambda name: name == EDITS)

@@ -98,7 +98,7 @@ class Targets:
         return tuple(self.find(other) for other in self._sharing[id(self._modules[path].weight)])
 
     def of_weight(self, address: str) -> tuple[Target, ...]:
-        """The modules that need an adapter for a change of a weight, the one whose name the weight has first.
+        """The modules that need an adapter for a change of a weight; the module that names the weight comes first.
 
         Raises:
             ModelError: an adapter cannot change that weight.

@@ -1,4 +1,4 @@
-"""Facts that a model may know, for looking at how it knows them. This module imports no torch."""
+"""True facts that a model may know, for causal tracing. This module imports no torch."""
 
 from __future__ import annotations
 

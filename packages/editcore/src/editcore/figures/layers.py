@@ -49,8 +49,10 @@ def tracing_figure(tracing: Tracing, *, title: str) -> Figure:
 
 
 def layers_figure(trials: Mapping[int, Summary], before: Summary, *, chosen: int, title: str) -> Figure:
-    """Every metric that is a share after editing each layer alone, in percent; what an edit should leave alone has its
-    value before any edit as a line to hold."""
+    """Every metric that is a share, in percent, after editing each layer alone.
+
+    A metric that an edit should leave alone has a dotted line at its value before any edit.
+    """
     figure, axes = new_figure()
     layers = sorted(trials)
     axes.axvline(chosen, color=GRID, linewidth=8, zorder=0)

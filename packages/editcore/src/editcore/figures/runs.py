@@ -16,7 +16,7 @@ __all__ = ["draw_run"]
 
 
 def draw_run(result: RunResult) -> None:
-    """Write the figures of a run into its directory: scores before and after, and what was seen at checkpoints.
+    """Write the figures of a run into its directory: scores before and after, and those of checkpoints.
 
     Raises:
         StorageError: they cannot be written.

@@ -41,7 +41,7 @@ _LINE = 16
 def summary_figure(before: Summary, after: Summary, *, title: str) -> Figure:
     """Every metric before and after the edits, with 95 % intervals over facts: a panel per evaluator and unit.
 
-    A composite is no mean over facts and has no interval. What cannot be told has no bar.
+    A composite is not a mean over facts, so it has no interval. A metric without a value has no bar.
     """
     known = {**before.values(), **after.values()}
     groups = by_axis([measure for measure in shown(after.measures, known) if measure.key in known])
@@ -86,7 +86,7 @@ def _bars(axes: Any, group: Sequence[Measure], before: Summary, after: Summary) 
 
 
 def _wrapped(measure: Measure, after: Summary) -> str:
-    """What stands under its bars: its label, and of how many facts it is where that is not all that were measured."""
+    """The text under a metric's bars: its label, and the number of its facts where that is not all facts."""
     first, *rest = measure.label.split(" (", 1)
     lines = [*textwrap.wrap(first, _LINE), *(f"({part}" for part in rest)]
     averaged = after.averages.get(measure.key)
@@ -100,7 +100,7 @@ def per_relation_figure(
 ) -> Figure:
     """One metric per relation: a line from before to after, so that the relations that suffer stand out.
 
-    Relations for which it cannot be told are left out.
+    Relations without a value are left out.
     """
     rows = [
         (relation, before[relation].value(measure.key), after[relation].value(measure.key))

@@ -1,4 +1,4 @@
-"""One look for all pictures, set here and nowhere else; needs no display and no global state."""
+"""The style of all pictures. It needs no display and changes no global state of matplotlib."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from editcore._util.files import replacing
+from editcore._util.words import cut
 
 if TYPE_CHECKING:
     from editcore.evaluation import Measure, Summary
@@ -67,8 +68,10 @@ _LEGEND_HANDLE, _LEGEND_CHARACTER, _LEGEND_MARGIN = 0.33, 0.062, 0.75
 
 
 def layered(index: int, count: int) -> dict[str, float]:
-    """Widths of the line and marker number ``index`` of ``count`` on the same axes: what comes later is thinner and on
-    top, so that equal values are all seen."""
+    """Widths of the line and marker number ``index`` of ``count`` on the same axes.
+
+    A later line is thinner and on top, so that lines with equal values can all be seen.
+    """
     share = 0.0 if count < 2 else (count - 1 - index) / (count - 1)
     more = share * min(1.4 * (count - 1), 3.0)
     return {"linewidth": 1 + more, "markersize": 3.5 + 1.5 * more, "zorder": 2 + 0.5 * (1 - share)}
@@ -146,12 +149,12 @@ def quantity_axis(
 
 
 def axis_label(measure: Measure) -> str:
-    """Of an axis that several metrics of one evaluator share."""
+    """The label of an axis that several metrics of one evaluator share."""
     return f"{measure.evaluator} ({measure.unit})" if measure.unit else measure.evaluator
 
 
 def by_axis(measures: Sequence[Measure]) -> list[list[Measure]]:
-    """Those that can share an axis: the shares of one evaluator together, any other metric alone."""
+    """Groups of metrics that can share an axis: the shares of an evaluator together, and any other metric alone."""
     groups: dict[tuple[str, str], list[Measure]] = {}
     for measure in measures:
         groups.setdefault((measure.evaluator, "" if measure.share else measure.key), []).append(measure)
@@ -159,7 +162,7 @@ def by_axis(measures: Sequence[Measure]) -> list[list[Measure]]:
 
 
 def top_of_bar(summary: Summary, key: str, value: float) -> float:
-    """Where the number stands: above the bar and its interval."""
+    """The height of a bar with its interval: the number is written above it."""
     if math.isnan(value):
         return 0.0
     ends = summary.interval(key)
@@ -187,7 +190,7 @@ def draw_intervals(
 
 
 def look_of(measures: Sequence[Measure]) -> dict[str, tuple[str, str]]:
-    """Colour and marker of each metric, by key: a composite is black."""
+    """Colour and marker of each metric, by key. Composites are black."""
     looks: dict[str, tuple[str, str]] = {}
     plain = 0
     for measure in measures:
@@ -200,9 +203,9 @@ def look_of(measures: Sequence[Measure]) -> dict[str, tuple[str, str]]:
 
 
 def shortened(text: str, most: int = 32) -> str:
-    """A text from elsewhere, cut to ``most`` characters: matplotlib would read mathematics between two dollars."""
-    text = " ".join(text.split())
-    return (text if len(text) <= most else f"{text[: most - 1]}…").replace("$", r"\$")
+    """A text from elsewhere, cut to ``most`` characters, with dollars escaped: matplotlib reads mathematics between
+    two."""
+    return cut(" ".join(text.split()), most).replace("$", r"\$")
 
 
 def percent_axis(axis: Any, set_ticks: Any) -> None:
@@ -218,7 +221,8 @@ def put_title(figure: Figure, axes: Any, title: str, *, columns: int = 3) -> Non
 
 
 def put_legend(axes: Any, *, columns: int) -> None:
-    """The legend over the axes, in fewer columns where that many are wider than the figure; nothing without entries."""
+    """The legend above the axes, if it has entries. It has fewer columns where ``columns`` are wider than the
+    figure."""
     labels = axes.get_legend_handles_labels()[1]
     if not labels:
         return

@@ -1,4 +1,4 @@
-"""Numbers as a reader wants them, sorted as numbers."""
+"""Cells with numbers, which are sorted as numbers."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _MISSING = "n/a"
 
 
 def number(value: float | None, digits: int = 1) -> Cell:
-    """A number with so many digits behind the point; ``n/a`` for what could not be computed."""
+    """A number with ``digits`` digits after the point; ``n/a`` for one that could not be computed."""
     if value is None or math.isnan(value):
         return Cell(_MISSING, order=math.nan, tone="quiet")
     return Cell(f"{round(value, digits) + 0.0:,.{digits}f}", order=value)  # no -0.0
 
 
 def quantity(value: float | None, measure: Measure | None) -> Cell:
-    """A metric's value as its metric is written; without one, as a percentage is."""
+    """A value in the format of its metric; without a metric, in that of a percentage."""
     if measure is None or measure.percent or value is None or math.isnan(value):
         return number(value)
     return Cell(measure.text(value), order=value)
@@ -37,12 +37,12 @@ def change(before: float | None, after: float | None, digits: int = 0) -> Cell:
 
 
 def between(ends: tuple[float, float] | None, text: Callable[[float], str] = "{:.1f}".format) -> Cell:
-    """An interval, its ends as ``text`` writes them."""
+    """An interval, with its ends formatted by ``text``."""
     return Cell("", tone="quiet") if ends is None else Cell(f"{text(ends[0])} to {text(ends[1])}", order=ends[0])
 
 
 def seconds(value: float) -> str:
-    """A time as people say it.
+    """A time in words.
 
     >>> seconds(4.2), seconds(191), seconds(7260)
     ('4.2 s', '3 min 11 s', '2 h 1 min')
@@ -57,7 +57,8 @@ def seconds(value: float) -> str:
 def records_table(
     caption: str, rows: Sequence[Mapping[str, Any]], *, names: Mapping[str, str], **options: bool
 ) -> Table:
-    """Objects of one kind as a table, a column per key. Keys without plain values or intervals are left out.
+    """Objects of one kind as a table, with a column for each key. Keys whose values are no plain values and no
+    intervals are left out.
 
     Args:
         names: headings by key, in the order of the columns; other keys follow under their own names.

@@ -1,4 +1,4 @@
-"""What a report says, before it is a page or a text. Strings are plain: whoever renders them escapes them."""
+"""The content of a report, before it becomes a page or a text. Strings are plain: whoever renders them escapes them."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ class Paragraph:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Sentences that nobody should miss."""
+    """Sentences that the reader must not miss."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """Commands, or a file, as they are typed."""
+    """Commands, or the text of a file."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tile:
-    """One number that a reader wants first."""
+    """A number that a reader wants first."""
 
     name: str
     value: str
@@ -64,13 +64,13 @@ class Tiles:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One place of a table."""
+    """A cell of a table."""
 
     text: str
     order: float | None = None
-    """What the column is sorted by; left out, the text. NaN stands last, whichever the direction."""
+    """The key by which the column is sorted; left out, the text. NaN comes last in both directions."""
     tone: Literal["", "bad", "quiet"] = ""
-    """What deserves attention, and what does not. Never the only sign: the text says the same."""
+    """``bad`` draws attention, ``quiet`` takes it away. It is never the only sign: the text says the same."""
     link: str = ""
     """A relative address."""
 
@@ -95,9 +95,9 @@ class Table:
     columns: Sequence[Column]
     rows: Sequence[Row]
     search: bool = False
-    """Whether the page has a field that filters the rows, and keeps the table within the height of the window."""
+    """Whether the page has a field that filters the rows. Such a table is no higher than the window."""
     page_only: bool = False
-    """Whether the summary leaves it out, for its length."""
+    """Whether the Markdown summary leaves it out, because it is long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +107,7 @@ class Picture:
     name: str
     png: bytes
     alt: str
-    """What it shows, for those who do not see it."""
+    """A description, for readers who cannot see it."""
 
 
 Block = Paragraph | Notice | Code | Tiles | Table | Picture
@@ -132,7 +132,7 @@ class Document:
 
     title: str
     lead: str
-    """What the title means, in a sentence or two."""
+    """One or two sentences that explain the title."""
     sections: Sequence[Section]
     writer: str
     """Program and version."""

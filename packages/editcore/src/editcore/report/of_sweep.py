@@ -1,4 +1,4 @@
-"""What a report says of a sweep, from its tables. Their formats are in docs/reference/sweeps.md."""
+"""The report of a sweep, from its tables. Their formats are in docs/reference/sweeps.md."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from editcore.report.document import (
     one_line,
 )
 from editcore.report.pictures import saved_pictures
+from editcore.report.reading import check_columns, damaged, read_json
 from editcore.runs.resume import is_finished
 from editcore.sweeps import PLAN_NAME, STATE_NAME, SWEEP_NAME, UNEDITED, PlanRecord, SweepRecord, trial_directory
 
@@ -123,10 +124,8 @@ def _csv(path: Path, columns: Sequence[str], axes: Mapping[str, Any]) -> pd.Data
     except OSError as error:
         raise RunError(f"{path} cannot be read ({error.strerror}).") from error
     except (ValueError, pd.errors.ParserError) as error:
-        raise RunError(f"{path} is damaged: {' '.join(str(error).split())}.") from error
-    missing = [name for name in columns if name not in frame]
-    if missing:
-        raise RunError(f"{path} is damaged: it has no column '{missing[0]}'.")
+        raise damaged(path, error) from error
+    check_columns(frame, columns, path)
     return frame
 
 

@@ -1,4 +1,4 @@
-"""What a finished run left in its directory, read and checked for a report."""
+"""The results of a finished run, read from its directory for a report."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from editcore.evaluation.summaries import COLUMNS
 from editcore.interfaces.errors import RunError
 from editcore.interfaces.values import FactRecord, RejectedRequest
 from editcore.ledger.ledger import Ledger
+from editcore.report.reading import check_columns, damaged, read_json
 from editcore.runs.record import RunRecord, facts_of, recorded
 from editcore.runs.results import RESULTS_NAME, SUMMARY_NAME, RunSummary
 from editcore.runs.resume import resume_command
@@ -30,9 +31,9 @@ class RunResults:
     directory: Path
     record: RunRecord
     begun: Collection[str]
-    """Ids of what the run was asked to edit."""
+    """Ids of the requests that the run was started with."""
     facts: Sequence[FactRecord]
-    """That, and behind it what sessions added."""
+    """The facts of the run, and after them those that sessions added."""
     ledger: Ledger
     summary: RunSummary
     scores: pd.DataFrame
@@ -68,7 +69,7 @@ class RunResults:
 
     @property
     def edits(self) -> tuple[int, int]:
-        """How many of the run's facts are active, and how many others."""
+        """How many of the run's own facts are active, and how many of others."""
         active = self.ledger.facts()
         own = sum(fact.id in self.begun for fact in active)
         return own, len(active) - own
@@ -81,7 +82,7 @@ class RunResults:
 
     @property
     def refusals(self) -> list[tuple[int, RejectedRequest]]:
-        """Every fact that an extension kept out, alone or with its whole batch, and its batch."""
+        """Every fact that an extension refused, alone or with its whole batch, behind the batch's index."""
         return [(entry.batch, rejected) for entry in self.ledger.batches for rejected in entry.all_rejected]
 
 
@@ -93,8 +94,6 @@ def _scores(path: Path) -> pd.DataFrame:
     except FileNotFoundError as error:
         raise RunError(f"{path} is not there; without it a run has no results.") from error
     except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
-        raise RunError(f"{path} is damaged: {' '.join(str(error).split())}.") from error
-    missing = [name for name in _COLUMNS if name not in frame]
-    if missing:
-        raise RunError(f"{path} is damaged: it has no column '{missing[0]}'.")
+        raise damaged(path, error) from error
+    check_columns(frame, _COLUMNS, path)
     return frame
