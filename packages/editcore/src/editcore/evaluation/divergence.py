@@ -1,4 +1,4 @@
-"""How far a model's next-token distributions moved: what an edit did to prompts that it is not about.
+"""How far an edit moved a model's next-token distributions, on prompts that it is not about.
 
 Shapes: ``texts`` prompts, ``vocab``.
 """
@@ -21,12 +21,14 @@ if TYPE_CHECKING:
 __all__ = ["kl_divergences", "next_token_log_probabilities"]
 
 MAX_ROWS = 16
-"""Prompts of one forward pass; they are sorted by length, so that little is padded."""
+"""Prompts of one forward pass. They are sorted by length, to need little padding."""
 
 
 def next_token_log_probabilities(model: LanguageModel, prompts: Sequence[str]) -> Tensor:
-    """log p(token | prompt) behind each prompt (at least one), in the order given: ``[texts, vocab]`` float64 on the
-    CPU."""
+    """log p(token | prompt) after each prompt, in the order given: ``[texts, vocab]``, float64 on the CPU.
+
+    There must be at least one prompt.
+    """
     rows = [model.read_prompt(model.asked(prompt))[0] for prompt in prompts]
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     found: dict[int, Tensor] = {}

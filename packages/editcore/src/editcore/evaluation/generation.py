@@ -1,6 +1,6 @@
-"""What the edited model says when it is let speak: greedy, free, and never told how long the answer is.
+"""What the edited model generates: greedily, freely, and without knowing how long the answer is.
 
-Teacher forcing hands the model the beginning of the object and its length; a user does not. As in "The Mirage of Model
+Teacher forcing gives the model the beginning of the object and its length; a user does not. As in "The Mirage of Model
 Editing" (arXiv 2502.11177) an answer ends at a full stop, a line break or an end token, and is compared after
 normalisation (lower case, no punctuation, no articles, single spaces). Departures from it: the object may stand
 anywhere in the answer (``facts_said``; ``facts_said_first`` asks for it at once), and answers are cut after
@@ -101,7 +101,7 @@ GENERATION = EvaluatorSpec(
 
 
 class GenerationHParams(HParams):
-    """How the model is let speak."""
+    """What the model is asked, and how long its answers are."""
 
     sample: Annotated[int, Field(ge=1)] | None = 40
     """Facts whose edited prompt is asked, the same ones before and after the edits; none for all. The defaults are

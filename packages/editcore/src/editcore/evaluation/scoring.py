@@ -1,4 +1,4 @@
-"""How well a model predicts given continuations: the engine under every metric that scores a target.
+"""How well a model predicts given continuations. Every metric that scores a target is computed here.
 
 Every (prompt, target) pair needs the log-probabilities of the target's tokens, each given what stands before it. Most
 of that work is shared: a prompt is scored with two targets, a target of one token needs only the logits of its prompt,
@@ -49,7 +49,7 @@ Ids = tuple[int, ...]
 @documented
 @dataclass(frozen=True, slots=True)
 class TargetScore:
-    """What one continuation is worth to the model."""
+    """How well the model predicts one continuation."""
 
     nll: float
     """Mean over the target's tokens of −log p(token | everything before it)."""
@@ -118,20 +118,20 @@ def score_targets(
 def _tokenise(
     model: LanguageModel, prompts: Sequence[str], targets: Sequence[str], joins: Sequence[str | None]
 ) -> list[_Pair]:
-    alone: dict[str, Ids] = {}
-    known: dict[tuple[str, str, str | None], _Pair] = {}
-    asked_for = list(zip(prompts, targets, joins, strict=True))
-    for prompt, target, join in asked_for:
-        if (prompt, target, join) in known:
+    prompt_ids: dict[str, Ids] = {}
+    pairs: dict[tuple[str, str, str | None], _Pair] = {}
+    continuations = list(zip(prompts, targets, joins, strict=True))
+    for prompt, target, join in continuations:
+        if (prompt, target, join) in pairs:
             continue
         asked = model.asked(prompt)
-        if asked not in alone:
-            alone[asked] = model.read_prompt(asked)[0]
-        ids, start = join_continuation(model, asked, alone[asked], target, join=join)
+        if asked not in prompt_ids:
+            prompt_ids[asked] = model.read_prompt(asked)[0]
+        ids, start = join_continuation(model, asked, prompt_ids[asked], target, join=join)
         if start == 0 or start >= len(ids):
             raise RequestError(f"Cannot score {target!r} after {prompt!r}: a prompt and a target need a token each.")
-        known[prompt, target, join] = _Pair(ids, start)
-    return [known[continuation] for continuation in asked_for]
+        pairs[prompt, target, join] = _Pair(ids, start)
+    return [pairs[continuation] for continuation in continuations]
 
 
 def covering_rows(sequences: Iterable[Ids]) -> tuple[list[Ids], dict[Ids, int]]:

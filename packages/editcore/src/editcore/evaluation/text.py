@@ -1,4 +1,4 @@
-"""How surprised a model is by text: the usual check that an edit left the rest of the model alone."""
+"""Perplexity of a text: the usual check that an edit left the rest of the model alone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["WINDOW", "perplexity"]
 
 WINDOW = 512
-"""Tokens of one forward pass if nothing else is asked for."""
+"""Tokens of one forward pass by default."""
 
 Ids = tuple[int, ...]
 

@@ -1,4 +1,4 @@
-"""Which preset of an editor is for which model: those of its package, and the user's own before them.
+"""Presets of an editor for a model. Those of the user come before those of the editor's package.
 
 A preset is a TOML file named like the model, such as ``llama-2-7b.toml``; its ``names`` list what else that model is
 called. The user's own are in ``presets/EDITOR/`` of editcore's cache folder, where ``editctl onboard`` puts them.
@@ -32,7 +32,7 @@ class Preset:
     source: str | Path
     """The package that holds it, or the folder of the user's own."""
     note: str = ""
-    """Why it was chosen for a model, where that is not plain; empty for the package's preset of the model's name."""
+    """Why it was chosen for a model; empty for the package's preset of the model's name."""
 
     @property
     def own(self) -> bool:
@@ -48,10 +48,10 @@ class Preset:
         return load_preset(self.source, self.name)
 
     def models(self) -> tuple[str, ...]:
-        """What else its models are called; nothing for a file that cannot be read."""
+        """Other names of its models; none for a file that cannot be read."""
         try:
             return preset_models(self.source, self.name)
-        except EditcoreError:  # said when the preset is asked for, not when another one is looked for
+        except EditcoreError:  # reported when this preset is used, not when another one is searched for
             return ()
 
 
@@ -61,7 +61,7 @@ def own_folder(editor: str) -> Path:
 
 
 def presets_of(spec: Spec) -> dict[str, Preset]:
-    """The presets of an editor by name, sorted; one of the user's stands in front of the package's of its name."""
+    """The presets of an editor by name, sorted. A preset of the user hides the package's preset of that name."""
     sources: tuple[str | Path | None, ...] = (getattr(spec, "presets", None), own_folder(spec.name))
     found = {
         name: Preset(editor=spec.name, name=name, source=source)
@@ -85,8 +85,8 @@ def get_preset(spec: Spec, name: str) -> Preset:
 
 
 def model_stem(model_name: str) -> str:
-    """What a model is called without its organisation or the folders above it: ``gpt2-xl`` of
-    ``openai-community/gpt2-xl``, and of the folder of its snapshot in the hub's cache."""
+    """A model's name without its organisation or the folders above it: ``gpt2-xl`` of ``openai-community/gpt2-xl``, and
+    of the folder of its snapshot in the hub's cache."""
     path = Path(model_name).expanduser()
     if path.is_dir():
         path = path.resolve()
@@ -95,12 +95,13 @@ def model_stem(model_name: str) -> str:
 
 
 def preset_for(spec: Spec, model_name: str) -> Preset | None:
-    """The preset of an editor for a model: the one named like it, else one that has it among its ``names``, capitals
-    aside; of two, the user's own. A folder that editcore wrote has that of its base, unless it has one of its own."""
+    """The preset of an editor for a model: the one with its name, else one that has it among its ``names``. Upper and
+    lower case do not matter. Of two presets, the user's is taken. A model folder that editcore wrote has the preset of
+    its base, unless there is one with its own name."""
     presets = sorted(presets_of(spec).values(), key=lambda preset: not preset.own)
     base = base_name(model_name)
-    for called, of in ((model_name, ""), *([] if base is None else [(base, f", the base of '{model_name}'")])):
-        stem = model_stem(called).casefold()
+    for name_or_base, of in ((model_name, ""), *([] if base is None else [(base, f", the base of '{model_name}'")])):
+        stem = model_stem(name_or_base).casefold()
         for preset in presets:
             if preset.name.casefold() == stem:
                 note = f"named like the model{of}" if preset.own or of else ""

@@ -40,22 +40,22 @@ _BELONGS_ELSEWHERE = (
 @documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Imported:
-    """A file in our words."""
+    """A file of hyperparameters, as settings of editcore."""
 
     source: str
     """Path of the file."""
     editor: str
     """The editor whose settings it has."""
     backend: str | None
-    """One whose settings the file has."""
+    """The backend whose settings the file has; ``None`` if it has none."""
     extensions: tuple[str, ...]
-    """Those whose settings the file has."""
+    """The extensions whose settings the file has."""
     settings: Mapping[str, HParams]
-    """By editor, backend or extension; what the file does not say is unset."""
+    """By editor, backend or extension. A field that the file does not have is unset."""
     added: Mapping[str, str]
-    """What the file leaves to its code, by ``owner.field``, and why it is set here."""
+    """Settings that the file leaves to its code, as ``name = value``, and why they are set here."""
     dropped: Mapping[str, str]
-    """What was not used, and why."""
+    """Fields that were not used, and why."""
 
     def toml(self) -> str:
         """A file for ``editctl run --config``."""
@@ -74,7 +74,7 @@ def import_file(path: Path | str, plugins: Plugins, *, editor: str | None = None
     """Read a JSON or YAML file of hyperparameters.
 
     Args:
-        editor: whose they are; left out, ``alg_name`` in the file or the name of its folder says so.
+        editor: whose they are; left out, it is named by ``alg_name`` in the file, or by the file's folder.
 
     Raises:
         HParamsError: the file cannot be read, no editor is known, or a value does not fit its setting.
@@ -112,8 +112,11 @@ def _parse_json(text: str) -> object:
 
 
 def _parse_yaml(text: str) -> object:
-    """A YAML document with every scalar as text: YAML 1.1 has its own idea of numbers (5e-1 is none), so that they are
-    read where it is known what a field takes. Tags and aliases mean nothing in such a file."""
+    """A YAML document with every scalar as text.
+
+    YAML 1.1 does not take 5e-1 for a number. So numbers are read later, where the type of the field is known. Tags are
+    ignored, and aliases are refused.
+    """
     import yaml
 
     try:
@@ -144,7 +147,7 @@ def _class_of(spec: EditorSpec) -> type[HParams]:
 
 @dataclass(frozen=True, slots=True)
 class _Owner:
-    """Something installed that has settings."""
+    """An installed editor, backend or extension, with its settings."""
 
     name: str
     kind: str
@@ -157,7 +160,7 @@ class _Owner:
         return cls(name, kind, made, {setting.name: setting for setting in describe(made)})
 
     def find(self, field: str) -> str | None:
-        """Our name of a field: its own, or without the owner's name in front."""
+        """The setting that a field is: of the same name, or of the name without the owner's in front."""
         return next((name for name in (field, field.removeprefix(f"{self.name}_")) if name in self.settings), None)
 
 
@@ -168,7 +171,7 @@ def _translate(path: Path, fields: Fields, spec: EditorSpec, plugins: Plugins) -
     dropped: dict[str, str] = {}
     chosen: dict[str, str] = {}
     mode = str(fields.get("edit_mode", ""))
-    if mode and not any(_means(mode, backend) for backend in plugins.backends()):
+    if mode and not any(_asks_for(mode, backend) for backend in plugins.backends()):
         dropped["edit_mode"] = f"no installed backend is {_shown(mode)}"
     for field, value in fields.items():
         if field in {"alg_name", "edit_mode"}:
@@ -177,16 +180,16 @@ def _translate(path: Path, fields: Fields, spec: EditorSpec, plugins: Plugins) -
             values[editor.name][field] = value
         elif field in _TRANSLATORS and (translated := _TRANSLATORS[field](value, editor.settings)):
             values[editor.name] |= {name: known for name, known in translated.items() if name not in fields}
-            if field in _CHOOSING:
+            if field in _VARIANT_FIELDS:
                 chosen |= {name: f"{field} is set" for name in translated if name not in fields}
         elif (found := _companion(field, companions)) is None:
             dropped[field] = _reason(field, editor, companions)
-        elif found[0].kind == "backend" and mode and not _means(mode, found[0].name):
+        elif found[0].kind == "backend" and mode and not _asks_for(mode, found[0].name):
             dropped[field] = f"edit_mode is {_shown(mode)}, not {found[0].name}"
         else:
             values.setdefault(found[0].name, {})[found[1]] = value
     added = {name: (values[editor.name][name], why) for name, why in chosen.items()}
-    added |= dict(_added(values[editor.name], editor, _called(path, fields, editor)))
+    added |= dict(_added(values[editor.name], editor, _alias_of(path, fields, editor)))
     values[editor.name] |= {name: value for name, (value, _) in added.items()}
     owners = {owner.name: owner for owner in (editor, *companions) if owner.name in values}
     return Imported(
@@ -211,12 +214,12 @@ def _companions(plugins: Plugins) -> Iterator[_Owner]:
 
 
 def _companion(field: str, companions: Sequence[_Owner]) -> tuple[_Owner, str] | None:
-    """Whose a field is, and its name there. The owner's name in front decides; else its own name must match."""
+    """The owner of a field, and its setting. The owner's name in front decides; else the name must match."""
     ordered = sorted(companions, key=lambda owner: not field.startswith(f"{owner.name}_"))
     return next(((owner, name) for owner in ordered if (name := owner.find(field)) is not None), None)
 
 
-def _means(mode: str, backend: str) -> bool:
+def _asks_for(mode: str, backend: str) -> bool:
     """Whether an ``edit_mode`` such as ``lora_native`` asks for a backend."""
     return mode == backend or mode.startswith(f"{backend}_")
 
@@ -234,26 +237,26 @@ def _reason(field: str, editor: _Owner, companions: Collection[_Owner]) -> str:
     )
 
 
-def _called(path: Path, fields: Fields, editor: _Owner) -> str:
-    """The other name by which the file, or its folder, calls the editor's method; empty if it does not."""
+def _alias_of(path: Path, fields: Fields, editor: _Owner) -> str:
+    """The other name of the editor's method that the file, or its folder, has; empty if there is none."""
     names = (str(fields.get("alg_name", "")), path.absolute().parent.name)
     return next((name for name in names if name.lower() in editor.hparams.also_named), "")
 
 
-def _added(values: Fields, editor: _Owner, called: str) -> Iterator[tuple[str, tuple[object, str]]]:
-    """What the method's name says, and what the files leave to their code where ours has another default."""
-    for name, value in editor.hparams.also_named.get(called.lower(), {}).items():
+def _added(values: Fields, editor: _Owner, alias: str) -> Iterator[tuple[str, tuple[object, str]]]:
+    """Settings that follow from the method's name, and those that the files leave to code with another default."""
+    for name, value in editor.hparams.also_named.get(alias.lower(), {}).items():
         if name not in values:
-            yield name, (value, f"the file is for {called}")
+            yield name, (value, f"the file is for {alias}")
     yield from ((name, left) for name, left in editor.hparams.left_to_code.items() if name not in values)
 
 
 _MOST_CONTEXTS = 100
-"""More are refused by the settings, and need no list here."""
+"""With more, no list is made here: the settings refuse them."""
 
 
 def _context_counts(value: object, settings: Collection[str]) -> Fields:
-    """``[[5, 10], [10, 10]]``, pairs of length and number: as many contexts in all, of these lengths in turn."""
+    """Pairs of length and number, such as ``[[5, 10], [10, 10]]``, as the count of all contexts and their lengths."""
     if not {"context_count", "context_length"} <= set(settings) or not isinstance(value, list):
         return {}
     pairs = [[_number(part) for part in pair] if isinstance(pair, list) else [] for pair in value]
@@ -278,9 +281,9 @@ _TRANSLATORS: Mapping[str, Callable[[object, Collection[str]], Fields]] = {
     "enable_random_prefix_keys": _key_mode("mean"),
     "enable_prompt_keys": _key_mode("prompt"),
 }
-"""Fields that have another name or form here. An empty answer: there is no such setting."""
-_CHOOSING = frozenset({"enable_random_prefix_keys", "enable_prompt_keys"})
-"""Those that choose between variants of a method, which is told."""
+"""Fields that have another name or form here. A translator returns nothing if there is no such setting."""
+_VARIANT_FIELDS = frozenset({"enable_random_prefix_keys", "enable_prompt_keys"})
+"""Fields that choose a variant of a method. The user is told of them."""
 
 
 def _build(path: Path, owner: _Owner, values: Fields) -> HParams:
@@ -289,7 +292,7 @@ def _build(path: Path, owner: _Owner, values: Fields) -> HParams:
 
 
 def _fit(value: object, setting: Setting) -> object:
-    """Numbers and truth values written as text, where the setting takes no text."""
+    """The value, with texts read as numbers and truth values where the setting takes no text."""
     if setting.type.endswith(" or none") and value in ("", "~", "null", "Null", "NULL"):
         return None
     return value if "text" in setting.type else _read_numbers(value, whole="int" in setting.type)
@@ -305,7 +308,7 @@ def _read_numbers(value: object, *, whole: bool) -> object:
 
 
 def _number(value: object) -> object:
-    """What a text says if it is a number or a truth value, else the value itself."""
+    """The number or truth value that a text is; any other value as it is."""
     if not isinstance(value, str):
         return value
     text = value.strip()

@@ -36,13 +36,11 @@ from editcore.testing.contract import (
 )
 from editcore.testing.tiny import tiny_model
 
-__all__ = ["BackendContract", "Deltas"]
-
-Deltas = Changes
+__all__ = ["BackendContract"]
 
 
 class BackendContract(Contract):
-    """What every backend keeps. Give ``backend_name``; ``hparams`` where it has any that are required."""
+    """The contract of every backend. Give ``backend_name``, and ``hparams`` where some are required."""
 
     effect_tolerance: ClassVar[float] = 1e-6
     """Largest difference of logits from those of the raw weight change, in units of that change's largest effect. The
@@ -74,7 +72,7 @@ class BackendContract(Contract):
         return lambda: _Opened.make(make_model(), _backend(spec, hparams), corpus)
 
     @pytest.fixture
-    def batches(self, make_model: MakeModel) -> tuple[Deltas, Deltas, Deltas]:
+    def batches(self, make_model: MakeModel) -> tuple[Changes, Changes, Changes]:
         """Three batches of deltas of several ranks: two overlap in a weight, one touches two weights."""
         model = make_model()
         generator = torch.Generator().manual_seed(0)
@@ -132,14 +130,14 @@ class BackendContract(Contract):
     ) -> None:
         """Weights and logits are those of the model that was handed over, to the bit."""
         model = make_model()
-        before = _Seen.of(model, model.weights.names())
+        before = _Snapshot.of(model, model.weights.names())
         _Opened.make(model, _backend(spec, hparams), corpus)
         assert not before.differences(model)
 
     def test_the_effect_is_that_of_the_weight_change(
-        self, make_model: MakeModel, opened: Callable[[], _Opened], batches: tuple[Deltas, Deltas, Deltas]
+        self, make_model: MakeModel, opened: Callable[[], _Opened], batches: tuple[Changes, Changes, Changes]
     ) -> None:
-        """Batch upon batch, the logits are those of ``W + Σ left @ right``."""
+        """After each batch, the logits are those of ``W + Σ left @ right``."""
         reference = make_model()
         base = logits_of(reference)
         made = opened()
@@ -154,14 +152,14 @@ class BackendContract(Contract):
     def test_every_kind_that_it_takes_has_its_effect(
         self, make_model: MakeModel, opened: Callable[[], _Opened], spec: BackendSpec, every_kind: Changes
     ) -> None:
-        """Thin, dense and vector changes, of any weight, and nothing of them afterwards."""
+        """Thin, dense and vector changes of any weight have their effect, and leave nothing behind."""
         assert {change.kind for change in every_kind.values()} == spec.takes - {"attachment"}
         reference = make_model()
         base = logits_of(reference)
         for address, change in every_kind.items():
             add_changes(reference, address, [change])
         made = opened()
-        before = made.see()
+        before = made.snapshot()
         made.backend.apply(every_kind)
         off = self._off(logits_of(made.model), logits_of(reference), base)
         assert off <= self.effect_tolerance, f"logits are off by {off:.1e} of the largest effect"
@@ -169,12 +167,12 @@ class BackendContract(Contract):
         assert not before.differences(made.model)
 
     def test_a_trial_is_the_state_after_it_and_leaves_nothing(
-        self, opened: Callable[[], _Opened], batches: tuple[Deltas, Deltas, Deltas]
+        self, opened: Callable[[], _Opened], batches: tuple[Changes, Changes, Changes]
     ) -> None:
-        """Inside, the model answers as after ``apply``; the bits are back on every way out."""
+        """Inside, the model answers as after ``apply``. The bits are restored however the block ends."""
         a, b, c = batches
         made, applied = opened().apply([a]), opened().apply([a, b])
-        before = made.see()
+        before = made.snapshot()
         base = logits_of(opened().model)
         with contextlib.suppress(InjectedFailure), made.backend.trial(b):
             off = self._off(logits_of(made.model), logits_of(applied.model), base)
@@ -185,24 +183,24 @@ class BackendContract(Contract):
             pass
         assert not before.differences(made.model), "a trial left something"
         made.backend.apply(b)
-        assert not applied.see().differences(made.model), "a trial changed what comes after it"
+        assert not applied.snapshot().differences(made.model), "a trial changed what comes after it"
 
     def test_a_trial_in_bfloat16_is_rounded_as_what_is_applied(
         self,
         make_model: MakeModel,
         spec: BackendSpec,
         hparams: dict[str, object],
-        batches: tuple[Deltas, Deltas, Deltas],
+        batches: tuple[Changes, Changes, Changes],
         corpus: str,
     ) -> None:
-        """Behind other batches, weights and answers inside are to the bit those after ``apply``: what is measured is
+        """After other batches, weights and answers inside are those after ``apply``, to the bit: what is measured is
         what is written."""
         a, b, c = batches
         model = make_model()
         model.hf.to(torch.bfloat16)
         made = _Opened.make(model, _backend(spec, hparams), corpus).apply([a, b])
         with made.backend.trial(c):
-            tried = made.see()
+            tried = made.snapshot()
         made.backend.apply(c)
         assert not tried.differences(made.model), "what was on trial is not what was applied"
 
@@ -212,20 +210,20 @@ class BackendContract(Contract):
         return float((found - expected).abs().max() / (expected - base).abs().max())
 
     def test_other_weights_stay_as_they_are(
-        self, opened: Callable[[], _Opened], batches: tuple[Deltas, Deltas, Deltas]
+        self, opened: Callable[[], _Opened], batches: tuple[Changes, Changes, Changes]
     ) -> None:
         """Only weights that the deltas name may differ from the base."""
         made = opened()
-        before = made.see()
+        before = made.snapshot()
         made.apply(batches)
         assert set(before.changed_weights(made.model)) <= {name for deltas in batches for name in deltas}
 
     def test_the_base_comes_back_to_the_bit(
-        self, opened: Callable[[], _Opened], batches: tuple[Deltas, Deltas, Deltas]
+        self, opened: Callable[[], _Opened], batches: tuple[Changes, Changes, Changes]
     ) -> None:
         """``rebuild([])`` after any history."""
         made = opened()
-        before = made.see()
+        before = made.snapshot()
         made.apply(batches)
         made.backend.rebuild([])
         assert not before.differences(made.model)
@@ -235,11 +233,11 @@ class BackendContract(Contract):
         assert not before.differences(made.model)
 
     def test_rebuilding_is_a_fresh_start(
-        self, opened: Callable[[], _Opened], batches: tuple[Deltas, Deltas, Deltas]
+        self, opened: Callable[[], _Opened], batches: tuple[Changes, Changes, Changes]
     ) -> None:
         """``rebuild(s)`` gives the bits of opening anew and applying each of ``s``, whatever was active before."""
         a, b, c = batches
-        histories: list[tuple[Sequence[Deltas], Sequence[Deltas]]] = [
+        histories: list[tuple[Sequence[Changes], Sequence[Changes]]] = [
             ([], [a, b, c]),  # a run that is resumed
             ([a, b, c], [a, b, c]),  # nothing left out
             ([a, b, c], [a, c]),  # the middle one taken back
@@ -248,34 +246,34 @@ class BackendContract(Contract):
         for history, active in histories:
             made, fresh = opened().apply(history), opened().apply(active)
             made.backend.rebuild(active)
-            assert not fresh.see().differences(made.model), f"{len(active)} active after {len(history)} batches"
+            assert not fresh.snapshot().differences(made.model), f"{len(active)} active after {len(history)} batches"
 
-    def test_order_is_kept(self, opened: Callable[[], _Opened], batches: tuple[Deltas, Deltas, Deltas]) -> None:
-        """Sums are made in the order of the batches, and what is applied after a rebuild comes behind it."""
+    def test_order_is_kept(self, opened: Callable[[], _Opened], batches: tuple[Changes, Changes, Changes]) -> None:
+        """Sums are made in the order of the batches. What is applied after a rebuild is added last."""
         a, b, c = batches
         made = opened()
         made.backend.rebuild([c, b, a])
-        assert not opened().apply([c, b, a]).see().differences(made.model)
+        assert not opened().apply([c, b, a]).snapshot().differences(made.model)
         made.backend.rebuild([b])
         made.backend.apply(a)
-        assert not opened().apply([b, a]).see().differences(made.model)
+        assert not opened().apply([b, a]).snapshot().differences(made.model)
 
     def test_saving_leaves_the_model_as_it_is(
         self,
         registry: Plugins,
         spec: BackendSpec,
         opened: Callable[[], _Opened],
-        batches: tuple[Deltas, Deltas, Deltas],
+        batches: tuple[Changes, Changes, Changes],
         tmp_path: Path,
     ) -> None:
         """Weights and logits, to the bit; and the next batch finds what it would have found."""
         a, b, c = batches
         made = opened().apply([a, b])
-        before = made.see()
+        before = made.snapshot()
         made.edited(registry, spec).save(tmp_path / "saved")
         assert not before.differences(made.model), "saving changed the model"
         made.backend.apply(c)
-        assert not opened().apply([a, b, c]).see().differences(made.model), "saving changed what comes after it"
+        assert not opened().apply([a, b, c]).snapshot().differences(made.model), "saving changed what comes after it"
 
     def test_what_was_saved_loads_as_the_edited_model(
         self,
@@ -283,10 +281,11 @@ class BackendContract(Contract):
         spec: BackendSpec,
         make_model: MakeModel,
         opened: Callable[[], _Opened],
-        batches: tuple[Deltas, Deltas, Deltas],
+        batches: tuple[Changes, Changes, Changes],
         tmp_path: Path,
     ) -> None:
-        """``from_pretrained`` needs nothing of the backend: the names are those of the base, the edits are in it."""
+        """``from_pretrained`` needs nothing of the backend: names are those of the base, and the edits are in the
+        weights."""
         base = make_model()
         made = opened().apply(batches)
         made.edited(registry, spec).save(tmp_path / "saved")
@@ -320,21 +319,21 @@ class _Opened:
         open_backend(backend, model, statistics=store)
         return cls(model, backend, names)
 
-    def apply(self, batches: Sequence[Deltas]) -> _Opened:
+    def apply(self, batches: Sequence[Changes]) -> _Opened:
         for deltas in batches:
             self.backend.apply(deltas)
         return self
 
-    def see(self) -> _Seen:
-        return _Seen.of(self.model, self.names)
+    def snapshot(self) -> _Snapshot:
+        return _Snapshot.of(self.model, self.names)
 
     def edited(self, registry: Plugins, spec: BackendSpec) -> EditedModel:
         return EditedModel(self.model, self.backend, spec=spec, plugins=registry)
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """Weights under the names they had before any backend, and logits: what holds for every kind of backend.
+class _Snapshot:
+    """Weights, under the names that they had before any backend, and logits.
 
     A state dict would not do, because a backend may wrap modules and so rename what they hold.
     """
@@ -343,7 +342,7 @@ class _Seen:
     logits: Tensor
 
     @classmethod
-    def of(cls, model: LanguageModel, names: Iterable[str]) -> _Seen:
+    def of(cls, model: LanguageModel, names: Iterable[str]) -> _Snapshot:
         return cls({name: model.weight(name).detach().clone() for name in names}, logits_of(model))
 
     def changed_weights(self, model: LanguageModel) -> list[str]:

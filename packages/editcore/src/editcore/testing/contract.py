@@ -1,4 +1,4 @@
-"""What all contract suites share: the refusal of silent overrides, and what is compared to the bit."""
+"""The base of all contract suites: fixtures, the refusal of silent overrides, and comparisons to the bit."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ MakeModel = Callable[[], LanguageModel]
 
 
 class Contract:
-    """What all suites share: the usual fixtures, and the refusal of silent overrides."""
+    """The base of all suites: the usual fixtures, and the refusal of silent overrides."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -68,12 +68,12 @@ class Contract:
 
     @pytest.fixture
     def registry(self) -> Plugins:
-        """The plugins that are installed."""
+        """The installed plugins."""
         return Plugins.load()
 
     @pytest.fixture
     def hparams(self) -> dict[str, object]:
-        """Hyperparameters of what is tested, as JSON has them; small numbers keep tests fast."""
+        """Hyperparameters of the tested class, as JSON values; small numbers keep tests fast."""
         return {}
 
     @pytest.fixture
@@ -102,12 +102,12 @@ def _standard_tests(cls: type) -> dict[str, object]:
 
 
 def _used(cls: type, name: str) -> object:
-    """What pytest will find under ``name``, as it was written in the class that gives it."""
+    """The attribute that pytest will find under ``name``, as its class defines it."""
     return next(vars(base)[name] for base in cls.__mro__ if name in vars(base))
 
 
 def _marks(declared: object) -> Sequence[pytest.Mark]:
-    """What ``pytestmark`` may be: marks, decorators, or a list of either."""
+    """The marks in a ``pytestmark``: marks, decorators, or a list of either."""
     listed = declared if isinstance(declared, list | tuple) else [declared]
     marks = [mark.mark if isinstance(mark, pytest.MarkDecorator) else mark for mark in listed]
     return [mark for mark in marks if isinstance(mark, pytest.Mark)]
@@ -122,7 +122,7 @@ def _is_declared_failure(override: object) -> bool:
 
 
 def imports_nothing_heavy(registry: Plugins, kind: str, name: str, hparams: str | None) -> None:
-    """Announce in a new process, which sees what this one sees but for other plugins, and look at its imports."""
+    """Announce in a new process, with the other plugins disabled, and check what it imported."""
     modules = [hparams.partition(":")[0]] if hparams else []
     code = (
         f"import importlib, sys\nfrom editcore import Plugins\nPlugins.load().{kind}({name!r})\n"
@@ -162,7 +162,7 @@ def survives_json(hparams: type[HParams], values: Mapping[str, object], owner: s
 
 @dataclass(frozen=True)
 class ModelState:
-    """Everything about a model that must not change behind its owner's back."""
+    """Everything about a model that must not change unasked."""
 
     tensors: Mapping[str, Tensor]
     flags: Mapping[str, object]
@@ -181,7 +181,7 @@ class ModelState:
         )
 
     def differences(self, other: ModelState) -> list[str]:
-        """Names of what differs, to the bit."""
+        """The names of what differs in any bit."""
         flags = {name for name in {*self.flags, *other.flags} if self.flags.get(name) != other.flags.get(name)}
         return [*self.changed_tensors(other), *sorted(flags)]
 
@@ -203,7 +203,7 @@ def _flags(module: nn.Module) -> Iterator[tuple[str, object]]:
 
 
 def renumbered(*sessions: EditSession) -> None:
-    """Give the next batch of all the same number: what is drawn at random is drawn by number."""
+    """Give the next batch of all sessions the same number, because random draws depend on it."""
     number = max(session.next_batch for session in sessions)
     for session in sessions:
         session.next_batch = number
@@ -225,12 +225,12 @@ def logits_of(model: LanguageModel) -> Tensor:
 
 
 class InjectedFailure(Exception):  # noqa: N818  stands for any failure
-    """Raised inside a forward pass, to see what an editor leaves behind."""
+    """Raised inside a forward pass, to find what an editor leaves behind."""
 
 
 @contextlib.contextmanager
 def counting_passes(model: LanguageModel, *, fail_at: int | None = None) -> Iterator[list[int]]:
-    """Counts forward passes; the one of number ``fail_at`` raises."""
+    """Counts forward passes. The pass with the number ``fail_at`` raises."""
     passes: list[int] = []
 
     def on_embedding(_module: nn.Module, _args: tuple[Any, ...], _output: Any) -> None:

@@ -46,7 +46,7 @@ __all__ = ["EditorContract"]
 
 
 class EditorContract(Contract):
-    """What every editor keeps. Give ``editor_name`` and ``hparams``; override ``make_model`` for another model."""
+    """The contract of every editor. Give ``editor_name`` and ``hparams``; override ``make_model`` for another model."""
 
     @pytest.fixture
     def editor_name(self) -> str:
@@ -77,7 +77,7 @@ class EditorContract(Contract):
     def prepared(
         self, registry: Plugins, spec: EditorSpec, hparams: dict[str, object], corpus: str, make_model: MakeModel
     ) -> Callable[[], _Prepared]:
-        """Makes a new model and an editor that has seen it."""
+        """Makes a new model, and an editor that has prepared for it."""
 
         def make() -> _Prepared:
             model = make_model()
@@ -122,7 +122,7 @@ class EditorContract(Contract):
         survives_json(resolve(spec.hparams), hparams, spec.name)
 
     def test_propose_leaves_the_model_unchanged(self, prepared: Callable[[], _Prepared], batch: EditBatch) -> None:
-        """Applying is the backend's work: weights, flags and hooks are as before, to the bit."""
+        """Weights, flags and hooks are as before, to the bit: applying is the backend's work."""
         made = prepared()
         before = ModelState.of(made.model)
         made.propose(batch)
@@ -131,7 +131,7 @@ class EditorContract(Contract):
     def test_a_failed_propose_leaves_the_model_unchanged(
         self, prepared: Callable[[], _Prepared], batch: EditBatch
     ) -> None:
-        """So it is when a forward pass fails: the first, one in the middle, the last."""
+        """Weights, flags and hooks are as before when a forward pass fails: the first, a middle one, the last."""
         made = prepared()
         with counting_passes(made.model) as passes:
             made.propose(batch)
@@ -150,8 +150,8 @@ class EditorContract(Contract):
     def test_a_proposal_is_complete(
         self, prepared: Callable[[], _Prepared], spec: EditorSpec, batch: EditBatch
     ) -> None:
-        """It writes something, of the kinds that the announcement names; changes fit their weights and are finite;
-        every fact has its evidence."""
+        """It writes something, of the kinds that it announces. Changes fit their weights and are finite, and every fact
+        has its evidence."""
         made = prepared()
         proposal = made.propose(batch)
         assert proposal.changes or proposal.attachment, "the proposal writes nothing"
@@ -176,7 +176,7 @@ class EditorContract(Contract):
     def test_a_proposal_can_be_applied_and_taken_back(
         self, prepared: Callable[[], _Prepared], batch: EditBatch
     ) -> None:
-        """Applying twice gives the same bits and answers, and taking back gives the first ones."""
+        """Applying twice gives the same bits and answers, and undoing restores the first ones."""
         made = prepared()
         written = made.propose(batch).written
         base, answers = ModelState.of(made.model), logits_of(made.model)
@@ -196,7 +196,7 @@ class EditorContract(Contract):
     def test_other_weights_stay_as_they_are(
         self, open_session: Callable[[], EditSession], make_model: MakeModel, batch: EditBatch
     ) -> None:
-        """From the unedited model to the edited one, only weights that the proposal names differ."""
+        """Only weights that the proposal names differ from the unedited model."""
         base = make_model()
         session = open_session()
         [result] = session.edit(batch.requests)
@@ -207,12 +207,12 @@ class EditorContract(Contract):
         assert changed <= named, "weights changed that the proposal does not name"
 
     def test_the_same_seed_gives_the_same_bits(self, prepared: Callable[[], _Prepared], batch: EditBatch) -> None:
-        """Two new models, two new editors, one answer."""
+        """Two new editors on two new models give the same answer."""
         first, second = (prepared().propose(batch).written for _ in range(2))
         _assert_same_bits(first, second)
 
     def test_the_target_becomes_likelier(self, prepared: Callable[[], _Prepared], batch: EditBatch) -> None:
-        """In the geometric mean over the batch: on a random model one fact may lose by what another one gains."""
+        """They do so in the geometric mean over the batch: on a random model, one fact may lose what another gains."""
         made = prepared()
         before = _target_log_probabilities(made.model, batch.requests)
         made.edited.apply(made.propose(batch).written)
@@ -241,7 +241,7 @@ class EditorContract(Contract):
         open_session: Callable[[], EditSession],
         requests_to_edit: tuple[EditRequest, ...],
     ) -> None:
-        """The session never hands over more than ``max_batch``, and the editor takes as many as it says."""
+        """The session never gives more than ``max_batch`` requests, and the editor takes as many as it announces."""
         results = open_session().edit(requests_to_edit)
         sizes = [len(result.batch) for result in results]
         assert sum(sizes) == len(requests_to_edit)
@@ -251,7 +251,7 @@ class EditorContract(Contract):
     def test_an_empty_batch_is_refused(
         self, prepared: Callable[[], _Prepared], open_session: Callable[[], EditSession]
     ) -> None:
-        """By the session and by the editor, with an error that a user can read."""
+        """The session refuses it, and so does the editor, with an error that a user can read."""
         with pytest.raises(RequestError, match="empty"):
             open_session().edit([])
         with pytest.raises(EditcoreError):
@@ -260,7 +260,7 @@ class EditorContract(Contract):
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A model in the charge of the backend ``raw``, and an editor that has looked at it."""
+    """A model with the backend ``raw``, and an editor that has prepared for it."""
 
     edited: EditedModel
     editor: Editor
@@ -292,7 +292,7 @@ def _assert_same_bits(first: Written, second: Written) -> None:
 
 
 def _tensors_beside_changes(written: Written) -> dict[str, Tensor]:
-    """Tensors that are no part of a change."""
+    """Tensors that are not part of a change."""
     attachment = {} if written.attachment is None else written.attachment.tensors
     return {**{f"attachment/{name}": tensor for name, tensor in attachment.items()}, **written.memory}
 

@@ -41,14 +41,17 @@ from editcore.testing.tiny import tiny_records
 __all__ = ["EvaluatorContract"]
 
 _SHARES = (0.0, 50.0, 100.0)
-"""What parts of a composite may be, all in all combinations."""
+"""Values of the parts of a composite, tried in all combinations."""
 
 Observations = tuple[Observation, ...]
 
 
 class EvaluatorContract(Contract):
-    """What every evaluator keeps. Give ``evaluator_name``; ``hparams`` where it has any that are required; ``records``
-    where it asks what :func:`editcore.testing.tiny_records` do not have."""
+    """The contract of every evaluator.
+
+    Give ``evaluator_name``; ``hparams`` where some are required; and ``records`` where the evaluator asks for what
+    :func:`editcore.testing.tiny_records` do not have.
+    """
 
     not_observed: ClassVar[frozenset[str]] = frozenset()
     """Announced metrics of which ``records`` give no observation."""
@@ -104,7 +107,8 @@ class EvaluatorContract(Contract):
             survives_json(resolve(spec.hparams), hparams, spec.name)
 
     def test_it_observes_what_it_announces(self, bench: _Bench, spec: EvaluatorSpec) -> None:
-        """Nothing else: no table and no picture would know what to do with it. Composites are made of observations."""
+        """It observes nothing else, because tables and pictures could not show it. Composites are computed, not
+        observed."""
         for observation in bench.edited():
             assert isinstance(observation, Observation), f"{observation!r:.80} is among the observations"
             assert observation.metric in _observed_metrics(spec), (
@@ -112,13 +116,13 @@ class EvaluatorContract(Contract):
             )
 
     def test_every_announced_metric_is_observed(self, bench: _Bench, spec: EvaluatorSpec) -> None:
-        """On the unedited model or the edited one, but for those that the suite's subclass names."""
+        """On the unedited model or the edited one, except for metrics in ``not_observed``."""
         unedited = bench.unedited()
         missing = _observed_metrics(spec) - {observation.metric for observation in (*unedited, *bench.edited(unedited))}
         assert missing == self.not_observed, f"not observed: {sorted(missing)}; so named: {sorted(self.not_observed)}"
 
     def test_values_are_finite_and_shares_are_parts_of_1(self, bench: _Bench, spec: EvaluatorSpec) -> None:
-        """What cannot be told is left out."""
+        """A metric without a value has no observation."""
         shares = {metric.name for metric in spec.metrics if metric.share}
         for observation in bench.edited():
             assert _finite(observation.value), (
@@ -130,7 +134,7 @@ class EvaluatorContract(Contract):
                 )
 
     def test_it_observes_only_what_it_was_asked(self, bench: _Bench) -> None:
-        """Not the records of an earlier measurement, nor others that it was told of."""
+        """It does not observe records of an earlier measurement, nor those of ``unedited``."""
         evaluator, edited, asked = bench.make_evaluator(), bench.make_edited(), bench.records[:1]
         unedited = _ask(evaluator, bench.make_model(), bench.records)
         _ask(evaluator, edited, bench.records, unedited)
@@ -139,7 +143,7 @@ class EvaluatorContract(Contract):
             assert found <= {record.request.id for record in asked}, "it observed facts that it was not asked"
 
     def test_the_same_question_has_the_same_answer(self, bench: _Bench) -> None:
-        """Whatever was measured before, and for another evaluator: a run that was killed and resumed asks again."""
+        """Whatever was measured before, and by another instance: a run that was killed and resumed asks again."""
         evaluator, edited = bench.make_evaluator(), bench.make_edited()
         unedited = _ask(evaluator, bench.make_model(), bench.records)
         first = _ask(evaluator, edited, bench.records, unedited)
@@ -155,7 +159,7 @@ class EvaluatorContract(Contract):
         assert not before.differences(ModelState.of(model)), "the model changed while it was measured"
 
     def test_a_failed_measurement_leaves_the_model_as_it_is(self, bench: _Bench) -> None:
-        """So it is when a forward pass fails: the first, one in the middle, the last."""
+        """Weights and hooks are as before when a forward pass fails: the first, a middle one, the last."""
         with counting_passes(model := bench.make_model()) as passes:
             _ask(bench.make_evaluator(), model, bench.records)
         for fail_at in sorted({0, len(passes) // 2, len(passes) - 1} & set(passes)):
@@ -199,8 +203,8 @@ class EvaluatorContract(Contract):
                     assert 0 <= value <= 100, f"the share {composite.name} of {values} is {value}"
 
     def test_what_it_compares_with_is_announced(self, bench: _Bench, spec: EvaluatorSpec) -> None:
-        """One that ``compares`` sees what was observed of the unedited model, and another does not look at it: a run
-        may or may not have it then."""
+        """An evaluator that ``compares`` reads the observations of the unedited model. Another must not depend on them,
+        because a run may not have them."""
         alone, compared = bench.edited(), bench.edited(bench.unedited())
         if spec.compares:
             assert compared != bench.edited(alone), "it announces that it compares, and compares with nothing"
@@ -235,14 +239,14 @@ class EvaluatorContract(Contract):
 
 @dataclass(frozen=True)
 class _Bench:
-    """What measurements are made of."""
+    """Makes evaluators and models, and measures."""
 
     make_evaluator: Callable[[], Evaluator]
     make_model: MakeModel
     records: tuple[FactRecord, ...]
 
     def make_edited(self) -> LanguageModel:
-        """The same model with other MLPs, which answers everything otherwise."""
+        """The same model with other MLPs, whose answers all differ."""
         return _edited(self.make_model())
 
     def unedited(self) -> Observations:
@@ -250,7 +254,7 @@ class _Bench:
         return _ask(self.make_evaluator(), self.make_model(), self.records)
 
     def edited(self, unedited: Sequence[Observation] | None = None) -> Observations:
-        """What a new evaluator observes of the edited one, told what was observed of the unedited one or not."""
+        """What a new evaluator observes of the edited model, with or without the observations of the unedited one."""
         return _ask(self.make_evaluator(), self.make_edited(), self.records, unedited)
 
 
@@ -260,7 +264,7 @@ def _ask(
     records: Sequence[FactRecord],
     unedited: Sequence[Observation] | None = None,
 ) -> Observations:
-    """What it observes; of the unedited model's observations it is handed those of the records."""
+    """What an evaluator observes. It is given the unedited model's observations of the records alone."""
     asked = {record.request.id for record in records}
     known = (
         None if unedited is None else tuple(observation for observation in unedited if observation.request_id in asked)
@@ -288,7 +292,7 @@ def _edited(model: LanguageModel) -> LanguageModel:
 
 
 def _lacking(record: FactRecord) -> list[FactRecord]:
-    """The record without this and that; the id says without what."""
+    """Copies of the record that each lack something; the id says what."""
     request = record.request
 
     def without(what: str, changed: EditRequest = request, **fields: object) -> FactRecord:

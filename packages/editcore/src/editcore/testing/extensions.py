@@ -128,7 +128,7 @@ class ExtensionContract(Contract):
 
     @pytest.fixture
     def reopen(self, open_session: Open, tmp_path: Path) -> Callable[[EditSession, str], EditSession]:
-        """Opens a copy of a session's folder, as a process does that resumes the run."""
+        """Opens a copy of a session's folder, as a process that resumes the run does."""
 
         def again(session: EditSession, folder: str) -> EditSession:
             assert session.ledger.directory is not None
@@ -174,14 +174,14 @@ class ExtensionContract(Contract):
         records: Sequence[FactRecord],
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """Weights, hooks and flags, to the bit. Changes are proposed by editors and written by backends."""
-        watches: list[_Watch] = []
+        """Weights, hooks and flags stay, to the bit. Editors propose changes, and backends write them."""
+        lifecycles: list[_WatchedLifecycle] = []
 
-        def watched(instances: Mapping[str, object]) -> _Watch:
-            watches.append(_Watch(lifecycle(instances)))
-            return watches[-1]
+        def watch(instances: Mapping[str, object]) -> _WatchedLifecycle:
+            lifecycles.append(_WatchedLifecycle(lifecycle(instances)))
+            return lifecycles[-1]
 
-        monkeypatch.setattr("editcore.runs.session.lifecycle", watched)
+        monkeypatch.setattr("editcore.runs.session.lifecycle", watch)
         session = open_session("run")
         session.evaluate(records[:2], phase="before")
         edited = _edit(session, batches[:2])
@@ -190,8 +190,8 @@ class ExtensionContract(Contract):
             change(_ids(edited[-1])[0])
         session.finish()
         reopen(session, "reopened")
-        assert len(watches) == 2
-        changed = [change for watch in watches for change in watch.changed]
+        assert len(lifecycles) == 2
+        changed = [change for watched in lifecycles for change in watched.changed]
         assert not changed, "the model changed in a hook"
 
     def test_statistics_are_numbers(
@@ -243,7 +243,7 @@ class ExtensionContract(Contract):
         batches: Sequence[Sequence[EditRequest]],
         records: Sequence[FactRecord],
     ) -> None:
-        """The ledger knows of no evaluation, and a run that is resumed is told of it no second time."""
+        """The ledger has no evaluations, and a resumed run does not repeat them to the extension."""
         plain, measured = open_session("plain"), open_session("measured")
         measured.evaluate(records[:2], phase="before")
         for session in (plain, measured):
@@ -307,8 +307,8 @@ class ExtensionContract(Contract):
             pytest.fail(f"it announces that it settles conflicts, and did not: {error}")
 
 
-class _Watch:
-    """Passes every event on, and notes the hooks after which the model is another one."""
+class _WatchedLifecycle:
+    """Passes every event on, and notes the hooks that changed the model."""
 
     def __init__(self, inner: Lifecycle) -> None:
         self.inner = inner
@@ -353,7 +353,7 @@ def _check_statistics(extension: ReportsStatistics) -> None:
 
 
 def _assert_alike(first: EditSession, second: EditSession, name: str, requests: Sequence[EditRequest]) -> None:
-    """Two sessions tell the same now, answer the same to the next batch, and tell the same after it."""
+    """Two sessions have the same statistics, treat the next batch alike, and have the same statistics after it."""
     _assert_same(_statistics(first, name), _statistics(second, name), "in its statistics")
     _assert_same(_outcome(first.edit(requests)[0]), _outcome(second.edit(requests)[0]), "on the next batch")
     _assert_same(_statistics(first, name), _statistics(second, name), "in its statistics after the next batch")
@@ -372,7 +372,7 @@ def _statistics(session: EditSession, name: str) -> dict[str, object]:
 
 
 def _outcome(result: BatchResult) -> dict[str, object]:
-    """What became of a batch through what was added, withdrawn and judged, to be compared to the bit."""
+    """Everything about a batch that an extension can influence, to be compared to the bit."""
     batch = result.batch
     return {
         "applied": result.applied,

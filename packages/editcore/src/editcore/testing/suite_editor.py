@@ -1,4 +1,4 @@
-"""The editor that extensions are tested with: least squares at one layer, quick, and without a text behind it.
+"""The editor that extensions are tested with: least squares at one layer. It is quick, and needs no corpus.
 
 It is announced in the contract suite of extensions alone.
 """
