@@ -416,7 +416,8 @@ def test_a_command_in_the_docs_exists_with_its_options(line: str) -> None:
     text = section(reference, f"## {' '.join(words[:depth])}")
     for word in words[depth:]:
         if word.startswith("-"):
-            assert re.search(rf"^ .*{re.escape(word.partition('=')[0])}\b", text, re.MULTILINE), word
+            option = re.escape(word.partition("=")[0])
+            assert re.search(rf"^ .*(?<![\w-]){option}(?![\w-])", text, re.MULTILINE), word
 
 
 # Pages
