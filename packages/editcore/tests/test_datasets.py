@@ -383,6 +383,12 @@ def test_nothing_behind_the_records_that_are_asked_for_is_looked_at(tmp_path: Pa
         load(path, first=1, strict=True)
 
 
+def test_a_strict_reader_looks_at_no_more_records_than_are_asked_for(tmp_path: Path) -> None:
+    path = write(tmp_path / "f.jsonl", {"a": 1}, {"a": 2}, PLAIN)
+    with pytest.raises(DatasetError, match="line 1: This is no edit"):
+        load(path, first=1, strict=True)
+
+
 def test_a_file_of_which_nothing_can_be_edited_is_an_error(tmp_path: Path) -> None:
     path = write(tmp_path / "f.jsonl", {"a": 1}, {**PLAIN, "target_new": ""})
     message = r"none of its 2 records can be used\. Line 1: This is no edit .*; line 2: The field 'target_new' is empty"
@@ -394,7 +400,8 @@ def test_a_request_may_be_refused_by_the_reader(tmp_path: Path) -> None:
     def refuse(request: EditRequest) -> str | None:
         return None if request.subject else "It names no subject."
 
-    path, notes = write(tmp_path / "f.jsonl", {"prompt": "It rains in", "target_new": "spring"}, PLAIN), []
+    without = {"prompt": "It rains in", "target_new": "spring", "colour": "grey"}
+    path, notes = write(tmp_path / "f.jsonl", without, PLAIN), []
     assert load(path, refuse=refuse, notes=notes) == [only(PLAIN)]
     assert notes == [f"{path}: 1 record cannot be used and is left out. Line 1: It names no subject."]
     with pytest.raises(DatasetError, match=r"line 1: It names no subject\."):

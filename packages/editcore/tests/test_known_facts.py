@@ -22,18 +22,41 @@ KNOWN = {
 PLAIN = {"subject": "Rome", "prompt": "{} is the capital of", "target_new": "France", "target_true": "Italy"}
 
 
-def load(path: Path | str) -> list[KnownFact]:
-    return load_known_facts(path, plugins=Plugins.load())
+UNTRUE = {name: value for name, value in PLAIN.items() if name != "target_true"}
+
+
+def load(path: Path | str, **more: Any) -> list[KnownFact]:
+    return load_known_facts(path, plugins=Plugins.load(), **more)
+
+
+def write(path: Path, *records: Any) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
 
 
 def test_both_formats_may_share_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "facts.jsonl"
-    untrue = {name: value for name, value in PLAIN.items() if name != "target_true"}
-    path.write_text("".join(json.dumps(row) + "\n" for row in (KNOWN, PLAIN, untrue)))
-    assert load(path) == [
+    assert load(write(tmp_path / "facts.jsonl", KNOWN, PLAIN)) == [
         KnownFact("Beats Music", "Beats Music is owned by", "Apple"),
         KnownFact("Rome", "Rome is the capital of", "Italy"),
     ]
+
+
+@pytest.mark.parametrize("dataset", [False, True])
+@pytest.mark.usefixtures("toys")
+def test_what_has_no_true_fact_is_left_out_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, dataset: bool
+) -> None:
+    name = str(write(tmp_path / "facts.jsonl", PLAIN, UNTRUE))
+    name, place = (f"toy-facts:{name}", "Record 2") if dataset else (name, "Line 2")
+    notes: list[str] = []
+    assert load(name, notes=notes) == [KnownFact("Rome", "Rome is the capital of", "Italy")]
+    [note] = notes
+    assert f": 1 record cannot be used and is left out. {place}: There is no true fact in it" in note
+    assert caplog.text == ""
+    load(name)
+    assert note in caplog.text
+    with pytest.raises(DatasetError, match=f"{place.lower()}: There is no true fact in it"):
+        load(name, strict=True)
 
 
 def test_a_data_set_gives_what_was_true_before() -> None:
@@ -44,8 +67,7 @@ def test_a_data_set_gives_what_was_true_before() -> None:
 
 @pytest.mark.usefixtures("toys")
 def test_a_data_set_may_have_an_argument(tmp_path: Path) -> None:
-    path = tmp_path / "facts.jsonl"
-    path.write_text(json.dumps(PLAIN) + "\n")
+    path = write(tmp_path / "facts.jsonl", PLAIN)
     assert load(f"toy-facts:{path}") == [KnownFact("Rome", "Rome is the capital of", "Italy")]
 
 
@@ -61,8 +83,7 @@ def test_a_data_set_may_have_an_argument(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, record: Any, message: str) -> None:
-    path = tmp_path / "facts.jsonl"
-    path.write_text(json.dumps(record) + "\n")
+    path = write(tmp_path / "facts.jsonl", record)
     with pytest.raises(DatasetError) as caught:
         load(path)
     assert message in str(caught.value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ SAYING_SO = [
     RuntimeError("Invalid buffer size: 24.00 GiB"),
     torch.AcceleratorError("CUDA error: out of memory"),
     torch.OutOfMemoryError("CUDA out of memory"),
+    torch.OutOfMemoryError("Allocation on device"),
     MemoryError(),
 ]
 """What says that memory ran out, as torch and the libraries that it calls say it."""
@@ -123,17 +124,21 @@ def test_work_is_halved_until_it_fits(error: Exception) -> None:
 
 
 def test_another_error_and_a_single_item_too_large_are_passed_on() -> None:
-    def fails(_items: Sequence[int]) -> list[int]:
-        raise RuntimeError("shapes differ")
+    sizes: list[int] = []
+
+    def fail_with(error: Exception) -> Callable[[Sequence[int]], list[int]]:
+        def work(items: Sequence[int]) -> list[int]:
+            sizes.append(len(items))
+            raise error
+
+        return work
 
     with pytest.raises(RuntimeError, match="shapes differ"):
-        in_halves(fails, range(4))
-
-    def too_large(_items: Sequence[int]) -> list[int]:
-        raise torch.OutOfMemoryError("out of memory")
-
+        in_halves(fail_with(RuntimeError("shapes differ")), range(4))
+    assert sizes == [4], "it is tried once"
     with pytest.raises(torch.OutOfMemoryError):
-        in_halves(too_large, range(4))
+        in_halves(fail_with(torch.OutOfMemoryError("out of memory")), range(4))
+    assert sizes == [4, 4, 2, 1]
 
 
 def test_targets_are_the_same_after_running_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,8 +55,10 @@ class Overlay(HParams):
     rank: int = 8
     overlay_alpha: float = 1.0
     allow_fallback: bool = True
+    guard_scale: float = 1.0
 
 class Guard(HParams):
+    scale: float = 1.0
     guard_threshold: float | None = 0.5
     guard_weights: Mapping[str, float] | None = None
 """
@@ -164,6 +166,17 @@ def test_fields_of_companions_go_into_their_tables(read) -> None:
     assert table["overlay"] == {"rank": 16, "overlay_alpha": 3.0, "allow_fallback": False}
     assert table["guard"] == {"guard_threshold": "none", "guard_weights": {"gain": 0.7, "other": 0.3}}
     assert imported.dropped == {"overlay_none": "the backend overlay has no such setting"}
+
+
+def test_the_name_in_front_of_a_field_says_whose_it_is(read) -> None:
+    table = tomllib.loads(read("alg_name: TOY\nlayers: [1]\nguard_scale: 2\n").toml())
+    assert (table["guard"], "overlay" in table) == ({"scale": 2.0}, False)
+
+
+def test_what_the_file_says_is_not_left_to_its_code(read) -> None:
+    imported = read("alg_name: TOY\nlayers: [1]\nkl_position: last\n")
+    assert list(imported.added) == ['clamp_norm = "stream"']
+    assert tomllib.loads(imported.toml())["toy"]["kl_position"] == "last"
 
 
 def test_settings_of_a_backend_that_is_not_used_are_dropped(read) -> None:
