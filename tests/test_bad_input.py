@@ -157,6 +157,7 @@ def test_models(refused: Callable[..., str], tiny_folder: Path, tmp_path: Path) 
     sentence = refused("--model", "smollm2-135n")
     assert sentence.startswith("There is no model 'smollm2-135n': it is no folder, no name of the catalogue (")
     assert sentence.endswith("Did you mean 'smollm2-135m'?")
+    assert refused("--model", " ") == "There is no model folder ' '."
     assert refused("--model", tmp_path / "none") == f"There is no model folder '{tmp_path / 'none'}'."
     mute = tmp_path / "mute"
     shutil.copytree(tiny_folder, mute, ignore=shutil.ignore_patterns("tokenizer*", "special_tokens*"))
@@ -164,6 +165,31 @@ def test_models(refused: Callable[..., str], tiny_folder: Path, tmp_path: Path) 
     weightless = tmp_path / "weightless"
     shutil.copytree(tiny_folder, weightless, ignore=shutil.ignore_patterns("*.safetensors"))
     assert "has a config.json but no weights" in refused("--model", weightless)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--model", "smollm2-135n"),
+        ("--editor", "emmett"),
+        ("--set", "v_lr=-1"),
+        ("--dtype", "float23"),
+        ("--corpus", "sefl"),
+        ("--eval-every", "2", "--eval-text", "sefl"),
+        ("--dataset", "none.jsonl"),
+    ],
+    ids=" ".join,
+)
+def test_it_is_found_before_the_run_is_begun(
+    refused: Callable[..., str], options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody waits for torch and a model to be told of a wrong name."""
+
+    def begun(*_arguments: object, **_more: object) -> None:
+        raise AssertionError("the run was begun")
+
+    monkeypatch.setattr("editcore.runs.job.run", begun)
+    refused(*options)
 
 
 def test_devices_and_corpora(refused: Callable[..., str]) -> None:
