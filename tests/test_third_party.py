@@ -484,7 +484,11 @@ def test_their_metrics_are_at_the_checkpoints_and_compared(world: World, asked: 
     assert watched["retention"] == "consistent"
     assert [one["num_edits"] for one in watched["checkpoints"]] == [2, 4, 6]
     assert watched["checkpoints"][-1]["values"] == asked.summary["after"]
-    assert all(0 <= one["values"]["consistent"] <= 100 for one in watched["checkpoints"])
+    rows = pd.read_parquet(asked.directory / "checkpoints.parquet")
+    shares = 100 * rows[rows["metric"] == "consistent"].groupby("num_edits")["value"].mean()
+    values = {checkpoint["num_edits"]: checkpoint["values"]["consistent"] for checkpoint in watched["checkpoints"]}
+    assert {count: values[count] for count in shares.index} == pytest.approx(shares.to_dict())
+    assert len(set(values.values())) > 1, "the test should see a change"
     ages = {one["first"] for one in watched["forgetting"]["retention_by_age"]}
     assert 0 in ages
     assert len(ages) > 1
@@ -551,7 +555,10 @@ metrics = ["surprise", "consequences.unchanged"]
         assert table[key].tolist() == pytest.approx([trial["after"][key] for trial in trials])
     assert (tables / "balance.png").exists()
     assert (tables / "lines.png").exists()
-    assert pd.read_csv(tables / "retention.csv")["retained"].between(0, 100).all()
+    retention = pd.read_csv(tables / "retention.csv")
+    assert retention["age"].tolist() == [4, 2, 0] * 2
+    consistent = table["consistent"].tolist()
+    assert retention.groupby("finetune.steps", sort=False)["retained"].mean().tolist() == pytest.approx(consistent)
     world.works("report", tmp_path / "sweep")
     page = (tmp_path / "sweep" / "report" / "index.html").read_text(encoding="utf-8")
     assert "The best mean of balance is" in page
