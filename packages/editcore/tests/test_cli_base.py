@@ -283,6 +283,18 @@ def test_what_the_user_can_cure_ends_without_a_traceback(
     assert capsys.readouterr().err == ("Error: toy: layers is required.\n" if command == "sentence" else "")
 
 
+def test_ctrl_c_while_the_commands_are_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted:
+        @property
+        def app(self) -> object:
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "editcore.cli.app", Interrupted())  # type: ignore[misc]
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 130
+
+
 @pytest.mark.usefixtures("failing")
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["editctl", "fail", "bug"])

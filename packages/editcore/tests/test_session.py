@@ -28,6 +28,7 @@ from editcore import (
     Probe,
     RequestError,
     SessionConfig,
+    StatisticsError,
     UnknownNameError,
 )
 from editcore.evaluation import CounterFactEvaluator, GenerationEvaluator
@@ -274,7 +275,9 @@ def test_a_measured_base_model_is_remembered(open_session: Open, monkeypatch: py
     records = elsewhere()
     before = session.evaluate_unedited(records)
     assert "unchanged" not in before.summary.values()
-    assert session.evaluate(records).summary.value("unchanged") == 100.0
+    with monkeypatch.context() as patch:
+        patch.setattr(session.edited, "unedited", lambda: 1 / 0)
+        assert session.evaluate(records).summary.value("unchanged") == 100.0
     session.edit(FACTS[:2])
     weights = bits(session.model)
     assert session.evaluate_unedited(records) == before
@@ -328,9 +331,10 @@ def test_evaluators_have_settings_and_extensions_are_told_everything(open_sessio
             UnknownNameError,
             "Unknown settings section 'generation'",
         ),
+        ({"corpus": "sefl"}, StatisticsError, "Corpus 'sefl' is neither 'self'"),
     ],
 )
-def test_a_wrong_evaluator_is_said_before_the_model_is_loaded(
+def test_a_wrong_evaluator_or_text_is_said_before_the_model_is_loaded(
     open_session: Open, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     monkeypatch.setattr(LanguageModel, "load", lambda *_a, **_k: pytest.fail("loaded"))
