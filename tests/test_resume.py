@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +19,11 @@ from typing import Any
 import pandas as pd
 import pytest
 from edit_emmet.editor import EmmetEditor
+from editcore import Plugins, RunError
+from editcore.cli import main
 from editcore.ledger.ledger import Ledger
+from editcore.runs.job import run
+from editcore.runs.record import RunRecord
 from editcore.runs.reopening import open_run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,7 +31,7 @@ Call = Callable[..., SimpleNamespace]
 Contents = Callable[[Path], dict[str, object]]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def options(tiny_folder: Path, tiny_facts: Path, tiny_corpus: Path) -> list[object]:
     """A run of four facts in two batches, with replay by priority and a checkpoint between them."""
     return [
@@ -38,15 +45,33 @@ def options(tiny_folder: Path, tiny_facts: Path, tiny_corpus: Path) -> list[obje
     ]  # fmt: skip
 
 
-@pytest.fixture
-def whole(editctl: Call, options: list[object], tmp_path: Path, everything: Contents) -> dict[str, object]:
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., int]:
+    """Runs ``editctl`` for all tests of this module; gives its exit code."""
+    cache = tmp_path_factory.mktemp("cache")
+
+    def call(*arguments: object) -> int:
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            patch.setenv("EDITCORE_CACHE", str(cache))
+            patch.setattr(sys, "argv", ["editctl", *map(str, arguments)])
+            with pytest.raises(SystemExit) as ended:
+                main()
+        return int(ended.value.code or 0)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def whole(
+    once: Callable[..., int], options: list[object], tmp_path_factory: pytest.TempPathFactory, everything: Contents
+) -> dict[str, object]:
     """What a run leaves that nothing ended."""
-    done = editctl(*options, "--out", tmp_path / "whole")
-    assert done.code == 0, done.err
-    return everything(tmp_path / "whole")
+    directory = tmp_path_factory.mktemp("whole") / "out"
+    assert once(*options, "--out", directory) == 0
+    return everything(directory)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def everything(contents: Contents) -> Contents:
     """Every file of a run without the times in it, and the weights."""
 
@@ -55,6 +80,34 @@ def everything(contents: Contents) -> Contents:
         return {"weights": edited.model.fingerprint(), **contents(directory)}
 
     return read
+
+
+def interrupt_the_second_batch(patch: pytest.MonkeyPatch) -> None:
+    """As Ctrl-C does while it is solved."""
+    propose = EmmetEditor.propose
+
+    def interrupted(self: EmmetEditor, model: Any, batch: Any, context: Any) -> Any:
+        if batch.index == 1:
+            raise KeyboardInterrupt
+        return propose(self, model, batch, context)
+
+    patch.setattr(EmmetEditor, "propose", interrupted)
+
+
+@pytest.fixture(scope="module")
+def stopped_once(once: Callable[..., int], options: list[object], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was ended after its first batch."""
+    directory = tmp_path_factory.mktemp("stopped") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_the_second_batch(patch)
+        assert once(*options, "--out", directory) == 130
+    return directory
+
+
+@pytest.fixture
+def stopped(stopped_once: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be resumed."""
+    return Path(shutil.copytree(stopped_once, tmp_path / "stopped"))
 
 
 def assert_same(found: dict[str, object], expected: dict[str, object]) -> None:
@@ -66,44 +119,67 @@ class Syncs:
     """Stands for ``os.fsync``, which a run calls for whatever must last, and does something else at one call."""
 
     def __init__(self, patch: pytest.MonkeyPatch, at: int, act: Callable[[], None]) -> None:
-        self.calls, self._at, self._act, self._real = 0, at, act, os.fsync
+        self.calls, self._act, self._real = 0, act, os.fsync
+        self._at: int | None = at
         patch.setattr(os, "fsync", self)
+
+    def at_every_call(self, act: Callable[[], None]) -> None:
+        """Do this at every one."""
+        self._at, self._act = None, act
 
     def __call__(self, handle: int) -> None:
         self.calls += 1
-        if self.calls == self._at:
+        if self._at in (None, self.calls):
             self._act()
         self._real(handle)
 
 
-def count_syncs(editctl: Call, options: list[object], out: Path, monkeypatch: pytest.MonkeyPatch) -> int:
-    with monkeypatch.context() as patch:
+@pytest.fixture
+def plainly_whole(
+    editctl: Call,
+    options: list[object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    everything: Contents,
+    plain_pictures: None,
+) -> tuple[dict[str, object], int]:
+    """What an uninterrupted run leaves whose pictures are not drawn, and how many durable writes it makes."""
+    assert editctl(*options, "--out", tmp_path / "whole").code == 0
+    with monkeypatch.context() as patch:  # the second moments are in the cache by now
         syncs = Syncs(patch, 0, lambda: None)
-        assert editctl(*options, "--out", out).code == 0
-    return syncs.calls
+        assert editctl(*options, "--out", tmp_path / "counted").code == 0
+    assert syncs.calls > 20
+    return everything(tmp_path / "whole"), syncs.calls
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_process_that_dies_between_any_two_durable_writes(
     editctl: Call,
     options: list[object],
-    whole: dict[str, object],
+    plainly_whole: tuple[dict[str, object], int],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     everything: Contents,
 ) -> None:
-    """A child ends itself like SIGKILL does, without any clean-up, at each call in turn; then the run is resumed."""
-    calls = count_syncs(editctl, options, tmp_path / "counted", monkeypatch)
-    assert calls > 20
+    """A process that dies leaves what is on the disk at that moment, without any clean-up, and a lock with the number
+    of a process that is no more. A child keeps a copy of that at each call in turn; then each copy is resumed."""
+    whole, calls = plainly_whole
+    child = os.fork()
+    if not child:
+        out, met = tmp_path / "child", Syncs(monkeypatch, 0, lambda: None)
+
+        def keep() -> None:
+            if out.exists():
+                shutil.copytree(out, tmp_path / f"at-{met.calls}")
+
+        met.at_every_call(keep)
+        editctl(*options, "--out", out)
+        os._exit(77)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 77
     lines: list[bytes] = []
     for at in range(1, calls + 1):
         out = tmp_path / f"at-{at}"
-        child = os.fork()
-        if not child:
-            Syncs(monkeypatch, at, lambda: os._exit(77))
-            editctl(*options, "--out", out)
-            os._exit(0)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 77, f"call {at} was not reached"
+        assert out.exists(), f"call {at} was not reached"
         before = (out / "ledger.jsonl").read_bytes() if (out / "ledger.jsonl").exists() else b""
         done = editctl(*options, "--out", out, "--resume")
         assert done.code == 0, f"call {at}: {done.err}"
@@ -111,20 +187,20 @@ def test_a_process_that_dies_between_any_two_durable_writes(
         complete = before[: before.rfind(b"\n") + 1]
         assert (out / "ledger.jsonl").read_bytes().startswith(complete)
         lines.append(complete)
-    assert len({len(one) for one in lines}) == 3, "no batch, one batch and two batches were met"
+    assert len({len(line) for line in lines}) == 3, "no batch, one batch and two batches were met"
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
 def test_a_disk_that_refuses_at_any_durable_write(
     editctl: Call,
     options: list[object],
-    whole: dict[str, object],
+    plainly_whole: tuple[dict[str, object], int],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     number: int,
     everything: Contents,
 ) -> None:
-    calls = count_syncs(editctl, options, tmp_path / "counted", monkeypatch)
+    whole, calls = plainly_whole
 
     def refuse() -> None:
         raise OSError(number, os.strerror(number))
@@ -194,15 +270,8 @@ def test_ctrl_c_says_how_to_go_on(
     everything: Contents,
 ) -> None:
     out = tmp_path / "out"
-    propose = EmmetEditor.propose
-
-    def interrupted(self: EmmetEditor, model: Any, batch: Any, context: Any) -> Any:
-        if batch.index == 1:
-            raise KeyboardInterrupt
-        return propose(self, model, batch, context)
-
     with monkeypatch.context() as patch:
-        patch.setattr(EmmetEditor, "propose", interrupted)
+        interrupt_the_second_batch(patch)
         done = editctl(*options, "--out", out)
     assert done.code == 130
     assert done.err.endswith(f"Interrupted. What is written stays; go on with: editctl run --resume --out {out}\n")
@@ -251,21 +320,9 @@ def test_ctrl_c_before_anything_is_written_leaves_nothing(
     assert not (tmp_path / "deep").exists()
 
 
-def test_checkpoints_that_were_measured_are_not_measured_again(
-    editctl: Call, options: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_checkpoints_that_were_measured_are_not_measured_again(editctl: Call, stopped: Path) -> None:
     """What a checkpoint said before the run was ended stays to the letter."""
-    out = tmp_path / "out"
-    propose = EmmetEditor.propose
-
-    def interrupted(self: EmmetEditor, model: Any, batch: Any, context: Any) -> Any:
-        if batch.index == 1:
-            raise KeyboardInterrupt
-        return propose(self, model, batch, context)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(EmmetEditor, "propose", interrupted)
-        assert editctl(*options, "--out", out).code == 130
+    out = stopped
     [seen] = json.loads((out / "forgetting.json").read_text())["checkpoints"]
     assert (seen["batch"], seen["num_edits"], seen["facts"]) == (0, 2, 1)
     rows = pd.read_parquet(out / "checkpoints" / "00000.parquet")
@@ -290,23 +347,6 @@ def test_a_damaged_table_of_checkpoints_is_said(editctl: Call, stopped: Path) ->
 # What resuming takes, and what it refuses
 
 
-@pytest.fixture
-def stopped(editctl: Call, options: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A run that was ended after its first batch."""
-    out = tmp_path / "stopped"
-    propose = EmmetEditor.propose
-
-    def interrupted(self: EmmetEditor, model: Any, batch: Any, context: Any) -> Any:
-        if batch.index == 1:
-            raise KeyboardInterrupt
-        return propose(self, model, batch, context)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(EmmetEditor, "propose", interrupted)
-        assert editctl(*options, "--out", out).code == 130
-    return out
-
-
 def test_everything_comes_from_the_run(
     editctl: Call, stopped: Path, whole: dict[str, object], tiny_facts: Path, tmp_path: Path, everything: Contents
 ) -> None:
@@ -327,6 +367,8 @@ def test_everything_comes_from_the_run(
         f"Error: --dataset: {tmp_path / 'other.jsonl'} was asked for, but the run in {stopped} has "
         f"{tiny_facts}. It is finished, and nothing can be changed in it; start a new run with another --out.\n"
     )
+    with pytest.raises(RunError, match="is finished; there is nothing to resume"):
+        run(RunRecord.read(stopped).config, stopped, plugins=Plugins.load(), resume=True)
     saved = editctl("run", "--resume", "--out", stopped, "--save", tmp_path / "model")
     assert saved.code == 2
     assert saved.err.startswith(f"Error: The run in {stopped} is finished; --save ")
