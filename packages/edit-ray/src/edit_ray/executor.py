@@ -27,9 +27,9 @@ _START_FAILURES = 5
 
 
 class RayExecutor:
-    """Actors of a Ray cluster. A lost one, with its machine or alone, costs its item another attempt.
+    """Actors of a Ray cluster. An item whose actor was lost, with its machine or alone, is tried again.
 
-    An actor gets its first item when it runs: one that waits for room keeps nothing from the others.
+    An actor gets its first item once it runs. So an actor that waits for room holds no item back.
     """
 
     def __init__(self, hparams: RayHParams) -> None:
@@ -128,7 +128,7 @@ class RayExecutor:
         self._connected = True
 
     def _room(self, gpus: float) -> int:
-        """Workers at a time.
+        """How many workers the cluster has room for.
 
         Raises:
             RunError: not one fits.

@@ -140,7 +140,7 @@ class ReplayExtension:
         return max(self.hparams.adaptive_min, min(wanted, self.hparams.adaptive_max))
 
     def _stale(self, model: LanguageModel, chosen: Sequence[EditRecord]) -> set[int]:
-        """By ``order``, the records whose value holds and no longer makes the model say the target as it once did.
+        """The records whose value holds, but no longer makes the model say the target as it once did, by ``order``.
 
         Where the value has drifted it is aimed at again first; whether it still serves is seen when it holds.
         """
@@ -159,7 +159,7 @@ class ReplayExtension:
         }
 
     def _held_keys(self, record: EditRecord) -> list[HeldKey]:
-        """One for each batch that has keys of the fact: several only where layers are drawn at random."""
+        """A held key for each batch that has keys of the fact: several only where layers are drawn at random."""
         keys: dict[int, dict[str, Tensor]] = defaultdict(dict)
         for name, key in record.known.keys.items():
             keys[record.sources[name]][name] = key

@@ -52,7 +52,7 @@ class FactScore:
 
 
 def reference_cost(costs: Iterable[float]) -> float:
-    """m: the median of the costs that are positive, of an even number the lower one; 0 if there is none.
+    """m: the median of the positive costs, the lower one of two; 0 if there is none.
 
     >>> reference_cost([3.0, 1.0, 0.0, 500.0, 2.0])
     2.0
@@ -69,8 +69,8 @@ def score_facts(
     cost_ratio: float,
     scale: float = 1.0,
 ) -> Mapping[str, FactScore]:
-    """The score of each fact, by request id. What an editor does not say of a fact
-    speaks for it: a probability, a share or a preservation of 1.
+    """The score of each fact, by request id. A figure that an editor does not give counts as the best: a probability,
+    a share or a preservation of 1.
 
     Args:
         reference: m, as :func:`reference_cost` gives it.

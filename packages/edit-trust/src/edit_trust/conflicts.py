@@ -35,7 +35,7 @@ def settle(
     *,
     on_conflict: Literal["replace", "keep", "error"],
 ) -> Settled:
-    """Settle every request that is about a fact that is active or was asked for before it in the batch.
+    """Settle the requests for facts that are active, or that an earlier request of the batch asks for.
 
     Two requests for one fact contradict each other if their targets differ, and are duplicates if they do not.
 

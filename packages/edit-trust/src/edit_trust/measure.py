@@ -53,7 +53,7 @@ class Measurement:
         return {name: number for name, number in named.items() if number is not None}
 
     def failures(self, hparams: TrustHParams) -> list[str]:
-        """The limits that it breaks, in words. What is not a number breaks any."""
+        """The limits that it breaks, in words. NaN breaks every limit."""
         limits = [
             ("efficacy", self.efficacy, ">=", hparams.trust_min_efficacy),
             ("retention", self.retention, ">=", hparams.trust_min_retention),

@@ -1,5 +1,7 @@
-"""``editctl``, the command line of editcore, and what the commands of plugins are made with: the installed plugins,
-tables, and the progress of long work."""
+"""``editctl``, the command line of editcore.
+
+Commands of plugins take from here the installed plugins, tables, and the progress of long work.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The root of ``editctl``: what it can do, and the commands that only look.
+"""The root of ``editctl``: the list of commands, and those that only list something.
 
 Nothing here imports more than it needs to show help; each command imports its own work when it runs. Help is plain
 text: loading rich's panels would double the time to the first line.
@@ -149,7 +149,7 @@ def _plugin_json(row: PluginInfo) -> dict[str, object]:
 
 
 def _offers(row: PluginInfo) -> str:
-    """Why it is not active, if it is not, and what it offers all the same."""
+    """What a plugin offers; before it the reason, if the plugin is not active."""
     parts = (f"{hook.removeprefix('editcore_')}: {', '.join(names)}" for hook, names in row.offers.items())
     return "; ".join(filter(None, (row.reason, *parts)))
 

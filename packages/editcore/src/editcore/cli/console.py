@@ -115,7 +115,7 @@ def _print_blocks(columns: Sequence[str], rows: Sequence[Sequence[str]], console
 
 
 def print_json(value: object) -> None:
-    """Print for programs."""
+    """Print JSON for programs."""
     print(json_text(value, indent=2))
 
 
@@ -189,7 +189,7 @@ class _RateColumn(ProgressColumn):
 
 
 class _RemainingColumn(ProgressColumn):
-    """The time that is left; nothing until it can be told."""
+    """The time that is left; empty until it is known."""
 
     def render(self, task: Task) -> Text:
         known = task.time_remaining is not None and not task.finished

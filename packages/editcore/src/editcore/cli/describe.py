@@ -30,7 +30,7 @@ def presets(spec: Spec) -> str:
 
 
 def as_values(offer: Offer) -> dict[str, object]:
-    """All that is known of it, for programs: JSON."""
+    """Everything about an offer, as JSON for programs."""
     from editcore.settings.presets import presets_of
 
     announced = _plain(offer.spec)
@@ -58,7 +58,7 @@ def _plain(value: object) -> object:
 
 
 def print_description(offer: Offer) -> None:
-    """Print it for people: what it is, what it can do, its metrics and its settings."""
+    """Print an offer for people: what it is, what it can do, its metrics and its settings."""
     from editcore.cli.console import print_table
 
     spec = offer.spec

@@ -94,7 +94,7 @@ def _labels(runs: Sequence[Path]) -> Mapping[str, Path]:
 
 
 def _metrics(found: Mapping[str, Watched]) -> Mapping[str, Measure]:
-    """Those that tables show, of all runs, by key."""
+    """The metrics of all runs that tables show, by key."""
     return {measure.key: measure for watched in found.values() for measure in shown(watched.metrics, watched.known)}
 
 
@@ -146,7 +146,7 @@ def _text(value: object, digits: int) -> str:
 
 
 def _write_csv(rows: Sequence[Mapping[str, object]], path: Path) -> None:
-    """UTF-8 with a heading; what is unknown is empty."""
+    """Write the table: UTF-8, with a heading. Unknown values are empty."""
     import csv
     import io
 

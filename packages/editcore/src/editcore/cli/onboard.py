@@ -192,7 +192,7 @@ def _show_candidates(model: LanguageModel, tracing: Tracing | None, layers: list
 
 
 def _show_cost(specs: list[EditorSpec], layers: list[int], facts: int, statistics: StatisticsStore) -> None:
-    """What is about to be done, before it takes its time."""
+    """Say what is about to be computed, before it takes its time."""
     from editcore._util.words import counted
     from editcore.onboarding.onboard import CLAMPS
 

@@ -59,7 +59,7 @@ Strict = Annotated[
 
 
 def refuse_used_save(save: Path | None, dtype: str | None = None) -> None:
-    """Refuse a folder for ``--save`` that is there already, and a type that no weights can have, before anything long.
+    """Refuse ``--save`` of a folder that is there already, and ``--save-dtype`` of an unknown type, before long work.
 
     Raises:
         StorageError: there is something at that place.

@@ -205,7 +205,7 @@ def run(
 def _config(
     values: dict[str, Any], assignments: list[str], plugins: Plugins, begun: RunRecord | None, *, resume: bool
 ) -> RunConfig:
-    """What was asked for; of a run that was begun, its own configuration with what was asked for in it."""
+    """The configuration that was asked for. Options that were not given are those of the run, if it was begun."""
     from editcore.interfaces.errors import HParamsError
     from editcore.runs.config import RunConfig
 

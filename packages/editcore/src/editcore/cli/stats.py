@@ -1,4 +1,4 @@
-"""``editctl stats``: second moments, computed ahead or looked at."""
+"""``editctl stats``: second moments, computed in advance or listed."""
 
 from __future__ import annotations
 

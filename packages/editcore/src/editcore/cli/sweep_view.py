@@ -1,4 +1,4 @@
-"""A sweep as one watches it: a live table on a terminal, elsewhere a line per trial."""
+"""The progress of a sweep: a live table on a terminal, elsewhere a line per trial."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where independent work runs: executors, and measurements split over them."""
+"""Where independent work runs: executors, and second moments that are counted on their workers."""
 
 import lazy_loader
 

@@ -74,7 +74,7 @@ def lost(index: int, attempts: int, how: str) -> Outcome[Any]:
 
 
 class LocalHParams(HParams):
-    """How this machine is divided."""
+    """How many workers this machine has, and with how many threads each computes."""
 
     workers: Annotated[int, Field(ge=1)] | None = None
     """Processes, each with a model of its own. ``none``: one to a GPU if the work needs one, otherwise one to a core,
@@ -87,7 +87,7 @@ class LocalHParams(HParams):
 
 
 class LocalExecutor:
-    """Processes that are started afresh, one pipe each: the death of one is noticed at once and concerns no other.
+    """New processes with a pipe each. The death of a process is noticed at once, and does not affect the others.
 
     (The pools of :mod:`concurrent.futures` give up all items when one process dies.)
     """
@@ -142,7 +142,7 @@ class LocalExecutor:
             self.close()
 
     def close(self) -> None:
-        """End the workers; what they were at is lost."""
+        """End the workers. Work that is not finished is lost."""
         for worker in self._workers:
             worker.process.terminate()
         for worker in self._workers:
@@ -170,12 +170,12 @@ class LocalExecutor:
 
 
 def _dealt(devices: Sequence[str], slot: int, workers: int) -> Sequence[str]:
-    """A worker's devices: all are dealt out; where workers are more, they share."""
+    """The devices of a worker. All devices are in use; where there are more workers than devices, workers share."""
     return devices[slot::workers] or [devices[slot % len(devices)]]
 
 
 def _visible_devices() -> list[str]:
-    """The GPUs of this process, as the variable that hides them names them."""
+    """The GPUs of this process, as ``CUDA_VISIBLE_DEVICES`` names them."""
     if named := os.environ.get("CUDA_VISIBLE_DEVICES"):
         return named.split(",")
     import torch
@@ -208,7 +208,7 @@ class _Worker:
         self._send(_Job(index, item))
 
     def answer(self) -> Outcome[Any] | None:
-        """What it made of its item; ``None`` if it died."""
+        """The outcome of its item; ``None`` if the process died."""
         try:
             outcome: Outcome[Any] = self.pipe.recv()
         except (EOFError, OSError):
@@ -217,7 +217,11 @@ class _Worker:
         return outcome
 
     def end(self) -> str:
-        """Wait for its end, not for ever; how it ended."""
+        """Wait for its end, and kill it if that takes too long.
+
+        Returns:
+            How it ended, in words.
+        """
         self.index = None
         self.pipe.close()
         self.process.join(_PATIENCE)
@@ -234,7 +238,7 @@ class _Worker:
 
 @contextmanager
 def _ignoring_interrupts() -> Iterator[None]:
-    """Ctrl-C goes to every process of a terminal: ours alone shall answer it, and end the workers in order."""
+    """Start processes that ignore Ctrl-C. It goes to every process of a terminal; the main process ends the workers."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -246,7 +250,7 @@ def _ignoring_interrupts() -> Iterator[None]:
 
 
 def _serve(pipe: Connection, environment: Mapping[str, str]) -> None:
-    """A worker's life. The environment is set before the first import of torch, which reads it once."""
+    """Serve a worker's pipe until it ends. The environment is set before torch is imported, which reads it once."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.update(environment)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -265,7 +269,7 @@ def _serve(pipe: Connection, environment: Mapping[str, str]) -> None:
 
 
 def _end_with_parent() -> None:
-    """A parent that is killed cannot end its workers, which would go on writing to directories that others take."""
+    """End this process with its parent. A killed parent cannot end its workers, and they would go on writing."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -1,4 +1,4 @@
-"""The batch after which a model no longer says what it said."""
+"""Finds the batch after which a model no longer gives an answer."""
 
 from __future__ import annotations
 

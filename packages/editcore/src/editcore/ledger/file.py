@@ -1,4 +1,4 @@
-"""The files of a ledger: lines that are only ever added, and the tensors that are on the disk before their line is."""
+"""The files of a ledger. Lines are only ever added; the tensors of a line are on the disk before the line is."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class LedgerFile:
             ) from error
 
     def _refuse_foreign(self, path: Path) -> None:
-        """Refuse to write behind lines that this process does not know, or without those that it does."""
+        """Refuse to write if another process has added or removed lines."""
         try:
             with path.open("rb") as file:
                 size = file.seek(0, os.SEEK_END)

@@ -100,7 +100,7 @@ class Ledger:
             _log.warning("%s", self.note)
 
     def take(self, line: Line, where: str) -> None:
-        """Let a line that was read count.
+        """Take a line into account.
 
         Raises:
             RunError: it does not follow from those before it.
@@ -124,7 +124,7 @@ class Ledger:
             raise RunError(f"{where}: {error}.") from error
 
     def tensors_of(self, line: BatchLine | RevisionLine, where: str) -> tuple[Written, Mapping[str, KnownTarget]]:
-        """What a line's file holds: read when it is looked at, and kept by nobody but the caller."""
+        """The tensors of a line. They are read when they are first looked at, and the ledger does not keep them."""
         stored = self._stored(line.file, where, line.requests if isinstance(line, BatchLine) else ())
         return stored.written(line.attachment), stored.known
 
@@ -144,7 +144,7 @@ class Ledger:
         return self._views(earlier, self._undone_before[batch])
 
     def active(self) -> list[Written]:
-        """What makes up the model's state beside its base weights, in order."""
+        """What the active batches write, in order."""
         return [entry.written for entry in self.history()]
 
     def batch(self, index: int) -> LedgerEntry:
@@ -189,12 +189,12 @@ class Ledger:
         return found
 
     def revisions(self, batch: int) -> list[LedgerEntry]:
-        """What a batch was solved as without some of its edits, whether it is used or not."""
+        """The solutions of a batch without some of its edits, whether they are in use or not."""
         entry = self._by_index[batch]
         return [entry_without(entry, undone, written) for undone, written in self._revisions.get(batch, {}).items()]
 
     def is_solved(self, batch: int, undone: frozenset[str]) -> bool:
-        """Whether it is known what a batch is without some of its edits."""
+        """Whether a batch has a solution without some of its edits."""
         whole_or_nothing = undone in (frozenset(), frozenset(self._by_index[batch].new_ids))
         return whole_or_nothing or undone in self._revisions.get(batch, {})
 
@@ -212,7 +212,7 @@ class Ledger:
         self._add(entry)
 
     def revise(self, batch: int, undone: frozenset[str], written: Written) -> None:
-        """Keep what a batch is without some of its edits, durably. Nothing changes before :meth:`mark`.
+        """Keep the solution of a batch without some of its edits. Nothing changes before :meth:`mark`.
 
         Raises:
             StorageError, RunError: as :meth:`append`.
@@ -259,7 +259,7 @@ class Ledger:
                 yield HeldKey(batch=entry.batch, request_id=name, keys=_keys_of(entry, name), weight=reference.weight)
 
     def _references(self, entry: LedgerEntry) -> list[HeldLine]:
-        """Where the keys are that a batch left alone, those of one batch and weight together.
+        """The places of the keys that a batch left alone. Keys of one batch and weight stand together.
 
         Raises:
             PluginError: one is not in the ledger.
@@ -327,7 +327,7 @@ class Ledger:
         return changed
 
     def _views(self, entries: Iterable[LedgerEntry], undone: Mapping[int, frozenset[str]]) -> tuple[LedgerEntry, ...]:
-        """Those of the entries that have an edit left, without the edits that are ``undone``."""
+        """The entries without the edits that are ``undone``. An entry that has no edit left is left out."""
         views: list[LedgerEntry] = []
         for entry in entries:
             out = undone.get(entry.batch, frozenset())

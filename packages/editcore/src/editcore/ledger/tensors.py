@@ -121,7 +121,7 @@ def entry_tensors(entry: LedgerEntry) -> dict[str, Tensor]:
 
 
 def written_tensors(written: Written) -> dict[str, Tensor]:
-    """Every tensor of what a batch writes, by names of which each says what it is; :func:`written_from` reads them."""
+    """Every tensor that a batch writes, by its name in a file. :func:`written_from` reads them."""
     # A copy each: safetensors refuses tensors that share memory, as one key under two names does.
     found = {
         f"{part}/{address}": tensor.contiguous().clone()

@@ -1,4 +1,4 @@
-"""Taking edits out of a ledger and back in: which edits are meant, and what their batches are without them.
+"""Undo and redo of edits in a ledger: which edits are meant, and how their batches are solved without them.
 
 An id stands for the edit in every batch that wrote it; a batch stands for all edits it wrote. A replayed fact belongs
 to the batch that wrote it.

@@ -1,4 +1,4 @@
-"""Every byte of a run's ledger held against what was written, one file after the other."""
+"""Checks every line and every tensor file of a ledger against its hash."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _damage(batch: int, written: Written, known: Mapping[str, KnownTarget]) -> I
 
 
 def _strangers(directory: Path, files: set[str]) -> Iterator[str]:
-    """Tensor files without a line: a process was killed between the two."""
+    """Tensor files without a line. A process was killed before it wrote the line."""
     folder = directory / DELTAS_NAME
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.name not in files and path.suffix == ".safetensors":

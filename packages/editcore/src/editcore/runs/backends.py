@@ -35,7 +35,7 @@ def open_backend(
     statistics: Callable[[], StatisticsStore],
     directory: Path | None = None,
 ) -> None:
-    """Put a backend in charge of an unedited model, with the context that it asks for.
+    """Give a backend an unedited model, and the context that it asks for.
 
     Args:
         statistics: opens the store of second moments; called only when some are needed.
@@ -50,7 +50,7 @@ def open_backend(
 
 
 def rebuild(edited: EditedModel, ledger: Ledger) -> None:
-    """Make what is active in a ledger the state of a model.
+    """Write the active batches of a ledger into a model.
 
     Raises:
         RunError: what the ledger holds does not fit the model's weights, or is not finite; the model is as it was.
@@ -110,12 +110,12 @@ class RawBackend:
         """Bytes that the sums may take together."""
 
     def open(self, model: LanguageModel) -> None:
-        """Take charge of a model that no change has touched."""
+        """Take a model that no change has touched."""
         self._model, self._base, self._active, self._sums = model, {}, [], {}
         self._room = sum(parameter.nbytes for parameter in model.hf.parameters()) // 4
 
     def apply(self, changes: Changes) -> None:
-        """Add one batch's changes behind those already active."""
+        """Add the changes of one batch to those that are active."""
         self._active.append(changes)
         try:
             self._write(changes)
@@ -155,7 +155,7 @@ class RawBackend:
         return self._model
 
     def _write(self, addresses: Collection[str], *, keep: bool = True) -> None:
-        """Base and active changes, into the weights at ``addresses``.
+        """Write base and active changes into the weights at ``addresses``.
 
         Args:
             keep: the sums, for the next batch.
@@ -174,7 +174,7 @@ class RawBackend:
                 self._sum(model, target, keep=keep)
 
     def _take_base(self, model: LanguageModel, address: str) -> None:
-        """Keep the bits from before any change: where parts of a whole were changed, with theirs."""
+        """Keep the bits of a weight before its first change. Parts that were changed already have their own base."""
         name, index = split_address(address)
         if index is not None and name in self._base:
             self._base[address] = self._base[name][index]
@@ -190,7 +190,7 @@ class RawBackend:
 
     @torch.no_grad()
     def _sum(self, model: LanguageModel, address: str, *, keep: bool) -> None:
-        """Base and active changes, of the weight and of its parts, in their order."""
+        """Add the active changes of a weight and of its parts to the base, in their order."""
         weight, base = model.weight(address), self._base[address]
         done, total = (self._sums.pop if keep else self._sums.get)(address, (0, None))
         if total is not None and not keep:

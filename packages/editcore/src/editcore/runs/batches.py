@@ -1,4 +1,4 @@
-"""A batch on its way from the requests to the ledger: what is refused, added, judged, scaled and entered."""
+"""The steps of a batch from its requests to the ledger: refuse, add, judge, scale, enter."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def refuse_contradictions(requests: Sequence[EditRequest]) -> None:
 
 
 def rejected_by(batch: EditBatch, by: Mapping[str, Mapping[str, Rejection]]) -> Iterator[RejectedRequest]:
-    """What extensions reject of a batch, each request once, in the batch's order.
+    """The requests of a batch that extensions reject, each once, in the order of the batch.
 
     Raises:
         PluginError: one of them names what is no new request of the batch.
@@ -147,7 +147,7 @@ def ids_of(rejected: Sequence[RejectedRequest]) -> set[str]:
 
 
 def refuse_no_rest(rest: EditBatch, batch: EditBatch, rejected: Collection[str]) -> None:
-    """Refuse to solve a batch without requests that are not new ones of it, or without any of its new ones.
+    """Refuse to solve a batch without requests that are not its new ones, or without all of its new ones.
 
     Raises:
         PluginError: it is so.
@@ -160,7 +160,7 @@ def refuse_no_rest(rest: EditBatch, batch: EditBatch, rejected: Collection[str])
 
 
 def with_additions(batch: EditBatch, additions: Sequence[BatchAddition]) -> EditBatch:
-    """The batch with what extensions added, without what this batch edits anew.
+    """The batch with what extensions add. Facts that it edits itself are not added.
 
     A key that several of them hold is held once, with the largest weight. A fact that the batch writes again has its
     value there, and is not held as well.
@@ -189,7 +189,7 @@ def with_additions(batch: EditBatch, additions: Sequence[BatchAddition]) -> Edit
 
 
 def check_written(model: LanguageModel, written: Written, editor: EditorSpec, backend: BackendSpec) -> None:
-    """Refuse what could not be applied, kept or told: the ledger must never hold it."""
+    """Refuse what could not be applied or kept. It must never come into the ledger."""
     kinds = {change.kind for change in written.changes.values()}
     if written.attachment is not None:
         kinds.add("attachment")
@@ -271,7 +271,7 @@ def _in_json(attachment: Attachment) -> dict[str, Any]:
 
 
 def judgement(verdicts: Mapping[str, Verdict]) -> tuple[float, str]:
-    """The scale to apply (0 rejects) and the reasons of those who asked for less than all."""
+    """The scale to apply (0 rejects), and the reasons of the extensions that did not accept the whole batch."""
     for name, verdict in verdicts.items():
         if verdict.action not in ("accept", "scale", "reject"):
             raise PluginError(f"The plugin '{name}' judged '{verdict.action}'; it may accept, scale or reject.")

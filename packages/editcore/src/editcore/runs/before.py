@@ -29,7 +29,7 @@ BEFORE_NAME = "before.json"
 
 
 class _BeforeRecord(BaseModel):
-    """``before.json``: what of it is no observation."""
+    """``before.json``: everything but the observations."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -39,9 +39,9 @@ class _BeforeRecord(BaseModel):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Before:
-    """What the unedited model scored and said, kept while the run goes on: a resumed one need not measure it again.
+    """What was measured of the unedited model. A resumed run reads it instead of measuring again.
 
-    Its observations are in ``before.parquet``, the rest in ``before.json``, which is written last.
+    The observations are in ``before.parquet``. The rest is in ``before.json``, which is written last.
     """
 
     measured: Measurement
@@ -52,7 +52,7 @@ class Before:
 
     @classmethod
     def read(cls, directory: Path, measures: tuple[Measure, ...]) -> Before | None:
-        """``None`` if there is none.
+        """What a run directory has kept; ``None`` if it has nothing.
 
         Args:
             measures: those of the run's evaluators.
@@ -70,7 +70,8 @@ class Before:
         measures: tuple[Measure, ...],
         measure: Callable[[], Before],
     ) -> tuple[Before, bool]:
-        """What another run measured of the same model on the same records, or else measured now and kept for others.
+        """Take what another run has measured of the same model on the same records. Without one, measure now and
+        keep it for others.
 
         Args:
             identity: everything that changes the measurement, JSON-able.
@@ -105,7 +106,7 @@ class Before:
         return cls(measured=measured, said=kept.said, text=kept.text)
 
     def write(self, directory: Path) -> None:
-        """Keep it, whole or not at all."""
+        """Write both files, ``before.json`` last."""
         self._write(directory / BEFORE_NAME)
 
     def _write(self, path: Path) -> None:
@@ -132,7 +133,7 @@ class Before:
 
     @staticmethod
     def remove(directory: Path) -> None:
-        """The results have it now."""
+        """Remove both files: the results have their content now."""
         path = directory / BEFORE_NAME
         path.unlink(missing_ok=True)  # first: without it the table counts for nothing
         path.with_suffix(".parquet").unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What editcore itself offers, announced like everybody's plugins."""
+"""What editcore itself offers. It is announced through the same hooks as plugins."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def editcore_datasets() -> list[DatasetSpec]:
 
 @hookimpl
 def editcore_extensions() -> list[ExtensionSpec]:
-    """The tracker that needs nothing else."""
+    """The tracker that writes JSON lines."""
     return [
         ExtensionSpec(
             "jsonl",

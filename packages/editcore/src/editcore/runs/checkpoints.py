@@ -1,4 +1,4 @@
-"""Checkpoints of a run: what the edits made so far are worth, measured while more are made.
+"""Checkpoints of a run: all edits made so far are measured again while more are made.
 
 At a checkpoint all active facts, or a sample of them over all ages, are scored again, with the perplexity on a text
 that no edit is about and the size of what was written. Each is durable before the next batch starts:
@@ -58,7 +58,7 @@ class Schedule:
 
 
 class Checkpoints:
-    """Measures a session at checkpoints and keeps what it finds; one that was resumed goes on where it stopped."""
+    """Measures a session at checkpoints and writes the results. A resumed run goes on behind its last checkpoint."""
 
     def __init__(
         self,
@@ -169,7 +169,7 @@ class Checkpoints:
         return read_watched(self._directory).checkpoints
 
     def _read_frames(self) -> dict[int, pd.DataFrame]:
-        """The scores of the checkpoints that are known, from the table of all where that was written already."""
+        """The scores of past checkpoints by batch: from the table of all if it exists, else from a table for each."""
         import pandas as pd
 
         table = self._directory / TABLE_NAME
@@ -226,7 +226,7 @@ def _frame(measured: Measurement, batch: int, session: EditSession) -> pd.DataFr
 
 
 def _sightings(frame: pd.DataFrame, retention: Measure | None) -> list[Sighting]:
-    """Of the facts that were observed by the metric that tells."""
+    """The sightings of facts, by the metric that says whether a fact is retained."""
     if retention is None:
         return []
     rows = frame[(frame["evaluator"] == retention.evaluator) & (frame["metric"] == retention.key)]

@@ -1,4 +1,4 @@
-"""One set of edits out of several runs on the same base model."""
+"""Joins the edits of several runs on one base model into a new run."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def _facts(run: Path) -> list[_Fact]:
 
 
 def _known(entry: LedgerEntry, name: str) -> KnownTarget | None:
-    """The target of a fact, with how it was found, which the ledger keeps beside it."""
+    """The target of a fact, with the figures of its optimisation."""
     known = entry.known.get(name)
     found = (evidence.figures for evidence in entry.evidence if evidence.request_id == name)
     return None if known is None else replace(known, figures=next(found, {}))

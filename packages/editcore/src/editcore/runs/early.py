@@ -1,6 +1,6 @@
-"""What can be wrong with a command's names, settings and files, found before torch is imported and a model is loaded.
+"""Checks of names, settings and files before torch is imported and a model is loaded.
 
-Sessions and runs find the same themselves; whoever waits at a terminal is told seconds earlier.
+Sessions and runs check the same. Here the user of a terminal is told some seconds earlier.
 """
 
 from __future__ import annotations

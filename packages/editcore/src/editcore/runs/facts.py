@@ -49,7 +49,7 @@ def records_of(
 
 
 def refuse_other_records(records: Sequence[FactRecord], planned: str, config: RunConfig) -> None:
-    """Refuse to give results of other records the name of the planned ones'."""
+    """Refuse records that are not the planned ones."""
     found = content_hash(records)
     if found != planned:
         raise RunError(
@@ -60,7 +60,7 @@ def refuse_other_records(records: Sequence[FactRecord], planned: str, config: Ru
 
 
 def warn_of_other_records(record: RunRecord, records: Sequence[FactRecord], plugins: Plugins) -> None:
-    """Warn if the data set has changed since the run began. It need not be there any more."""
+    """Warn if the data set has changed since the run began. A data set that is gone is no problem."""
     try:
         now, _ = records_of(record.config.model_copy(update={"settings": record.settings}), plugins)
     except EditcoreError:

@@ -1,4 +1,4 @@
-"""Whether an editor, a backend and the requests fit each other: found before a model is loaded."""
+"""Checks whether an editor, a backend and the requests fit together, before a model is loaded."""
 
 from __future__ import annotations
 
@@ -64,10 +64,10 @@ def completed(
 
 
 def refuse_twice(option: str, names: Sequence[str]) -> None:
-    """Refuse to be told a name twice.
+    """Refuse a list that has a name twice.
 
     Raises:
-        HParamsError: it was.
+        HParamsError: it has.
     """
     if len(set(names)) < len(names):
         options = " ".join(f"--{option} {name}" for name in names)
@@ -92,7 +92,7 @@ def check_fit(plugins: Plugins, editor: str, backend: str) -> None:
 
 
 def check_savable(plugins: Plugins, editor: str, backend: str) -> None:
-    """Refuse to promise a folder with the edited model where its edits are not all in weights.
+    """Refuse ``--save`` where the edits will not all be in weights.
 
     Raises:
         HParamsError: the editor keeps them beside the weights, or the backend does not write them.
@@ -110,7 +110,7 @@ def check_savable(plugins: Plugins, editor: str, backend: str) -> None:
 
 
 def refuses_subjects(editor: EditorSpec) -> Callable[[EditRequest], str | None]:
-    """What the editor says against a request that names no subject: a sentence if it looks subjects up."""
+    """Gives a function that says why an editor refuses a request: it needs a subject, and the request has none."""
 
     def refuse(request: EditRequest) -> str | None:
         if request.subject or not editor.capabilities.needs_subject:

@@ -45,7 +45,7 @@ class HeldOutText(TextInfo):
     def measured(
         cls, model: LanguageModel, corpus: Corpus, *, tokens: int = TEXT_TOKENS, progress: Progress = silent
     ) -> HeldOutText:
-        """A text and what a model, unedited now, makes of it.
+        """A text, with the perplexity of a model that has no edits now.
 
         Args:
             corpus: the text, as :func:`held_out` finds it.
@@ -64,12 +64,12 @@ class HeldOutText(TextInfo):
         return cls(source=corpus.identity(), tokens=len(ids), window=window, perplexity=value, ids=ids)
 
     def info(self) -> TextInfo:
-        """Without the tokens."""
+        """The same without the tokens."""
         return TextInfo(**self.model_dump(exclude={"ids"}))
 
 
 def held_out(name: str | None, seed: int, *, beside: Corpus) -> Corpus:
-    """The text for the perplexity of a run with that seed.
+    """The text for the perplexity of a run.
 
     Args:
         name: as :func:`editcore.second_moments.open_corpus` knows it; ``None`` is text of the model itself.

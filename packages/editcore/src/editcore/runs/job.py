@@ -227,10 +227,10 @@ def _edit(
     progress: Progress,
     checkpoints: Checkpoints | None,
 ) -> None:
-    """Batch after batch of what the ledger does not have yet, each logged once it is applied or rejected.
+    """Edit what the ledger does not have yet, batch after batch. Each batch is logged once it is applied or rejected.
 
-    Before a batch, the checkpoint that is due behind the one before it: also the one that an interrupted run did not
-    come to, and none behind the last, where everything is measured anyway.
+    A checkpoint is measured just before the next batch. So an interrupted run makes up for the one that it missed, and
+    there is none behind the last batch, where everything is measured anyway.
     """
     handled = {name for entry in session.ledger.batches for name in entry.new_ids}
     handled |= {rejection.request.id for entry in session.ledger.batches for rejection in entry.rejected}

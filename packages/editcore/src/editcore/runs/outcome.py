@@ -70,7 +70,7 @@ def _not_said(session: EditSession) -> list[str]:
 
 
 def seconds_per_edit(log: Sequence[BatchRecord]) -> float:
-    """Over the batches whose time is known."""
+    """Wall time of the batches over their new facts. Batches whose time is not known are left out."""
     timed = [(line.seconds, line.new) for line in log if line.seconds is not None]
     seconds, facts = sum(float(time) for time, _ in timed), sum(float(new) for _, new in timed)
     return seconds / max(1.0, facts)

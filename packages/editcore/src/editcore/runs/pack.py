@@ -1,4 +1,4 @@
-"""A set of edits as one file: what is active in a run, to be put into the same base model elsewhere.
+"""The active edits of a run as one file, to be applied to the same base model elsewhere.
 
 An ``.editpack`` is a safetensors file with the changes and attachments of every batch. Its metadata holds a manifest
 (base model, editor, settings, versions, and the batches with their requests and evidence) and a hash over manifest and
@@ -42,7 +42,7 @@ MANIFEST, HASH = "editpack", "content_hash"
 
 
 class Manifest(BaseModel):
-    """What a pack says of itself."""
+    """The description of a pack, in its metadata."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
@@ -61,7 +61,7 @@ class Manifest(BaseModel):
 @documented
 @dataclass(frozen=True, slots=True)
 class EditPack:
-    """A pack, read and found whole."""
+    """A pack that was read and checked."""
 
     path: Path
     """The file."""
@@ -146,7 +146,7 @@ def write_pack(directory: Path | str, path: Path | str, plugins: Plugins) -> Edi
 
 
 def _instead(path: Path) -> str:
-    """What takes a file or folder that is no pack, where its name tells."""
+    """What a file or folder that is no pack may be, and which command takes it."""
     if path.is_dir():
         if (path / RUN_NAME).exists():
             return f"it is a run directory; make a pack of it with: editctl pack {path} FILE.editpack"
@@ -168,7 +168,7 @@ def _name_elsewhere(record: RunRecord) -> str:
 
 
 def read_pack(path: Path | str) -> EditPack:
-    """Read a pack and hold it against its hash.
+    """Read a pack, and check it by its hash.
 
     Raises:
         RunError: it cannot be read, is no pack, was changed or damaged, or holds NaN or Inf.

@@ -21,7 +21,7 @@ __all__ = ["Parts", "make_backend", "make_evaluators", "make_parts", "make_targe
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """The objects of a session, beside what was announced of them."""
+    """The objects of a session, and their announcements."""
 
     resolved: Resolved
     editor: Editor

@@ -31,7 +31,7 @@ __all__ = ["Proposer"]
 
 
 class Proposer:
-    """Asks the editor of a session for changes, and holds them against what editor and backend announce."""
+    """Asks the editor of a session for changes, and checks them against the announcements of editor and backend."""
 
     def __init__(self, editor: Editor, spec: EditorSpec, edited: EditedModel, context: EditContext) -> None:
         self._editor, self._spec = editor, spec

@@ -329,7 +329,7 @@ def recorded(directory: Path | str) -> list[FactRecord]:
 
 
 def facts_of(directory: Path, ledger: Ledger) -> list[FactRecord]:
-    """The records that the run began with, and behind them the facts that a session added since.
+    """The records that the run began with, then the facts that sessions have added since.
 
     Raises:
         RunError: the records cannot be read.

@@ -18,7 +18,7 @@ __all__ = ["Estimate", "estimate_cost"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """Of the trials that are still to be run."""
+    """The cost of the trials that are still to be run."""
 
     trials: int
     edits: int
@@ -57,7 +57,7 @@ def _alike(trial: Trial) -> tuple[str, str, str]:
 
 
 def _cost(run: Path) -> tuple[tuple[str, str, str], float] | None:
-    """What is alike, and seconds per edit; ``None`` for a run that cannot be read."""
+    """Model, editor and device of a run, and its seconds per edit; ``None`` for a run that cannot be read."""
     try:
         config, summary = RunRecord.read(run).config, RunSummary.read(run)
     except RunError:

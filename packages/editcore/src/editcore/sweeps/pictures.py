@@ -91,7 +91,7 @@ def _metrics_of(plan: Plan, spec: FigureSpec, known: Collection[str]) -> tuple[s
 
 
 def estimate(rows: pd.DataFrame, metric: str) -> Estimate:
-    """The mean of some rows, everything but seeds averaged first, with its 95 % interval.
+    """The mean of some rows, with its 95 % interval. Rows of one seed are averaged first.
 
     Over two or more seeds it is Student's t. Of a single one it is the interval over facts; that of several trials on
     the same facts is the mean of theirs, which is on the wide side.
@@ -116,7 +116,7 @@ def _curve(rows: pd.DataFrame) -> dict[int, Estimate]:
 
 
 def _values(rows: pd.DataFrame, column: str | None) -> Sequence[Any]:
-    """The values of a column in the order in which they come; without those that have none."""
+    """The different values of a column, in the order of the rows."""
     if column is None:
         return [""]
     seen: list[Any] = []

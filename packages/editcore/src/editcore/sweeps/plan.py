@@ -1,4 +1,4 @@
-"""From a sweep file to trials: every combination, resolved, checked and keyed. No model is loaded."""
+"""The trials of a sweep: every combination is resolved, checked and given a key. No model is loaded."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Point:
 @documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What a sweep comes to."""
+    """The trials of a sweep, and the rows of its table."""
 
     sweep: Sweep
     """The checked sweep file."""
@@ -113,7 +113,7 @@ class Plan:
 
     @property
     def arms(self) -> tuple[str, ...]:
-        """The arms that there are points of, as written."""
+        """The arms that have points, in the order of the sweep file."""
         return tuple(dict.fromkeys(point.arm for point in self.points))
 
     def check_figures(self) -> None:
@@ -163,7 +163,7 @@ def make_plan(file: SweepFile, plugins: Plugins) -> Plan:
 
 
 class _Planner:
-    """Remembers what many combinations have in common."""
+    """Makes a plan. Keeps what many combinations have in common."""
 
     def __init__(self, file: SweepFile, plugins: Plugins) -> None:
         self._sweep, self._text, self._plugins = file.sweep, file.text, plugins
@@ -351,7 +351,7 @@ def _why_left_out(error: EditcoreError) -> str:
 
 
 def _in_a_sweep(error: MissingSettingError, config: RunConfig) -> str:
-    """What is missing, and how a sweep is told it: ``editctl run`` has other options for that."""
+    """A missing setting, with the way to set it in a sweep."""
     cure = f"Set it with --set {config.editor}.{error.setting}={error.example}"
     if error.setting == "layers":
         cure += f", or let 'editctl onboard {config.model}' find it"
@@ -371,7 +371,7 @@ def _check_subjects(requests: Sequence[EditRequest], editor: EditorSpec) -> None
 
 
 def _content(path: Path) -> str:
-    """SHA-256 of a file, or of a model folder's files but for those that say nothing about the model."""
+    """SHA-256 of a file, or of those files of a model folder that describe the model."""
     if path.is_file():
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -39,7 +39,7 @@ class TrialRecord(Record):
 
 @documented
 class PlanRecord(Record):
-    """``plan.json``: what a sweep comes to."""
+    """``plan.json``: the rows and the trials of a sweep."""
 
     metrics: tuple[Measure, ...]
     """What is measured, in the order in which it is shown."""

@@ -1,4 +1,4 @@
-"""Runs the trials of a plan that are not finished, and writes what came of all of them."""
+"""Runs the trials of a plan that are not finished, then writes tables and figures of all."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ __all__ = ["SweepResult", "Watch", "run_sweep"]
 
 
 class Watch(Protocol):
-    """Is told how a sweep goes on."""
+    """Follows a sweep while it runs."""
 
     def begin(self, plan: Plan, states: Mapping[str, State]) -> None:
         """The trials by key, before the first one is started."""
@@ -157,7 +157,7 @@ def _run_trials(
 
 
 def _keep(key: str, outcome: Outcome[Mapping[str, bytes]], directory: Path) -> None:
-    """Put what a worker answered where it belongs."""
+    """Keep the outcome of a trial: its files, or the reason why it failed."""
     trial = trial_directory(directory, key)
     if outcome.failed:
         failure = Failure(

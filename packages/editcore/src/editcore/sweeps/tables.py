@@ -126,7 +126,7 @@ def unedited_table(plan: Plan, results: Mapping[str, _Result]) -> pd.DataFrame:
 
 
 def _unedited_identity(trial: Trial) -> str:
-    """What decides the measurement of the unedited model, but for the seed."""
+    """Everything but the seed that decides the measurement of the unedited model."""
     config = trial.config
     parts = {
         "model": [config.model, trial.contents.get("model"), config.device, config.dtype, config.chat_template],
@@ -137,7 +137,7 @@ def _unedited_identity(trial: Trial) -> str:
 
 
 def _distinguishing_values(groups: Sequence[Sequence[Point]], axes: Sequence[str]) -> Sequence[Mapping[str, Any]]:
-    """For each group of points, its values of those axes that have one value in each group, but not the same in all."""
+    """Values by axis for each group of points, of the axes that differ between groups but not within a group."""
     distinguishing: list[dict[str, Any]] = [{} for _ in groups]
     for name in axes:
         values = [[point.values.get(name) for point in points] for points in groups]

@@ -101,7 +101,7 @@ class TrialRunner:
         return directory
 
     def _check_code(self, task: Task) -> None:
-        """Refuse to give results of other code the name of the planned one's."""
+        """Refuse other code than that of the plan."""
         for package, version in task.versions.items():
             if self._versions.get(package) != version:
                 found = self._versions.get(package, "missing")
@@ -130,7 +130,7 @@ class TrialRunner:
 
 
 def _structure(model: LanguageModel) -> Sequence[tuple[str, type]]:
-    """Every module with its class: a wrapper that was left in the model shows, and so does a hook."""
+    """Every module and every hook with its class. It shows wrappers and hooks that were left in the model."""
     modules = list(model.hf.named_modules())
     hooks = [(name, type(hook)) for name, module in modules for hook in module._forward_hooks.values()]
     return [*((name, type(module)) for name, module in modules), *hooks]
@@ -138,7 +138,7 @@ def _structure(model: LanguageModel) -> Sequence[tuple[str, type]]:
 
 @contextmanager
 def _logged(path: Path) -> Iterator[None]:
-    """What editcore warns of goes to a file: on the terminal it would stand between the lines of other trials."""
+    """Write warnings to a file. On the terminal they would stand between the lines of other trials."""
     path.parent.mkdir(parents=True, exist_ok=True)
     logger = logging.getLogger("editcore")
     handler = logging.FileHandler(path, encoding="utf-8", delay=True)
