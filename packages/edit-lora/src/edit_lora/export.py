@@ -328,9 +328,11 @@ def _write_edits(folder: Path, run: Path, record: RunRecord, ledger: Ledger, hpa
         inside,
         [
             line.model_copy(
-                update={"evidence": tuple(
+                update={
+                    "evidence": tuple(
                         evidence for evidence in line.evidence if evidence.request_id in active[line.batch]
-                    )}
+                    )
+                }
             )
             for line in read_batches(run)
             if line.batch in active

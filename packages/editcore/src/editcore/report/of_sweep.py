@@ -28,7 +28,7 @@ from editcore.report.document import (
     one_line,
 )
 from editcore.report.pictures import saved_pictures
-from editcore.report.reading import check_columns, damaged, read_json
+from editcore.report.reading import check_columns, damaged
 from editcore.runs.resume import is_finished
 from editcore.sweeps import PLAN_NAME, STATE_NAME, SWEEP_NAME, UNEDITED, PlanRecord, SweepRecord, trial_directory
 

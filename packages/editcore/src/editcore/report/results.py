@@ -11,7 +11,7 @@ from editcore.evaluation.summaries import COLUMNS
 from editcore.interfaces.errors import RunError
 from editcore.interfaces.values import FactRecord, RejectedRequest
 from editcore.ledger.ledger import Ledger
-from editcore.report.reading import check_columns, damaged, read_json
+from editcore.report.reading import check_columns, damaged
 from editcore.runs.record import RunRecord, facts_of, recorded
 from editcore.runs.results import RESULTS_NAME, SUMMARY_NAME, RunSummary
 from editcore.runs.resume import resume_command

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from editcore._util.words import counted
 from editcore.evaluation import Measure, Measurement, Summary, shown
@@ -26,6 +25,7 @@ from editcore.report.document import (
 )
 from editcore.report.pictures import FORGETTING_CURVE
 from editcore.report.results import RunResults
+from editcore.runs.forgetting import Forgetting
 
 __all__ = ["forgetting", "relations", "relations_name", "run_summary"]
 
@@ -68,7 +68,8 @@ def run_summary(run: RunResults, *, title: str) -> Iterator[Block]:
         Measurement.from_frame(run.phase(phase), run.summary.metrics).summary for phase in ("before", "after")
     )
     before, after = (
-        {key: value for key, value in values.items() if value is not None} for values in run.summary.phases
+        {key: value for key, value in values.items() if value is not None}
+        for values in (run.summary.before, run.summary.after)
     )
     measures = [
         measure
@@ -244,47 +245,33 @@ def forgetting(run: RunResults, saved: Mapping[str, Picture]) -> Iterator[Block]
         return
     if FORGETTING_CURVE in saved:
         yield saved[FORGETTING_CURVE]
-    facts = run.summary.forgetting
-    if sentences := list(_retention_in_words(facts)):
+    found, checkpoints = run.summary.forgetting, run.summary.checkpoints
+    if found is not None and (sentences := list(_retention_in_words(found))):
         yield Paragraph(" ".join(sentences))
-    measured = (*run.summary.phases, *map(_values, run.summary.checkpoints))
+    measured = (run.summary.before, run.summary.after, *(checkpoint.values for checkpoint in checkpoints))
     known = {key for values in measured for key, value in values.items() if value is not None}
     measures = shown(run.summary.metrics, known)
     rows = [
         {
-            **{
-                name: value
-                for name, value in checkpoint.items()
-                if name not in ("values", "before", "interval", "batch")
-            },
-            **{measure.key: _values(checkpoint).get(measure.key) for measure in measures},
-            "relative_change": _largest(checkpoint.get("relative_change")),
+            **checkpoint.model_dump(include={*_CHECKPOINT, *_CHECKPOINT_COSTS}),
+            **{measure.key: checkpoint.values.get(measure.key) for measure in measures},
+            "relative_change": max(
+                (change for change in checkpoint.relative_change.values() if not math.isnan(change)), default=None
+            ),
         }
-        for checkpoint in run.summary.checkpoints
+        for checkpoint in checkpoints
     ]
     names = {**_CHECKPOINT, **{measure.key: measure.heading for measure in measures}, **_CHECKPOINT_COSTS}
     yield records_table("All facts edited so far, measured again at each checkpoint", rows, names=names)
-    bins = facts.get("retention_by_age")
-    if isinstance(bins, list) and bins and all(isinstance(age_bin, Mapping) for age_bin in bins):
+    if found is not None and found.retention_by_age:
+        bins = [age_bin.model_dump(mode="json") for age_bin in found.retention_by_age]
         yield records_table("Retention by age, in facts edited since a fact was", bins, names=_AGES)
 
 
-def _retention_in_words(facts: Mapping[str, Any]) -> Iterator[str]:
-    if facts.get("half_life") is not None:
-        yield f"Half of what was retained at first is gone {facts['half_life']:g} facts later (half-life)."
-    elif "half_life" in facts and facts.get("auc") is not None:
+def _retention_in_words(found: Forgetting) -> Iterator[str]:
+    if found.half_life is not None:
+        yield f"Half of what was retained at first is gone {found.half_life:g} facts later (half-life)."
+    elif found.auc is not None:
         yield "Retention never fell to half of what it was: there is no half-life."
-    if facts.get("auc") is not None:
-        yield f"Mean retention over ages, the area under the curve, is {facts['auc']:.1f} %."
-
-
-def _values(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
-    values = checkpoint.get("values")
-    return values if isinstance(values, Mapping) else {}
-
-
-def _largest(by_weight: Any) -> Any:
-    """Of a figure for each weight, the largest."""
-    if not isinstance(by_weight, Mapping):
-        return by_weight
-    return max((value for value in by_weight.values() if value is not None), default=None)
+    if found.auc is not None:
+        yield f"Mean retention over ages, the area under the curve, is {found.auc:.1f} %."

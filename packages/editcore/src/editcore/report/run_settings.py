@@ -75,8 +75,8 @@ def reproduction(run: RunResults) -> Iterator[Block]:
     if more := run.edits[1]:
         yield Paragraph(f"A session added {counted(more, 'fact')} more, which no command here does again.")
     rows = [
-        ("model", str(record.model.get("name", record.config.model))),
-        ("fingerprint of its weights", str(record.model["fingerprint"])),
+        ("model", record.model.name or record.config.model),
+        ("fingerprint of its weights", record.model.fingerprint),
         *record.machine.items(),
         *record.versions.items(),
     ]
