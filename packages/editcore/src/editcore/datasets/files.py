@@ -17,25 +17,24 @@ from typing import Any
 
 from editcore.interfaces.errors import DatasetError, RequestError
 
-__all__ = ["MAX_BYTES", "SUFFIXES", "Items", "json_lines", "read_items"]
+__all__ = ["MAX_BYTES", "SUFFIXES", "Entries", "json_lines", "read_entries"]
 
 MAX_BYTES = 1 << 30
 """Largest file that is read, after decompression. CounterFact has 45 MB."""
 SUFFIXES = (".jsonl", ".json", ".csv")
 
-Items = Iterator[tuple[int, Any]]
-"""(line number, what stands there; a RequestError where it cannot be read)"""
+Entries = Iterator[tuple[int, Any]]
+"""(line number, the record there; a RequestError where it cannot be read)"""
 
 
-def read_items(path: Path) -> Items:
-    """The records of a file as they stand there, each with its line; a record that cannot be read is an error in its
-    place, and the rest is read on.
+def read_entries(path: Path) -> Entries:
+    """The records of a file, each with its line. In place of a record that cannot be read there is the error.
 
     Raises:
         DatasetError: the file cannot be read, or not beyond a record, or is of another type.
     """
     suffix = path.suffix if path.suffix != ".gz" else path.with_suffix("").suffix
-    readers: Mapping[str, Callable[[str, str], Items]] = {".jsonl": json_lines, ".json": _json_array, ".csv": _csv}
+    readers: Mapping[str, Callable[[str, str], Entries]] = {".jsonl": json_lines, ".json": _json_array, ".csv": _csv}
     if suffix == ".editpack":
         raise DatasetError(f"{path} is no file of records: it has edits that were made; 'editctl apply' takes it.")
     if suffix not in readers:
@@ -67,7 +66,7 @@ def _is_text(text: str) -> bool:
     return text.isascii() or not any("\udc80" <= letter <= "\udcff" for letter in text)
 
 
-def json_lines(text: str, name: str) -> Items:
+def json_lines(text: str, name: str) -> Entries:
     for number, line in enumerate(io.StringIO(text), start=1):
         if not line.strip():
             continue
@@ -77,7 +76,7 @@ def json_lines(text: str, name: str) -> Items:
             yield number, RequestError(f"This is no JSON ({_reason(error)}).")
 
 
-def _json_array(text: str, name: str) -> Items:
+def _json_array(text: str, name: str) -> Entries:
     """The elements of a JSON array with the lines they begin at."""
     decoder = json.JSONDecoder()
     gap = re.compile(r"\s*")
@@ -110,7 +109,7 @@ def _json_array(text: str, name: str) -> Items:
             raise DatasetError(f"{name}, line {line}: this is no JSON (a comma or ] is missing after a record).")
 
 
-def _csv(text: str, name: str) -> Items:
+def _csv(text: str, name: str) -> Entries:
     """Rows by the names in the first line; empty cells count as absent."""
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:

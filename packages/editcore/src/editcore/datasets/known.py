@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from editcore.datasets.fields import join_of
-from editcore.datasets.files import read_items
+from editcore.datasets.files import read_entries
 from editcore.datasets.formats import parse_record, without_last_space
 from editcore.datasets.load import Selection, load_records, read_each
 from editcore.datasets.names import Registry, is_path, missing_file
@@ -69,7 +69,7 @@ def load_known_facts(
         path = Path(name_or_path).expanduser()
         if not path.is_file():
             raise DatasetError(missing_file(path, name, plugins))
-        facts, left_out = read_each(read_items(path), _facts_of, str(path), strict=strict)
+        facts, left_out = read_each(read_entries(path), _facts_of, str(path), strict=strict)
     if left_out and notes is None:
         _log.warning("%s", left_out)
     elif left_out and notes is not None:

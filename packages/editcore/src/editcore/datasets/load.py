@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from editcore._util.words import counted
 from editcore.datasets.check import with_unique_ids
 from editcore.datasets.fields import Unread
-from editcore.datasets.files import Items, json_lines, read_items
+from editcore.datasets.files import Entries, json_lines, read_entries
 from editcore.datasets.formats import parse_record
 from editcore.datasets.names import Registry, dataset_settings, is_path, missing_file
 from editcore.interfaces.documented import documented
@@ -79,8 +79,8 @@ class Loaded:
 def load_worldfacts() -> list[FactRecord]:
     """The data set that comes with editcore: counterfactual edits of facts that small models know."""
     resource = resources.files("editcore.datasets") / "worldfacts.jsonl"
-    items = json_lines(resource.read_text(encoding="utf-8"), "worldfacts.jsonl")
-    return list(_from_file(items, "worldfacts.jsonl", Selection(strict=True)).records)
+    entries = json_lines(resource.read_text(encoding="utf-8"), "worldfacts.jsonl")
+    return list(_from_file(entries, "worldfacts.jsonl", Selection(strict=True)).records)
 
 
 def load_records(
@@ -134,7 +134,7 @@ def load(
     path = Path(name_or_path).expanduser()
     if not path.is_file():
         raise DatasetError(missing_file(path, name, plugins))
-    return _from_file(read_items(path), str(path), selection)
+    return _from_file(read_entries(path), str(path), selection)
 
 
 def content_hash(records: Iterable[FactRecord]) -> str:
@@ -171,7 +171,7 @@ def _from_plugin(
     return Loaded(records=list(with_unique_ids(found)), left_out=left_out, notes=[left_out] if left_out else [])
 
 
-def _from_file(items: Items, name: str, selection: Selection) -> Loaded:
+def _from_file(entries: Entries, name: str, selection: Selection) -> Loaded:
     unread = Unread()
     respelt: list[tuple[int, str, str]] = []
 
@@ -184,7 +184,7 @@ def _from_file(items: Items, name: str, selection: Selection) -> Loaded:
         respelt.extend((line, subject, spelling) for subject, spelling in respelt_here or ())
         return records
 
-    found, left_out = read_each(items, parse, name, first=selection.first, strict=selection.strict)
+    found, left_out = read_each(entries, parse, name, first=selection.first, strict=selection.strict)
     notes = [left_out] if left_out else []
     if respelt:
         named = ", ".join(f"line {line} ({_spelling(*pair)})" for line, *pair in respelt[:_MAX_NAMED])
@@ -207,7 +207,7 @@ def _spelling(subject: str, in_prompt: str) -> str:
 
 
 def read_each(
-    items: Iterable[tuple[int, Any]],
+    entries: Iterable[tuple[int, Any]],
     parse: Callable[[int, Any], list[T]],
     name: str,
     *,
@@ -215,25 +215,26 @@ def read_each(
     strict: bool = False,
     unit: str = "line",
 ) -> tuple[list[T], str]:
-    """What can be made of each item, and a sentence on those of which nothing can; empty if there are none.
+    """The results of parsing each entry, and a sentence on the entries that cannot be parsed; empty if all can.
 
     Args:
-        parse: called with place and item; a RequestError or ValidationError says why nothing can be made of it.
+        parse: called with an entry's number and the entry. It raises RequestError or ValidationError for one that
+            cannot be used.
         name: of the file, for messages.
-        first: how many results to take from the front; nothing behind them is looked at.
-        strict: refuse items of which nothing can be made. Of ``first`` they count as one each.
+        first: how many results to take, from the front; nothing behind them is looked at.
+        strict: refuse entries that cannot be used. Each counts as one of ``first``.
         unit: what the numbers count.
 
     Raises:
-        DatasetError: nothing can be made of any item, or of one in a strict reading; up to ten are named.
+        DatasetError: no entry can be used, or in a strict reading, one cannot; up to ten are named.
     """
     found: list[T] = []
     faults: list[tuple[int, str]] = []
-    for place, item in items:
+    for place, entry in entries:
         try:
-            if isinstance(item, RequestError):
-                raise item
-            found += parse(place, item)
+            if isinstance(entry, RequestError):
+                raise entry
+            found += parse(place, entry)
         except RequestError as error:
             faults.append((place, str(error)))
         except ValidationError as error:

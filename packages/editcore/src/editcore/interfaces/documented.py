@@ -46,11 +46,11 @@ class _FieldDocs:
     def _whole(self) -> str:
         cls = self._cls
         declared = [field.name for field in fields(cls)] if is_dataclass(cls) else list(inspect.get_annotations(cls))
-        said: dict[str, str] = {}
+        docstrings: dict[str, str] = {}
         for base in reversed(cls.__mro__):
             if inspect.get_annotations(base).keys() & set(declared):
-                said |= _below_fields(base)
-        return _joined(self._own, cls, {name: said[name] for name in declared if name in said})
+                docstrings |= _below_fields(base)
+        return _joined(self._own, cls, {name: docstrings[name] for name in declared if name in docstrings})
 
 
 def _below_fields(cls: type) -> dict[str, str]:
@@ -61,22 +61,22 @@ def _below_fields(cls: type) -> dict[str, str]:
         return {}
     [declaration] = tree.body
     assert isinstance(declaration, ast.ClassDef)
-    said: dict[str, str] = {}
+    docstrings: dict[str, str] = {}
     name = ""
     for line in declaration.body:
         match line:
             case ast.AnnAssign(target=ast.Name(id=name)):
-                said[name] = ""
+                docstrings[name] = ""
             case ast.Expr(value=ast.Constant(value=str(docstring))) if name:
-                said[name], name = inspect.cleandoc(docstring), ""
+                docstrings[name], name = inspect.cleandoc(docstring), ""
             case _:
                 name = ""
-    return said
+    return docstrings
 
 
-def _joined(own: str, cls: type, said: Mapping[str, str]) -> str:
+def _joined(own: str, cls: type, docstrings: Mapping[str, str]) -> str:
     lines = []
-    for name, meaning in said.items():
+    for name, meaning in docstrings.items():
         annotation = next(found[name] for base in cls.__mro__ if name in (found := inspect.get_annotations(base)))
         kind = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
         lines.append(f"    {name}: {kind}")

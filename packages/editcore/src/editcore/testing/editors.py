@@ -181,17 +181,19 @@ class EditorContract(Contract):
         written = made.propose(batch).written
         base, answers = ModelState.of(made.model), logits_of(made.model)
         made.edited.apply(written)
-        applied, told = ModelState.of(made.model), logits_of(made.model)
+        applied, edited_answers = ModelState.of(made.model), logits_of(made.model)
         made.edited.rebuild([])
         assert not base.differences(ModelState.of(made.model)), "the base did not come back"
         assert same_bits(answers, logits_of(made.model)), "the model answers otherwise than before"
         with made.edited.trial(written):
-            assert logits_of(made.model).allclose(told, rtol=1e-4, atol=1e-5), "on trial the model answers otherwise"
+            assert logits_of(made.model).allclose(edited_answers, rtol=1e-4, atol=1e-5), (
+                "on trial the model answers otherwise"
+            )
         assert not base.differences(ModelState.of(made.model)), "the base did not come back after a trial"
         made.edited.apply(written)
         made.edited.rebuild([written])
         assert not applied.differences(ModelState.of(made.model)), "the proposal changed when it was applied"
-        assert same_bits(told, logits_of(made.model)), "the edited model answers otherwise the second time"
+        assert same_bits(edited_answers, logits_of(made.model)), "the edited model answers otherwise the second time"
 
     def test_other_weights_stay_as_they_are(
         self, open_session: Callable[[], EditSession], make_model: MakeModel, batch: EditBatch

@@ -298,12 +298,12 @@ def _lacking(record: FactRecord) -> list[FactRecord]:
     def without(what: str, changed: EditRequest = request, **fields: object) -> FactRecord:
         return record.model_copy(update={"request": changed.model_copy(update={"id": f"without {what}"}), **fields})
 
-    said = EditRequest(prompt=request.text, target_new=request.target_new, target_true=request.target_true)
+    without_subject = EditRequest(prompt=request.text, target_new=request.target_new, target_true=request.target_true)
     bare = EditRequest(prompt=request.text, target_new=request.target_new)
     unanswered = tuple(probe.model_copy(update={"answers": ()}) for probe in record.probes)
     return [
         without("target_true", request.model_copy(update={"target_true": None})),
-        without("subject", said),
+        without("subject", without_subject),
         without("relation", relation=None),
         without("probes", probes=()),
         without("answers", probes=unanswered),

@@ -237,7 +237,7 @@ class ExtensionContract(Contract):
         for requests in batches:
             _assert_alike(first, second, extension_name, requests)
 
-    def test_an_evaluation_changes_no_outcome(
+    def test_an_evaluation_changes_no_answer(
         self,
         open_session: Open,
         batches: Sequence[Sequence[EditRequest]],
