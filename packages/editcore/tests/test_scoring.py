@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
-from editcore.evaluation import TargetScore, perplexity, score_targets, text as _perplexity
+from editcore.evaluation import TargetScore, perplexity, score_targets
 from editcore.evaluation.scoring import covering_rows
 from editcore.interfaces.errors import RequestError
-from editcore.models import LanguageModel
+from editcore.models import LanguageModel, PassBudget
 from editcore.testing import tiny_model, tiny_tokenizer
+from editcore.testing.contract import counting_passes
 from hypothesis import given, strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -78,12 +80,16 @@ def test_correct_is_true_where_the_model_says_it() -> None:
 def test_order_padding_and_batching_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     left = tiny_model("llama", tokenizer=tiny_tokenizer(padding_side="left"))
     right = tiny_model("llama")
-    expected = run(right, PAIRS)
+    expected, counts = run(right, PAIRS), list[int]()
     assert_close(run(left, PAIRS), expected, within=1e-6)
-    for budget in (1, 24, 100_000):
-        with monkeypatch.context() as patch:
-            patch.setattr("editcore.evaluation.scoring.CPU_TOKENS", budget)
+    usual = PassBudget.forward(right)
+    for tokens in (1, 24, 100_000):
+        with monkeypatch.context() as patch, counting_passes(right) as passes:
+            budget = usual.with_tokens(tokens)
+            patch.setattr(PassBudget, "forward", lambda _model, budget=budget: budget)
             assert_close(run(right, PAIRS), expected)
+        counts.append(len(passes))
+    assert counts[0] > counts[1] > counts[2], "the budget is what cuts the rows"
     shuffled = list(range(len(PAIRS)))
     random.Random(0).shuffle(shuffled)
     assert_close(run(right, [PAIRS[i] for i in shuffled]), [expected[i] for i in shuffled])
@@ -185,7 +191,8 @@ def test_perplexity_makes_few_logits_at_a_time(family: str, monkeypatch: pytest.
     whole = perplexity(model, text, window=32)
     made: list[int] = []
     handle = model.hf.get_output_embeddings().register_forward_hook(lambda *call: made.append(call[-1].shape[1]))
-    monkeypatch.setattr(_perplexity, "MAX_LOGITS", 7 * vocab)
+    small = replace(PassBudget.forward(model), logits=7 * vocab)
+    monkeypatch.setattr(PassBudget, "forward", lambda _model: small)
     assert perplexity(model, text, window=32) == pytest.approx(whole, rel=1e-6)
     handle.remove()
     assert max(made) == 7

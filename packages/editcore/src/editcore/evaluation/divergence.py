@@ -13,15 +13,13 @@ from torch import Tensor
 
 from editcore._util.memory import in_halves
 from editcore.models.forward import logits_at
+from editcore.models.planning import PassBudget, plan_passes
 from editcore.models.tokens import pad_rows
 
 if TYPE_CHECKING:
     from editcore.models import LanguageModel
 
 __all__ = ["kl_divergences", "next_token_log_probabilities"]
-
-MAX_ROWS = 16
-"""Prompts of one forward pass. They are sorted by length, to need little padding."""
 
 
 def next_token_log_probabilities(model: LanguageModel, prompts: Sequence[str]) -> Tensor:
@@ -30,7 +28,6 @@ def next_token_log_probabilities(model: LanguageModel, prompts: Sequence[str]) -
     There must be at least one prompt.
     """
     rows = [model.read_prompt(model.asked(prompt))[0] for prompt in prompts]
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     found: dict[int, Tensor] = {}
 
     def run(chunk: Sequence[int]) -> list[tuple[int, Tensor]]:
@@ -40,8 +37,8 @@ def next_token_log_probabilities(model: LanguageModel, prompts: Sequence[str]) -
         return list(zip(chunk, logits.cpu().double().log_softmax(-1), strict=True))
 
     with torch.inference_mode():
-        for start in range(0, len(order), MAX_ROWS):
-            found |= in_halves(run, order[start : start + MAX_ROWS])
+        for chunk in plan_passes([len(row) for row in rows], PassBudget.forward(model), scored=[1] * len(rows)):
+            found |= in_halves(run, chunk)
         return torch.stack([found[index] for index in range(len(rows))])
 
 

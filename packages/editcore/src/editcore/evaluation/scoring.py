@@ -10,12 +10,12 @@ several tokens, but costs a second, short forward pass. SmolLM2, 10 CounterFact 
 tokens, three targets in four a single token), CPU seconds on one core: every pair a row 15.6, cache 9.1, covering rows
 8.3. They win, and suit models without such a cache.
 
-Shapes: ``rows`` token rows of ``seq`` tokens, ``slots`` scored positions of a chunk, ``vocab``.
+Shapes: ``rows`` token rows of ``seq`` tokens, ``slots`` scored positions of a pass, ``vocab``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,21 +27,13 @@ from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import RequestError
 from editcore.interfaces.progress import Progress, silent
 from editcore.models.forward import logits_at
+from editcore.models.planning import PassBudget, plan_passes
 from editcore.models.tokens import join_continuation, pad_rows
 
 if TYPE_CHECKING:
     from editcore.models import LanguageModel
 
 __all__ = ["TargetScore", "score_targets"]
-
-CPU_TOKENS = 1024
-"""Padded tokens of one forward pass on a CPU, where longer ones are no faster (256 to 2048 measure alike)."""
-ACCELERATOR_TOKENS = 16384
-"""The same elsewhere: a card wants more work at a time."""
-MAX_STRETCH = 1.5
-"""Longest over shortest row of a chunk: bounds what padding costs."""
-MAX_LOGITS = 1 << 25
-"""Numbers in one chunk's logits: 128 MiB in float32, whatever the vocabulary."""
 
 Ids = tuple[int, ...]
 
@@ -99,17 +91,17 @@ def score_targets(
     readers: list[list[int]] = [[] for _ in rows]
     for index, pair in enumerate(pairs):
         readers[row_of[pair.inputs]].append(index)
-    budget = CPU_TOKENS if model.device.type == "cpu" else ACCELERATOR_TOKENS
     scores: dict[int, TargetScore] = {}
 
     def score_rows(chunk: Sequence[int]) -> list[tuple[int, TargetScore]]:
         indices = [index for row in chunk for index in readers[row]]
         owners = [place for place, row in enumerate(chunk) for _ in readers[row]]
-        found = _score_chunk(model, [rows[row] for row in chunk], [pairs[index] for index in indices], owners)
+        found = _score_pass(model, [rows[row] for row in chunk], [pairs[index] for index in indices], owners)
         return list(zip(indices, found, strict=True))
 
     with torch.inference_mode(), progress.task(description, len(rows)) as advance:
-        for chunk in _chunks(rows, [[pairs[index] for index in reader] for reader in readers], model, budget):
+        scored = [sum(len(pairs[index].ids) - pairs[index].start for index in reader) for reader in readers]
+        for chunk in plan_passes([len(row) for row in rows], PassBudget.forward(model), scored=scored):
             scores |= in_halves(score_rows, chunk)
             advance(len(chunk))
     return [scores[index] for index in range(len(pairs))]
@@ -151,26 +143,7 @@ def covering_rows(sequences: Iterable[Ids]) -> tuple[list[Ids], dict[Ids, int]]:
     return rows, {sequence: index_of[row] for sequence, row in cover.items()}
 
 
-def _chunks(
-    rows: Sequence[Ids], pairs: Sequence[Sequence[_Pair]], model: LanguageModel, max_tokens: int
-) -> Iterator[list[int]]:
-    """Consecutive rows (ascending lengths) within ``max_tokens`` padded tokens and :data:`MAX_LOGITS` logits."""
-    max_slots = max(1, MAX_LOGITS // int(model.hf.get_output_embeddings().weight.shape[0]))
-    chunk: list[int] = []
-    slots = 0
-    for index, row in enumerate(rows):
-        wanted = sum(len(pair.ids) - pair.start for pair in pairs[index])
-        full = len(row) * (len(chunk) + 1) > max_tokens or slots + wanted > max_slots
-        if chunk and (full or len(row) > MAX_STRETCH * len(rows[chunk[0]])):
-            yield chunk
-            chunk, slots = [], 0
-        chunk.append(index)
-        slots += wanted
-    if chunk:
-        yield chunk
-
-
-def _score_chunk(
+def _score_pass(
     model: LanguageModel, rows: Sequence[Ids], pairs: Sequence[_Pair], owners: Sequence[int]
 ) -> list[TargetScore]:
     """Score ``pairs[i]``, which is read off ``rows[owners[i]]``, in one forward pass."""

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from editcore._util.memory import in_halves
-from editcore.evaluation.scoring import MAX_LOGITS, token_losses
+from editcore.evaluation.scoring import token_losses
 from editcore.interfaces.errors import RequestError
 from editcore.interfaces.progress import Progress, silent
 from editcore.models.forward import logits_at
+from editcore.models.planning import PassBudget
 
 if TYPE_CHECKING:
     from editcore.models import LanguageModel
@@ -40,7 +41,7 @@ def perplexity(
     a window's first token is context only. Numbers compare between models with one tokenizer and for one ``window``.
 
     Logits are made for a part of a window at a time where the vocabulary is large: never more numbers than
-    :data:`~editcore.evaluation.scoring.MAX_LOGITS`.
+    :attr:`editcore.models.PassBudget.logits`.
 
     Args:
         text: a text, or its token ids without special tokens.
@@ -60,7 +61,7 @@ def perplexity(
     windows = [row for row in windows if len(row) > 1]
     if not windows:
         raise RequestError("The text for perplexity has no token to predict; give a longer one.")
-    places = max(1, MAX_LOGITS // int(model.hf.get_output_embeddings().weight.shape[0]))
+    places = PassBudget.forward(model).positions()
 
     def loss(part: Sequence[int]) -> list[float]:
         return _losses(model, row, part)

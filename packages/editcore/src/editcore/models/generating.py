@@ -107,7 +107,7 @@ def _together(
         members: list[int] = []
         for index in group:
             # Some families (GPT-Neo, MPT) count padding among their positions, and rows that have ended go on.
-            longest = len(rows[index]) + max(limits[one] for one in (*members, index)) - 1
+            longest = len(rows[index]) + max(limits[member] for member in (*members, index)) - 1
             if members and (len(members) == most or (writer.positions is not None and longest > writer.positions)):
                 yield members
                 members = []

@@ -348,7 +348,7 @@ class LanguageModel:
         if all(special):  # there is no text to tell those in front from those behind
             end = self.tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"].index(0) if ids else 0
         else:
-            end = max(place for place, one in enumerate(special) if not one) + 1
+            end = max(place for place, is_special in enumerate(special) if not is_special) + 1
         offsets = tuple((int(first), int(last)) for first, last in encoded["offset_mapping"][:end])
         self._refuse_unembedded(text, ids[:end], offsets)
         return tuple(ids[:end]), offsets

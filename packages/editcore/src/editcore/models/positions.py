@@ -32,7 +32,7 @@ def _tables(hf: Any) -> list[int]:
     learned = [
         module.num_embeddings - getattr(module, "offset", 0)  # OPT keeps its first rows free
         for module in hf.modules()
-        if isinstance(module, nn.Embedding) and all(module is not one for one in words)
+        if isinstance(module, nn.Embedding) and all(module is not embedding for embedding in words)
     ]
     computed = [len(table) for name, table in hf.named_buffers() if name.rpartition(".")[2] == "embed_positions"]
     return learned + computed

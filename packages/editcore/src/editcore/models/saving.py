@@ -88,7 +88,7 @@ def _with_older(config: Mapping[str, Any], base: Mapping[str, Any], known: Mappi
     nested = {
         name: _with_older(value, base[name], known[name])
         for name, value in config.items()
-        if all(isinstance(one, Mapping) for one in (value, base.get(name), known.get(name))) and _is_config(value)
+        if all(isinstance(part, Mapping) for part in (value, base.get(name), known.get(name))) and _is_config(value)
     }
     return {**kept, **config, **nested}
 

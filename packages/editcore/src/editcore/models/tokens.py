@@ -135,8 +135,9 @@ def refuse_too_long(model: LanguageModel, requests: Iterable[EditRequest]) -> No
     """
     if model.positions is None:
         return
-    for one in requests:
-        model.read_prompt(one.text, then=model.prompt_form.continuation(one.text, one.target_new, join=one.join))
+    for request in requests:
+        continuation = model.prompt_form.continuation(request.text, request.target_new, join=request.join)
+        model.read_prompt(request.text, then=continuation)
 
 
 def join_continuation(

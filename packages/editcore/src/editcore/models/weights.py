@@ -89,7 +89,7 @@ class Weights:
 
     def parameters(self) -> Iterator[Tensor]:
         """Every parameter that holds floating-point numbers, each once."""
-        return (one.tensor for one in self._parameters.values() if one.tensor.is_floating_point())
+        return (entry.tensor for entry in self._parameters.values() if entry.tensor.is_floating_point())
 
     def tied(self) -> Mapping[str, str]:
         """Names that stand for another parameter, with its name."""

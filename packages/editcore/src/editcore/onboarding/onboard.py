@@ -87,8 +87,11 @@ class Trial:
         if self.summary is None:
             return (0.0,)
         objectives = objectives_of(self.summary.measures, self.summary.values())
-        values = [(self.summary.value(one.key), one.better) for one in objectives]
-        return (1.0, *(-math.inf if math.isnan(one) else one if way == "higher" else -one for one, way in values))
+        values = [(self.summary.value(measure.key), measure.better) for measure in objectives]
+        return (
+            1.0,
+            *(-math.inf if math.isnan(value) else value if way == "higher" else -value for value, way in values),
+        )
 
     @property
     def label(self) -> str:
@@ -102,7 +105,7 @@ class Trial:
             "editor": self.editor,
             "settings": ", ".join(f"{name}={_shown(value)}" for name, value in self.settings.items()),
             **(
-                {one.key: self.summary.value(one.key) for one in shown(self.summary.measures, known)}
+                {measure.key: self.summary.value(measure.key) for measure in shown(self.summary.measures, known)}
                 if self.summary
                 else {}
             ),
@@ -246,7 +249,7 @@ class Bench:
     def _try(self, spec: EditorSpec, settings: Settings) -> Trial:
         has = _settings_of(spec)
         used = {name: value for name, value in {**settings, **FAST}.items() if name in has}
-        known = next((one for one in self.trials if (one.editor, one.settings) == (spec.name, used)), None)
+        known = next((trial for trial in self.trials if (trial.editor, trial.settings) == (spec.name, used)), None)
         if known is not None:
             return known
         start = time.perf_counter()
@@ -328,9 +331,11 @@ def write_presets(trials: Iterable[Trial], paths: Mapping[str, Path], *, measure
     written = []
     for trial in trials:
         assert trial.summary is not None
-        told = [one for one in shown(before.measures, before.values()) if not one.of]
-        after, was = (" / ".join(_plain(one, summary) for one in told) for summary in (trial.summary, before))
-        names = " / ".join(one.key for one in told)
+        measures = [measure for measure in shown(before.measures, before.values()) if not measure.of]
+        after, was = (
+            " / ".join(_plain(measure, summary) for measure in measures) for summary in (trial.summary, before)
+        )
+        names = " / ".join(measure.key for measure in measures)
         head = f"# Measured by editctl onboard on {measured}.\n# {names}: {after} after editing, {was} before.\n"
         write_text(paths[trial.editor], head + trial.toml)
         written.append(paths[trial.editor])

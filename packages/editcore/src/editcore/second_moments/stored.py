@@ -88,4 +88,4 @@ def is_stored(fingerprint: str, *, seed: int, rows: int, length: int) -> bool:
 
 
 def _find(*wanted: object) -> StoredText | None:
-    return next((one for one in TEXTS if (one.fingerprint, one.seed, one.rows, one.length) == wanted), None)
+    return next((text for text in TEXTS if (text.fingerprint, text.seed, text.rows, text.length) == wanted), None)
