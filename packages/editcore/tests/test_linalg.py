@@ -270,8 +270,9 @@ def test_the_heavier_a_held_key_the_less_it_is_changed(size: tuple[int, int, int
         delta = solve_update(keys, residuals, metric).delta.dense()
         assert relative(keys @ delta.T, residuals) < 1e-7, "what is new holds exactly all the same"
         changes.append(float((old @ delta.T).norm()))
-    assert changes[0] >= changes[1] - 1e-9
-    assert changes[1] >= changes[2] - 1e-9
+    # Up to rounding of the solve, whose keys may be nearly dependent.
+    assert changes[0] >= changes[1] * (1 - 1e-7)
+    assert changes[1] >= changes[2] * (1 - 1e-7)
 
 
 # The Tikhonov term

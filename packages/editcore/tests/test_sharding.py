@@ -45,7 +45,7 @@ class Shuffled:
 
 def test_sharded_moments_are_those_of_one_pass(small: Path) -> None:
     model = LanguageModel.load(str(small))
-    sequences = torch.randint(5, 300, (150, 16), generator=torch.Generator().manual_seed(0))
+    sequences = torch.randint(5, 300, (150, 128), generator=torch.Generator().manual_seed(0))
     source, fingerprint = ModelSource(name=str(small)), model.base_fingerprint
     whole = second_moments(model, sequences, [0, 2])
     found = [sharded_moments(source, sequences, [0, 2], Shuffled(n), fingerprint=fingerprint) for n in (1, 3)]
