@@ -22,7 +22,7 @@ from edit_emmet.editor import EmmetEditor
 from editcore import Plugins, RunError
 from editcore.cli import main
 from editcore.ledger.ledger import Ledger
-from editcore.runs.job import run
+from editcore.runs.job import RunOptions, run
 from editcore.runs.record import RunRecord
 from editcore.runs.reopening import open_run
 
@@ -368,7 +368,7 @@ def test_everything_comes_from_the_run(
         f"{tiny_facts}. It is finished, and nothing can be changed in it; start a new run with another --out.\n"
     )
     with pytest.raises(RunError, match="is finished; there is nothing to resume"):
-        run(RunRecord.read(stopped).config, stopped, plugins=Plugins.load(), resume=True)
+        run(RunRecord.read(stopped).config, stopped, RunOptions(plugins=Plugins.load(), resume=True))
     saved = editctl("run", "--resume", "--out", stopped, "--save", tmp_path / "model")
     assert saved.code == 2
     assert saved.err.startswith(f"Error: The run in {stopped} is finished; --save ")
