@@ -130,6 +130,7 @@ def test_small_passes_give_what_a_large_one_gives(tokens: int, monkeypatch: pyte
     monkeypatch.setattr(PassBudget, "backward", lambda _model, _layer: small)
     monkeypatch.setattr("editcore.locate_then_edit.value_loss.logits_with_delta", watched)
     parts = optimised(model, requests, hparams())
+    assert sizes
     assert all(rows * length <= tokens or rows == 1 for rows, length in sizes)
     assert torch.allclose(parts.deltas, whole.deltas, atol=1e-5)
 
