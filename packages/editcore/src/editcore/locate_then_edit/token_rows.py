@@ -91,7 +91,7 @@ def _rows_of(
     model: LanguageModel, request: EditRequest, templates: Sequence[str], hparams: LocateThenEditHParams
 ) -> ValueRows:
     whole_answer = hparams.chat_answer == "whole" and model.prompt_form.end != ""
-    end = model.read_text(model.prompt_form.end) if whole_answer else ()
+    end = (int(model.tokenizer.convert_tokens_to_ids(model.prompt_form.end)),) if whole_answer else ()
     rows = [
         continuation_row(model, request, template=template, fact_token=hparams.fact_token) for template in templates
     ]

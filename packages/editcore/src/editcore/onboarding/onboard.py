@@ -22,15 +22,15 @@ from editcore.evaluation.measuring import measure
 from editcore.evaluation.summaries import Measurement, Summary
 from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import EditcoreError, ModelError, PluginError, RunError
-from editcore.interfaces.history import LedgerEntry
 from editcore.interfaces.progress import Progress, silent
 from editcore.interfaces.protocols import EditContext, Editor, Remembers
 from editcore.interfaces.specs import EditorSpec
-from editcore.interfaces.values import EditBatch, FactRecord, Proposal
+from editcore.interfaces.values import EditBatch, FactRecord
 from editcore.models.edited import EditedModel
 from editcore.plugins.calls import boundary, resolve
 from editcore.plugins.registry import Plugins
 from editcore.runs.backends import RawBackend
+from editcore.runs.batches import Judged, entry_of
 from editcore.runs.parts import make_evaluators
 from editcore.settings.hparams import HParams, build, describe, to_toml
 from editcore.settings.presets import model_stem, own_folder
@@ -285,22 +285,9 @@ class Bench:
                 proposal = editor.propose(self.model, batch, self._context)
                 stack.enter_context(self._model_with_edits.trial(proposal.written))
                 if isinstance(editor, Remembers):
-                    editor.absorb(_entry(batch, proposal))
+                    judged = Judged(batch=batch, proposal=proposal, verdicts={}, rejected=())
+                    editor.absorb(entry_of(judged, 1.0, ""))
             return self._measure()
-
-
-def _entry(batch: EditBatch, proposal: Proposal) -> LedgerEntry:
-    return LedgerEntry(
-        batch=batch.index,
-        requests=batch.requests,
-        weights=batch.weights,
-        num_new=batch.num_new,
-        changes=proposal.changes,
-        attachment=proposal.attachment,
-        known=proposal.known,
-        memory=proposal.memory,
-        evidence=proposal.evidence,
-    )
 
 
 def preset_paths(specs: Iterable[EditorSpec], model_name: str, *, replace: bool) -> dict[str, Path]:

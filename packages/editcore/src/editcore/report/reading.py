@@ -1,36 +1,17 @@
-"""Files of a run or a sweep, read and checked for a report."""
+"""Tables of a run or a sweep, checked for a report."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
-
-from pydantic import BaseModel, ValidationError
+from typing import TYPE_CHECKING
 
 from editcore.interfaces.errors import RunError
-from editcore.interfaces.values import first_problem
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["check_columns", "damaged", "read_json"]
-
-T = TypeVar("T", bound=BaseModel)
-
-
-def read_json(path: Path, model: type[T]) -> T:
-    """A JSON file as a pydantic model.
-
-    Raises:
-        RunError: it cannot be read, or is damaged.
-    """
-    try:
-        return model.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise RunError(f"{path} cannot be read ({error.strerror}).") from error
-    except ValidationError as error:
-        raise RunError(f"{path} is damaged ({first_problem(error)}).") from error
+__all__ = ["check_columns", "damaged"]
 
 
 def check_columns(frame: pd.DataFrame, columns: Iterable[str], path: Path) -> None:
