@@ -73,7 +73,7 @@ def test_a_pass_that_goes_backward_holds_less_the_more_blocks_it_holds() -> None
 
 @pytest.mark.parametrize("tokens", [512, 8192])
 def test_of_a_thousand_facts_few_cuts_are_looked_at(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So planning takes milliseconds: cuts grow with the passes and the different lengths, not with the rows squared."""
+    """Planning takes milliseconds: cuts grow with passes and different lengths, not with the rows squared."""
     looked_at = 0
 
     def counting(cuts: list[int]) -> int:
