@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -190,6 +193,71 @@ def test_it_is_found_before_the_run_is_begun(
 
     monkeypatch.setattr("editcore.runs.job.run", begun)
     refused(*options)
+
+
+_WITHOUT_TORCH = """
+import sys
+
+class Refused:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            raise AssertionError("torch is imported")
+
+sys.meta_path.insert(0, Refused())
+from editcore.cli import main
+
+for line in sys.stdin:
+    sys.argv = ["editctl", *line.split()]
+    try:
+        main()
+    except SystemExit as left:
+        print(left.code, flush=True)
+"""
+
+
+def test_a_missing_file_and_a_wrong_layer_are_told_before_torch_is_imported(tiny_folder: Path, tmp_path: Path) -> None:
+    """Importing torch takes three seconds."""
+    out = tmp_path / "out"
+    commands = {
+        f"export none {out}": "none is not a run directory",
+        "apply none": "There is no file none",
+        "compare --model none": "There is no model 'none'",
+        f"compare --model {tiny_folder} --set emmet.layers=[99]": "layer 99 does not exist in",
+        f"run --model {tiny_folder} --editor emmet --set layers=[99]": "layer 99 does not exist in",
+        f"edit --model {tiny_folder} --editor rome --subject a --prompt {{}} --target c --set layers=[99]": "layer 99",
+        f"stats compute --model {tiny_folder} --layer 99": "layer 99 does not exist in",
+        "sweep none": "Cannot read the sweep file none",
+        "trace none": "There is no model 'none'",
+        "onboard none": "There is no model 'none'",
+        f"pack none {out}": "none is not a run directory",
+        "report none": "none is neither a run",
+        "generate none Who": "none is not a run directory",
+        "ledger none undo 1": "none is not a run directory",
+        "ledger none redo 1": "none is not a run directory",
+        "ledger none verify": "none is not a run directory",
+        "ledger none blame Who": "none is not a run directory",
+        "ledger none bisect --failing Who --expect I": "none is not a run directory",
+        f"ledger none compose none --out {out}": "none is not a run directory",
+        f"import none --out {out}": "none is no adapter",
+        "adapters show none": "none is no adapter",
+        "adapters list none": "none is not a run directory",
+        "adapters attach none none": "none is not a run directory",
+        "adapters detach none x": "none is not a run directory",
+        "adapters scale none x 1": "none is not a run directory",
+        f"adapters combine none --out {out}": "none is no adapter",
+        f"adapters merge none --out {out}": "none is no adapter",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", _WITHOUT_TORCH],
+        input="\n".join(commands), capture_output=True, text=True, check=False, cwd=tmp_path,
+        env={**os.environ, "COLUMNS": "500", "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    said = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
+    assert "torch is imported" not in done.stderr, done.stderr
+    assert done.stdout.split() == ["2"] * len(commands), done.stderr
+    for command, found, sentence in zip(commands, said, commands.values(), strict=True):
+        assert sentence in found, command
+    assert not out.exists()
 
 
 def test_devices_and_corpora(refused: Callable[..., str]) -> None:

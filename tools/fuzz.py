@@ -304,7 +304,7 @@ def _read_pack(folder: Path, content: bytes) -> None:
 def _manifests(folder: Path) -> list[bytes]:
     from editcore.ledger.entries import batch_line
     from editcore.ledger.ledger import Ledger
-    from editcore.runs.pack import Manifest
+    from editcore.runs.pack_file import Manifest
 
     _ledger(folder)
     manifest = Manifest(
@@ -330,7 +330,8 @@ def _read_manifest(folder: Path, content: bytes) -> None:
 def _write_pack(path: Path, manifest: str) -> None:
     import torch
     from editcore._util.files import write_tensors
-    from editcore.runs.pack import HASH, MANIFEST, content_hash
+    from editcore.runs.pack import content_hash
+    from editcore.runs.pack_file import HASH, MANIFEST
 
     one = {"left/w": 2, "right/w": 2, "dense/stack[1]": 2, "vector/bias": 1, "attachment/codes": 2}  # axes of each
     tensors = {f"{batch}/{name}": torch.ones((2,) * axes) for batch in (0, 1) for name, axes in one.items()}

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from edit_lora.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter, combine
+from edit_lora.adapter import WEIGHTS_NAME, Adapter, combine
 from edit_lora.backend import LoraBackend
+from edit_lora.config_file import CONFIG_NAME
 from edit_lora.hparams import LoraHParams
 from editcore import FactoredDelta, HParamsError, LanguageModel, ModelError, UnknownNameError
 from editcore.testing import tiny_hf_model, tiny_model

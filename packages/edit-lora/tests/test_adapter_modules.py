@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from edit_lora.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter, combine
+from edit_lora.adapter import WEIGHTS_NAME, Adapter, combine
 from edit_lora.backend import LoraBackend
+from edit_lora.config_file import CONFIG_NAME
 from edit_lora.hparams import LoraHParams
 from edit_lora.targets import Targets, seen_from
 from editcore import FactoredDelta, LanguageModel, ModelError

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from edit_lora.adapter import CONFIG_NAME, Adapter
+from edit_lora.adapter import Adapter
 from edit_lora.additive import ADDITIVE_BEGINNINGS, HANDLED, WITHOUT_EFFECT
 from edit_lora.backend import LoraBackend
+from edit_lora.config_file import CONFIG_NAME
 from edit_lora.hparams import LoraHParams
 from editcore import ModelError
 from editcore.testing import tiny_hf_model, tiny_model

@@ -195,8 +195,8 @@ ROOMS = {
         second_moments solve_update
     """,
     "settings": """
-        HParams Imported Preset Setting build describe get_preset import_file list_presets load_preset
-        model_stem own_folder parse_assignment parse_toml preset_for preset_models presets_of read_toml
+        HParams Imported Layer Preset Setting build describe get_preset import_file layers_named list_presets
+        load_preset model_stem own_folder parse_assignment parse_toml preset_for preset_models presets_of read_toml
         run_values to_toml toml_lines
     """,
     "sweeps": """

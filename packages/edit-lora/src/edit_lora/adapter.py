@@ -23,6 +23,7 @@ from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
 
 from edit_lora.additive import check_additive, check_targets
+from edit_lora.config_file import read_config
 from edit_lora.factors import balanced, join, padded
 
 if TYPE_CHECKING:
@@ -30,11 +31,10 @@ if TYPE_CHECKING:
 
     from edit_lora.targets import Targets
 
-__all__ = ["CONFIG_NAME", "EDITS", "ORIGIN_NAME", "WEIGHTS_NAME", "Adapter", "check_name", "combine"]
+__all__ = ["EDITS", "ORIGIN_NAME", "WEIGHTS_NAME", "Adapter", "check_name", "combine"]
 
 EDITS = "edits"
 """Name of the adapter that holds a session's edits."""
-CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 ORIGIN_NAME = "base.json"
 """Beside peft's two files: the fingerprint of the base, for which peft has no field."""
@@ -84,7 +84,8 @@ class Adapter:
         Raises:
             ModelError: a file is missing or damaged, or the adapter is more than a plain LoRA.
         """
-        config = _read_config(directory)
+        config = read_config(directory)
+        check_additive(config, where=directory)
         tensors = _read_tensors(directory / WEIGHTS_NAME)
         pairs: dict[str, dict[str, Tensor]] = {}
         copies: dict[str, Tensor] = {}
@@ -252,21 +253,6 @@ def check_name(name: str) -> None:
         raise HParamsError(f"The name '{EDITS}' is taken: it is that of the edits themselves. Give another.")
     if re.fullmatch(r"[A-Za-z0-9_-]+", name) is None:
         raise HParamsError(f"An adapter's name is made of letters, digits, '-' and '_'; found '{name}'.")
-
-
-def _read_config(directory: Path) -> dict[str, Any]:
-    path = directory / CONFIG_NAME
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelError(f"{directory} is no adapter: {CONFIG_NAME} cannot be read ({error.strerror}).") from error
-    except ValueError as error:
-        raise ModelError(f"{path} is damaged: {' '.join(str(error).split())}.") from error
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        found = config.get("peft_type") if isinstance(config, dict) else None
-        raise ModelError(f"{path} describes {found or 'no adapter'}; only LORA adapters can be read.")
-    check_additive(config, where=directory)
-    return config
 
 
 def _read_origin(path: Path) -> dict[str, str]:

@@ -11,7 +11,8 @@ from pathlib import Path
 from editcore import HParamsError, RunError, UnknownNameError
 from editcore.runs import RunRecord, json_text, new_folder, write_text
 
-from edit_lora.adapter import CONFIG_NAME, ORIGIN_NAME, WEIGHTS_NAME, Adapter
+from edit_lora.adapter import ORIGIN_NAME, WEIGHTS_NAME, Adapter
+from edit_lora.config_file import CONFIG_NAME
 
 __all__ = ["KeptAdapter", "check_attachable", "keep", "read_attached", "remove", "rescale"]
 

@@ -56,9 +56,10 @@ def export(
     one by one for 'editctl import'.
     """
     from editcore import HParamsError, UnknownNameError
+    from editcore.runs import refuse_existing
 
-    from edit_lora.export import AdapterSize, export_adapter, export_merged
-
+    _check_run(run)
+    refuse_existing(directory)
     choices = {"format": (form, _FORMATS), "criterion": (criterion, _CRITERIA), "engine": (pad_for, _ENGINES)}
     for kind, (asked, known) in choices.items():
         if asked is not None and asked not in known:
@@ -67,11 +68,15 @@ def export(
         given = {"--rank": rank, "--criterion": criterion, "--pad-for": pad_for}
         if used := [option for option, value in given.items() if value is not None]:
             raise HParamsError(f"{used[0]} is for --format peft; a merged model has the run's edits as they are.")
+        from edit_lora.export import export_merged
+
         export_merged(run, directory, dtype=dtype, plugins=loaded_plugins(ctx), progress=TerminalProgress())
         typer.echo(f"Edited model: {directory}")
         return
     if dtype is not None:
         raise HParamsError("--dtype is for --format merged; an adapter is float32.")
+    from edit_lora.export import AdapterSize, export_adapter
+
     done = export_adapter(
         run,
         directory,
@@ -120,6 +125,16 @@ def import_(
     An adapter of 'editctl export' brings its edits one by one. Any other plain LoRA of linear modules and embeddings
     becomes one batch of unknown facts.
     """
+    from editcore.models.sources import look_at
+    from editcore.runs import refuse_existing
+
+    from edit_lora.config_file import read_config
+
+    refuse_existing(out)
+    read_config(adapter)
+    if model is not None:
+        look_at(model)
+
     from edit_lora.imports import ImportOptions, import_adapter
 
     done = import_adapter(
@@ -145,9 +160,10 @@ def adapters() -> None:
 @adapters_app.command("list")
 def list_(run: Run) -> None:
     """List the adapters that are attached to a run."""
+    _check_run(run)
+
     from edit_lora.attached import read_attached
 
-    _check_run(run)
     rows = []
     for name, kept in read_attached(run).items():
         adapter = kept.adapter()
@@ -161,6 +177,8 @@ def list_(run: Run) -> None:
 @adapters_app.command()
 def show(adapter: Folder) -> None:
     """Say what an adapter is made for and what it changes."""
+    _check_adapters([adapter])
+
     from edit_lora.adapter import Adapter
 
     found = Adapter.read(adapter)
@@ -185,6 +203,9 @@ def attach(
 
     The run keeps a copy. 'editctl generate' and whatever else opens the run sees it.
     """
+    _check_run(run)
+    _check_adapters([adapter])
+
     from edit_lora.adapter import Adapter, check_name
     from edit_lora.attached import check_attachable, keep
 
@@ -199,9 +220,10 @@ def attach(
 @adapters_app.command()
 def detach(run: Run, name: Name) -> None:
     """Take an adapter off a run."""
+    _check_run(run)
+
     from edit_lora.attached import remove
 
-    _check_run(run)
     remove(run, name)
     typer.echo(f"Detached {name} from {run}")
 
@@ -211,9 +233,10 @@ def scale(
     run: Run, name: Name, strength: Annotated[float, typer.Argument(metavar="STRENGTH", help="0 switches it off.")]
 ) -> None:
     """Set the strength of an attached adapter."""
+    _check_run(run)
+
     from edit_lora.attached import rescale
 
-    _check_run(run)
     rescale(run, name, strength)
     typer.echo(f"{name} has strength {strength:g} in {run}")
 
@@ -231,12 +254,16 @@ def combine(
 
     Ranks add up (peft's 'cat'); nothing is lost.
     """
-    from editcore.runs import new_folder
+    from editcore.runs import new_folder, refuse_existing
+
+    refuse_existing(out)
+    _check_adapters(adapters)
+    strengths = _weights(weights, len(adapters))
 
     from edit_lora.adapter import Adapter, combine as combined
 
     found = [Adapter.read(adapter) for adapter in adapters]
-    made = combined(found, _weights(weights, len(found)), force=force)
+    made = combined(found, strengths, force=force)
     with new_folder(out) as folder:
         made.write(folder)
     typer.echo(f"Adapter of rank {made.rank}: {out}")
@@ -257,21 +284,29 @@ def merge(
     force: Force = False,
 ) -> None:
     """Write a whole model with adapters in its weights."""
+    from editcore.models.sources import check_dtype, look_at
+    from editcore.runs import refuse_existing
+
+    refuse_existing(out)
+    _check_adapters(adapters)
+    strengths = _weights(weights, len(adapters))
+    if dtype is not None:
+        check_dtype(dtype)
+    if model is not None:
+        look_at(model)
+
     from editcore import LanguageModel, ModelError
     from editcore.models import dtype_of
-    from editcore.runs import refuse_existing
 
     from edit_lora.adapter import Adapter
     from edit_lora.backend import LoraBackend
     from edit_lora.hparams import LoraHParams
 
     found = [Adapter.read(adapter) for adapter in adapters]
-    strengths = _weights(weights, len(found))
     asked = None if dtype is None else dtype_of(dtype)
     name = model or found[0].source
     if not name:
         raise ModelError(f"{adapters[0]} does not say which model it is for; name it with --model.")
-    refuse_existing(out)
     base = LanguageModel.load(name, families=loaded_plugins(ctx).family_paths(), progress=TerminalProgress())
     backend = LoraBackend(LoraHParams())
     backend.open(base)
@@ -291,9 +326,17 @@ def _weights(given: list[float] | None, count: int) -> list[float]:
 
 
 def _check_run(run: Path) -> None:
+    """What is wrong with files is told before torch is imported, which takes seconds."""
     from editcore.runs import RunRecord
 
     RunRecord.read(run)
+
+
+def _check_adapters(folders: list[Path]) -> None:
+    from edit_lora.config_file import read_config
+
+    for folder in folders:
+        read_config(folder)
 
 
 def _edits(count: int) -> str:

@@ -155,6 +155,10 @@ def bisect(
     device: RunDevice = None,
 ) -> None:
     """Find the batch after which an answer changed."""
+    from editcore.runs.record import RunRecord
+
+    RunRecord.read(_run(ctx))
+
     from editcore.cli.console import TerminalProgress, print_table
     from editcore.ledger.bisect import bisect as search
     from editcore.runs.reopening import open_run
@@ -182,6 +186,10 @@ def blame(
     as_json: AsJson = False,
 ) -> None:
     """Rank edits by what they add to the logit of an answer."""
+    from editcore.runs.record import RunRecord
+
+    RunRecord.read(_run(ctx))
+
     from editcore.cli.console import TerminalProgress, print_json, print_table
     from editcore.ledger.blame import blame as rank
     from editcore.runs.reopening import open_run
@@ -232,6 +240,11 @@ def compose(
 ) -> None:
     """Join the edits of several runs and solve them together."""
     from editcore._util.words import counted
+    from editcore.runs.record import RunRecord
+
+    for directory in (_run(ctx), *others):
+        RunRecord.read(directory)
+
     from editcore.cli.console import TerminalProgress, print_table
     from editcore.runs.compose import compose as join
 
@@ -273,12 +286,15 @@ def _change(ctx: typer.Context, kind: Literal["undo", "redo"], edits: list[str],
     from editcore.cli.console import TerminalProgress, print_table
     from editcore.ledger.ledger import Ledger
     from editcore.ledger.undo import change
-    from editcore.runs.reopening import open_session
+    from editcore.runs.record import RunRecord
 
     directory = _run(ctx)
+    RunRecord.read(directory)
 
     @cache
     def session() -> EditSession:
+        from editcore.runs.reopening import open_session
+
         return open_session(directory, plugins=loaded_plugins(ctx), progress=TerminalProgress())
 
     def solve(entry: LedgerEntry, undone: frozenset[str]) -> Written:

@@ -70,11 +70,20 @@ def apply(
 ) -> None:
     """Apply a file of edits to a model."""
     from editcore._util.words import counted
+    from editcore.models.sources import check_dtype, look_at
+    from editcore.runs.pack_file import read_manifest
+
+    # What is wrong with file, model or options is told before torch is imported.
+    refuse_used_save(save, save_dtype)
+    read_manifest(file)
+    if model is not None:
+        look_at(model)
+    check_dtype(dtype)
+
     from editcore.cli.console import TerminalProgress, print_table
     from editcore.models import LanguageModel
     from editcore.runs.pack import read_pack
 
-    refuse_used_save(save, save_dtype)
     packed = read_pack(file)
     loaded = LanguageModel.load(
         model or packed.manifest.model,

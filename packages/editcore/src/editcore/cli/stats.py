@@ -38,10 +38,13 @@ def compute(
     executor_settings: ExecutorSettings = None,
 ) -> None:
     """Compute second moments into the cache: all layers in one pass; what is there already is kept."""
-    from editcore.models.sources import check_dtype, look_at
+    from editcore.models.sources import check_dtype, check_layer, look_at, num_blocks
     from editcore.second_moments.corpora import open_corpus
 
     look_at(model)
+    if (blocks := num_blocks(model)) is not None:
+        for layer in layers:
+            check_layer(layer, blocks, model=model, setting="stats compute --layer")
     check_dtype(dtype)
     open_corpus(corpus)
 

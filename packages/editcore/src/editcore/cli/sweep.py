@@ -169,8 +169,8 @@ def ablate(
 def _run(plugins: Plugins, file: SweepFile, options: _SweepOptions, *, name: str) -> None:
     """Plan and run; ``name`` is that of the directory unless one is given."""
     from editcore.execution.executors import make_executor
-    from editcore.sweeps import make_plan, run_sweep
-    from editcore.sweeps.run import refuse_other
+    from editcore.sweeps import make_plan
+    from editcore.sweeps.state import refuse_other
 
     directory = options.out or Path("runs") / name
     executor = make_executor(plugins, options.executor, options.for_executor())
@@ -179,7 +179,9 @@ def _run(plugins: Plugins, file: SweepFile, options: _SweepOptions, *, name: str
     if options.dry_run:
         _print_plan(plan, directory)
         return
+
     from editcore.cli.sweep_view import SweepView
+    from editcore.sweeps import run_sweep  # torch: what is wrong with the plan has been told
 
     try:
         with SweepView() as view:

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from editcore.settings.hparams import HParams
+from editcore.settings.hparams import HParams, Layer
 
 __all__ = ["LocateThenEditHParams"]
 
@@ -22,9 +22,9 @@ class LocateThenEditHParams(HParams):
         "kl_position": ("lookup", "the code that such files are for reads the essence term there")
     }
 
-    layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+    layers: Annotated[tuple[Layer, ...], Field(min_length=1)]
     """Blocks whose MLP output projection is rewritten, in ascending order; the value is optimised at the last one."""
-    first_token_layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = (0,)
+    first_token_layers: Annotated[tuple[Layer, ...], Field(min_length=1)] | None = (0,)
     """Blocks for the bare prompt of a fact whose lookup token is the first of all tokens: a subject of one token that
     opens the prompt, in a model without a beginning-of-text token. On a text's first token attention rests whatever it
     says (attention sinks, arXiv 2309.17453), and blocks from where that begins pass on nothing that is written there.

@@ -30,7 +30,7 @@ from typing import Any
 
 from editcore._util.files import make_readable
 from editcore._util.origin import PROVENANCE_FILE
-from editcore._util.paths import cache_dir
+from editcore._util.paths import catalogue_folder
 from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import ModelError, UnknownNameError
 from editcore.interfaces.progress import Progress, silent
@@ -209,7 +209,7 @@ def _entry(name: str) -> CatalogueEntry:
 
 
 def _folder(entry: CatalogueEntry) -> Path:
-    return cache_dir() / "models" / entry.name
+    return catalogue_folder(entry.name)
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from editcore._util.folders import new_folder
 from editcore._util.memory import release
 from editcore.interfaces.documented import documented
-from editcore.interfaces.errors import HParamsError, RequestError, StorageError
+from editcore.interfaces.errors import RequestError, StorageError
 from editcore.interfaces.progress import Progress, silent
 from editcore.models.card import model_card
 from editcore.models.catalogue import quiet_transformers
@@ -47,7 +47,7 @@ from editcore.models.loading import (
 from editcore.models.positions import position_limit
 from editcore.models.prompt_form import PLAIN, PromptForm, chat_form
 from editcore.models.saving import write_folder
-from editcore.models.sources import HubModel, hub_model, refuse_quantised
+from editcore.models.sources import HubModel, check_layer, hub_model, refuse_quantised
 from editcore.models.weights import Weights
 
 if TYPE_CHECKING:
@@ -238,11 +238,7 @@ class LanguageModel:
         Raises:
             HParamsError: ``layer`` is out of range; the message names ``setting``.
         """
-        if not 0 <= layer < self.layout.num_layers:
-            last = self.layout.num_layers - 1
-            raise HParamsError(
-                f"{setting}: layer {layer} does not exist in {self.name} (it has {last + 1} blocks, 0 to {last})."
-            )
+        check_layer(layer, self.layout.num_layers, model=self.name, setting=setting)
 
     def weight(self, address: str) -> Tensor:
         """The parameter of that address, or the slice of it, as stored; see :mod:`editcore.models.weights`.

@@ -16,19 +16,21 @@ from pathlib import Path
 from typing import Any
 
 from editcore._util.origin import read_object
-from editcore._util.paths import hub_snapshot
+from editcore._util.paths import catalogue_folder, hub_snapshot
 from editcore.interfaces.documented import documented
-from editcore.interfaces.errors import ModelError, UnknownNameError
+from editcore.interfaces.errors import HParamsError, ModelError, UnknownNameError
 from editcore.models.catalogue import CATALOGUE
 
 __all__ = [
     "DTYPE_NAMES",
     "HubModel",
     "check_dtype",
+    "check_layer",
     "hub_may_answer",
     "hub_model",
     "look_at",
     "no_such_model",
+    "num_blocks",
     "refuse_quantised",
     "source_folder",
 ]
@@ -102,6 +104,50 @@ def check_dtype(name: str) -> None:
     """
     if name not in DTYPE_NAMES:
         raise UnknownNameError("dtype", name, DTYPE_NAMES)
+
+
+def num_blocks(name: str) -> int | None:
+    """How many decoder blocks a model has, going by the configuration that is on this machine.
+
+    ``None`` where there is none, or where it does not use one of the usual names for the number.
+    """
+    path = _local_config(name)
+    if path is None:
+        return None
+    config = read_object(path)
+    parts = [part for part in (config.get("text_config"), config) if isinstance(part, Mapping)]
+    found = (part.get(key) for part in parts for key in ("num_hidden_layers", "n_layer", "num_layers"))
+    return next((count for count in found if isinstance(count, int)), None)
+
+
+def check_layer(layer: int, blocks: int, *, model: str, setting: str) -> None:
+    """Refuse a decoder block that a model does not have.
+
+    Args:
+        layer: its number.
+        blocks: how many the model has.
+
+    Raises:
+        HParamsError: ``layer`` is out of range; the message names ``setting``.
+    """
+    if not 0 <= layer < blocks:
+        raise HParamsError(
+            f"{setting}: layer {layer} does not exist in {model} (it has {blocks} blocks, 0 to {blocks - 1})."
+        )
+
+
+def _local_config(name: str) -> Path | None:
+    folder = catalogue_folder(name) if name in CATALOGUE else source_folder(name)
+    if folder is None:
+        from huggingface_hub import try_to_load_from_cache
+
+        try:
+            found = try_to_load_from_cache(name, "config.json")
+        except ValueError:  # no hub id
+            return None
+        return Path(found) if isinstance(found, str) else None
+    path = folder / "config.json"
+    return path if path.is_file() else None
 
 
 def refuse_quantised(config: Mapping[str, Any], name: str) -> None:

@@ -11,51 +11,31 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from editcore._util.files import write_tensors
 from editcore.interfaces.changes import Written
 from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import RunError
-from editcore.interfaces.values import EditRequest, first_problem
+from editcore.interfaces.values import EditRequest
 from editcore.ledger.entries import batch_line
 from editcore.ledger.ledger import Ledger
-from editcore.ledger.lines import BatchLine
 from editcore.ledger.tensors import written_from, written_tensors
 from editcore.models.edited import EditedModel
 from editcore.models.writing import misfits
 from editcore.plugins.registry import Plugins
 from editcore.runs.backends import RawBackend, by
-from editcore.runs.record import RUN_NAME, RunRecord
+from editcore.runs.pack_file import HASH, MANIFEST, Manifest, manifest_of, opened_pack
+from editcore.runs.record import RunRecord
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from editcore.models import LanguageModel
 
-__all__ = ["EditPack", "Manifest", "content_hash", "read_pack", "write_pack"]
-
-MANIFEST, HASH = "editpack", "content_hash"
-
-
-class Manifest(BaseModel):
-    """The description of a pack, in its metadata."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
-
-    format: Literal[2] = 2
-    model: str
-    """The base model's name where the pack was made."""
-    fingerprint: str
-    """Of the unedited weights."""
-    editor: str
-    settings: Mapping[str, Mapping[str, Any]]
-    versions: Mapping[str, str]
-    batches: tuple[BatchLine, ...]
-    """As in a ledger, without files, and without the edits that were undone."""
+__all__ = ["EditPack", "content_hash", "read_pack", "write_pack"]
 
 
 @documented
@@ -145,20 +125,6 @@ def write_pack(directory: Path | str, path: Path | str, plugins: Plugins) -> Edi
     return EditPack(path, manifest, tuple(entry.written for entry in history))
 
 
-def _instead(path: Path) -> str:
-    """What a file or folder that is no pack may be, and which command takes it."""
-    if path.is_dir():
-        if (path / RUN_NAME).exists():
-            return f"it is a run directory; make a pack of it with: editctl pack {path} FILE.editpack"
-        return "it is a folder; a pack is the one file that 'editctl pack' writes"
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if {".jsonl", ".json", ".csv"} & set(suffixes[-2:]):
-        return f"by its name it is a file of records; edit them with: editctl run --editor NAME --dataset {path}"
-    if suffixes[-1:] == [".safetensors"]:
-        return "by its name it has the weights of a model or an adapter; a pack is written by 'editctl pack'"
-    return "a pack is the one file that 'editctl pack' writes"
-
-
 def _name_elsewhere(record: RunRecord) -> str:
     """What the base model of a run is called on another machine."""
     if record.model.folder is None:
@@ -174,30 +140,15 @@ def read_pack(path: Path | str) -> EditPack:
         RunError: it cannot be read, is no pack, was changed or damaged, or holds NaN or Inf.
     """
     path = Path(path)
-    from safetensors import SafetensorError, safe_open
-
-    if path.is_dir():
-        raise RunError(f"{path} is not an edit pack: {_instead(path)}.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if MANIFEST not in metadata:
-                raise RunError(f"{path} is not an edit pack: {_instead(path)}.")
-            # The file's own table has been held against its length, so no tensor is larger than what is there.
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
-    except OSError as error:
-        raise RunError(f"{path} cannot be read ({error.strerror or error}).") from error
-    except (SafetensorError, ValueError) as error:
-        raise RunError(f"{path} is not an edit pack: {_instead(path)} (reading it as one: {error}).") from error
+    with opened_pack(path, framework="pt") as file:
+        # The file's own table has been held against its length, so no tensor is larger than what is there.
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
+        metadata = file.metadata()
     if metadata.get(HASH) != content_hash(metadata[MANIFEST], tensors):
         raise RunError(f"{path} was changed or damaged after it was written: its content hash differs.")
+    manifest = manifest_of(path, metadata)
     try:
-        manifest = Manifest.model_validate_json(metadata[MANIFEST])
         return EditPack(path, manifest, tuple(_written(manifest, tensors)))
-    except ValidationError as error:
-        raise RunError(
-            f"{path} has a manifest that this version of editcore does not read ({first_problem(error)})."
-        ) from error
     except (KeyError, ValueError) as error:
         raise RunError(f"{path} does not hold the factors that its manifest speaks of ({error}).") from error
 

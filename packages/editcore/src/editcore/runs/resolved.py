@@ -11,12 +11,12 @@ from typing import Any
 from editcore.datasets import dataset_name, dataset_settings
 from editcore.interfaces.errors import HParamsError, UnknownNameError
 from editcore.interfaces.specs import BackendSpec, EditorSpec, EvaluatorSpec, ExtensionSpec, Spec
-from editcore.models.sources import look_at
+from editcore.models.sources import check_layer, look_at, num_blocks
 from editcore.plugins.calls import resolve
 from editcore.plugins.registry import Plugins
 from editcore.runs.config import RunConfig, SessionConfig
 from editcore.runs.fit import MissingSettingError, check_fit, completed, refuse_twice
-from editcore.settings.hparams import HParams, Setting, build, describe
+from editcore.settings.hparams import HParams, Setting, build, describe, layers_named
 from editcore.settings.presets import get_preset, preset_for, presets_of
 
 __all__ = ["Resolved", "default_editor", "hparams_of", "resolve_dataset", "resolve_session"]
@@ -53,7 +53,8 @@ def resolve_session(
 
     Raises:
         UnknownNameError: a name or a section is unknown.
-        HParamsError: a setting is unknown or wrong, or an evaluator is named twice.
+        HParamsError: a setting is unknown or wrong, an evaluator is named twice, or the model on this machine has no
+            such layer.
         UnfitError: the backend does not take what the editor gives.
         MissingSettingError: a required hyperparameter of the editor is given by no preset and no setting.
     """
@@ -76,6 +77,7 @@ def resolve_session(
         if hparams is not None:
             settings[spec.name] = hparams
     refuse_twice("evaluator", config.evaluators)
+    _check_layers(settings, model_name)
     return Resolved(
         editor=editor,
         backend=backend,
@@ -83,6 +85,14 @@ def resolve_session(
         evaluators=evaluators,
         settings=MappingProxyType(settings | of_dataset),
     )
+
+
+def _check_layers(settings: Mapping[str, HParams], model_name: str) -> None:
+    """Refuse layers that the model does not have, where its configuration is on this machine."""
+    named = [(owner, layer) for owner, hparams in settings.items() for _, layer in layers_named(hparams)]
+    if named and (blocks := num_blocks(model_name)) is not None:
+        for owner, layer in named:
+            check_layer(layer, blocks, model=model_name, setting=owner)
 
 
 def resolve_dataset(

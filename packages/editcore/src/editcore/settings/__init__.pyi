@@ -1,8 +1,10 @@
 from .hparams import (
     HParams as HParams,
+    Layer as Layer,
     Setting as Setting,
     build as build,
     describe as describe,
+    layers_named as layers_named,
     list_presets as list_presets,
     load_preset as load_preset,
     parse_assignment as parse_assignment,

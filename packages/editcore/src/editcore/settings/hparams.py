@@ -17,13 +17,13 @@ import difflib
 import importlib.resources
 import json
 import tomllib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from editcore.interfaces.documented import documented
@@ -31,9 +31,11 @@ from editcore.interfaces.errors import HParamsError, PluginError, UnknownNameErr
 
 __all__ = [
     "HParams",
+    "Layer",
     "Setting",
     "build",
     "describe",
+    "layers_named",
     "list_presets",
     "load_preset",
     "parse_assignment",
@@ -41,6 +43,11 @@ __all__ = [
     "to_toml",
     "toml_lines",
 ]
+
+_LAYER = object()
+Layer = Annotated[int, Field(ge=0), _LAYER]
+"""Type of a setting that is the number of a decoder block, alone or in a tuple: one that the model does not have is
+refused before the model is loaded."""
 
 
 class HParams(BaseModel):
@@ -368,3 +375,24 @@ _RANGE_ERRORS = {
 
 def _expected(setting: Setting) -> str:
     return f"{setting.type}, {setting.allowed}" if setting.allowed else setting.type
+
+
+def layers_named(hparams: HParams) -> Iterator[tuple[str, int]]:
+    """Name and value of every setting of type :data:`Layer`; a tuple gives each of its numbers.
+
+    >>> class Example(HParams):
+    ...     layers: tuple[Layer, ...] = (3, 4)
+    ...     rank: int = 8
+    >>> list(layers_named(Example()))
+    [('layers', 3), ('layers', 4)]
+    """
+    for name, field in type(hparams).model_fields.items():
+        if _LAYER in field.metadata or _mentions_layer(field.annotation):
+            value = getattr(hparams, name)
+            for layer in value if isinstance(value, tuple) else (value,):
+                if layer is not None:
+                    yield name, layer
+
+
+def _mentions_layer(annotation: object) -> bool:
+    return any(part is _LAYER or _mentions_layer(part) for part in get_args(annotation))

@@ -14,10 +14,9 @@ from editcore._util.files import json_text, make_readable, remove_leftovers, wri
 from editcore._util.lock import locked
 from editcore._util.paths import check_writable
 from editcore.interfaces.documented import documented
-from editcore.interfaces.errors import RunError
 from editcore.interfaces.protocols import Executor, Outcome
 from editcore.sweeps.pictures import draw
-from editcore.sweeps.plan import PLAN_NAME, Plan
+from editcore.sweeps.plan import Plan
 from editcore.sweeps.records import Failure, SweepRecord
 from editcore.sweeps.state import (
     FAILURE_NAME,
@@ -25,6 +24,7 @@ from editcore.sweeps.state import (
     STATE_NAME,
     State,
     failure_of,
+    refuse_other,
     state_of,
     trial_directory,
 )
@@ -109,20 +109,6 @@ def run_sweep(
             _write_state(plan, directory, "interrupted", command)
             raise
         return _conclude(plan, directory, command)
-
-
-def refuse_other(directory: Path) -> None:
-    """Refuse a folder with something else in it.
-
-    Raises:
-        RunError: it is not empty, and no sweep.
-    """
-    if directory.exists() and not directory.is_dir():
-        raise RunError(f"The output {directory} is a file; give a directory.")
-    if directory.is_dir() and any(directory.iterdir()) and not (directory / PLAN_NAME).exists():
-        begun = {path.name for path in directory.iterdir() if not path.name.startswith(".")}
-        if begun - {"run.lock", "sweep.toml"}:  # what a sweep writes before its plan
-            raise RunError(f"{directory} has something in it that is no sweep; give another --out.")
 
 
 def _run_trials(

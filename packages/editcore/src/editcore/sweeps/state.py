@@ -7,6 +7,7 @@ from typing import Literal
 
 from editcore.interfaces.errors import RunError
 from editcore.runs.resume import is_finished
+from editcore.sweeps.plan import PLAN_NAME
 from editcore.sweeps.records import Failure
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "STATE_NAME",
     "State",
     "failure_of",
+    "refuse_other",
     "state_of",
     "trial_directory",
 ]
@@ -53,3 +55,17 @@ def failure_of(directory: Path | str, key: str) -> Failure:
         return Failure.read_file(path)
     except RunError as error:
         raise RunError(f"{error} Remove it to have the trial run again.") from error
+
+
+def refuse_other(directory: Path) -> None:
+    """Refuse a folder with something else in it.
+
+    Raises:
+        RunError: it is not empty, and no sweep.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise RunError(f"The output {directory} is a file; give a directory.")
+    if directory.is_dir() and any(directory.iterdir()) and not (directory / PLAN_NAME).exists():
+        begun = {path.name for path in directory.iterdir() if not path.name.startswith(".")}
+        if begun - {"run.lock", "sweep.toml"}:  # what a sweep writes before its plan
+            raise RunError(f"{directory} has something in it that is no sweep; give another --out.")
