@@ -68,7 +68,7 @@ def _half_width(png: bytes) -> int:
     return int.from_bytes(png[16:20], "big") // 2
 
 
-_NARROW = 6
+_NARROW = 4
 """Columns of a table that fits half of a broad page."""
 
 

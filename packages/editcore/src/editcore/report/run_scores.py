@@ -92,12 +92,12 @@ def run_summary(run: RunResults, *, title: str) -> Iterator[Block]:
         yield Paragraph(one_line(tally.sentence()))
     if run.summary.rejected:
         yield Paragraph(f"{counted(run.summary.rejected, 'fact')} were refused by a gate and not written.")
-    for evaluator in dict.fromkeys(measure.evaluator for measure in run.summary.metrics):
-        if evaluator in summary_before.facts or evaluator in summary_after.facts:
-            yield _metrics(evaluator, (summary_before, summary_after), (before, after))
     if measures:
         figure = summary_figure(summary_before, summary_after, title=title)
         yield Picture(name="summary", png=png(figure), alt=_summary_alt(measures, before, after))
+    for evaluator in dict.fromkeys(measure.evaluator for measure in run.summary.metrics):
+        if evaluator in summary_before.facts or evaluator in summary_after.facts:
+            yield _metrics(evaluator, (summary_before, summary_after), (before, after))
 
 
 def _cell(measure: Measure, values: Values) -> Cell:
