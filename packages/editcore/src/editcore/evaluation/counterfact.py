@@ -44,9 +44,10 @@ _NAMES = {
     ),
 }
 _MEANINGS = {
-    REWRITE: "After so many of the edited prompts the new object is likelier than the true one.",
-    _PARAPHRASE: "After so many of their paraphrases the new object is likelier than the true one.",
-    _NEIGHBORHOOD: "After so many prompts about other subjects their true object is still likelier than the new one.",
+    REWRITE: "The share of edited prompts after which the new object is likelier than the true one.",
+    _PARAPHRASE: "The share of paraphrases after which the new object is likelier than the true one.",
+    _NEIGHBORHOOD: "The share of prompts about other subjects after which their true object is still likelier than the "
+    "new one.",
 }
 
 
@@ -72,7 +73,8 @@ def _metrics() -> Iterator[MetricSpec]:
         yield MetricSpec(
             name=names.magnitude,
             label=f"{names.label} magnitude ({names.magnitude})",
-            meaning=f"By how much the wanted object wins in {names.success}: a difference of probabilities per token.",
+            meaning=f"The mean difference of the two objects' probabilities per token that {names.success} compares: "
+            "positive if the wanted object is likelier.",
             signed=True,
             show="report",
         )
@@ -80,7 +82,8 @@ def _metrics() -> Iterator[MetricSpec]:
         yield MetricSpec(
             name=names.accuracy,
             label=f"{names.label} accuracy",
-            meaning=f"After so many prompts of {names.success} every token of the wanted object is the likeliest one.",
+            meaning=f"The share of the prompts of {names.success} after which every token of the wanted object is the "
+            "likeliest one.",
             show="report",
             # Without a true object there is nothing to win over, and this is what can be told.
             instead_of=(names.success,),
@@ -90,7 +93,7 @@ def _metrics() -> Iterator[MetricSpec]:
     yield MetricSpec(
         name="margin",
         label="Margin (mean magnitude)",
-        meaning=f"The mean of {', '.join(magnitudes[:-1])} and {magnitudes[-1]}: how decided the model is.",
+        meaning=f"The mean of {', '.join(magnitudes[:-1])} and {magnitudes[-1]}.",
         of=magnitudes,
         combine="editcore.evaluation.counterfact:mean",
         signed=True,

@@ -49,7 +49,7 @@ GENERATION = EvaluatorSpec(
         MetricSpec(
             name="facts_said",
             label="Facts said",
-            meaning="After so many of the edited prompts the model's own answer has the new object in it.",
+            meaning="The share of edited prompts to which the model's own answer contains the new object.",
             retention=True,
             objective=True,
             tally="are said",
@@ -57,43 +57,44 @@ GENERATION = EvaluatorSpec(
         MetricSpec(
             name="paraphrases_said",
             label="Paraphrases said",
-            meaning="After so many of their paraphrases it has.",
+            meaning="The share of paraphrases to which the model's own answer contains the new object.",
         ),
         MetricSpec(
             name="consequences_said",
             label="Consequences said",
-            meaning="To so many questions that follow from the edited facts (portability, multi-hop) the answer is "
-            "right.",
+            meaning="The share of questions that follow from the edited facts (portability, multi-hop) to which the "
+            "answer contains a right one.",
         ),
         MetricSpec(
             name="unchanged",
             label="Unchanged elsewhere",
-            meaning="To so many questions about other things the answer is, word for word, the unedited model's.",
+            meaning="The share of questions about other things to which the answer is exactly that of the unedited "
+            "model.",
             keep=True,
         ),
         MetricSpec(
             name="distinct_bigrams",
             label="Distinct word pairs",
-            meaning="So many pairs of words in a row are different ones, in the first words of a free continuation: "
-            "text that repeats itself has few. To be compared with the value before the edits.",
+            meaning="The share of different pairs among the pairs of neighbouring words in a free continuation: low if "
+            "the text repeats itself. Compare it with the value before the edits.",
             keep=True,
         ),
         MetricSpec(
             name="elsewhere_answered",
             label="Answered elsewhere",
-            meaning="To so many questions about other things there is an answer at all.",
+            meaning="The share of questions about other things to which there is an answer at all.",
             show="data",
         ),
         MetricSpec(
             name="facts_said_first",
             label="Facts said at once",
-            meaning="So many answers to the edited prompts begin with the new object.",
+            meaning="The share of edited prompts to which the answer begins with the new object.",
             show="report",
         ),
         MetricSpec(
             name="paraphrases_said_first",
             label="Paraphrases said at once",
-            meaning="So many answers to the paraphrases begin with it.",
+            meaning="The share of paraphrases to which the answer begins with the new object.",
             show="report",
         ),
     ),

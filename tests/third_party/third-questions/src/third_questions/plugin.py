@@ -31,7 +31,7 @@ def editcore_evaluators() -> list[EvaluatorSpec]:
                 MetricSpec(
                     name="consistent",
                     label="Consistent answers",
-                    meaning="So many questions that follow from the facts have an answer that is likelier than it was.",
+                    meaning="The share of questions that follow from the facts whose answer is likelier than before.",
                     retention=True,
                 ),
                 MetricSpec(
@@ -44,7 +44,7 @@ def editcore_evaluators() -> list[EvaluatorSpec]:
                 MetricSpec(
                     name="unchanged",
                     label="Unchanged answers",
-                    meaning="So many questions about other things have the answer of the unedited model.",
+                    meaning="The share of questions about other things with the answer of the unedited model.",
                     keep=True,
                 ),
                 MetricSpec(
