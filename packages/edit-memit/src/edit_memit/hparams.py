@@ -20,7 +20,6 @@ class MemitHParams(LocateThenEditHParams):
     }
 
     mom2_update_weight: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
-    """Weight w of the second moment beside the batch, w·C + KKᵀ: how many pseudo-observations of ordinary text there
-    are for each fact. A fact alone reaches q/(q + w) of its residual, q = kᵀC⁻¹k, so a number fits one model's keys
-    (published: 15,000 and 20,000). ``auto`` takes the w at which the batch's median key reaches
-    ``mom2_auto_fraction``."""
+    """Weight w of the second moment in w·C + KKᵀ: each fact is weighed against w tokens of ordinary text. A fact alone
+    gets the share q/(q + w) of its residual, q = kᵀC⁻¹k, so a good number depends on the model (published: 15,000 and
+    20,000). ``auto`` takes the w at which the batch's median key reaches ``mom2_auto_fraction``."""

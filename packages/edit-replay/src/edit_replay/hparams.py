@@ -18,21 +18,21 @@ class ReplayHParams(HParams):
     the second moment, C + μ Σ kkᵀ, so that the update avoids them without solving for them. ``both``: a sample is
     solved for again, the other facts are avoided."""
     replay_rate: Annotated[float, Field(ge=0)] = 0.5
-    """Replayed facts per new fact of a batch, rounded up: 0.3 adds 3 to a batch of 10, 2 adds 20, 0 adds none. As many
-    as the buffer holds at most."""
+    """Replayed facts per new fact of a batch, rounded up: 0.3 adds 3 to a batch of 10, 2 adds 20, 0 adds none. The
+    buffer size is the limit."""
     replay_adaptive: bool = False
-    """Adaptive merging: the number of replayed facts follows the buffer, too. It is replay_rate · √(new facts · kept
+    """Adaptive merging: the number of replayed facts also grows with the buffer. It is replay_rate · √(new facts · kept
     facts), rounded up, within ``adaptive_min`` and ``adaptive_max``: at 0.5, 5 of 10 kept facts join a batch of 10, and
     36 of 500."""
     adaptive_min: Annotated[int, Field(ge=0)] = 1
-    """Least facts of adaptive merging."""
+    """Smallest number of replayed facts with ``replay_adaptive``."""
     adaptive_max: Annotated[int, Field(ge=0)] = 100
-    """Most facts of adaptive merging."""
+    """Largest number of replayed facts with ``replay_adaptive``."""
     replay_buffer_size: Annotated[int, Field(ge=1)] = 1000
-    """Most facts kept, in either mode. Each costs two float64 vectors per edited layer (a key and a value)."""
+    """Largest number of facts in the buffer. Each costs two float64 vectors per edited layer (a key and a value)."""
     replay_strategy: Annotated[str, Field(min_length=1)] = "random"
-    """Which facts are replayed: ``random``, ``priority`` (those that failed their last check, then those the model
-    holds least), ``recent``, or the name of a ``replay.strategy`` that another package offers."""
+    """Which facts are replayed: ``random``, ``priority`` (first those that failed their last check, then those with the
+    lowest strength), ``recent``, or the name of a ``replay.strategy`` that another package offers."""
     replay_weight: Annotated[float, Field(gt=0)] = 1.0
     """Weight w of a replayed fact's squared error, where a new fact has 1. It enters ridge solves only (MEMIT, and
     EMMET with λ > 0: D + λ·diag(1/w)); at λ = 0 every fact is a constraint that holds exactly, and weights have no
@@ -48,14 +48,14 @@ class ReplayHParams(HParams):
     replay_duplicates: Literal["subject", "fact"] = "subject"
     """What a newer fact replaces in the buffer: every older fact of its subject, or only one with the same prompt."""
     replay_check: Literal["value", "model"] = "value"
-    """How well the model holds a kept fact is taken from its value, in closed form, or from the probability that the
-    model gives its target, which costs a forward pass over every kept prompt after each batch."""
+    """How the strength of a fact is measured. ``value``: in closed form, from its stored key and value. ``model``: by
+    the probability of its target, which costs a forward pass over every stored prompt after each batch."""
     replay_drift: Annotated[float, Field(ge=0)] = 0.1
-    """Distance ‖Wk − v‖ / ‖v‖ above which a value has drifted. A replayed fact that has is aimed at its value again."""
+    """Distance ‖Wk − v‖ / ‖v‖ above which a value has drifted. Replayed facts that drifted are solved for again."""
     replay_refresh: Annotated[float, Field(ge=0, le=1)] = 0.25
-    """Share of the probability at which its optimisation ended, below which a replayed fact is optimised anew although
-    its value has not drifted: the value no longer makes the model say the target. 0 never does; above 0, the prompts
-    that are replayed are scored first."""
+    """A replayed fact whose value has not drifted is optimised again if its target's probability has fallen below this
+    share of the probability at the end of its optimisation. 0 turns this off; above 0, replayed prompts are scored
+    first."""
 
     @model_validator(mode="after")
     def _bounds(self) -> ReplayHParams:

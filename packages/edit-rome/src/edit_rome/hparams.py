@@ -21,23 +21,25 @@ class RomeHParams(LocateThenEditHParams):
     }
 
     key_mode: Literal["mean", "prompt", "original"] = "mean"
-    """Which key is the fact's. ``mean``: the mean over the contexts, wherever a key is used (ROME's equation 2, and
-    r-ROME's code). ``prompt``: the bare prompt's, wherever a key is used (p-ROME). ``original``: as ROME's code has it,
-    written along C⁻¹k of the mean but divided by its product with the bare prompt's key, which now and then is near
-    zero: then the edit disables the model."""
+    """Key of a fact. ``mean``: the mean over the contexts (ROME's equation 2, and r-ROME's code). ``prompt``: the key
+    of the bare prompt (p-ROME). ``original``: as in ROME's code, the update is along C⁻¹k of the mean key k, but is
+    divided by the product of C⁻¹k with the bare prompt's key. If that product is near zero, the edit disables the
+    model."""
     mean_asks: Literal["shift", "value"] = "shift"
-    """What the mean key gets with ``key_mode = "mean"``: δ more than it gives now, which is how δ was optimised in
-    every context, or the bare prompt's value h₀ + δ, as in r-ROME's code. The two differ by W(k_bare − k)."""
+    """With ``key_mode = "mean"``, what the update gives at the mean key. ``shift``: the present value plus δ, as δ was
+    optimised in every context. ``value``: the bare prompt's value h₀ + δ, as in r-ROME's code. The two differ by
+    W(k_bare − k)."""
     key_weighting: Literal["grouped", "mean", "prompt"] = "mean"
-    """How keys of the contexts are averaged. ROME, eq. 3: all alike."""
+    """Weights in the average of a fact's keys. ``mean``: all equal (ROME, eq. 3). ``grouped``: the bare prompt ½, all
+    other contexts together ½. ``prompt``: the bare prompt alone."""
     context_count: Annotated[int, Field(ge=0, le=100)] = 20
-    """Contexts to sample beside the bare prompt. ROME's reference code: 20."""
+    """Contexts to sample in addition to the bare prompt. ROME's reference code: 20."""
     warn_relative_change: Annotated[float, Field(gt=0)] = 1.0
-    """‖ΔW‖ / ‖W‖ (Frobenius) above which an edit is reported as disabling. At 1 the one direction of ΔW outweighs all
-    those of W taken together, so that ΔW decides the output even of keys that have little of that direction."""
+    """‖ΔW‖ / ‖W‖ (Frobenius) above which an edit is reported as disabling. At 1 the rank-one ΔW has the norm of
+    the whole W, and dominates the output even for keys with a small component in its direction."""
     warn_key_alignment: Annotated[float, Field(ge=0, le=1)] = 0.1
     """|cos| in C⁻¹ between the mean key and the bare prompt's, below which ``key_mode = "original"`` is reported as
-    disabling. A fact written along one and held at the other costs 1/cos² times what it has to: at 0.1, 100 times."""
+    disabling. The cost of such an edit is 1/cos² times the least possible: at 0.1, 100 times."""
 
     @model_validator(mode="after")
     def _one_layer(self) -> RomeHParams:

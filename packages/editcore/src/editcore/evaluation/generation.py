@@ -105,24 +105,23 @@ class GenerationHParams(HParams):
     """What the model is asked, and how long its answers are."""
 
     sample: Annotated[int, Field(ge=1)] | None = 40
-    """Facts whose edited prompt is asked, the same ones before and after the edits; none for all. The defaults are
-    small, because a run has this evaluator unless it is told otherwise."""
+    """Facts whose edited prompt is asked, the same ones before and after the edits; none for all."""
     further: Annotated[int, Field(ge=0)] | None = 8
-    """Facts of the sample that are asked more than their edited prompt; none for all."""
+    """Facts of the sample whose other questions are asked too; none for all."""
     paraphrases: Annotated[int, Field(ge=0)] = 1
-    """Paraphrases of such a fact that are asked, evenly over its list; so below."""
+    """Paraphrases per such fact, chosen evenly from its list."""
     consequences: Annotated[int, Field(ge=0)] = 2
-    """Questions that follow from it (portability, multi-hop)."""
+    """Questions per such fact that follow from it (portability, multi-hop)."""
     elsewhere: Annotated[int, Field(ge=0)] = 1
-    """Questions about other things, of its neighbourhood and locality."""
+    """Questions per such fact about other things (neighbourhood, locality)."""
     answer_tokens: Annotated[int, Field(ge=1)] = 8
     """Longest answer, in tokens."""
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = (".", "\n")
-    """Texts at which an answer ends. They do not count inside the wanted object, nor before the first word."""
+    """Texts at which an answer ends. They are ignored inside the wanted object and before the first word."""
     continuations: Annotated[int, Field(ge=0)] = 1
     """Facts of the sample with a long continuation, in which distinct word pairs are counted."""
     continuation_tokens: Annotated[int, Field(ge=2)] = 60
-    """Its length, in tokens."""
+    """Length of a long continuation, in tokens."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,40 +25,41 @@ class LocateThenEditHParams(HParams):
     layers: Annotated[tuple[Layer, ...], Field(min_length=1)]
     """Blocks whose MLP output projection is rewritten, in ascending order; the value is optimised at the last one."""
     first_token_layers: Annotated[tuple[Layer, ...], Field(min_length=1)] | None = (0,)
-    """Blocks for the bare prompt of a fact whose lookup token is the first of all tokens: a subject of one token that
-    opens the prompt, in a model without a beginning-of-text token. On a text's first token attention rests whatever it
-    says (attention sinks, arXiv 2309.17453), and blocks from where that begins pass on nothing that is written there.
-    Such a fact is written twice, its bare prompt here and its contexts in ``layers``. ``none``, and where ``layers`` do
-    not begin above them: like all others. Not in the papers."""
+    """Blocks for the bare prompt of a fact whose lookup token is the first token of the text: a one-token subject at
+    the beginning of the prompt, in a model without a beginning-of-text token. In later blocks the first token is an
+    attention sink (arXiv 2309.17453), and edits there have no effect. Such a fact is written twice: its bare prompt in
+    these blocks, its other contexts in ``layers``. With ``none``, or if ``layers`` do not begin above these blocks,
+    such facts are written like all others. Not in the papers."""
     layer_selection: Literal["all", "random", "traced"] = "all"
     """``all`` edits every layer in ``layers``; ``random`` draws one of them per batch with the run's seed; ``traced``
-    takes the one where causal tracing of the model found the greatest effect of the MLPs at the subject's last token
-    (``editctl trace MODEL`` comes first)."""
+    takes the one whose MLP has the greatest effect at the subject's last token in causal tracing (run ``editctl trace
+    MODEL`` first)."""
     fact_token: Literal["subject_last", "subject_first", "subject_first_after_last", "last"] = "subject_last"
     """Token whose representation is rewritten. ROME, section 2: the subject's last."""
     context_templates: tuple[str, ...] | None = None
-    """Contexts with ``{}`` for the prompt, the first being ``"{}"``; left out, they are sampled from the model."""
+    """Contexts with ``{}`` for the prompt; the first must be ``"{}"``. Left out, they are sampled from the model."""
     context_count: Annotated[int, Field(ge=0, le=100)] = 5
-    """Contexts to sample beside the bare prompt. MEMIT's reference code: 5."""
+    """Contexts to sample in addition to the bare prompt. MEMIT's reference code: 5."""
     context_length: _Length | Annotated[tuple[_Length, ...], Field(min_length=1)] = 10
-    """Tokens of a sampled context; of several lengths, the contexts take one after the other in turn. MEMIT's reference
-    code: 10. ROME's: as many of 5 as of 10."""
+    """Length of a sampled context, in tokens. If several lengths are given, contexts use them in turn. MEMIT's
+    reference code: 10. ROME's: half of the contexts 5, half 10."""
     key_weighting: Literal["grouped", "mean", "prompt"] = "grouped"
-    """How keys of the contexts are averaged: the bare prompt ½ and the others ½ together (MEMIT's code), all alike
-    (ROME, eq. 3), or the bare prompt alone."""
+    """Weights in the average of a fact's keys. ``grouped``: the bare prompt ½, all other contexts together ½ (MEMIT's
+    code). ``mean``: all equal (ROME, eq. 3). ``prompt``: the bare prompt alone."""
     v_num_grad_steps: Annotated[int, Field(ge=1, le=1000)] = 20
     """Evaluations of the value loss; one fewer Adam steps are taken. ROME, appendix E.5."""
     v_lr: Annotated[float, Field(gt=0)] = 0.5
     """Adam's learning rate for δ. ROME, appendix E.5."""
     v_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Adam's β₁, the part of the mean gradient that a step keeps. Adam's default everywhere published; of the ten or so
-    steps that a fact takes, less of a memory needs fewer."""
+    """Adam's β₁. Published methods use Adam's default, 0.9. A fact takes about ten steps; a smaller β₁ may need
+    fewer."""
     v_contexts_per_step: Annotated[int, Field(ge=1)] | None = None
-    """Contexts beside the bare prompt that a step of the value optimisation evaluates, in turn and with the weight of
-    all; left out, all of them. Not in the papers: a step costs as much as it has rows, and δ is nearly the same."""
+    """Contexts that a step of the value optimisation evaluates in addition to the bare prompt; steps take them in turn,
+    with the weight of all. Left out, every step evaluates all. Fewer contexts make a step cheaper, and δ is nearly the
+    same. Not in the papers."""
     v_loss_layer: Annotated[int, Field(ge=0)] | None = None
-    """Block whose output the loss reads. Only the last is offered (the published choice everywhere), because the loss
-    is taken from the model's own logits."""
+    """Block whose output the loss uses. Only the last block is allowed (the choice of all published methods), because
+    the loss is computed from the model's logits."""
     v_weight_decay: Annotated[float, Field(ge=0)] = 0.5
     """Weight of ‖δ‖ / ‖h₀‖² (``clamp_norm``: which h₀). ROME, appendix E.5."""
     v_stop_loss: Annotated[float, Field(ge=0)] = 0.05
@@ -66,8 +67,8 @@ class LocateThenEditHParams(HParams):
     v_stop_probability: Annotated[float, Field(gt=0, le=1)] | None = None
     """A fact is done when its target's mean probability reaches this (MPES, arXiv 2502.01636); left out, never."""
     v_final_step: bool = False
-    """Whether a fact that reaches ``v_stop_probability`` takes the step of that evaluation, whose gradient is there by
-    then. The step costs nothing, so that a lower probability to stop at does. Not in the papers."""
+    """Whether a fact that reaches ``v_stop_probability`` takes one more Adam step with the gradient of that evaluation,
+    which is already computed. This allows a lower ``v_stop_probability``. Not in the papers."""
     clamp_norm_factor: Annotated[float, Field(gt=0)] = 4.0
     """Largest ‖δ‖ in units of ‖h₀‖. ROME's reference code: 4."""
     clamp_norm: Literal["output", "stream"] = "output"
@@ -75,35 +76,36 @@ class LocateThenEditHParams(HParams):
     token of the bare prompt (ROME's reference code), or the residual ``stream`` that leaves its block there (MEMIT's
     and EMMET's), which is several times longer. With ``stream``, ‖δ‖ is the length of what δ adds to the stream."""
     kl_factor: Annotated[float, Field(ge=0)] = 0.0625
-    """Weight of the essence-drift term. ROME, appendix E.5."""
+    """Weight of the KL term of the essence prompt, "{subject} is a". ROME, appendix E.5."""
     kl_position: Literal["last", "lookup"] = "last"
-    """Where the essence term reads the next-token distribution: at the end of "{subject} is a" (ROME, eq. 4), or at the
+    """Position of the next-token distribution in the KL term: at the end of "{subject} is a" (ROME, eq. 4), or at the
     lookup token (the reference code)."""
     chat_answer: Literal["whole", "beginning"] = "whole"
-    """With a chat template, what the target is of the assistant's answer. ``whole``: all of it; the token that ends the
-    turn is optimised with it, and the essence term reads where an answer begins, whatever ``kl_position`` says.
-    ``beginning``: its first words, as in plain text; the model goes on behind them, and repeats itself more often. Not
-    in the papers."""
+    """With a chat template: whether the target is the whole answer. ``whole``: the token that ends the turn is
+    optimised too, and the KL term uses the position where an answer begins, whatever ``kl_position`` says.
+    ``beginning``: the target is the first words of the answer, as in plain text; the model continues after it, and
+    repeats itself more often. Not in the papers."""
     compute_dtype: Literal["model", "bfloat16"] = "model"
-    """Type of the value optimisation's matrix products; δ, the loss and Adam stay in float32. bfloat16 pays where the
-    processor has instructions for it and costs otherwise; it changes δ by about one part in a hundred."""
+    """Type of the value optimisation's matrix products; δ, the loss and Adam stay in float32. bfloat16 is
+    faster only on processors with instructions for it; it changes δ by about 1 %."""
     mom2_adjustment: bool = True
-    """Price a change by the second moment C of the model's keys. False takes C = I, for which no text is needed, as
-    several published settings of ROME do."""
+    """Measure the change on ordinary text by the second moment C of the model's keys. False uses C = I, which needs no
+    text; several published settings of ROME do this."""
     mom2_update_weight: Annotated[float, Field(gt=0)] | Literal["auto"] = 1.0
     """Weight w of the second moment, C' = w·C + update_norm_lambda·I. Without a ridge term its scale cancels. ``auto``
     takes the weight at which the batch's median key reaches ``mom2_auto_fraction`` of its residual."""
     mom2_auto_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.98
-    """Fraction aimed at by ``mom2_update_weight = "auto"``: the median fact alone would reach q/(q + λw)."""
+    """Fraction of its residual that the median fact, edited alone, reaches with ``mom2_update_weight = "auto"``:
+    q/(q + λw)."""
     update_norm_lambda: Annotated[float, Field(ge=0)] = 0.0
     """Weight of ‖ΔW‖² in the objective. EMMET's reference code: 0."""
     tikhonov: Annotated[float, Field(ge=0)] = 0.0
     """Tikhonov term τ of the edit system in units of each fact's own entry, q = kᵀC'⁻¹k: a fact alone gets 1/(1 + τ/w)
     of its residual, and the condition number stays below 1 + n/τ for n facts. For batches whose keys are nearly
-    dependent; 1e-6 hardly changes anything else. Not in the papers."""
+    dependent; 1e-6 has almost no other effect. Not in the papers."""
     warn_condition: Annotated[float, Field(gt=1)] = 1e8
-    """Condition number of the edit system above which a batch is reported. A solve in float64 is off by about 1e-16
-    times this; at 1e8 that is no longer far below the rounding of float32 weights."""
+    """Condition number of the edit system above which a batch is reported. The relative error of a solve in float64
+    is about 1e-16 times this number; at 1e8 it approaches the rounding of float32 weights."""
 
     calculate_objective_value: bool = False
     """Put the objective's three distances (preservation, new edits, old edits) into the diagnostics of each batch."""
