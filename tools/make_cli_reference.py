@@ -21,8 +21,8 @@ _HEAD = """\
 
 Written by `tools/make_cli_reference.py` from `editctl COMMAND --help`.
 
-What the user can cure ends with one paragraph and exit code 2; an interrupted command ends with 130. A bug keeps its
-traceback.
+Errors that the user can fix end with a message of one paragraph and exit code 2; an interrupted command ends with 130.
+A bug shows its traceback.
 """
 
 

@@ -23,7 +23,7 @@ Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 Folder = Annotated[Path, typer.Argument(metavar="ADAPTER", help="A folder with adapter_config.json.")]
 New = Annotated[Path, typer.Option("--out", metavar="DIR", help="What to write; it must not exist yet.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The adapter's name in the run.")]
-Force = Annotated[bool, typer.Option("--force", help="Take a base that the adapter was not made for.")]
+Force = Annotated[bool, typer.Option("--force", help="Accept a base that the adapter was not made for.")]
 
 
 @export_app.command()
@@ -52,8 +52,8 @@ def export(
 ) -> None:
     """Write a run's edits as a LoRA adapter that peft loads, or as a whole model.
 
-    The adapter is exact unless its rank is bounded. It needs nothing of editcore to be loaded, and carries the edits
-    one by one for 'editctl import'.
+    The adapter is exact unless its rank is bounded. It can be loaded without editcore, and contains the single
+    edits for 'editctl import'.
     """
     from editcore import HParamsError, UnknownNameError
     from editcore.runs import refuse_existing
@@ -219,7 +219,7 @@ def attach(
 
 @adapters_app.command()
 def detach(run: Run, name: Name) -> None:
-    """Take an adapter off a run."""
+    """Remove an adapter from a run."""
     _check_run(run)
 
     from edit_lora.attached import remove
@@ -250,7 +250,7 @@ def combine(
     ] = None,
     force: Force = False,
 ) -> None:
-    """Write one adapter that does what several do together.
+    """Combine several adapters into one.
 
     Ranks add up (peft's 'cat'); nothing is lost.
     """

@@ -23,18 +23,18 @@ COMMANDS = (
     CommandRow("run", "editcore.cli.run:app", "Edit many facts, measure before and after, keep a record."),
     CommandRow("sweep", "editcore.cli.sweep:sweep_app", "Run a grid of trials, and put the results into one table."),
     CommandRow("compare", "editcore.cli.sweep:compare_app", "Compare the installed methods on the same facts."),
-    CommandRow("ablate", "editcore.cli.sweep:ablate_app", "Vary the settings of one plugin, as its study says."),
+    CommandRow("ablate", "editcore.cli.sweep:ablate_app", "Vary the settings of one plugin, as defined by its study."),
     CommandRow("edit", "editcore.cli.edit:app", "Write one fact and compare what the model says."),
-    CommandRow("generate", "editcore.cli.generate:app", "Let a run's edited model speak beside the original."),
+    CommandRow("generate", "editcore.cli.generate:app", "Generate text with the edited and the unedited model."),
     CommandRow("forgetting", "editcore.cli.forgetting:app", "Compare how runs with checkpoints forget."),
-    CommandRow("ledger", "editcore.cli.ledger:app", "Look at the edits of a run, and take them back."),
+    CommandRow("ledger", "editcore.cli.ledger:app", "List, check, undo and compare the edits of a run."),
     CommandRow("report", "editcore.cli.report:app", "Write a page about a run or a sweep."),
     CommandRow("pack", "editcore.cli.pack:pack_app", "Put the active edits of a run into one file."),
     CommandRow("apply", "editcore.cli.pack:apply_app", "Apply a file of edits to a model."),
-    CommandRow("onboard", "editcore.cli.onboard:app", "Find out how a new model is edited, and write its presets."),
-    CommandRow("trace", "editcore.cli.trace:app", "Find where a model keeps what it knows."),
+    CommandRow("onboard", "editcore.cli.onboard:app", "Find settings for a new model, and write its presets."),
+    CommandRow("trace", "editcore.cli.trace:app", "Find the layers that recall facts (causal tracing)."),
     CommandRow("models", "editcore.cli.models:app", "List, fetch and inspect models."),
-    CommandRow("hparams", "editcore.cli.hparams:app", "Bring hyperparameters from elsewhere."),
+    CommandRow("hparams", "editcore.cli.hparams:app", "Import hyperparameters from other frameworks."),
     CommandRow("stats", "editcore.cli.stats:app", "Compute and list second moments of activations."),
     CommandRow("new", "editcore.cli.new:app", "Start a plugin package of your own."),
 )
@@ -79,7 +79,7 @@ def plugins(
     ctx: typer.Context,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
     hook: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Only those that answer this hook, such as editcore_editors.")
+        str | None, typer.Option(metavar="NAME", help="Only those that implement this hook, such as editcore_editors.")
     ] = None,
 ) -> None:
     """List what is installed and what it offers; what is broken or incompatible, and why."""

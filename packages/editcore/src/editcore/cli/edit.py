@@ -28,11 +28,11 @@ app = typer.Typer()
 def edit(
     ctx: typer.Context,
     prompt: Annotated[str, typer.Option(help="A sentence opening with {} for the subject: '{} is a city in'.")],
-    target: Annotated[str, typer.Option(help="What the model shall say next.")],
+    target: Annotated[str, typer.Option(help="Text that should follow the prompt.")],
     join: Annotated[
         str | None,
         typer.Option(
-            help="What stands between the prompt and the target. [default: a space, and nothing behind white space, "
+            help="Text between the prompt and the target. [default: a space, and nothing behind white space, "
             "opening quotes and brackets, and scripts without spaces]"
         ),
     ] = None,

@@ -32,7 +32,7 @@ def generate(
     save: Save = None,
     save_dtype: SaveDtype = None,
 ) -> None:
-    """Let a run's edited model speak beside the original."""
+    """Generate text with the edited and the unedited model."""
     from editcore._util.words import counted
     from editcore.runs.record import RunRecord
 

@@ -19,7 +19,7 @@ app = typer.Typer(no_args_is_help=True)
 
 @app.callback()
 def hparams() -> None:
-    """Bring hyperparameters from elsewhere."""
+    """Import hyperparameters from other frameworks."""
 
 
 @app.command("import")
@@ -27,7 +27,7 @@ def import_hparams(
     ctx: typer.Context,
     file: Annotated[Path, typer.Argument(help="JSON or YAML of a method's own repository or of EasyEdit.")],
     editor: Annotated[
-        str | None, typer.Option(help="Whose they are. [default: the file's alg_name, or its folder's name]")
+        str | None, typer.Option(help="Their editor. [default: the file's alg_name, or its folder's name]")
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write here. [default: print]")] = None,
 ) -> None:

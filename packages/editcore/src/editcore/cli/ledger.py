@@ -41,7 +41,7 @@ class OnConflict(StrEnum):
 def ledger(
     ctx: typer.Context, directory: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 ) -> None:
-    """Look at the edits of a run, find what one of them did, and take them back."""
+    """List, check, undo and compare the edits of a run, and find the edits behind an answer."""
     ctx.meta["run"] = directory
 
 
@@ -89,7 +89,7 @@ def show(
 
 @app.command()
 def verify(ctx: typer.Context) -> None:
-    """Hold every line and every tensor file against its hash."""
+    """Check every line and every tensor file against its hash."""
     from editcore.cli.console import TerminalProgress
     from editcore.ledger.verify import verify as check
 
@@ -134,7 +134,7 @@ def diff(
 
 @app.command()
 def undo(ctx: typer.Context, edits: Ids = None, batches: Batches = None) -> None:
-    """Take edits out: the model is then as if they had never been made.
+    """Undo edits: their changes are left out of the model.
 
     A batch that keeps some of its edits is solved again without the others; later batches stay as they were solved.
     """
@@ -143,7 +143,7 @@ def undo(ctx: typer.Context, edits: Ids = None, batches: Batches = None) -> None
 
 @app.command()
 def redo(ctx: typer.Context, edits: Ids = None, batches: Batches = None) -> None:
-    """Put edits back that were undone."""
+    """Redo edits that were undone."""
     _change(ctx, "redo", edits or [], batches or [])
 
 
@@ -179,7 +179,7 @@ def blame(
     ctx: typer.Context,
     prompt: Annotated[str, typer.Argument(help="A text that the model continues.")],
     answer: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="Whose first token is scored. [default: what the model says]")
+        str | None, typer.Option(metavar="TEXT", help="Its first token is scored. [default: what the model says]")
     ] = None,
     top: Annotated[int, typer.Option(min=1, metavar="N", help="Edits to show.")] = 10,
     device: RunDevice = None,

@@ -34,7 +34,7 @@ def new(
         typer.Option(metavar="TEXT", help="What it does, in a sentence for listings. [default: the template's]"),
     ] = None,
 ) -> None:
-    """Start a plugin package: it works as it is, has tests, and says what to change."""
+    """Start a plugin package that works, with tests and a README that says what to change."""
     from editcore.plugins.scaffold import create_package
 
     installed = loaded_plugins(ctx).listing()

@@ -47,14 +47,15 @@ def onboard(
     candidates: Annotated[int, typer.Option(min=1, help="Layers to try.")] = 6,
     corpus: Corpus = "self",
     corpus_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of it. [default: ten times the projection's input width]")
+        int | None,
+        typer.Option(min=1, help="Length of that text, in tokens. [default: ten times the projection's input width]"),
     ] = None,
     corpus_seed: CorpusSeed = 0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random but the second moments' text.")] = 0,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     chat_template: ChatTemplate = False,
-    replace: Annotated[bool, typer.Option("--replace", help="Write over presets of yours for this model.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Overwrite your own presets for this model.")] = False,
     out: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Where tables and pictures go. [default: runs/onboard-MODEL-TIME]"),
@@ -62,7 +63,7 @@ def onboard(
 ) -> None:
     """Find out which layer of a new model to edit and how far, and write a preset for every editor.
 
-    Causal tracing proposes layers, short trials of real edits decide. The model stays as it is.
+    Causal tracing proposes layers, short trials of real edits decide. The model is not changed.
     """
     from editcore.models.sources import check_dtype, look_at
     from editcore.second_moments.corpora import open_corpus

@@ -41,7 +41,7 @@ Dtype = Annotated[str, typer.Option(help="Type of the weights.")]
 ChatTemplate = Annotated[
     bool, typer.Option("--chat-template", help="Put the model's chat template around every prompt (instruct models).")
 ]
-Corpus = Annotated[str, typer.Option(help="Text behind the second moments: self, docs, hf:NAME or a file.")]
+Corpus = Annotated[str, typer.Option(help="Text for the second moments: self, docs, hf:NAME or a file.")]
 CorpusSeed = Annotated[int, typer.Option(min=0, help="Seed of the text 'self', the same for every --seed.")]
 ExecutorSettings = Annotated[
     list[str] | None, typer.Option("--executor-set", metavar="KEY=VALUE", help="A setting of the executor.")

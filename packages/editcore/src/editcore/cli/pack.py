@@ -61,7 +61,7 @@ def apply(
     model: Annotated[
         str | None, typer.Option(help="A catalogue name, a model folder or a hub id. [default: the pack's]")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Apply to another base model than the pack's, too.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Apply even if the base model is not the pack's.")] = False,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens to write.")] = 30,
     device: Device = "cpu",
     dtype: Dtype = "float32",

@@ -40,7 +40,7 @@ class _RunOptions:
             metavar="NAME", help="An extension for this run; may be given several times. 'editctl plugins' lists them."
         ),
     ] = None
-    backend: Annotated[str | None, typer.Option(help="How deltas are put into the model. [default: raw]")] = None
+    backend: Annotated[str | None, typer.Option(help="How changes of weights are applied. [default: raw]")] = None
     model: Annotated[
         str | None, typer.Option(help="A catalogue name, a model folder or a hub id. [default: smollm2-135m]")
     ] = None
@@ -65,10 +65,11 @@ class _RunOptions:
         typer.Option("--chat-template", help="Put the model's chat template around every prompt (instruct models)."),
     ] = None
     corpus: Annotated[
-        str | None, typer.Option(help="Text behind the second moments: self, docs, hf:NAME or a file. [default: self]")
+        str | None, typer.Option(help="Text for the second moments: self, docs, hf:NAME or a file. [default: self]")
     ] = None
     corpus_tokens: Annotated[
-        int | None, typer.Option(help="Tokens of it. [default: ten times the projection's input width]")
+        int | None,
+        typer.Option(help="Length of that text, in tokens. [default: ten times the projection's input width]"),
     ] = None
     corpus_seed: Annotated[
         int | None, typer.Option(help="Seed of the text 'self', the same for every --seed. [default: 0]")
@@ -87,17 +88,17 @@ class _RunOptions:
         ),
     ] = None
     eval_sample: Annotated[
-        int | None, typer.Option(metavar="N", help="Facts measured then, of all ages. [default: all]")
+        int | None, typer.Option(metavar="N", help="Facts measured at a checkpoint, of all ages. [default: all]")
     ] = None
     eval_text: Annotated[
         str | None,
         typer.Option(
             metavar="TEXT",
-            help="Text for the perplexity measured then: docs, hf:NAME or a file. [default: text of the model itself]",
+            help="Text for the perplexity at checkpoints: docs, hf:NAME or a file. [default: text of the model itself]",
         ),
     ] = None
     eval_text_tokens: Annotated[
-        int | None, typer.Option(metavar="N", help="Tokens of it, from its start. [default: 2048]")
+        int | None, typer.Option(metavar="N", help="Tokens of that text, from its start. [default: 2048]")
     ] = None
 
     def values(self) -> dict[str, Any]:
@@ -132,13 +133,13 @@ def run(
     ] = None,
     save_dtype: SaveDtype = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --out where it stopped; begin it if there is none.")
+        bool, typer.Option("--resume", help="Resume the run in --out; begin it if there is none.")
     ] = False,
 ) -> None:
     """Edit many facts, measure before and after, keep a record.
 
-    Options given here win over those of --config, which win over the preset. A run that was interrupted, by whatever,
-    goes on with --resume --out DIR.
+    Options given here override those of --config, which override the preset. Resume an interrupted run with
+    --resume --out DIR.
     """
     plugins = loaded_plugins(ctx)
 

@@ -33,7 +33,7 @@ def compute(
     device: Device = "cpu",
     dtype: Dtype = "float32",
     executor: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Count in shards on the workers of this executor.")
+        str | None, typer.Option(metavar="NAME", help="Compute in parallel on the workers of this executor.")
     ] = None,
     executor_settings: ExecutorSettings = None,
 ) -> None:

@@ -33,7 +33,9 @@ BatchSizes = Annotated[
 ]
 Seeds = Annotated[list[int] | None, typer.Option("--seed", help="A seed; give several for intervals over seeds.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, or auto: over all accelerators.")]
-Arms = Annotated[list[str] | None, typer.Option("--arm", metavar="NAME", help="Only this arm, or these.")]
+Arms = Annotated[
+    list[str] | None, typer.Option("--arm", metavar="NAME", help="Run only this arm; may be given several times.")
+]
 Assignments = Annotated[
     list[str] | None,
     typer.Option(
@@ -44,11 +46,11 @@ Assignments = Annotated[
 ]
 Axes = Annotated[
     list[str] | None,
-    typer.Option("--grid", metavar="KEY=[V, ...]", help="An axis, in place of the one of that name or beside them."),
+    typer.Option("--grid", metavar="KEY=[V, ...]", help="An axis to add, or to replace the one of that name."),
 ]
 ExecutorName = Annotated[str, typer.Option("--executor", help="Where the trials run.")]
 Workers = Annotated[int | None, typer.Option(help="How many trials run at a time. [default: the executor's]")]
-Address = Annotated[str | None, typer.Option(help="Of the executor's cluster.")]
+Address = Annotated[str | None, typer.Option(help="Address of the executor's cluster.")]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Run the trials again that failed.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and what it will cost; run nothing.")]
 
@@ -105,8 +107,8 @@ def sweep(
 ) -> None:
     """Run a grid of trials, and put the results into one table.
 
-    The same command goes on where an earlier one stopped: trials that are finished are not run again, those that failed
-    only with --retry-failed. Options given here win over those of the file.
+    The same command resumes a sweep: finished trials are not run again, failed ones only with
+    --retry-failed. Options given here override those of the file.
     """
     from editcore.sweeps import load_sweep
 
@@ -153,7 +155,7 @@ def ablate(
     *,
     options: _SweepOptions,
 ) -> None:
-    """Vary the settings of one plugin, as the study that it brings says."""
+    """Vary the settings of one plugin, as defined by a study of its package."""
     from editcore.sweeps import STUDY, load_study
 
     plugins = loaded_plugins(ctx)
