@@ -48,7 +48,7 @@ KINDS: Mapping[str, PackageKind] = {
         "--editor {name} --edits 10",
     ),
     "backend": PackageKind(
-        "Add changes to the weights, and restore the first bits.",
+        "Add changes to the weights, and restore the base bits.",
         "--editor {editor} --backend {name} --edits 10",
     ),
     "extension": PackageKind(
