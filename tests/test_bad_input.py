@@ -293,10 +293,10 @@ def test_a_directory_with_a_run_is_left_alone(
 ) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    resume = f"Go on with it with: editctl run --resume --out {out} (without other options), give "
+    resume = f"Resume it with: editctl run --resume --out {out} (without other options), give "
     said = {
         "run.json": f"a run that is not finished. {resume}another --out, or remove the directory.",
-        "ledger.jsonl": "edits (ledger.jsonl is there), but no run that could be gone on with. Give another --out, or "
+        "ledger.jsonl": "edits (ledger.jsonl is there), but no run that could be resumed. Give another --out, or "
         "remove the directory.",
     }
     for name, sentence in said.items():

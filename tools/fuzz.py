@@ -400,11 +400,11 @@ def _read_run_files(folder: Path, content: bytes) -> None:
     from editcore._util.lock import LOCK_NAME, _Holder
     from editcore.ledger.ledger import Ledger
     from editcore.runs.log import BatchLog
-    from editcore.runs.record import RunRecord, recorded
+    from editcore.runs.record import RunRecord, read_requests
 
     for name in ("run.json", "before.json", LOCK_NAME, "batches.jsonl", "requests.jsonl"):
         _written(folder, name, content)
-    for read in (RunRecord.read, _read_before, recorded, lambda run: _Holder.read(run / LOCK_NAME)):
+    for read in (RunRecord.read, _read_before, read_requests, lambda run: _Holder.read(run / LOCK_NAME)):
         with contextlib.suppress(EditcoreError):
             read(folder)
     BatchLog(folder, Ledger())
@@ -431,9 +431,9 @@ def _read_before_table(folder: Path, content: bytes) -> None:
 
 def _read_before(folder: Path) -> object:
     """What a resumed run takes from them."""
-    from editcore.runs.before import Before
+    from editcore.runs.before import UneditedMeasurement
 
-    before = Before.read(folder, _measures())
+    before = UneditedMeasurement.read(folder, _measures())
     return None if before is None else before.measured.summary.values()
 
 

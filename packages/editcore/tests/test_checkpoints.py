@@ -15,11 +15,11 @@ import pytest
 from editcore import Plugins
 from editcore.evaluation import DEFAULT_EVALUATORS, CounterFactEvaluator, Measurement, measure, perplexity
 from editcore.ledger.ledger import Ledger
+from editcore.runs.checkpoint_history import read_checkpoint_history
 from editcore.runs.forgetting import Curve
 from editcore.runs.parts import make_evaluators
-from editcore.runs.record import recorded
+from editcore.runs.record import read_requests
 from editcore.runs.reopening import open_run
-from editcore.runs.watched import read_watched
 from PIL import Image
 
 Call = Callable[..., SimpleNamespace]
@@ -89,7 +89,7 @@ def test_checkpoints_are_those_of_the_model_at_that_time(watched: Path) -> None:
     assert list(frame.columns) == COLUMNS
     edited, ledger = open_run(watched)
     model = edited.model
-    records = recorded(watched)
+    records = read_requests(watched)
     ids = model.tokenizer((watched.parent / "corpus.txt").read_text(), add_special_tokens=False)["input_ids"]
     ids = ids[: found["text"]["tokens"]]
     edited.rebuild([])
@@ -266,7 +266,7 @@ def test_equal_prompts_of_several_records_are_run_once(watched: Path) -> None:
     """Scores are those of each record alone, with fewer tokens read."""
     edited, _ = open_run(watched)
     model = edited.model
-    records = recorded(watched)
+    records = read_requests(watched)
     records += [
         one.model_copy(update={"request": one.request.model_copy(update={"id": f"{one.request.id}-"})})
         for one in records
@@ -298,7 +298,7 @@ def test_the_metric_of_another_evaluator_tells_what_is_retained(
     found = strict(out / "forgetting.json")
     assert found["retention"] == "won"
     assert [one["key"] for one in found["metrics"]] == ["won", "length"]
-    lengths = [len(record.request.text) for record in recorded(out)]
+    lengths = [len(record.request.text) for record in read_requests(out)]
     assert [one["values"] for one in found["checkpoints"]] == [
         {"won": 100.0, "length": pytest.approx(sum(lengths[:edits]) / edits)} for edits in (3, 6)
     ]
@@ -318,7 +318,7 @@ def test_without_a_metric_that_tells_nothing_is_said_of_forgetting(
     out = tmp_path / "out"
     done = editctl(*options, "--evaluator", "lengths", "--eval-every", 3, "--eval-text-tokens", 512, "--out", out)
     assert done.code == 0, done.err
-    found = read_watched(out)
+    found = read_checkpoint_history(out)
     assert [one.values.keys() for one in found.checkpoints] == [{"length"}] * 2
     assert (found.retention, found.forgetting.auc, found.forgetting.retention_by_age) == (None, None, ())
     printed = editctl("forgetting", out)

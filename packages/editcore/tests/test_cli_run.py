@@ -726,6 +726,6 @@ def test_a_run_is_not_resumed_on_a_text_that_was_changed(run_toy: Call, corpus_f
     corpus_file.write_text(f"Another line.\n{kept}", encoding="utf-8")
     done = run_toy("--edits", 2, "--resume")
     assert done.code == 2
-    assert "edits solved on both do not belong together" in done.err
+    assert "one run cannot mix edits solved with both" in done.err
     corpus_file.write_text(kept, encoding="utf-8")
     assert run_toy("--edits", 2, "--resume").code == 0

@@ -15,9 +15,9 @@ from editcore.evaluation import COUNTERFACT, Average, Measure, Summary, measures
 from editcore.figures.style import COLUMN_WIDTH
 from editcore.interfaces.errors import EditcoreError
 from editcore.locate_then_edit.located import KINDS, Tracing
+from editcore.runs.checkpoint_history import Checkpoint, CheckpointHistory
 from editcore.runs.forgetting import Sighting, forgetting
 from editcore.runs.held_out import TextInfo
-from editcore.runs.watched import Checkpoint, Watched
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 MEASURES = measures_of([COUNTERFACT])
@@ -196,8 +196,8 @@ def checkpoints(change: float, name: str = "model.layers.3.mlp.down_proj.weight"
 
 def watched(
     seen: tuple[Checkpoint, ...], sightings: list[Sighting], metrics: tuple[Measure, ...] = MEASURES, *, step: int = 10
-) -> Watched:
-    return Watched(
+) -> CheckpointHistory:
+    return CheckpointHistory(
         eval_every=step,
         eval_sample=None,
         text=TextInfo(source="text", tokens=256, window=256, perplexity=20),

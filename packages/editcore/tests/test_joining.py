@@ -18,7 +18,7 @@ from editcore.ledger import Ledger
 from editcore.models import LanguageModel, join_continuation, target_losses
 from editcore.models.tokens import continuation_row, lookup_row
 from editcore.onboarding.causal_tracing import _tokenise
-from editcore.runs.record import recorded
+from editcore.runs.record import read_requests
 from editcore.testing import tiny_model
 
 SPACED = [
@@ -199,7 +199,7 @@ def test_a_fact_in_a_run_keeps_its_prompt_and_join(
     out = tmp_path / "run"
     done = editctl("run", "--model", small, "--dataset", path, "--editor", "toy", "--out", out)
     assert done.code == 0, done.err
-    [kept], [written] = recorded(out), Ledger.read(out).facts()
+    [kept], [written] = read_requests(out), Ledger.read(out).facts()
     assert kept.request == written
     assert (written.text, written.join, written.continuation) == ("Where is Paris?\n", "=", "=Rome")
 

@@ -184,11 +184,11 @@ ROOMS = {
         PAGE_NAME REPORT_NAME Report make_report
     """,
     "runs": """
-        BatchRecord BatchResult Checkpoint Composition Conflict EditPack EditSession ModelRecord REQUESTS_NAME RUN_NAME
-        RawBackend RunConfig RunOptions RunRecord RunResult RunSummary Sample SessionConfig Watched default_editor
-        folder_of has_begun is_finished json_text new_folder open_run open_session read_batches read_pack read_watched
-        record_text recorded records_of refuse_existing run statistics_of write_batches write_pack write_tensors
-        write_text
+        BatchRecord BatchResult Checkpoint CheckpointHistory Composition Conflict EditPack EditSession ModelRecord
+        REQUESTS_NAME RUN_NAME RawBackend RunConfig RunOptions RunRecord RunResult RunSummary Sample SessionConfig
+        default_editor folder_of has_begun is_finished json_text new_folder open_run open_session read_batches
+        read_checkpoint_history read_pack read_requests record_text records_of refuse_existing run statistics_of
+        write_batches write_pack write_tensors write_text
     """,
     "second_moments": """
         Corpus Metric MomentKey StatisticsStore Update cached_moments hold_at norm_of_sum open_corpus

@@ -369,9 +369,9 @@ def test_a_batch_that_fails_leaves_those_before_it(open_session: Open, tmp_path:
         (
             "dense",
             PluginError,
-            r"proposed a dense change, which its announcement does not speak of \(Capabilities\.gives is factored\)",
+            r"proposed a dense change, which its announcement does not list \(Capabilities\.gives is factored\)",
         ),
-        ("beside", PluginError, "'toy' proposed an attachment, which its announcement does not speak of"),
+        ("beside", PluginError, "'toy' proposed an attachment, which its announcement does not list"),
         ("nothing", PluginError, "The editor 'toy' proposed nothing: no change and no attachment; nothing was applied"),
         (
             "kept",
@@ -393,7 +393,7 @@ def test_a_proposal_that_cannot_be_written_never_reaches_the_ledger(
 
 def test_an_attachment_that_json_has_not_never_reaches_the_ledger(open_session: Open, tmp_path: Path) -> None:
     session = open_session(editor="toy-any", toy={"spoils": "fields"}, directory=tmp_path / "run")
-    with pytest.raises(PluginError, match=r"an attachment whose fields are not what JSON has \(.*set.*\)"):
+    with pytest.raises(PluginError, match=r"an attachment whose fields cannot be written as JSON \(.*set.*\)"):
         session.edit(FACTS[:2])
     assert (session.edited.attachments, (tmp_path / "run").exists()) == ((), False)
 
@@ -728,7 +728,7 @@ def test_contradictions_of_a_batch_may_be_withdrawn(open_session: Open) -> None:
 def test_rejecting_a_stranger_is_refused(open_session: Open, when: str) -> None:
     session = open_session(plugins=["gate"], settings={"gate": {when: ["nobody"]}})
     base = bits(session.model)
-    with pytest.raises(PluginError, match="'gate' rejects 'nobody', which is no new request of the batch"):
+    with pytest.raises(PluginError, match="'gate' rejects 'nobody', which is not a new request of the batch"):
         session.edit(FACTS[:2])
     assert same(bits(session.model), base)
 

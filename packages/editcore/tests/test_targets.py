@@ -323,14 +323,14 @@ def test_facts_go_on_in_smaller_passes_when_memory_runs_out(where: str, monkeypa
     expected = optimised(model, requests, hparams())
     refused = 0
 
-    def refuse_twice(rows: int) -> None:
+    def refuse_duplicates(rows: int) -> None:
         nonlocal refused
         if rows > 4 and refused < 2:
             refused += 1
             raise MemoryError
 
     def forward(model: LanguageModel, prepared: PreparedRows, **options: Any) -> Tensor:
-        refuse_twice(len(prepared.ids))
+        refuse_duplicates(len(prepared.ids))
         return logits_with_delta(model, prepared, **options)
 
     replace = CachedPrefixes.replace
@@ -338,7 +338,7 @@ def test_facts_go_on_in_smaller_passes_when_memory_runs_out(where: str, monkeypa
     def preparation(
         self: CachedPrefixes, kept: Sequence[RowName], new: Mapping[RowName, TokenRow], budget: PassBudget
     ) -> None:
-        refuse_twice(len(new))
+        refuse_duplicates(len(new))
         replace(self, kept, new, budget)
 
     if where == "forward":

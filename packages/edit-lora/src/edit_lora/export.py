@@ -30,8 +30,8 @@ from editcore.runs import (
     new_folder,
     open_run,
     read_batches,
+    read_requests,
     record_text,
-    recorded,
     refuse_existing,
     statistics_of,
     write_batches,
@@ -352,4 +352,4 @@ def _write_edits(folder: Path, run: Path, record: RunRecord, ledger: Ledger, hpa
 
 def _recorded(run: Path) -> list[FactRecord]:
     """What the run was asked to edit; nothing for one whose facts are not known."""
-    return recorded(run) if (run / REQUESTS_NAME).exists() else []
+    return read_requests(run) if (run / REQUESTS_NAME).exists() else []

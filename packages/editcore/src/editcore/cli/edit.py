@@ -62,7 +62,7 @@ def edit(
     from editcore.interfaces.values import EditRequest
     from editcore.runs.config import SessionConfig
     from editcore.runs.early import check_session
-    from editcore.runs.fit import check_savable, check_subjects, completed
+    from editcore.runs.fit import check_savable, check_subjects, with_needed_parts
     from editcore.runs.resolved import default_editor
 
     request = EditRequest.create(subject=subject, prompt=prompt, target_new=target, join=join)
@@ -84,7 +84,7 @@ def edit(
     )
     check_subjects([request], plugins.editor(editor))
     if save is not None:
-        check_savable(plugins, editor, completed(plugins, editor, (), None)[1])
+        check_savable(plugins, editor, with_needed_parts(plugins, editor, (), None)[1])
     check_session(plugins, model, config)
 
     from editcore.cli.console import TerminalProgress, print_table

@@ -12,7 +12,7 @@ from editcore.cli.options import AsJson
 from editcore.evaluation.measures import Measure, legend, shown
 
 if TYPE_CHECKING:
-    from editcore.runs.watched import Watched
+    from editcore.runs.checkpoint_history import CheckpointHistory
 
 __all__ = ["app"]
 
@@ -33,13 +33,13 @@ def forgetting(
     """Compare how runs with checkpoints (run --eval-every N) forget."""
     from editcore.cli.console import make_console, print_json, print_table
     from editcore.interfaces.errors import RunError
+    from editcore.runs.checkpoint_history import read_checkpoint_history
     from editcore.runs.record import RunRecord
-    from editcore.runs.watched import read_watched
 
     if out is not None and out.suffix != ".png":
         raise RunError(f"--out {out}: the picture is a PNG; give a file that ends in .png.")
     labels = _labels(runs)
-    found = {label: read_watched(run) for label, run in labels.items()}
+    found = {label: read_checkpoint_history(run) for label, run in labels.items()}
     methods = {label: RunRecord.read(run).config.method for label, run in labels.items()}
     rows = list(_rows(found, methods))
     if csv is not None:
@@ -51,7 +51,7 @@ def forgetting(
         title = "What is left of the edits: " + (next(iter(labels)) if len(labels) == 1 else f"{len(labels)} runs")
         save(forgetting_runs_figure(found, title=title), out)
     if as_json:
-        print_json({label: watched.model_dump(mode="json") for label, watched in found.items()})
+        print_json({label: history.model_dump(mode="json") for label, history in found.items()})
         return
     console = make_console()
     metrics = _metrics(found)
@@ -66,12 +66,12 @@ def forgetting(
     console.print()
     print_table(
         ("run", "method", "half-life", "mean retention %", "retained at age 0 %", "at the last age %"),
-        [(label, methods[label], *_totals(watched)) for label, watched in found.items()],
+        [(label, methods[label], *_totals(history)) for label, history in found.items()],
         title="Forgetting; ages in facts edited since",
         right=("half-life", "mean retention %", "retained at age 0 %", "at the last age %"),
         console=console,
     )
-    if len({(watched.text.source, watched.text.tokens, watched.text.window) for watched in found.values()}) > 1:
+    if len({(history.text.source, history.text.tokens, history.text.window) for history in found.values()}) > 1:
         console.print("Note: perplexities are on different texts and do not compare; their ratios only roughly.")
     for path in (out, csv):
         if path is not None:
@@ -93,15 +93,15 @@ def _labels(runs: Sequence[Path]) -> Mapping[str, Path]:
     return labels
 
 
-def _metrics(found: Mapping[str, Watched]) -> Mapping[str, Measure]:
+def _metrics(found: Mapping[str, CheckpointHistory]) -> Mapping[str, Measure]:
     """The metrics of all runs that tables show, by key."""
-    return {measure.key: measure for watched in found.values() for measure in shown(watched.metrics, watched.known)}
+    return {measure.key: measure for history in found.values() for measure in shown(history.metrics, history.known)}
 
 
-def _rows(found: Mapping[str, Watched], methods: Mapping[str, str]) -> Iterator[dict[str, object]]:
+def _rows(found: Mapping[str, CheckpointHistory], methods: Mapping[str, str]) -> Iterator[dict[str, object]]:
     metrics = _metrics(found)
-    for label, watched in found.items():
-        for checkpoint in watched.checkpoints:
+    for label, history in found.items():
+        for checkpoint in history.checkpoints:
             yield {
                 "run": label,
                 "method": methods[label],
@@ -112,8 +112,8 @@ def _rows(found: Mapping[str, Watched], methods: Mapping[str, str]) -> Iterator[
                 "perplexity_ratio": checkpoint.perplexity_ratio,
                 "relative_change": max(checkpoint.relative_change.values(), default=0.0),
                 "seconds": checkpoint.seconds,
-                "half_life": watched.forgetting.half_life,
-                "auc": watched.forgetting.auc,
+                "half_life": history.forgetting.half_life,
+                "auc": history.forgetting.auc,
             }
 
 
@@ -131,13 +131,13 @@ def _shown(row: Mapping[str, Any], metrics: Mapping[str, Measure]) -> tuple[str,
     )  # fmt: skip
 
 
-def _totals(watched: Watched) -> tuple[str, ...]:
-    bins = watched.forgetting.retention_by_age
+def _totals(history: CheckpointHistory) -> tuple[str, ...]:
+    bins = history.forgetting.retention_by_age
     ends = (bins[0].retention if bins and bins[0].first == 0 else None, bins[-1].retention if bins else None)
-    half_life = watched.forgetting.half_life
+    half_life = history.forgetting.half_life
     return (
-        str(half_life) if half_life is not None else "never" if watched.forgetting.auc is not None else "-",
-        *(_text(share, 1) for share in (watched.forgetting.auc, *ends)),
+        str(half_life) if half_life is not None else "never" if history.forgetting.auc is not None else "-",
+        *(_text(share, 1) for share in (history.forgetting.auc, *ends)),
     )
 
 

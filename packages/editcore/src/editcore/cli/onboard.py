@@ -80,7 +80,7 @@ def onboard(
     from editcore.models import LanguageModel
     from editcore.onboarding.causal_tracing import trace as trace_model
     from editcore.onboarding.onboard import Bench, candidate_layers, preset_paths, tunable_editors, write_presets
-    from editcore.runs.fit import refuses_subjects
+    from editcore.runs.fit import subject_refusal
     from editcore.second_moments.statistics import StatisticsStore
     from editcore.settings.presets import model_stem
 
@@ -88,7 +88,7 @@ def onboard(
     specs = tunable_editors(plugins, editor or ())
     paths = preset_paths(specs, model, replace=replace)
     notes: list[str] = []
-    refusals = [refuses_subjects(spec) for spec in specs]
+    refusals = [subject_refusal(spec) for spec in specs]
     available = load_records(
         dataset,
         plugins=plugins,

@@ -27,8 +27,8 @@ from editcore.figures.style import (
 )
 
 if TYPE_CHECKING:
+    from editcore.runs.checkpoint_history import Checkpoint, CheckpointHistory
     from editcore.runs.forgetting import AgeBin
-    from editcore.runs.watched import Checkpoint, Watched
 
 __all__ = ["forgetting_figure", "forgetting_runs_figure"]
 
@@ -39,14 +39,14 @@ _RUNS = (
 """Colour (Okabe and Ito) and marker of each run that is compared; they begin again after the last."""
 
 
-def forgetting_figure(watched: Watched, *, title: str) -> Figure:
+def forgetting_figure(history: CheckpointHistory, *, title: str) -> Figure:
     """What a run's checkpoints measured, against the number of edits, and retention by age below, with 95 % intervals.
 
     Dotted lines are what the unedited model had, on the facts that each checkpoint measured. Only metrics that an edit
     should leave alone have them.
     """
-    checkpoints, forgetting = watched.checkpoints, watched.forgetting
-    groups = by_axis([measure for measure in shown(watched.metrics, watched.known) if not measure.of])
+    checkpoints, forgetting = history.checkpoints, history.forgetting
+    groups = by_axis([measure for measure in shown(history.metrics, history.known) if not measure.of])
     heights = [2.1 if index == 0 else 1.5 for index in range(len(groups))]
     figure, panels = stacked_panels(
         len(groups) + 3, height=5.0 + 1.15 * sum(heights), ratios=(*heights, 1, 1, 1.6), share=False
@@ -77,26 +77,26 @@ def forgetting_figure(watched: Watched, *, title: str) -> Figure:
     return figure
 
 
-def forgetting_runs_figure(runs: Mapping[str, Watched], *, title: str) -> Figure:
+def forgetting_runs_figure(runs: Mapping[str, CheckpointHistory], *, title: str) -> Figure:
     """The checkpoints of several runs on common axes: every metric, perplexity ratio, and retention by age."""
     measures: dict[str, Measure] = {}
-    for watched in runs.values():
-        for measure in shown(watched.metrics, watched.known):
+    for history in runs.values():
+        for measure in shown(history.metrics, history.known):
             if not measure.of:
                 measures.setdefault(measure.key, measure)
     figure, panels = stacked_panels(
         len(measures) + 2, height=3.3 + 1.65 * len(measures) + 0.2 * (len(runs) // 2), share=False
     )
     *measured, text, age = panels
-    most = max([1, *(checkpoint.num_edits for watched in runs.values() for checkpoint in watched.checkpoints)])
-    for index, (label, watched) in enumerate(runs.items()):
+    most = max([1, *(checkpoint.num_edits for history in runs.values() for checkpoint in history.checkpoints)])
+    for index, (label, history) in enumerate(runs.items()):
         colour, marker = _RUNS[index % len(_RUNS)]
         style: dict[str, Any] = {"color": colour, "marker": marker, **layered(index, len(runs))}
-        checkpoints = watched.checkpoints
+        checkpoints = history.checkpoints
         for axes, key in zip(measured, measures, strict=True):
             _curve(axes, checkpoints, key, label=label, **style)
         text.plot([checkpoint.num_edits for checkpoint in checkpoints], _ratios(checkpoints), **style)
-        _retention(age, watched.forgetting.retention_by_age, **style)
+        _retention(age, history.forgetting.retention_by_age, **style)
     for axes, measure in zip(measured, measures.values(), strict=True):
         _metric_axis(axes, measure, label=_in_lines(measure))
     label_axes(text, y="perplexity\nratio", x="facts edited")

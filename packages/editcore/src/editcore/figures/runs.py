@@ -23,6 +23,6 @@ def draw_run(result: RunResult) -> None:
     """
     folder = result.directory / FIGURES_NAME
     save(summary_figure(result.before, result.after, title=result.title), folder / "summary.png")
-    if (watched := result.watched) is not None:
-        figure = forgetting_figure(watched, title=result.title)
+    if (history := result.checkpoints) is not None:
+        figure = forgetting_figure(history, title=result.title)
         save(figure, folder / "forgetting_curve.png")

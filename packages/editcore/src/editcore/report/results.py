@@ -12,7 +12,7 @@ from editcore.interfaces.errors import RunError
 from editcore.interfaces.values import FactRecord, RejectedRequest
 from editcore.ledger.ledger import Ledger
 from editcore.report.reading import check_columns, damaged
-from editcore.runs.record import RunRecord, facts_of, recorded
+from editcore.runs.record import RunRecord, facts_of, read_requests
 from editcore.runs.results import RESULTS_NAME, SUMMARY_NAME, RunSummary
 from editcore.runs.resume import resume_command
 
@@ -56,7 +56,7 @@ class RunResults:
         return cls(
             directory=directory,
             record=record,
-            begun=frozenset(fact.request.id for fact in recorded(directory)),
+            begun=frozenset(fact.request.id for fact in read_requests(directory)),
             facts=facts_of(directory, ledger),
             ledger=ledger,
             summary=RunSummary.read(directory),

@@ -1,5 +1,10 @@
 from .backends import RawBackend as RawBackend
 from .batches import BatchResult as BatchResult
+from .checkpoint_history import (
+    Checkpoint as Checkpoint,
+    CheckpointHistory as CheckpointHistory,
+    read_checkpoint_history as read_checkpoint_history,
+)
 from .compose import Composition as Composition, Conflict as Conflict
 from .config import RunConfig as RunConfig, SessionConfig as SessionConfig
 from .directories import (
@@ -20,7 +25,7 @@ from .record import (
     ModelRecord as ModelRecord,
     RunRecord as RunRecord,
     folder_of as folder_of,
-    recorded as recorded,
+    read_requests as read_requests,
 )
 from .reopening import open_run as open_run, open_session as open_session
 from .resolved import default_editor as default_editor
@@ -28,4 +33,3 @@ from .results import RunResult as RunResult, RunSummary as RunSummary, Sample as
 from .resume import has_begun as has_begun, is_finished as is_finished
 from .session import EditSession as EditSession
 from .statistics import statistics_of as statistics_of
-from .watched import Checkpoint as Checkpoint, Watched as Watched, read_watched as read_watched

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from editcore.second_moments.linalg import Metric
     from editcore.second_moments.statistics import StatisticsStore
 
-__all__ = ["RawBackend", "by", "open_backend", "rebuild"]
+__all__ = ["RawBackend", "open_backend", "rebuild", "shape_in_words"]
 
 
 def open_backend(
@@ -55,7 +55,7 @@ def rebuild(edited: EditedModel, ledger: Ledger) -> None:
     Raises:
         RunError: what the ledger holds does not fit the model's weights, or is not finite; the model is as it was.
     """
-    for entry in ledger.entries:  # undone ones, too: a redo finds them checked
+    for entry in ledger.entries:  # undone batches too, so that a redo need not check them
         for solved in (entry, *ledger.revisions(entry.batch)):
             _check(solved, edited.model, f"{ledger.directory or 'The ledger'}, batch {entry.batch}")
     if active := ledger.active():
@@ -65,8 +65,8 @@ def rebuild(edited: EditedModel, ledger: Ledger) -> None:
 def _check(entry: LedgerEntry, model: LanguageModel, where: str) -> None:
     for address, found, expected in misfits(model, entry.changes):
         raise RunError(
-            f"{where}: the change of {address} is {by(found)}, in '{model.name}' the weight is {by(expected)} (out, "
-            "in). It was not made for this model."
+            f"{where}: the change of {address} is {shape_in_words(found)}, in '{model.name}' the weight is "
+            f"{shape_in_words(expected)} (out, in). It was not made for this model."
         )
     for address, change in entry.changes.items():
         if not change.is_finite():
@@ -81,7 +81,7 @@ def _check(entry: LedgerEntry, model: LanguageModel, where: str) -> None:
                     )
 
 
-def by(shape: Sequence[int]) -> str:
+def shape_in_words(shape: Sequence[int]) -> str:
     """A shape in words: ``32 by 64``."""
     return " by ".join(map(str, shape)) or "a single number"
 
@@ -89,15 +89,15 @@ def by(shape: Sequence[int]) -> str:
 class RawBackend:
     """Writes ``base + Σ changes`` into each touched weight, summed in float64 and rounded once.
 
-    The base of every touched weight is kept, and the sum always runs from it over the active changes in their order:
-    ((base + first) + second) + …. A weight therefore depends on the active changes alone, not on how they came to be
-    active: leaving one out and summing again gives the bits that the others give when applied alone, and a weight on
-    trial has the bits that it has once the trial is applied.
+    The base of every touched weight is kept. The sum always starts from it and adds the active changes in their order:
+    ((base + first) + second) + …. A weight therefore depends on the active changes alone, not on the way to them.
+    Leaving one change out gives the bits that the others give when applied alone. A weight on trial has the bits that
+    it would have if the change were applied.
 
-    Memory, on the device of each weight that an active change ever touched: its base, in its own type, and its sum in
-    float64, to which the next batch is added. The sums together take at most a quarter of what the model's weights
-    take; a weight whose sum has no room is summed anew with each batch, which gives the same bits and takes time in
-    proportion to the batches.
+    Memory: every weight that an active change ever touched keeps, on its device, its base in its own type and its sum
+    in float64. The next batch is added to that sum. All sums together take at most a quarter of the memory of the
+    model's weights. A weight whose sum does not fit is summed anew with each batch: the bits are the same, and the time
+    grows with the number of batches.
     """
 
     def __init__(self) -> None:
@@ -105,14 +105,14 @@ class RawBackend:
         self._base: dict[str, Tensor] = {}
         self._active: list[Changes] = []
         self._sums: dict[str, tuple[int, Tensor]] = {}
-        """By address, base and the first so many active changes, float64."""
-        self._room = 0
-        """Bytes that the sums may take together."""
+        """By address: how many of the active changes are in the sum, and base + those changes, float64."""
+        self._max_sum_bytes = 0
+        """Bytes that all sums together may take."""
 
     def open(self, model: LanguageModel) -> None:
         """Take a model that no change has touched."""
         self._model, self._base, self._active, self._sums = model, {}, [], {}
-        self._room = sum(parameter.nbytes for parameter in model.hf.parameters()) // 4
+        self._max_sum_bytes = sum(parameter.nbytes for parameter in model.hf.parameters()) // 4
 
     def apply(self, changes: Changes) -> None:
         """Add the changes of one batch to those that are active."""
@@ -121,7 +121,7 @@ class RawBackend:
             self._write(changes)
         except BaseException:
             self._active.pop()
-            self._sums.clear()  # some have the change in them
+            self._sums.clear()  # some of them include the change already
             self._write(self._base)
             raise
 
@@ -133,8 +133,8 @@ class RawBackend:
 
     @contextmanager
     def trial(self, changes: Changes) -> Iterator[None]:
-        """The model with ``changes`` behind those that are active, inside the block only: the bits that :meth:`apply`
-        would write."""
+        """Inside the block, the model has ``changes`` on top of the active ones, with the bits that :meth:`apply` would
+        write."""
         model, active, known = self._opened, self._active, set(self._base)
         saved = {address: model.weight(address).detach().clone() for address in changes}
         try:
@@ -158,23 +158,24 @@ class RawBackend:
         """Write base and active changes into the weights at ``addresses``.
 
         Args:
-            keep: the sums, for the next batch.
+            keep: whether to keep the sums for the next batch.
         """
         model = self._opened
         for address in addresses:
             if address not in self._base:
                 self._take_base(model, address)
-        mixed = {name for name in self._base if split_address(name)[1] is None}
+        summed_whole = {name for name in self._base if split_address(name)[1] is None}
         done: set[str] = set()
         for address in sorted(addresses):
             name = split_address(address)[0]
-            target = name if name in mixed else address
+            target = name if name in summed_whole else address
             if target not in done:
                 done.add(target)
-                self._sum(model, target, keep=keep)
+                self._write_sum(model, target, keep=keep)
 
     def _take_base(self, model: LanguageModel, address: str) -> None:
-        """Keep the bits of a weight before its first change. Parts that were changed already have their own base."""
+        """Keep the bits that a weight has before its first change. A part that was changed earlier has its own base
+        already."""
         name, index = split_address(address)
         if index is not None and name in self._base:
             self._base[address] = self._base[name][index]
@@ -185,11 +186,11 @@ class RawBackend:
                 whole, place = split_address(other)
                 if whole == name and place is not None:
                     base[place] = bits
-                    self._sums.pop(other, None)  # from here on the whole is summed
+                    self._sums.pop(other, None)  # from here on the whole weight is summed
         self._base[address] = base
 
     @torch.no_grad()
-    def _sum(self, model: LanguageModel, address: str, *, keep: bool) -> None:
+    def _write_sum(self, model: LanguageModel, address: str, *, keep: bool) -> None:
         """Add the active changes of a weight and of its parts to the base, in their order."""
         weight, base = model.weight(address), self._base[address]
         done, total = (self._sums.pop if keep else self._sums.get)(address, (0, None))
@@ -207,5 +208,5 @@ class RawBackend:
         weight.copy_(base if total is None else rounded(total, weight.dtype))
         if total is None or not keep:
             return
-        if total.nbytes + sum(kept.nbytes for _, kept in self._sums.values()) <= self._room:
+        if total.nbytes + sum(kept.nbytes for _, kept in self._sums.values()) <= self._max_sum_bytes:
             self._sums[address] = len(self._active), total

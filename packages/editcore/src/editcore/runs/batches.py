@@ -1,4 +1,4 @@
-"""The steps of a batch from its requests to the ledger: refuse, add, judge, scale, enter."""
+"""The steps of a batch from its requests to its ledger entry: checks, additions, verdicts, scaling."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from editcore.interfaces.values import (
 )
 from editcore.models import LanguageModel
 from editcore.models.writing import misfits
-from editcore.runs.backends import by
+from editcore.runs.backends import shape_in_words
 from editcore.runs.saying import not_said
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BatchResult",
     "Judged",
+    "check_rejected",
     "check_written",
     "entry_of",
     "ids_of",
@@ -40,7 +41,6 @@ __all__ = [
     "on_cpu",
     "refuse_contradictions",
     "refuse_equal_ids",
-    "refuse_no_rest",
     "rejected_by",
     "scaled",
     "with_additions",
@@ -69,8 +69,8 @@ class BatchResult:
 
     @property
     def not_said(self) -> str:
-        """A sentence about facts that the model does not say to their bare prompts though they were written; empty if
-        it says all."""
+        """A sentence about facts that were written and that the model still does not say to their bare prompts; empty
+        if it says all of them."""
         return not_said(self.batch.new_requests, self.proposal.evidence) if self.applied else ""
 
 
@@ -89,10 +89,10 @@ class Judged:
 
 
 def refuse_equal_ids(requests: Sequence[EditRequest]) -> None:
-    """Refuse a batch that has an id twice.
+    """Refuse a batch in which two requests have one id.
 
     Raises:
-        RequestError: it is so.
+        RequestError: two requests have the same id.
     """
     ids: dict[str, EditRequest] = {}
     for request in requests:
@@ -106,10 +106,10 @@ def refuse_equal_ids(requests: Sequence[EditRequest]) -> None:
 
 
 def refuse_contradictions(requests: Sequence[EditRequest]) -> None:
-    """Refuse a batch that asks for one fact twice, with one target or two.
+    """Refuse a batch that asks for one fact twice, whether with one target or with two.
 
     Raises:
-        RequestError: it is so.
+        RequestError: two requests are about the same fact.
     """
     facts: dict[tuple[str, str], EditRequest] = {}
     for request in requests:
@@ -127,13 +127,15 @@ def rejected_by(batch: EditBatch, by: Mapping[str, Mapping[str, Rejection]]) -> 
     """The requests of a batch that extensions reject, each once, in the order of the batch.
 
     Raises:
-        PluginError: one of them names what is no new request of the batch.
+        PluginError: an extension rejects something that is not a new request of the batch.
     """
     new = {request.id for request in batch.new_requests}
     for name, rejections in by.items():
         for request_id in rejections:
             if request_id not in new:
-                raise PluginError(f"The plugin '{name}' rejects '{request_id}', which is no new request of the batch.")
+                raise PluginError(
+                    f"The plugin '{name}' rejects '{request_id}', which is not a new request of the batch."
+                )
     for request in batch.new_requests:
         for name, rejections in by.items():
             if (why := rejections.get(request.id)) is not None:
@@ -146,24 +148,24 @@ def ids_of(rejected: Sequence[RejectedRequest]) -> set[str]:
     return {rejection.request.id for rejection in rejected}
 
 
-def refuse_no_rest(rest: EditBatch, batch: EditBatch, rejected: Collection[str]) -> None:
-    """Refuse to solve a batch without requests that are not its new ones, or without all of its new ones.
+def check_rejected(rest: EditBatch, batch: EditBatch, rejected: Collection[str]) -> None:
+    """Check that the rejected requests are new requests of the batch, and that other new requests are left.
 
     Raises:
-        PluginError: it is so.
+        PluginError: one of the two does not hold.
     """
     unknown = set(rejected) - {request.id for request in batch.new_requests}
     if unknown:
-        raise PluginError(f"A batch cannot be solved without '{min(unknown)}', which is no new request of it.")
+        raise PluginError(f"A batch cannot be solved without '{min(unknown)}', which is not a new request of it.")
     if not rest.num_new:
         raise PluginError("A batch cannot be solved without any of its new requests: nothing is left to edit.")
 
 
 def with_additions(batch: EditBatch, additions: Sequence[BatchAddition]) -> EditBatch:
-    """The batch with what extensions add. Facts that it edits itself are not added.
+    """The batch with the requests and held keys that extensions add. Facts that the batch edits itself are not added.
 
-    A key that several of them hold is held once, with the largest weight. A fact that the batch writes again has its
-    value there, and is not held as well.
+    A key that several extensions hold is held once, with the largest weight. A key is not held if the batch writes its
+    fact again, because the fact then has a value in the batch.
     """
     taken = {request.id for request in batch.requests}
     edited = {request.fact_key for request in batch.requests}
@@ -189,7 +191,7 @@ def with_additions(batch: EditBatch, additions: Sequence[BatchAddition]) -> Edit
 
 
 def check_written(model: LanguageModel, written: Written, editor: EditorSpec, backend: BackendSpec) -> None:
-    """Refuse what could not be applied or kept. It must never come into the ledger."""
+    """Refuse a change that could not be applied or kept, before it reaches the ledger."""
     kinds = {change.kind for change in written.changes.values()}
     if written.attachment is not None:
         kinds.add("attachment")
@@ -198,7 +200,7 @@ def check_written(model: LanguageModel, written: Written, editor: EditorSpec, ba
         raise PluginError(f"{who} nothing: no change and no attachment; nothing was applied.")
     if undeclared := sorted(kinds - editor.capabilities.gives):
         raise PluginError(
-            f"{who} {_kinds_in_words(undeclared)}, which its announcement does not speak of (Capabilities.gives is "
+            f"{who} {_kinds_in_words(undeclared)}, which its announcement does not list (Capabilities.gives is "
             f"{', '.join(sorted(editor.capabilities.gives))}); nothing was applied."
         )
     if refused := sorted(kinds - backend.takes):
@@ -207,7 +209,8 @@ def check_written(model: LanguageModel, written: Written, editor: EditorSpec, ba
         )
     for address, found, expected in misfits(model, written.changes):
         raise PluginError(
-            f"{who} a change of {by(found)} for {address}, which is {by(expected)} (out, in); nothing was applied."
+            f"{who} a change of {shape_in_words(found)} for {address}, which is {shape_in_words(expected)} (out, in); "
+            "nothing was applied."
         )
     for address, delta in written.changes.items():
         if not delta.is_finite():
@@ -221,7 +224,7 @@ def check_written(model: LanguageModel, written: Written, editor: EditorSpec, ba
             json.dumps(dict(written.attachment.fields), allow_nan=False)
         except (TypeError, ValueError) as error:
             raise PluginError(
-                f"{who} an attachment whose fields are not what JSON has ({error}); nothing was applied."
+                f"{who} an attachment whose fields cannot be written as JSON ({error}); nothing was applied."
             ) from error
 
 
@@ -230,7 +233,7 @@ def _kinds_in_words(kinds: Sequence[str]) -> str:
 
 
 def scaled(written: Written, scale: float) -> Written:
-    """The same with every change multiplied by ``scale``.
+    """A copy with every change multiplied by ``scale``.
 
     Raises:
         PluginError: there is an attachment, which has no scale.
@@ -244,29 +247,33 @@ def scaled(written: Written, scale: float) -> Written:
 
 
 def on_cpu(written: Written) -> Written:
-    """The same as the ledger keeps it: on the CPU, in rows, fields as JSON has them, in the order of names. A run that
-    is resumed reads just that, and arithmetic over other strides may round differently.
+    """A copy as the ledger stores it: on the CPU, contiguous, sorted by name, fields as they come back from JSON. A
+    resumed run reads exactly this, and arithmetic over other strides may round differently.
 
     Raises:
-        PluginError: an attachment's fields are not JSON.
+        PluginError: an attachment's fields cannot be written as JSON.
     """
     beside = written.attachment
     return Written(
-        changes={address: as_change(_in_rows(change.tensors())) for address, change in sorted(written.changes.items())},
-        attachment=beside and replace(beside, tensors=_in_rows(beside.tensors), fields=_in_json(beside)),
-        memory=_in_rows(written.memory),
+        changes={
+            address: as_change(_contiguous(change.tensors())) for address, change in sorted(written.changes.items())
+        },
+        attachment=beside and replace(beside, tensors=_contiguous(beside.tensors), fields=_json_fields(beside)),
+        memory=_contiguous(written.memory),
     )
 
 
-def _in_rows(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
 
 
-def _in_json(attachment: Attachment) -> dict[str, Any]:
+def _json_fields(attachment: Attachment) -> dict[str, Any]:
     try:
         fields: dict[str, Any] = json.loads(json.dumps(dict(attachment.fields), allow_nan=False))
     except (TypeError, ValueError) as error:
-        raise PluginError(f"The fields of the attachment '{attachment.kind}' are not JSON: {error}.") from error
+        raise PluginError(
+            f"The fields of the attachment '{attachment.kind}' cannot be written as JSON: {error}."
+        ) from error
     return fields
 
 
@@ -285,10 +292,10 @@ def judgement(verdicts: Mapping[str, Verdict]) -> tuple[float, str]:
 
 
 def entry_of(judged: Judged, scale: float, reason: str) -> LedgerEntry:
-    """What the ledger keeps of a batch.
+    """The ledger entry of a batch.
 
     Args:
-        scale: what the gates made of it; 0 for a batch that was rejected.
+        scale: the smallest scale that a gate asked for; 0 for a batch that was rejected.
         reason: why it was scaled or rejected.
     """
     batch, proposal, applied = judged.batch, judged.proposal, scale > 0

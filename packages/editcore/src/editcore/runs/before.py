@@ -1,4 +1,4 @@
-"""What a run measures of the unedited model. It is kept while the run goes on."""
+"""The measurements of the unedited model, kept until the run is finished."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from editcore.runs.samples import continuations, sampled
 if TYPE_CHECKING:
     from editcore.runs.session import EditSession
 
-__all__ = ["Before", "measured_before"]
+__all__ = ["UneditedMeasurement", "measured_before"]
 
 BEFORE_NAME = "before.json"
 
 
-class _BeforeRecord(BaseModel):
+class _UneditedRecord(BaseModel):
     """``before.json``: everything but the observations."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -38,8 +38,8 @@ class _BeforeRecord(BaseModel):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Before:
-    """What was measured of the unedited model. A resumed run reads it instead of measuring again.
+class UneditedMeasurement:
+    """The measurements of the unedited model. A resumed run reads them instead of measuring again.
 
     The observations are in ``before.parquet``. The rest is in ``before.json``, which is written last.
     """
@@ -48,14 +48,14 @@ class Before:
     said: tuple[str, ...]
     """What the model says to the prompts of the facts that are shown."""
     text: HeldOutText | None = None
-    """What its perplexity is measured on, in a run with checkpoints."""
+    """The text for the perplexity, in a run with checkpoints."""
 
     @classmethod
-    def read(cls, directory: Path, measures: tuple[Measure, ...]) -> Before | None:
-        """What a run directory has kept; ``None`` if it has nothing.
+    def read(cls, directory: Path, measures: tuple[Measure, ...]) -> UneditedMeasurement | None:
+        """The measurements that a run directory has kept; ``None`` if it has none.
 
         Args:
-            measures: those of the run's evaluators.
+            measures: the metrics of the run's evaluators.
 
         Raises:
             RunError: a file is damaged.
@@ -68,16 +68,16 @@ class Before:
         folder: Path,
         identity: Mapping[str, Any],
         measures: tuple[Measure, ...],
-        measure: Callable[[], Before],
-    ) -> tuple[Before, bool]:
-        """Take what another run has measured of the same model on the same records. Without one, measure now and
-        keep it for others.
+        measure: Callable[[], UneditedMeasurement],
+    ) -> tuple[UneditedMeasurement, bool]:
+        """Take the measurements that another run made of the same model on the same records. If there are none, measure
+        now and keep the result for other runs.
 
         Args:
             identity: everything that changes the measurement, JSON-able.
 
         Returns:
-            The measurement, and whether it is another run's.
+            The measurements, and whether another run made them.
         """
         digest = hashlib.sha256(json_text(dict(sorted(identity.items()))).encode()).hexdigest()[:32]
         path = folder / f"before-{digest}.json"
@@ -89,12 +89,12 @@ class Before:
         return measured, False
 
     @classmethod
-    def _read(cls, path: Path, measures: tuple[Measure, ...]) -> Before | None:
+    def _read(cls, path: Path, measures: tuple[Measure, ...]) -> UneditedMeasurement | None:
         import pandas as pd
 
         table = path.with_suffix(".parquet")
         try:
-            kept = _BeforeRecord.model_validate_json(path.read_bytes())
+            kept = _UneditedRecord.model_validate_json(path.read_bytes())
             measured = Measurement.from_frame(pd.read_parquet(table), measures)
         except FileNotFoundError:
             return None
@@ -112,13 +112,13 @@ class Before:
     def _write(self, path: Path) -> None:
         with replacing(path.with_suffix(".parquet")) as table:
             self.measured.frame({}).to_parquet(table, index=False)
-        write_text(path, _BeforeRecord(said=self.said, text=self.text).model_dump_json() + "\n")
+        write_text(path, _UneditedRecord(said=self.said, text=self.text).model_dump_json() + "\n")
 
     def check(self, records: Sequence[FactRecord], directory: Path) -> None:
-        """Refuse what was kept of other facts.
+        """Check that the kept measurements are of ``records``.
 
         Raises:
-            RunError: it was.
+            RunError: they are of other facts.
         """
         ids = {record.request.id for record in records}
         if not ids.issuperset(
@@ -127,15 +127,15 @@ class Before:
             for observation in observations
         ):
             raise RunError(
-                f"What {directory} has kept of the unedited model is of other facts than the run's: its before.parquet "
-                "is damaged. Remove it and before.json to measure anew."
+                f"before.parquet in {directory} is damaged: it has measurements of facts that the run does not edit. "
+                "Remove it and before.json to measure the unedited model again."
             )
 
     @staticmethod
     def remove(directory: Path) -> None:
-        """Remove both files: the results have their content now."""
+        """Remove both files. The results have their content by then."""
         path = directory / BEFORE_NAME
-        path.unlink(missing_ok=True)  # first: without it the table counts for nothing
+        path.unlink(missing_ok=True)  # first: without it the table is ignored
         path.with_suffix(".parquet").unlink(missing_ok=True)
 
 
@@ -144,14 +144,14 @@ def measured_before(
     records: Sequence[FactRecord],
     config: RunConfig,
     shared: Path | str | None,
-) -> Before:
-    """Measure the unedited model, or take what another run has measured of it.
+) -> UneditedMeasurement:
+    """Measure the unedited model, or take the measurements of another run.
 
     Args:
-        shared: a folder where runs keep such measurements for one another.
+        shared: a folder in which runs keep such measurements for other runs.
     """
 
-    def measure() -> Before:
+    def measure() -> UneditedMeasurement:
         return session.without_edits(lambda: _measure_unedited(session, records, config))
 
     if shared is None:
@@ -171,14 +171,14 @@ def measured_before(
         },
         "code": code_versions(session.plugins, config.evaluators),
     }
-    before, foreign = Before.shared(Path(shared), identity, session.measures, measure)
+    before, foreign = UneditedMeasurement.shared(Path(shared), identity, session.measures, measure)
     if foreign:
         session.remember_unedited(before.measured, records)
         session.tell_measured(before.measured, records, phase="before")
     return before
 
 
-def _measure_unedited(session: EditSession, records: Sequence[FactRecord], config: RunConfig) -> Before:
+def _measure_unedited(session: EditSession, records: Sequence[FactRecord], config: RunConfig) -> UneditedMeasurement:
     text: HeldOutText | None = None
     if config.eval_every is not None:  # first: a text that is too short should cost no measurement
         statistics = session.context.statistics
@@ -190,4 +190,4 @@ def _measure_unedited(session: EditSession, records: Sequence[FactRecord], confi
         )
     measured = session.evaluate_unedited(records)
     said = continuations(measured, sampled(measured, records), session.generate_unedited)
-    return Before(measured=measured, said=tuple(said), text=text)
+    return UneditedMeasurement(measured=measured, said=tuple(said), text=text)

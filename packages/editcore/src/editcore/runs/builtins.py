@@ -1,4 +1,4 @@
-"""What editcore itself offers. It is announced through the same hooks as plugins."""
+"""The plugins of editcore itself. They are announced through the same hooks as all others."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Checkpoints of a run: all edits made so far are measured again while more are made.
+"""Checkpoints of a run: between batches, all edits made so far are measured again.
 
-At a checkpoint all active facts, or a sample of them over all ages, are scored again, with the perplexity on a text
-that no edit is about and the size of what was written. Each is durable before the next batch starts:
+A checkpoint scores all active facts, or a sample of them over all ages. It also measures the perplexity on a text that
+no edit is about, and the size of the written changes. Each checkpoint is durable before the next batch starts:
 ``checkpoints/NNNNN.parquet`` (after batch NNNNN) has its scores, ``forgetting.json`` everything else. The end of a run
-is its last checkpoint, always over all facts; ``checkpoints.parquet`` then has the scores of all.
+is its last checkpoint, always over all facts. ``checkpoints.parquet`` then has the scores of all checkpoints.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from editcore._util.records import record_text
 from editcore.evaluation.measures import Measure, retention_of
 from editcore.interfaces.errors import RunError
 from editcore.interfaces.metrics import HOLDS
+from editcore.runs.checkpoint_history import FORGETTING_NAME, Checkpoint, CheckpointHistory, read_checkpoint_history
 from editcore.runs.forgetting import Sighting, ages, forgetting, sample_by_age
 from editcore.runs.held_out import HeldOutText
-from editcore.runs.watched import FORGETTING_NAME, Checkpoint, Watched, read_watched
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,7 +58,7 @@ class Schedule:
 
 
 class Checkpoints:
-    """Measures a session at checkpoints and writes the results. A resumed run goes on behind its last checkpoint."""
+    """Measures a session at checkpoints and writes the results. A resumed run continues after its last checkpoint."""
 
     def __init__(
         self,
@@ -85,8 +85,8 @@ class Checkpoints:
     def check(self) -> None:
         """Measure if a checkpoint is due after the last batch and was not measured yet.
 
-        One is due after every batch with which the facts that were handled, applied or refused, reach or pass a
-        multiple of ``every``.
+        A checkpoint is due when the number of handled facts, applied or rejected, reaches or passes a multiple of
+        ``every``.
         """
         batches = self._session.ledger.batches
         sizes = [entry.num_new + len(entry.rejected) for entry in batches]
@@ -104,11 +104,11 @@ class Checkpoints:
             frame.to_parquet(path, index=False)
         self._write()
 
-    def finish(self, measured: Measurement, *, start: float) -> Watched:
-        """Take what was measured at the end of the run as the last checkpoint, and write the table.
+    def finish(self, measured: Measurement, *, start: float) -> CheckpointHistory:
+        """Take the measurement at the end of the run as the last checkpoint, and write the table.
 
         Args:
-            measured: all active facts.
+            measured: scores of all active facts.
             start: when that measurement began, by ``time.perf_counter``.
         """
         batches = self._session.ledger.batches
@@ -116,12 +116,12 @@ class Checkpoints:
         self._add(batches[-1].batch if batches else -1, measured, measured_ids, start)
         with replacing(self._directory / TABLE_NAME) as path:
             self._frame().to_parquet(path, index=False)
-        watched = self._write()
-        for batch in self._found:  # the table has them now
+        history = self._write()
+        for batch in self._found:  # the table of all checkpoints has their rows now
             (self._directory / CHECKPOINTS / f"{batch:05d}.parquet").unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             (self._directory / CHECKPOINTS).rmdir()
-        return watched
+        return history
 
     def _add(self, batch: int, measured: Measurement, ids: Sequence[str], start: float) -> pd.DataFrame:
         from editcore.evaluation import perplexity
@@ -158,7 +158,7 @@ class Checkpoints:
             name: norm_of_sum([written.changes[name] for written in active if name in written.changes])
             / self._norms[name]
             for name in names
-            if self._norms[name] > 0  # what is zero has no share to change
+            if self._norms[name] > 0  # a weight of zeros has no relative change
         }
 
     # On disk
@@ -166,17 +166,18 @@ class Checkpoints:
     def _read(self) -> tuple[Checkpoint, ...]:
         if not (self._directory / FORGETTING_NAME).exists():
             return ()
-        return read_watched(self._directory).checkpoints
+        return read_checkpoint_history(self._directory).checkpoints
 
     def _read_frames(self) -> dict[int, pd.DataFrame]:
-        """The scores of past checkpoints by batch: from the table of all if it exists, else from a table for each."""
+        """The scores of past checkpoints by batch, read from the common table if it exists, else from the table of
+        each."""
         import pandas as pd
 
         table = self._directory / TABLE_NAME
         paths = [table] if table.exists() else [self._directory / CHECKPOINTS / f"{n:05d}.parquet" for n in self._found]
         try:
             read = [pd.read_parquet(path) for path in paths]
-            rows = pd.concat(read)[list(_TYPES)] if read else self._nothing()
+            rows = pd.concat(read)[list(_TYPES)] if read else self._empty_table()
         except (OSError, ValueError, KeyError) as error:
             raise RunError(
                 f"A table of checkpoints in {self._directory} is damaged or gone ({error}). Remove {FORGETTING_NAME} "
@@ -185,7 +186,7 @@ class Checkpoints:
         return {batch: rows[rows["after_batch"] == batch] for batch in self._found}
 
     @staticmethod
-    def _nothing() -> pd.DataFrame:
+    def _empty_table() -> pd.DataFrame:
         import pandas as pd
 
         return pd.DataFrame(columns=list(_TYPES)).astype(_TYPES)
@@ -196,10 +197,10 @@ class Checkpoints:
         frames = [self._frames[batch] for batch in sorted(self._frames)]
         return pd.concat(frames, ignore_index=True).astype(_TYPES)
 
-    def _write(self) -> Watched:
+    def _write(self) -> CheckpointHistory:
         frame = self._frame()
         retention = retention_of(self._session.measures, set(frame["metric"]))
-        watched = Watched(
+        history = CheckpointHistory(
             eval_every=self._schedule.every,
             eval_sample=self._schedule.sample,
             text=self._schedule.text.info(),
@@ -208,8 +209,8 @@ class Checkpoints:
             checkpoints=tuple(self._found[batch] for batch in sorted(self._found)),
             forgetting=forgetting(_sightings(frame, retention), step=self._schedule.every),
         )
-        write_text(self._directory / FORGETTING_NAME, record_text(watched, indent=2) + "\n")
-        return watched
+        write_text(self._directory / FORGETTING_NAME, record_text(history, indent=2) + "\n")
+        return history
 
 
 def _frame(measured: Measurement, batch: int, session: EditSession) -> pd.DataFrame:

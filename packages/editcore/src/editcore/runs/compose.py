@@ -18,7 +18,7 @@ from editcore.interfaces.progress import Progress, silent
 from editcore.interfaces.values import EditRequest, FactRecord, KnownTarget
 from editcore.ledger.ledger import Ledger
 from editcore.plugins.registry import Plugins
-from editcore.runs.record import REQUESTS_NAME, RunRecord, recorded
+from editcore.runs.record import REQUESTS_NAME, RunRecord, read_requests
 from editcore.runs.session import EditSession
 
 __all__ = ["Composition", "Conflict", "compose"]
@@ -73,15 +73,15 @@ def compose(
     progress: Progress = silent,
     command: Sequence[str] = (),
 ) -> Composition:
-    """Join the active facts of several runs and solve them together, for the values that each was solved for.
+    """Join the active facts of several runs and solve them together, each for the target value that its own run found.
 
-    The editor, its settings, backend and text are those of the first run. No target is optimised again where runs have
-    kept it; facts of editors that keep none are edited anew. For an editor of one layer that takes them all in one
-    batch, the result does not depend on how the facts were batched before.
+    The editor, its settings, backend and text are those of the first run. Targets that the runs have kept are not
+    optimised again. Facts of editors that keep no targets are edited anew. For an editor of one layer that takes all
+    facts in one batch, the result does not depend on how they were batched before.
 
     Args:
         on_conflict: what to do where runs give one fact (subject and prompt) different targets: refuse, or keep the
-            one of the first or the last run that has it.
+            target of the first or the last run that has the fact.
         command: the command line, for the new run's record.
 
     Raises:
@@ -132,9 +132,9 @@ def compose(
 
 
 def _facts(run: Path) -> list[_Fact]:
-    """The active facts of a run, oldest first, each with the target it was solved for when it was written last."""
+    """The active facts of a run, oldest first, each with the target of the last time it was written."""
     ledger = Ledger.read(run)
-    records = {record.request: record for record in recorded(run)}
+    records = {record.request: record for record in read_requests(run)}
     known = {request.id: _known(entry, request.id) for entry in ledger.history() for request in entry.new_requests}
     return [
         _Fact(run, records.get(request, FactRecord(request=request)), known[request.id]) for request in ledger.facts()

@@ -1,4 +1,4 @@
-"""What a session and a run are asked for: the options that decide a result."""
+"""The configuration of a session and of a run: all options that decide a result."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import HParamsError, UnknownNameError
 from editcore.interfaces.values import first_problem
 from editcore.plugins.registry import Plugins
-from editcore.runs.fit import completed, refuse_twice
+from editcore.runs.fit import refuse_duplicates, with_needed_parts
 from editcore.runs.held_out import TEXT_TOKENS, TEXT_WINDOW
 from editcore.settings.presets import model_stem
 
@@ -25,7 +25,7 @@ class _Options(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-# A configuration is put together from the groups below. Its fields stand in files from the last group to the first.
+# A configuration inherits from the groups below. Files list its fields from the last group to the first.
 
 
 class _Method(_Options):
@@ -34,7 +34,7 @@ class _Method(_Options):
     plugins: tuple[str, ...] = ()
     """Extensions, in the order asked for. Those that the editor needs come by themselves."""
     backend: str | None = None
-    """How changes of weights are put into the model; left out, as the editor needs it, or ``raw``."""
+    """How changes of weights are put into the model; left out, the one that the editor needs, or ``raw``."""
 
 
 class _Facts(_Options):
@@ -46,7 +46,7 @@ class _Facts(_Options):
     """How many records to edit, from the start of the data set; left out, all of them. Records that cannot be edited
     do not count."""
     strict: bool = False
-    """Whether records that cannot be edited are an error; otherwise they are left out and told."""
+    """Whether records that cannot be edited are an error; otherwise they are left out and reported."""
     batch_size: Annotated[int, Field(ge=1)] = 10
     """Facts solved together."""
 
@@ -65,7 +65,8 @@ class _Conditions(_Options):
     corpus_tokens: Annotated[int, Field(ge=1)] | None = None
     """Tokens counted; left out, ten times the width of the projection's input."""
     corpus_seed: Annotated[int, Field(ge=0)] = 0
-    """Seed of a sampled text. Other seeds of the edits have the same text, and the same second moments."""
+    """Seed of a sampled text. It is apart from ``seed``, so that runs with other seeds share the text and its second
+    moments."""
     chat_template: bool = False
     """Whether the model's chat template stands around every prompt, of edits and of measurements."""
     evaluators: Annotated[tuple[str, ...], Field(min_length=1)] = DEFAULT_EVALUATORS
@@ -74,19 +75,20 @@ class _Conditions(_Options):
 
 class _Checkpoints(_Options):
     eval_every: Annotated[int, Field(ge=1)] | None = None
-    """Facts between two checkpoints, at which the edits made so far are measured again; left out, only the end is."""
+    """Facts between two checkpoints, at which the edits made so far are measured again; left out, only the end is
+    measured."""
     eval_sample: Annotated[int, Field(ge=1)] | None = None
     """Facts measured at a checkpoint, a seeded sample over all ages; left out, all. The end is measured on all."""
     eval_text: str | None = None
     """Text for the perplexity at checkpoints: docs, hf:NAME or a file; left out, text that the unedited model writes,
     with another seed than the second moments have."""
     eval_text_tokens: Annotated[int, Field(ge=TEXT_WINDOW)] = TEXT_TOKENS
-    """Tokens of it, from its start."""
+    """Tokens to take from the start of that text."""
 
 
 class _Settings(_Options):
     settings: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)
-    """Hyperparameters, by the name of what they belong to: ``{"emmet": {"layers": [3]}}``."""
+    """Hyperparameters, by the name of their owner: ``{"emmet": {"layers": [3]}}``."""
 
 
 @documented
@@ -119,24 +121,24 @@ class RunConfig(_Settings, _Checkpoints, _Conditions, _Facts, _Method):
 
     @property
     def session(self) -> SessionConfig:
-        """What its session is opened with."""
+        """The configuration of its session."""
         values = {name: getattr(self, name) for name in SessionConfig.model_fields}
         values["settings"] = {name: own for name, own in self.settings.items() if name in self.part_names}
         return SessionConfig(**values)
 
     @property
     def part_names(self) -> frozenset[str]:
-        """Names of what its session is made of: editor, backend, extensions and evaluators."""
+        """Names of the parts of its session: editor, backend, extensions and evaluators."""
         return frozenset({self.editor, self.backend, *self.plugins, *self.evaluators})
 
     @property
     def method(self) -> str:
-        """What edits, in titles: the editor and its extensions."""
+        """The method's name in titles: the editor and its extensions."""
         return " + ".join([self.editor, *self.plugins])
 
     @classmethod
     def create(cls, values: Mapping[str, Any], plugins: Plugins) -> RunConfig:
-        """A checked configuration; ``--plugin NAME`` of a backend becomes the backend.
+        """A checked configuration. A backend that is named with ``--plugin`` becomes the backend.
 
         Raises:
             HParamsError: a value is missing or out of range.
@@ -145,7 +147,9 @@ class RunConfig(_Settings, _Checkpoints, _Conditions, _Facts, _Method):
         values = dict(values)
         for name in values:
             if name not in cls.model_fields:
-                raise UnknownNameError("option", name, cls.model_fields, hint="A plugin's settings stand in its table.")
+                raise UnknownNameError(
+                    "option", name, cls.model_fields, hint="A plugin's settings belong in its own table."
+                )
         given = values.get("plugins", ())
         names = [given] if isinstance(given, str) else [str(name) for name in given]
         chosen = [name for name in names if name in plugins.backends()]
@@ -161,14 +165,14 @@ class RunConfig(_Settings, _Checkpoints, _Conditions, _Facts, _Method):
             values["evaluators"] = (evaluator,)
         values["plugins"], values["backend"] = extensions, chosen[0] if chosen else "raw"
         if isinstance(editor := values.get("editor"), str):
-            needed = completed(plugins, editor, extensions, chosen[0] if chosen else None)
+            needed = with_needed_parts(plugins, editor, extensions, chosen[0] if chosen else None)
             values["plugins"], values["backend"] = needed
         try:
             config = cls(**values)
         except ValidationError as error:
             raise HParamsError(f"The run's configuration is wrong. {first_problem(error)}.") from error
-        refuse_twice("plugin", config.plugins)
-        refuse_twice("evaluator", config.evaluators)
+        refuse_duplicates("plugin", config.plugins)
+        refuse_duplicates("evaluator", config.evaluators)
         for name in ("eval_sample", "eval_text", "eval_text_tokens"):
             value = getattr(config, name)
             if config.eval_every is None and value != cls.model_fields[name].default:
@@ -178,11 +182,11 @@ class RunConfig(_Settings, _Checkpoints, _Conditions, _Facts, _Method):
         return config
 
     def title(self, edits: int, *, data: str | None = None, more: int = 0) -> str:
-        """What stands over a run's results: by what, on what, and how many facts of which data were edited.
+        """The title of a run's results: the method, the model, and how many facts of which data were edited.
 
         Args:
-            data: what the facts are of, where that is not the data set alone.
-            more: facts that were edited beside those of the data.
+            data: where the facts are from, if not from the data set alone.
+            more: number of facts that were edited beside those of the data.
         """
         edited = counted_of(edits, "edit", data or short_name(self.dataset), more=more)
         return f"{self.method} on {model_stem(self.model)}: {edited}"

@@ -1,6 +1,6 @@
 """Checks of names, settings and files before torch is imported and a model is loaded.
 
-Sessions and runs check the same. Here the user of a terminal is told some seconds earlier.
+Sessions and runs check the same things again. These checks tell the user of a terminal some seconds earlier.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["check_run", "check_session"]
 
 
 def check_run(config: RunConfig, plugins: Plugins) -> None:
-    """Refuse a new run that cannot be begun.
+    """Refuse a new run that cannot start.
 
     Raises:
         EditcoreError: a name or a setting is wrong, or a file cannot be read.

@@ -12,7 +12,7 @@ from editcore.interfaces.errors import EditcoreError, HParamsError, RunError
 from editcore.interfaces.values import FactRecord
 from editcore.plugins.registry import Plugins
 from editcore.runs.config import RunConfig
-from editcore.runs.fit import refuses_subjects
+from editcore.runs.fit import subject_refusal
 from editcore.runs.record import RunRecord
 
 __all__ = ["records_of", "refuse_other_records", "warn_of_other_records"]
@@ -26,13 +26,14 @@ def records_of(
     """The records that a run edits, and notes on those that were left out.
 
     Args:
-        leave_out_subjectless: whether records without a subject cannot be edited where the editor needs one.
+        leave_out_subjectless: whether records without a subject count as records that cannot be edited, if the editor
+            needs one.
 
     Raises:
         DatasetError: they cannot be read, or none of them can be edited.
         HParamsError: there are fewer than ``config.edits``.
     """
-    refuse = refuses_subjects(plugins.editor(config.editor)) if leave_out_subjectless else None
+    refuse = subject_refusal(plugins.editor(config.editor)) if leave_out_subjectless else None
     selection = Selection(first=config.edits, strict=config.strict, refuse=refuse)
     loaded = load(config.dataset, plugins=plugins, settings=config.settings, selection=selection)
     records, notes = list(loaded.records), list(loaded.notes)
@@ -53,9 +54,9 @@ def refuse_other_records(records: Sequence[FactRecord], planned: str, config: Ru
     found = content_hash(records)
     if found != planned:
         raise RunError(
-            f"The records of '{config.dataset}' are not the planned ones: their hash is {found[:12]} where the run is "
-            f"made, and was {planned[:12]} where it was planned. Have the same data everywhere, or start the sweep "
-            "again if they were changed while it ran."
+            f"The records of '{config.dataset}' are not the planned ones: their hash is {found[:12]}, and was "
+            f"{planned[:12]} when the run was planned. Use the same data on every machine, or start the sweep again if "
+            "the data changed while it ran."
         )
 
 
@@ -67,7 +68,7 @@ def warn_of_other_records(record: RunRecord, records: Sequence[FactRecord], plug
         return
     if content_hash(now) != content_hash(records):
         _log.warning(
-            "The data set '%s' has other records now than when the run began. The run goes on with those that it "
+            "The data set '%s' has other records now than when the run began. The run keeps the records that it "
             "began with.",
             record.config.dataset,
         )

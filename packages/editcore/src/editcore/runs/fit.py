@@ -15,16 +15,16 @@ __all__ = [
     "check_fit",
     "check_savable",
     "check_subjects",
-    "completed",
-    "refuse_twice",
-    "refuses_subjects",
+    "refuse_duplicates",
+    "subject_refusal",
+    "with_needed_parts",
 ]
 
 _DEFAULT_BACKEND = "raw"
 
 
 class UnfitError(HParamsError):
-    """An editor cannot work with the model, the backend or the data of a run. Another editor may."""
+    """An editor cannot work with the model, the backend or the data of a run. Another editor may be able to."""
 
 
 class MissingSettingError(UnfitError):
@@ -40,13 +40,13 @@ class MissingSettingError(UnfitError):
         """A value of its type, as TOML."""
 
 
-def completed(
+def with_needed_parts(
     plugins: Plugins, editor: str, extensions: Sequence[str], backend: str | None
 ) -> tuple[tuple[str, ...], str]:
     """Extensions and backend of a run, with those that the editor needs.
 
     Args:
-        extensions: as they were asked for; needed ones come behind them.
+        extensions: as they were asked for; needed ones are added after them.
         backend: as it was asked for, or ``None``.
 
     Raises:
@@ -63,11 +63,11 @@ def completed(
     return (*extensions, *more), backend or needs.needs_backend or _DEFAULT_BACKEND
 
 
-def refuse_twice(option: str, names: Sequence[str]) -> None:
+def refuse_duplicates(option: str, names: Sequence[str]) -> None:
     """Refuse a list that has a name twice.
 
     Raises:
-        HParamsError: it has.
+        HParamsError: a name is in the list twice.
     """
     if len(set(names)) < len(names):
         options = " ".join(f"--{option} {name}" for name in names)
@@ -78,7 +78,7 @@ def check_fit(plugins: Plugins, editor: str, backend: str) -> None:
     """Refuse an editor whose proposals the backend cannot hold.
 
     Raises:
-        UnfitError: it gives what the backend does not take.
+        UnfitError: the editor gives changes that the backend does not take.
         UnknownNameError: there is no such editor or backend.
     """
     gives, takes = plugins.editor(editor).capabilities.gives, plugins.backend(backend).takes
@@ -92,7 +92,7 @@ def check_fit(plugins: Plugins, editor: str, backend: str) -> None:
 
 
 def check_savable(plugins: Plugins, editor: str, backend: str) -> None:
-    """Refuse ``--save`` where the edits will not all be in weights.
+    """Refuse ``--save`` if some edits will be kept outside the weights.
 
     Raises:
         HParamsError: the editor keeps them beside the weights, or the backend does not write them.
@@ -100,7 +100,7 @@ def check_savable(plugins: Plugins, editor: str, backend: str) -> None:
     if "attachment" in plugins.editor(editor).capabilities.gives:
         raise HParamsError(
             f"--save: the editor '{editor}' keeps its edits beside the weights, and a folder of weights has no place "
-            "for them. Leave --save out; 'editctl generate' speaks with the edited model."
+            "for them. Leave --save out; 'editctl generate' runs the edited model."
         )
     if not plugins.backend(backend).writes_weights:
         raise HParamsError(
@@ -109,8 +109,9 @@ def check_savable(plugins: Plugins, editor: str, backend: str) -> None:
         )
 
 
-def refuses_subjects(editor: EditorSpec) -> Callable[[EditRequest], str | None]:
-    """Gives a function that says why an editor refuses a request: it needs a subject, and the request has none."""
+def subject_refusal(editor: EditorSpec) -> Callable[[EditRequest], str | None]:
+    """A function that tells why an editor cannot take a request (it needs a subject and the request has none), or
+    returns ``None`` if it can."""
 
     def refuse(request: EditRequest) -> str | None:
         if request.subject or not editor.capabilities.needs_subject:
@@ -124,7 +125,7 @@ def check_subjects(requests: Sequence[EditRequest], editor: EditorSpec) -> None:
     """Refuse requests without a subject where the editor looks subjects up.
 
     Raises:
-        RequestError: one has none.
+        RequestError: a request has no subject.
     """
     if editor.capabilities.needs_subject:
         without = [request for request in requests if not request.subject]

@@ -1,9 +1,8 @@
 """How edits are forgotten: retention by age, half-life, and the area under the curve.
 
 The *age* of a fact is the number of facts written after its own batch: right after that batch it is 0. A fact is
-*retained* if it still holds, as the metric says by which the run tells. A sighting is one fact at one age: ``(request
-id, age, retained)``.
-This module imports no torch.
+*retained* if it still holds by the run's retention metric. A *sighting* is one measurement of one fact: ``(request id,
+age, retained)``. This module imports no torch.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ Sighting = tuple[str, int, bool]
 T = TypeVar("T")
 
 _BINS = 10
-"""Bins behind age 0, at most: more than a picture can show."""
+"""Most bins after age 0; a picture cannot show more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +68,8 @@ class Curve:
 
     @property
     def area(self) -> float | None:
-        """Mean retention over ages: the integral of the plain curve from its first to its last age, straight between
-        observed ages, over their distance. ``None`` without sightings; of a single age its retention."""
+        """Mean retention over ages: the integral of the curve, linear between observed ages, divided by its range of
+        ages. ``None`` without sightings; for a single age, the retention at that age."""
         if len(self.ages) < 2:
             return self.retention[0] if self.ages else None
         halves = [(earlier + later) / 2 for earlier, later in pairwise(self.retention)]
@@ -97,21 +96,21 @@ class AgeBin(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     first: int
-    """Smallest age that belongs to it."""
+    """Smallest age of the bin."""
     last: int
-    """Largest age that belongs to it."""
+    """Largest age of the bin."""
     age: float
-    """Mean of the ages that were seen in it."""
+    """Mean of the ages that were observed in the bin."""
     facts: int
     """Different facts seen."""
     retention: float
-    """In percent, averaged within each fact first: one that was seen twice counts once."""
+    """In percent. It is averaged within each fact first, so that a fact that was seen twice counts once."""
     interval: tuple[float, float]
     """Wilson's 95 % interval over facts, in percent."""
 
 
 class Forgetting(BaseModel):
-    """What the checkpoints of a run say together."""
+    """The forgetting of a run, from all its checkpoints together."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -127,8 +126,8 @@ def forgetting(sightings: Sequence[Sighting], *, step: int) -> Forgetting:
     """Half-life, area and retention by age.
 
     Args:
-        step: facts between two checkpoints. Bins behind age 0 are the smallest multiple of it wide that gives at most
-            ten.
+        step: facts between two checkpoints. The width of the bins after age 0 is the smallest multiple of ``step`` that
+            gives at most ten bins.
     """
     curve = Curve.of(sightings)
     oldest = curve.ages[-1] if curve.ages else 0
@@ -154,7 +153,8 @@ def forgetting(sightings: Sequence[Sighting], *, step: int) -> Forgetting:
 
 
 def ages(history: Sequence[LedgerEntry]) -> Mapping[str, tuple[int, int]]:
-    """Batch and age of every request in a history of active batches; one written twice has those of the last time."""
+    """Batch and age of every request in a history of active batches. For a request that was written twice, the last
+    time counts."""
     found: dict[str, tuple[int, int]] = {}
     since = 0
     for entry in reversed(history):
@@ -165,9 +165,9 @@ def ages(history: Sequence[LedgerEntry]) -> Mapping[str, tuple[int, int]]:
 
 
 def sample_by_age(facts: Sequence[T], count: int | None, *, seed: str) -> list[T]:
-    """``count`` of ``facts``, which are in order of age: one from each of ``count`` stretches of equal length.
+    """``count`` of ``facts``, which are in order of age: one drawn from each of ``count`` stretches of equal length.
 
-    All of them if there are no more, or with ``None``. The order stays.
+    All facts if there are no more than ``count``, or if ``count`` is ``None``. The order is kept.
     """
     if count is None or count >= len(facts):
         return list(facts)

@@ -1,4 +1,4 @@
-"""The text for perplexity at checkpoints: no edit is about it. Imports no torch."""
+"""The text for perplexity at checkpoints, which no edit is about. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 __all__ = ["TEXT_TOKENS", "TEXT_WINDOW", "HeldOutText", "TextInfo", "held_out"]
 
 TEXT_TOKENS = 2048
-"""Tokens of the text: as much work as some hundred prompts."""
+"""Tokens of the text. Measuring them takes about as long as a hundred prompts."""
 TEXT_WINDOW = 256
-"""Tokens of one window of it."""
+"""Tokens of one window of the text."""
 SEED_OFFSET = 1
-"""Added to the run's seed for a text that the model writes itself: it is another one than the second moments'."""
+"""Added to the run's seed when the model writes the text, so that it differs from the text of the second moments."""
 
 
 class TextInfo(BaseModel):
@@ -28,7 +28,7 @@ class TextInfo(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     source: str
-    """Where it is from and what decides it: ``self:ancestral:SEED``, or a name with a hash."""
+    """What identifies the text: ``self:ancestral:SEED`` for text of the model, or a name with a hash."""
     tokens: int
     window: int
     """Tokens of one forward pass; see :func:`editcore.evaluation.perplexity`."""
@@ -49,10 +49,10 @@ class HeldOutText(TextInfo):
 
         Args:
             corpus: the text, as :func:`held_out` finds it.
-            tokens: how many of the text, from its start.
+            tokens: how many to take from the start of the text.
 
         Raises:
-            StatisticsError: it cannot be read or is shorter than a window.
+            StatisticsError: the text cannot be read or is shorter than a window.
         """
         from editcore.evaluation import perplexity
 
@@ -64,7 +64,7 @@ class HeldOutText(TextInfo):
         return cls(source=corpus.identity(), tokens=len(ids), window=window, perplexity=value, ids=ids)
 
     def info(self) -> TextInfo:
-        """The same without the tokens."""
+        """The description without the tokens."""
         return TextInfo(**self.model_dump(exclude={"ids"}))
 
 
@@ -73,7 +73,7 @@ def held_out(name: str | None, seed: int, *, beside: Corpus) -> Corpus:
 
     Args:
         name: as :func:`editcore.second_moments.open_corpus` knows it; ``None`` is text of the model itself.
-        beside: the text of the second moments; text of the model itself is another one.
+        beside: the text of the second moments, from which text of the model itself must differ.
 
     Raises:
         StatisticsError: there is no such file.

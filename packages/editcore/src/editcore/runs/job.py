@@ -1,4 +1,4 @@
-"""The main job: edit many facts in batches, measure before and after, and write a directory that says how."""
+"""The main job: edit many facts in batches, measure before and after, and write the run directory."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from editcore.interfaces.progress import Progress, silent
 from editcore.interfaces.values import EditRequest, FactRecord
 from editcore.ledger.file import DELTAS_NAME
 from editcore.plugins.registry import Plugins
-from editcore.runs.before import Before, measured_before
+from editcore.runs.before import UneditedMeasurement, measured_before
+from editcore.runs.checkpoint_history import CheckpointHistory
 from editcore.runs.checkpoints import CHECKPOINTS, Checkpoints, Schedule
 from editcore.runs.config import RunConfig
 from editcore.runs.facts import records_of, refuse_other_records, warn_of_other_records
 from editcore.runs.fit import check_savable, check_subjects
 from editcore.runs.log import BatchLog
 from editcore.runs.outcome import notes_of, seconds_per_edit, tallies_of, title_of
-from editcore.runs.record import REQUESTS_NAME, RunRecord, recorded
+from editcore.runs.record import REQUESTS_NAME, RunRecord, read_requests
 from editcore.runs.resolved import resolve_dataset
 from editcore.runs.results import FIGURES_NAME, RunResult, Sample, write_observations, write_summary
 from editcore.runs.resume import has_begun, refuse_finished, refuse_unlike, refuse_used
 from editcore.runs.samples import continuations, sampled
 from editcore.runs.stopwatch import Stages
-from editcore.runs.watched import Watched
 from editcore.second_moments.corpora import open_corpus
 from editcore.settings.hparams import HParams
 
@@ -48,7 +48,7 @@ __all__ = ["RunOptions", "default_directory", "run"]
 _log = logging.getLogger(__name__)
 
 _LONGEST_STEM = 64
-"""Characters of a data set's name in the name of a directory; its argument may be long."""
+"""Most characters of a data set's name in a directory's name. A data set's argument may be long."""
 
 
 @documented
@@ -59,33 +59,33 @@ class RunOptions:
     plugins: Plugins | None = None
     """The installed plugins, if they are loaded already."""
     progress: Progress = silent
-    """Shows how far it is."""
+    """Shows the progress."""
     command: Sequence[str] = ()
     """The command line, for the record."""
     resume: bool = False
     """Whether to go on with the run in the directory, if one was begun there; the configuration must be that run's."""
     save: Path | str | None = None
-    """Where the edited model is written as a normal folder, too."""
+    """Where to write the edited model as a normal model folder as well."""
     save_dtype: str | None = None
-    """Of the weights in that folder; see :meth:`EditSession.save`."""
+    """Type of the weights in that folder; see :meth:`EditSession.save`."""
     draw: Callable[[RunResult], None] | None = None
     """Draws the results, such as :func:`editcore.figures.draw_run`. Called before the summary is written, so that a
     finished run has its pictures."""
     model: LanguageModel | None = None
-    """The model of the configuration, unedited, if it is in memory. It is unedited again when the run ends; after an
-    exception it may not be."""
+    """The unedited model of the configuration, if it is in memory already. It is unedited again when the run ends;
+    after an exception it may still have edits."""
     shared: Path | str | None = None
-    """A folder where runs keep what they measure of an unedited model, for one another."""
+    """A folder in which runs share their measurements of unedited models."""
     records_hash: str | None = None
-    """What the records must have as their :func:`editcore.datasets.content_hash`."""
+    """The :func:`editcore.datasets.content_hash` that the records must have; ``None`` to accept any."""
 
 
 def run(config: RunConfig, directory: Path | str, options: RunOptions | None = None) -> RunResult:
     """Edit, measure and write the run directory.
 
-    What can be wrong with names, settings, data and the directory is found before anything is written. Whatever ends
-    the process, a run that has its ``run.json`` can be resumed: weights, ledger and results are then, to the bit, those
-    of a run that nothing had ended.
+    Errors in names, settings, data and the directory are found before anything is written. A run that has its
+    ``run.json`` can be resumed, however the process ended. Its weights, ledger and results are then, to the bit, those
+    of a run that was never interrupted.
 
     Raises:
         EditcoreError: the input is wrong, or a batch could not be solved; batches before it stay in the directory.
@@ -109,13 +109,13 @@ def run(config: RunConfig, directory: Path | str, options: RunOptions | None = N
 def _run(
     config: RunConfig, directory: Path, record: RunRecord | None, plugins: Plugins, options: RunOptions
 ) -> RunResult:
-    # Here: what a run edits can be asked without torch.
+    # Imported here, so that this module can be imported without torch.
     from editcore.models.tokens import refuse_too_long
     from editcore.runs.session import EditSession
 
     clock = Stages()
     if record is None and config.eval_text is not None:
-        open_corpus(config.eval_text)  # found now rather than after the model was loaded
+        open_corpus(config.eval_text)  # an error is found now rather than after the model is loaded
     data_settings: Mapping[str, HParams] = {}
     if record is None:
         data_settings = resolve_dataset(plugins, config.dataset, config.settings, part_names=config.part_names)
@@ -123,7 +123,7 @@ def _run(
         for note in notes:
             _log.warning("%s", note)
     else:
-        records, notes = recorded(directory), list(record.notes)
+        records, notes = read_requests(directory), list(record.notes)
     if options.records_hash is not None:
         refuse_other_records(records, options.records_hash, config)
     check_subjects([fact.request for fact in records], plugins.editor(config.editor))
@@ -141,7 +141,7 @@ def _run(
         )
     refuse_too_long(session.model, [fact.request for fact in records])
     with clock.stage("before"):
-        before = Before.read(directory, session.measures) if record is not None else None
+        before = UneditedMeasurement.read(directory, session.measures) if record is not None else None
         if before is not None:
             before.check(records, directory)
             session.remember_unedited(before.measured, records)
@@ -153,7 +153,7 @@ def _run(
         begun = RunRecord.of(
             session, config, records=records, data_settings=data_settings, command=options.command, notes=notes
         )
-        begun.write(directory)  # last: with it the run can be resumed
+        begun.write(directory)  # last: once it is there, the run can be resumed
     else:
         record.compare(session)
         warn_of_other_records(record, records, plugins)
@@ -167,7 +167,7 @@ def _run(
     active, applied = (
         {request.id for request in requests} for requests in (session.requests, session.ledger.written())
     )
-    watched: Watched | None = None
+    history: CheckpointHistory | None = None
     with clock.stage("after"):
         start = time.perf_counter()
         kept = [fact for fact in records if fact.request.id in active]
@@ -175,7 +175,7 @@ def _run(
         shown = sampled(before.measured, records)
         said = continuations(after, shown, session.generate)
         if checkpoints is not None:
-            watched = checkpoints.finish(after, start=start)
+            history = checkpoints.finish(after, start=start)
     session.finish()
     result = RunResult(
         directory=directory,
@@ -197,7 +197,7 @@ def _run(
         peak_memory_bytes=peak_memory_bytes(session.model.device),
         notes=notes_of(session, after, kept, first=notes),
         extensions=session.statistics(),
-        watched=watched,
+        checkpoints=history,
     )
     write_observations(directory, before.measured, after, records)
     if options.draw is not None:
@@ -211,7 +211,7 @@ def _run(
 
 
 def _checkpoints(
-    session: EditSession, records: Sequence[FactRecord], before: Before, config: RunConfig, directory: Path
+    session: EditSession, records: Sequence[FactRecord], before: UneditedMeasurement, config: RunConfig, directory: Path
 ) -> Checkpoints | None:
     if config.eval_every is None or before.text is None:
         return None
@@ -229,13 +229,14 @@ def _edit(
 ) -> None:
     """Edit what the ledger does not have yet, batch after batch. Each batch is logged once it is applied or rejected.
 
-    A checkpoint is measured just before the next batch. So an interrupted run makes up for the one that it missed, and
-    there is none behind the last batch, where everything is measured anyway.
+    A checkpoint is measured just before the next batch. So a resumed run measures a checkpoint that an interruption
+    prevented, and the last batch has none, because everything is measured after it anyway.
     """
     handled = {name for entry in session.ledger.batches for name in entry.new_ids}
     handled |= {rejection.request.id for entry in session.ledger.batches for rejection in entry.rejected}
     waiting = [request for request in requests if request.id not in handled]
-    size = min(batch_size, session.max_batch or batch_size)  # what the session would split is logged batch by batch
+    # The session would split larger batches, and each batch is to be logged by itself.
+    size = min(batch_size, session.max_batch or batch_size)
     with progress.task("editing", len(waiting)) as advance:
         for start in range(0, len(waiting), size):
             if checkpoints is not None:

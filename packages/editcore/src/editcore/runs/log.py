@@ -1,4 +1,4 @@
-"""``batches.jsonl``: what became of each batch of a run, for readers. The ledger has the same, and the edits."""
+"""``batches.jsonl``: the outcome of each batch of a run, for readers. The ledger has the same and the edits."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ LOG_NAME = "batches.jsonl"
 
 
 class VerdictLine(Record):
-    """What an extension judged of a batch."""
+    """An extension's verdict on a batch."""
 
     action: Literal["accept", "scale", "reject"]
     reason: str
     scale: float
-    """For ``scale``: the factor put on the change."""
+    """For ``scale``: the factor on the change."""
     figures: Figures
     """The numbers behind it."""
 
@@ -52,7 +52,7 @@ class RejectionLine(Record):
 
     @classmethod
     def of(cls, rejected: RejectedRequest, **batch: int) -> RejectionLine:
-        """The line of a request, with ``batch`` where that is given."""
+        """The line of a request, with the index of its batch if ``batch`` is given."""
         request = rejected.request
         return cls(
             **batch,
@@ -82,19 +82,19 @@ class BatchRecord(Record):
     applied: bool
     """False for a batch that was rejected."""
     reason: str
-    """Why a gate rejected or scaled it."""
+    """Why a gate rejected or scaled the batch."""
     verdicts: Mapping[str, VerdictLine]
     """By the name of the extension that judged."""
     rejected: tuple[RejectionLine, ...]
-    """Requests that were left out of it."""
+    """Requests that were left out of the batch."""
     new: int
     """Facts that it wrote."""
     replayed: int
     """Facts that extensions added."""
     seconds: float | None
-    """Wall time, without evaluation; ``None`` where it was lost."""
+    """Wall time without evaluation; ``None`` if a crash lost it."""
     stages: Mapping[str, float]
-    """The part of it that the editor's stages took."""
+    """The part of that time for each stage of the editor."""
     notes: tuple[str, ...]
     """Sentences for the user."""
     diagnostics: Figures
@@ -129,8 +129,8 @@ class BatchRecord(Record):
 class BatchLog:
     """``batches.jsonl``: a line per batch, applied or rejected.
 
-    Everything but the times comes from the ledger. A log that a crash left behind is made whole from it; a batch whose
-    time was lost has ``null`` there.
+    Everything but the times comes from the ledger. So a log that a crash left incomplete is completed from the ledger;
+    a batch whose time was lost has ``null`` there.
     """
 
     def __init__(self, directory: Path, ledger: Ledger) -> None:
@@ -162,7 +162,7 @@ class BatchLog:
         except OSError as error:
             raise RunError(f"{self._path} cannot be read ({error.strerror}).") from error
         for line in lines:
-            with contextlib.suppress(ValidationError):  # cut off
+            with contextlib.suppress(ValidationError):  # a line that was cut off
                 yield BatchRecord.model_validate_json(line)
 
 

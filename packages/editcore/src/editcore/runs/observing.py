@@ -1,4 +1,4 @@
-"""Measurements of a session's model, with what was observed of the unedited one."""
+"""Measurements of a session's model, compared with observations of the unedited model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Evaluators = Sequence[tuple[EvaluatorSpec, Evaluator]]
 
 
 class Observer:
-    """Measures a model by evaluators, and remembers what they observed of it without its edits."""
+    """Measures a model by evaluators, and remembers their observations of the unedited model."""
 
     def __init__(self, evaluators: Evaluators, edited: EditedModel, context: EditContext) -> None:
         self.evaluators = evaluators
@@ -29,8 +29,8 @@ class Observer:
     def measure(self, records: Sequence[FactRecord]) -> Measurement:
         """Measure the model as it is now.
 
-        Evaluators that compare are handed what they observed of the unedited model. Where that is not known yet, it is
-        measured first, with the edits taken out meanwhile.
+        Evaluators that compare are handed their observations of the unedited model. If these are not known yet, they
+        are made first, with the edits taken out meanwhile.
         """
         for spec, evaluator in self.evaluators:
             known = self._unedited[spec.name]
@@ -45,13 +45,13 @@ class Observer:
         return self._observed(self.evaluators, records, unedited=unedited)
 
     def measure_unedited(self, records: Sequence[FactRecord]) -> Measurement:
-        """Measure the model, which has no edits now, and remember what was observed."""
+        """Measure the model, which has no edits at this time, and remember the observations."""
         found = self._observed(self.evaluators, records, unedited=None)
         self.remember(found, records)
         return found
 
     def remember(self, found: Measurement, records: Sequence[FactRecord]) -> None:
-        """Take what was observed of the unedited model on ``records``, here or in an earlier process."""
+        """Remember observations of the unedited model on ``records``, made here or in an earlier process."""
         for evaluator, observations in found.observations.items():
             of_record: dict[str, list[Observation]] = {record.request.id: [] for record in records}
             for observation in observations:

@@ -1,4 +1,4 @@
-"""What a run comes to, in words: its title, how many facts hold, and notes for the user."""
+"""The result of a run in words: its title, how many facts hold, and notes for the user."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["notes_of", "seconds_per_edit", "tallies_of", "title_of"]
 
 
 def title_of(config: RunConfig, record: RunRecord | None, session: EditSession, records: Sequence[FactRecord]) -> str:
-    """What stands over the results.
+    """The title of the results.
 
     Args:
         record: of a run that was resumed.
@@ -33,7 +33,7 @@ def title_of(config: RunConfig, record: RunRecord | None, session: EditSession, 
 
 
 def tallies_of(found: Measurement, records: Sequence[FactRecord]) -> tuple[Tally, ...]:
-    """How many facts hold, by the metrics that are always shown; where none of these tells, by the others."""
+    """How many facts hold, by the metrics that are always shown; if none of these was measured, by the others."""
     tallies = {measure: Tally.of(measure, found, records) for measure in found.measures if measure.tally}
     known = {measure: tally for measure, tally in tallies.items() if tally is not None}
     shown = [tally for measure, tally in known.items() if measure.show == "always"]
@@ -46,8 +46,8 @@ def notes_of(
     """Sentences for the user, each once.
 
     Args:
-        found: what was measured in the end, on ``records``.
-        first: what was noted before the first batch.
+        found: the measurement of ``records`` at the end.
+        first: notes from before the first batch.
     """
     notes = [*first, *(note for entry in session.ledger.batches for note in entry.notes)]
     notes += _silent_evaluators(found, records)
@@ -56,7 +56,7 @@ def notes_of(
 
 
 def _silent_evaluators(found: Measurement, records: Sequence[FactRecord]) -> list[str]:
-    """An evaluator that observed nothing must not look like success."""
+    """A sentence for each evaluator that observed nothing, which must not look like success."""
     silent = [name for name, observations in found.observations.items() if records and not observations]
     return [f"The evaluator '{name}' observed nothing of the {counted(len(records), 'fact')}." for name in silent]
 
@@ -70,7 +70,7 @@ def _not_said(session: EditSession) -> list[str]:
 
 
 def seconds_per_edit(log: Sequence[BatchRecord]) -> float:
-    """Wall time of the batches over their new facts. Batches whose time is not known are left out."""
+    """Wall time of the batches divided by their new facts. Batches whose time is not known are left out."""
     timed = [(line.seconds, line.new) for line in log if line.seconds is not None]
     seconds, facts = sum(float(time) for time, _ in timed), sum(float(new) for _, new in timed)
     return seconds / max(1.0, facts)

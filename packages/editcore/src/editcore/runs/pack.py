@@ -26,7 +26,7 @@ from editcore.ledger.tensors import written_from, written_tensors
 from editcore.models.edited import EditedModel
 from editcore.models.writing import misfits
 from editcore.plugins.registry import Plugins
-from editcore.runs.backends import RawBackend, by
+from editcore.runs.backends import RawBackend, shape_in_words
 from editcore.runs.pack_file import HASH, MANIFEST, Manifest, manifest_of, opened_pack
 from editcore.runs.record import RunRecord
 
@@ -46,7 +46,7 @@ class EditPack:
     path: Path
     """The file."""
     manifest: Manifest
-    """What it says of itself."""
+    """Its description."""
     written: tuple[Written, ...]
     """What each batch writes."""
 
@@ -56,27 +56,28 @@ class EditPack:
         return tuple(request for batch in self.manifest.batches for request in batch.requests[: batch.num_new])
 
     def apply(self, model: LanguageModel, plugins: Plugins, *, force: bool = False) -> EditedModel:
-        """Put the edits into an unedited model: the bits are those of the run that was packed.
+        """Put the edits into an unedited model. Its weights then have the bits of the packed run.
 
         Args:
-            plugins: where kinds of attachments are announced.
-            force: also into a model with other weights than the pack was made for, if the shapes fit.
+            plugins: the installed plugins, which announce the kinds of attachments.
+            force: whether to apply the edits even if the model has other weights than the pack was made for. The shapes
+                must fit.
 
         Raises:
-            RunError: the model is another one, or a change does not fit its weight; it is as it was.
+            RunError: the model is another one, or a change does not fit its weight; the model is as it was.
             EditcoreError: an attachment cannot be installed; the model is as it was.
         """
         if not force and model.base_fingerprint != self.manifest.fingerprint:
             raise RunError(
                 f"{self.path} was made for '{self.manifest.model}' with the fingerprint "
-                f"{self.manifest.fingerprint[:12]}; '{model.name}' has {model.base_fingerprint[:12]}. On another base "
-                "its edits may say anything; --force applies them all the same."
+                f"{self.manifest.fingerprint[:12]}; '{model.name}' has {model.base_fingerprint[:12]}. With other "
+                "weights its edits may have any effect; --force applies them anyway."
             )
         for written in self.written:
             for address, found, expected in misfits(model, written.changes):
                 raise RunError(
-                    f"{self.path}: the change of {address} is {by(found)}, in '{model.name}' the weight is "
-                    f"{by(expected)}."
+                    f"{self.path}: the change of {address} is {shape_in_words(found)}, in '{model.name}' the weight is "
+                    f"{shape_in_words(expected)}."
                 )
         backend = RawBackend()
         backend.open(model)
@@ -107,7 +108,7 @@ def write_pack(directory: Path | str, path: Path | str, plugins: Plugins) -> Edi
     if not history:
         raise RunError(f"No edit is active in {directory}, so there is nothing to pack.")
     manifest = Manifest(
-        model=_name_elsewhere(record),
+        model=_portable_name(record),
         fingerprint=record.model.fingerprint,
         editor=record.config.editor,
         settings=record.settings,
@@ -117,7 +118,7 @@ def write_pack(directory: Path | str, path: Path | str, plugins: Plugins) -> Edi
     tensors = {
         f"{entry.batch}/{name}": tensor
         for entry in history
-        # What an editor remembers is for its next batch; nobody edits on from a pack.
+        # An editor's memory is for its next batch, and no batch follows a pack.
         for name, tensor in written_tensors(replace(entry.written, memory={})).items()
     }
     text = manifest.model_dump_json()
@@ -125,8 +126,8 @@ def write_pack(directory: Path | str, path: Path | str, plugins: Plugins) -> Edi
     return EditPack(path, manifest, tuple(entry.written for entry in history))
 
 
-def _name_elsewhere(record: RunRecord) -> str:
-    """What the base model of a run is called on another machine."""
+def _portable_name(record: RunRecord) -> str:
+    """The name of a run's base model that is valid on other machines."""
     if record.model.folder is None:
         return record.config.model
     hub = record.model.hub
@@ -137,11 +138,11 @@ def read_pack(path: Path | str) -> EditPack:
     """Read a pack, and check it by its hash.
 
     Raises:
-        RunError: it cannot be read, is no pack, was changed or damaged, or holds NaN or Inf.
+        RunError: the file cannot be read, is not a pack, was changed or damaged, or holds NaN or Inf.
     """
     path = Path(path)
     with opened_pack(path, framework="pt") as file:
-        # The file's own table has been held against its length, so no tensor is larger than what is there.
+        # safetensors has compared the file's table with its length, so no tensor claims more bytes than there are.
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
         metadata = file.metadata()
     if metadata.get(HASH) != content_hash(metadata[MANIFEST], tensors):
@@ -150,7 +151,7 @@ def read_pack(path: Path | str) -> EditPack:
     try:
         return EditPack(path, manifest, tuple(_written(manifest, tensors)))
     except (KeyError, ValueError) as error:
-        raise RunError(f"{path} does not hold the factors that its manifest speaks of ({error}).") from error
+        raise RunError(f"{path} does not hold the tensors that its manifest lists ({error}).") from error
 
 
 def _written(manifest: Manifest, tensors: Mapping[str, Tensor]) -> Iterator[Written]:

@@ -59,16 +59,16 @@ def opened_pack(path: Path, *, framework: Literal["numpy", "pt"]) -> Iterator[An
     if not path.exists():
         raise RunError(f"There is no file {path}; a pack is the one file that 'editctl pack' writes.")
     if path.is_dir():
-        raise RunError(f"{path} is not an edit pack: {_instead(path)}.")
+        raise RunError(f"{path} is not an edit pack: {_what_it_may_be(path)}.")
     try:
         with safe_open(path, framework=framework) as file:
             if MANIFEST not in (file.metadata() or {}):
-                raise RunError(f"{path} is not an edit pack: {_instead(path)}.")
+                raise RunError(f"{path} is not an edit pack: {_what_it_may_be(path)}.")
             yield file
     except OSError as error:
         raise RunError(f"{path} cannot be read ({error.strerror or error}).") from error
     except (SafetensorError, ValueError) as error:
-        raise RunError(f"{path} is not an edit pack: {_instead(path)} (reading it as one: {error}).") from error
+        raise RunError(f"{path} is not an edit pack: {_what_it_may_be(path)} (reading it as one: {error}).") from error
 
 
 def manifest_of(path: Path, metadata: Mapping[str, str]) -> Manifest:
@@ -85,8 +85,8 @@ def manifest_of(path: Path, metadata: Mapping[str, str]) -> Manifest:
         ) from error
 
 
-def _instead(path: Path) -> str:
-    """What a file or folder that is no pack may be, and which command takes it."""
+def _what_it_may_be(path: Path) -> str:
+    """What a file or folder that is not a pack may be, and which command takes it."""
     if path.is_dir():
         if (path / RUN_NAME).exists():
             return f"it is a run directory; make a pack of it with: editctl pack {path} FILE.editpack"

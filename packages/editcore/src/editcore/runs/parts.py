@@ -1,4 +1,4 @@
-"""What a session is made of: editor, backend, extensions and evaluators as objects."""
+"""The parts of a session: editor, backend, extensions and evaluators as objects."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from editcore.interfaces.protocols import Backend, Editor, Evaluator, ExtensionC
 from editcore.interfaces.specs import BackendSpec, EvaluatorSpec, Spec
 from editcore.plugins.calls import boundary, resolve
 from editcore.plugins.registry import Plugins
-from editcore.runs.fit import refuse_twice
+from editcore.runs.fit import refuse_duplicates
 from editcore.runs.resolved import Resolved, hparams_of
 from editcore.settings.hparams import HParams
 
@@ -57,11 +57,11 @@ def make_evaluators(
     """Evaluators with their hyperparameters.
 
     Raises:
-        UnknownNameError: there is none of a name.
+        UnknownNameError: there is no evaluator of that name.
         HParamsError: a setting is unknown or wrong.
         PluginError: an evaluator's own code failed.
     """
-    refuse_twice("evaluator", names)
+    refuse_duplicates("evaluator", names)
     specs = [registry.evaluator(name) for name in names]
     return [(spec, _with_hparams("evaluator", spec, hparams_of(spec, settings.get(spec.name, {})))) for spec in specs]
 
@@ -78,15 +78,15 @@ def make_backend(spec: BackendSpec, settings: Mapping[str, Any]) -> Backend:
 
 
 def _with_hparams(kind: str, spec: Spec, hparams: HParams | None) -> Any:
-    """The object of a plugin that takes its hyperparameters, or nothing if it has none."""
+    """Make a plugin's object. Its hyperparameters are passed if it has any."""
     return make_target(kind, spec) if hparams is None else make_target(kind, spec, hparams)
 
 
 def make_target(kind: str, spec: Spec, *arguments: object) -> Any:
-    """What a plugin announced, imported and called.
+    """Import what a plugin announced, and call it.
 
     Raises:
-        PluginError: its own code failed.
+        PluginError: the plugin's own code failed.
     """
     target = resolve(spec.target)
     with boundary(f"The {kind} '{spec.name}' cannot be set up: "):

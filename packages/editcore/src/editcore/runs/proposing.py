@@ -1,4 +1,4 @@
-"""What an editor proposes for a batch, checked; what the gates leave of it; and batches that are solved again."""
+"""Proposals of an editor: checked, judged by the gates, and made again for the rest of a batch."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from editcore.models.edited import EditedModel
 from editcore.plugins.extensions import Lifecycle
 from editcore.runs.batches import (
     Judged,
+    check_rejected,
     check_written,
     ids_of,
     judgement,
     on_cpu,
-    refuse_no_rest,
     rejected_by,
     scaled,
 )
@@ -41,19 +41,19 @@ class Proposer:
         """What the editor proposes for a batch.
 
         Raises:
-            PluginError: it is not what the editor announces, or does not fit the model or the backend.
-            NumericalError: it has NaN or Inf.
+            PluginError: the proposal is not what the editor announces, or does not fit the model or the backend.
+            NumericalError: the proposal has NaN or Inf.
         """
         proposal = self._editor.propose(self._edited.model, batch, self._context)
         check_written(self._edited.model, proposal.written, self._spec, self._edited.spec)
         if all(change.norm() == 0 for change in proposal.changes.values()) and proposal.attachment is None:
-            note = "The change of this batch is zero: the model is as it was, and says what it said."
+            note = "The change of this batch is zero, so the model is as it was."
             proposal = replace(proposal, notes=(*proposal.notes, note))
         return proposal
 
     def judged(self, batch: EditBatch, proposal: Proposal, lifecycle: Lifecycle) -> Judged:
-        """Ask the gates until they reject no more requests: at most once per new request, because each round takes one
-        out."""
+        """Ask the gates until they reject no more requests. That takes at most one round per new request, because each
+        round but the last takes one out."""
         whole, first = batch, proposal
         verdicts: dict[str, Verdict] = {}
         rejected: list[RejectedRequest] = []
@@ -73,7 +73,7 @@ class Proposer:
             batch = whole.without(ids_of(rejected))
             if batch.num_new:
                 proposal = without(())
-        if not batch.num_new:  # what was added to the batch goes with it
+        if not batch.num_new:  # without new requests, the added ones are not written either
             batch = batch.without({request.id for request in batch.requests})
             proposal, verdicts = Proposal(), {}
         return Judged(batch=batch, proposal=proposal, verdicts=verdicts, rejected=rejected)
@@ -87,7 +87,7 @@ class Proposer:
         """The proposal for a batch without some of its new requests, with the targets that ``proposal`` found: nothing
         is optimised again."""
         rest = batch.without(rejected, proposal.known)
-        refuse_no_rest(rest, batch, rejected)
+        check_rejected(rest, batch, rejected)
         again = self.propose(rest)
         stages = [*proposal.seconds, *(name for name in again.seconds if name not in proposal.seconds)]
         return replace(
@@ -112,7 +112,7 @@ class Proposer:
 
     def _propose_again(self, entry: LedgerEntry, ledger: Ledger) -> Written:
         """Propose a batch with the targets that it had, on the model as it was when the batch came. What was undone
-        since makes no difference, so the order of undoing does not show."""
+        since makes no difference, so the order of undoing does not matter."""
         earlier = ledger.history_before(entry.batch)
         try:
             self._edited.rebuild([past.written for past in earlier])
@@ -124,11 +124,11 @@ class Proposer:
         return scaled(proposal.written, entry.scale)
 
     def recall(self, history: Sequence[LedgerEntry]) -> None:
-        """Tell an editor that remembers what is active."""
+        """Tell the editor which batches are active, if it remembers them."""
         if isinstance(self._editor, Remembers):
             self._editor.recall(history)
 
     def absorb(self, entry: LedgerEntry) -> None:
-        """Tell an editor that remembers what was just written."""
+        """Tell the editor which batch was just written, if it remembers batches."""
         if isinstance(self._editor, Remembers):
             self._editor.absorb(entry)

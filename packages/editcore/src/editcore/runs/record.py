@@ -1,4 +1,4 @@
-"""``run.json``: what a run was made with. It is written when the run begins, and read when it is opened again."""
+"""``run.json``: how a run was made. It is written when the run begins, and read when the run is opened again."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ __all__ = [
     "facts_of",
     "folder_of",
     "installed_versions",
-    "recorded",
+    "read_requests",
 ]
 
 _log = logging.getLogger(__name__)
@@ -54,7 +54,8 @@ _VERSIONED = ("editcore", "torch", "transformers", "numpy", "pandas", "safetenso
 
 
 def folder_of(model: str) -> str | None:
-    """Where a model folder is, so that the run can be opened from any working directory; ``None`` for other models."""
+    """The absolute path of a model folder, so that the run can be opened from any working directory; ``None`` for
+    models of the catalogue or the hub."""
     path = Path(model).expanduser()
     return str(path.resolve()) if model not in CATALOGUE and path.is_dir() else None
 
@@ -96,11 +97,11 @@ class ModelRecord(Record):
     """The unedited model of a run."""
 
     name: str = ""
-    """What the run called it."""
+    """Its name in the run."""
     folder: str | None = None
     """Its folder, with an absolute path; ``None`` for a model of the catalogue or the hub."""
     hub: HubModel | None = None
-    """Its id and commit on the hub, where they are known."""
+    """Its id and commit on the hub, if they are known."""
     fingerprint: str
     """Of its weights."""
     layout: LayoutRecord | None = None
@@ -110,11 +111,11 @@ class ModelRecord(Record):
 
     @classmethod
     def of(cls, model: LanguageModel, name: str, *, prompt_form: PromptForm | None = None) -> ModelRecord:
-        """What there is to say of a model.
+        """The record of a model.
 
         Args:
-            name: by which it was asked for.
-            prompt_form: left out, the file does not name it.
+            name: the name, folder or hub id that the user gave.
+            prompt_form: what stands around every prompt; left out, it is not recorded.
         """
         known = {} if prompt_form is None else {"prompt_form": prompt_form}
         return cls(
@@ -149,22 +150,22 @@ class StatisticsRecord(Record):
 
 @documented
 class RunRecord(Record):
-    """``run.json``: everything that decides the result of a run, and what was learnt from the unedited model."""
+    """``run.json``: everything that decides the result of a run, and what the editor learnt from the unedited model."""
 
     config: RunConfig
     """What was asked for."""
     settings: Mapping[str, Mapping[str, Any]]
     """Every hyperparameter, by the name of editor, backend, extension, evaluator or data set."""
     dataset: DatasetRecord | None = None
-    """What was edited; ``None`` for a run that was made from an adapter."""
+    """The records that were edited; ``None`` for a run that was made from an adapter."""
     provenance: Mapping[str, Any]
-    """What the editor learnt of the unedited model, such as its context templates."""
+    """What the editor learnt from the unedited model, such as its context templates."""
     model: ModelRecord
     """The unedited model."""
     statistics: StatisticsRecord = StatisticsRecord()
     """The text behind its second moments."""
     versions: Mapping[str, str]
-    """By package, of the code that the result depends on."""
+    """Versions of the packages that the result depends on."""
     python: str | None = None
     """Version of Python."""
     platform: str | None = None
@@ -260,14 +261,14 @@ class RunRecord(Record):
 
     @property
     def session(self) -> SessionConfig:
-        """What its session is opened with: all settings as they were resolved when the run began, whatever presets say
-        now."""
+        """The configuration of its session. All settings are as they were when the run began, even if a preset has
+        changed since."""
         settings = {name: own for name, own in self.settings.items() if name in self.config.part_names}
         return self.config.session.model_copy(update={"preset": None, "settings": settings})
 
     @property
     def data(self) -> str:
-        """What its facts are of, for titles: the data set, or the runs that it was made of."""
+        """Where its facts are from, for titles: the data set, or the runs that it was composed of."""
         names = [run.name for run in self.composed_of]
         if len(set(names)) < len(names):
             names = [str(run) for run in self.composed_of]
@@ -277,7 +278,7 @@ class RunRecord(Record):
         """Refuse a model with other weights than the run's.
 
         Raises:
-            RunError: they differ.
+            RunError: the weights differ.
         """
         expected = self.model.fingerprint
         if model.base_fingerprint != expected:
@@ -290,18 +291,18 @@ class RunRecord(Record):
         """Refuse second moments of another text than the run's.
 
         Raises:
-            RunError: they are.
+            RunError: the texts differ.
         """
         text, was = statistics.corpus.identity(), self.statistics.corpus
         if was and text != was:
             raise RunError(
                 f"The run's second moments are of the text {was}, and --corpus {self.config.corpus} with "
-                f"--corpus-seed {self.config.corpus_seed} is {text}; edits solved on both do not belong together. Give "
-                "the text back its content, or start a new run with another --out."
+                f"--corpus-seed {self.config.corpus_seed} is {text} now; one run cannot mix edits solved with both. "
+                "Restore the text, or start a new run with another --out."
             )
 
     def compare(self, session: EditSession) -> None:
-        """Warn of what may keep a resumed run from giving the bits of an uninterrupted one.
+        """Warn of differences through which a resumed run may not have the bits of an uninterrupted one.
 
         Raises:
             RunError: the model has other weights than the run's, or the second moments are of another text.
@@ -313,10 +314,10 @@ class RunRecord(Record):
             if now.get(name) != version_then:
                 _log.warning("%s was %s when the run began and is %s now.", name, version_then, now.get(name))
         if json.loads(json_text(dict(session.provenance))) != self.provenance:
-            _log.warning("What the editor learns from the unedited model is not what it was when the run began.")
+            _log.warning("The editor now learns something else from the unedited model than when the run began.")
 
 
-def recorded(directory: Path | str) -> list[FactRecord]:
+def read_requests(directory: Path | str) -> list[FactRecord]:
     """The records that the run began with."""
     directory = Path(directory)
     path = directory / REQUESTS_NAME
@@ -334,7 +335,7 @@ def facts_of(directory: Path, ledger: Ledger) -> list[FactRecord]:
     Raises:
         RunError: the records cannot be read.
     """
-    begun = recorded(directory)
+    begun = read_requests(directory)
     known = {fact.request.id for fact in begun}
     edited = (
         request

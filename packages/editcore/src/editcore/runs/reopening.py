@@ -1,4 +1,4 @@
-"""A run directory as a session or a model, with its edits applied."""
+"""Opens a run directory as a session or as a model, with the run's edits applied."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from editcore.models.edited import EditedModel
 from editcore.plugins.registry import Plugins
 from editcore.runs.backends import open_backend, rebuild
 from editcore.runs.parts import make_backend
-from editcore.runs.record import RunRecord, recorded
+from editcore.runs.record import RunRecord, read_requests
 from editcore.runs.session import EditSession
 from editcore.runs.statistics import statistics_of
 
@@ -64,7 +64,7 @@ def open_session(directory: Path | str, *, plugins: Plugins | None = None, progr
     """The session of a run, with the extensions and settings that it had.
 
     Raises:
-        RunError: as :func:`open_run`, or the second moments would be of another text than the run's.
+        RunError: as for :func:`open_run`; or the second moments are of another text than the run's.
     """
     directory = Path(directory)
     plugins = plugins or Plugins.load()
@@ -72,7 +72,7 @@ def open_session(directory: Path | str, *, plugins: Plugins | None = None, progr
     session = EditSession.open(
         record.source,
         record.session,
-        records=recorded(directory),
+        records=read_requests(directory),
         directory=directory,
         registry=plugins,
         progress=progress,

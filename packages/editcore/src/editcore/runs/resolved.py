@@ -1,4 +1,4 @@
-"""What a session is asked for, found among the plugins and checked: nothing is made, and no model is loaded."""
+"""Finds the plugins that a configuration names and checks all settings. No object is made, and no model is loaded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from editcore.models.sources import check_layer, look_at, num_blocks
 from editcore.plugins.calls import resolve
 from editcore.plugins.registry import Plugins
 from editcore.runs.config import RunConfig, SessionConfig
-from editcore.runs.fit import MissingSettingError, check_fit, completed, refuse_twice
+from editcore.runs.fit import MissingSettingError, check_fit, refuse_duplicates, with_needed_parts
 from editcore.settings.hparams import HParams, Setting, build, describe, layers_named
 from editcore.settings.presets import get_preset, preset_for, presets_of
 
@@ -31,7 +31,7 @@ class Resolved:
     editor: EditorSpec
     backend: BackendSpec
     extensions: tuple[ExtensionSpec, ...]
-    """In the order asked for, those that the editor needs behind them."""
+    """In the order asked for, then those that the editor needs."""
     evaluators: tuple[EvaluatorSpec, ...]
     settings: Mapping[str, HParams]
     """By the name of editor, backend, extension, evaluator and data set, of those that have any."""
@@ -45,11 +45,11 @@ def resolve_session(
     dataset: str | None = None,
     note: Callable[[str], None] = lambda text: _log.warning("%s", text),
 ) -> Resolved:
-    """Every announcement and every hyperparameter of a session.
+    """The announcements and hyperparameters of a session's parts.
 
     Args:
-        dataset: of a run, whose hyperparameters are then among the settings.
-        note: told which preset was chosen, where that is not plain.
+        dataset: the data set of a run; its hyperparameters are then among the settings.
+        note: called with a sentence about the chosen preset, if the choice is not obvious.
 
     Raises:
         UnknownNameError: a name or a section is unknown.
@@ -58,7 +58,7 @@ def resolve_session(
         UnfitError: the backend does not take what the editor gives.
         MissingSettingError: a required hyperparameter of the editor is given by no preset and no setting.
     """
-    plugins, backend_name = completed(registry, config.editor, config.plugins, config.backend)
+    plugins, backend_name = with_needed_parts(registry, config.editor, config.plugins, config.backend)
     editor, backend = registry.editor(config.editor), registry.backend(backend_name)
     check_fit(registry, editor.name, backend.name)
     extensions = tuple(registry.extension(name) for name in plugins)
@@ -76,7 +76,7 @@ def resolve_session(
         hparams = hparams_of(spec, config.settings.get(spec.name, {}))
         if hparams is not None:
             settings[spec.name] = hparams
-    refuse_twice("evaluator", config.evaluators)
+    refuse_duplicates("evaluator", config.evaluators)
     _check_layers(settings, model_name)
     return Resolved(
         editor=editor,
@@ -102,11 +102,11 @@ def resolve_dataset(
 
     Args:
         settings: of the whole run.
-        part_names: of what the run's session is made of.
+        part_names: names of the parts of the run's session.
 
     Raises:
-        UnknownNameError: there is no such data set, or nothing of the run has the name of a section.
-        HParamsError: a setting or the argument is wrong, or the settings could be another part's of the same name.
+        UnknownNameError: there is no such data set, or a section of the settings belongs to no part of the run.
+        HParamsError: a setting or the argument is wrong, or another part with settings has the data set's name.
     """
     name = dataset_name(dataset, registry)
     _refuse_unknown_sections(settings, {*part_names, *([] if name is None else [name])})
@@ -116,8 +116,8 @@ def resolve_dataset(
     if name in part_names:
         if spec.hparams is not None:
             raise HParamsError(
-                f"The data set '{name}' has hyperparameters, and another part of the run has its name, so that the "
-                f"section '{name}' of the settings could be either's."
+                f"The data set '{name}' has hyperparameters, and another part of the run has the same name, so the "
+                f"section '{name}' of the settings could belong to either."
             )
     elif spec.hparams is None and settings.get(name):
         raise _no_hyperparameters(spec, settings[name])
@@ -163,7 +163,7 @@ def _editor_settings(
     values = {**(chosen.values() if chosen is not None else {}), **given}
     known = {setting.name: setting for setting in describe(hparams)}
     missing = [setting for setting in known.values() if setting.required and setting.name not in values]
-    # With an unknown name among the values, that one was probably meant: build says so.
+    # An unknown name among the values is probably the missing one, misspelt: build says so.
     if missing and known.keys() >= values.keys():
         raise _missing_setting(spec, missing[0], preset, model_name)
     return build(hparams, [values], owner=spec.name)
@@ -191,10 +191,10 @@ def _missing_setting(spec: EditorSpec, lacking: Setting, preset: str | None, mod
 
 
 def default_editor(registry: Plugins, model_name: str) -> str:
-    """The editor for someone who names none: the first by name that has a preset for the model, or the only one.
+    """The editor if none was named: the first by name that has a preset for the model, or the only one.
 
     Raises:
-        ModelError: the model is a path to something else than a model folder.
+        ModelError: the model is a path to something that is not a model folder.
         HParamsError: no editor is installed, or none of several has such a preset.
     """
     look_at(model_name)

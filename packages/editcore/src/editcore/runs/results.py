@@ -1,4 +1,4 @@
-"""What a finished run has to show: scores, samples, times, and the files that keep them."""
+"""The results of a finished run: scores, samples, times, and the files that keep them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from editcore.evaluation.summaries import Average
 from editcore.interfaces.documented import documented
 from editcore.interfaces.metrics import HOLDS
 from editcore.interfaces.values import RejectedRequest
-from editcore.runs.before import Before
+from editcore.runs.before import UneditedMeasurement
+from editcore.runs.checkpoint_history import Checkpoint, CheckpointHistory
 from editcore.runs.forgetting import Forgetting
 from editcore.runs.log import RejectionLine
-from editcore.runs.watched import Checkpoint, Watched
 
 if TYPE_CHECKING:
     from editcore.evaluation import Measurement, Summary
@@ -44,7 +44,7 @@ RESULTS_NAME = "results.parquet"
 FIGURES_NAME = "figures"
 
 _LONGEST = 120
-"""Characters of a prompt with its target in a sentence."""
+"""Most characters of a prompt with its target in a sentence."""
 
 
 @documented
@@ -55,7 +55,7 @@ class Sample:
     prompt: str
     """The edited prompt, in full."""
     target_new: str
-    """What was to be written."""
+    """The target that was to be written."""
     before: str
     """What the unedited model says."""
     after: str
@@ -64,12 +64,12 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tally:
-    """How many facts hold, by one metric: the last lines of a run."""
+    """How many facts hold by one metric. The command line shows it at the end of a run."""
 
     metric: str
     """Its key."""
     words: str
-    """What is said of them, such as ``are said``."""
+    """The words of its sentence, such as ``are said``."""
     held: int
     asked: int
     """Facts that were observed: all that are active, or a sample."""
@@ -79,7 +79,7 @@ class Tally:
 
     @classmethod
     def of(cls, measure: Measure, found: Measurement, records: Sequence[FactRecord]) -> Tally | None:
-        """What one metric says of the records; ``None`` if it observed none of them."""
+        """The tally of ``records`` by one metric; ``None`` if it observed none of them."""
         values = {observation.request_id: observation.value for observation in found.of(measure)}
         if not values:
             return None
@@ -94,7 +94,7 @@ class Tally:
         )
 
     def sentence(self, most: int = 5) -> str:
-        """``38 of 40 facts are said; not: ...``, with at most so many named."""
+        """``38 of 40 facts are said; not: ...``, naming at most ``most`` facts."""
         sampled = "" if self.asked == self.active else f" (a sample of {self.active:,})"
         if not self.missing:
             return f"{self.held:,} of {self.asked:,} facts{sampled} {self.words}."
@@ -112,7 +112,7 @@ class RunResult:
     directory: Path
     """The run directory."""
     title: str
-    """What stands over its results."""
+    """The title of its results."""
     before: Summary
     """Of the unedited model, on the same facts."""
     after: Summary
@@ -131,19 +131,19 @@ class RunResult:
     """Wall time by stage: ``model``, ``before``, ``targets``, ``keys``, ``solve``, ``other``, ``after``; with
     checkpoints, ``checkpoints``."""
     seconds_per_edit: float
-    """Wall time of all batches over all new facts; loading and evaluation are not in it."""
+    """Wall time of all batches divided by all new facts, without loading and evaluation."""
     peak_memory_bytes: int
     """Of the process; on an accelerator, of its allocations."""
     notes: tuple[str, ...]
     """Sentences for the user."""
     extensions: Mapping[str, Mapping[str, Any]]
     """What extensions and the backend count about themselves, by their names."""
-    watched: Watched | None = None
-    """What was seen at checkpoints, in a run that has them."""
+    checkpoints: CheckpointHistory | None = None
+    """The checkpoints, in a run that has them."""
 
 
 def _with_numbers(averages: object) -> object:
-    """``null`` in the place of a number is NaN."""
+    """The averages with NaN where the file has ``null``."""
     if not isinstance(averages, dict):
         return averages
     return {key: _nan_for_null(average) for key, average in averages.items()}
@@ -160,7 +160,7 @@ Averages = Annotated[Mapping[str, Average], BeforeValidator(_with_numbers)]
 
 
 class Phases(Record):
-    """Means of single metrics with what their intervals need."""
+    """Means of single metrics, with the numbers that their intervals need."""
 
     before: Averages
     after: Averages
@@ -168,7 +168,7 @@ class Phases(Record):
 
 @documented
 class RunSummary(Record):
-    """``summary.json``: what a finished run came to."""
+    """``summary.json``: the results of a finished run."""
 
     metrics: tuple[Measure, ...]
     """What was measured, in the order in which it is shown."""
@@ -187,7 +187,7 @@ class RunSummary(Record):
     rejections: tuple[RejectionLine, ...]
     """Each of them."""
     seconds_per_edit: FloatOrNull
-    """Wall time of all batches over all new facts."""
+    """Wall time of all batches divided by all new facts."""
     seconds: Mapping[str, FloatOrNull]
     """Wall time by stage."""
     peak_memory_bytes: int
@@ -201,13 +201,13 @@ class RunSummary(Record):
     checkpoints: tuple[Checkpoint, ...] = ()
     """What was measured between the first edit and the last, in a run with checkpoints."""
     forgetting: Forgetting | None = None
-    """What the checkpoints say together."""
+    """The forgetting, from all checkpoints together."""
 
     @classmethod
     def of(cls, result: RunResult) -> RunSummary:
-        """What the file says of a result."""
-        watched = result.watched
-        seen = {} if watched is None else {"checkpoints": watched.checkpoints, "forgetting": watched.forgetting}
+        """The summary of a result."""
+        history = result.checkpoints
+        seen = {} if history is None else {"checkpoints": history.checkpoints, "forgetting": history.forgetting}
         return cls(
             metrics=result.after.measures,
             before=result.before.as_json(),
@@ -250,7 +250,7 @@ def write_observations(directory: Path, before: Measurement, after: Measurement,
 
 
 def write_summary(result: RunResult) -> None:
-    """Write ``summary.json``: with it the run is finished."""
+    """Write ``summary.json``. Once it is there, the run counts as finished."""
     summary = RunSummary.of(result)
-    Before.remove(result.directory)  # before the summary, which says that the run is finished
+    UneditedMeasurement.remove(result.directory)  # before the summary, which says that the run is finished
     summary.write_file(result.directory / SUMMARY_NAME)

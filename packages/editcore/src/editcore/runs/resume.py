@@ -17,7 +17,7 @@ __all__ = ["has_begun", "is_finished", "refuse_finished", "refuse_unlike", "refu
 
 
 def has_begun(directory: Path | str) -> bool:
-    """Whether there is a run that can be opened, and resumed unless it is finished."""
+    """Whether there is a run that can be opened; unless it is finished, it can be resumed."""
     directory = Path(directory)
     return (directory / RUN_NAME).exists()
 
@@ -29,15 +29,15 @@ def is_finished(directory: Path | str) -> bool:
 
 
 def resume_command(directory: Path) -> str:
-    """What goes on with a run: without other options, because everything is in its directory."""
+    """The command that resumes a run. It needs no other options, because everything is in the run's directory."""
     return shlex.join(["editctl", "run", "--resume", "--out", str(directory)])
 
 
 def refuse_used(directory: Path) -> None:
-    """Refuse to begin a run where one is or is being made, or where none can be written.
+    """Refuse to begin a run in a directory that has a run, that another process uses, or that cannot be written.
 
     Raises:
-        RunError: it is so.
+        RunError: the directory cannot be used.
     """
     if directory.exists() and not directory.is_dir():
         raise RunError(f"The output {directory} is a file; give a directory that does not exist yet.")
@@ -46,15 +46,15 @@ def refuse_used(directory: Path) -> None:
         raise RunError(f"{directory} already holds a finished run. Give another --out, or remove the directory.")
     if has_begun(directory):
         raise RunError(
-            f"{directory} already holds a run that is not finished. Go on with it with: {resume_command(directory)} "
+            f"{directory} already holds a run that is not finished. Resume it with: {resume_command(directory)} "
             "(without other options), give another --out, or remove the directory."
         )
     if (directory / LEDGER_NAME).exists():
         raise RunError(
-            f"{directory} already holds edits ({LEDGER_NAME} is there), but no run that could be gone on with. Give "
+            f"{directory} already holds edits ({LEDGER_NAME} is there), but no run that could be resumed. Give "
             "another --out, or remove the directory."
         )
-    # Found now rather than after the model was loaded and measured.
+    # An error is found now rather than after the model is loaded and measured.
     check_writable(directory)
 
 
@@ -62,7 +62,7 @@ def refuse_unlike(record: RunRecord, config: RunConfig, directory: Path) -> None
     """Refuse to resume a run that was begun with another configuration.
 
     Raises:
-        RunError: it was.
+        RunError: an option differs.
     """
     for name in RunConfig.model_fields:
         was, wanted = getattr(record.config, name), getattr(config, name)
@@ -81,10 +81,10 @@ def refuse_finished(directory: Path) -> None:
     """Refuse to resume a run that is finished.
 
     Raises:
-        RunError: it is.
+        RunError: the run is finished.
     """
     if is_finished(directory):
         raise RunError(
             f"The run in {directory} is finished; there is nothing to resume. "
-            "'editctl generate RUN PROMPT' speaks with its model."
+            "'editctl generate RUN PROMPT' runs its model."
         )

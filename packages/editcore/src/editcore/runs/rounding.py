@@ -1,7 +1,7 @@
-"""What the type of the weights leaves of a batch: a change smaller than their last digit is lost when it is written.
+"""How much of a batch survives rounding: a change smaller than a weight's last digit is lost when it is written.
 
-Shapes: ``n`` new facts of a batch, ``d_in`` and ``d_out`` the widths of a written weight, ``k`` a fact's key, ``r``
-what the fact asks for on top of what its key gave before.
+Shapes: ``n`` new facts of a batch, ``d_in`` and ``d_out`` the widths of a written weight, ``k`` a fact's key, ``r`` its
+residual, the change that it asks of the weight's output for ``k``.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from editcore.models.writing import in_float64
 from editcore.plugins.calls import resolve
 from editcore.plugins.registry import Plugins
 
-__all__ = ["BeforeWriting"]
+__all__ = ["RoundingCheck"]
 
-_ENOUGH = 0.9
-"""Share of a planned change below which a fact is told to have lost some of it."""
+_MIN_KEPT = 0.9
+"""A fact that keeps less than this share of its planned change is reported."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +42,17 @@ class _FactsAtWeight:
     residuals: Tensor
     """r, ``[n, d_out]`` float64."""
     noise: Tensor
-    """‖r‖² that the rounding of the model's own outputs may have made, (2 ε ‖v‖)² for the value v, ``[n]``."""
+    """‖r‖² that may come from the rounding of the model's own outputs alone, (2 ε ‖v‖)² for the value v, ``[n]``."""
     before: Tensor
     """W k of the weight before the batch, without bias, ``[n, d_out]`` float64."""
 
 
-class BeforeWriting:
-    """The outputs that weights of fewer digits than float32 give for the new facts of a batch before it is written.
+class RoundingCheck:
+    """Measures how much of a batch survives rounding.
 
-    Afterwards they are compared with what the weights give then. In other weights no edit is lost, and nothing is
-    measured.
+    Made before the batch is written, it keeps the outputs that the weights give for the new facts. :meth:`compared`
+    then compares them with the outputs after writing. Only weights of fewer digits than float32 are measured, because
+    no edit is lost in others.
     """
 
     def __init__(self, edited: EditedModel, batch: EditBatch, proposal: Proposal) -> None:
@@ -68,19 +69,19 @@ class BeforeWriting:
         self._at = {address: facts for address, facts in found.items() if facts is not None}
 
     def compared(self, proposal: Proposal, changes: Changes, *, plugins: Plugins) -> Proposal:
-        """The proposal with what has become of its change in the weights.
+        """The proposal with figures and a note on how much of its change is in the weights.
 
         The evidence of each new fact gets ``fraction_written``, Σ⟨(W_after − W_before) k, r⟩ / Σ⟨r, r⟩ over the weights
         that it was written into, unless it asked for no more than the rounding of the model's own outputs. Where a fact
         keeps less than 0.9 of its change Δ, measured as Σ⟨(W_after − W_before) k, Δ k⟩ / Σ⟨Δ k, Δ k⟩, a note says so
-        and names the way out.
+        and how to avoid it.
 
         Args:
             changes: what was written, as the ledger keeps it.
         """
         fractions, kept = self._measured(changes)
         notes = proposal.notes
-        if any(share < _ENOUGH for share in kept):
+        if any(share < _MIN_KEPT for share in kept):
             notes = (*notes, self._note(kept, plugins))
         evidence = [
             replace(evidence, figures={**evidence.figures, "fraction_written": fractions[evidence.request_id]})
@@ -96,7 +97,7 @@ class BeforeWriting:
         for address, facts in self._at.items():
             moved = _outputs(self._edited.model, address, facts.keys) - facts.before
             if isinstance(self._edited.backend, OverlaysWeights) and not moved.any():
-                continue  # the change is beside the weight, in digits of its own
+                continue  # the backend keeps the change beside the weight, where it is not rounded
             planned = facts.keys @ in_float64(changes[address], facts.keys).T
             pairs = [
                 (moved, facts.residuals),
@@ -111,23 +112,23 @@ class BeforeWriting:
         for name, (written, wanted, along, planned, noise) in ((name, total.tolist()) for name, total in sums.items()):
             if wanted > noise:
                 fractions[name] = written / wanted
-            if planned > noise / 64:  # less moves no output by its last digit
+            if planned > noise / 64:  # a smaller change cannot move the last digit of an output
                 kept.append(along / planned)
         return fractions, kept
 
     def _note(self, kept: Sequence[float], plugins: Plugins) -> str:
         dtype = str(self._edited.model.dtype).removeprefix("torch.")
-        few = sum(share < _ENOUGH for share in kept)
+        few = sum(share < _MIN_KEPT for share in kept)
         beside = [f", or keep the edits beside the weights with --backend {name}" for name in _overlaying(plugins)[:1]]
         return (
             f"The weights have too few digits for this batch: in {dtype}, {few} of {len(kept)} facts keep less than "
-            f"{_ENOUGH:.0%} of their change (the median fact {median(kept):.0%}). Load the model with --dtype float32"
+            f"{_MIN_KEPT:.0%} of their change (the median fact {median(kept):.0%}). Load the model with --dtype float32"
             f"{''.join(beside)}."
         )
 
 
 def _overlaying(plugins: Plugins) -> list[str]:
-    """Backends that keep changes beside the weights; one that cannot be imported is none."""
+    """Names of the backends that keep changes beside the weights. A backend that cannot be imported is left out."""
     found = []
     for name, spec in plugins.backends().items():
         with suppress(EditcoreError):

@@ -1,4 +1,4 @@
-"""A few facts of a run with what the model says of them, for people to read."""
+"""A few facts of a run with the model's continuations of their prompts, for people to read."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _SAMPLE_TOKENS = 8
 
 
 def sampled(before: Measurement, records: Sequence[FactRecord]) -> Sequence[FactRecord]:
-    """The facts that are shown: those whose prompt an evaluator has let the model continue come first."""
+    """The facts that are shown. Those whose continuation an evaluator has observed come first."""
     continued = _continued(before)
     return sorted(records, key=lambda record: record.request.id not in continued)[:_SAMPLES]
 
 
 def continuations(found: Measurement, records: Sequence[FactRecord], generate: Callable[..., list[str]]) -> list[str]:
-    """What the model says to the prompts of ``records``: as an evaluator has observed it, or written now.
+    """The model's continuations of the prompts of ``records``, as an evaluator has observed them or else generated now.
 
     Args:
-        found: what was observed of the model as it is.
+        found: observations of the model in its present state.
         generate: continues texts.
     """
     texts = _continued(found)
@@ -36,7 +36,7 @@ def continuations(found: Measurement, records: Sequence[FactRecord], generate: C
 
 
 def _continued(found: Measurement) -> dict[str, str]:
-    """By fact, how an evaluator has observed the model to continue the edited prompt."""
+    """By request id, the continuation of the edited prompt that an evaluator has observed."""
     observed = itertools.chain.from_iterable(found.observations.values())
     return {
         observation.request_id: observation.text

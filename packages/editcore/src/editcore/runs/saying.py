@@ -1,8 +1,9 @@
-"""Whether a fact that was just written is what the model says to its bare prompt.
+"""Whether the model says a fact that was just written when it is given the bare prompt.
 
-The optimisation may have ended low, the solve may have given the fact little, or the bare prompt may read otherwise
-than the contexts in which the value was found. Nothing fails then, so it is measured: for every editor, in one forward
-pass over the new facts of a batch, before the batch is entered into the ledger.
+The optimisation may have ended at a low probability, the solve may have reached only a part of the fact's residual, or
+the bare prompt may differ too much from the contexts in which the value was found. None of these raises an error. So it
+is measured, for every editor, in one forward pass over the new facts of a batch, before the batch is entered into the
+ledger.
 """
 
 from __future__ import annotations
@@ -18,21 +19,21 @@ from editcore.interfaces.values import EditBatch, EditEvidence, EditRequest
 if TYPE_CHECKING:
     from editcore.models import LanguageModel
 
-__all__ = ["not_said", "with_what_is_said"]
+__all__ = ["not_said", "with_said_figures"]
 
 _LOW = 0.5
-"""Below this ``target_probability`` an optimisation has not found what it looked for."""
+"""An optimisation that ends below this ``target_probability`` counts as failed."""
 _NAMED = 3
-"""Facts that a sentence names."""
+"""Most facts that a sentence names."""
 
 
-def with_what_is_said(
+def with_said_figures(
     model: LanguageModel, batch: EditBatch, evidence: Sequence[EditEvidence]
 ) -> tuple[EditEvidence, ...]:
-    """The evidence with two figures more for each new fact, of the model as it is now.
+    """The evidence with two more figures for each new fact, measured on the model in its present state.
 
-    ``said``: 1 if every token of the target is the likeliest one behind the bare prompt, else 0; ``said_probability``:
-    exp of the mean log-probability of those tokens.
+    ``said`` is 1 if every token of the target is the likeliest one after the bare prompt, else 0. ``said_probability``
+    is exp of the mean log-probability of those tokens.
     """
     new = batch.new_requests
     joins = [request.join for request in new]
@@ -51,7 +52,7 @@ def with_what_is_said(
 
 
 def not_said(requests: Iterable[EditRequest], evidence: Iterable[EditEvidence]) -> str:
-    """A sentence or two about facts that the model did not say once they were written, with what may help; empty if
+    """A few sentences about facts that the model did not say right after they were written, and what may help; empty if
     there are none."""
     figures = {fact.request_id: fact.figures for fact in evidence if not fact.replayed}
     measured = [request for request in requests if "said" in figures.get(request.id, {})]
@@ -82,10 +83,8 @@ def not_said(requests: Iterable[EditRequest], evidence: Iterable[EditEvidence]) 
     )
 
 
-_ENDED_LOW = (
-    "ended low, too: allow it more steps or a larger change, choose other layers, or word the prompt otherwise."
-)
+_ENDED_LOW = "ended low, too: allow more steps or a larger change, choose other layers, or reword the prompt."
 _REACHED = (
     "had reached the target in its contexts: the solve gave the fact less (facts of a batch may share a key; write "
-    "them in batches of their own), or the bare prompt reads otherwise than behind a context."
+    "them in batches of their own), or the bare prompt has another effect than the prompt after a context."
 )

@@ -66,8 +66,8 @@ from editcore.runs.observing import Observer
 from editcore.runs.parts import Parts, make_parts
 from editcore.runs.proposing import Proposer
 from editcore.runs.resolved import resolve_session
-from editcore.runs.rounding import BeforeWriting
-from editcore.runs.saying import with_what_is_said
+from editcore.runs.rounding import RoundingCheck
+from editcore.runs.saying import with_said_figures
 from editcore.runs.statistics import statistics_of
 from editcore.second_moments.corpora import open_corpus
 
@@ -100,7 +100,7 @@ class EditSession:
         plugins: Plugins,
     ) -> None:
         self.edited = edited
-        """The model with what is active in its weights and beside them."""
+        """The model with its active edits, in the weights and beside them."""
         self.model = model = edited.model
         self.ledger = ledger
         self.plugins = plugins
@@ -113,7 +113,7 @@ class EditSession:
         self._lifecycle = lifecycle
         self.extensions = parts.extensions
         self.next_batch = ledger.batches[-1].batch + 1 if ledger.batches else 0
-        """Index of the next batch. A rejected batch has used its index up, one that failed has not."""
+        """Index of the next batch. A rejected batch uses its index up; a batch that failed does not."""
         # Everything that reads the unedited model happens here, before the first edit.
         self.provenance: Mapping[str, Any] = self._editor.prepare(model, context)
         open_backend(self._backend, model, statistics=lambda: context.statistics, directory=ledger.directory)
@@ -144,9 +144,10 @@ class EditSession:
         Args:
             model: a :class:`LanguageModel`, a catalogue name, a folder or a hub id. A model that is loaded already
                 keeps its device and its type.
-            config: the editor, its companions, and all settings.
-            records: what an editor may know of the facts beside their requests.
-            directory: where the ledger is kept; left out, it is kept in memory. Batches that are there are applied.
+            config: the editor, backend, extensions and evaluators, and all settings.
+            records: the facts with their probe prompts, for editors and extensions that use more than the requests.
+            directory: where the ledger is kept; left out, it is kept in memory. The active batches of a ledger that is
+                there are applied.
             registry: the installed plugins, if they are loaded already.
 
         Raises:
@@ -158,7 +159,9 @@ class EditSession:
             look_at(model)
         resolved = resolve_session(registry, model if isinstance(model, str) else model.name, config)
         parts = make_parts(resolved, registry, seed=config.seed, progress=progress)
-        open_corpus(config.corpus, seed=config.corpus_seed)  # found now rather than after the model was loaded
+        open_corpus(
+            config.corpus, seed=config.corpus_seed
+        )  # an error is found now rather than after the model is loaded
         if isinstance(model, str):
             model = LanguageModel.load(
                 model,
@@ -195,15 +198,15 @@ class EditSession:
         batch_size: int | None = None,
         known: Mapping[str, KnownTarget] | None = None,
     ) -> list[BatchResult]:
-        """Write facts, ``batch_size`` at a time (all at once if left out), each batch durable before the next one
+        """Write facts, ``batch_size`` at a time (all at once if left out). Each batch is durable before the next one
         starts.
 
         Args:
             known: by request id, keys and values that need no optimisation.
 
         Raises:
-            RequestError: no request, one that is longer than the model's positions, or two requests of one batch
-                contradict each other.
+            RequestError: there is no request, a request is longer than the model's positions, or two requests of one
+                batch contradict each other.
             EditcoreError: a batch could not be solved; the batches before it stay applied.
         """
         if not requests:
@@ -218,12 +221,12 @@ class EditSession:
 
     @property
     def backend(self) -> Backend:
-        """What holds the changes; a backend may offer more than the protocol asks for."""
+        """The backend that holds the changes. It may offer more than the protocol asks for."""
         return self._backend
 
     @property
     def measures(self) -> tuple[Measure, ...]:
-        """The metrics of its evaluators."""
+        """The metrics of the session's evaluators."""
         return measures_of(spec for spec, _ in self._observer.evaluators)
 
     @property
@@ -242,7 +245,7 @@ class EditSession:
         refuse_contradictions(batch.requests)
         if batch.num_new:
             batch = with_additions(batch, [addition for _, addition in additions])
-            judged = self._proposed(batch)
+            judged = self._propose(batch)
         else:
             judged = Judged(batch=batch, proposal=Proposal(), verdicts={}, rejected=())
         judged = replace(judged, rejected=(*withdrawn, *judged.rejected))
@@ -250,7 +253,7 @@ class EditSession:
         entry = entry_of(judged, scale, reason)
         _warn_of_rejections(entry)
         with uninterrupted():
-            proposal, entry = self._written(judged, entry)
+            proposal, entry = self._write(judged, entry)
             self.next_batch += 1
             seconds = time.perf_counter() - start
             if entry.applied:
@@ -270,31 +273,33 @@ class EditSession:
         _warn(entry.batch, [result.not_said] if result.not_said else [])
         return result
 
-    def _proposed(self, batch: EditBatch) -> Judged:
+    def _propose(self, batch: EditBatch) -> Judged:
         """What the editor proposes, and what the gates leave of it."""
         if batch.held and not self._editor_spec.capabilities.uses_held:
             _log.warning(
-                "batch %d: %s does not look at the keys that it shall leave alone", batch.index, self._editor_spec.name
+                "batch %d: %s ignores the held keys, whose facts it should leave alone",
+                batch.index,
+                self._editor_spec.name,
             )
         proposal = self._proposer.propose(batch)
         _warn(batch.index, proposal.notes)
         return self._proposer.judged(batch, proposal, self._lifecycle)
 
-    def _written(self, judged: Judged, entry: LedgerEntry) -> tuple[Proposal, LedgerEntry]:
+    def _write(self, judged: Judged, entry: LedgerEntry) -> tuple[Proposal, LedgerEntry]:
         """Put a batch into the model and the ledger, or into neither.
 
         Returns:
-            The proposal and the entry, with what has become of the facts in the weights.
+            The proposal and the entry, with the figures that were measured after writing.
         """
         batch, proposal = judged.batch, judged.proposal
-        before = BeforeWriting(self.edited, batch, proposal)
+        before = RoundingCheck(self.edited, batch, proposal)
         if entry.applied:
-            self.edited.apply(entry.written)  # first: what is refused must not be in the ledger
+            self.edited.apply(entry.written)  # first: a change that the backend refuses must not be in the ledger
         try:
             if entry.applied:
                 rounded = before.compared(proposal, entry.changes, plugins=self.plugins)
                 _warn(batch.index, rounded.notes[len(proposal.notes) :])
-                proposal = replace(rounded, evidence=with_what_is_said(self.model, batch, rounded.evidence))
+                proposal = replace(rounded, evidence=with_said_figures(self.model, batch, rounded.evidence))
                 entry = replace(entry, evidence=proposal.evidence, notes=proposal.notes)
             self.ledger.append(entry)
         except BaseException:
@@ -304,13 +309,13 @@ class EditSession:
         return proposal, entry
 
     def undo(self, *edits: str, batches: Sequence[int] = ()) -> tuple[EditRequest, ...]:
-        """Take edits out, by id or with whole batches, in any order; the model is then as if they had never been made.
+        """Take edits out by id or by batch, in any order. The model is then as if they had never been made.
 
-        A batch that keeps some of its edits is solved again without the others, from what the ledger has of it: for one
-        layer that is what the batch would have been without them. Later batches stay as they were solved.
+        A batch that keeps some of its edits is solved again without the others, from its tensors in the ledger. For an
+        editor of one layer this is what the batch would have been without them. Later batches stay as they were solved.
 
         Returns:
-            The requests that are out now and were not before.
+            The requests that this call took out.
 
         Raises:
             RunError: there is no such edit or batch, or all are undone already.
@@ -319,7 +324,7 @@ class EditSession:
         return self._change("undo", edits, batches)
 
     def redo(self, *edits: str, batches: Sequence[int] = ()) -> tuple[EditRequest, ...]:
-        """Put undone edits back; a batch that is complete again has its first bits. As :meth:`undo` otherwise."""
+        """Put undone edits back. A batch that is complete again has its original bits. Otherwise as :meth:`undo`."""
         return self._change("redo", edits, batches)
 
     def _change(
@@ -331,7 +336,7 @@ class EditSession:
             history = self.ledger.history()
             try:
                 self.edited.rebuild([entry.written for entry in history])
-            except BaseException:  # what a backend refuses must not stay in the ledger
+            except BaseException:  # a change that the backend refuses must not stay in the ledger
                 marked = [(batch, name) for batch, out in before.items() for name in out ^ self.ledger.undone(batch)]
                 self.ledger.mark("redo" if kind == "undo" else "undo", marked)
                 self.edited.rebuild(self.ledger.active())
@@ -363,15 +368,15 @@ class EditSession:
     def evaluate(self, records: Sequence[FactRecord], *, phase: str = "after") -> Measurement:
         """Measure the model as it is now on ``records``.
 
-        Evaluators that compare are handed what they observed of the unedited model; where that is not known yet, it is
-        measured first, with the edits taken out meanwhile.
+        Evaluators that compare are handed their observations of the unedited model. If these are not known yet, they
+        are made first, with the edits taken out meanwhile.
         """
         found = self._observer.measure(records)
         self.tell_measured(found, records, phase=phase)
         return found
 
     def evaluate_unedited(self, records: Sequence[FactRecord]) -> Measurement:
-        """Measure the base model on ``records``, and remember what was observed; the edits are back when this
+        """Measure the base model on ``records``, and remember the observations. The edits are back when this
         returns."""
         with self.edited.unedited():
             found = self._observer.measure_unedited(records)
@@ -379,11 +384,12 @@ class EditSession:
         return found
 
     def remember_unedited(self, found: Measurement, records: Sequence[FactRecord]) -> None:
-        """Take what was observed of the unedited model on ``records``, here or in an earlier process."""
+        """Remember observations of the unedited model on ``records``, made here or in an earlier process."""
         self._observer.remember(found, records)
 
     def tell_measured(self, found: Measurement, records: Sequence[FactRecord], *, phase: str) -> None:
-        """Tell the extensions what was measured of the model as it is; :meth:`evaluate` does."""
+        """Tell the extensions about a measurement of the model in its present state. :meth:`evaluate` does this
+        itself."""
         self._lifecycle.after_evaluation(
             AfterEvaluation(
                 model=self.model,
@@ -409,10 +415,10 @@ class EditSession:
             return action()
 
     def save(self, directory: Path | str, *, dtype: str | None = None) -> None:
-        """Write the edited model as a folder that ``from_pretrained`` loads: whole or not at all.
+        """Write the edited model as a folder that ``from_pretrained`` loads. The folder is written whole or not at all.
 
         Args:
-            dtype: of the weights in the folder; left out, as in the folder that the model was loaded from.
+            dtype: type of the weights in the folder; left out, the type in the folder that the model was loaded from.
 
         Raises:
             ModelError: a part of the edits is kept outside the weights.

@@ -1,4 +1,4 @@
-"""The second moments that a session and a run are made with."""
+"""The second moments that a session or a run uses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["statistics_of"]
 def statistics_of(
     config: SessionConfig | RunConfig, model: LanguageModel, *, progress: Progress = silent
 ) -> StatisticsStore:
-    """The second moments of a configuration: in the cache, or computed from ``model``, unedited."""
+    """The second moments of a configuration, read from the cache or computed from ``model``, which must be unedited."""
     return StatisticsStore(
         model, corpus=config.corpus, tokens=config.corpus_tokens, seed=config.corpus_seed, progress=progress
     )

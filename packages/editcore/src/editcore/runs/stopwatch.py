@@ -21,7 +21,7 @@ class Stages:
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
     def add_batch(self, seconds: float | None, stages: Mapping[str, float]) -> None:
-        """A batch's time by the stages that its proposal named; the rest is ``other``."""
+        """Add a batch's time by the stages that its proposal named; the rest goes to ``other``."""
         for name, part in stages.items():
             self.add(name, part)
         self.add("other", (seconds or 0.0) - sum(stages.values()))

@@ -1,4 +1,4 @@
-"""The tracker that editcore brings: what happens in a run, as JSON lines. Imports no torch."""
+"""The tracker that comes with editcore: the events of a run as JSON lines. Imports no torch."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ class JsonlHParams(HParams):
 
 
 class JsonlTracker:
-    """Appends a line per lifecycle event, each flushed before the run goes on.
+    """Appends a line per lifecycle event. Each line is on the disk before the run goes on.
 
-    A run that is resumed appends behind a ``before_run`` line with ``resumed`` true. An event of a batch is written
-    once: what the interrupted part wrote is not written again, and the ``after_batch`` of a batch that was applied, but
-    whose line was lost, is made up from the ledger, with ``seconds`` null.
+    A resumed run appends a ``before_run`` line with ``resumed`` true, then its own lines. Each event of a batch is
+    written once, even if the run was interrupted between. If the ``after_batch`` line of an applied batch was lost, it
+    is made from the ledger, with ``seconds`` null.
     """
 
     def __init__(self, hparams: JsonlHParams, _context: ExtensionContext) -> None:
@@ -56,7 +56,7 @@ class JsonlTracker:
 
     @hookimpl
     def editcore_before_run(self, event: BeforeRun) -> None:
-        """Find the file, and what it has of the run already."""
+        """Find the file, and read which events of the run it has already."""
         if self.hparams.path is not None:
             self._path = Path(self.hparams.path).expanduser()
         elif event.directory is not None:
@@ -127,7 +127,7 @@ class JsonlTracker:
         self._write("after_run", {"num_edits": event.num_edits})
 
     def _read(self) -> set[tuple[str, int]]:
-        """The events of batches that are in the file; a last line that was cut off is removed."""
+        """The events of batches that the file has. A last line that was cut off is removed from the file."""
         try:
             raw = self._path.read_bytes()
             whole = raw[: raw.rfind(b"\n") + 1]
@@ -150,8 +150,8 @@ class JsonlTracker:
         return found
 
     def _begin(self) -> None:
-        """Write ``before_run``. Of a resumed run it comes with its first event: a session that is opened to look, and
-        nothing happens in, leaves no line."""
+        """Write ``before_run``. A resumed run writes it with its first event, so that a session in which nothing
+        happens leaves no line."""
         if self._marker is not None:
             marker, self._marker = self._marker, None
             self._append("before_run", marker)
@@ -168,7 +168,7 @@ class JsonlTracker:
         line = {"event": event, "time": datetime.now(UTC).isoformat(timespec="milliseconds"), **values}
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("ab", buffering=0) as file:  # a line in one write, and none of it in a buffer
+            with self._path.open("ab", buffering=0) as file:  # unbuffered: the whole line in one write
                 file.write(f"{json_text(line)}\n".encode())
         except OSError as error:
             raise StorageError(f"jsonl: cannot write {self._path}: {error.strerror}.") from error

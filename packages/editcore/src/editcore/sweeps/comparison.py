@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from editcore.interfaces.errors import HParamsError
 from editcore.plugins.registry import Plugins
-from editcore.runs.fit import refuse_twice
+from editcore.runs.fit import refuse_duplicates
 from editcore.settings.hparams import toml_lines
 from editcore.sweeps.file import SweepFile, parse_sweep
 
@@ -51,7 +51,7 @@ def make_comparison(plugins: Plugins, *, editors: Sequence[str] = (), arms: Sequ
         UnknownNameError: one of ``editors`` is not installed. Of ``arms`` that is found when the sweep is planned.
         HParamsError: an arm is malformed, two have one name, or no editor is installed.
     """
-    refuse_twice("editor", editors)
+    refuse_duplicates("editor", editors)
     for name in editors:
         plugins.editor(name)
     everything = not editors and not arms

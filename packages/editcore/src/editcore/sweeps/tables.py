@@ -17,7 +17,7 @@ from editcore.evaluation.measures import Measure, retention_of, shown
 from editcore.evaluation.summaries import Average, average_of
 from editcore.interfaces.errors import RunError
 from editcore.interfaces.metrics import HOLDS
-from editcore.runs.record import recorded
+from editcore.runs.record import read_requests
 from editcore.runs.results import RESULTS_NAME, RunSummary
 from editcore.sweeps.file import UNEDITED
 from editcore.sweeps.plan import Plan, Point, Trial
@@ -222,7 +222,7 @@ def _finished(plan: Plan, directory: Path) -> Iterable[str]:
 def _read(trial: Path, measures: Sequence[Measure]) -> _Result:
     try:
         summary = RunSummary.read(trial)
-        order = [record.request.id for record in recorded(trial)]
+        order = [record.request.id for record in read_requests(trial)]
         table = pd.read_parquet(trial / RESULTS_NAME)
         own = {(metric.evaluator, metric.name): metric.key for metric in summary.metrics}
         keys = {

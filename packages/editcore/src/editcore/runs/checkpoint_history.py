@@ -1,4 +1,4 @@
-"""``forgetting.json``: what was measured at the checkpoints of a run, and what it says of forgetting."""
+"""``forgetting.json``: the measurements at the checkpoints of a run, and the forgetting that they show."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from editcore.interfaces.errors import RunError
 from editcore.runs.forgetting import Forgetting
 from editcore.runs.held_out import TextInfo
 
-__all__ = ["FORGETTING_NAME", "Checkpoint", "Watched", "read_watched"]
+__all__ = ["FORGETTING_NAME", "Checkpoint", "CheckpointHistory", "read_checkpoint_history"]
 
 FORGETTING_NAME = "forgetting.json"
 
 
 @documented
 class Checkpoint(BaseModel):
-    """What was measured after a batch, by metric, as it is shown; ``None`` where one cannot be told."""
+    """The measurements after a batch. Values are by metric, as they are shown; ``None`` if a metric has no value."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     batch: int
-    """Index of the batch before it."""
+    """Index of the batch before the checkpoint."""
     num_edits: int
     """Facts that were active."""
     facts: int
@@ -34,13 +34,13 @@ class Checkpoint(BaseModel):
     values: Mapping[str, float | None]
     """With the edits made so far."""
     before: Mapping[str, float | None]
-    """The same of the unedited model on the same facts."""
+    """The values of the unedited model on the same facts."""
     interval: Mapping[str, tuple[float, float]]
-    """95 % intervals over facts, of the means that were measured."""
+    """95 % intervals over facts, for metrics that are means over facts."""
     perplexity: FloatOrNull
-    """Of the text, with the edits made so far."""
+    """Perplexity of the text, with the edits made so far."""
     perplexity_ratio: FloatOrNull
-    """To the unedited model."""
+    """That perplexity divided by the one of the unedited model."""
     relative_change: Mapping[str, FloatOrNull]
     """‖ΔW‖/‖W‖ (Frobenius) by address: all active changes together over the unedited weight."""
     seconds: float
@@ -48,40 +48,40 @@ class Checkpoint(BaseModel):
 
 
 @documented
-class Watched(BaseModel):
-    """``forgetting.json``."""
+class CheckpointHistory(BaseModel):
+    """The checkpoints of a run so far; the content of ``forgetting.json``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     eval_every: int
     """Facts between two checkpoints."""
     eval_sample: int | None
-    """Facts measured at each; ``None`` for all."""
+    """Facts measured at each checkpoint; ``None`` for all."""
     text: TextInfo
-    """What the perplexity is of."""
+    """The text whose perplexity is measured."""
     metrics: tuple[Measure, ...]
     """What is measured, in the order in which it is shown."""
     retention: str | None
-    """Key of the metric by which a fact is retained; ``None`` if none says so, and then nothing is told of
-    forgetting."""
+    """Key of the metric that says whether a fact is retained. ``None`` if no metric does; forgetting is then not
+    measured."""
     checkpoints: tuple[Checkpoint, ...]
     """In the order in which they came."""
     forgetting: Forgetting
-    """What the checkpoints say of it together."""
+    """The forgetting, from all checkpoints together."""
 
     @property
     def known(self) -> frozenset[str]:
-        """Keys of the metrics that could be told at some checkpoint."""
+        """Keys of the metrics that have a value at one checkpoint or more."""
         return frozenset(
             key for checkpoint in self.checkpoints for key, value in checkpoint.values.items() if value is not None
         )
 
 
-def read_watched(directory: Path | str) -> Watched:
-    """What a run, finished or not, has seen at its checkpoints.
+def read_checkpoint_history(directory: Path | str) -> CheckpointHistory:
+    """The checkpoints of a run, which may be unfinished.
 
     Raises:
-        RunError: there was none yet, or the file is damaged.
+        RunError: the run has no checkpoint yet, or the file is damaged.
     """
     directory = Path(directory)
     path = directory / FORGETTING_NAME
@@ -90,4 +90,4 @@ def read_watched(directory: Path | str) -> Watched:
             f"{directory} has no checkpoints ({FORGETTING_NAME} is not there). Runs have them with "
             "'editctl run --eval-every N'."
         )
-    return read_record(path, Watched)
+    return read_record(path, CheckpointHistory)
