@@ -89,7 +89,7 @@ def test_the_rows_of_a_value_are_its_contexts_and_the_essence_prompt() -> None:
         prompt, target = encode(template.format(request.text)), encode(" " + request.target_new)[1:]  # without BOS
         assert row.ids == prompt + target
         assert (row.targets, row.lookup) == (target, len(encode(template.format("Marie Curie"))) - 1)
-        assert value.read(value.contexts.index(row)).ids == (prompt + target)[:-1]
+        assert value.model_input(value.contexts.index(row)).ids == (prompt + target)[:-1]
     assert list(value.contexts_and_essence()) == [0, 1, 2, ESSENCE]
     [value] = value_rows(model, [request], TEMPLATES, hparams(kl_factor=0.0))
     assert list(value.contexts_and_essence()) == [0, 1, 2]

@@ -1,6 +1,6 @@
-"""What ROME, MEMIT, EMMET and their kin share: the editor, its hyperparameters, keys, target values and templates.
+"""The common part of ROME, MEMIT, EMMET and similar methods: editor, hyperparameters, keys, target values, templates.
 
-A method derives from :class:`LocateThenEdit` and :class:`LocateThenEditHParams` and brings its solve.
+A method derives from :class:`LocateThenEdit` and :class:`LocateThenEditHParams` and adds its own solve.
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-"""What the model gives at one layer for the facts of a batch: keys, outputs, and the stream.
+"""Activations of the facts of a batch at one layer: keys, outputs of the projection, and the residual stream.
 
 Shapes: ``n`` facts, ``contexts`` templates, ``d_in``, ``d_out`` the widths of the edited projection.
 """
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["ActivationReader", "KeyWeighting", "LayerActivations", "ResidualKey", "context_weights", "kept_keys"]
 
 ResidualKey = Literal["mean", "prompt"]
-"""The key that gets the residual: the mean over the contexts, or the bare prompt's."""
+"""The key to which the solve gives the residual: the mean key over the contexts, or the key of the bare prompt."""
 
 KeyWeighting = Literal["grouped", "mean", "prompt"]
 """How keys of the contexts are averaged (:func:`context_weights`); ``prompt``: the bare prompt's key alone."""
@@ -32,7 +32,7 @@ KeyWeighting = Literal["grouped", "mean", "prompt"]
 _FACTS_PER_CHUNK = 128
 """Keys are averaged over contexts this many facts at a time, to bound memory."""
 _KEPT_BYTES = 2**28
-"""Memory for inputs of the edited block of one layer, from which the next layer's capture begins."""
+"""Memory for the hidden states at one layer, from which the capture of the next layer resumes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +62,8 @@ class ActivationReader:
 
     Args:
         key_weighting: how keys of the contexts are averaged.
-        residual_key: the key that gets the residual.
-        resume: whether a layer's capture may begin where that of the layer below ended.
+        residual_key: the key to which the solve gives the residual.
+        resume: whether a layer's capture may resume from the hidden states of the layer below.
     """
 
     def __init__(
@@ -86,16 +86,18 @@ class ActivationReader:
         """Activations of all facts of a batch at ``layer``.
 
         Args:
-            deepest: the last edited layer, whose block's output is read, too.
-            kept: by row, keys that need no forward pass (:func:`kept_keys`); they go through the edited projection
-                alone.
+            deepest: the last edited layer. The output of its block is read, too.
+            kept: by row, keys that need no forward pass (:func:`kept_keys`). Only the edited projection is computed for
+                them.
 
         Raises:
             NumericalError: a kept key does not fit the projection.
         """
         model, fresh = self.model, [row for row in range(len(batch)) if row not in kept]
         parts = [
-            self._of({row: batch.requests[row] for row in fresh[start : start + _FACTS_PER_CHUNK]}, layer, deepest)
+            self._read_facts(
+                {row: batch.requests[row] for row in fresh[start : start + _FACTS_PER_CHUNK]}, layer, deepest
+            )
             for start in range(0, len(fresh), _FACTS_PER_CHUNK)
         ]
         if not kept:
@@ -110,16 +112,16 @@ class ActivationReader:
                 )
         keys = torch.stack([key.double() for key in kept.values()]).to(model.place(layer))  # [kept, d_in]
         outputs = project(model, name, keys)
-        # A known fact asks for a value, and not for a part of δ that lower layers have not reached. Its stream is not
-        # read.
+        # The stream tells how much of δ the lower layers have reached. A known fact asks for a value, so its stream is
+        # not needed.
         parts.append(LayerActivations(keys, keys, outputs, outputs, torch.zeros_like(outputs)))
         return LayerActivations.join(parts, torch.tensor([*fresh, *kept]).argsort())
 
-    def _of(self, requests: Mapping[int, EditRequest], layer: int, deepest: int) -> LayerActivations:
+    def _read_facts(self, requests: Mapping[int, EditRequest], layer: int, deepest: int) -> LayerActivations:
         """Activations of some facts, given by their row in the batch."""
         prompts = self.captures.capture(self._rows(requests, range(1)), sorted({layer, deepest}))
         captured = [prompts[layer]]
-        if len(self.templates) > 1:  # prompts behind contexts do not go on to the deepest layer
+        if len(self.templates) > 1:  # prompts behind contexts are not run up to the deepest layer
             contexts = self._rows(requests, range(1, len(self.templates)))
             captured.append(self.captures.capture(contexts, [layer])[layer])
         shares = context_weights(len(self.templates), self.key_weighting).to(self.model.place(layer))
@@ -151,7 +153,8 @@ class ActivationReader:
 
 
 def kept_keys(batch: EditBatch, name: str, fresh: Mapping[str, int]) -> dict[int, Tensor]:
-    """By row, the stored keys of replayed facts that are not optimised anew (``fresh`` has the ids of those)."""
+    """By row, the stored keys of replayed facts. Facts that are optimised anew, whose ids are in ``fresh``, are left
+    out."""
     return {
         row: batch.known[request.id].keys[name]
         for row, request in enumerate(batch.requests)
@@ -162,7 +165,8 @@ def kept_keys(batch: EditBatch, name: str, fresh: Mapping[str, int]) -> dict[int
 def context_weights(count: int, weighting: KeyWeighting) -> Tensor:
     """Share of each context in a mean key, ``[count]`` float64, the bare prompt first.
 
-    ``grouped``: ½ for the bare prompt, ½ for the others together (MEMIT's code). ``mean``: all alike (ROME, eq. 3).
+    ``grouped``: ½ for the bare prompt, ½ for the others together (MEMIT's code). ``mean``: the same share for all
+    (ROME, eq. 3).
     """
     if weighting == "mean" or count == 1:
         return torch.full((count,), 1 / count, dtype=torch.float64)

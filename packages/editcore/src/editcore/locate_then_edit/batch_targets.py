@@ -1,4 +1,4 @@
-"""What the facts of a batch ask for: an optimised δ for the new ones, stored values for those already known."""
+"""Targets of the facts of a batch: an optimised δ for new facts, stored values for known facts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["BatchTargets", "ResidualKind"]
 
 ResidualKind = Literal["shift", "value"]
-"""What a new fact asks for: δ more than its key gives now, or the bare prompt's value h₀ + δ."""
+"""What a new fact asks for: δ on top of the present output for its key, or the bare prompt's value h₀ + δ."""
 
 _UNKNOWN = KnownTarget(keys={}, values={})
 
@@ -34,7 +34,7 @@ class BatchTargets:
     """The targets of one batch."""
 
     optimised: Targets | None
-    """Of the facts whose value was optimised; ``None`` if all are known."""
+    """Targets of the facts whose value was optimised; ``None`` if all facts are known."""
     row: Mapping[str, int]
     """Row in ``optimised`` by request id."""
     stream_before: Tensor | None = None
@@ -50,10 +50,11 @@ class BatchTargets:
         prepared: Prepared,
         context: EditContext,
     ) -> BatchTargets:
-        """Optimise the values of the facts that are not known at all of ``layers``, at the last of them."""
+        """Optimise, at the last of ``layers``, the values of the facts that do not have stored values at all of
+        ``layers``."""
         names = {model.layout.weight_name(layer) for layer in layers}
-        # A replayed fact may have been written at other layers (layer_selection = "random") and has no value at these.
-        # The model says it already, as a rule, so its optimisation ends with the first evaluation.
+        # A replayed fact that was written at other layers (layer_selection = "random") has no value at these. The model
+        # usually says it already, so its optimisation ends with the first evaluation.
         elsewhere = {
             request.id
             for request in batch.requests[batch.num_new :]
@@ -82,49 +83,49 @@ class BatchTargets:
         batch: EditBatch,
         *,
         name: str,
-        seen: LayerActivations,
+        activations: LayerActivations,
         share: float,
         kind: ResidualKind,
     ) -> Tensor:
-        """What one layer is asked to add to each fact's output, ``[n, d_out]`` float64.
+        """Residuals at one layer: what it should add to each fact's output, ``[n, d_out]`` float64.
 
-        A new fact asks for its share of the part of δ that the layers below have not reached (``kind`` says on top of
-        what). A known fact asks for the value it had at this layer when it was solved.
+        A new fact asks for a share of the part of δ that the layers below have not reached. ``kind`` says to what this
+        is added. A known fact asks for the value that it had at this layer when it was solved.
 
         Args:
             name: address of the layer's weight.
-            share: 1 over the number of layers that are left.
+            share: 1 / (number of layers that are left).
 
         Raises:
             NumericalError: a stored value comes from other layers or another model.
         """
         if self.stream_before is None:
-            self.stream_before = seen.stream
-        reached = (seen.stream - self.stream_before.to(seen.stream)) / model.layout.residual_scale
-        residuals = torch.empty_like(seen.outputs)
+            self.stream_before = activations.stream
+        reached = (activations.stream - self.stream_before.to(activations.stream)) / model.layout.residual_scale
+        residuals = torch.empty_like(activations.outputs)
         for row, request in enumerate(batch.requests):
             if request.id in self.row:
                 assert self.optimised is not None
                 delta = self.optimised.deltas[self.row[request.id]].double().to(reached.device)
                 residuals[row] = (delta - reached[row]) * share
                 if kind == "value":
-                    residuals[row] += seen.prompt_outputs[row] - seen.outputs[row]
+                    residuals[row] += activations.prompt_outputs[row] - activations.outputs[row]
             else:
                 value = _stored_value(batch.known[request.id], name, request)
-                if value.shape != seen.outputs[row].shape:
+                if value.shape != activations.outputs[row].shape:
                     raise NumericalError(
                         f"The stored value of '{request.text}' has the shape {list(value.shape)}, but {name} of "
-                        f"{model.name} gives {seen.outputs.shape[1]} numbers: it comes from another model. Edit the "
-                        "fact anew."
+                        f"{model.name} gives {activations.outputs.shape[1]} numbers: it comes from another model. "
+                        "Edit the fact anew."
                     )
-                residuals[row] = value.to(reached) - seen.outputs[row]
+                residuals[row] = value.to(reached) - activations.outputs[row]
         return residuals
 
     def figures(self, row: int, batch: EditBatch) -> Mapping[str, float]:
-        """How the target of a fact was found; empty if it was known without that.
+        """Figures of the optimisation that found a fact's target; empty if the target was known without one.
 
-        ``steps`` of the optimiser, ``target_loss`` and ``target_probability`` at its end (the mean over contexts of the
-        probability per token), ``delta_norm`` ‖δ‖ and ``value_norm`` ‖h₀‖.
+        ``steps`` of the optimiser; ``target_loss`` and ``target_probability`` at its end, the latter being the mean
+        over contexts of the probability per token; ``delta_norm`` ‖δ‖ and ``value_norm`` ‖h₀‖.
         """
         request = batch.requests[row]
         place = self.row.get(request.id)

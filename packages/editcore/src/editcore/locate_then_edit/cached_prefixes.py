@@ -1,11 +1,12 @@
-"""Token rows whose prefix has been run once.
+"""Token rows whose prefix, the tokens before the lookup token, has been run once.
 
-Three things never change with δ: the tokens before the lookup token, the blocks up to the edited one (δ is added to its
-output), and the last target token, which is predicted and never read. So the keys and values of every prefix are kept,
-and so is what the edited block gives for the tokens behind it. Each step of the optimisation runs the model from there,
-on the tails alone. Rows of one context begin alike; that beginning is run and kept once for all of them.
+δ is added to the output of the edited block at the lookup token. So it changes nothing at earlier tokens, and nothing
+in the blocks up to the edited one. The keys and values of every prefix are therefore kept, as is the output of the
+edited block for the tokens behind the prefix (the tail). Each step of the optimisation runs only the blocks above, on
+the tails. The last target token is predicted and never read. Rows of one context begin with the same tokens, and these
+are run and kept once for all of them.
 
-Whether a model's family allows this is found out by comparing logits (:func:`prefixes_fit`).
+Whether a model's family allows this is tested by comparing logits (:func:`prefixes_fit`).
 
 Shapes: ``rows`` of one pass, ``tail`` tokens from the lookup token on.
 """
@@ -42,21 +43,21 @@ if TYPE_CHECKING:
 
 __all__ = ["CachedPrefixes", "prefixes_fit"]
 
-_UNFIT = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
-"""What a family without a standard key/value cache raises."""
+_UNCACHEABLE = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
+"""Errors that a family without a standard key/value cache raises."""
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _CachedRow:
-    """What is kept of one row."""
+    """The cached part of one row."""
 
     row: TokenRow
     beginning: range
-    """Slots of the tokens that its prefix shares with the other rows of its context."""
+    """Slots of the first tokens, which all rows of its context share."""
     own: range
-    """Slots of the prefix's other tokens."""
+    """Slots of the other tokens of its prefix."""
     outputs: Tensor
     """``[tail, d_model]`` output of the edited block."""
     projected: Tensor
@@ -64,15 +65,17 @@ class _CachedRow:
 
 
 class CachedPrefixes:
-    """The rows of the values that are optimised now, with the keys and values of their prefixes.
+    """The rows of the values that are being optimised, with the keys and values of their prefixes.
 
-    Keys and values lie packed, without padding, and a slot is a token's place among them. The beginnings come first;
-    the other tokens of prefixes follow, and of those the blocks up to the edited one keep nothing.
+    Keys and values of all tokens are stored one after the other, without padding. A token's *slot* is its place there.
+    The shared beginnings come first, and every block keeps them. The other tokens of the prefixes follow; only the
+    blocks above the edited one keep them.
     """
 
     @torch.no_grad()
     def __init__(self, model: LanguageModel, contexts: Mapping[int, Sequence[TokenRow]], *, layer: int) -> None:
-        """``contexts``: all rows there will be, by the context of their name. The rows of a context may begin alike."""
+        """``contexts``: all rows that will be cached, by the context of their name. Rows of one context may begin with
+        the same tokens."""
         self.model, self.layer = model, layer
         self._rows: dict[RowName, _CachedRow] = {}
         self._returns_tuple = False
@@ -91,7 +94,7 @@ class CachedPrefixes:
 
     @torch.no_grad()
     def replace(self, kept: Sequence[RowName], new: Mapping[RowName, TokenRow], budget: PassBudget) -> None:
-        """Forget all rows but ``kept`` and run the prefixes of ``new`` ones, in passes within ``budget``."""
+        """Forget all rows but ``kept``, and run the prefixes of the ``new`` rows in passes within ``budget``."""
         names = list(new)
         cuts = plan_passes([self._own_length(name, new[name]) for name in names], budget)
         passes = [self._prepare({names[index]: new[names[index]] for index in members}) for members in cuts]
@@ -164,7 +167,7 @@ class CachedPrefixes:
         blocks = [
             (torch.cat([keys, own_keys]), torch.cat([values, own_values]))
             for (keys, values), (own_keys, own_values) in zip(self._blocks, lower, strict=False)
-        ] + self._blocks[self.layer + 1 :]  # this pass ends below them
+        ] + self._blocks[self.layer + 1 :]  # this pass ends below these blocks
         slots = [[*shared, *rest] for shared, rest in zip(beginnings, own, strict=True)]
         edited = run_to_edited_block(self.model, self.layer, self._padded(rows, blocks, slots, None))
         self._returns_tuple = edited.returns_tuple
@@ -194,17 +197,17 @@ class CachedPrefixes:
 
 
 def prefixes_fit(model: LanguageModel, contexts: Mapping[int, Sequence[TokenRow]], *, layer: int) -> bool:
-    """Whether cached prefixes give the logits of the whole rows, with and without a δ.
+    """Whether cached prefixes give the same logits as whole rows, with and without a δ.
 
-    The tolerance is relative to the spread of the logits. It is four times the difference that rounding makes between
-    the same whole rows run one by one and padded together: wide enough for another order of sums, far too narrow for a
-    wrong mask, position or skipped block.
+    The tolerance is relative to the spread of the logits. It is four times the difference between whole rows run one by
+    one and the same rows padded together, which is due to rounding. That is wide enough for another order of sums, and
+    far too narrow for a wrong mask, position or skipped block.
 
     Args:
-        contexts: some rows, those with a beginning in common together.
+        contexts: some rows, by context; rows of one context may begin with the same tokens.
 
     Raises:
-        RuntimeError, MemoryError: memory ran out, which says nothing of the model.
+        RuntimeError, MemoryError: memory ran out, so the test has no result.
     """
     named = {RowName(value, context): row for context, group in contexts.items() for value, row in enumerate(group)}
     rows = list(named.values())
@@ -215,7 +218,7 @@ def prefixes_fit(model: LanguageModel, contexts: Mapping[int, Sequence[TokenRow]
         cached.replace([], named, PassBudget.forward(model))
         return cached.take(list(named))
 
-    tails = _unless_unfit(prepared)
+    tails = _none_if_uncacheable(prepared)
     if tails is None:
         return False
     generator = torch.Generator().manual_seed(0)
@@ -231,29 +234,32 @@ def prefixes_fit(model: LanguageModel, contexts: Mapping[int, Sequence[TokenRow]
                 run(row, delta=delta[place, None], rows=index[:1], positions=last[place, None])
                 for place, row in enumerate(alone)
             ]
-            found = _unless_unfit(functools.partial(run, tails, delta=delta, rows=index, positions=last - lookup))
+            found = _none_if_uncacheable(
+                functools.partial(run, tails, delta=delta, rows=index, positions=last - lookup)
+            )
             if found is None:
                 return False
             spread = (expected.max() - expected.min()).clamp_min(1e-6)
             off, rounding = ((logits - expected).abs().max() / spread for logits in (found, torch.cat(again)))
             tolerance = max(1e-4, 4 * max(float(rounding), torch.finfo(model.dtype).eps / 2))
-            if not bool(off < tolerance):  # NaN is not
+            if not bool(off < tolerance):  # also true for NaN
                 return False
     return True
 
 
-def _unless_unfit(work: Callable[[], Result]) -> Result | None:
-    """What the work gives; ``None`` if the model has no standard key/value cache for it."""
+def _none_if_uncacheable(work: Callable[[], Result]) -> Result | None:
+    """The result of ``work``; ``None`` if the model does not have the standard key/value cache that it needs."""
     try:
         return work()
-    except _UNFIT as error:
+    except _UNCACHEABLE as error:
         if is_out_of_memory(error):
             raise
         return None
 
 
 def _packed(mask: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """``[rows, heads, tokens, width]`` as ``[tokens where the mask is 1, heads, width]``, row after row."""
+    """``[rows, heads, tokens, width]`` as ``[kept tokens, heads, width]``, row after row; tokens with mask 0 are
+    dropped."""
     where = mask.bool().to(keys.device)
     return keys.transpose(1, 2)[where], values.transpose(1, 2)[where]
 
@@ -264,7 +270,7 @@ def _picked(tensor: Tensor, places: Tensor) -> Tensor:
 
 
 def _common_beginning(rows: Sequence[TokenRow]) -> tuple[int, ...]:
-    """The longest beginning that all rows share and that ends before every lookup token."""
+    """The longest beginning that all rows share. It ends before every lookup token."""
     shared = rows[0].ids[: min(row.lookup for row in rows)]
     for row in rows[1:]:
         pairs = enumerate(zip(shared, row.ids, strict=False))

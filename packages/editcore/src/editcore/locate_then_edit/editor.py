@@ -1,8 +1,8 @@
-"""The way of every locate-then-edit method: keys, targets, and one solve per layer.
+"""The steps of every locate-then-edit method: keys, targets, and one solve per layer.
 
-A method is how one layer is solved; everything else is here (:class:`LocateThenEdit`). Several layers share a fact's
-residual as MEMIT does (arXiv 2210.07229, section 4.3): each layer takes an equal part of what is left, keys and
-residuals are measured anew once the layers below have theirs.
+A method defines how one layer is solved; everything else is here (:class:`LocateThenEdit`). Several layers share a
+fact's residual as in MEMIT (arXiv 2210.07229, section 4.3). Each layer takes an equal part of the residual that is
+left. Keys and residuals are measured anew once the layers below have their changes.
 
 Shapes: ``n`` edits, ``contexts`` templates, ``d_in``, ``d_out`` the widths of the edited projection.
 """
@@ -56,16 +56,17 @@ class _Clock:
 
 @documented
 class LocateThenEdit:
-    """An editor of this kind. A method gives its :attr:`name` and what differs of the properties and :meth:`solve`.
+    """A locate-then-edit editor. A method sets its :attr:`name` and overrides :meth:`solve` or the properties where it
+    differs.
 
-    Without a change it is the shared solve of :func:`editcore.second_moments.solve_update` with :attr:`ridge`.
+    By default :meth:`solve` is :func:`editcore.second_moments.solve_update` with :attr:`ridge`.
     """
 
     name: ClassVar[str]
-    """As it is announced; error messages begin with it."""
+    """The name under which it is announced; error messages begin with it."""
     right_from_keys: ClassVar[bool] = False
-    """True if the solve's left factor has one column per request, and its right factor depends on keys and weights
-    alone. A batch without some of its facts is then solved from the ledger (:meth:`resolve`)."""
+    """True if the left factor of the solve has one column per request and the right factor depends only on keys and
+    weights. A batch can then be solved from the ledger without some of its facts (:meth:`resolve`)."""
 
     def __init__(self, hparams: LocateThenEditHParams) -> None:
         self.hparams = hparams
@@ -73,10 +74,10 @@ class LocateThenEdit:
         self._written: frozenset[str] = frozenset()
         """Names of the weights that this run's active edits change."""
 
-    # What methods may change
+    # A method may override these.
 
     def solve(self, problem: LayerProblem) -> Update:
-        """The change of one layer: the method itself."""
+        """The change of one layer. This is where methods differ."""
         return solve_update(
             problem.keys,
             problem.residuals,
@@ -88,8 +89,7 @@ class LocateThenEdit:
 
     @property
     def ridge(self) -> float:
-        """λ of the solve, which turns ``mom2_update_weight = "auto"`` into a number; 0 makes every fact a
-        constraint."""
+        """λ of the solve; 0 makes every fact a constraint. ``mom2_update_weight = "auto"`` depends on it, too."""
         return 0.0
 
     @property
@@ -99,36 +99,36 @@ class LocateThenEdit:
 
     @property
     def residual_key(self) -> ResidualKey:
-        """The key that gets the residual: the mean over the contexts, which the solve is given (``mean``), or the bare
-        prompt's (``prompt``), to which the solved change is then rescaled
+        """The key to which the solve gives the residual. ``mean``: the mean key over the contexts, which the solve is
+        given. ``prompt``: the bare prompt's key; the solved change is then rescaled for it
         (:func:`editcore.second_moments.hold_at`; λ must be 0)."""
         return "mean"
 
     @property
     def residual_kind(self) -> ResidualKind:
-        """What a new fact asks for: δ more than its key gives now (``shift``), or the bare prompt's value h₀ + δ
-        (``value``). The two differ by W(k_bare − k) where the key is a mean over contexts."""
+        """What a new fact asks for. ``shift``: δ on top of the present output for its key. ``value``: the bare prompt's
+        value h₀ + δ. The two differ by W(k_bare − k) if the key is a mean over contexts."""
         return "shift"
 
     @property
     def low_fraction_advice(self) -> str:
-        """What to do when the solve gives the median fact little of its residual; empty where nothing can be set."""
+        """Advice for the user if the median fact gets only a small part of its residual; empty if no setting helps."""
         return "Lower mom2_update_weight or set it to 'auto'."
 
-    # The way that all of them share
+    # All methods share these.
 
     def prepare(self, model: LanguageModel, context: EditContext) -> Mapping[str, Any]:
-        """Check the layers, fetch second moments and fix the context templates, of the unedited model.
+        """Check the layers, fetch second moments and fix the context templates. The model must be unedited.
 
         Raises:
-            HParamsError: a layer does not exist, the settings do not fit the model, or a tracing of it is asked for and
-                is not there.
+            HParamsError: a layer does not exist, the settings do not fit the model, or they ask for a tracing of the
+                model and there is none.
         """
         self._prepared = prepare(model, self.hparams, context, owner=self.name)
         return self._prepared.provenance()
 
     def prepared(self, model: LanguageModel, context: EditContext) -> Prepared:
-        """What :meth:`prepare` learnt; of a model that it was not shown, it is learnt now."""
+        """What :meth:`prepare` learnt. If it has not been called, it is called now."""
         if self._prepared is None:
             self.prepare(model, context)
         assert self._prepared is not None
@@ -139,11 +139,11 @@ class LocateThenEdit:
         self._written = frozenset(name for entry in history for name in entry.changes)
 
     def absorb(self, entry: LedgerEntry) -> None:
-        """The same for a batch that was written after those."""
+        """See :class:`editcore.Remembers`: one more batch has been written."""
         self._written |= entry.changes.keys()
 
     def propose(self, model: LanguageModel, batch: EditBatch, context: EditContext) -> Proposal:
-        """Solve one batch, layer by layer; the model is back to the bit when this returns or raises.
+        """Solve one batch, layer by layer. The model has its old bits again when this returns or raises.
 
         Raises:
             RequestError: the batch is empty.
@@ -155,14 +155,14 @@ class LocateThenEdit:
         clock = _Clock({})
         groups: list[SolvedGroup] = []
         changes: dict[str, FactoredDelta] = {}
-        # The lower layers first: what is asked of the upper ones is measured with them in place.
-        for group in self._groups(model, batch, context):
-            solved = self._solved(model, group, changes, clock, context)
+        # Lower layers come first, because the residuals of upper layers are measured with the lower changes in place.
+        for group in self._grouped(model, batch, context):
+            solved = self._solve_group(model, group, changes, clock, context)
             groups.append(solved)
             changes |= solved.changes
         known: dict[str, KnownTarget] = {}
         evidence: dict[str, EditEvidence] = {}
-        for solved in reversed(groups):  # a fact may be in two groups; its bare prompt is in the lower one
+        for solved in reversed(groups):  # a fact may be in two groups; the lower group has its bare prompt
             for name, target in solved.known().items():
                 known[name] = joined_targets(known.get(name), target)
             for found in solved.evidence():
@@ -181,11 +181,11 @@ class LocateThenEdit:
             seconds=clock.seconds,
         )
 
-    def _groups(self, model: LanguageModel, batch: EditBatch, context: EditContext) -> Iterator[_Group]:
-        """The facts of a batch by the layers that they are written at, lower layers first.
+    def _grouped(self, model: LanguageModel, batch: EditBatch, context: EditContext) -> Iterator[_Group]:
+        """The facts of a batch, grouped by the layers at which they are written, lower layers first.
 
-        A fact that is looked up at the first of all tokens is written twice: its bare prompt at the first-token layers,
-        and its prompt behind a context at the usual ones.
+        A fact whose lookup token is the first of all tokens is written twice: its bare prompt at the first-token
+        layers, and its prompt behind a context at the usual layers.
         """
         prepared = self.prepared(model, context)
         ids = {request.id for request in batch.requests}
@@ -212,7 +212,7 @@ class LocateThenEdit:
             layers = _chosen_layers(self.hparams.layer_selection, prepared.layers, batch, context.seed)
             yield _Group(usual, layers, self.key_weighting)
 
-    def _solved(
+    def _solve_group(
         self,
         model: LanguageModel,
         group: _Group,
@@ -220,7 +220,7 @@ class LocateThenEdit:
         clock: _Clock,
         context: EditContext,
     ) -> SolvedGroup:
-        """Solve facts that are written at the same layers, on a model that has the changes ``below`` already."""
+        """Solve the facts of one group, on a model that has the changes ``below`` in place."""
         hparams, prepared, batch, layers = self.hparams, self.prepared(model, context), group.batch, group.layers
         with clock.stage("targets"):
             targets = BatchTargets.of(model, batch, layers, hparams, prepared, context)
@@ -233,7 +233,7 @@ class LocateThenEdit:
             prepared.templates,
             key_weighting=group.key_weighting,
             residual_key=self.residual_key,
-            # Where prefixes can be cached, a block reads nothing of the lower ones but the residual stream.
+            # If prefixes can be cached, a block reads nothing but the residual stream from lower blocks.
             resume=len(layers) > 1 and prepared.cache_prefixes.get(layers[-1], False),
         )
         for number, layer in enumerate(layers):
@@ -241,25 +241,31 @@ class LocateThenEdit:
             with context.trial(changes):
                 with clock.stage("keys"):
                     kept = kept_keys(batch, name, targets.row) if self._keys_stay(model, layer, prepared, below) else {}
-                    seen = reader.read(batch, layer, deepest=layers[-1], kept=kept)
+                    activations = reader.read(batch, layer, deepest=layers[-1], kept=kept)
                 residuals = targets.residuals(
-                    model, batch, name=name, seen=seen, share=1 / (len(layers) - number), kind=self.residual_kind
+                    model,
+                    batch,
+                    name=name,
+                    activations=activations,
+                    share=1 / (len(layers) - number),
+                    kind=self.residual_kind,
                 )
                 weight_norm = float(model.weight(name).float().norm())
             with clock.stage("solve"):
-                facts = FactsAtLayer(keys=seen.keys, residuals=residuals, weights=weights.to(seen.keys))
+                facts = FactsAtLayer(keys=activations.keys, residuals=residuals, weights=weights.to(activations.keys))
                 problem = self._problem(model, layer, facts, batch.held, context)
                 update = self.solve(problem)
                 if self.residual_key == "prompt":
-                    update = hold_at(update, seen.keys, seen.residual_keys, problem.metric)
+                    update = hold_at(update, activations.keys, activations.residual_keys, problem.metric)
             if not update.delta.is_finite():
                 raise NumericalError(f"The update of {name} holds NaN or Inf; nothing was applied.")
             changes[name] = update.delta
-            solved.append(SolvedLayer(problem, seen, update, weight_norm))
+            solved.append(SolvedLayer(problem, activations, update, weight_norm))
         return SolvedGroup(batch, targets, solved)
 
     def _metric(self, model: LanguageModel, layer: int, context: EditContext) -> Metric:
-        """What a change of a layer is priced by; at a first-token layer it is computed when a fact first needs it."""
+        """The metric that prices a change of a layer. At a first-token layer it is computed when a fact first needs
+        it."""
         prepared = self.prepared(model, context)
         if layer not in prepared.metrics:
             prepared.metrics[layer] = first_token_metric(model, layer, self.hparams, context)
@@ -270,7 +276,7 @@ class LocateThenEdit:
     ) -> bool:
         """Whether the ledger's keys of earlier facts at ``layer`` are what a forward pass would give.
 
-        Keys depend on the weights below alone. With ``residual_key = "prompt"`` the ledger has other keys than those
+        Keys depend only on the weights below. With ``residual_key = "prompt"`` the keys in the ledger are not those
         that the solve is given.
         """
         if self.residual_key == "prompt":
@@ -285,13 +291,13 @@ class LocateThenEdit:
     ) -> Written | None:
         """Solve some requests of a batch again, from their stored keys and residuals; see :class:`editcore.Resolves`.
 
-        Of Δ = R (KᵀC'⁻¹K + Λ)⁻¹KᵀC'⁻¹ the ledger has K and, as the left factor, R. Fewer columns of both give what
-        :meth:`propose` would have given for those requests at the time, without running the model. The solve must be of
-        this form (:attr:`right_from_keys`), and its residuals must be those of the keys that it is given.
+        For Δ = R (KᵀC'⁻¹K + Λ)⁻¹KᵀC'⁻¹ the ledger has K and, as the left factor, R. Taking fewer columns of both gives
+        what :meth:`propose` would have given for those requests at the time, without running the model. The solve must
+        be of this form (:attr:`right_from_keys`), and its residuals must belong to the keys that it is given.
 
         Returns:
-            ``None`` where keys of upper layers depend on what lower ones got: for facts of several layers, and where a
-            fact is left out that was written below others.
+            ``None`` if keys of upper layers depend on changes of lower layers that would differ. This is so for facts
+            of several layers, and if a fact that is left out was written below others.
         """
         if not self.right_from_keys or self.residual_key == "prompt":
             return None
@@ -341,7 +347,8 @@ class LocateThenEdit:
             text=text,
             moment_weight=weight,
             priced=priced,
-            # w·(C + Σ μ kkᵀ) + …: the objective gets w Σ μ ‖Δk‖² over the held facts beside w times its mean over text.
+            # w·(C + Σ μ kkᵀ) + …: besides w times its mean over text, the objective has w Σ μ ‖Δk‖² over the held
+            # facts.
             metric=priced.plus(held_keys, weight * held_weights) if len(held_keys) else priced,
             held_keys=held_keys,
             held_weights=held_weights,

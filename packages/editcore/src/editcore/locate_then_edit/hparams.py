@@ -1,4 +1,4 @@
-"""Hyperparameters that every locate-then-edit method shares, under the field's names. Imports no torch."""
+"""Hyperparameters shared by all locate-then-edit methods, named as in published code. Imports no torch."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class LocateThenEditHParams(HParams):
     clamp_norm: Literal["output", "stream"] = "output"
     """What h₀ is in ``clamp_norm_factor`` and ``v_weight_decay``: the ``output`` of the edited projection at the lookup
     token of the bare prompt (ROME's reference code), or the residual ``stream`` that leaves its block there (MEMIT's
-    and EMMET's), which is several times longer. With ``stream``, ‖δ‖ is the length of what δ adds to the stream."""
+    and EMMET's), which is several times longer. With ``stream``, ‖δ‖ means the length of what δ adds to the stream."""
     kl_factor: Annotated[float, Field(ge=0)] = 0.0625
     """Weight of the KL term of the essence prompt, "{subject} is a". ROME, appendix E.5."""
     kl_position: Literal["last", "lookup"] = "last"
@@ -92,8 +92,8 @@ class LocateThenEditHParams(HParams):
     """Measure the change on ordinary text by the second moment C of the model's keys. False uses C = I, which needs no
     text; several published settings of ROME do this."""
     mom2_update_weight: Annotated[float, Field(gt=0)] | Literal["auto"] = 1.0
-    """Weight w of the second moment, C' = w·C + update_norm_lambda·I. Without a ridge term its scale cancels. ``auto``
-    takes the weight at which the batch's median key reaches ``mom2_auto_fraction`` of its residual."""
+    """Weight w of the second moment in C' = w·C + update_norm_lambda·I. Without a ridge term λ its scale cancels.
+    ``auto`` chooses w so that the batch's median key reaches ``mom2_auto_fraction`` of its residual."""
     mom2_auto_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.98
     """Fraction of its residual that the median fact, edited alone, reaches with ``mom2_update_weight = "auto"``:
     q/(q + λw)."""

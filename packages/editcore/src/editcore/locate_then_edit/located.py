@@ -1,4 +1,4 @@
-"""What causal tracing found of a model, kept in the cache, and the layer that it points to.
+"""Results of causal tracing of a model, kept in the cache, and the layer that they point to.
 
 ``editctl trace`` makes a :class:`Tracing` (:mod:`editcore.onboarding.causal_tracing`); an editor whose
 ``layer_selection`` is ``"traced"`` reads it here.
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 KINDS = ("hidden", "mlp", "attention")
-"""What is restored: the output of one block, or what MLPs or attentions of a window of blocks add."""
+"""What a tracing restores: the output of one block, or the outputs of the MLPs or attentions of a window of blocks."""
 
 ROLES = (
     "first subject token",
@@ -45,9 +45,9 @@ ROLES = (
     "further tokens",
     "last token",
 )
-"""Of tokens, from the subject on; those before it are the same in every run. The last token of a subject is never its
-first, and the last of all is never the first subsequent one: where they coincide, the later role counts, but for a
-subject that ends the statement."""
+"""Roles of the tokens from the subject on; earlier tokens are the same in every run. A token has one role. If two fit,
+the later one counts: the only token of a subject is the last subject token, and the only token after it is the last
+token. The exception is a subject that ends the statement: its last token stays the last subject token."""
 
 LAST_SUBJECT, LAST = ROLES.index("last subject token"), ROLES.index("last token")
 
@@ -58,28 +58,28 @@ class Tracing:
     """Average indirect effects of one model, and how they were measured."""
 
     model: str
-    """Its name."""
+    """Name of the model."""
     fingerprint: str
-    """Of its unedited weights."""
+    """Fingerprint of the model's unedited weights."""
     effects: Mapping[str, np.ndarray]
     """By kind, ``[roles, layers]`` float64, in probability; NaN for a role that no token has. ``attention`` is missing
-    where the attention's output projection cannot be told."""
+    if the attention's output projection cannot be identified."""
     counts: tuple[int, ...]
     """Facts that have a token of each role."""
     asked: int
     """Facts that the model was asked."""
     used: int
-    """Those among them that it knows: every token of the attribute is its first choice."""
+    """Facts among them that the model knows: every token of the attribute is its first choice."""
     clean: float
-    """Mean p over the facts used."""
+    """Mean probability p of the attribute in the clean run, over the facts used."""
     corrupted: float
-    """Mean p*."""
+    """Mean probability p* in the corrupted run."""
     noise: float
-    """Standard deviation of the noise, in those of the subjects' embeddings."""
+    """Standard deviation of the noise, as a multiple of the standard deviation of the subjects' embeddings."""
     draws: int
     """Draws of noise per fact."""
     window: int
-    """Layers restored together for ``mlp`` and ``attention``."""
+    """Number of layers restored together for ``mlp`` and ``attention``."""
     seed: int
     """Seed of the noise."""
 
@@ -89,8 +89,8 @@ class Tracing:
         return int(self.effects["hidden"].shape[1])
 
     def ranked_layers(self, layers: Sequence[int] | None = None) -> list[int]:
-        """``layers`` (all, if left out) by the effect of the MLPs around them at the subject's last token, greatest
-        first: that is where the methods write."""
+        """``layers`` (left out: all) by the effect of the MLPs around them at the subject's last token, greatest first.
+        The methods write at that token."""
         among = range(self.num_layers) if layers is None else layers
         effect = self.effects["mlp"][LAST_SUBJECT]
         return sorted(among, key=lambda layer: (-effect[layer], layer))
@@ -115,7 +115,7 @@ def tracing_path(fingerprint: str) -> Path:
 
 
 def store_tracing(tracing: Tracing) -> Path:
-    """Keep a tracing for ``layer_selection = "traced"``; the last one of a model counts.
+    """Keep a tracing for ``layer_selection = "traced"``. It replaces an earlier tracing of the model.
 
     Raises:
         StorageError: the file cannot be written.
@@ -130,7 +130,7 @@ def store_tracing(tracing: Tracing) -> Path:
 
 
 def stored_tracing(model: LanguageModel) -> Tracing | None:
-    """The last tracing of the model, by its base weights' fingerprint; ``None`` if there is none.
+    """The last tracing of the model, found by the fingerprint of its base weights; ``None`` if there is none.
 
     Raises:
         StatisticsError: the file is damaged.

@@ -1,8 +1,8 @@
-"""The definition of a value: the optimisation as a plain loop, one fact and one row at a time.
+"""The value optimisation as a plain loop, one fact and one row at a time. It serves as the definition.
 
 :func:`optimise_plainly` does what :func:`editcore.locate_then_edit.optimise_targets` does, without a cache, padding,
-passes or a queue, and with ``torch.optim.Adam``. It is many times slower. Read it first; the tests compare the
-other one with it.
+passes or a queue, and with ``torch.optim.Adam``. It is many times slower. Read it first. The tests compare the fast
+optimisation with it.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ def optimise_plainly(
             essence_before = _log_probabilities(model, rows.essence, layer, delta)[-1]
     turn = min(len(behind_contexts), hparams.v_contexts_per_step or len(behind_contexts))
     probabilities = torch.zeros(len(rows.contexts))
-    """Of the target behind each context, when it was last evaluated."""
+    """Probability of the target behind each context, when it was last evaluated."""
     for step in range(hparams.v_num_grad_steps):
         chosen = sorted(1 + (step * turn + place) % len(behind_contexts) for place in range(turn))
         losses = [_target_loss(model, rows.contexts[context], layer, delta) for context in (0, *chosen)]
         probabilities[[0, *chosen]] = torch.stack(losses).detach().neg().exp().cpu()
-        # The contexts whose turn it is stand for all of them.
+        # The contexts of this step count for all of them.
         others = torch.stack(losses[1:]).mean() * len(behind_contexts) if turn else 0.0
         loss = (losses[0] + others) / len(rows.contexts)
         if rows.essence is not None and essence_before is not None:
@@ -99,7 +99,7 @@ def _log_probabilities(model: LanguageModel, row: TokenRow, layer: int, delta: T
 
 
 def _base(model: LanguageModel, row: TokenRow, layer: int, *, stream: bool) -> Tensor:
-    """h₀ at the lookup token: what leaves the edited projection, or its block."""
+    """h₀ at the lookup token: the output of the edited projection, or of its block if ``stream``."""
     found: list[Tensor] = []
 
     def note(_module: nn.Module, _args: object, output: object) -> None:

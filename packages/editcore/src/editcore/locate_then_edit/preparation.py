@@ -1,4 +1,4 @@
-"""What a locate-then-edit method learns from the unedited model: its layers, their second moments, the contexts."""
+"""What a locate-then-edit method learns from the unedited model: layers to edit, their second moments, contexts."""
 
 from __future__ import annotations
 
@@ -33,13 +33,15 @@ class Prepared:
     templates: tuple[str, ...]
     """Contexts of the keys; ``{}`` stands for the prompt."""
     metrics: dict[int, Metric]
-    """By layer, the second moment C of the unedited model's keys; of ``first_token`` once a fact needs it."""
+    """By layer, the second moment C of the unedited model's keys. Layers of ``first_token`` are added when a fact needs
+    them."""
     layers: tuple[int, ...]
-    """Those that may be edited; ``layer_selection`` says how many of them a batch takes."""
+    """Layers that may be edited; ``layer_selection`` says how many of them a batch uses."""
     first_token: tuple[int, ...] = ()
-    """Those for facts that are looked up at the first of all tokens; empty where they are treated like all others."""
+    """Layers for facts whose lookup token is the first of all tokens; empty if such facts are treated like all
+    others."""
     cache_prefixes: dict[int, bool] = field(default_factory=dict)
-    """By layer, whether the value optimisation may compute only what δ can change; found out with the first batch."""
+    """By layer, whether the value optimisation may cache prefixes, which is tested with the first batch."""
 
     def provenance(self) -> dict[str, Any]:
         """What a run records of it, JSON-able."""
@@ -50,8 +52,8 @@ def prepare(model: LanguageModel, hparams: LocateThenEditHParams, context: EditC
     """Check the layers, fetch the second moments, and fix the context templates.
 
     Raises:
-        HParamsError: a layer does not exist, the settings do not fit the model, or a tracing of it is asked for and is
-            not there.
+        HParamsError: a layer does not exist, the settings do not fit the model, or they ask for a tracing of the model
+            and there is none.
     """
     first_token = hparams.first_token_layers or ()
     for layer in (*hparams.layers, *first_token):
@@ -90,17 +92,18 @@ def _metrics(
 ) -> dict[int, Metric]:
     if hparams.mom2_adjustment:
         return context.statistics.metrics(layers)
-    # C = I, where the text is not to be asked.
+    # C = I needs no text.
     return {layer: Metric.identity(model.layout.d_ff, device=model.place(layer)) for layer in layers}
 
 
 def first_token_metric(
     model: LanguageModel, layer: int, hparams: LocateThenEditHParams, context: EditContext
 ) -> Metric:
-    """What a change costs where facts are looked up at the first token: half on text, half on texts' first tokens.
+    """The price of a change at a layer where facts are looked up at the first token: half on text, half on first
+    tokens.
 
-    In a text one token in a thousand is the first, and all of those have a part in common that no other has. By C alone
-    that part is nearly free, and an edit that uses it hits every text.
+    About one token in a thousand is the first of its text, and the keys of all first tokens have a common part that no
+    other key has. By C alone a change along that part costs almost nothing, and it would affect every text.
     """
     text = _metrics(model, [layer], hparams, context)[layer]
     if not hparams.mom2_adjustment:
@@ -116,12 +119,12 @@ def first_token_metric(
             total += keys.T @ keys
         return {"moment": total / len(opening)}
 
-    # Kept beside C: a run that is resumed has the bits of the unedited model.
+    # Stored with C, so that a resumed run uses the same bits, which are of the unedited model.
     [first] = context.statistics.derived(layer, f"first-token-moment-{_FIRST_TOKENS}", moment).values()
     return Metric((text.matrix + first) / 2)
 
 
 _TOKENS_PER_CHUNK = 2048
-"""First tokens whose keys are held at a time, to bound memory."""
+"""The keys of this many first tokens are computed at a time, to bound memory."""
 _FIRST_TOKENS = 8192
-"""Tokens of the vocabulary, evenly over it, that are asked for what they give as a text's first."""
+"""Tokens of the vocabulary, spread evenly over it, whose keys as a text's first token are computed."""

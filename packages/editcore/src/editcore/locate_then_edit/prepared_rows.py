@@ -1,7 +1,8 @@
 """One forward pass of the value optimisation: rows of tokens, with δ at their lookup tokens.
 
-A row is run whole, or from its lookup token on, if the keys and values of the tokens before it are kept
-(:mod:`editcore.locate_then_edit.cached_prefixes`). No code here knows an architecture: the model's own forward runs.
+A row is run from its lookup token on if the keys and values of the tokens before it are cached
+(:mod:`editcore.locate_then_edit.cached_prefixes`), otherwise whole. No code here depends on an architecture: the
+model's own forward runs.
 
 Shapes: ``rows`` of one pass, ``tail`` tokens from the lookup token on, ``past`` tokens before it (left-padded).
 """
@@ -43,7 +44,7 @@ KeysValues = Sequence[tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EditedBlock:
-    """What the edited block gives without δ."""
+    """Outputs of the edited block without δ."""
 
     outputs: Tensor
     """``[rows, tail, d_model]`` output of the block."""
@@ -59,7 +60,7 @@ class Prefixes:
 
     blocks: KeysValues
     slots: Tensor
-    """``[rows, past]`` which tokens of ``blocks``; where the mask is 0, any."""
+    """``[rows, past]`` indices of tokens in ``blocks``; any index where the mask is 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +81,7 @@ class PreparedRows:
 
 
 def whole_rows(model: LanguageModel, rows: Sequence[TokenRow]) -> PreparedRows:
-    """Whole rows, right-padded: what every model can run."""
+    """Whole rows, right-padded, which every model can run."""
     ids, mask = pad_rows([row.ids for row in rows], model.pad_id, device=model.device)
     lookup = torch.tensor([row.lookup for row in rows], device=model.device)
     return PreparedRows(ids=ids, mask=mask, positions=positions_of(mask), lookup=lookup)
@@ -114,7 +115,7 @@ def logits_with_delta(
 
 
 def run_to_edited_block(model: LanguageModel, layer: int, rows: PreparedRows) -> EditedBlock:
-    """Run the blocks up to ``layer`` on tails without δ."""
+    """Run the blocks up to ``layer`` on the tails, without δ."""
     assert rows.prefixes is not None
     projected: list[Tensor] = []
     block_outputs: list[Any] = []
@@ -158,7 +159,7 @@ def run_new_tokens(
 
 
 class _PrefixLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not typed
-    """Keys and values of a prefix, to which a forward pass appends its own without keeping them."""
+    """Keys and values of a prefix. A forward pass sees its own keys and values after them, but they are not kept."""
 
     def __init__(self, keys: Tensor, values: Tensor, slots: Tensor) -> None:
         super().__init__()
@@ -176,7 +177,7 @@ class _PrefixLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not t
 
 
 class _RecordingLayer(_PrefixLayer):
-    """The same, and records what the pass appends, ``[rows, heads, tokens, width]`` each."""
+    """A prefix layer that also records the keys and values of the pass, ``[rows, heads, tokens, width]`` each."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
         self.appended = key_states, value_states
@@ -190,7 +191,7 @@ def _prefix_cache(prefixes: Prefixes, layer: type[_PrefixLayer] = _PrefixLayer) 
 
 
 def _run_decoder(model: LanguageModel, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> None:
-    """The decoder without its head."""
+    """Run the decoder without its head."""
     arguments: dict[str, Any] = {model.cache_argument: cache, "use_cache": True}
     if _takes_positions(model):
         arguments["position_ids"] = positions

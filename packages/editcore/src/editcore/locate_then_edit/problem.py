@@ -1,4 +1,4 @@
-"""What one layer is asked to solve."""
+"""The equation that one layer has to solve, and the keys and weights in it."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ __all__ = ["FactsAtLayer", "LayerProblem", "held_keys_at", "moment_weight"]
 @documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerProblem:
-    """What one layer is asked to solve. All tensors are float64, on the device of the layer."""
+    """The equation that one layer has to solve. All tensors are float64, on the device of the layer."""
 
     layer: int
     """Number of the block."""
     name: str
     """Address of the weight, for error messages and for :meth:`StatisticsStore.derived`."""
     keys: Tensor
-    """K, a row per fact, ``[n, d_in]``."""
+    """K, one row per fact, ``[n, d_in]``."""
     residuals: Tensor
-    """R, what each fact asks for on top of what its key gives now, ``[n, d_out]``."""
+    """R, what each fact asks for on top of the present output for its key, ``[n, d_out]``."""
     weights: Tensor
     """Weight of each fact, ``[n]``."""
     text: Metric
@@ -42,16 +42,16 @@ class LayerProblem:
     priced: Metric
     """w·C + ``update_norm_lambda``·I."""
     metric: Metric
-    """C', what a change is priced by: ``priced`` and w Σ μ kkᵀ over the held keys."""
+    """C', the price of a change: ``priced`` + w Σ μ kkᵀ over the held keys."""
     held_keys: Tensor
-    """Keys of earlier facts that the change shall leave alone, ``[h, d_in]``."""
+    """Keys of earlier facts that the change should leave alone, ``[h, d_in]``."""
     held_weights: Tensor
-    """μ of each of them, ``[h]``."""
+    """Weight μ of each held key, ``[h]``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FactsAtLayer:
-    """What the facts of a batch bring to one layer."""
+    """Keys, residuals and weights of the facts of a batch at one layer."""
 
     keys: Tensor
     """``[n, d_in]``"""
@@ -62,8 +62,8 @@ class FactsAtLayer:
 
 
 def held_keys_at(held: Sequence[HeldKey], name: str, width: int) -> tuple[Tensor, Tensor]:
-    """Keys ``[h, width]`` and weights ``[h]`` of the held facts that have a key at this weight. A fact without one was
-    written elsewhere, and a change of this weight does not move it.
+    """Keys ``[h, width]`` and weights ``[h]`` of the held facts that have a key at this weight. A held fact without one
+    was written elsewhere, so a change of this weight does not move it.
 
     Raises:
         NumericalError: a key does not fit the weight.
@@ -82,7 +82,7 @@ def held_keys_at(held: Sequence[HeldKey], name: str, width: int) -> tuple[Tensor
 
 
 def moment_weight(hparams: LocateThenEditHParams, keys: Tensor, text: Metric, ridge: float) -> float:
-    """w of C' = wC. ``auto``: the w at which the median key alone reaches the fraction f = q/(q + λw) of its
+    """w of C' = wC. With ``auto``, the w at which the median key, alone, reaches the fraction f = q/(q + λw) of its
     residual."""
     if hparams.mom2_update_weight != "auto":
         return hparams.mom2_update_weight

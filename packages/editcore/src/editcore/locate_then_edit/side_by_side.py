@@ -1,7 +1,8 @@
-"""Optimising many values at once: which are in the model now, in which passes, and when each is done.
+"""Optimises many values at once: which are active, in which passes they run, and when each is done.
 
-Every value has its own steps and its own stop. A few passes' worth of values is *active*; a value that is done leaves,
-and once half of the places are free the next ones in line come in. A value's δ does not depend on its neighbours.
+Every value takes its own steps and stops by itself. As many values as fill a few passes are *active*. A value that is
+done leaves, and once half of the room is free the next values from the queue become active. A value's δ does not depend
+on its neighbours.
 
 Shapes: ``n`` values in all, ``active`` of them optimised now, ``d_out`` the width of the edited projection's output.
 """
@@ -37,7 +38,7 @@ __all__ = ["OptimisedValue", "ValueOptimiser"]
 _log = logging.getLogger(__name__)
 
 _PASSES_AT_ONCE = 4
-"""Passes that the active values fill. The more values, the more rows of one length, and the less padding."""
+"""Passes that the active values fill. More values mean more rows of the same length, and so less padding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,18 +50,18 @@ class OptimisedValue:
     base: Tensor
     """h₀, ``[d_out]``."""
     loss: float
-    """At the last δ evaluated."""
+    """Loss at the last δ evaluated."""
     steps: int
-    """Steps of Adam that were taken."""
+    """Adam steps taken."""
     probability: float
     """exp(−NLL) averaged over the contexts, at the last δ evaluated."""
 
 
 class ValueOptimiser:
-    """The values of one call.
+    """Optimises the values of one call, side by side.
 
     Args:
-        values: the rows of each.
+        values: the token rows of each value.
         cache_prefixes: whether the model's family allows :class:`CachedPrefixes`; otherwise whole rows are run.
     """
 
@@ -76,36 +77,36 @@ class ValueOptimiser:
         self.model, self.values, self.layer, self.hparams = model, values, layer, hparams
         self.prefixes = CachedPrefixes(model, rows_by_context(values), layer=layer) if cache_prefixes else None
         # h₀ comes from the bare prompt alone.
-        seen = capture(model, [value.read(0) for value in values], [layer])[layer]
+        seen = capture(model, [value.model_input(0) for value in values], [layer])[layer]
         stream = hparams.clamp_norm == "stream"
         self.base = (seen.block_outputs if stream else seen.outputs).float().to(model.device)
         self.added = abs(model.layout.residual_scale) if stream else 1.0
-        """Length of what a δ of length 1 adds to what ``base`` is."""
+        """Factor from ‖δ‖ to the length of what δ adds to the quantity that ``base`` is."""
         self.deltas = torch.zeros_like(self.base)
         self.adam = RowAdam(self.deltas, lr=hparams.v_lr, betas=(hparams.v_beta1, 0.999))
         contexts = len(values[0].contexts)
         self.probabilities = self.base.new_zeros(len(values), contexts)
-        """Of the target behind each context when it was last evaluated, ``[n, contexts]``."""
+        """Probability of the target behind each context when it was last evaluated, ``[n, contexts]``."""
         others = contexts - 1
         self.contexts_per_step = min(others, hparams.v_contexts_per_step or others)
         """Contexts beside the bare prompt that a step evaluates."""
-        # Those whose turn it is stand for all of them.
+        # The contexts of a step count for all of them.
         self.shares = [1 / contexts, *[others / max(1, self.contexts_per_step) / contexts] * others]
         self.references: dict[int, Tensor] = {}
-        """log p at δ = 0 where the essence term reads it, ``[vocab]``, by number of the value."""
+        """By number of the value, log p at δ = 0 where the essence term reads it, ``[vocab]``."""
         self.budget = PassBudget.backward(model, layer)
-        # Of a token before the lookup token, a block keeps key and value, once for every query head.
+        # For a token before the lookup token, a block keeps a key and a value, repeated for every query head.
         self.past_share = 2 * model.layout.d_model / numbers_per_token(model) if cache_prefixes else 0.0
-        # Neighbours in the queue are of similar length, so that little is padded.
+        # Sorted by length, so that neighbours in the queue need little padding.
         self.queue = deque(sorted(range(len(values)), key=lambda value: (max(self._lengths(value)), value)))
         self.active: list[int] = []
         self.passes: list[LossPass] = []
 
     def run(self, advance: Callable[[int], None]) -> list[OptimisedValue]:
-        """Optimise every value; the results are in their order.
+        """Optimise every value. The results are in the order of the values.
 
         Args:
-            advance: is told how many values are done with each step.
+            advance: called after each step with the number of values that it finished.
 
         Raises:
             NumericalError: a loss or a gradient is NaN or Inf.
@@ -125,7 +126,9 @@ class ValueOptimiser:
                 self._halve()
             results |= finished
             self.active = [value for value in self.active if value not in finished]
-            turning = self.contexts_per_step < len(self.values[0].contexts) - 1  # the next step reads other contexts
+            turning = (
+                self.contexts_per_step < len(self.values[0].contexts) - 1
+            )  # if so, the next step reads other contexts
             planned = not finished and bool(self.passes) and not turning
             advance(len(finished))
         return [results[value] for value in range(len(self.values))]
@@ -133,8 +136,8 @@ class ValueOptimiser:
     # Which values and rows
 
     def _length(self, name: RowName) -> int:
-        """Tokens of a row that a pass runs."""
-        row = self.values[name.value].read(name.context)
+        """Number of tokens of a row that a pass runs."""
+        row = self.values[name.value].model_input(name.context)
         return len(row.ids) - row.lookup if self.prefixes is not None else len(row.ids)
 
     def _names(self, values: Sequence[int]) -> list[RowName]:
@@ -155,7 +158,7 @@ class ValueOptimiser:
     def _admit(self) -> None:
         """Once half of the places are free, fill them."""
         most = _PASSES_AT_ONCE * self.budget.tokens
-        most_values = self.budget.positions()  # each holds the log p of its essence prompt
+        most_values = self.budget.positions()  # each value holds the log p of its essence prompt
         tokens = sum(sum(self._lengths(value)) for value in self.active)
         if self.active and (tokens > most // 2 or len(self.active) > most_values // 2):
             return
@@ -166,8 +169,8 @@ class ValueOptimiser:
                 break
             new.append(value)
         if new and self.prefixes is not None:
-            self.passes = []  # they hold what is about to be replaced
-            rows = {name: self.values[name.value].read(name.context) for name in self._names(new)}
+            self.passes = []  # they hold tensors that are about to be replaced
+            rows = {name: self.values[name.value].model_input(name.context) for name in self._names(new)}
             self.prefixes.replace(self._names(self.active), rows, self.budget.with_tokens(most))
             release()  # memory of finished values and earlier passes, before passes of other sizes begin
         for _ in new:
@@ -175,7 +178,7 @@ class ValueOptimiser:
         self.active += new
 
     def _halve(self) -> None:
-        """Go on with smaller passes and fewer values at once; those put back into the queue keep their steps."""
+        """Continue with smaller passes and fewer active values. Values that go back into the queue keep their steps."""
         tokens = sum(sum(self._lengths(value)) for value in self.active) or self.budget.tokens
         self.budget = self.budget.with_tokens(max(1, min(self.budget.tokens, tokens) // 2))
         _log.warning("out of memory; going on with passes of %d tokens", self.budget.tokens)
@@ -187,13 +190,13 @@ class ValueOptimiser:
 
     def _plan(self) -> None:
         """Cut the rows that the next step evaluates into passes."""
-        self.passes = []  # frees what they hold
+        self.passes = []  # free their tensors
         names = [name for value in self.active for name in self._rows_of_this_step(value)]
         past = self.past_share * max(self.values[name.value].row(name.context).lookup for name in names)
         cuts = plan_passes(
             [self._length(name) for name in names],
             self.budget,
-            scored=[self.values[name.value].scored(name.context) for name in names],
+            scored=[self.values[name.value].num_scored(name.context) for name in names],
             past=past,
         )
         rows = {value: self.values[value] for value in self.active}
@@ -202,14 +205,14 @@ class ValueOptimiser:
             prepared = (
                 self.prefixes.take(chosen)
                 if self.prefixes is not None
-                else whole_rows(self.model, [self.values[name.value].read(name.context) for name in chosen])
+                else whole_rows(self.model, [self.values[name.value].model_input(name.context) for name in chosen])
             )
             self.passes.append(loss_pass(prepared, chosen, rows, self.shares))
 
     # One step
 
     def _step(self) -> dict[int, OptimisedValue]:
-        """Evaluate the active values and move those that are not done; the results of those that are."""
+        """Evaluate the active values and move those that are not done. Return the results of those that are."""
         hparams, index = self.hparams, torch.tensor(self.active, device=self.base.device)
         losses, gradient = self._evaluate(index)
         probabilities = self.probabilities[index].mean(dim=1)
@@ -247,7 +250,7 @@ class ValueOptimiser:
     def _evaluate(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Loss of the active values, ``[active]``, and its gradient at their δ, ``[active, d_out]``.
 
-        Every pass goes backward before the next goes forward, so that only its own activations are held.
+        Each pass runs backward before the next one runs forward, so that only one pass's activations are held.
         """
         delta = self.deltas[index].detach().requires_grad_()
         # ‖δ‖ over ‖h₀‖ squared, as the reference code has it; the paper's text squares neither.
@@ -287,8 +290,8 @@ class ValueOptimiser:
 
 
 def rows_by_context(values: Sequence[ValueRows]) -> dict[int, list[TokenRow]]:
-    """Rows as they are read, by the number of their context. Those of one context begin alike."""
-    return {context: [value.read(context) for value in values] for context in values[0].contexts_and_essence()}
+    """Rows as the model reads them, by the number of their context. Rows of one context begin with the same tokens."""
+    return {context: [value.model_input(context) for value in values] for context in values[0].contexts_and_essence()}
 
 
 def _norms(rows: Tensor) -> Tensor:

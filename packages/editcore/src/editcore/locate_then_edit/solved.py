@@ -1,4 +1,4 @@
-"""Solved layers, and what is told of them: evidence, known targets, diagnostics, notes."""
+"""Solved layers, and what is reported of them: evidence, known targets, diagnostics, notes."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ from editcore.second_moments.linalg import Update
 __all__ = ["SolvedGroup", "SolvedLayer", "joined_evidence", "joined_targets"]
 
 _LOW_FRACTION = 0.5
-"""Below this median fraction of the residual, a batch is unlikely to say what it was told; the user is warned."""
+"""If the median fact reaches less than this fraction of its residual, the model is unlikely to say the facts, and the
+user is warned."""
 
 
 @dataclass(frozen=True, slots=True)
 class SolvedLayer:
-    """One layer's numbers."""
+    """A layer's equation and its solution."""
 
     problem: LayerProblem
-    seen: LayerActivations
+    activations: LayerActivations
     update: Update
     weight_norm: float
     """‖W‖ before the update (Frobenius)."""
 
     def diagnostics(self) -> dict[str, float]:
-        """Named ``layer_<n>_<what>``."""
+        """Numbers of the solve, named ``layer_<n>_<what>``."""
         numbers = {
             "condition": self.update.condition,
             "dependent_directions": float(self.update.dependent),
@@ -47,10 +48,10 @@ class SolvedLayer:
         return {f"layer_{self.problem.layer}_{key}": value for key, value in numbers.items()}
 
     def objective(self, batch: EditBatch) -> dict[str, float]:
-        """EMMET's objective, term by term: mean squared change over the text, over new and old edits the mean squared
-        distance to the value asked for, and over held facts the mean squared change."""
+        """EMMET's objective, term by term: the mean squared change over the text, the mean squared distance to the
+        wanted value over new and over old edits, and the mean squared change over held facts."""
         num_new, delta, name = batch.num_new, self.update.delta, self.problem.name
-        keys = self.seen.residual_keys
+        keys = self.activations.residual_keys
         reached = (keys @ delta.right.T.to(keys)) @ delta.left.T.to(keys)
         missed = (reached - self.problem.residuals).square().sum(1)  # [n]
         numbers = {
@@ -64,7 +65,7 @@ class SolvedLayer:
         return {f"layer_{self.problem.layer}_{key}": value for key, value in numbers.items()}
 
     def notes(self, low_fraction_advice: str) -> Iterator[str]:
-        """Sentences about a solve that the user should know of."""
+        """Sentences that the user should know about a solve."""
         median = float(self.update.fractions.median())
         if median < _LOW_FRACTION:
             yield (
@@ -101,12 +102,12 @@ class SolvedGroup:
         return {layer.problem.name: layer.update.delta for layer in self.layers}
 
     def known(self) -> dict[str, KnownTarget]:
-        """By request id, the key and the value that a fact was solved with, and how its target was found."""
+        """By request id, the key and the value that a fact was solved with, and the figures of its optimisation."""
         return {
             request.id: KnownTarget(
-                keys={layer.problem.name: layer.seen.residual_keys[row].cpu() for layer in self.layers},
+                keys={layer.problem.name: layer.activations.residual_keys[row].cpu() for layer in self.layers},
                 values={
-                    layer.problem.name: (layer.seen.outputs[row] + layer.problem.residuals[row]).cpu()
+                    layer.problem.name: (layer.activations.outputs[row] + layer.problem.residuals[row]).cpu()
                     for layer in self.layers
                 },
                 figures=self.targets.figures(row, self.batch),
@@ -118,13 +119,13 @@ class SolvedGroup:
         """Per request, in the batch's order."""
         first, costs = self.layers[0], self._costs()
         for row, request in enumerate(self.batch.requests):
-            stored = {  # of a fact with a stored value: what it asked of the first layer
+            stored = {  # for a fact with a stored value: what it asked of the first layer
                 "delta_norm": float(first.problem.residuals[row].norm()),
-                "value_norm": float(first.seen.outputs[row].norm()),
+                "value_norm": float(first.activations.outputs[row].norm()),
             }
             figures = {
                 **(self.targets.figures(row, self.batch) or stored),
-                "key_norm": float(first.seen.keys[row].norm()),
+                "key_norm": float(first.activations.keys[row].norm()),
                 "key_energy": float(first.update.energies[row] * first.problem.moment_weight),
                 "fraction_reached": float(first.update.fractions[row]),
             }
@@ -133,7 +134,7 @@ class SolvedGroup:
             yield EditEvidence(request_id=request.id, replayed=row >= self.batch.num_new, figures=figures)
 
     def diagnostics(self, *, objective: bool) -> dict[str, float]:
-        """Of all layers; with the terms of the objective if asked for."""
+        """Numbers of all layers, with the terms of the objective if ``objective``."""
         numbers: dict[str, float] = {}
         for layer in self.layers:
             numbers |= layer.diagnostics()
@@ -149,16 +150,16 @@ class SolvedGroup:
             yield from layer.warnings(hparams)
 
     def _costs(self) -> Tensor | None:
-        """Parts of tr(Δ C Δᵀ) by fact, summed over layers, ``[n]`` float64; ``None`` if a left factor is not one column
-        per fact."""
+        """The share of each fact in tr(Δ C Δᵀ), summed over layers, ``[n]`` float64; ``None`` if a left factor does not
+        have one column per fact."""
         if any(layer.update.delta.rank != len(layer.problem.keys) for layer in self.layers):
             return None
         return torch.stack([layer.problem.text.cost_parts(layer.update.delta).cpu() for layer in self.layers]).sum(0)
 
 
 def joined_targets(behind_context: KnownTarget | None, bare: KnownTarget) -> KnownTarget:
-    """Keys and values of a fact that was written twice, its bare prompt at first-token layers and the prompt behind a
-    context at the others; how its target was found is told of the bare prompt."""
+    """Keys and values of a fact that was written twice: its bare prompt at first-token layers, its prompt behind a
+    context at the others. The figures of the optimisation are those of the bare prompt."""
     if behind_context is None:
         return bare
     return KnownTarget(
@@ -169,8 +170,8 @@ def joined_targets(behind_context: KnownTarget | None, bare: KnownTarget) -> Kno
 
 
 def joined_evidence(behind_context: EditEvidence | None, bare: EditEvidence) -> EditEvidence:
-    """Figures of such a fact: those of the bare prompt, but what it costs at both places together, and the smaller of
-    the two fractions."""
+    """Figures of a fact that was written twice: those of the bare prompt, but the sum of both costs and the smaller of
+    both fractions."""
     if behind_context is None:
         return bare
     figures = {**behind_context.figures, **bare.figures}

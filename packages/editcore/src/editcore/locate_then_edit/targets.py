@@ -14,8 +14,8 @@ h₀ is the output of the edited projection at the lookup token of the bare prom
 the output of its block there; ‖δ‖ is then the length of what δ adds to the stream, s‖δ‖ in a model that scales by s
 what its blocks add.
 
-:mod:`editcore.locate_then_edit.plain_values` says all this as a plain loop over one fact, and is the definition. The
-same loop is run here for many facts at once, and only for what δ can change:
+:mod:`editcore.locate_then_edit.plain_values` has all this as a plain loop over one fact, which is the definition. The
+same loop runs here for many facts at once, and computes only what δ can change:
 
 ::
 
@@ -34,8 +34,8 @@ same loop is run here for many facts at once, and only for what δ can change:
 * ``token_rows`` makes the token rows of a value: a row for each context, and one for the essence term.
 * ``cached_prefixes`` keeps what δ cannot change; ``prepared_rows`` runs the model's own forward from there.
 * ``value_loss`` turns the logits of one pass into losses of the values in it.
-* ``side_by_side`` decides which values are optimised now, cuts their rows into passes
-  (:func:`editcore.models.planning.plan_passes`), moves δ (``row_adam``), and lets go of what is done.
+* ``side_by_side`` decides which values are active, cuts their rows into passes
+  (:func:`editcore.models.planning.plan_passes`), moves δ (``row_adam``), and removes values that are done.
 """
 
 from __future__ import annotations
@@ -72,11 +72,12 @@ class Targets:
     """h₀, at the lookup token of the bare prompt, ``[n, d_out]``: output of the edited projection, or of its block
     (``clamp_norm``)."""
     losses: tuple[float, ...]
-    """Of each fact, at the last δ evaluated."""
+    """Loss of each fact, at the last δ evaluated."""
     steps: tuple[int, ...]
     """Adam steps taken."""
     probabilities: tuple[float, ...]
-    """exp(−NLL) averaged over the contexts, at the last δ evaluated; ``v_final_step`` moves on from it."""
+    """exp(−NLL) averaged over the contexts, at the last δ evaluated. With ``v_final_step``, δ moved once more after
+    it."""
     notes: tuple[str, ...]
     """Sentences for the user."""
 
@@ -93,17 +94,17 @@ def optimise_targets(
     """The δ of every value, at the projection of block ``layer``.
 
     Args:
-        values: the rows of each (:func:`value_rows`).
-        cache_prefixes: compute only what δ can change, which :func:`prefixes_can_be_cached` says whether the model's
-            family allows (it is asked if this is ``None``). Otherwise whole rows are run, and ``notes`` says so.
+        values: the token rows of each value (:func:`value_rows`).
+        cache_prefixes: whether to cache prefixes and compute only what δ can change. If ``False``, whole rows are run,
+            and ``notes`` says so. If ``None``, :func:`prefixes_can_be_cached` decides.
 
     Raises:
         NumericalError: the loss becomes NaN or Inf.
     """
-    notes = list(_about_shortened(model, values))
+    notes = list(_notes_on_shortened(model, values))
     cached = prefixes_can_be_cached(model, values[0], layer=layer) if cache_prefixes is None else cache_prefixes
     if cached and model.positions is not None:
-        # Some families (GPT-Neo) count padding among their positions, and a tail stands behind the longest prefix.
+        # Some families (GPT-Neo) give padding a position, and every tail is padded to the longest prefix.
         rows = (value.row(context) for value in values for context in value.contexts_and_essence())
         cached = all(2 * len(row.ids) <= model.positions for row in rows)
     elif not cached:
@@ -127,17 +128,17 @@ def optimise_targets(
 
 
 def prefixes_can_be_cached(model: LanguageModel, value: ValueRows, *, layer: int) -> bool:
-    """Whether cached prefixes reproduce this model's logits, tried on one value.
+    """Whether cached prefixes reproduce this model's logits, tested on one value.
 
-    One row of every kind is tried: the bare prompt, a context, the essence prompt.
+    One row of every kind is tested: the bare prompt, a context, the essence prompt.
     """
     kinds = {0, min(1, len(value.contexts) - 1), ESSENCE}
     rows = {context: rows for context, rows in rows_by_context([value]).items() if context in kinds}
     return prefixes_fit(model, rows, layer=layer)
 
 
-def _about_shortened(model: LanguageModel, values: Sequence[ValueRows]) -> Iterator[str]:
-    """A sentence on contexts for which the model has no positions."""
+def _notes_on_shortened(model: LanguageModel, values: Sequence[ValueRows]) -> Iterator[str]:
+    """A sentence on contexts that were shortened, because the model reads no more tokens."""
     shortened = [value.text for value in values if value.shortened]
     if shortened:
         count = "1 fact" if len(shortened) == 1 else f"{len(shortened)} facts"

@@ -1,4 +1,4 @@
-"""Context templates: openings before which a fact is looked up, so that it holds in more than one context."""
+"""Context templates: texts that are put before a prompt, so that a fact holds in more than one context."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def sample_context_templates(
 ) -> tuple[str, ...]:
     """``("{}", "The ... . {}", ...)``: the bare prompt, then ``count`` openings continued by the model itself.
 
-    Departure from the reference code, which samples without a seed and keeps the result for the life of the process
-    whatever model comes next: here the seed is an argument, and the caller records the templates with the run.
-    Openings repeat with other continuations when ``count`` exceeds their number.
+    The reference code samples without a seed and keeps the result for the life of the process, even for other models.
+    Here the seed is an argument, and the caller records the templates with the run. If ``count`` exceeds the number of
+    openings, they repeat with other continuations.
 
     Args:
-        length: tokens of a continuation; of several, context i takes the one at i modulo their number.
+        length: tokens of a continuation. With several lengths, the contexts use them in turn.
     """
     if count == 0:
         return ("{}",)
@@ -33,6 +33,6 @@ def sample_context_templates(
     wanted = [lengths[index % len(lengths)] for index in range(count)]
     continued = model.generate(openings, max_new_tokens=wanted, seed=seed, top_k=top_k, raw=True)
     texts = (opening + text for opening, text in zip(openings, continued, strict=True))
-    # A brace in the sample would be a second place for the prompt; line ends would split the context in two.
+    # A brace in the sample would be a second place for the prompt; a line end would split the context in two.
     clean = (" ".join(text.replace("{", " ").replace("}", " ").split()) for text in texts)
     return ("{}", *(text.rstrip(".") + ". {}" for text in clean))

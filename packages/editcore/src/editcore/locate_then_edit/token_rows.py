@@ -1,6 +1,6 @@
 """The token rows that one value is optimised on.
 
-Each fact is read behind every context template, with its target following. One row more, "{subject} is a", is read for
+There is a row for each context template: the context, the prompt and the target. One more row, "{subject} is a", is for
 the essence term.
 """
 
@@ -24,11 +24,11 @@ ESSENCE_PROMPT = "{} is a"
 """ROME, section 3.1: the prompt on which the subject's essence must not drift."""
 
 ESSENCE = -1
-"""In place of a context's number, the row of the essence term."""
+"""Stands in for a context's number to name the row of the essence term."""
 
 
 class RowName(NamedTuple):
-    """Which row it is."""
+    """The name of a row."""
 
     value: int
     """Number of the value."""
@@ -46,9 +46,10 @@ class ValueRows:
     contexts: tuple[TokenRow, ...]
     """By context, the prompt and its target; the bare prompt first."""
     essence: TokenRow | None
-    """The essence prompt up to the token where the KL term reads the distribution; ``None`` without that term."""
+    """The essence prompt up to the token where the KL term reads the next-token distribution; ``None`` without that
+    term."""
     shortened: bool = False
-    """Whether a context lost words, because the model has no positions for all of it."""
+    """Whether a context lost words, because the model cannot read all its tokens."""
 
     def contexts_and_essence(self) -> Iterator[int]:
         """Numbers of all rows."""
@@ -63,13 +64,13 @@ class ValueRows:
         assert self.essence is not None
         return self.essence
 
-    def read(self, context: int) -> TokenRow:
-        """A row as the model reads it. The last target token is predicted, and never read."""
+    def model_input(self, context: int) -> TokenRow:
+        """A row as the model reads it: without the last target token, which is only predicted."""
         row = self.row(context)
         return replace(row, ids=row.ids[:-1]) if row.targets else row
 
-    def scored(self, context: int) -> int:
-        """Positions of a row whose logits are wanted: those before its target's tokens, or the essence term's."""
+    def num_scored(self, context: int) -> int:
+        """Number of positions of a row whose logits are needed: one per target token, or one for the essence term."""
         return max(1, len(self.row(context).targets))
 
 
@@ -95,7 +96,7 @@ def _rows_of(
     rows = [
         continuation_row(model, request, template=template, fact_token=hparams.fact_token) for template in templates
     ]
-    # The last token is predicted and never read, so it needs no position of its own.
+    # The last token is only predicted, so it needs no position.
     contexts = tuple(
         row if model.positions is not None and len(row.ids) > model.positions else replace(row, ids=(*row.ids, *end))
         for row in rows
@@ -106,6 +107,6 @@ def _rows_of(
     prompt = request.model_copy(update={"prompt": ESSENCE_PROMPT})
     row = lookup_row(model, prompt, fact_token="subject_last" if hparams.fact_token == "last" else hparams.fact_token)
     position = row.lookup if hparams.kl_position == "lookup" and not whole_answer else len(row.ids) - 1
-    # The tokens behind the position are not read.
+    # Tokens after that position are not needed.
     essence = replace(row, ids=row.ids[: position + 1])
     return ValueRows(text=request.text, contexts=contexts, essence=essence, shortened=shortened)

@@ -3,7 +3,7 @@
     L(δ) = Σ over contexts c of share_c · (1/T) Σₜ −log p(target_t | …; δ)
          + kl_factor · KL( p_δ(· | essence prompt) ‖ p(· | essence prompt) )
 
-The weight decay of δ needs no pass and is added by the optimiser.
+The weight decay of δ needs no pass; the optimiser adds it.
 
 Shapes: ``rows`` of a pass, ``values`` optimised now, ``tokens`` scored target tokens, ``essences`` essence rows.
 """
@@ -28,24 +28,24 @@ if TYPE_CHECKING:
 __all__ = ["LossPass", "PassLosses", "VocabularyLosses", "loss_pass", "pass_losses"]
 
 _LOGITS_PER_CHUNK = 2**21
-"""Logits whose loss is computed at a time, to bound memory."""
+"""Losses are computed for this many logits at a time, to bound memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossPass:
-    """The rows of one pass, and what each of them adds to which value's loss."""
+    """The rows of one pass, and how each row contributes to the loss of its value."""
 
     prepared: PreparedRows
     row_value: Tensor
-    """``[rows]`` place of the row's value among those optimised now."""
+    """``[rows]`` index of the row's value among the active values."""
     row_context: Tensor
     """``[rows]`` number of the row's context."""
     row_share: Tensor
     """``[rows]`` weight of the context in the mean over contexts, 0 for an essence row."""
     token_row: Tensor
-    """``[tokens]`` row that a target token is predicted in."""
+    """``[tokens]`` row of each scored target token."""
     token_position: Tensor
-    """``[tokens]`` column of the prepared ids that it is predicted from."""
+    """``[tokens]`` column of the prepared ids from which it is predicted."""
     token_label: Tensor
     """``[tokens]`` its id."""
     token_share: Tensor
@@ -58,16 +58,16 @@ class LossPass:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassLosses:
-    """What one pass gives."""
+    """The losses of one pass."""
 
     losses: Tensor
-    """What its rows add to the loss of each value, ``[values]``, differentiable."""
+    """The part of each value's loss that comes from the rows of the pass, ``[values]``, differentiable."""
     nll: Tensor
-    """Mean −log p of the target of each row with one, ``[targets]``."""
+    """Mean −log p of the target, for each row with a target, ``[targets]``."""
     nll_value: Tensor
-    """``[targets]`` place of its value."""
+    """``[targets]`` index of the row's value among the active values."""
     nll_context: Tensor
-    """``[targets]`` number of its context."""
+    """``[targets]`` number of the row's context."""
 
 
 def loss_pass(
@@ -76,7 +76,7 @@ def loss_pass(
     """The pass over the rows ``names``.
 
     Args:
-        rows: of each value that is optimised now, by its number, in the order of their places.
+        rows: the rows of every active value, by its number, in the order of their indices.
         shares: weight of each context in the mean over contexts.
     """
     places = {value: place for place, value in enumerate(rows)}
@@ -116,8 +116,8 @@ def pass_losses(
     """Run one pass at ``delta [values, d_out]``.
 
     Args:
-        references: by place of a value, the log p ``[vocab]`` at δ = 0 that its essence row is compared with. One that
-            is missing is noted: a value's first evaluation is at δ = 0.
+        references: by index of a value, the log p ``[vocab]`` at δ = 0 with which its essence row is compared. A
+            missing one is added from this pass, because a value's first evaluation is at δ = 0.
     """
     scored = len(part.token_row)
     with _matrix_products_in(hparams.compute_dtype, model.device.type):
@@ -148,11 +148,14 @@ def pass_losses(
 
 
 class VocabularyLosses(torch.autograd.Function):
-    """−log p of the tokens ``labels [tokens]`` under the first rows of ``logits [tokens + essences, vocab]``, and under
-    each further row KL(p ‖ q) with its own log q, ``[vocab]``: ``[tokens]`` and ``[essences]``.
+    """Losses of rows of logits ``[tokens + essences, vocab]``: −log p of a label for the first rows, KL(p ‖ q) for the
+    others.
 
-    Rows are as wide as the vocabulary. So the gradient is written out, and nothing else of that size is held:
-    ∂(−log p_y)/∂zⱼ = pⱼ − [j = y] and ∂KL/∂zⱼ = pⱼ (log pⱼ − log qⱼ − KL).
+    ``labels [tokens]`` are the labels. Each of the other rows has its own log q, ``[vocab]``. The results are
+    ``[tokens]`` and ``[essences]``.
+
+    Rows are as wide as the vocabulary. So the gradient is computed here in the forward pass, and no other tensor of
+    that size is kept: ∂(−log p_y)/∂zⱼ = pⱼ − [j = y] and ∂KL/∂zⱼ = pⱼ (log pⱼ − log qⱼ − KL).
     """
 
     @staticmethod
@@ -181,5 +184,5 @@ class VocabularyLosses(torch.autograd.Function):
 
 
 def _matrix_products_in(dtype: str, device: str) -> AbstractContextManager[object]:
-    """Matrix products in ``dtype``; δ, the loss and Adam stay in float32."""
+    """A context in which matrix products are computed in ``dtype``; δ, the loss and Adam stay in float32."""
     return nullcontext() if dtype == "model" else torch.autocast(device, dtype=getattr(torch, dtype))
