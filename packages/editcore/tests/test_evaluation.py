@@ -150,14 +150,17 @@ def composite(name: str, *of: str, combine: str = "editcore.evaluation.counterfa
     ("metrics", "complaint"),
     [
         ([plain("a"), plain("b"), plain("a")], "the metric a is announced twice"),
-        ([plain("a"), composite("c", "a", "b")], "the composite c is made of b, which is no metric with observations"),
+        (
+            [plain("a"), composite("c", "a", "b")],
+            "the composite c is made of b, which is not a metric with observations",
+        ),
         (
             [plain("a"), composite("c", "a"), composite("d", "c")],
-            "the composite d is made of c, which is no metric with observations",
+            "the composite d is made of c, which is not a metric with observations",
         ),
         ([plain("a", retention=True), plain("b", retention=True)], "more than one metric stands for retention"),
-        ([plain("a"), plain("b", instead_of=("c",))], "the metric b stands in for c, which is no other metric"),
-        ([plain("b", instead_of=("b",))], "the metric b stands in for b, which is no other metric"),
+        ([plain("a"), plain("b", instead_of=("c",))], "the metric b stands in for c, which is not another metric"),
+        ([plain("b", instead_of=("b",))], "the metric b stands in for b, which is not another metric"),
     ],
 )
 def test_metrics_of_one_evaluator_go_together(metrics: list[MetricSpec], complaint: str) -> None:

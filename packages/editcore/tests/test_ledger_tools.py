@@ -152,7 +152,7 @@ def test_what_cannot_be_searched_is_said() -> None:
     edited = in_charge(model)
     history = [entry_of(model, 0, FACTS[:1], size=1e-6)]
     [said] = model.generate(["Emmy Noether"], max_new_tokens=3)
-    with pytest.raises(RequestError, match="Nothing fails: the model says"):
+    with pytest.raises(RequestError, match="There is nothing to search for: the model says"):
         bisect(edited, history, "Emmy Noether", said)
     with pytest.raises(RequestError, match=r"no state to search from .* no batch wrote this fact"):
         bisect(edited, history, "Emmy Noether", "Zzyzx")
@@ -365,10 +365,10 @@ def test_verify_names_every_damage(tmp_path: Path) -> None:
             "the ledger has format 3, this version of editcore reads format 2",
         ),
         ({"kind": "header", "format": 99, "model": "a", "fingerprint": "b", "editor": "c"}, "the ledger has format 99"),
-        ({"kind": "batch"}, r"this is no line of a ledger \(batch\.batch: Field required\)"),
-        ({"kind": "sidestep"}, "this is no line of a ledger"),
+        ({"kind": "batch"}, r"this is not a line of a ledger \(batch\.batch: Field required\)"),
+        ({"kind": "sidestep"}, "this is not a line of a ledger"),
         ({"kind": "undo", "edits": [[0, "a"]]}, "a ledger begins with its header"),
-        ([1], "this is no line of a ledger"),
+        ([1], "this is not a line of a ledger"),
     ],
 )
 def test_a_first_line_that_is_not_understood(tmp_path: Path, body: Any, message: str) -> None:

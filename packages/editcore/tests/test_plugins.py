@@ -385,7 +385,7 @@ def test_an_answer_of_the_wrong_type_names_the_extension() -> None:
     with pytest.raises(PluginError) as caught:
         run.before_batch(object())  # type: ignore[arg-type]
     assert str(caught.value) == (
-        "The plugin 'replay' returned a list from editcore_before_batch, which takes BatchAddition or None."
+        "The plugin 'replay' returned a list from editcore_before_batch, which must return BatchAddition or None."
     )
 
 
@@ -447,7 +447,7 @@ def test_a_plugin_for_another_version_is_not_imported_and_says_what_to_do(
     row = info(plugins, "foo")
     assert (row.status, row.offers) == ("incompatible", {})
     assert row.reason == (
-        "it is made for editcore>=1,<2, and editcore 0.1.0 is installed; install a version of the plugin for that, or: "
+        "it is made for editcore>=1,<2, and editcore 0.1.0 is installed; install another version of the plugin, or: "
         'pip install "editcore>=1,<2"'
     )
     assert list(plugins.editors()) == ["good"]

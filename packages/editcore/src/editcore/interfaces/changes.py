@@ -36,7 +36,7 @@ __all__ = [
 @documented
 @dataclass(frozen=True, slots=True)
 class FactoredDelta:
-    """A thin change of a matrix, ``left @ right``."""
+    """A low-rank change of a matrix, ``left @ right``."""
 
     kind: ClassVar[str] = "factored"
 
@@ -88,16 +88,16 @@ class FactoredDelta:
 
 @dataclass(frozen=True, slots=True)
 class _WholeDelta:
-    """A change that is kept as it is."""
+    """A change that is kept as one tensor."""
 
     kind: ClassVar[str]
 
     value: Tensor
-    """The change itself, in the shape of what it changes; a matrix is ``[d_out, d_in]``."""
+    """The change itself. Its shape is that of the weight it changes; a matrix is ``[d_out, d_in]``."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """That of ``value``."""
+        """The shape of ``value``."""
         return tuple(self.value.shape)
 
     def dense(self) -> Tensor:
@@ -109,7 +109,7 @@ class _WholeDelta:
         return bool(self.value.isfinite().all())
 
     def norm(self) -> float:
-        """Frobenius norm; of a vector the Euclidean one."""
+        """Frobenius norm; for a vector, the Euclidean norm."""
         return float(self.value.double().norm())
 
     def scaled(self, factor: float) -> Self:
@@ -128,8 +128,8 @@ class _WholeDelta:
 @documented
 @dataclass(frozen=True, slots=True)
 class DenseDelta(_WholeDelta):
-    """A change of a whole matrix, ``value [d_out, d_in]``, or of a whole parameter with three or more axes, which is
-    then as it is stored."""
+    """A change of a whole matrix, ``value [d_out, d_in]``, or of a whole parameter with three or more axes, in the
+    shape in which that is stored."""
 
     kind: ClassVar[str] = "dense"
 
@@ -161,7 +161,7 @@ def as_change(tensors: Mapping[str, Tensor]) -> WeightChange:
     """The change whose ``tensors()`` these are.
 
     Raises:
-        ValueError: they are those of no change.
+        ValueError: the names are those of no kind of change.
     """
     match sorted(tensors):
         case ["left", "right"]:
@@ -180,11 +180,11 @@ class Attachment:
     """Knowledge kept beside the weights: a gated memory, a codebook, a text to put before prompts.
 
     It is data alone. The class announced for its ``kind`` (:class:`editcore.AttachmentSpec`) installs a sequence of
-    them into a model and takes them out again.
+    attachments into a model and takes them out again.
     """
 
     kind: str
-    """As it is announced."""
+    """The name of its :class:`editcore.AttachmentSpec`."""
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     """By name; kept in the ledger beside the batch."""
     fields: Mapping[str, Any] = field(default_factory=dict)

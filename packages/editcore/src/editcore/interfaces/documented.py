@@ -18,15 +18,15 @@ T = TypeVar("T")
 
 
 def documented(cls: type[T]) -> type[T]:
-    """Let ``help(cls)`` show each field with its type and the docstring below it, those of base classes included.
+    """Let ``help(cls)`` show each field, also those of base classes, with its type and the docstring below it.
 
-    Of a dataclass (above ``@dataclass``) and of a plain class with attributes, the docstrings are read from the source
-    when somebody asks. So importing the class costs nothing; without a source ``help`` shows the docstring of the class
-    alone. A model of pydantic has them already, with ``use_attribute_docstrings``.
+    For a dataclass (put this above ``@dataclass``) and for a plain class with attributes, the docstrings are read from
+    the source when ``help`` asks for them. So importing the class costs nothing. Without a source, ``help`` shows the
+    docstring of the class alone. A pydantic model has its field docstrings already, with ``use_attribute_docstrings``.
     """
     own = inspect.cleandoc(cls.__doc__ or cls.__name__)
     if issubclass(cls, BaseModel):
-        # At once: help() takes the docstring of a class with a metaclass as it lies in the class.
+        # Now, because help() does not call a descriptor if the class has a metaclass.
         cls.__doc__ = _joined(own, cls, {name: field.description or "" for name, field in cls.model_fields.items()})
     else:
         cls.__doc__ = _FieldDocs(own, cls)  # type: ignore[assignment]  # type.__doc__ asks a descriptor
@@ -54,7 +54,7 @@ class _FieldDocs:
 
 
 def _below_fields(cls: type) -> dict[str, str]:
-    """What stands below the attributes in the source of one class, by name; nothing if there is no source."""
+    """The docstrings below the attributes of one class, by name, from its source; empty if there is no source."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
     except (OSError, TypeError, SyntaxError):

@@ -1,4 +1,4 @@
-"""One tree of exceptions: everything a user can cause or cure.
+"""One tree of exceptions, for everything that a user can cause or fix.
 
 The command line prints an :class:`EditcoreError` as one paragraph and exits with code 2. Any other exception is a bug
 of ours and keeps its traceback. A message says what was asked, what was found, and what would work.
@@ -63,7 +63,7 @@ class NumericalError(EditcoreError):
 
 
 class StorageError(EditcoreError):
-    """A file cannot be written: the disk is full, the folder is read-only, ...; what was there is as it was."""
+    """A file cannot be written: the disk is full, the folder is read-only, ...; what was there before is unchanged."""
 
 
 class RunError(EditcoreError):

@@ -52,7 +52,7 @@ class BeforeRun:
     """A session is open. It has its model, editor and backend, and has edited nothing yet."""
 
     model: LanguageModel
-    """The model; that of a resumed run has the edits of its earlier batches."""
+    """The model. In a resumed run it has the edits of the earlier batches."""
     history: Sequence[LedgerEntry]
     """The active batches of a resumed run, oldest first, without the edits that were undone; empty for a new run."""
     directory: Path | None

@@ -1,4 +1,4 @@
-"""What a run has done so far, batch by batch, as extensions are told it."""
+"""The history of a run, batch by batch, as extensions see it."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ class LedgerEntry:
     num_new: int
     """The first ``num_new`` requests are new."""
     changes: Changes = field(default_factory=dict)
-    """By the address of their weight; of an entry that was read, loaded when first looked at. Empty if the batch was
-    rejected, or changes no weight."""
+    """By the address of their weight. They are loaded on first use if the entry was read from disk. Empty if the batch
+    was rejected, or changes no weight."""
     attachment: Attachment | None = None
     """Knowledge that the batch keeps beside the weights."""
     known: Mapping[str, KnownTarget] = field(default_factory=dict)
-    """By request id: the key and value each fact was solved with, where the editor has such."""
+    """By request id: the key and value each fact was solved with, if the editor has keys and values."""
     memory: Mapping[str, Tensor] = field(default_factory=dict)
-    """What the editor wanted kept with the batch; loaded when first looked at."""
+    """Tensors that the editor wanted kept with the batch; loaded on first use."""
     diagnostics: Mapping[str, float] = field(default_factory=dict)
-    """The proposal's: numbers about the batch, by name."""
+    """The proposal's numbers about the batch, by name."""
     scale: float = 1.0
-    """What a gate scaled the proposal by; 0 if it rejected it."""
+    """The factor by which a gate scaled the proposal; 0 if the batch was rejected."""
     evidence: tuple[EditEvidence, ...] = ()
     """One per request, in their order."""
     notes: tuple[str, ...] = ()
@@ -70,12 +70,12 @@ class LedgerEntry:
 
     @property
     def written(self) -> Written:
-        """What it puts into the model, and what its editor keeps with it."""
+        """What the batch puts into the model, and what its editor keeps with it."""
         return Written(changes=self.changes, attachment=self.attachment, memory=self.memory)
 
     @property
     def new_requests(self) -> tuple[EditRequest, ...]:
-        """What the batch wrote, without what it replayed."""
+        """The requests that were new in this batch, without replayed ones."""
         return self.requests[: self.num_new]
 
     @property
@@ -96,8 +96,8 @@ class LedgerEntry:
 
     @property
     def all_rejected(self) -> tuple[RejectedRequest, ...]:
-        """Every new request that extensions kept out: those left out of the batch, and of a rejected batch the others,
-        too, with its reason and figures."""
+        """Every new request that extensions kept out of the model. If the whole batch was rejected, these are all its
+        new requests, with the reason and figures of the batch."""
         if self.applied:
             return self.rejected
         doubts = {name: verdict for name, verdict in self.verdicts.items() if verdict.action != "accept"}

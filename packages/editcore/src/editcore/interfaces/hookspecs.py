@@ -81,7 +81,7 @@ class RegistrationHooks:
         """Announce kinds of knowledge kept beside the weights.
 
         Called once per process, before the first attachment is installed, in no particular order. Nothing may be
-        changed. A returned spec speaks for the attachments of its name, in proposals and in ledgers.
+        changed. A returned spec installs the attachments of its name, in proposals and in ledgers.
         """
         raise NotImplementedError
 
@@ -114,7 +114,7 @@ class RegistrationHooks:
 
     @hookspec
     def editcore_model_families(self, event: Registration) -> Sequence[ModelFamilySpec]:
-        """Announce module paths of architectures that detection cannot see through.
+        """Announce module paths of architectures whose structure cannot be detected.
 
         Called once per process, before the first model is loaded, in no particular order. Nothing may be changed. A
         returned spec overrides detection for its ``model_types``; the forward check still has to pass.
@@ -190,8 +190,8 @@ class LifecycleHooks:
         """React to edits that were undone or redone.
 
         Called once per undo or redo of a session, after the ledger is durable and the model is rebuilt. An extension
-        forgets what it kept of the undone edits and restores that of the redone ones: ``event.history`` holds what is
-        active, as in ``editcore_before_run``. The model must not be changed. The return value is ignored.
+        forgets its state about undone edits and restores it for redone ones. ``event.history`` holds the active
+        batches, as in ``editcore_before_run``. The model must not be changed. The return value is ignored.
         """
         raise NotImplementedError
 

@@ -1,4 +1,4 @@
-"""What stands between a text and what is written behind it: a space, or nothing.
+"""What joins a text and its continuation: a space, or nothing.
 
 The text's last character decides. This module imports nothing of the project.
 """
@@ -27,22 +27,22 @@ _WITHOUT_SPACES = (
 )
 """First and last code points of scripts that write words without spaces."""
 _ZERO_WIDTH_SPACE = "\u200b"
-"""It parts words in Thai, Khmer and Burmese."""
+"""It separates words in Thai, Khmer and Burmese."""
 _STRAIGHT_QUOTES = "\"'`"
 _QUOTES = _STRAIGHT_QUOTES + "“”„‟‘’‚‛«»‹›"
 _PARTNERS = {"”": "“„‟", "“": "„", "’": "‘‚‛", "‘": "‚", "»": "«", "«": "»", "›": "‹", "‹": "›"}
-"""By a quote, those that it closes in one language or another."""
+"""By closing quote, the opening quotes that it matches in some language."""
 _OPENING = "¿¡"
 _BEFORE_AN_OPENING_QUOTE = ":=,-–—"
-"""Beside white space and whatever opens: what stands directly before a quote that opens."""
+"""A quote after one of these opens, as it does after white space, an opening bracket or another opening quote."""
 
 
 def separator(text: str) -> str:
-    """What joins ``text`` to a continuation: ``" "``, or ``""`` where none is written.
+    """What joins ``text`` to a continuation: ``" "`` or ``""``.
 
-    There is none behind white space, behind an opening quote or bracket, and behind Chinese, Japanese, Thai, Lao, Khmer
-    and Burmese. A quote opens if white space, the beginning, something that opens or one of ``: = , - – —`` is before
-    it, and if it closes no earlier one.
+    No space follows white space, an opening quote or bracket, and Chinese, Japanese, Thai, Lao, Khmer and Burmese. A
+    quote opens if it is at the beginning or follows white space, an opening quote or bracket, or one of ``: = , - –
+    —``, and if it closes no earlier quote.
 
     >>> separator("The Louvre is in"), separator("### Response:\\n"), separator("卢浮宫位于")
     (' ', '', '')
@@ -55,7 +55,7 @@ def separator(text: str) -> str:
 
 
 def separates_words(character: str) -> bool:
-    """Whether a character is of a script that has spaces between words, or of none."""
+    """Whether a space may follow a character: false for scripts that write words without spaces."""
     code = ord(character)
     return character != _ZERO_WIDTH_SPACE and not any(first <= code <= last for first, last in _WITHOUT_SPACES)
 
@@ -70,6 +70,6 @@ def _opens(text: str) -> bool:
 
 
 def _closes(quote: str, before: str) -> bool:
-    """Whether a quote that is set apart (French « ainsi ») ends what an earlier one began."""
+    """Whether a quote with a space before it (French « ainsi ») closes an earlier one."""
     partners = _PARTNERS.get(quote, "")
     return sum(map(before.count, partners)) > before.count(quote)

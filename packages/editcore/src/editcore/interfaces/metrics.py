@@ -13,10 +13,10 @@ from editcore.interfaces.progress import Progress, silent
 __all__ = ["HOLDS", "REWRITE", "EvaluationContext", "MetricSpec", "Observation", "check_metrics"]
 
 REWRITE = "rewrite"
-"""Kind of the question that every record asks without a probe: its edited prompt."""
+"""The kind of an observation about the edited prompt itself, which is no probe."""
 
 HOLDS = 0.5
-"""The least value of an observation that says yes (:attr:`MetricSpec.retention`, :attr:`MetricSpec.tally`)."""
+"""An observation of at least this value means yes (:attr:`MetricSpec.retention`, :attr:`MetricSpec.tally`)."""
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
@@ -38,7 +38,7 @@ class MetricSpec:
     label: str
     """What readers call it, such as ``Facts said``."""
     meaning: str = ""
-    """What it says, in a sentence for the report."""
+    """What its value means, in a sentence for the report."""
     unit: str = "%"
     """``%``: its values are parts of 1, and are shown times 100. Any other unit (``nats``) is written after the number;
     empty for a plain number."""
@@ -57,8 +57,8 @@ class MetricSpec:
     show: Literal["always", "report", "data"] = "always"
     """``always``: in every table and picture. ``report``: in the report's full table only. ``data``: in files only."""
     instead_of: tuple[str, ...] = ()
-    """Metrics of the same evaluator that it replaces where they have no value on the facts at hand: in tables and
-    pictures, for retention, and as objective."""
+    """Metrics of the same evaluator that it replaces, in tables and pictures, for retention and as objective, if they
+    have no value on the facts at hand."""
     keep: bool = False
     """True for what an edit should not change. Pictures show its value before any edit as a line."""
     retention: bool = False
@@ -67,9 +67,9 @@ class MetricSpec:
     objective: bool = False
     """True if trials are compared by it. The first such metric decides; among equals, the next."""
     tally: str = ""
-    """A predicate for the last lines of a run: ``are said`` gives "38 of 40 facts are said; not: ...". Observations,
-    one per fact, are read as those of ``retention``. The tally of a metric whose ``show`` is not ``always`` is printed
-    only if no metric with ``show="always"`` has one."""
+    """The predicate of a sentence at the end of a run: ``are said`` gives "38 of 40 facts are said; not: ...". Its
+    observations, one per fact, mean yes or no as for ``retention``. The tally of a metric whose ``show`` is not
+    ``always`` is printed only if no metric with ``show="always"`` has one."""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -96,8 +96,8 @@ def check_metrics(metrics: Sequence[MetricSpec]) -> None:
     """Refuse metrics of one evaluator that do not go together.
 
     Raises:
-        ValueError: a name comes twice, a composite is made of what is not there, one stands in for what is not there,
-            or two stand for retention.
+        ValueError: a name comes twice, a composite or a replacement names a metric that is not there, or two metrics
+            stand for retention.
     """
     plain = {metric.name for metric in metrics if not metric.of}
     names = [metric.name for metric in metrics]
@@ -107,10 +107,10 @@ def check_metrics(metrics: Sequence[MetricSpec]) -> None:
     for metric in metrics:
         if missing := [name for name in metric.of if name not in plain]:
             raise ValueError(
-                f"the composite {metric.name} is made of {missing[0]}, which is no metric with observations"
+                f"the composite {metric.name} is made of {missing[0]}, which is not a metric with observations"
             )
         if missing := [name for name in metric.instead_of if name not in names or name == metric.name]:
-            raise ValueError(f"the metric {metric.name} stands in for {missing[0]}, which is no other metric")
+            raise ValueError(f"the metric {metric.name} stands in for {missing[0]}, which is not another metric")
     if sum(metric.retention for metric in metrics) > 1:
         raise ValueError("more than one metric stands for retention")
 
@@ -121,13 +121,13 @@ class Observation:
     """The value of one metric on one question of one record. Where a metric has no value, there is no observation."""
 
     request_id: str
-    """Of the record's request."""
+    """The id of the record's request."""
     metric: str
     """Name of the metric, as it is announced."""
     value: float
-    """In the metric's unit; a part of 1 for a percentage. Finite."""
+    """In the metric's unit; for a percentage, the fraction (0.5 for 50 %). Always finite."""
     kind: str = REWRITE
-    """Of the probe; ``rewrite`` for the edited prompt itself."""
+    """The kind of the probe; ``rewrite`` for the edited prompt itself."""
     prompt: str = ""
     """The question, in full."""
     text: str | None = None

@@ -1,4 +1,4 @@
-"""The protocols that a plugin's classes implement, and what they are given. Torch appears in annotations only."""
+"""The protocols that a plugin's classes implement, and the contexts they are given. Imports no torch."""
 
 from __future__ import annotations
 
@@ -94,8 +94,8 @@ class BackendContext:
     """What a backend may use besides the model: given to those that ask for it (:class:`TakesContext`)."""
 
     metrics: Callable[[Sequence[int]], Mapping[int, Metric]]
-    """Called with layers; gives the second moments of the unedited model, with their factors. Call it while the model
-    has no change: moments that are neither in memory nor in the cache are computed by running the model."""
+    """Called with layers, it gives the second moments of the unedited model with their factors. Call it while the model
+    has no change, because moments that are not cached are computed by running the model."""
     directory: Path | None = None
     """The run directory, or ``None`` for a session in memory."""
 
@@ -119,7 +119,7 @@ class Editor(Protocol):
         ...
 
     def propose(self, model: LanguageModel, batch: EditBatch, context: EditContext) -> Proposal:
-        """Solve one batch on the model as it is now; the model is unchanged, to the bit, when this returns.
+        """Solve one batch on the model as it is now. The model is unchanged, to the bit, when this returns.
 
         Raises:
             EditcoreError: the batch cannot be solved; the message says what would work.
@@ -131,15 +131,15 @@ class Editor(Protocol):
 class Remembers(Protocol):
     """An editor whose state depends on what it has written before.
 
-    The state follows from the ledger alone, batch by batch, so that resuming and undoing need nothing more: a rejected
-    proposal is in no ledger, and an undone edit is in no history.
+    The state follows from the ledger alone, batch by batch, so resuming and undoing need nothing more. The history has
+    no rejected proposals and no undone edits.
     """
 
     def recall(self, history: Sequence[LedgerEntry]) -> None:
         """Compute the state anew from the active batches, oldest first.
 
         Called after :meth:`Editor.prepare`, after every undo and redo, and before a batch is solved again on the model
-        of its time. Tensors are read from the ledger when they are first used.
+        as it was before that batch. Tensors are read from the ledger when they are first used.
         """
         ...
 
@@ -159,17 +159,18 @@ class Resolves(Protocol):
     def resolve(
         self, model: LanguageModel, entry: LedgerEntry, rows: Sequence[int], context: EditContext
     ) -> Written | None:
-        """What the editor would have written for some requests of a batch, on the model of that time.
+        """What the editor would have written for some requests of a batch, on the model as it was before the batch.
 
-        It must depend on the arguments and on what :meth:`Editor.prepare` learnt alone, not on the model's present
-        weights: undoing in any order then gives the same bits.
+        The result must depend only on the arguments and on what :meth:`Editor.prepare` learnt, not on the model's
+        present weights. Undoing in any order then gives the same bits.
 
         Args:
             entry: the batch as it was solved, and scaled.
             rows: indices of the requests that stay, in ascending order; at least one.
 
         Returns:
-            What is written, scaled as the batch was, or ``None`` if what is kept does not suffice (several layers).
+            What is written, scaled as the batch was; or ``None`` if the ledger does not have enough to tell (several
+            layers).
         """
         ...
 
@@ -223,7 +224,7 @@ class AttachmentKind(Protocol):
         the model's weights and of ``attachments``.
 
         Raises:
-            EditcoreError: they do not fit the model; it is as it was.
+            EditcoreError: they do not fit the model; the model is as it was.
         """
         ...
 
@@ -281,7 +282,8 @@ class Evaluator(Protocol):
     ) -> Sequence[Observation]:
         """One observation for each record, question and metric that has a value.
 
-        It must depend on the model, the records and ``context`` alone: a run that was killed and resumed asks again.
+        They must depend only on the model, the records and ``context``, because a run that was killed and resumed asks
+        again.
         """
         ...
 

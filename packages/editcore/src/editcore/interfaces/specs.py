@@ -1,4 +1,4 @@
-"""Light descriptions of what plugins offer.
+"""Announcements: light descriptions of what plugins offer.
 
 A registration hook returns these instead of classes, so that listing plugins imports nothing heavy. ``target`` and
 ``hparams`` are ``"module:Class"`` strings, imported when the thing is used for the first time.
@@ -45,7 +45,7 @@ class Spec:
 @documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
-    """What an editor can do and needs, so that core never depends on its name."""
+    """What an editor can do and what it needs, so that core never has to know an editor by name."""
 
     max_batch: int | None = None
     """Most requests solved together; ``None`` for no limit. A longer batch is split by the session."""
@@ -55,9 +55,9 @@ class Capabilities:
     needs_subject: bool = True
     """True if every request must name a subject."""
     needs_plugins: tuple[str, ...] = ()
-    """Extensions without which it does not work; a run has them though nobody names them."""
+    """Extensions that it needs; a run gets them even if the user does not name them."""
     needs_backend: str | None = None
-    """The backend without which it does not work; a run that names none has it."""
+    """The backend that it needs; a run gets it even if the user does not name it."""
     uses_held: bool = False
     """True if the solve leaves the keys in ``EditBatch.held`` alone."""
     multi_layer: bool = False
@@ -160,14 +160,14 @@ class ExecutorSpec(Spec):
 @documented
 @dataclass(frozen=True, slots=True)
 class ModelFamilySpec(Spec):
-    """Module paths of an architecture whose structure cannot be found by looking.
+    """Module paths of an architecture whose structure cannot be detected.
 
     ``target`` is unused by most families and may be empty. ``paths`` overrides what detection would find, by the field
     names of :class:`editcore.ModelLayout` (``blocks``, ``mlp``, ``projection``, ``final_norm``, ``head``).
     """
 
     model_types: tuple[str, ...] = field(kw_only=True)
-    """The ``config.model_type`` values it speaks for."""
+    """The ``config.model_type`` values that it is for."""
     paths: Mapping[str, str] = field(default_factory=dict, kw_only=True)
     """Module paths by field of :class:`editcore.ModelLayout`, with ``{}`` for the number of a block."""
 

@@ -81,7 +81,7 @@ class EditRequest(BaseModel):
     target_new: Annotated[Stripped, Field(min_length=1)]
     """The continuation to write, without a leading space."""
     target_true: Stripped | None = None
-    """The continuation that the unedited model should prefer; ES, PS and NS need it."""
+    """The continuation that the unedited model should prefer. The metrics ES, PS and NS need it."""
     join: str | None = None
     """What stands between the text and a target, such as ``""``. Left out, the text's last character decides: a space,
     but nothing behind white space, an opening quote or bracket, and scripts without spaces (Chinese, Japanese, Thai).
@@ -123,7 +123,8 @@ class EditRequest(BaseModel):
 
     @property
     def continuation(self) -> str:
-        """``target_new`` with what joins it to :attr:`text`. In a chat nothing joins them: the target begins an answer.
+        """``target_new`` with the space, if any, that joins it to :attr:`text`. In a chat nothing joins them, because
+        the target begins an answer.
 
         >>> EditRequest(subject="Rome", prompt="{} is a city in", target_new="France").continuation
         ' France'
@@ -184,8 +185,8 @@ class FactRecord(BaseModel):
     def _finite(cls, extra: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
         try:
             json.dumps(extra, allow_nan=False)
-        except ValueError as error:  # it would come back as null
-            raise ValueError("a number in it is not finite, and JSON has none that is not") from error
+        except ValueError as error:  # JSON would give null back
+            raise ValueError("a number in it is not finite, and JSON has no such numbers") from error
         return extra
 
     def __hash__(self) -> int:
@@ -206,8 +207,8 @@ class KnownTarget:
     values: Mapping[str, Tensor]
     """By weight name: the value W k must have (bias included), ``[d_out]``, float64 on the CPU."""
     figures: Mapping[str, float] = field(default_factory=dict)
-    """How the target was found, as in the editor's evidence. It is kept while a batch is solved again, but not in the
-    ledger, so that the evidence of a replayed fact does not depend on whether the run was resumed."""
+    """Numbers about how the target was found, as in the editor's evidence. They are kept while a batch is solved again,
+    but not in the ledger, so that the evidence of a replayed fact does not depend on whether the run was resumed."""
 
 
 @documented
@@ -226,8 +227,7 @@ class HeldKey:
 
     @staticmethod
     def ordered(held: Iterable[HeldKey]) -> tuple[HeldKey, ...]:
-        """The order of a batch's held keys, so that a sum over them has the same bits when they come from the
-        ledger."""
+        """Held keys in a fixed order, so that a sum over them has the same bits when they are read from the ledger."""
         return tuple(sorted(held, key=lambda held_key: (held_key.batch, held_key.request_id, held_key.weight)))
 
 
@@ -312,15 +312,15 @@ class EditEvidence:
     """What was measured while one fact was written."""
 
     request_id: str
-    """Of the request that it is about."""
+    """The id of the request that it is about."""
     replayed: bool = False
     """True if the fact was added by an extension."""
     figures: Mapping[str, float] = field(default_factory=dict)
     """Numbers by ``lower_case`` name. Each editor has its own; a figure that does not apply to the fact is left out.
-    Some names mean the same for every editor: ``target_probability``, of the target at the end of the optimisation;
-    ``fraction_reached``, the share of its residual that the solve gives the fact, in float64 and at the first weight
-    that it is written into; ``preservation_cost``, the fact's part of the change's cost on ordinary text; ``steps`` of
-    the optimisation.
+    Some names mean the same for every editor: ``target_probability``, the probability of the target at the end of the
+    optimisation; ``fraction_reached``, the share of its residual that the solve gives the fact, in float64 and at the
+    first weight that it is written into; ``preservation_cost``, the fact's part of the change's cost on ordinary text;
+    ``steps`` of the optimisation.
 
     Once the batch is written, the session adds to every new fact: ``said``, 1 if every token of the target is the most
     probable one after the bare prompt, else 0; ``said_probability``, exp of their mean log-probability; and where
@@ -377,9 +377,9 @@ class Verdict:
     reason: str
     """A sentence for the user."""
     scale: float = 1.0
-    """For ``scale``: the factor put on every delta, between 0 and 1."""
+    """For ``scale``: the factor on every change, between 0 and 1."""
     figures: Mapping[str, float] = field(default_factory=dict)
     """The numbers behind it, by name."""
     rejected: Mapping[str, Rejection] = field(default_factory=dict)
-    """By the id of a new request of the batch, why it must go while the others may stay: the batch is solved again
-    without it, and judged again. Without effect where the whole batch is rejected."""
+    """By request id, the new requests of the batch to leave out, and why. The batch is solved again without them, and
+    judged again. Without effect if the whole batch is rejected."""

@@ -13,7 +13,7 @@ from editcore.models.edited import EditedModel
 __all__ = ["Bisection", "bisect"]
 
 _MORE_TOKENS = 4
-"""Written beyond the text that is looked for, so that the answer can be read."""
+"""Tokens that are generated beyond the expected text, so that a reader sees more of the answer."""
 
 
 @documented
@@ -24,19 +24,20 @@ class Bisection:
     entry: LedgerEntry
     """The batch after which the model says something else."""
     before: str
-    """What it says without this batch and those behind it."""
+    """What it says without this batch and all later ones."""
     after: str
-    """What it says with this batch and without those behind it."""
+    """What it says with this batch and without later ones."""
     tried: int
-    """Models that were asked."""
+    """Number of model states that were asked."""
 
 
 def bisect(edited: EditedModel, history: Sequence[LedgerEntry], prompt: str, expect: str) -> Bisection:
     """Find a batch before which the greedy continuation of ``prompt`` begins with ``expect``, but not after it.
 
-    The search halves what lies between a state that gives the answer and the present one that does not: the unedited
-    model, or, if that one does not give it either, the state after the last batch that wrote a fact with this prompt.
-    If the answer came and went several times, one of the places is found. All of ``history`` is active at the end.
+    A binary search runs between a state that gives the answer and the present one, which does not. The first state is
+    the unedited model, or if that does not give the answer either, the state after the last batch that wrote a fact
+    with this prompt. If the answer came and went several times, one of the places is found. All of ``history`` is
+    active at the end.
 
     Raises:
         RequestError: the model gives the answer now, or no state is known in which it did.
@@ -55,15 +56,17 @@ def bisect(edited: EditedModel, history: Sequence[LedgerEntry], prompt: str, exp
 
     try:
         if says(len(history)):
-            raise RequestError(f"Nothing fails: the model says '{_line(answers[len(history)])}' after '{prompt}'.")
+            raise RequestError(
+                f"There is nothing to search for: the model says '{_line(answers[len(history)])}' after '{prompt}'."
+            )
         writers = [
             at + 1 for at, entry in enumerate(history) if any(request.text == prompt for request in entry.new_requests)
         ]
         good = next((count for count in (0, *reversed(writers)) if says(count)), None)
         if good is None:
             raise RequestError(
-                f"There is no state to search from in which the model says '{expect.strip()}' after '{prompt}': "
-                f"unedited it says '{_line(answers[0])}', and "
+                f"No known state of the model says '{expect.strip()}' after '{prompt}': unedited, it says "
+                f"'{_line(answers[0])}', and "
                 + ("the batches that wrote this fact did not change that." if writers else "no batch wrote this fact.")
             )
         bad = len(history)

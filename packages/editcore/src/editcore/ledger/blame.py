@@ -1,4 +1,4 @@
-"""What each edit does to the answer to a prompt."""
+"""The contribution of each edit to the answer to a prompt."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class Contribution:
     """What an edit adds to one token's score after a prompt."""
 
     requests: tuple[EditRequest, ...]
-    """The fact; all facts of a batch whose factors do not belong to single facts."""
+    """The fact; or all facts of a batch whose factors do not belong to single facts."""
     batches: tuple[int, ...]
-    """Where it was written and replayed."""
+    """The batches in which it was written and replayed."""
     logit: float
     """The token's logit with all edits, minus its logit without this one."""
     log_probability: float
-    """The same of log p(token | prompt), in nats."""
+    """The same difference of log p(token | prompt), in nats."""
 
 
 @documented
@@ -58,18 +58,18 @@ def blame(
     answer: str | None = None,
     progress: Progress = silent,
 ) -> Blame:
-    """Rank edits by what leaving each of them out would take from an answer.
+    """Rank edits by how much an answer loses if each of them is left out.
 
-    A thin change Δ = Σ lᵢ rᵢᵀ with a term for each fact of its batch is a sum over the facts, where the batch has a key
-    of each (:attr:`editcore.Proposal.known`). Leaving fact i out takes
-    lᵢ rᵢᵀ from every weight in every batch that wrote or replayed it: the backend puts −lᵢ rᵢᵀ into the model on trial,
-    and the model is asked. A batch whose changes are not such sums (dense ones, vectors, attachments) is left out as a
-    whole. The rest of a batch is not solved again, so this is the share of what was written, and not what ``undo`` of
-    one of several facts would give. Effects do not add up: edits may matter together and not alone.
+    A factored change Δ = Σ lᵢ rᵢᵀ is a sum over the facts of its batch if the batch has a key of each
+    (:attr:`editcore.Proposal.known`). Leaving fact i out takes lᵢ rᵢᵀ from every weight, in every batch that wrote or
+    replayed the fact. For this the backend adds −lᵢ rᵢᵀ to the model on trial. A batch whose changes are not such sums
+    (dense changes, vectors, attachments) is left out as a whole. The rest of a batch is not solved again. So the result
+    is the share of what was written, which differs from ``undo`` of one of several facts. Effects do not add up,
+    because edits may matter together and not alone.
 
     Args:
-        edited: with ``history`` active.
-        answer: whose first token is scored; left out, the token that the model would say.
+        edited: the model with ``history`` active.
+        answer: the answer whose first token is scored; left out, the token that the model would say.
 
     Raises:
         RequestError: the prompt or the answer has no token, or there are no edits.
@@ -112,15 +112,15 @@ def blame(
 
 @dataclass(frozen=True, slots=True)
 class _Term:
-    """What is left out together."""
+    """A part of the edits that is left out together."""
 
     requests: tuple[EditRequest, ...]
     batches: tuple[int, ...]
     changes: Changes | None
-    """What to take from the weights; ``None`` to leave the whole of ``batches`` out."""
+    """Changes to take from the weights; ``None`` to leave ``batches`` out as a whole."""
 
     def left_out(self, edited: EditedModel, history: Sequence[LedgerEntry]) -> AbstractContextManager[None]:
-        """The model without it, inside the block only."""
+        """Inside the block, the model is without this part."""
         if self.changes is None:
             return _without_batches(edited, history, self.batches)
         negative = {address: change.scaled(-1.0) for address, change in self.changes.items()}
@@ -137,7 +137,7 @@ def _without_batches(edited: EditedModel, history: Sequence[LedgerEntry], batche
 
 
 def _is_sum_over_requests(entry: LedgerEntry) -> bool:
-    """Whether column i of every factor is of request i, which is so where its editor keeps a key of each request."""
+    """Whether column i of every factor belongs to request i. This is so if the editor keeps a key of each request."""
     return (
         entry.attachment is None
         and all(request.id in entry.known for request in entry.requests)
@@ -149,7 +149,8 @@ def _is_sum_over_requests(entry: LedgerEntry) -> bool:
 
 
 def _terms(history: Sequence[LedgerEntry]) -> Iterator[_Term]:
-    """One per fact, over all batches that it is part of; one per batch whose changes are no sum over its requests."""
+    """One term per fact, over all batches that it is part of; one per batch whose changes are not a sum over its
+    requests."""
     parts: dict[str, list[tuple[int, str, Tensor, Tensor]]] = {}
     facts: dict[str, EditRequest] = {}
     for entry in history:

@@ -1,4 +1,4 @@
-"""What two ledgers say of the same facts."""
+"""The difference between the facts of two ledgers."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ __all__ = ["Comparison", "compare"]
 @documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Active facts, by subject and prompt."""
+    """The difference between the active facts of two ledgers. Facts are the same if subject and prompt are."""
 
     added: tuple[EditRequest, ...]
-    """In the second ledger only."""
+    """Facts in the second ledger only."""
     removed: tuple[EditRequest, ...]
-    """In the first ledger only."""
+    """Facts in the first ledger only."""
     changed: tuple[tuple[EditRequest, EditRequest], ...]
-    """In both, with different targets."""
+    """Facts in both, with different targets."""
     same: int
-    """Number of facts in both, with one target."""
+    """Number of facts in both, with the same target."""
 
 
 def compare(first: Ledger, second: Ledger) -> Comparison:

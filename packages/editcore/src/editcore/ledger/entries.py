@@ -1,4 +1,4 @@
-"""A batch as an entry and as a line: what one takes from the other, and the entry without some of its edits."""
+"""Converts between the ledger entry of a batch and its line, and makes an entry without some of its edits."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _ALIKE = tuple(
     for field in fields(LedgerEntry)
     if field.name in BatchLine.model_fields and field.name not in _IN_OTHER_FORM
 )
-"""Fields that an entry and a line have in the same form."""
+"""Fields that have the same form in an entry and in a line."""
 
 
 def batch_line(entry: LedgerEntry, file: TensorFile | None, held: Sequence[HeldLine] = ()) -> BatchLine:
     """The entry without its tensors, which are in ``file``.
 
     Args:
-        held: where the keys are that it left alone.
+        held: references to the keys that the batch left alone.
 
     Raises:
         PluginError: a plugin's diagnostics or verdicts are not what they should be.
@@ -45,7 +45,7 @@ def entry_of(line: BatchLine, stored: StoredTensors, held: Sequence[HeldKey]) ->
     """The entry of a line.
 
     Args:
-        stored: the tensors that the line speaks of.
+        stored: the tensors of the line.
         held: the keys that the batch left alone.
     """
     written = stored.written(line.attachment)
@@ -64,7 +64,7 @@ def _fields_alike(batch: LedgerEntry | BatchLine) -> dict[str, Any]:
 
 
 def entry_without(entry: LedgerEntry, undone: Collection[str], written: Written) -> LedgerEntry:
-    """The entry without some of its new requests, solved as ``written``."""
+    """The entry without the new requests in ``undone``. ``written`` is the solution of the rest."""
     rows = entry.kept_rows(undone)
     requests = tuple(entry.requests[row] for row in rows)
     kept = {request.id for request in requests}

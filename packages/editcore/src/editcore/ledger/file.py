@@ -1,4 +1,4 @@
-"""The files of a ledger. Lines are only ever added; the tensors of a line are on the disk before the line is."""
+"""The files of a ledger. Lines are only ever added, and the tensors of a line are on the disk before the line."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ class LedgerFile:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.note = ""
-        """What reading it had to leave out; empty if it was whole."""
+        """A sentence on what could not be read; empty if the file was whole."""
         self._size = 0  # of the complete lines, in bytes
 
     def lines(self) -> Iterator[tuple[Line | RunError, str]]:
-        """Every line, or what is wrong with it, and where it stands. Sets :attr:`note`.
+        """Every line, or the error in it, and its place in the file. Sets :attr:`note`.
 
         Raises:
             RunError: the file cannot be read.
         """
         path = self.directory / LEDGER_NAME
-        *complete, rest = _read_lines(path)  # what follows the last line end was never finished
+        *complete, rest = _read_lines(path)  # the rest after the last line end was never finished
         for number, raw in enumerate(complete, start=1):
             where = f"{path}, line {number}"
             try:
@@ -61,15 +61,15 @@ class LedgerFile:
         name: str = "",
         tensors: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Write a line, and before it the tensors that it speaks of, if there are any.
+        """Write a line, and before it its tensors, if there are any.
 
         Args:
             header: the first line of a new file.
-            line_of: makes the line, from the file of tensors.
-            name: of that file.
+            line_of: makes the line, given the file of tensors.
+            name: name of the file of tensors.
 
         Raises:
-            StorageError: it cannot be written; the files are as they were.
+            StorageError: a file cannot be written; the files are as they were.
             RunError: another process has changed them meanwhile.
         """
         self._refuse_foreign(self.directory / LEDGER_NAME)
@@ -82,7 +82,7 @@ class LedgerFile:
             raw = path.read_bytes()
             self._append(header, line_of(TensorFile(name=name, size=len(raw), sha256=hashlib.sha256(raw).hexdigest())))
         except Exception:
-            path.unlink(missing_ok=True)  # no line speaks of it
+            path.unlink(missing_ok=True)  # no line names the file
             raise
 
     def _append(self, header: HeaderLine, line: Line) -> None:
@@ -109,10 +109,10 @@ class LedgerFile:
     def _append_bytes(self, content: bytes) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         path = self.directory / LEDGER_NAME
-        # Unbuffered: a buffer that could not be written would be written again before the file is cut.
+        # Unbuffered: a failed buffer would be written again when the file is closed, after it was truncated.
         with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "rb+", buffering=0) as file:
             try:
-                file.truncate(self._size)  # what a crash left of a line
+                file.truncate(self._size)  # removes what a crash left of a line
                 file.seek(self._size)
                 written = 0
                 while written < len(content):

@@ -33,7 +33,7 @@ class Ledger:
     """Batches, oldest first, and which of their edits are undone; durable if it has a directory.
 
     Args:
-        header: what the edits are made for; needed to write the first line of a directory.
+        header: the model and editor that the edits are made for; needed for the first line of a directory.
     """
 
     def __init__(self, directory: Path | None = None, header: HeaderLine | None = None) -> None:
@@ -42,11 +42,13 @@ class Ledger:
         self.batches: list[LedgerEntry] = []
         """Every batch, rejected ones too."""
         self.note = ""
-        """What reading it had to leave out; empty if it was whole."""
+        """A sentence on what could not be read; empty if the file was whole."""
         self._by_index: dict[int, LedgerEntry] = {}
         self._revisions: dict[int, dict[frozenset[str], Written]] = {}
         self._undone: Mapping[int, frozenset[str]] = {}  # replaced, never changed
-        self._undone_before: dict[int, Mapping[int, frozenset[str]]] = {}  # as it was when a batch came
+        self._undone_before: dict[
+            int, Mapping[int, frozenset[str]]
+        ] = {}  # the value of _undone when each batch was added
         self._file = None if directory is None else LedgerFile(directory)
 
     @classmethod
@@ -54,7 +56,7 @@ class Ledger:
         """The ledger of a directory; an empty one if it has none yet.
 
         Raises:
-            RunError: as :meth:`read`, or its edits were made for another model.
+            RunError: as for :meth:`read`; or the edits were made for another model.
         """
         directory = Path(directory)
         if not (directory / LEDGER_NAME).exists():
@@ -74,7 +76,7 @@ class Ledger:
     def read(cls, directory: Path | str) -> Ledger:
         """The ledger of a run directory. A last line that was cut off by a crash is left out, with a note.
 
-        Tensors are read, and held against their hashes, when they are first looked at.
+        Tensors are read, and compared with their hashes, on first use.
 
         Raises:
             RunError: a line is missing or damaged; the message names it.
@@ -88,7 +90,7 @@ class Ledger:
         return ledger
 
     def lines(self) -> Iterator[tuple[Line | RunError, str]]:
-        """Every line on disk, or what is wrong with it, and where it stands. Sets :attr:`note`.
+        """Every line on disk, or the error in it, and its place in the file. Sets :attr:`note`.
 
         Raises:
             RunError: the file cannot be read.
@@ -100,10 +102,10 @@ class Ledger:
             _log.warning("%s", self.note)
 
     def take(self, line: Line, where: str) -> None:
-        """Take a line into account.
+        """Add a line to what is known.
 
         Raises:
-            RunError: it does not follow from those before it.
+            RunError: the line contradicts those before it.
         """
         try:
             if isinstance(line, HeaderLine):
@@ -124,22 +126,21 @@ class Ledger:
             raise RunError(f"{where}: {error}.") from error
 
     def tensors_of(self, line: BatchLine | RevisionLine, where: str) -> tuple[Written, Mapping[str, KnownTarget]]:
-        """The tensors of a line. They are read when they are first looked at, and the ledger does not keep them."""
+        """The tensors of a line. They are read on first use, and the ledger does not keep them."""
         stored = self._stored(line.file, where, line.requests if isinstance(line, BatchLine) else ())
         return stored.written(line.attachment), stored.known
 
     @property
     def entries(self) -> list[LedgerEntry]:
-        """The batches that were applied, as they were solved, whatever is undone."""
+        """The batches that were applied, as they were solved, including undone edits."""
         return [entry for entry in self.batches if entry.applied]
 
     def history(self) -> tuple[LedgerEntry, ...]:
-        """What is active, oldest first: batches without the edits that are undone, and without those that have none
-        left."""
+        """The active batches, oldest first, without undone edits. Batches that have no active edit are left out."""
         return self._views(self.entries, self._undone)
 
     def history_before(self, batch: int) -> tuple[LedgerEntry, ...]:
-        """What was active when that batch came, whatever was undone or redone since."""
+        """The batches that were active when that batch was added, whatever was undone or redone since."""
         earlier = (entry for entry in self.entries if entry.batch < batch)
         return self._views(earlier, self._undone_before[batch])
 
@@ -152,7 +153,8 @@ class Ledger:
         return self._by_index[index]
 
     def facts(self) -> tuple[EditRequest, ...]:
-        """What is active, by subject and prompt, oldest first; a fact edited again counts where it was edited last."""
+        """The active facts, one per subject and prompt, oldest first. A fact that was edited again counts where it was
+        edited last."""
         latest: dict[tuple[str, str], EditRequest] = {}
         for entry in self.history():
             for request in entry.new_requests:
@@ -161,7 +163,7 @@ class Ledger:
         return tuple(latest.values())
 
     def written(self) -> Iterator[EditRequest]:
-        """Every request that a batch wrote, whatever is undone, oldest first."""
+        """Every request that a batch wrote, oldest first, including undone ones."""
         for entry in self.entries:
             yield from entry.new_requests
 
@@ -170,14 +172,14 @@ class Ledger:
         return self._undone.get(batch, frozenset())
 
     def state(self, entry: LedgerEntry) -> str:
-        """What became of a batch: ``active``, ``partly undone``, ``undone`` or ``rejected``."""
+        """The state of a batch: ``active``, ``partly undone``, ``undone`` or ``rejected``."""
         undone = len(self.undone(entry.batch))
         if not entry.applied:
             return "rejected"
         return "active" if not undone else "undone" if undone == entry.num_new else "partly undone"
 
     def states(self) -> dict[tuple[int, str], str]:
-        """What became of every edit, by batch and id: ``active``, ``edited anew``, ``undone`` or ``rejected``."""
+        """The state of every edit, by batch and id: ``active``, ``edited anew``, ``undone`` or ``rejected``."""
         active = {fact.id for fact in self.facts()}
         found: dict[tuple[int, str], str] = {}
         for entry in self.batches:
@@ -189,20 +191,20 @@ class Ledger:
         return found
 
     def revisions(self, batch: int) -> list[LedgerEntry]:
-        """The solutions of a batch without some of its edits, whether they are in use or not."""
+        """The stored solutions of a batch without some of its edits, in use or not."""
         entry = self._by_index[batch]
         return [entry_without(entry, undone, written) for undone, written in self._revisions.get(batch, {}).items()]
 
     def is_solved(self, batch: int, undone: frozenset[str]) -> bool:
-        """Whether a batch has a solution without some of its edits."""
+        """Whether the ledger has a solution of a batch without the edits in ``undone``."""
         whole_or_nothing = undone in (frozenset(), frozenset(self._by_index[batch].new_ids))
         return whole_or_nothing or undone in self._revisions.get(batch, {})
 
     def append(self, entry: LedgerEntry) -> None:
-        """Keep a batch; with a directory, make it durable first.
+        """Add a batch. With a directory, it is made durable first.
 
         Raises:
-            StorageError: it cannot be written; the ledger is as it was.
+            StorageError: the batch cannot be written; the ledger is as it was.
             RunError: another process has changed the ledger meanwhile.
         """
         self._check(entry)
@@ -212,7 +214,7 @@ class Ledger:
         self._add(entry)
 
     def revise(self, batch: int, undone: frozenset[str], written: Written) -> None:
-        """Keep the solution of a batch without some of its edits. Nothing changes before :meth:`mark`.
+        """Add the solution of a batch without some of its edits. It is not used before :meth:`mark`.
 
         Raises:
             StorageError, RunError: as :meth:`append`.
@@ -227,17 +229,17 @@ class Ledger:
         self._add_revision(batch, undone, written)
 
     def mark(self, kind: Literal["undo", "redo"], edits: Sequence[tuple[int, str]]) -> None:
-        """Note, in one line, that edits (batch and id of each) are undone or back.
+        """Write, in one line, that edits (batch and id of each) are undone or redone.
 
         Raises:
             StorageError, RunError: as :meth:`append`.
-            ValueError: there is no such edit, it is so already, or its batch was not solved for it.
+            ValueError: there is no such edit, it is in that state already, or its batch has no solution for it.
         """
         changed = self._marked(kind, edits)
         self._write(lambda _file: UndoLine(kind=kind, edits=tuple(edits)))
         self._undone = {**self._undone, **changed}
 
-    # What is known
+    # What the lines say
 
     def _entry(self, line: BatchLine, where: str) -> LedgerEntry:
         writes = line.file is not None or line.attachment is not None
@@ -259,10 +261,10 @@ class Ledger:
                 yield HeldKey(batch=entry.batch, request_id=name, keys=_keys_of(entry, name), weight=reference.weight)
 
     def _references(self, entry: LedgerEntry) -> list[HeldLine]:
-        """The places of the keys that a batch left alone. Keys of one batch and weight stand together.
+        """References to the keys that a batch left alone. Keys with the same batch and weight share one reference.
 
         Raises:
-            PluginError: one is not in the ledger.
+            PluginError: a key is not in the ledger.
         """
         rows: dict[tuple[int, float], list[int]] = {}
         places: dict[int, dict[str, int]] = {}
@@ -353,7 +355,7 @@ def _keys_of(entry: LedgerEntry, request_id: str) -> Mapping[str, Tensor]:
 
 
 def write_ledger(directory: Path | str, entries: Iterable[LedgerEntry], header: HeaderLine) -> None:
-    """A new ledger of batches that were made elsewhere.
+    """Write a new ledger with batches that were made elsewhere.
 
     Raises:
         StorageError: it cannot be written.

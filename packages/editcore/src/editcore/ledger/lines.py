@@ -1,6 +1,6 @@
-"""The lines of ``ledger.jsonl``: what each kind says, and how it is written and read.
+"""The lines of ``ledger.jsonl``: the fields of each kind, and how a line is written and read.
 
-A line is a checksum, a space, a JSON object and a line end. Numbers that JSON has not stand as the texts
+A line is a checksum, a space, a JSON object and a line end. Numbers that JSON does not have are written as the texts
 ``"Infinity"``, ``"-Infinity"`` and ``"NaN"``; every other number reads back to the bit. This module imports no torch.
 """
 
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 FORMAT = 2
-"""Raised when a line or a tensor file changes its meaning."""
+"""It is increased when the meaning of a line or of a tensor file changes."""
 
 BatchIndex = Annotated[int, Field(ge=0)]
 
@@ -43,7 +43,7 @@ class _Model(BaseModel):
 
 
 class TensorFile(_Model):
-    """A safetensors file in ``deltas/``, as it was when its line was written."""
+    """The name, size and hash of a safetensors file in ``deltas/``, from when its line was written."""
 
     name: Annotated[str, Field(pattern=r"^batch-[0-9]{5,12}(-[0-9]{1,12})?\.safetensors$")]
     size: Annotated[int, Field(ge=0)]
@@ -56,23 +56,23 @@ class HeaderLine(_Model):
     """The first line: what the edits were made for."""
 
     kind: Literal["header"] = "header"
-    """What tells lines apart."""
+    """The kind of line."""
     format: int = FORMAT
-    """Of the files; a newer one is not read."""
+    """Format of the files; other formats are not read."""
     model: str
     """Name of the model."""
     fingerprint: str
-    """Of the unedited weights; see :meth:`editcore.LanguageModel.fingerprint`."""
+    """Fingerprint of the unedited weights; see :meth:`editcore.LanguageModel.fingerprint`."""
     editor: str
     """Name of the editor."""
 
 
 class HeldLine(_Model):
-    """Facts of an earlier batch whose keys a batch left alone: where they are, not what they are."""
+    """A reference to facts of an earlier batch whose keys a batch left alone."""
 
     batch: BatchIndex
     rows: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
-    """Places of the facts among the requests of that batch."""
+    """Indices of the facts among the requests of that batch."""
     weight: Annotated[float, Field(ge=0)]
 
 
@@ -89,7 +89,7 @@ class BatchLine(_Model):
     kind: Literal["batch"] = "batch"
     batch: BatchIndex
     file: TensorFile | None
-    """With the tensors of an applied batch; ``None`` if it has none."""
+    """The file with the tensors of an applied batch; ``None`` if it has none."""
     attachment: AttachmentLine | None = None
     scale: Annotated[float, Field(ge=0, le=1)]
     num_new: Annotated[int, Field(ge=0)]
@@ -120,7 +120,7 @@ class UndoLine(_Model):
 
     kind: Literal["undo", "redo"]
     edits: Annotated[tuple[tuple[BatchIndex, str], ...], Field(min_length=1)]
-    """Batch and id of each."""
+    """Batch and id of each edit."""
 
 
 Line = HeaderLine | BatchLine | RevisionLine | UndoLine
@@ -138,7 +138,7 @@ def decode(raw: bytes, where: str) -> Line:
     """A line read from the file, without its end.
 
     Raises:
-        RunError: it was changed or damaged, or a version of editcore wrote it that this one does not know.
+        RunError: the line was changed or damaged, or another version of editcore wrote it.
     """
     if not is_whole(raw):
         raise RunError(f"{where}: the checksum does not fit; the line was changed or damaged.")
@@ -149,14 +149,14 @@ def decode(raw: bytes, where: str) -> Line:
         written = _format_of(body)
         if written not in (None, FORMAT):
             raise _unknown_format(written, where) from error
-        raise RunError(f"{where}: this is no line of a ledger ({first_problem(error)}).") from error
+        raise RunError(f"{where}: this is not a line of a ledger ({first_problem(error)}).") from error
     if isinstance(line, HeaderLine) and line.format != FORMAT:
         raise _unknown_format(line.format, where)
     return line
 
 
 def is_whole(raw: bytes) -> bool:
-    """Whether the checksum of a line, without its end, is that of its content."""
+    """Whether the checksum of a line (without its line end) fits its content."""
     checksum, _, body = raw.partition(b" ")
     return checksum == _checksum(body).encode()
 
@@ -166,7 +166,7 @@ def _checksum(body: bytes) -> str:
 
 
 def _format_of(body: bytes) -> object:
-    """What a header of another version calls its format; ``None`` for anything else."""
+    """The format in the header of another version; ``None`` for anything else."""
     try:
         fields = json.loads(body)
     except (ValueError, RecursionError):

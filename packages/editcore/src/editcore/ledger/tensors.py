@@ -1,4 +1,4 @@
-"""The tensors of a batch: their names in a safetensors file, and files that are read when they are first looked at."""
+"""The tensors of a batch: their names in a safetensors file, and reading them on first use."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ V = TypeVar("V")
 
 
 class Lazy(Mapping[str, V]):
-    """A mapping that is made when it is first looked at."""
+    """A mapping that is made on first use."""
 
     def __init__(self, make: Callable[[], Mapping[str, V]]) -> None:
         self._make = make
@@ -45,7 +45,7 @@ class Lazy(Mapping[str, V]):
 
 @dataclass(frozen=True)
 class StoredTensors:
-    """The tensors of one line, read and checked when first asked for."""
+    """The tensors of one line, read and checked on first use."""
 
     folder: Path
     file: TensorFile | None
@@ -83,7 +83,7 @@ class StoredTensors:
         try:
             return pick(self._tensors)
         except (KeyError, ValueError, IndexError) as error:
-            raise RunError(f"{self.where}: {self.path} does not hold what a batch holds ({error}).") from error
+            raise RunError(f"{self.where}: {self.path} does not hold the tensors of a batch ({error}).") from error
 
     @cached_property
     def _tensors(self) -> Mapping[str, Tensor]:
@@ -122,7 +122,7 @@ def entry_tensors(entry: LedgerEntry) -> dict[str, Tensor]:
 
 def written_tensors(written: Written) -> dict[str, Tensor]:
     """Every tensor that a batch writes, by its name in a file. :func:`written_from` reads them."""
-    # A copy each: safetensors refuses tensors that share memory, as one key under two names does.
+    # Copies, because safetensors refuses tensors that share memory, such as one key under two names.
     found = {
         f"{part}/{address}": tensor.contiguous().clone()
         for address, change in written.changes.items()
@@ -135,7 +135,7 @@ def written_tensors(written: Written) -> dict[str, Tensor]:
 
 
 _BESIDE = {"key", "value", "attachment", "memory"}
-"""First words of the names of tensors that are no part of a change."""
+"""First parts of the names of tensors that do not belong to a change."""
 
 
 def _changes(tensors: Mapping[str, Tensor]) -> dict[str, WeightChange]:
@@ -151,7 +151,7 @@ def written_from(tensors: Mapping[str, Tensor], attachment: AttachmentLine | Non
     """What a batch writes, from its tensors.
 
     Raises:
-        ValueError: they are not those of changes.
+        ValueError: the tensors are not those of changes.
     """
     beside = None
     if attachment is not None:

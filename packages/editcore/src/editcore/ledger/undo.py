@@ -1,7 +1,7 @@
-"""Undo and redo of edits in a ledger: which edits are meant, and how their batches are solved without them.
+"""Undo and redo of edits in a ledger: finds the edits that are meant, and solves their batches without them.
 
-An id stands for the edit in every batch that wrote it; a batch stands for all edits it wrote. A replayed fact belongs
-to the batch that wrote it.
+An id means the edit in every batch that wrote it. A batch means all edits that it wrote. A replayed fact belongs to the
+batch that wrote it.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ Solver = Callable[[LedgerEntry, frozenset[str]], Written]
 def change(
     ledger: Ledger, kind: Literal["undo", "redo"], edits: Sequence[str], batches: Sequence[int], *, solve: Solver
 ) -> tuple[EditRequest, ...]:
-    """Undo or redo, durably; the model is not touched.
+    """Undo or redo edits in the ledger. The change is durable, and the model is not touched.
 
     Args:
-        edits: ids.
+        edits: ids of edits.
         batches: indices of batches; all their edits are meant.
-        solve: asked for each batch that keeps some of its edits, unless the ledger has the answer already.
+        solve: called for each batch that keeps some of its edits, unless the ledger has that solution already.
 
     Returns:
-        The requests that are out, or back, now and were not before.
+        The requests whose state was changed by this call.
 
     Raises:
         RunError: there is no such edit or batch, or nothing would change.

@@ -21,20 +21,20 @@ __all__ = ["Verification", "verify"]
 @documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """What was found."""
+    """The result of checking a ledger."""
 
     lines: int
     """Lines that were read."""
     files: int
-    """Tensor files that the lines speak of."""
+    """Tensor files that the lines name."""
     problems: tuple[str, ...]
-    """A sentence for each, which names the file, the line and what is wrong with it."""
+    """A sentence for each problem, which names the file and the line and says what is wrong."""
     notes: tuple[str, ...]
-    """What is not as after a clean end, but does no harm."""
+    """Sentences on harmless traces of a process that was killed."""
 
 
 def verify(directory: Path, *, progress: Progress = silent) -> Verification:
-    """Read every line and every tensor of a ledger; no more than one file's tensors are held at a time.
+    """Read every line and every tensor of a ledger. The tensors of at most one file are in memory at a time.
 
     Raises:
         RunError: there is no ledger.
@@ -57,7 +57,7 @@ def verify(directory: Path, *, progress: Progress = silent) -> Verification:
             problems += _damage(line.batch, *ledger.tensors_of(line, where))
             advance(1)
     notes = [ledger.note] if ledger.note else []
-    if not any(isinstance(line, RunError) for line in read):  # otherwise it is not known what they speak of
+    if not any(isinstance(line, RunError) for line in read):  # otherwise the files that they name are not known
         notes += _strangers(directory, files)
     return Verification(lines=len(read), files=len(files), problems=tuple(problems), notes=tuple(notes))
 
@@ -71,14 +71,14 @@ def _damage(batch: int, written: Written, known: Mapping[str, KnownTarget]) -> I
         for name, tensor in {**beside, **written.memory}.items():
             if tensor.is_floating_point() and not tensor.isfinite().all():
                 yield f"Batch {batch}: the tensor {name} holds NaN or Inf."
-        len(known)  # reads it
+        len(known)  # reads the tensors
     except RunError as error:
         yield str(error)
 
 
 def _strangers(directory: Path, files: set[str]) -> Iterator[str]:
-    """Tensor files without a line. A process was killed before it wrote the line."""
+    """Tensor files without a line. They are left if a process is killed before it writes the line."""
     folder = directory / DELTAS_NAME
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.name not in files and path.suffix == ".safetensors":
-            yield f"{path}: no line of {LEDGER_NAME} speaks of it; it does not count."
+            yield f"{path}: no line of {LEDGER_NAME} names this file; it is ignored."

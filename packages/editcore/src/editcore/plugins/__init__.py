@@ -1,4 +1,4 @@
-"""Plugins: finding, loading and starting them, what editcore itself announces, and which code a result depends on.
+"""Plugins: finding, loading and starting them, and the code versions that a result depends on.
 
 Callers use :class:`Plugins`, never pluggy's manager.
 """

@@ -25,20 +25,19 @@ def boundary(prefix: str) -> Iterator[None]:
     """Run a plugin's code. An exception becomes a :class:`PluginError`; an :class:`EditcoreError` stays as it is.
 
     Args:
-        prefix: the beginning of the error's message, which is then a sentence. An empty prefix gives the bare reason,
-            for a listing.
+        prefix: the beginning of the error's message. If it is empty, the message is the reason alone, for a listing.
     """
     try:
         yield
     except EditcoreError:
         raise
-    except Exception as error:  # the one place where foreign code meets ours
+    except Exception as error:  # the one place that catches the errors of foreign code
         logger.debug("%s", prefix, exc_info=True)
         raise PluginError(with_full_stop(prefix + _reason(error)) if prefix else _reason(error)) from error
 
 
 def resolve(target: str) -> Any:
-    """Import what a spec's ``"module:attribute"`` names.
+    """Import the object that a spec names as ``"module:attribute"``.
 
     Raises:
         PluginError: the module cannot be imported, or has no such attribute.
@@ -63,7 +62,7 @@ def hooks_of(plugin: object, name: str, *, specifications: type) -> pluggy.HookR
         specifications: the class with the hook specifications.
 
     Raises:
-        pluggy.PluginValidationError: it implements a hook that is not specified.
+        pluggy.PluginValidationError: the plugin implements a hook that is not specified.
     """
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(specifications)

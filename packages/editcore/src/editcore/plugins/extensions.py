@@ -78,8 +78,8 @@ class Lifecycle:
         for name, answer in self._call(hook, event):
             if not isinstance(answer, expected):
                 raise PluginError(
-                    f"The plugin '{name}' returned {with_article(type(answer).__name__)} from {hook}, which takes "
-                    f"{expected.__name__} or None."
+                    f"The plugin '{name}' returned {with_article(type(answer).__name__)} from {hook}, which "
+                    f"must return {expected.__name__} or None."
                 )
             answers.append((name, answer))
         return answers

@@ -59,7 +59,7 @@ class InstalledPlugin:
 
     Args:
         editcore_version: the version that the plugin's requirements are compared with.
-        blocked: do not import it.
+        blocked: whether the plugin must not be imported.
     """
 
     def __init__(self, entry_point: EntryPoint, *, editcore_version: str, blocked: bool) -> None:
@@ -87,7 +87,7 @@ class InstalledPlugin:
         return cast("tuple[S, ...]", self._offers[kind.hook])
 
     def info(self) -> PluginInfo:
-        """Its line in the listing; calls all of its hooks."""
+        """Its line in the listing. This calls all of its registration hooks."""
         offers = {kind.hook: tuple(spec.name for spec in self.offers(kind)) for kind in KINDS}
         status, reason = self._not_imported or ("broken" if self._problems else "active", "; ".join(self._problems))
         return PluginInfo(
@@ -122,7 +122,7 @@ class InstalledPlugin:
 
 
 def _incompatibility(distribution: Distribution | None, version: str) -> str:
-    """Why a distribution is not for this editcore, and what would work; empty if it may be used.
+    """Why a distribution does not fit this editcore, and what would work; empty if it may be used.
 
     The requirement is the one that installers read (``Requires-Dist``). pip leaves a plugin in place when editcore is
     replaced beneath it. A distribution that requires no editcore may be used with any.
@@ -140,5 +140,5 @@ def _incompatibility(distribution: Distribution | None, version: str) -> str:
         if applies and not requirement.specifier.contains(version, prereleases=True):
             wanted = ",".join(sorted(map(str, requirement.specifier), reverse=True))  # ">=1,<2": the lower bound first
             found = f"it is made for editcore{wanted}, and editcore {version} is installed"
-            return f'{found}; install a version of the plugin for that, or: pip install "editcore{wanted}"'
+            return f'{found}; install another version of the plugin, or: pip install "editcore{wanted}"'
     return ""

@@ -1,4 +1,4 @@
-"""The kinds of things that plugins offer: the hook that announces each, and what an announcement must look like."""
+"""The kinds of things that plugins offer: the hook and the spec of each, and how an announcement is checked."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Kind(Generic[S_co]):
     """One kind of thing that plugins offer."""
 
     word: str
-    """What messages call it."""
+    """Its name in messages."""
     hook: str
     """The registration hook that announces it."""
     spec: type[S_co]
@@ -82,11 +82,11 @@ REGISTRATION_HOOKS = tuple(kind.hook for kind in KINDS)
 
 
 def checked_specs(kind: Kind[S], answer: object) -> Sequence[S]:
-    """What a plugin's registration hook returned.
+    """Check what a plugin's registration hook returned.
 
     Raises:
-        PluginError: it is not a list of the kind's specs, or a name in it is not well formed. The message is the
-            predicate of a sentence.
+        PluginError: the answer is not a list of the kind's specs, or a name in it is not well formed. The message
+            begins in lower case, because it follows the name of the hook.
     """
     expected = kind.spec.__name__
     if isinstance(answer, str) or not isinstance(answer, Sequence):
@@ -102,9 +102,9 @@ def checked_specs(kind: Kind[S], answer: object) -> Sequence[S]:
 
 
 def package_hint(kind: Kind[Any], asked: str, installed: Iterable[str]) -> str:
-    """Which package to install for an unknown name; empty where nothing can be said."""
+    """A sentence on which package to install for an unknown name; empty if there is nothing to suggest."""
     if not kind.missing or not _NAME.fullmatch(asked):
         return ""
-    # A close installed name wins: nobody should be told to install a misspelt package.
+    # A similar installed name comes first, so that nobody is told to install a misspelt package.
     near = difflib.get_close_matches(asked, list(installed), n=1)
     return kind.missing.format(package=f"edit-{near[0] if near else asked}")

@@ -1,7 +1,7 @@
 """Everything that plugins offer, by kind and name.
 
-Plugins announce themselves through the entry-point group ``editcore``. Each is imported and asked on its own, so that a
-broken one is listed with its reason and costs nobody else anything.
+Plugins announce themselves through the entry-point group ``editcore``. Each is imported and asked by itself, so that a
+broken plugin is listed with a reason and does not affect the others.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Offer:
     """What it is, in a word: ``editor``, ``backend``, ``attachment``, ``plugin``, ``evaluator``, ``data set``,
     ``executor``, ``model family``, ``command``, ``component``."""
     spec: Spec
-    """As it is announced."""
+    """The announcement."""
     distribution: str
     """The package that it comes with."""
     version: str
@@ -75,8 +75,8 @@ class Plugins:
         """Import every plugin that is neither blocked nor made for another editcore.
 
         Args:
-            entry_points: those of the group ``editcore`` unless given.
-            disabled: entry names to block; those of ``EDITCORE_DISABLE_PLUGINS`` unless given.
+            entry_points: the plugins; left out, the entry points of the group ``editcore``.
+            disabled: names of plugins to block; left out, those in ``EDITCORE_DISABLE_PLUGINS``.
         """
         if entry_points is None:
             entry_points = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
@@ -150,11 +150,11 @@ class Plugins:
         return self._find(kinds.EXECUTOR, name)
 
     def model_families(self) -> Mapping[str, ModelFamilySpec]:
-        """Architectures whose module paths are given."""
+        """Architectures whose module paths plugins announce."""
         return self._registry(kinds.MODEL_FAMILY)
 
     def family_paths(self) -> dict[str, dict[str, str]]:
-        """What they say, by ``config.model_type``: module paths by the field of :class:`editcore.ModelLayout`."""
+        """Announced module paths, by ``config.model_type`` and by field of :class:`editcore.ModelLayout`."""
         paths: dict[str, dict[str, str]] = {}
         for spec in self.model_families().values():
             for model_type in spec.model_types:
@@ -178,7 +178,8 @@ class Plugins:
         return components[name]
 
     def distributions_of(self, names: Collection[str]) -> set[str]:
-        """The packages that offer what a run names (an editor, an evaluator, ...), or components for it."""
+        """The packages that offer the parts of a run with these names (an editor, an evaluator, ...), or components for
+        them."""
         named_by_runs: tuple[Kind[Any], ...] = (
             kinds.EDITOR, kinds.BACKEND, kinds.EXTENSION, kinds.EVALUATOR, kinds.DATASET,
         )  # fmt: skip
@@ -187,10 +188,10 @@ class Plugins:
         return {plugin.distribution for plugin, name in [*offers, *components] if name in names}
 
     def named(self, name: str) -> list[Offer]:
-        """Everything of that name, whatever it is: a name may be that of an editor and of its attachment.
+        """Everything of that name. An editor and its attachment, for example, may share a name.
 
         Raises:
-            UnknownNameError: nothing is called so.
+            UnknownNameError: nothing has that name.
         """
         offers = [(kind, plugin, spec) for kind in kinds.KINDS for plugin, spec in self._offers(kind)]
         found = [
@@ -207,7 +208,7 @@ class Plugins:
         return [plugin.info() for plugin in self._plugins]
 
     def hint(self, name: str) -> str:
-        """What is known about a name that is not registered where it was asked for; empty if nothing is."""
+        """A hint about a name that is not registered as the kind that was asked for; empty if there is none."""
         namesakes = [(plugin, plugin.info()) for plugin in self._plugins if name in (plugin.name, plugin.distribution)]
         for plugin, info in namesakes:
             if info.status != "active":

@@ -1,8 +1,8 @@
-"""Starts a plugin package: writes ``edit-NAME`` from a template that works, has tests, and says what to change.
+"""Starts a plugin package: writes ``edit-NAME`` from a working template with tests and notes on what to change.
 
 The templates are the folders of ``templates`` beside this module: one per kind, and ``common`` with what every package
-has. Each file has ``-tpl`` behind its name, so that no tool takes it for a module of editcore. The plugin's name is
-``template-name`` there, ``template_name`` in modules, and ``TemplateName`` in classes.
+has. Each file name ends in ``-tpl``, so that no tool takes the file for a module of editcore. In the templates the
+plugin's name is ``template-name``, in module names ``template_name``, in class names ``TemplateName``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["KINDS", "PackageKind", "create_package"]
 
 _LONGEST_NAME = 30
 _LONGEST_SUMMARY = 90
-"""Letters. Longer ones would make lines of more than 120 letters in the package."""
+"""Number of letters. A longer summary would make lines of more than 120 letters in the package."""
 _SUFFIX = "-tpl"
 _SUMMARY = "TEMPLATE SUMMARY"
 _REQUIREMENT = "editcore>=TEMPLATE"
@@ -33,13 +33,13 @@ _REQUIREMENT = "editcore>=TEMPLATE"
 
 @dataclass(frozen=True, slots=True)
 class PackageKind:
-    """What a package can be started as."""
+    """A kind of package that can be started."""
 
     summary: str
-    """Of a package for which none is given."""
+    """The package's summary if none is given."""
     options: str
-    """Of an ``editctl run`` that uses the package: ``{name}`` is its name, ``{editor}`` any editor, ``{package}`` its
-    folder."""
+    """Options of an ``editctl run`` that uses the package. ``{name}`` is its name, ``{editor}`` any editor,
+    ``{package}`` its folder."""
 
 
 KINDS: Mapping[str, PackageKind] = {
@@ -68,7 +68,7 @@ KINDS: Mapping[str, PackageKind] = {
         "--editor {name} --edits 10",
     ),
 }
-"""By the word behind ``--kind``."""
+"""By the value of ``--kind``."""
 
 
 def create_package(
@@ -88,9 +88,9 @@ def create_package(
 
     Raises:
         UnknownNameError: there is no such kind.
-        HParamsError: the name or the summary will not do.
+        HParamsError: the name or the summary is not allowed.
         PluginError: the name is taken.
-        StorageError: something of the package's name is in ``folder`` already, or nothing can be written there.
+        StorageError: ``folder`` has something of the package's name already, or cannot be written.
     """
     if kind not in KINDS:
         raise UnknownNameError("kind of plugin", kind, KINDS)
@@ -135,7 +135,8 @@ def _check_summary(summary: str) -> None:
 
 
 def _requirement() -> str:
-    """This editcore and later ones of the same major version, which before 1.0 is the first two numbers."""
+    """A requirement for this editcore or a later one with the same major version. Before 1.0, the first two numbers
+    count as the major version."""
     version = Version(importlib.metadata.version("editcore"))
     following = f"{version.major + 1}" if version.major else f"0.{version.minor + 1}"
     return f"editcore>={version.public},<{following}"
@@ -168,7 +169,7 @@ def _below(folder: Traversable, path: str) -> Iterator[tuple[str, Traversable]]:
 
 
 def _renamed(text: str, name: str) -> str:
-    """``text`` with the plugin's name for the template's, in all three spellings."""
+    """``text`` with the plugin's name in place of the template's, in all three spellings."""
     spellings = {
         "template-name": name,
         "template_name": name.replace("-", "_"),

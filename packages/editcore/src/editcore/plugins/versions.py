@@ -17,14 +17,13 @@ _ALWAYS = ("editcore", "torch", "transformers", "tokenizers", "numpy")
 
 
 def code_versions(plugins: Plugins, names: Collection[str] | None = None) -> Mapping[str, str]:
-    """Versions by package: editcore, torch and the like, and the packages of plugins.
+    """Versions by package: editcore, torch and other libraries, and the packages of plugins.
 
-    A package that is installed from its sources has a hash of them behind its version, because its version stays when
-    they change.
+    An editable installation has a hash of its sources after its version, because the version does not change with them.
 
     Args:
-        names: of editors, extensions, ...: only the packages that offer them or components for them count. Left out,
-            all plugins do.
+        names: names of editors, extensions, ...; only packages that offer these, or components for them, are included.
+            Left out, the packages of all plugins are.
     """
     if names is None:
         offering = {plugin.distribution for plugin in plugins.listing()}
