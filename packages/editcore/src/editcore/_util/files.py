@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
+    "file_sha256",
     "json_text",
     "make_readable",
     "remove_leftovers",
@@ -105,6 +107,12 @@ def uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, usual)
     if asked:
         signal.raise_signal(signal.SIGINT)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def write_text(path: Path | str, text: str) -> None:

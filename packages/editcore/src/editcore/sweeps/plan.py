@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from editcore._util.files import write_text
+from editcore._util.files import file_sha256, write_text
 from editcore.datasets import content_hash, dataset_name, is_path
 from editcore.evaluation.measures import DEFAULT_EVALUATORS, Measure, measures_of
 from editcore.interfaces.documented import documented
@@ -373,8 +373,7 @@ def _check_subjects(requests: Sequence[EditRequest], editor: EditorSpec) -> None
 def _content(path: Path) -> str:
     """SHA-256 of a file, or of those files of a model folder that describe the model."""
     if path.is_file():
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return file_sha256(path)
     digest = hashlib.sha256()
     for file in sorted(path.iterdir()):
         if file.is_file() and not file.name.startswith(".") and file.suffix.lower() not in (".md", ".lock"):
