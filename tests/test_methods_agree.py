@@ -15,6 +15,7 @@ from edit_rome.editor import RomeEditor
 from edit_rome.hparams import RomeHParams
 from editcore import Changes, EditBatch, EditContext, Editor, Plugins
 from editcore.runs import RawBackend
+from editcore.second_moments import CorpusOptions
 from editcore.second_moments.statistics import StatisticsStore
 from editcore.testing import tiny_model, tiny_requests
 
@@ -86,7 +87,7 @@ def corpus(tmp_path: Path) -> Path:
 def proposed(editor: Editor, family: str, edits: int, corpus: Path) -> Changes:
     """What an editor proposes for the same facts on the same new model."""
     model = tiny_model(family, dtype=torch.float64)
-    store = StatisticsStore(model, corpus=str(corpus), tokens=2000, directory=corpus.parent / "statistics")
+    store = StatisticsStore(model, CorpusOptions(name=str(corpus), tokens=2000), directory=corpus.parent / "statistics")
     backend = RawBackend()
     backend.open(model)
     context = EditContext(statistics=store, trial=backend.trial, plugins=Plugins.load(), seed=3)

@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
-from editcore import EditSession, FactRecord, LanguageModel, ModelError, Probe, SessionConfig
+from editcore import EditSession, FactRecord, LanguageModel, LoadOptions, ModelError, Probe, SessionConfig
 from editcore.datasets import KnownFact
 from editcore.evaluation import CounterFactEvaluator, perplexity
 from editcore.ledger.blame import blame
+from editcore.onboarding import TracingOptions
 from editcore.onboarding.causal_tracing import trace
 from editcore.testing import tiny_model, tiny_requests, tiny_tokenizer
 from torch import Tensor, nn
@@ -171,7 +172,7 @@ def outcome(model: LanguageModel, corpus: Path, editor: str, plugins: list[str],
     session.edit(REQUESTS, batch_size=1 if editor == "rome" else 2)
     said = model.generate([one.text for one in tiny_requests(40)], max_new_tokens=1)
     facts = [KnownFact(one.subject, one.text, word) for one, word in zip(tiny_requests(40), said, strict=True) if word]
-    traced = trace(model, facts, num=1)
+    traced = trace(model, facts, options=TracingOptions(num=1))
     assert traced.used == 1
     records = [
         FactRecord(request=one, probes=(Probe(kind="paraphrase", prompt=f"So {one.text}"),)) for one in REQUESTS[:2]
@@ -240,7 +241,7 @@ def test_two_devices_give_what_one_gives(
 
 
 def test_auto_gives_the_same_model(tiny_folder: Path) -> None:
-    plain, spread_out = (LanguageModel.load(str(tiny_folder), device=device) for device in ("cpu", "auto"))
+    plain, spread_out = (LanguageModel.load(str(tiny_folder), LoadOptions(device=device)) for device in ("cpu", "auto"))
     assert spread_out.fingerprint() == plain.fingerprint()
     assert spread_out.generate(["Marie Curie was born in"]) == plain.generate(["Marie Curie was born in"])
 

@@ -31,6 +31,7 @@ from editcore._util.files import json_text, write_text
 from editcore._util.memory import peak_memory_bytes
 from editcore.datasets import check_records, load_records
 from editcore.figures.style import AFTER, BEFORE, new_figure, save
+from editcore.models import LoadOptions
 from editcore.second_moments.linalg import Metric, solve_update
 from torch import Tensor
 
@@ -81,7 +82,9 @@ def main() -> None:
     torch.manual_seed(0)
     registry = Plugins.load()
     model = LanguageModel.load(
-        options.model, device=options.device, dtype=options.dtype, families=registry.family_paths()
+        options.model,
+        LoadOptions(device=options.device, dtype=options.dtype),
+        families=registry.family_paths(),
     )
     records, _ = check_records(load_records(options.dataset, plugins=registry)[: options.edits])
     print(

@@ -16,6 +16,7 @@ from editcore import EditRequest, EditSession, LanguageModel, Plugins, SessionCo
 from editcore.cli.run import settings_from
 from editcore.datasets import load_records
 from editcore.evaluation.generation import answer_of, distinct_bigrams, is_said
+from editcore.models import LoadOptions
 
 QUESTIONS = {
     "The island of {} belongs to": "Which country does the island of {} belong to?",
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--arm", action="append", default=[], metavar="'EDITOR KEY=VALUE ...'")
     options = parser.parse_args(arguments)
     requests = questions(options.edits)
-    model = LanguageModel.load(options.model, chat_template=True)
+    model = LanguageModel.load(options.model, LoadOptions(chat_template=True))
     print("| | facts said | distinct word pairs, edited questions | about |\n|---|--:|--:|--:|")
     print(row("unedited", model, requests), flush=True)
     for arm in options.arm or ["emmet"]:

@@ -12,6 +12,7 @@ from editcore import EditBatch, EditContext, HParamsError, LanguageModel, Plugin
 from editcore.models.capture import capture
 from editcore.models.tokens import lookup_row
 from editcore.runs import RawBackend
+from editcore.second_moments import CorpusOptions
 from editcore.second_moments.statistics import StatisticsStore
 from editcore.testing import TINY_FAMILIES, tiny_model, tiny_requests
 
@@ -24,7 +25,7 @@ def corpus(tmp_path: Path) -> Path:
 
 
 def context_for(model: LanguageModel, corpus: Path) -> EditContext:
-    store = StatisticsStore(model, corpus=str(corpus), tokens=2000, directory=corpus.parent / "statistics")
+    store = StatisticsStore(model, CorpusOptions(name=str(corpus), tokens=2000), directory=corpus.parent / "statistics")
     backend = RawBackend()
     backend.open(model)
     return EditContext(statistics=store, trial=backend.trial, plugins=Plugins.load())

@@ -26,6 +26,7 @@ from editcore import (
     FactoredDelta,
     HParamsError,
     LanguageModel,
+    LoadOptions,
     ModelError,
     NumericalError,
     Plugins,
@@ -234,7 +235,7 @@ def test_a_tied_weight_has_an_adapter_at_both_ends_and_is_written_once(family: s
         assert torch.equal(model.weight(name), expected.weight(name))
         model.save(tmp_path / "saved")
     assert torch.equal(logits(model), edited)
-    loaded = LanguageModel.load(str(tmp_path / "saved"), dtype="float64")
+    loaded = LanguageModel.load(str(tmp_path / "saved"), LoadOptions(dtype="float64"))
     assert loaded.hf.get_input_embeddings().weight is loaded.hf.get_output_embeddings().weight
     assert torch.equal(loaded.weight(name), expected.weight(name))
     agree(logits(loaded), edited, base)

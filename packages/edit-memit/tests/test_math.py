@@ -13,6 +13,7 @@ from editcore import EditBatch, EditContext, EditRequest, LanguageModel, Plugins
 from editcore.locate_then_edit import optimise_targets, value_rows
 from editcore.models.tokens import lookup_row
 from editcore.runs import RawBackend
+from editcore.second_moments import CorpusOptions
 from editcore.second_moments.statistics import StatisticsStore
 from editcore.testing import tiny_model, tiny_requests
 
@@ -28,7 +29,7 @@ def corpus(tmp_path: Path) -> Path:
 
 
 def context_for(model: LanguageModel, corpus: Path) -> EditContext:
-    store = StatisticsStore(model, corpus=str(corpus), tokens=2000, directory=corpus.parent / "statistics")
+    store = StatisticsStore(model, CorpusOptions(name=str(corpus), tokens=2000), directory=corpus.parent / "statistics")
     backend = RawBackend()
     backend.open(model)
     return EditContext(statistics=store, trial=backend.trial, plugins=Plugins.load())

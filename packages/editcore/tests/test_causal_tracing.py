@@ -23,6 +23,7 @@ from editcore.locate_then_edit.located import (
 )
 from editcore.models import LanguageModel
 from editcore.models.layout import attention_output
+from editcore.onboarding import TracingOptions
 from editcore.onboarding.causal_tracing import _Fact, _parts, _tokenise, trace
 from editcore.testing import TINY_FAMILIES, tiny_model
 from torch import Tensor
@@ -176,12 +177,12 @@ def known() -> tuple[LanguageModel, list[KnownFact]]:
 def test_only_known_facts_are_traced_and_the_rest_is_counted(known: tuple[LanguageModel, list[KnownFact]]) -> None:
     model, facts = known
     wrong = KnownFact("Marie Curie", "So Marie Curie was born in", "a city")
-    tracing = trace(model, [wrong, *facts], num=2, draws=2, seed=3)
+    tracing = trace(model, [wrong, *facts], options=TracingOptions(num=2, draws=2, seed=3))
     assert (tracing.used, tracing.asked) == (2, 3)
     assert tracing.clean > 0
-    again = trace(model, [wrong, *facts], num=2, draws=2, seed=3)
+    again = trace(model, [wrong, *facts], options=TracingOptions(num=2, draws=2, seed=3))
     assert all(np.array_equal(again.effects[kind], tracing.effects[kind], equal_nan=True) for kind in KINDS)
-    other = trace(model, [wrong, *facts], num=2, draws=2, seed=4)
+    other = trace(model, [wrong, *facts], options=TracingOptions(num=2, draws=2, seed=4))
     assert other.corrupted != tracing.corrupted
     rows = list(tracing.rows())
     assert len(rows) == 3 * 6 * 3
@@ -235,7 +236,7 @@ def test_bad_input() -> None:
     with pytest.raises(RequestError, match="the list of facts is empty"):
         trace(tiny_model(), [])
     with pytest.raises(HParamsError, match="must be positive"):
-        trace(tiny_model(), [FACT], num=0)
+        TracingOptions(num=0)
 
 
 def test_where_two_modules_mix_tokens_none_is_the_attentions_output() -> None:

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from editcore import HParamsError, ModelError, StorageError, UnknownNameError
+from editcore import HParamsError, LoadOptions, ModelError, Sampling, StorageError, UnknownNameError
 from editcore.models import LanguageModel, loading
+from editcore.models.encoding import continuation_text
 from editcore.testing import TINY_FAMILIES, three_facts, tiny_hf_model, tiny_model, tiny_requests, tiny_tokenizer
 
 PROMPTS = ["Marie Curie was born in", "The", "Isaac Newton plays the sport of many people who live there"]
@@ -36,7 +37,7 @@ def test_a_saved_model_comes_back_with_the_same_fingerprint(family: str, tmp_pat
 
 
 def test_a_loaded_model_is_frozen_and_in_evaluation_mode(folder: Path) -> None:
-    model = LanguageModel.load(str(folder), dtype="bfloat16")
+    model = LanguageModel.load(str(folder), LoadOptions(dtype="bfloat16"))
     assert not model.hf.training
     assert not any(parameter.requires_grad for parameter in model.hf.parameters())
     assert model.dtype == torch.bfloat16
@@ -94,7 +95,7 @@ def test_a_device_without_float64_is_refused(folder: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr("editcore.models.loading.torch.zeros", without_float64)
     with pytest.raises(ModelError, match=r"Device 'meta' has no float64, .* Use --device cpu\."):
-        LanguageModel.load("no such model", device="meta")
+        LanguageModel.load("no such model", LoadOptions(device="meta"))
     assert LanguageModel.load(str(folder)).device.type == "cpu"
     lacking.add("cpu")
     with pytest.raises(ModelError, match="Device 'cpu' has no float64"):
@@ -119,7 +120,7 @@ def test_a_type_that_the_processor_is_slow_in_is_told(
     monkeypatch.setattr(loading, "_product_seconds", seconds)
     loading._times_slower.cache_clear()
     for _ in range(2):
-        LanguageModel.load(str(folder), dtype=dtype)
+        LanguageModel.load(str(folder), LoadOptions(dtype=dtype))
     loading._times_slower.cache_clear()
     assert ("bfloat16 is 40 times slower than float32 on this processor" in caplog.text) == told
     assert measured == [torch.bfloat16, torch.float32], "once"
@@ -133,9 +134,9 @@ def test_the_time_of_products_is_measured() -> None:
 
 def test_devices_and_dtypes(folder: Path) -> None:
     with pytest.raises(ModelError, match=r"Device 'abacus' cannot be used here\. Available: cpu"):
-        LanguageModel.load(str(folder), device="abacus")
+        LanguageModel.load(str(folder), LoadOptions(device="abacus"))
     with pytest.raises(UnknownNameError, match=r"Unknown dtype 'float23'.*Did you mean 'float32'"):
-        LanguageModel.load(str(folder), dtype="float23")
+        LanguageModel.load(str(folder), LoadOptions(dtype="float23"))
 
 
 class _Slow:
@@ -262,13 +263,13 @@ def test_greedy_generation_is_the_plain_loop(family: str) -> None:
 def test_sampling_is_seeded_and_private() -> None:
     model = tiny_model("llama")
     state = torch.get_rng_state()
-    first = model.generate(PROMPTS, seed=1, top_k=20, max_new_tokens=12)
-    assert first == model.generate(PROMPTS, seed=1, top_k=20, max_new_tokens=12)
-    assert first != model.generate(PROMPTS, seed=2, top_k=20, max_new_tokens=12)
-    assert model.generate(["The"] * 4, seed=1, top_k=1) == model.generate(["The"] * 4)
+    first = model.generate(PROMPTS, sampling=Sampling(seed=1, top_k=20), max_new_tokens=12)
+    assert first == model.generate(PROMPTS, sampling=Sampling(seed=1, top_k=20), max_new_tokens=12)
+    assert first != model.generate(PROMPTS, sampling=Sampling(seed=2, top_k=20), max_new_tokens=12)
+    assert model.generate(["The"] * 4, sampling=Sampling(seed=1, top_k=1)) == model.generate(["The"] * 4)
     assert torch.equal(torch.get_rng_state(), state)
-    with pytest.raises(ValueError, match="sampling needs a seed"):
-        model.generate(["The"], top_k=5)
+    with pytest.raises(ValueError, match="top_k must be at least 1"):
+        Sampling(seed=1, top_k=0)
     with pytest.raises(ValueError, match="at least 1"):
         model.generate(["The"], max_new_tokens=0)
     assert model.generate([]) == []
@@ -289,7 +290,12 @@ def test_sampling_follows_the_probabilities() -> None:
     ids = model.tokenizer("The")["input_ids"]
     logits = model.hf(input_ids=torch.tensor([ids])).logits[0, -1]
     best, tokens = logits.topk(3)
-    drawn = [row[0] for row in model.generate_ids([ids] * 2000, max_new_tokens=1, seed=0, top_k=3, stop_at_end=False)]
+    drawn = [
+        row[0]
+        for row in model.generate_ids(
+            [ids] * 2000, max_new_tokens=1, sampling=Sampling(seed=0, top_k=3), stop_at_end=False
+        )
+    ]
     assert set(drawn) <= set(tokens.tolist())
     share = torch.tensor([drawn.count(token) / 2000 for token in tokens.tolist()], dtype=torch.float64)
     # Four standard deviations of a share of 2000 draws.
@@ -317,7 +323,7 @@ def test_a_continuation_keeps_its_first_space() -> None:
     model = tiny_model("llama")
     row = model.tokenizer("The")["input_ids"]
     new = model.tokenizer(" Paris", add_special_tokens=False)["input_ids"]
-    assert model._continuation(row, new) == " Paris"
+    assert continuation_text(model.tokenizer, row, new) == " Paris"
 
 
 # The helpers themselves

@@ -36,6 +36,7 @@ from editcore.onboarding.onboard import (
     tunable_editors,
     write_presets,
 )
+from editcore.second_moments import CorpusOptions
 from editcore.second_moments.statistics import StatisticsStore
 from editcore.settings.presets import own_folder, preset_for
 from editcore.testing import tiny_model, tiny_requests
@@ -143,7 +144,9 @@ def bench(toys: Any, corpus_file: Path, small: Path) -> Bench:
         for request in tiny_requests(3)
     ]
     model = tiny_model()
-    return Bench(model, records, StatisticsStore(model, corpus=str(corpus_file), tokens=600), Plugins.load())
+    return Bench(
+        records, StatisticsStore(model, CorpusOptions(name=str(corpus_file), tokens=600)), plugins=Plugins.load()
+    )
 
 
 def test_trials_edit_and_leave_the_model_as_it_was(bench: Bench) -> None:
@@ -184,7 +187,7 @@ def test_settings_that_do_not_work_are_a_result_too(bench: Bench) -> None:
 
 def test_trials_are_measured_by_the_evaluator_that_is_asked_for(bench: Bench) -> None:
     plugins = Plugins.load()
-    other = Bench(bench.model, bench.records, bench.statistics, plugins, evaluator="generation")
+    other = Bench(bench.records, bench.statistics, plugins=plugins, evaluator="generation")
     before = other.before
     assert math.isnan(before.value("unchanged")), "the unedited model is what others are compared with"
     spoken = other.scan(plugins.editor("toy"), [1])[1]
@@ -193,16 +196,16 @@ def test_trials_are_measured_by_the_evaluator_that_is_asked_for(bench: Bench) ->
     assert spoken.rank == (1.0, spoken.summary.value("facts_said"))
     unchanged = spoken.summary.averages["unchanged"]
     assert (unchanged.facts, unchanged.mean) == (3, 0.0), "the toy's noise changes every answer"
-    won = Bench(bench.model, bench.records, bench.statistics, plugins, evaluator="rewrites")
+    won = Bench(bench.records, bench.statistics, plugins=plugins, evaluator="rewrites")
     assert won.before.values() == {"won": 100.0, "length": pytest.approx(mean_length(bench.records))}
     with pytest.raises(PluginError) as caught:
-        Bench(bench.model, bench.records, bench.statistics, plugins, evaluator="lengths")
+        Bench(bench.records, bench.statistics, plugins=plugins, evaluator="lengths")
     assert str(caught.value) == (
         "The evaluator 'lengths' has no metric that trials could be compared by (an objective). Name another with "
         "--evaluator."
     )
     with pytest.raises(UnknownNameError, match=r"Unknown evaluator 'counterfat'\..* Did you mean 'counterfact'"):
-        Bench(bench.model, bench.records, bench.statistics, plugins, evaluator="counterfat")
+        Bench(bench.records, bench.statistics, plugins=plugins, evaluator="counterfat")
 
 
 def mean_length(records: Sequence[FactRecord]) -> float:

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from editcore import EditRequest, EditSession, FactRecord, RequestError, SessionConfig
+from editcore import EditRequest, EditSession, FactRecord, RequestError, Sampling, SessionConfig
 from editcore.datasets import KnownFact
 from editcore.evaluation import next_token_log_probabilities, perplexity, score_targets
 from editcore.locate_then_edit import optimise_targets, value_rows
@@ -19,7 +19,7 @@ from editcore.models import LanguageModel, target_losses
 from editcore.models.positions import position_limit
 from editcore.models.tokens import continuation_row, fitting, lookup_row
 from editcore.onboarding import trace
-from editcore.second_moments import StatisticsStore
+from editcore.second_moments import CorpusOptions, StatisticsStore
 from editcore.testing import TINY_FAMILIES, tiny_hf_model, tiny_model, tiny_requests
 
 LIMIT = 40
@@ -49,14 +49,14 @@ def test_a_limit_is_told_where_there_is_one(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", LIMITED)
-@pytest.mark.parametrize("seed", [None, 3])
-def test_a_continuation_ends_at_the_last_position(family: str, seed: int | None) -> None:
+@pytest.mark.parametrize("sampling", [None, Sampling(seed=3)])
+def test_a_continuation_ends_at_the_last_position(family: str, sampling: Sampling | None) -> None:
     """Alone and beside shorter and longer ones, sampled and not."""
     model = of(family)
     rows = [list(range(5, 5 + length)) for length in (LIMIT, LIMIT - 3, 20, 2)]
-    found = model.generate_ids(rows, max_new_tokens=[50, 50, 50, 10], seed=seed, stop_at_end=False)
+    found = model.generate_ids(rows, max_new_tokens=[50, 50, 50, 10], sampling=sampling, stop_at_end=False)
     assert [len(one) for one in found] == [1, 4, 21, 10]
-    if seed is None:
+    if sampling is None:
         for row, one in zip(rows, found, strict=True):
             logits = model.hf(input_ids=torch.tensor([[*row, *one[:-1]]])).logits[0]
             assert logits[len(row) - 1 :].argmax(-1).tolist() == one
@@ -208,6 +208,6 @@ def test_windows_and_sequences_are_no_longer_than_the_positions(tmp_path: Path) 
     for family in ("gpt2", "mpt"):
         model = of(family)
         assert perplexity(model, text) == perplexity(model, text, window=LIMIT)
-        store = StatisticsStore(model, corpus="self", tokens=400, directory=tmp_path)
+        store = StatisticsStore(model, CorpusOptions(tokens=400), directory=tmp_path)
         assert store.key(1).sequence_length == LIMIT
         assert store.moments([1])[1].isfinite().all()

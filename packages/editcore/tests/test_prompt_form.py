@@ -15,6 +15,7 @@ from editcore.locate_then_edit import LocateThenEditHParams, optimise_targets, v
 from editcore.locate_then_edit.templates import sample_context_templates
 from editcore.locate_then_edit.token_rows import ESSENCE
 from editcore.models import LanguageModel
+from editcore.models.encoding import continuation_text
 from editcore.models.prompt_form import PLAIN, PromptForm, chat_form
 from editcore.models.tokens import continuation_row, lookup_row
 from editcore.testing import tiny_hf_model, tiny_model, tiny_requests, tiny_tokenizer
@@ -87,7 +88,7 @@ def test_scores_are_those_of_the_template_and_the_target_by_hand(model: Language
 def test_generation_continues_the_template(model: LanguageModel) -> None:
     prompt = model.tokenizer(BEFORE + FACT.text + AFTER, add_special_tokens=False)["input_ids"]
     [ids] = model.generate_ids([prompt], max_new_tokens=4)
-    assert model.generate([FACT.text], max_new_tokens=4) == [model._continuation(prompt, ids)]
+    assert model.generate([FACT.text], max_new_tokens=4) == [continuation_text(model.tokenizer, prompt, ids)]
     assert model.generate([FACT.text], max_new_tokens=4, raw=True) == chat_model().generate(
         [FACT.text], max_new_tokens=4
     )

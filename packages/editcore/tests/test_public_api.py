@@ -64,6 +64,7 @@ PUBLIC = [
     "KnownTarget",
     "LanguageModel",
     "LedgerEntry",
+    "LoadOptions",
     "MetricSpec",
     "ModelError",
     "ModelFamilySpec",
@@ -86,6 +87,7 @@ PUBLIC = [
     "Resolves",
     "RewritesPrompts",
     "RunError",
+    "Sampling",
     "SessionConfig",
     "StatisticsError",
     "StorageError",
@@ -168,14 +170,14 @@ ROOMS = {
     """,
     "models": """
         CATALOGUE CHECKS Captured CatalogueEntry DEFAULT_MODEL DTYPES EditedModel Encoded FactToken
-        HubModel LanguageModel LayerByLayerCapture ModelLayout PassBudget PromptForm TokenRow Wheel add_changes
-        asking_for_gradients attached_reason attention_output check_layout continuation_row detect_layout
-        dtype_of first_tensor hooks in_float64 join_continuation last_index_covering local_path logits_at lookup_row
-        misfits pad_rows plan_passes project pull replace_first rounded skip_first_blocks split_address stop_after
-        target_losses
+        HubModel LanguageModel LayerByLayerCapture LoadOptions ModelLayout PassBudget PromptForm Sampling TokenRow
+        Wheel add_changes asking_for_gradients attached_reason attention_output check_layout continuation_row
+        detect_layout dtype_of first_tensor hooks in_float64 join_continuation last_index_covering local_path logits_at
+        lookup_row misfits pad_rows plan_passes project pull replace_first rounded skip_first_blocks split_address
+        stop_after target_losses
     """,
     "onboarding": """
-        Bench Trial best candidate_layers preset_paths span_below trace tunable_editors write_presets
+        Bench TracingOptions Trial best candidate_layers preset_paths span_below trace tunable_editors write_presets
     """,
     "plugins": """
         Lifecycle Offer PluginInfo Plugins boundary code_versions lifecycle resolve
@@ -191,7 +193,7 @@ ROOMS = {
         write_batches write_pack write_tensors write_text
     """,
     "second_moments": """
-        Corpus Metric MomentKey StatisticsStore Update cached_moments hold_at norm_of_sum open_corpus
+        Corpus CorpusOptions Metric MomentKey StatisticsStore Update cached_moments hold_at norm_of_sum open_corpus
         second_moments solve_update
     """,
     "settings": """
@@ -268,6 +270,7 @@ FIELDS = {
         attachment batch changes diagnostics evidence held known memory notes num_new reason rejected requests
         scale verdicts weights
     """,
+    "LoadOptions": "chat_template device dtype trust_remote_code",
     "MetricSpec": """
         average better combine instead_of keep label meaning name objective of retention show signed tally unit
     """,
@@ -282,6 +285,7 @@ FIELDS = {
     "Proposal": "attachment changes diagnostics evidence known memory notes seconds",
     "RejectedRequest": "by figures reason request",
     "Rejection": "figures reason",
+    "Sampling": "seed temperature top_k",
     "SessionConfig": """
         backend chat_template corpus corpus_seed corpus_tokens device dtype editor evaluators plugins preset seed
         settings

@@ -13,7 +13,16 @@ from typing import Any
 
 import pytest
 import torch
-from editcore import FactoredDelta, HParamsError, LanguageModel, ModelError, Plugins, StorageError, UnknownNameError
+from editcore import (
+    FactoredDelta,
+    HParamsError,
+    LanguageModel,
+    LoadOptions,
+    ModelError,
+    Plugins,
+    StorageError,
+    UnknownNameError,
+)
 from editcore.cli.options import refuse_used_save
 from editcore.interfaces.changes import Written
 from editcore.models import CATALOGUE, EditedModel, HubModel, rounded
@@ -264,7 +273,7 @@ def test_a_tensor_that_the_folder_has_in_full_is_not_rounded(tmp_path: Path) -> 
 
 def test_a_model_that_was_loaded_in_a_smaller_type_is_saved_in_it(tmp_path: Path) -> None:
     folder = saved(tiny_model(), tmp_path / "base")
-    edited(LanguageModel.load(str(folder), dtype="bfloat16"), {}).save(tmp_path / "saved")
+    edited(LanguageModel.load(str(folder), LoadOptions(dtype="bfloat16")), {}).save(tmp_path / "saved")
     assert load_file(tmp_path / "saved" / "model.safetensors")["model.norm.weight"].dtype == torch.bfloat16
     with pytest.raises(UnknownNameError, match="Unknown dtype 'bf16'"):
         edited(LanguageModel.load(str(folder)), {}).save(tmp_path / "no", dtype="bf16")

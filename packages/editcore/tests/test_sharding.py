@@ -13,6 +13,7 @@ from editcore import Outcome, RunError
 from editcore.execution.executors import attempt
 from editcore.execution.sharding import ModelSource, sharded_moments
 from editcore.models import LanguageModel
+from editcore.second_moments import CorpusOptions
 from editcore.second_moments.statistics import StatisticsStore, second_moments
 
 Call = Callable[..., SimpleNamespace]
@@ -61,7 +62,7 @@ def test_editctl_counts_in_shards(editctl: Call, small: Path, corpus_file: Path)
     done = editctl(*arguments, "--executor", "inline")
     assert done.code == 0, done.err
     model = LanguageModel.load(str(small))
-    store = StatisticsStore(model, corpus=str(corpus_file), tokens=2000)
+    store = StatisticsStore(model, CorpusOptions(name=str(corpus_file), tokens=2000))
     assert store.path(1).exists()
     sequences = store.corpus.sequences(model, 2000, 128)
     torch.testing.assert_close(store.moments([1])[1], second_moments(model, sequences, [1])[1], rtol=1e-13, atol=1e-15)

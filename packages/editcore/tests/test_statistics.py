@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from editcore import StatisticsError
+from editcore import Sampling, StatisticsError
 from editcore.models import DEFAULT_MODEL, LanguageModel, local_path
+from editcore.second_moments import CorpusOptions
 from editcore.second_moments.corpora import SelfCorpus, open_corpus
 from editcore.second_moments.linalg import Metric
 from editcore.second_moments.statistics import TOKENS_PER_WIDTH, StatisticsStore, cached_moments, second_moments
@@ -38,9 +41,11 @@ def test_moments_are_the_mean_outer_product_of_projection_inputs(family: str) ->
         assert moment.dtype == torch.float64
 
 
-def store(model: object, file: Path, **changes: object) -> StatisticsStore:
-    values = {"corpus": str(file), "tokens": 600, "directory": file.parent / "statistics", **changes}
-    return StatisticsStore(model, **values)  # type: ignore[arg-type]
+def store(
+    model: LanguageModel, file: Path, *, compute: Callable[..., Any] = second_moments, **text: Any
+) -> StatisticsStore:
+    options = CorpusOptions(**{"name": str(file), "tokens": 600, **text})
+    return StatisticsStore(model, options, directory=file.parent / "statistics", compute=compute)
 
 
 def test_a_second_store_reads_what_the_first_computed(corpus_file: Path) -> None:
@@ -63,8 +68,8 @@ def test_everything_that_changes_the_answer_changes_the_file(corpus_file: Path) 
         store(other, corpus_file).path(0),
         store(model, text).path(0),
         store(model, corpus_file, tokens=700).path(0),
-        store(model, corpus_file, corpus="self").path(0),
-        store(model, corpus_file, corpus="self", seed=1).path(0),
+        store(model, corpus_file, name="self").path(0),
+        store(model, corpus_file, name="self", seed=1).path(0),
     }
     assert len(paths) == 7
 
@@ -79,7 +84,7 @@ def test_the_models_own_text_is_the_same_for_a_seed() -> None:
 
 def test_more_layers_later_need_no_second_sample(corpus_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("llama")
-    asked = store(model, corpus_file, corpus="self", tokens=128)
+    asked = store(model, corpus_file, name="self", tokens=128)
     first = asked.moments([0])
     monkeypatch.setattr(model, "generate_ids", None)
     both = asked.moments([0, 1])
@@ -118,7 +123,9 @@ def test_the_default_model_would_write_that_text() -> None:
     [text] = TEXTS
     assert model.base_fingerprint == text.fingerprint
     assert model.layout.d_ff * TOKENS_PER_WIDTH == text.rows * text.length
-    written = model.generate_ids([[]] * text.rows, max_new_tokens=3, seed=text.seed, stop_at_end=False)
+    written = model.generate_ids(
+        [[]] * text.rows, max_new_tokens=3, sampling=Sampling(seed=text.seed), stop_at_end=False
+    )
     assert torch.equal(torch.tensor(written), text.read()[:, :3])
 
 
@@ -131,7 +138,7 @@ def test_long_work_is_announced_with_an_estimate(
     monkeypatch.setattr("editcore.second_moments.statistics._LONG", 0.0)
     store(model, corpus_file).moments([0])
     assert caplog.messages == []  # it is in the cache
-    store(model, corpus_file, corpus="self").moments([0, 2])
+    store(model, corpus_file, name="self").moments([0, 2])
     [said] = caplog.messages
     assert re.fullmatch(
         r"The second moments of layers 0, 2 in .+ are not in the cache yet\. Computing them over 600 tokens takes "

@@ -16,6 +16,7 @@ from editcore import (
     HParamsError,
     LanguageModel,
     LedgerEntry,
+    LoadOptions,
     ModelError,
     Plugins,
     Progress,
@@ -244,8 +245,7 @@ class _LazyBase:
         config = self._record.config
         model = LanguageModel.load(
             self._record.source,
-            device=config.device,
-            dtype=config.dtype,
+            LoadOptions(device=config.device, dtype=config.dtype),
             families=(self._plugins or Plugins.load()).family_paths(),
             progress=self._progress,
         )

@@ -7,7 +7,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from editcore import Changes, FactoredDelta, LanguageModel, LedgerEntry, ModelError, Plugins, Progress
+from editcore import Changes, FactoredDelta, LanguageModel, LedgerEntry, LoadOptions, ModelError, Plugins, Progress
 from editcore.ledger import DELTAS_NAME, LEDGER_NAME, HeaderLine, Ledger, write_ledger
 from editcore.models import misfits
 from editcore.runs import (
@@ -109,7 +109,9 @@ def _import_edits(
     if not options.force:
         _check_weights(directory, None if record.exported is None else record.exported.adapter_sha256)
     name = options.model or record.source
-    base = LanguageModel.load(name, dtype=record.config.dtype, families=plugins.family_paths(), progress=progress)
+    base = LanguageModel.load(
+        name, LoadOptions(dtype=record.config.dtype), families=plugins.family_paths(), progress=progress
+    )
     if base.base_fingerprint != record.model.fingerprint and not options.force:
         raise ModelError(
             f"The edits in {directory} were made on {record.config.model} with the fingerprint "

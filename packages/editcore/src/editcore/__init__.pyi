@@ -87,6 +87,7 @@ from .interfaces.values import (
 )
 from .models.language_model import LanguageModel as LanguageModel
 from .models.layout import ModelLayout as ModelLayout
+from .models.options import LoadOptions as LoadOptions, Sampling as Sampling
 from .plugins.registry import Plugins as Plugins
 from .runs.config import SessionConfig as SessionConfig
 from .runs.session import EditSession as EditSession

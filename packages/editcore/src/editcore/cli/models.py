@@ -89,12 +89,12 @@ def show_model(
 
     from editcore.cli.console import TerminalProgress, print_json, print_table
     from editcore.cli.lazy import loaded_plugins
-    from editcore.models import LanguageModel
+    from editcore.models import LanguageModel, LoadOptions
 
     model = LanguageModel.load(
         name,
+        LoadOptions(trust_remote_code=trust_remote_code),
         families=loaded_plugins(ctx).family_paths(),
-        trust_remote_code=trust_remote_code,
         progress=TerminalProgress(),
     )
     facts = _model_facts(model)

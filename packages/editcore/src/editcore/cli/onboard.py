@@ -15,7 +15,7 @@ from editcore.cli.options import ChatTemplate, Corpus, CorpusSeed, Device, Dtype
 if TYPE_CHECKING:
     from editcore.interfaces.specs import EditorSpec
     from editcore.locate_then_edit.located import Tracing
-    from editcore.models import LanguageModel
+    from editcore.models import LanguageModel, LoadOptions
     from editcore.onboarding.onboard import Bench, Trial
     from editcore.second_moments.statistics import StatisticsStore
 
@@ -78,10 +78,10 @@ def onboard(
     from editcore.datasets import Selection, check_records, load_known_facts, load_records, short_name
     from editcore.evaluation.measures import retention_of
     from editcore.models import LanguageModel
-    from editcore.onboarding.causal_tracing import trace as trace_model
+    from editcore.onboarding.causal_tracing import TracingOptions, trace as trace_model
     from editcore.onboarding.onboard import Bench, candidate_layers, preset_paths, tunable_editors, write_presets
     from editcore.runs.fit import subject_refusal
-    from editcore.second_moments.statistics import StatisticsStore
+    from editcore.second_moments.statistics import CorpusOptions, StatisticsStore
     from editcore.settings.presets import model_stem
 
     plugins, progress = loaded_plugins(ctx), TerminalProgress()
@@ -106,20 +106,22 @@ def onboard(
     directory = fresh_directory(out, f"onboard-{model_stem(model)}")
     loaded = LanguageModel.load(
         model,
-        device=device,
-        dtype=dtype,
-        chat_template=chat_template,
+        LoadOptions(device=device, dtype=dtype, chat_template=chat_template),
         families=plugins.family_paths(),
         progress=progress,
     )
-    statistics = StatisticsStore(loaded, corpus=corpus, tokens=corpus_tokens, seed=corpus_seed, progress=progress)
+    statistics = StatisticsStore(
+        loaded, CorpusOptions(name=corpus, tokens=corpus_tokens, seed=corpus_seed), progress=progress
+    )
     _show_layout(loaded)
-    tracing = trace_model(loaded, facts, num=trace, seed=seed, progress=progress) if trace else None
+    tracing = (
+        trace_model(loaded, facts, options=TracingOptions(num=trace, seed=seed), progress=progress) if trace else None
+    )
     layers = candidate_layers(loaded.layout.num_layers, candidates, tracing)
     _show_candidates(loaded, tracing, layers)
     _show_cost(specs, layers, len(records), statistics)
     statistics.moments(layers)
-    bench = Bench(loaded, records, statistics, plugins, evaluator=evaluator, seed=seed, progress=progress)
+    bench = Bench(records, statistics, plugins=plugins, evaluator=evaluator, seed=seed, progress=progress)
     scan = bench.scan(specs[0], layers)
     chosen = _trials(bench, specs, scan)
     _write_results(bench, tracing, scan, directory)

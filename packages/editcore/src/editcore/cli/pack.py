@@ -81,14 +81,13 @@ def apply(
     check_dtype(dtype)
 
     from editcore.cli.console import TerminalProgress, print_table
-    from editcore.models import LanguageModel
+    from editcore.models import LanguageModel, LoadOptions
     from editcore.runs.pack import read_pack
 
     packed = read_pack(file)
     loaded = LanguageModel.load(
         model or packed.manifest.model,
-        device=device,
-        dtype=dtype,
+        LoadOptions(device=device, dtype=dtype),
         families=loaded_plugins(ctx).family_paths(),
         progress=TerminalProgress(),
     )

@@ -49,21 +49,22 @@ def compute(
     open_corpus(corpus)
 
     from editcore.cli.console import TerminalProgress, print_table
-    from editcore.models import LanguageModel
+    from editcore.models import LanguageModel, LoadOptions
     from editcore.second_moments.linalg import Metric
-    from editcore.second_moments.statistics import StatisticsStore, second_moments
+    from editcore.second_moments.statistics import CorpusOptions, StatisticsStore, second_moments
 
     progress = TerminalProgress()
     loaded = LanguageModel.load(
-        model, device=device, dtype=dtype, families=loaded_plugins(ctx).family_paths(), progress=progress
+        model,
+        LoadOptions(device=device, dtype=dtype),
+        families=loaded_plugins(ctx).family_paths(),
+        progress=progress,
     )
     for layer in layers:
         loaded.check_layer(layer, setting="stats compute --layer")
     store = StatisticsStore(
         loaded,
-        corpus=corpus,
-        tokens=corpus_tokens,
-        seed=corpus_seed,
+        CorpusOptions(name=corpus, tokens=corpus_tokens, seed=corpus_seed),
         progress=progress,
         compute=second_moments if executor is None else _sharded(ctx, executor, executor_settings or [], device, dtype),
     )

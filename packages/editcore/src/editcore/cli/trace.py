@@ -57,10 +57,11 @@ def trace(
     from editcore.datasets import load_known_facts
     from editcore.interfaces.errors import ModelError
     from editcore.locate_then_edit.located import store_tracing
-    from editcore.models import LanguageModel
-    from editcore.onboarding.causal_tracing import trace as trace_model
+    from editcore.models import LanguageModel, LoadOptions
+    from editcore.onboarding.causal_tracing import TracingOptions, trace as trace_model
     from editcore.settings.presets import model_stem
 
+    options = TracingOptions(num=num, draws=draws, noise=noise, window=window, seed=seed)
     plugins, progress = loaded_plugins(ctx), TerminalProgress()
     notes: list[str] = []
     known = load_known_facts(facts, plugins=plugins, notes=notes, strict=bool(strict))
@@ -69,13 +70,11 @@ def trace(
     directory = fresh_directory(out, f"trace-{model_stem(model)}")
     loaded = LanguageModel.load(
         model,
-        device=device,
-        dtype=dtype,
-        chat_template=chat_template,
+        LoadOptions(device=device, dtype=dtype, chat_template=chat_template),
         families=plugins.family_paths(),
         progress=progress,
     )
-    tracing = trace_model(loaded, known, num=num, draws=draws, noise=noise, window=window, seed=seed, progress=progress)
+    tracing = trace_model(loaded, known, options=options, progress=progress)
     if tracing.used == 0:
         raise ModelError(
             f"{loaded.name} predicts none of {tracing.asked} facts of {facts} right, so that there is nothing to "

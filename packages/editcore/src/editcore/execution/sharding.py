@@ -20,6 +20,7 @@ from editcore.interfaces.errors import RunError
 from editcore.interfaces.progress import Progress, silent
 from editcore.interfaces.protocols import Executor
 from editcore.models import LanguageModel
+from editcore.models.options import LoadOptions
 from editcore.plugins.registry import Plugins
 from editcore.second_moments.statistics import second_moments
 
@@ -55,7 +56,9 @@ class ModelSource:
             ModelError: it cannot be loaded.
         """
         return LanguageModel.load(
-            self.name, device=self.device, dtype=self.dtype, families=Plugins.load().family_paths()
+            self.name,
+            LoadOptions(device=self.device, dtype=self.dtype),
+            families=Plugins.load().family_paths(),
         )
 
 

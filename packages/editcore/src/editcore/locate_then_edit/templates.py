@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from editcore.models.options import Sampling
+
 if TYPE_CHECKING:
     from editcore.models import LanguageModel
 
@@ -31,7 +33,7 @@ def sample_context_templates(
     lengths = [length] if isinstance(length, int) else list(length)
     openings = [OPENINGS[index % len(OPENINGS)] for index in range(count)]
     wanted = [lengths[index % len(lengths)] for index in range(count)]
-    continued = model.generate(openings, max_new_tokens=wanted, seed=seed, top_k=top_k, raw=True)
+    continued = model.generate(openings, max_new_tokens=wanted, sampling=Sampling(seed=seed, top_k=top_k), raw=True)
     texts = (opening + text for opening, text in zip(openings, continued, strict=True))
     # A brace in the sample would be a second place for the prompt; a line end would split the context in two.
     clean = (" ".join(text.replace("{", " ").replace("}", " ").split()) for text in texts)

@@ -9,12 +9,13 @@ from .catalogue import (
     CatalogueEntry as CatalogueEntry,
     Wheel as Wheel,
     local_path as local_path,
-    pull as pull,
 )
 from .edited import EditedModel as EditedModel, attached_reason as attached_reason
+from .encoding import Encoded as Encoded
+from .fetching import pull as pull
 from .forward import logits_at as logits_at
 from .gradients import asking_for_gradients as asking_for_gradients, target_losses as target_losses
-from .language_model import Encoded as Encoded, LanguageModel as LanguageModel
+from .language_model import LanguageModel as LanguageModel
 from .layout import (
     ModelLayout as ModelLayout,
     attention_output as attention_output,
@@ -23,6 +24,7 @@ from .layout import (
 from .layout_check import CHECKS as CHECKS, check_layout as check_layout
 from .loading import DTYPES as DTYPES, dtype_of as dtype_of
 from .module_hooks import first_tensor as first_tensor, hooks as hooks, replace_first as replace_first
+from .options import LoadOptions as LoadOptions, Sampling as Sampling
 from .passes import skip_first_blocks as skip_first_blocks, stop_after as stop_after
 from .planning import PassBudget as PassBudget, plan_passes as plan_passes
 from .prompt_form import PromptForm as PromptForm

@@ -1,8 +1,8 @@
 """Text written token by token, many rows together, on the model's own cache.
 
-Rows stand right-aligned, so that the last token of each is in the last column, and every step writes one token to each
-row. A greedy row that has ended leaves the batch with its part of the cache: one long answer among short ones does not
-make all of them long. Sampled rows stay to the end, since what is drawn for a row depends on how many rows draw.
+Rows are padded on the left, so that the last token of each is in the last column. Every step writes one token to each
+row. A greedy row that has ended leaves the batch with its part of the cache, so one long answer does not keep the short
+ones running. Sampled rows stay to the end: what is drawn for a row depends on how many rows draw.
 """
 
 from __future__ import annotations
@@ -17,25 +17,33 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
+from editcore.models.options import Sampling
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Sampling", "Writer", "continued", "padded"]
+__all__ = ["StopRule", "Writer", "continued", "padded"]
 
 _ROWS = 128
-"""Rows that are continued together, where the vocabulary is small."""
+"""Rows that are written together, where the vocabulary is small."""
 _LOGITS = 2**24
-"""Logits of a step. Drawing from them takes three times their memory."""
+"""Logits of one step. Drawing from them takes three times their memory."""
 
 
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How tokens are drawn, on the CPU, so that a seed means the same on every device."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopRule:
+    """When rows end."""
 
-    generator: torch.Generator
-    top_k: int | None
-    """Among this many likeliest tokens; ``None`` for all."""
-    temperature: float
+    limits: Sequence[int]
+    """The most new tokens, one number per row."""
+    at_end_token: bool
+    """End a row at an end token, which is left out of it."""
+    enough: Callable[[int, Sequence[int]], bool] | None
+    """Whether a row (its index, its new tokens so far) needs no further token."""
+
+    def is_complete(self, index: int, new: Sequence[int]) -> bool:
+        """Whether a row needs no further token."""
+        return len(new) >= self.limits[index] or (self.enough is not None and self.enough(index, new))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,30 +65,25 @@ class Writer:
 def continued(
     writer: Writer,
     rows: Sequence[Sequence[int]],
-    limits: Sequence[int],
-    sampling: Sampling | None,
     *,
-    stop_at_end: bool,
-    enough: Callable[[int, Sequence[int]], bool] | None,
+    stop: StopRule,
+    sampling: Sampling | None,
     advance: Callable[[int], None],
 ) -> list[list[int]]:
-    """What the model writes behind each row, at most ``limits[row]`` tokens; see ``LanguageModel.generate_ids``."""
+    """The new tokens of each row; see ``LanguageModel.generate_ids``."""
     answers: list[list[int]] = [[] for _ in rows]
+    choose = _greedy if sampling is None else _drawing(sampling)
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))  # stable: equal lengths keep their order
-    for members in _together(writer, order, rows, limits):
+    for members in _together(writer, order, rows, stop.limits):
         batch = _Batch(writer, rows, members, answers)
-        for _ in range(max(limits[index] for index in members)):
-            batch.step(sampling, stop_at_end=stop_at_end)
+        for _ in range(max(stop.limits[index] for index in members)):
+            batch.step(choose, stop_at_end=stop.at_end_token)
             advance(len(batch.members))
-            batch.leave(
-                lambda index: (
-                    len(answers[index]) >= limits[index] or (enough is not None and enough(index, answers[index]))
-                ),
-                keep_rows=sampling is not None,
-            )
+            if sampling is None:
+                batch.drop_ended(lambda index: stop.is_complete(index, answers[index]))
             if bool(batch.ended.all()):
                 break
-    return [answer[:limit] for answer, limit in zip(answers, limits, strict=True)]
+    return [answer[:limit] for answer, limit in zip(answers, stop.limits, strict=True)]
 
 
 def padded(rows: Sequence[Sequence[int]], pad: int, *, left: bool) -> tuple[Tensor, Tensor]:
@@ -98,15 +101,16 @@ def padded(rows: Sequence[Sequence[int]], pad: int, *, left: bool) -> tuple[Tens
 def _together(
     writer: Writer, order: Sequence[int], rows: Sequence[Sequence[int]], limits: Sequence[int]
 ) -> Iterator[list[int]]:
-    """Groups of ``order`` that are continued together."""
-    # Left padding gives queries that may look at nothing. Eager attention takes its softmax in float32, where the
-    # smallest float64 of such a mask is -inf and the row NaN: there, only rows of one length go together.
+    """Groups of ``order`` that are written together."""
+    # A padding token on the left may attend to no token at all. Eager attention takes its softmax in float32, where
+    # the smallest float64, which masks, becomes -inf, and such a row NaN. In float64, only rows of one length are
+    # written together.
     alike = (lambda index: len(rows[index])) if writer.dtype == torch.float64 else (lambda index: 0)
     most = max(1, min(_ROWS, _LOGITS // writer.vocab_size))
     for _, group in itertools.groupby(order, key=alike):
         members: list[int] = []
         for index in group:
-            # Some families (GPT-Neo, MPT) count padding among their positions, and rows that have ended go on.
+            # Some families (GPT-Neo, MPT) give padding positions of its own, and a row that has ended is padded on.
             longest = len(rows[index]) + max(limits[member] for member in (*members, index)) - 1
             if members and (len(members) == most or (writer.positions is not None and longest > writer.positions)):
                 yield members
@@ -122,21 +126,19 @@ class _Batch:
         self, writer: Writer, rows: Sequence[Sequence[int]], members: Sequence[int], answers: list[list[int]]
     ) -> None:
         self.members = list(members)
-        """Which row stands where in the batch."""
+        """The index of each row of the batch."""
         self._writer = writer
         self._answers = answers
         ids, mask = padded([rows[index] for index in members], writer.pad_id, left=True)
-        self._next, self._mask = (
-            ids.to(writer.device),
-            mask.to(writer.device),
-        )  # [rows, seq]: to read; so far
+        self._next = ids.to(writer.device)  # [rows, seq]: what the next step reads
+        self._mask = mask.to(writer.device)  # [rows, seq]: of all tokens so far
         self._ends = torch.tensor(sorted(writer.end_ids), device=writer.device)
         self._cache: Any = None
         self._takes = frozenset(inspect.signature(writer.hf.forward).parameters)
         self.ended = torch.zeros(len(members), dtype=torch.bool, device=writer.device)
 
     @torch.inference_mode()
-    def step(self, sampling: Sampling | None, *, stop_at_end: bool) -> None:
+    def step(self, choose: Callable[[Tensor], Tensor], *, stop_at_end: bool) -> None:
         """Write one token to every row that has not ended."""
         writer, mask = self._writer, self._mask
         arguments: dict[str, Any] = {"attention_mask": mask, "use_cache": True, "return_dict": True}
@@ -148,7 +150,7 @@ class _Batch:
             arguments[writer.cache_argument] = self._cache
         output = writer.hf(input_ids=self._next, **arguments)
         self._cache = getattr(output, writer.cache_argument, None)
-        chosen = _choose(output.logits[:, -1], sampling).to(writer.device)  # [rows]
+        chosen = choose(output.logits[:, -1]).to(writer.device)  # [rows]
         if stop_at_end:
             self.ended |= torch.isin(chosen, self._ends)
         chosen = chosen.masked_fill(self.ended, writer.pad_id)
@@ -159,14 +161,12 @@ class _Batch:
         self._next = new if self._cache is not None else torch.cat([self._next, new], dim=1)
         self._mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
 
-    def leave(self, complete: Callable[[int], bool], *, keep_rows: bool) -> None:
-        """End the rows that are ``complete``, and go on without those that have ended unless ``keep_rows``."""
-        if keep_rows:
-            return
-        now = [ended or complete(index) for index, ended in zip(self.members, self.ended.tolist(), strict=True)]
+    def drop_ended(self, is_complete: Callable[[int], bool]) -> None:
+        """End the rows that are complete. Rows that have ended leave the batch where the cache allows it."""
+        now = [ended or is_complete(index) for index, ended in zip(self.members, self.ended.tolist(), strict=True)]
         self.ended = torch.tensor(now, device=self._writer.device)
         staying = [place for place, ended in enumerate(now) if not ended]
-        if not staying or len(staying) == len(now) or not _can_leave(self._cache):
+        if not staying or len(staying) == len(now) or not _rows_can_leave(self._cache):
             return
         chosen = torch.tensor(staying, device=self._writer.device)
         self._cache.batch_select_indices(chosen)
@@ -174,20 +174,28 @@ class _Batch:
         self.members = [self.members[place] for place in staying]
 
 
-def _can_leave(cache: Any) -> bool:
-    """Whether rows can be taken out of a cache: keys and values of tokens, and nothing else, in every layer."""
+def _rows_can_leave(cache: Any) -> bool:
+    """Whether rows can be taken out of a cache: every layer keeps keys and values of tokens, and nothing else."""
     layers = getattr(cache, "layers", None) or ()
     return len(layers) > 0 and all(isinstance(layer, DynamicLayer) for layer in layers)
 
 
-def _choose(logits: Tensor, sampling: Sampling | None) -> Tensor:
-    """Next token of each row, ``[rows]``."""
-    if sampling is None:
-        return logits.argmax(dim=-1)
-    scores = logits.float().cpu()
-    if sampling.top_k is None:
-        drawn = torch.multinomial((scores / sampling.temperature).softmax(dim=-1), 1, generator=sampling.generator)
-        return drawn[:, 0]
-    best, tokens = scores.topk(min(sampling.top_k, scores.shape[-1]), dim=-1)  # [rows, top_k]
-    drawn = torch.multinomial((best / sampling.temperature).softmax(dim=-1), 1, generator=sampling.generator)
-    return tokens.gather(-1, drawn).squeeze(-1)
+def _greedy(logits: Tensor) -> Tensor:
+    """The likeliest token of each row, ``[rows]``."""
+    return logits.argmax(dim=-1)
+
+
+def _drawing(sampling: Sampling) -> Callable[[Tensor], Tensor]:
+    """A function that draws the next token of each row, ``[rows]``, from the logits, ``[rows, vocab]``."""
+    generator = torch.Generator().manual_seed(sampling.seed)
+
+    def draw(logits: Tensor) -> Tensor:
+        scores = logits.float().cpu()
+        if sampling.top_k is None:
+            drawn = torch.multinomial((scores / sampling.temperature).softmax(dim=-1), 1, generator=generator)
+            return drawn[:, 0]
+        best, tokens = scores.topk(min(sampling.top_k, scores.shape[-1]), dim=-1)  # [rows, top_k]
+        drawn = torch.multinomial((best / sampling.temperature).softmax(dim=-1), 1, generator=generator)
+        return tokens.gather(-1, drawn).squeeze(-1)
+
+    return draw

@@ -1,7 +1,4 @@
-"""A causal language model with its tokenizer and its layout: what every part of editcore is handed.
-
-Shapes: ``rows`` texts, ``seq`` their padded length, ``vocab`` the width of the logits.
-"""
+"""A causal language model with its tokenizer and its layout: what every part of editcore is handed."""
 
 from __future__ import annotations
 
@@ -10,7 +7,6 @@ import inspect
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +20,12 @@ from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import RequestError, StorageError
 from editcore.interfaces.progress import Progress, silent
 from editcore.models.card import model_card
-from editcore.models.catalogue import quiet_transformers
+from editcore.models.encoding import Encoded, TokenSpans, continuation_text, decoded, shortened, tokens_of
 from editcore.models.fingerprint import fingerprint_of
-from editcore.models.generating import Sampling, Writer, continued, padded
+from editcore.models.generating import StopRule, Writer, continued, padded
 from editcore.models.layout import ModelLayout, detect_layout
 from editcore.models.layout_check import check_layout
 from editcore.models.loading import (
-    DTYPES,
     device_of,
     dtype_of,
     load_config,
@@ -42,9 +37,12 @@ from editcore.models.loading import (
     refuse_offloaded,
     refuse_without_float64,
     source_of,
+    stored_dtype,
     warn_of_slow,
 )
+from editcore.models.options import LoadOptions, Sampling
 from editcore.models.positions import position_limit
+from editcore.models.progress_bars import quiet_transformers
 from editcore.models.prompt_form import PLAIN, PromptForm, chat_form
 from editcore.models.saving import write_folder
 from editcore.models.sources import HubModel, check_layer, hub_model, refuse_quantised
@@ -54,25 +52,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-__all__ = ["Encoded", "LanguageModel"]
+__all__ = ["LanguageModel"]
 
 _log = logging.getLogger(__name__)
 
-
-@documented
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """Texts as tokens, padded on the right."""
-
-    input_ids: Tensor
-    """``[rows, seq]`` int64, on the model's device."""
-    attention_mask: Tensor
-    """``[rows, seq]`` int64, 1 at tokens and 0 at padding."""
-    offsets: tuple[tuple[tuple[int, int], ...], ...]
-    """Per row and token (padding left out): first character and the one after the last; special tokens have (0, 0)."""
-
-    def __len__(self) -> int:
-        return self.input_ids.shape[0]
+_AROUND = 30
+"""Characters that a message shows before and after a token."""
 
 
 @documented
@@ -119,45 +104,44 @@ class LanguageModel:
     def load(
         cls,
         name_or_path: str | Path,
+        options: LoadOptions | None = None,
         *,
-        device: str = "cpu",
-        dtype: str = "float32",
-        trust_remote_code: bool = False,
-        chat_template: bool = False,
         families: Mapping[str, Mapping[str, str]] | None = None,
         progress: Progress = silent,
     ) -> LanguageModel:
         """A model by catalogue name (fetched on first use), folder, or hub id.
 
         Args:
-            dtype: of the weights. One that this processor computes slowly in is told.
-            device: a device of torch, or ``auto``: all accelerators, block by block, as the ``device_map`` of
-                transformers spreads them.
-            chat_template: see :meth:`use_chat_template`.
+            options: device, type of the weights and more; left out, float32 on the CPU.
             families: as in :meth:`wrap`; ``Plugins.family_paths()`` has those that plugins announce.
 
         Raises:
             ModelError: it cannot be found or loaded, does not fit, or its structure is not one that can be edited.
         """
-        torch_device, torch_dtype = None if device == "auto" else device_of(device), dtype_of(dtype)
-        if torch_device is not None and torch_device.type == "cpu":
-            warn_of_slow(torch_dtype, dtype)
-        source = source_of(str(name_or_path), progress)
-        config = load_config(source, str(name_or_path))
-        refuse_quantised(config, str(name_or_path))
-        tokenizer = load_tokenizer(source, str(name_or_path), trust_remote_code)
-        form = chat_form(tokenizer, name=str(name_or_path)) if chat_template else PLAIN
-        device_map = "auto" if torch_device is None else None
+        options, name = options or LoadOptions(), str(name_or_path)
+        device = None if options.device == "auto" else device_of(options.device)
+        dtype = dtype_of(options.dtype)
+        if device is not None and device.type == "cpu":
+            warn_of_slow(dtype, options.dtype)
+        source = source_of(name, progress)
+        config = load_config(source, name)
+        refuse_quantised(config, name)
+        tokenizer = load_tokenizer(source, name, trust_remote_code=options.trust_remote_code)
+        form = chat_form(tokenizer, name=name) if options.chat_template else PLAIN
         hf = load_weights(
-            source, str(name_or_path), torch_dtype, trust_remote_code=trust_remote_code, device_map=device_map
+            source,
+            name,
+            dtype,
+            trust_remote_code=options.trust_remote_code,
+            device_map="auto" if device is None else None,
         )
-        if torch_device is not None:
-            hf = put_on(hf, torch_device, name=str(name_or_path))
-        model = cls.wrap(hf, tokenizer, name=str(name_or_path), families=families)
+        if device is not None:
+            hf = put_on(hf, device, name=name)
+        model = cls.wrap(hf, tokenizer, name=name, families=families)
         model.prompt_form = form
         model._base_config = config
-        model.hub = hub_model(str(name_or_path), getattr(hf.config, "_commit_hash", None))
-        release()  # what reading tokenizer and weights took
+        model.hub = hub_model(name, getattr(hf.config, "_commit_hash", None))
+        release()  # memory that reading tokenizer and weights took
         return model
 
     @classmethod
@@ -290,10 +274,12 @@ class LanguageModel:
         """
         self.prompt_form = chat_form(self.tokenizer, name=self.name)
 
-    def read_prompt(self, prompt: str, *, then: str = "") -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
-        """Ids of a prompt in its form, continued by ``then``, and each token's characters in that whole text
-        (``prompt_form.wrap(prompt) + then``); special tokens have (0, 0). Those that the tokenizer puts in front (BOS)
-        are there, those that it appends are not: text that is continued has not ended.
+    def read_prompt(self, prompt: str, *, then: str = "") -> tuple[tuple[int, ...], TokenSpans]:
+        """Ids of a prompt in its form, continued by ``then``, and the characters of each token.
+
+        The characters are those of the whole text, ``prompt_form.wrap(prompt) + then``; special tokens have (0, 0).
+        Special tokens that the tokenizer puts in front (BOS) are included. Those that it appends are not, because a
+        text that is continued has not ended.
 
         Raises:
             RequestError: there are more tokens than :attr:`positions`, or the model has no embedding of one.
@@ -302,7 +288,7 @@ class LanguageModel:
         ids, offsets = self._tokens(form.wrap(prompt) + then, special_tokens=form.special_tokens)
         if self.positions is not None and len(ids) > self.positions + bool(then):  # the last token of then is not read
             raise RequestError(
-                f"{_shown(prompt)}{' with its target' if then else ''} has {len(ids)} tokens; {self.name} reads at "
+                f"{shortened(prompt)}{' with its target' if then else ''} has {len(ids)} tokens; {self.name} reads at "
                 f"most {self.positions}. Shorten it or leave its record out."
             )
         return ids, offsets
@@ -331,34 +317,19 @@ class LanguageModel:
         form = self.prompt_form
         return self.positions - len(self._tokens(form.wrap(prompt) + then, special_tokens=form.special_tokens)[0])
 
-    def _tokens(self, text: str, *, special_tokens: bool) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
-        """Ids and their characters: the one place where texts become tokens."""
-        encoded = self.tokenizer(
-            text,
-            add_special_tokens=special_tokens,
-            return_offsets_mapping=True,
-            return_special_tokens_mask=True,
-            verbose=False,
-        )
-        ids, special = encoded["input_ids"], encoded["special_tokens_mask"]
-        if all(special):  # there is no text to tell those in front from those behind
-            end = self.tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"].index(0) if ids else 0
-        else:
-            end = max(place for place, is_special in enumerate(special) if not is_special) + 1
-        offsets = tuple((int(first), int(last)) for first, last in encoded["offset_mapping"][:end])
-        self._refuse_unembedded(text, ids[:end], offsets)
-        return tuple(ids[:end]), offsets
-
-    def _refuse_unembedded(self, text: str, ids: Sequence[int], offsets: Sequence[tuple[int, int]]) -> None:
+    def _tokens(self, text: str, *, special_tokens: bool) -> tuple[tuple[int, ...], TokenSpans]:
+        """Ids of a text and their characters; a token without an embedding is refused."""
+        ids, offsets = tokens_of(self.tokenizer, text, special_tokens=special_tokens)
         rows = self.hf.get_input_embeddings().weight.shape[0]
         for token, (first, last) in zip(ids, offsets, strict=True):
             if token >= rows:
                 around = text[max(0, first - _AROUND) : last + _AROUND]
                 raise RequestError(
-                    f"The token {self.tokenizer.convert_ids_to_tokens(token)!r} ({token}) in {_shown(around)} has no "
-                    f"embedding in {self.name}, which embeds {rows} tokens. Write the text without it, or use a model "
-                    "whose embeddings were extended for it."
+                    f"The token {self.tokenizer.convert_ids_to_tokens(token)!r} ({token}) in {shortened(around)} has "
+                    f"no embedding in {self.name}, which embeds {rows} tokens. Write the text without it, or use a "
+                    "model whose embeddings were extended for it."
                 )
+        return ids, offsets
 
     @contextlib.contextmanager
     def rewriting(self, rewrite: Callable[[str], str]) -> Iterator[None]:
@@ -381,25 +352,21 @@ class LanguageModel:
         prompts: Sequence[str],
         *,
         max_new_tokens: int | Sequence[int] = 20,
-        seed: int | None = None,
-        top_k: int | None = None,
-        temperature: float = 1.0,
+        sampling: Sampling | None = None,
         raw: bool = False,
         enough: Callable[[int, str], bool] | None = None,
     ) -> list[str]:
-        """The continuation of each prompt, without the prompt: greedy, or sampled if a seed is given.
+        """The continuation of each prompt, without the prompt.
 
-        Where the model has so many :attr:`positions` and no more, a continuation ends at the last one, and a warning
-        says so.
+        A continuation ends at an end token, after ``max_new_tokens``, or at the last of the model's :attr:`positions`;
+        a warning tells of the last.
 
         Args:
             max_new_tokens: for all, or one number per prompt.
+            sampling: how to draw tokens; left out, the likeliest is taken.
             raw: continue the texts as they are, whatever the form of prompts.
-            seed: of a private generator; the same seed, prompts and weights give the same text on the CPU. Nothing
-                global is seeded.
-            top_k: sample among this many likeliest tokens; left out, among all.
-            enough: whether the continuation of a prompt (its number, its text so far) needs no further token. Asked
-                after every token of greedy text. What has been said stays as it is.
+            enough: whether the continuation of a prompt (its index, its text so far) needs no further token. Asked
+                after every token where none is drawn. The continuation keeps what is written already.
 
         Raises:
             RequestError: a prompt is longer than the model's positions, or the model has no embedding of a token.
@@ -412,27 +379,20 @@ class LanguageModel:
         else:
             rows = [list(self.read_prompt(self.asked(prompt))[0]) for prompt in prompts]
 
-        def complete(index: int, new: Sequence[int]) -> bool:
-            return enough is not None and enough(index, self._continuation(rows[index], new))
+        def enough_ids(index: int, new: Sequence[int]) -> bool:
+            return enough is not None and enough(index, continuation_text(self.tokenizer, rows[index], new))
 
         new = self.generate_ids(
-            rows,
-            max_new_tokens=limits,
-            seed=seed,
-            top_k=top_k,
-            temperature=temperature,
-            enough=None if enough is None else complete,
+            rows, max_new_tokens=limits, sampling=sampling, enough=None if enough is None else enough_ids
         )
-        return [self._continuation(row, ids) for row, ids in zip(rows, new, strict=True)]
+        return [continuation_text(self.tokenizer, row, ids) for row, ids in zip(rows, new, strict=True)]
 
     def generate_ids(
         self,
         rows: Sequence[Sequence[int]],
         *,
         max_new_tokens: int | Sequence[int],
-        seed: int | None = None,
-        top_k: int | None = None,
-        temperature: float = 1.0,
+        sampling: Sampling | None = None,
         stop_at_end: bool = True,
         enough: Callable[[int, Sequence[int]], bool] | None = None,
         advance: Callable[[int], None] = lambda _tokens: None,
@@ -440,8 +400,8 @@ class LanguageModel:
         """:meth:`generate` on token ids. An empty row starts from the beginning-of-text token.
 
         Args:
-            stop_at_end: end a row at an end token (left out of the answer); otherwise write on past it.
-            enough: as in :meth:`generate`, on the ids written so far.
+            stop_at_end: end a row at an end token, which is left out of it; otherwise write on past it.
+            enough: as in :meth:`generate`, with the ids written so far.
             advance: called after every step with the number of tokens just written.
 
         Raises:
@@ -450,27 +410,24 @@ class LanguageModel:
         limits = [max_new_tokens] * len(rows) if isinstance(max_new_tokens, int) else list(max_new_tokens)
         if min(limits, default=1) < 1:
             raise ValueError(f"max_new_tokens must be at least 1, found {min(limits)}")
-        if top_k is not None and (seed is None or top_k < 1):
-            raise ValueError(f"sampling needs a seed and top_k of at least 1, found seed={seed}, top_k={top_k}")
-        sampling = None if seed is None else Sampling(torch.Generator().manual_seed(seed), top_k, temperature)
         start = self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.tokenizer.eos_token_id
         filled = [list(row) or [int(start)] for row in rows]
-        limits = self._within_positions(filled, limits)
+        stop = StopRule(limits=self._within_positions(filled, limits), at_end_token=stop_at_end, enough=enough)
         writer = Writer(
             hf=self.hf, device=self.device, dtype=self.dtype, vocab_size=self.layout.vocab_size, pad_id=self.pad_id,
             end_ids=self.end_ids, cache_argument=self.cache_argument, positions=self.positions,
         )  # fmt: skip
-        return continued(writer, filled, limits, sampling, stop_at_end=stop_at_end, enough=enough, advance=advance)
+        return continued(writer, filled, stop=stop, sampling=sampling, advance=advance)
 
     def _within_positions(self, rows: Sequence[Sequence[int]], limits: Sequence[int]) -> list[int]:
-        """How many tokens to write behind each row, so that none of those that are read has no position."""
+        """The most new tokens of each row, cut so that every token that is read has a position."""
         if self.positions is None:
             return list(limits)
         for row in rows:
             if len(row) > self.positions:
                 raise RequestError(
-                    f"{_shown(self._decode(row))} has {len(row)} tokens; {self.name} reads at most {self.positions}. "
-                    "Shorten it."
+                    f"{shortened(decoded(self.tokenizer, row))} has {len(row)} tokens; {self.name} reads at most "
+                    f"{self.positions}. Shorten it."
                 )
         within = [min(limit, self.positions - len(row) + 1) for row, limit in zip(rows, limits, strict=True)]
         if cut := [most for most, limit in zip(within, limits, strict=True) if most < limit]:
@@ -480,24 +437,11 @@ class LanguageModel:
             )  # fmt: skip
         return within
 
-    def _continuation(self, row: Sequence[int], new: Sequence[int]) -> str:
-        """Decoded with its prompt, because some tokenizers drop the first space of what they decode alone."""
-        before = self._decode(row)
-        whole = self._decode([*row, *new])
-        return whole[len(before) :] if whole.startswith(before) else self._decode(new)
-
-    def _decode(self, ids: Sequence[int]) -> str:
-        text: str = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return text
-
     @property
     def saved_dtype(self) -> torch.dtype:
         """The type that :meth:`save` should write: that of the weights in the folder it was loaded from, or its own if
         it cannot hold all of their values."""
-        config = self._base_config
-        nested = [value for value in config.values() if isinstance(value, Mapping)]
-        names = [part.get("dtype") or part.get("torch_dtype") for part in (config, *nested)]
-        stored = next((DTYPES[name] for name in names if isinstance(name, str) and name in DTYPES), self.dtype)
+        stored = stored_dtype(self._base_config) or self.dtype
         return stored if torch.promote_types(stored, self.dtype) == self.dtype else self.dtype
 
     @contextlib.contextmanager
@@ -541,14 +485,3 @@ class LanguageModel:
                 directory.name, base=self.name, hub=self.hub, fingerprint=self._base_fingerprint, dtype=self.dtype
             )
             (folder / "README.md").write_text(card, encoding="utf-8")
-
-
-_AROUND = 30
-"""Characters shown before and after what a message is about."""
-_SHOWN = 80
-"""Characters of a text that a message shows."""
-
-
-def _shown(text: str) -> str:
-    """A text in a message: one line, and not all of a long one."""
-    return repr(text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}...")

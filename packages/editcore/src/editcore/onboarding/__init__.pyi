@@ -1,4 +1,4 @@
-from .causal_tracing import trace as trace
+from .causal_tracing import TracingOptions as TracingOptions, trace as trace
 from .onboard import (
     Bench as Bench,
     Trial as Trial,

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from editcore.datasets import KnownFact
 from editcore.evaluation import score_targets
+from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import HParamsError, RequestError
 from editcore.interfaces.progress import Progress, silent
 from editcore.locate_then_edit.located import LAST, LAST_SUBJECT, ROLES, Tracing
@@ -41,52 +42,66 @@ from editcore.models.tokens import join_continuation
 if TYPE_CHECKING:
     from editcore.models import LanguageModel
 
-__all__ = ["trace"]
+__all__ = ["TracingOptions", "trace"]
 
 _WINDOW_SHARE = 10 / 48
 _CHUNK = 32
 """Facts asked at once while looking for those that the model knows."""
 
 
+@documented
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TracingOptions:
+    """How facts are traced.
+
+    Raises:
+        HParamsError: a number is not positive.
+    """
+
+    num: int = 20
+    """Facts to trace, of those that the model knows."""
+    draws: int = 1
+    """Draws of the noise per fact. The paper takes 10."""
+    noise: float = 3.0
+    """Standard deviation of the noise, in those of the subjects' embeddings. The paper takes 3."""
+    window: int | None = None
+    """Layers restored together for MLPs and attentions; ``None`` for ten forty-eighths of the depth."""
+    seed: int = 0
+    """Of the noise."""
+
+    def __post_init__(self) -> None:
+        if self.num < 1 or self.draws < 1 or not self.noise > 0 or (self.window is not None and self.window < 1):
+            raise HParamsError("trace: num, draws, noise and window must be positive.")
+
+
 def trace(
     model: LanguageModel,
     facts: Sequence[KnownFact],
     *,
-    num: int = 20,
-    draws: int = 1,
-    noise: float = 3.0,
-    window: int | None = None,
-    seed: int = 0,
+    options: TracingOptions | None = None,
     progress: Progress = silent,
 ) -> Tracing:
-    """Trace the first ``num`` of ``facts`` that the model knows.
+    """Trace the first facts that the model knows.
 
     If it knows none, ``used`` is 0 and every effect is NaN.
 
-    Args:
-        draws: of the noise per fact. The paper takes 10.
-        noise: standard deviation of the noise in those of the subjects' embeddings. The paper takes 3.
-        window: layers restored together for MLPs and attentions; left out, ten forty-eighths of the depth.
-
     Raises:
         RequestError: there are no facts, a subject is not in its prompt, or its tokens cannot be found.
-        HParamsError: a number is not positive.
     """
     if not facts:
         raise RequestError("There is nothing to trace: the list of facts is empty.")
-    if num < 1 or draws < 1 or not noise > 0 or (window is not None and window < 1):
-        raise HParamsError("trace: num, draws, noise and window must be positive.")
-    window = window or max(1, round(_WINDOW_SHARE * model.layout.num_layers))
-    known, asked = _known_facts(model, facts, num, progress)
+    options = options or TracingOptions()
+    window = options.window or max(1, round(_WINDOW_SHARE * model.layout.num_layers))
+    known, asked = _known_facts(model, facts, options.num, progress)
     rows = [_tokenise(model, fact) for fact in known]
     parts = _parts(model, window)
     done: list[_Traced] = []
     if rows:
-        spread = noise * _spread(model, rows)
+        spread = options.noise * _spread(model, rows)
         with progress.task("tracing", len(rows)) as advance:
             for number, row in enumerate(rows):
-                generator = torch.Generator().manual_seed(1_000_003 * seed + number)
-                done.append(_Fact(model, row, spread=spread, draws=draws, generator=generator).trace(parts))
+                generator = torch.Generator().manual_seed(1_000_003 * options.seed + number)
+                done.append(_Fact(model, row, spread=spread, draws=options.draws, generator=generator).trace(parts))
                 advance(1)
     return Tracing(
         model=model.name,
@@ -97,10 +112,10 @@ def trace(
         used=len(done),
         clean=float(np.mean([traced.clean for traced in done])) if done else float("nan"),
         corrupted=float(np.mean([traced.corrupted for traced in done])) if done else float("nan"),
-        noise=noise,
-        draws=draws,
+        noise=options.noise,
+        draws=options.draws,
         window=window,
-        seed=seed,
+        seed=options.seed,
     )
 
 

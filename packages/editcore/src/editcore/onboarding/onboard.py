@@ -37,7 +37,6 @@ from editcore.settings.presets import model_stem, own_folder
 
 if TYPE_CHECKING:
     from editcore.locate_then_edit.located import Tracing
-    from editcore.models import LanguageModel
     from editcore.second_moments.statistics import StatisticsStore
 
 __all__ = [
@@ -172,15 +171,20 @@ def span_below(layer: int, num_layers: int) -> tuple[int, ...]:
 
 
 class Bench:
-    """A model, a few facts, and what becomes of them."""
+    """Tries settings on a few facts, one after the other, and measures each.
+
+    Args:
+        records: the facts.
+        statistics: of the model that is edited.
+        evaluator: what measures a trial.
+    """
 
     def __init__(
         self,
-        model: LanguageModel,
         records: Sequence[FactRecord],
         statistics: StatisticsStore,
-        plugins: Plugins,
         *,
+        plugins: Plugins,
         evaluator: str = DEFAULT_EVALUATORS[0],
         seed: int = 0,
         progress: Progress = silent,
@@ -192,14 +196,14 @@ class Bench:
                 "another with --evaluator."
             )
         self._evaluators, self._seed = [(spec, made)], seed
-        self.model = model
+        self.model = statistics.model
         self.records = list(records)
         self.statistics = statistics
         self.progress = progress
         self.trials: list[Trial] = []
         backend = RawBackend()
-        backend.open(model)
-        self._model_with_edits = EditedModel(model, backend, spec=plugins.backend("raw"), plugins=plugins)
+        backend.open(self.model)
+        self._model_with_edits = EditedModel(self.model, backend, spec=plugins.backend("raw"), plugins=plugins)
         self._context = EditContext(
             statistics=statistics,
             trial=self._model_with_edits.trial_of,
@@ -207,7 +211,7 @@ class Bench:
             records={record.request.id: record for record in self.records},
             seed=seed,
         )
-        self._unedited: Measurement = measure(self._evaluators, model, self.records, seed=seed)
+        self._unedited: Measurement = measure(self._evaluators, self.model, self.records, seed=seed)
         self.before = self._unedited.summary
 
     @property

@@ -13,6 +13,7 @@ from editcore.evaluation.measures import DEFAULT_EVALUATORS
 from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import HParamsError, UnknownNameError
 from editcore.interfaces.values import first_problem
+from editcore.models.options import LoadOptions
 from editcore.plugins.registry import Plugins
 from editcore.runs.fit import refuse_duplicates, with_needed_parts
 from editcore.runs.held_out import TEXT_TOKENS, TEXT_WINDOW
@@ -71,6 +72,11 @@ class _Conditions(_Options):
     """Whether the model's chat template stands around every prompt, of edits and of measurements."""
     evaluators: Annotated[tuple[str, ...], Field(min_length=1)] = DEFAULT_EVALUATORS
     """What measures the model."""
+
+    @property
+    def load_options(self) -> LoadOptions:
+        """How the model is loaded."""
+        return LoadOptions(device=self.device, dtype=self.dtype, chat_template=self.chat_template)
 
 
 class _Checkpoints(_Options):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from editcore.interfaces.progress import Progress, silent
@@ -42,9 +43,11 @@ def open_run(
     backend = make_backend(plugins.backend(config.backend), record.settings.get(config.backend, {}))
     model = LanguageModel.load(
         record.source,
-        device=device or config.device,
-        dtype=config.dtype,
-        chat_template=config.chat_template if chat_template is None else chat_template,
+        replace(
+            config.load_options,
+            device=device or config.device,
+            chat_template=config.chat_template if chat_template is None else chat_template,
+        ),
         families=plugins.family_paths(),
         progress=progress,
     )

@@ -163,14 +163,7 @@ class EditSession:
             config.corpus, seed=config.corpus_seed
         )  # an error is found now rather than after the model is loaded
         if isinstance(model, str):
-            model = LanguageModel.load(
-                model,
-                device=config.device,
-                dtype=config.dtype,
-                chat_template=config.chat_template,
-                families=registry.family_paths(),
-                progress=progress,
-            )
+            model = LanguageModel.load(model, config.load_options, families=registry.family_paths(), progress=progress)
         elif config.chat_template:
             model.use_chat_template()
         header = HeaderLine(model=model.name, fingerprint=model.base_fingerprint, editor=config.editor)

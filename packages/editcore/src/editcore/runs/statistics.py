@@ -5,7 +5,7 @@ from __future__ import annotations
 from editcore.interfaces.progress import Progress, silent
 from editcore.models import LanguageModel
 from editcore.runs.config import RunConfig, SessionConfig
-from editcore.second_moments.statistics import StatisticsStore
+from editcore.second_moments.statistics import CorpusOptions, StatisticsStore
 
 __all__ = ["statistics_of"]
 
@@ -14,6 +14,5 @@ def statistics_of(
     config: SessionConfig | RunConfig, model: LanguageModel, *, progress: Progress = silent
 ) -> StatisticsStore:
     """The second moments of a configuration, read from the cache or computed from ``model``, which must be unedited."""
-    return StatisticsStore(
-        model, corpus=config.corpus, tokens=config.corpus_tokens, seed=config.corpus_seed, progress=progress
-    )
+    text = CorpusOptions(name=config.corpus, tokens=config.corpus_tokens, seed=config.corpus_seed)
+    return StatisticsStore(model, text, progress=progress)

@@ -7,6 +7,7 @@ from .linalg import (
     solve_update as solve_update,
 )
 from .statistics import (
+    CorpusOptions as CorpusOptions,
     MomentKey as MomentKey,
     StatisticsStore as StatisticsStore,
     cached_moments as cached_moments,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from editcore.interfaces.errors import StatisticsError
 from editcore.interfaces.progress import Progress, silent
+from editcore.models.options import Sampling
 from editcore.second_moments.stored import is_stored, stored_text
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ class SelfCorpus:
         model.generate_ids(
             [opening] * rows,
             max_new_tokens=min(3, length - len(opening)),
-            seed=self.seed,
+            sampling=Sampling(seed=self.seed),
             stop_at_end=False,
             advance=lambda _tokens: times.append(time.perf_counter()),
         )
@@ -140,7 +141,11 @@ class SelfCorpus:
         body = length - len(opening)
         with progress.task("sampling the model's own text", count * body) as advance:
             rows = model.generate_ids(
-                [opening] * count, max_new_tokens=body, seed=self.seed, stop_at_end=False, advance=advance
+                [opening] * count,
+                max_new_tokens=body,
+                sampling=Sampling(seed=self.seed),
+                stop_at_end=False,
+                advance=advance,
             )
         return _tensor([opening + row for row in rows])
 

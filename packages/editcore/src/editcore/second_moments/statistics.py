@@ -37,7 +37,7 @@ from editcore.second_moments.linalg import Metric
 if TYPE_CHECKING:
     from editcore.models import LanguageModel
 
-__all__ = ["MomentKey", "StatisticsStore", "cached_moments", "second_moments"]
+__all__ = ["CorpusOptions", "MomentKey", "StatisticsStore", "cached_moments", "second_moments"]
 
 _log = logging.getLogger(__name__)
 
@@ -109,29 +109,45 @@ def second_moments(
     return {layer: total / sequences.numel() for layer, total in totals.items()}
 
 
+@documented
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CorpusOptions:
+    """The text that second moments are computed over."""
+
+    name: str = "self"
+    """``self``, ``docs``, ``hf:NAME`` or a file; see :func:`editcore.second_moments.open_corpus`."""
+    tokens: int | None = None
+    """How many tokens of it; ``None`` for ten times the width of the projection's input."""
+    seed: int = 0
+    """Of a text that is sampled from the model."""
+
+
 class StatisticsStore:
     """Second moments of one unedited model over one corpus: in memory, else on disk, else computed.
 
-    Ask for the layers before the model is edited; what was asked for stays in memory for the session. ``compute`` is
-    called as :func:`second_moments`, for those who have it done elsewhere.
+    Ask for the layers before the model is edited: their second moments stay in memory.
+
+    Args:
+        text: what they are computed over; left out, text that the model writes.
+        directory: where they are cached; left out, the usual cache.
+        compute: called as :func:`second_moments`; another one may compute elsewhere.
     """
 
     def __init__(
         self,
         model: LanguageModel,
+        text: CorpusOptions | None = None,
         *,
-        corpus: str = "self",
-        tokens: int | None = None,
-        seed: int = 0,
         directory: Path | str | None = None,
         progress: Progress = silent,
         compute: Callable[..., dict[int, Tensor]] = second_moments,
     ) -> None:
         directory = None if directory is None else Path(directory)
+        text = text or CorpusOptions()
         self.model = model
         self._compute = compute
-        self.corpus: Corpus = open_corpus(corpus, seed=seed)
-        self.tokens = tokens or TOKENS_PER_WIDTH * model.layout.d_ff
+        self.corpus: Corpus = open_corpus(text.name, seed=text.seed)
+        self.tokens = text.tokens or TOKENS_PER_WIDTH * model.layout.d_ff
         self.directory = (directory or cache_dir() / "statistics") / model.base_fingerprint[:16]
         self.progress = progress
         self._moments: dict[int, Tensor] = {}

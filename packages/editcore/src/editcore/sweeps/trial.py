@@ -13,6 +13,7 @@ from pathlib import Path
 from editcore.figures.runs import draw_run
 from editcore.interfaces.errors import RunError
 from editcore.models import LanguageModel
+from editcore.models.options import LoadOptions
 from editcore.plugins.registry import Plugins
 from editcore.plugins.versions import code_versions
 from editcore.runs.config import RunConfig
@@ -48,7 +49,7 @@ class TrialRunner:
         self._plugins = Plugins.load()
         self._versions = code_versions(self._plugins)  # now: sources may be changed while this process lives
         self._model: LanguageModel | None = None
-        self._loaded: tuple[str, str, str, bool] | None = None
+        self._loaded: tuple[str, LoadOptions] | None = None
         self._structure: Sequence[tuple[str, type]] = ()
 
     def __call__(self, task: Task) -> Mapping[str, bytes]:
@@ -111,16 +112,10 @@ class TrialRunner:
                 )
 
     def _model_of(self, config: RunConfig) -> LanguageModel:
-        wanted = (config.model, config.device, config.dtype, config.chat_template)
+        wanted = (config.model, config.load_options)
         if self._model is None or self._loaded != wanted:
             self._model = None  # first: there may be no room for two
-            self._model = LanguageModel.load(
-                config.model,
-                device=config.device,
-                dtype=config.dtype,
-                chat_template=config.chat_template,
-                families=self._plugins.family_paths(),
-            )
+            self._model = LanguageModel.load(config.model, config.load_options, families=self._plugins.family_paths())
             self._loaded, self._structure = wanted, _structure(self._model)
             _ = self._model.base_fingerprint  # of the weights as they are loaded
         return self._model

@@ -18,11 +18,12 @@ from editcore.interfaces.protocols import Backend
 from editcore.interfaces.specs import BackendSpec
 from editcore.models import LanguageModel
 from editcore.models.edited import EditedModel
+from editcore.models.options import LoadOptions
 from editcore.models.writing import add_changes
 from editcore.plugins.calls import resolve
 from editcore.plugins.registry import Plugins
 from editcore.runs.backends import open_backend
-from editcore.second_moments.statistics import StatisticsStore
+from editcore.second_moments.statistics import CorpusOptions, StatisticsStore
 from editcore.settings.hparams import build
 from editcore.testing.contract import (
     CORPUS_TOKENS,
@@ -289,7 +290,7 @@ class BackendContract(Contract):
         base = make_model()
         made = opened().apply(batches)
         made.edited(registry, spec).save(tmp_path / "saved")
-        loaded = LanguageModel.load(str(tmp_path / "saved"), dtype=str(base.dtype).removeprefix("torch."))
+        loaded = LanguageModel.load(str(tmp_path / "saved"), LoadOptions(dtype=str(base.dtype).removeprefix("torch.")))
         off = self._off(logits_of(loaded), logits_of(made.model), logits_of(base))
         assert off <= self.effect_tolerance, f"the saved model's logits are off by {off:.1e} of the largest effect"
 
@@ -315,7 +316,7 @@ class _Opened:
     @classmethod
     def make(cls, model: LanguageModel, backend: Backend, corpus: str) -> _Opened:
         names = list(model.weights.names())
-        store = functools.partial(StatisticsStore, model, corpus=corpus, tokens=CORPUS_TOKENS)
+        store = functools.partial(StatisticsStore, model, CorpusOptions(name=corpus, tokens=CORPUS_TOKENS))
         open_backend(backend, model, statistics=store)
         return cls(model, backend, names)
 

@@ -25,7 +25,7 @@ from editcore.plugins.registry import Plugins
 from editcore.runs.backends import RawBackend
 from editcore.runs.config import SessionConfig
 from editcore.runs.session import EditSession
-from editcore.second_moments.statistics import StatisticsStore
+from editcore.second_moments.statistics import CorpusOptions, StatisticsStore
 from editcore.settings.hparams import build
 from editcore.testing.contract import (
     CORPUS_TOKENS,
@@ -86,7 +86,7 @@ class EditorContract(Contract):
             backend.open(model)
             edited = EditedModel(model, backend, spec=registry.backend("raw"), plugins=registry)
             context = EditContext(
-                statistics=StatisticsStore(model, corpus=corpus, tokens=CORPUS_TOKENS),
+                statistics=StatisticsStore(model, CorpusOptions(name=corpus, tokens=CORPUS_TOKENS)),
                 trial=edited.trial_of,
                 plugins=registry,
                 seed=0,
