@@ -91,7 +91,6 @@ def test_a_missing_package_is_suggested(refused: Callable[..., str]) -> None:
         ("layers=[2, 1]", "emmet: layers must ascend without repeats, found [2, 1]."),
         ("layers=[3]", "emmet: layer 3 does not exist in "),
         ("layers=[-1]", "emmet: layers = [-1] is out of range."),
-        ("v_loss_layer=0", "emmet: v_loss_layer is 0, but the loss is read from the model's own logits"),
         ("fact_token=subject_lst", 'emmet: fact_token = "subject_lst" is not known. Allowed: '),
         ("emmet_lambda", "--set takes KEY=VALUE, found 'emmet_lambda'."),
     ],

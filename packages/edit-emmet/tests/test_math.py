@@ -144,7 +144,6 @@ def test_random_layer_selection_draws_one_layer_per_batch_from_the_seed(corpus: 
     ("family", "changes", "sentence"),
     [
         ("llama", {"layers": (7,)}, "layer 7 does not exist"),
-        ("llama", {"v_loss_layer": 1}, "v_loss_layer is 1"),
         ("gemma3_text", {"layers": (0, 1)}, "a norm follows the edited projection"),
         ("gemma3_text", {"clamp_norm": "stream"}, 'clamp_norm is "stream", but in .* a norm follows'),
     ],

@@ -12,17 +12,16 @@ from editcore.testing import check_presets
 FIELDS = (
     "layers",
     "v_num_grad_steps",
-    "v_loss_layer",
     "clamp_norm_factor",
     "v_weight_decay",
     "emmet_lambda",
     "mom2_update_weight",
 )
 PUBLISHED = {
-    "gpt2-xl": ((17,), 20, 47, 0.75, 0.5, 0.1, 1000),
-    "gpt-j-6b": ((5,), 25, 27, 0.75, 0.5, 0.1, 10000),
-    "llama-2-7b": ((5,), 25, 31, 0.75, 0.5, 0.1, 10000),
-    "llama-3.2-3b": ((5,), 25, 27, 4, 0.001, 0.1, 100000),
+    "gpt2-xl": ((17,), 20, 0.75, 0.5, 0.1, 1000),
+    "gpt-j-6b": ((5,), 25, 0.75, 0.5, 0.1, 10000),
+    "llama-2-7b": ((5,), 25, 0.75, 0.5, 0.1, 10000),
+    "llama-3.2-3b": ((5,), 25, 4, 0.001, 0.1, 100000),
 }
 COMMON = {
     "clamp_norm": "stream",

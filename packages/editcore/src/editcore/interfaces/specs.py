@@ -163,7 +163,7 @@ class ModelFamilySpec(Spec):
     """Module paths of an architecture whose structure cannot be detected.
 
     ``target`` is unused by most families and may be empty. ``paths`` overrides what detection would find, by the field
-    names of :class:`editcore.ModelLayout` (``blocks``, ``mlp``, ``projection``, ``final_norm``, ``head``).
+    names of :class:`editcore.ModelLayout` (``blocks``, ``projection``, ``final_norm``, ``head``).
     """
 
     model_types: tuple[str, ...] = field(kw_only=True)

@@ -57,9 +57,6 @@ class LocateThenEditHParams(HParams):
     """Contexts that a step of the value optimisation evaluates in addition to the bare prompt; steps take them in turn,
     with the weight of all. Left out, every step evaluates all. Fewer contexts make a step cheaper, and δ is nearly the
     same. Not in the papers."""
-    v_loss_layer: Annotated[int, Field(ge=0)] | None = None
-    """Block whose output the loss uses. Only the last block is allowed (the choice of all published methods), because
-    the loss is computed from the model's logits."""
     v_weight_decay: Annotated[float, Field(ge=0)] = 0.5
     """Weight of ‖δ‖ / ‖h₀‖² (``clamp_norm``: which h₀). ROME, appendix E.5."""
     v_stop_loss: Annotated[float, Field(ge=0)] = 0.05

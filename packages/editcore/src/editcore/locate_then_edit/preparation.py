@@ -58,12 +58,6 @@ def prepare(model: LanguageModel, hparams: LocateThenEditHParams, context: EditC
     first_token = hparams.first_token_layers or ()
     for layer in (*hparams.layers, *first_token):
         model.check_layer(layer, setting=owner)
-    last = model.layout.num_layers - 1
-    if hparams.v_loss_layer is not None and hparams.v_loss_layer != last:
-        raise HParamsError(
-            f"{owner}: v_loss_layer is {hparams.v_loss_layer}, but the loss is read from the model's own logits, "
-            f"which {model.name} makes from its last block, {last}. Leave v_loss_layer out."
-        )
     if len(hparams.layers) > 1 and hparams.layer_selection == "all" and model.layout.norm_placement == "post":
         raise HParamsError(
             f"{owner}: layers is {list(hparams.layers)}, but in {model.name} a norm follows the edited projection, so "

@@ -38,8 +38,6 @@ class ModelLayout:
 
     blocks: str
     """Path of a decoder block, with ``{}`` for its number: ``"model.layers.{}"``."""
-    mlp: str
-    """Path of the module that holds the projection; the projection itself where the block holds it (OPT)."""
     projection: str
     """Path of the MLP output projection, ``d_ff`` to ``d_model``; its weight is what an edit changes."""
     final_norm: str
@@ -60,8 +58,6 @@ class ModelLayout:
     """Whether the projection adds a bias."""
     norm_placement: Literal["pre", "post"]
     """``"post"`` if a norm stands between the projection and the residual stream (Gemma 2 and 3, OLMo 2)."""
-    tied_head: bool
-    """True if the head's weight is the input embedding's: editing one would edit the other."""
     post_norm: str = ""
     """Path of that norm, with ``{}``; empty for ``"pre"``."""
     residual_scale: float = 1.0
@@ -84,8 +80,8 @@ class ModelLayout:
 
 
 def override_names() -> tuple[str, ...]:
-    """The fields that a model family may set: ``blocks``, ``mlp``, ``projection``, ``final_norm``, ``head``."""
-    return ("blocks", "mlp", "projection", "final_norm", "head")
+    """The fields that a model family may set: ``blocks``, ``projection``, ``final_norm``, ``head``."""
+    return ("blocks", "projection", "final_norm", "head")
 
 
 def detect_layout(hf_model: Any, *, overrides: Mapping[str, str] | None = None) -> ModelLayout:
@@ -108,7 +104,6 @@ def detect_layout(hf_model: Any, *, overrides: Mapping[str, str] | None = None) 
     blocks, num_layers = _blocks(hf_model, given.get("blocks"))
     projection, d_model = _projection(hf_model, blocks, given.get("projection"))
     module: Any = module_at(hf_model, projection.format(0))
-    mlp = given.get("mlp") or _parent_or_self(projection, blocks)
     orientation = stored_orientation(module, projection)
     d_out, d_in = module.weight.shape if orientation == "out_in" else reversed(module.weight.shape)
     if d_out != d_model:
@@ -116,10 +111,8 @@ def detect_layout(hf_model: Any, *, overrides: Mapping[str, str] | None = None) 
     _same_in_all_blocks(hf_model, projection, num_layers, module)
     (call,) = block_calls(hf_model, blocks, [0])
     probe = probe_block(module_at(hf_model, blocks.format(0)), call, projection.removeprefix(f"{blocks}."))
-    embedding = hf_model.get_input_embeddings()
     return ModelLayout(
         blocks=blocks,
-        mlp=mlp,
         projection=projection,
         final_norm=given.get("final_norm", _final_norm(hf_model, blocks.format(num_layers - 1), head_path, d_model)),
         head=head_path,
@@ -130,7 +123,6 @@ def detect_layout(hf_model: Any, *, overrides: Mapping[str, str] | None = None) 
         orientation=orientation,
         has_bias=getattr(module, "bias", None) is not None,
         norm_placement="post" if probe.norm else "pre",
-        tied_head=embedding is not None and embedding.weight.data_ptr() == head.weight.data_ptr(),
         post_norm=f"{blocks}.{probe.norm}" if probe.norm else "",
         residual_scale=probe.scale,
     )
@@ -209,11 +201,6 @@ def stored_orientation(module: Any, name: str) -> Literal["out_in", "in_out"]:
         f"'{name}' is a {type(module).__name__}; editcore knows how nn.Linear and Conv1D store their weights, "
         "and will not guess."
     )
-
-
-def _parent_or_self(projection: str, blocks: str) -> str:
-    parent = projection.rpartition(".")[0]
-    return projection if parent == blocks else parent
 
 
 def _same_in_all_blocks(hf_model: Any, projection: str, num_layers: int, first: Any) -> None:

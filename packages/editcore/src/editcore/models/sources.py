@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from editcore._util.origin import read_object
-from editcore._util.paths import catalogue_folder, hub_snapshot
+from editcore._util.paths import hub_snapshot
 from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import HParamsError, ModelError, UnknownNameError
-from editcore.models.catalogue import CATALOGUE
+from editcore.models.catalogue import CATALOGUE, model_folder
 
 __all__ = [
     "DTYPE_NAMES",
@@ -137,7 +137,7 @@ def check_layer(layer: int, blocks: int, *, model: str, setting: str) -> None:
 
 
 def _local_config(name: str) -> Path | None:
-    folder = catalogue_folder(name) if name in CATALOGUE else source_folder(name)
+    folder = model_folder(CATALOGUE[name]) if name in CATALOGUE else source_folder(name)
     if folder is None:
         from huggingface_hub import try_to_load_from_cache
 

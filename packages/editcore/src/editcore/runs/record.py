@@ -76,7 +76,6 @@ class LayoutRecord(Record):
     """A :class:`editcore.models.ModelLayout` in a file. Its fields mean the same; this class imports no torch."""
 
     blocks: str = ""
-    mlp: str = ""
     projection: str
     final_norm: str = ""
     head: str = ""
@@ -87,7 +86,6 @@ class LayoutRecord(Record):
     orientation: Literal["out_in", "in_out"]
     has_bias: bool = False
     norm_placement: Literal["pre", "post"] = "pre"
-    tied_head: bool = False
     post_norm: str = ""
     residual_scale: float = 1.0
 

@@ -33,6 +33,7 @@ _BELONGS_ELSEWHERE = (
         "the text behind the second moments is an option of the run (--corpus, --corpus-tokens)",
     ),
     (r"batch_size|max_length", "batches are an option of the run (--batch-size), and texts are never cut"),
+    (r"v_loss_layer", "the loss is read from the model's own logits, which its last block gives"),
 )
 """Fields that are no hyperparameters here, by pattern, and why."""
 
@@ -165,6 +166,7 @@ class _Owner:
 
 
 def _translate(path: Path, fields: Fields, spec: EditorSpec, plugins: Plugins) -> Imported:
+    _check_loss_layer(path, fields)
     editor = _Owner.of("editor", spec.name, spec.hparams)
     companions = list(_companions(plugins))
     values: dict[str, dict[str, object]] = {editor.name: {}}
@@ -201,6 +203,23 @@ def _translate(path: Path, fields: Fields, spec: EditorSpec, plugins: Plugins) -
         added={f"{name} = {_shown(value)}": why for name, (value, why) in added.items()},
         dropped=dropped,
     )
+
+
+def _check_loss_layer(path: Path, fields: Fields) -> None:
+    """Refuse a loss that is not read at the last block of the model.
+
+    The file does not say how many blocks the model has. The last one is none that an edited block is above.
+    """
+    asked = _number(fields.get("v_loss_layer"))
+    if asked is None or asked in _NONE:
+        return
+    layers = fields.get("layers")
+    edited = [number for part in layers if isinstance(number := _number(part), int)] if isinstance(layers, list) else []
+    if type(asked) is not int or asked < max(edited, default=0):
+        raise HParamsError(
+            f"{path}: v_loss_layer is {_shown(asked)}, and layers is {_shown(layers)}. The loss is read from the "
+            "model's own logits, so v_loss_layer must be its last block, or be left out."
+        )
 
 
 def _companions(plugins: Plugins) -> Iterator[_Owner]:
@@ -282,6 +301,8 @@ _TRANSLATORS: Mapping[str, Callable[[object, Collection[str]], Fields]] = {
     "enable_prompt_keys": _key_mode("prompt"),
 }
 """Fields that have another name or form here. A translator returns nothing if there is no such setting."""
+_NONE = ("", "~", "null", "Null", "NULL")
+"""How YAML writes that there is no value."""
 _VARIANT_FIELDS = frozenset({"enable_random_prefix_keys", "enable_prompt_keys"})
 """Fields that choose a variant of a method. The user is told of them."""
 
@@ -293,7 +314,7 @@ def _build(path: Path, owner: _Owner, values: Fields) -> HParams:
 
 def _fit(value: object, setting: Setting) -> object:
     """The value, with texts read as numbers and truth values where the setting takes no text."""
-    if setting.type.endswith(" or none") and value in ("", "~", "null", "Null", "NULL"):
+    if setting.type.endswith(" or none") and value in _NONE:
         return None
     return value if "text" in setting.type else _read_numbers(value, whole="int" in setting.type)
 
