@@ -10,7 +10,7 @@ import torch
 from edit_memit.editor import MemitEditor
 from edit_memit.hparams import MemitHParams
 from editcore import EditBatch, EditContext, EditRequest, LanguageModel, Plugins, Proposal
-from editcore.locate_then_edit import optimise_targets, value_rows
+from editcore.locate_then_edit import fact_rows, optimise_targets
 from editcore.models.tokens import lookup_row
 from editcore.runs import RawBackend
 from editcore.second_moments import CorpusOptions
@@ -67,7 +67,10 @@ def test_three_layers_are_those_of_a_slow_loop(family: str, count: int, weight: 
 
     moments = context_for(model, corpus).statistics.moments(LAYERS)
     targets = optimise_targets(
-        model, value_rows(model, batch.requests, TEMPLATES, hparams), layer=LAYERS[-1], hparams=hparams
+        model,
+        [[fact] for fact in fact_rows(model, batch.requests, TEMPLATES, hparams)],
+        layer=LAYERS[-1],
+        hparams=hparams,
     )
     asked = [
         see(model, request, "{}", LAYERS[-1])[1] + targets.deltas[row].double().numpy()

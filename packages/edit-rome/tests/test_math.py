@@ -10,7 +10,7 @@ import torch
 from edit_rome.editor import RomeEditor
 from edit_rome.hparams import RomeHParams
 from editcore import EditBatch, EditContext, HParamsError, LanguageModel, Plugins, Proposal
-from editcore.locate_then_edit import optimise_targets, value_rows
+from editcore.locate_then_edit import fact_rows, optimise_targets
 from editcore.locate_then_edit.hparams import LocateThenEditHParams
 from editcore.models.capture import capture
 from editcore.models.tokens import lookup_row
@@ -53,7 +53,9 @@ class Oracle:
         self.keys = np.stack([one.inputs[0].numpy() for one in seen])  # [contexts, d_in]
         self.outputs = np.stack([one.outputs[0].numpy() for one in seen])  # [contexts, d_out]
         self.moment = context_for(model, corpus).statistics.moments([1])[1].numpy()
-        targets = optimise_targets(model, value_rows(model, [request], TEMPLATES, hparams), layer=1, hparams=hparams)
+        targets = optimise_targets(
+            model, [[fact] for fact in fact_rows(model, [request], TEMPLATES, hparams)], layer=1, hparams=hparams
+        )
         self.delta = targets.deltas[0].double().numpy()
         self.value = self.outputs[0] + self.delta  # v* = h₀ + δ
 

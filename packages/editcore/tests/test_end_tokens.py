@@ -9,7 +9,7 @@ import pytest
 import torch
 from editcore import EditRequest, RequestError
 from editcore.evaluation import next_token_log_probabilities, perplexity, score_targets
-from editcore.locate_then_edit import optimise_targets, value_rows
+from editcore.locate_then_edit import fact_rows, optimise_targets
 from editcore.locate_then_edit.hparams import LocateThenEditHParams
 from editcore.locate_then_edit.templates import sample_context_templates
 from editcore.models import LanguageModel, join_continuation, target_losses
@@ -90,7 +90,9 @@ def test_values_are_optimised_on_the_same_rows(pair: Pair) -> None:
         assert last == lookup_row(plain, request, template=template, fact_token="last")
     hparams = LocateThenEditHParams(layers=(1,), v_num_grad_steps=3)
     found = [
-        optimise_targets(one, value_rows(one, [request], ("{}", "So. {}"), hparams), layer=1, hparams=hparams)
+        optimise_targets(
+            one, [[fact] for fact in fact_rows(one, [request], ("{}", "So. {}"), hparams)], layer=1, hparams=hparams
+        )
         for one in pair
     ]
     assert torch.equal(found[0].deltas, found[1].deltas)

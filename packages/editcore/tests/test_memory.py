@@ -13,7 +13,7 @@ import pytest
 import torch
 from editcore import LanguageModel, ModelError
 from editcore._util.memory import in_halves, is_out_of_memory
-from editcore.locate_then_edit import cached_prefixes, optimise_targets, prefixes_can_be_cached, value_rows
+from editcore.locate_then_edit import cached_prefixes, fact_rows, optimise_targets, prefixes_can_be_cached
 from editcore.locate_then_edit.hparams import LocateThenEditHParams
 from editcore.locate_then_edit.prepared_rows import logits_with_delta
 from editcore.locate_then_edit.side_by_side import ValueOptimiser
@@ -71,7 +71,7 @@ def test_too_little_memory_is_no_property_of_a_family(
     model, [request] = tiny_model("llama"), tiny_requests(1)
     hparams = LocateThenEditHParams(layers=(1,))
 
-    [value] = value_rows(model, [request], TEMPLATES, hparams)
+    [value] = fact_rows(model, [request], TEMPLATES, hparams)
 
     def fails(model: LanguageModel, prepared: Any, *, error: Exception = error, **options: Any) -> object:
         if place == "CachedPrefixes" or prepared.edited is not None:
@@ -144,7 +144,9 @@ def test_another_error_and_a_single_item_too_large_are_passed_on() -> None:
 def test_targets_are_the_same_after_running_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     model, requests = tiny_model("llama"), tiny_requests(6)
     hparams = LocateThenEditHParams(layers=(1,), v_num_grad_steps=6, v_stop_loss=0.0, v_lr=0.1)
-    expected = optimise_targets(model, value_rows(model, requests, TEMPLATES, hparams), layer=1, hparams=hparams)
+    expected = optimise_targets(
+        model, [[fact] for fact in fact_rows(model, requests, TEMPLATES, hparams)], layer=1, hparams=hparams
+    )
     step, failures = ValueOptimiser._step, []
 
     def sometimes(self: ValueOptimiser) -> object:
@@ -154,7 +156,9 @@ def test_targets_are_the_same_after_running_out_of_memory(monkeypatch: pytest.Mo
         return step(self)
 
     monkeypatch.setattr(ValueOptimiser, "_step", sometimes)
-    found = optimise_targets(model, value_rows(model, requests, TEMPLATES, hparams), layer=1, hparams=hparams)
+    found = optimise_targets(
+        model, [[fact] for fact in fact_rows(model, requests, TEMPLATES, hparams)], layer=1, hparams=hparams
+    )
     assert failures, "the facts should have run out of memory in the middle"
     assert found.steps == expected.steps
     assert torch.allclose(found.deltas, expected.deltas, atol=1e-5)

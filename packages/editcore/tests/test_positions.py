@@ -13,7 +13,7 @@ import torch
 from editcore import EditRequest, EditSession, FactRecord, RequestError, Sampling, SessionConfig
 from editcore.datasets import KnownFact
 from editcore.evaluation import next_token_log_probabilities, perplexity, score_targets
-from editcore.locate_then_edit import optimise_targets, value_rows
+from editcore.locate_then_edit import fact_rows, optimise_targets
 from editcore.locate_then_edit.hparams import LocateThenEditHParams
 from editcore.models import LanguageModel, target_losses
 from editcore.models.positions import position_limit
@@ -155,14 +155,18 @@ def test_facts_are_optimised_up_to_the_last_position(family: str) -> None:
     hparams = LocateThenEditHParams(layers=(1,), v_num_grad_steps=2, kl_factor=0.0)
 
     def deltas(*requests: EditRequest) -> torch.Tensor:
-        found = optimise_targets(model, value_rows(model, requests, ("{}", CONTEXT), hparams), layer=1, hparams=hparams)
+        found = optimise_targets(
+            model, [[fact] for fact in fact_rows(model, requests, ("{}", CONTEXT), hparams)], layer=1, hparams=hparams
+        )
         assert "reads at most 40 tokens, so contexts of" in found.notes[0]
         return found.deltas
 
     together = deltas(late, early)
     assert torch.allclose(together, torch.cat([deltas(late), deltas(early)]), atol=1e-4)
     short = tiny_requests(3)
-    alone = optimise_targets(model, value_rows(model, short, ("{}", CONTEXT), hparams), layer=1, hparams=hparams)
+    alone = optimise_targets(
+        model, [[fact] for fact in fact_rows(model, short, ("{}", CONTEXT), hparams)], layer=1, hparams=hparams
+    )
     assert torch.allclose(deltas(*short, late, early)[:3], alone.deltas, atol=1e-4)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from editcore import EditRequest, FactRecord, ModelError, Probe
 from editcore.evaluation import score_targets
-from editcore.locate_then_edit import LocateThenEditHParams, optimise_targets, value_rows
+from editcore.locate_then_edit import LocateThenEditHParams, fact_rows, optimise_targets
 from editcore.locate_then_edit.templates import sample_context_templates
 from editcore.locate_then_edit.token_rows import ESSENCE
 from editcore.models import LanguageModel
@@ -101,10 +101,14 @@ def test_sampled_contexts_are_plain_text(model: LanguageModel) -> None:
 def test_values_are_optimised_on_the_template(model: LanguageModel) -> None:
     """An edit of a chat raises its target after the template, where it is asked for."""
     hparams = LocateThenEditHParams(layers=(1,), v_num_grad_steps=10, kl_factor=0.0)
-    targets = optimise_targets(model, value_rows(model, [FACT], ("{}",), hparams), layer=1, hparams=hparams)
+    targets = optimise_targets(
+        model, [[fact] for fact in fact_rows(model, [FACT], ("{}",), hparams)], layer=1, hparams=hparams
+    )
     [before] = score_targets(model, [FACT.text], ["French"])
     assert targets.probabilities[0] > torch.tensor(-before.nll).exp()
-    plain = optimise_targets(chat_model(), value_rows(chat_model(), [FACT], ("{}",), hparams), layer=1, hparams=hparams)
+    plain = optimise_targets(
+        chat_model(), [[fact] for fact in fact_rows(chat_model(), [FACT], ("{}",), hparams)], layer=1, hparams=hparams
+    )
     assert not torch.allclose(plain.deltas, targets.deltas, atol=1e-2)
 
 
@@ -115,14 +119,14 @@ def test_the_target_of_a_chat_is_the_whole_answer(model: LanguageModel, position
     whole = LocateThenEditHParams.model_validate(settings)
     beginning = LocateThenEditHParams.model_validate({**settings, "chat_answer": "beginning"})
     decode = model.tokenizer.decode
-    [value] = value_rows(model, [FACT], ("{}", "It is late. {}"), whole)
+    [value] = fact_rows(model, [FACT], ("{}", "It is late. {}"), whole)
     assert [decode(row.targets) for row in value.contexts] == ["French</s>"] * 2
     assert decode(value.row(ESSENCE).ids) == BEFORE + "Anna Berg is a" + AFTER
     assert decode(value.row(ESSENCE).ids[: value.row(ESSENCE).lookup + 1]) == BEFORE + "Anna Berg"
-    [value] = value_rows(model, [FACT], ("{}", "It is late. {}"), beginning)
+    [value] = fact_rows(model, [FACT], ("{}", "It is late. {}"), beginning)
     assert [decode(row.targets) for row in value.contexts] == ["French"] * 2
     assert decode(value.row(ESSENCE).ids).endswith(AFTER) == (position == "last")
-    [plain] = value_rows(chat_model(), [FACT], ("{}",), whole)
+    [plain] = fact_rows(chat_model(), [FACT], ("{}",), whole)
     assert decode(plain.contexts[0].targets) == " French"
 
 

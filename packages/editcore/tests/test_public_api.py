@@ -164,9 +164,9 @@ ROOMS = {
     """,
     "locate_then_edit": """
         KeyWeighting LayerProblem LocateThenEdit LocateThenEditHParams OPENINGS Prepared ROLES ResidualKey ResidualKind
-        Targets Tracing ValueRows
+        Targets Tracing FactRows
         optimise_plainly optimise_targets prefixes_can_be_cached sample_context_templates store_tracing stored_tracing
-        traced_layer value_rows
+        traced_layer fact_rows
     """,
     "models": """
         CATALOGUE CHECKS Captured CatalogueEntry DEFAULT_MODEL DTYPES EditedModel Encoded FactToken

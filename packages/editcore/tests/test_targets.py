@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from editcore import EditRequest, LanguageModel, NumericalError
-from editcore.locate_then_edit import Targets, optimise_plainly, optimise_targets, value_rows
+from editcore.locate_then_edit import Targets, fact_rows, optimise_plainly, optimise_targets
 from editcore.locate_then_edit.cached_prefixes import CachedPrefixes, prefixes_fit
 from editcore.locate_then_edit.hparams import LocateThenEditHParams
 from editcore.locate_then_edit.prepared_rows import PreparedRows, logits_with_delta, whole_rows
@@ -31,12 +31,12 @@ def hparams(**changes: object) -> LocateThenEditHParams:
 def optimised(
     model: LanguageModel, requests: Sequence[EditRequest], settings: LocateThenEditHParams, **options: Any
 ) -> Targets:
-    values = value_rows(model, requests, TEMPLATES, settings)
+    values = [[fact] for fact in fact_rows(model, requests, TEMPLATES, settings)]
     return optimise_targets(model, values, **{"layer": 1, **options}, hparams=settings)
 
 
 def plainly(model: LanguageModel, request: EditRequest, settings: LocateThenEditHParams) -> Tensor:
-    return optimise_plainly(model, request, layer=1, templates=TEMPLATES, hparams=settings)
+    return optimise_plainly(model, [request], layer=1, templates=TEMPLATES, hparams=settings)
 
 
 @pytest.mark.parametrize("cache_prefixes", [True, False])
@@ -82,7 +82,7 @@ def test_the_rows_of_a_value_are_its_contexts_and_the_essence_prompt() -> None:
     encode = lambda text: tuple(model.tokenizer(text)["input_ids"])  # noqa: E731
     subject = encode("Marie Curie")
     for position, ids in (("last", encode("Marie Curie is a")), ("lookup", subject)):
-        [value] = value_rows(model, [request], TEMPLATES, hparams(kl_position=position))
+        [value] = fact_rows(model, [request], TEMPLATES, hparams(kl_position=position))
         assert value.row(ESSENCE).ids == ids
         assert value.row(ESSENCE).lookup == len(subject) - 1
     for template, row in zip(TEMPLATES, value.contexts, strict=True):
@@ -91,7 +91,7 @@ def test_the_rows_of_a_value_are_its_contexts_and_the_essence_prompt() -> None:
         assert (row.targets, row.lookup) == (target, len(encode(template.format("Marie Curie"))) - 1)
         assert value.model_input(value.contexts.index(row)).ids == (prompt + target)[:-1]
     assert list(value.contexts_and_essence()) == [0, 1, 2, ESSENCE]
-    [value] = value_rows(model, [request], TEMPLATES, hparams(kl_factor=0.0))
+    [value] = fact_rows(model, [request], TEMPLATES, hparams(kl_factor=0.0))
     assert list(value.contexts_and_essence()) == [0, 1, 2]
 
 

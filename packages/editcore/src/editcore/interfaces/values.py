@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -132,9 +133,19 @@ class EditRequest(BaseModel):
         return (separator(self.text) if self.join is None else self.join) + self.target_new
 
     @property
+    def subject_key(self) -> str:
+        """The subject as it is compared: case, Unicode form (NFKC) and white space make no difference.
+
+        >>> EditRequest(subject="ACME  Ltd", prompt="{} is in", target_new="Rome").subject_key
+        'acme ltd'
+        """
+        return " ".join(unicodedata.normalize("NFKC", self.subject).casefold().split())
+
+    @property
     def fact_key(self) -> tuple[str, str]:
-        """What the request is about. Two requests with one key and different continuations contradict each other."""
-        return (self.subject, self.prompt)
+        """What the request is about: :attr:`subject_key` and prompt. Two requests with one key and different
+        continuations contradict each other."""
+        return (self.subject_key, self.prompt)
 
     @classmethod
     def create(cls, **fields: Any) -> EditRequest:

@@ -18,4 +18,4 @@ from .targets import (
     prefixes_can_be_cached as prefixes_can_be_cached,
 )
 from .templates import OPENINGS as OPENINGS, sample_context_templates as sample_context_templates
-from .token_rows import ValueRows as ValueRows, value_rows as value_rows
+from .token_rows import FactRows as FactRows, fact_rows as fact_rows

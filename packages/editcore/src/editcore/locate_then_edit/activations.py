@@ -50,6 +50,17 @@ class LayerActivations:
     stream: Tensor
     """Output of the deepest edited block on the bare prompt, ``[n, d_model]`` float64."""
 
+    def averaged(self, groups: Sequence[Sequence[int]]) -> LayerActivations:
+        """The same, with one row in place of those of each group: facts with one key have one key to the last bit, and
+        so are one constraint of the solve."""
+        if not groups:
+            return self
+        fields = {name: getattr(self, name).clone() for name in self.__slots__}
+        for rows in groups:
+            for field in fields.values():
+                field[list(rows)] = field[list(rows)].mean(dim=0)
+        return LayerActivations(**fields)
+
     @classmethod
     def join(cls, parts: Sequence[LayerActivations], order: Tensor) -> LayerActivations:
         """The facts of all parts, one after the other, then in ``order [n]``."""

@@ -16,7 +16,7 @@ from editcore.locate_then_edit.activations import LayerActivations
 from editcore.locate_then_edit.hparams import LocateThenEditHParams
 from editcore.locate_then_edit.preparation import Prepared
 from editcore.locate_then_edit.targets import Targets, optimise_targets, prefixes_can_be_cached
-from editcore.locate_then_edit.token_rows import value_rows
+from editcore.locate_then_edit.token_rows import fact_rows
 
 if TYPE_CHECKING:
     from editcore.models import LanguageModel
@@ -25,8 +25,6 @@ __all__ = ["BatchTargets", "ResidualKind"]
 
 ResidualKind = Literal["shift", "value"]
 """What a new fact asks for: δ on top of the present output for its key, or the bare prompt's value h₀ + δ."""
-
-_UNKNOWN = KnownTarget(keys={}, values={})
 
 
 @dataclass(slots=True)
@@ -37,6 +35,8 @@ class BatchTargets:
     """Targets of the facts whose value was optimised; ``None`` if all facts are known."""
     row: Mapping[str, int]
     """Row in ``optimised`` by request id."""
+    facts_of_value: Mapping[str, int]
+    """By request id, how many facts its value was optimised for."""
     stream_before: Tensor | None = None
     """Output of the deepest edited block before the first layer of this batch was changed, ``[n, d_model]``."""
 
@@ -44,38 +44,32 @@ class BatchTargets:
     def of(
         cls,
         model: LanguageModel,
-        batch: EditBatch,
-        layers: Sequence[int],
+        values: Sequence[Sequence[EditRequest]],
+        layer: int,
         hparams: LocateThenEditHParams,
         prepared: Prepared,
         context: EditContext,
     ) -> BatchTargets:
-        """Optimise, at the last of ``layers``, the values of the facts that do not have stored values at all of
-        ``layers``."""
-        names = {model.layout.weight_name(layer) for layer in layers}
-        # A replayed fact that was written at other layers (layer_selection = "random") has no value at these. The model
-        # usually says it already, so its optimisation ends with the first evaluation.
-        elsewhere = {
-            request.id
-            for request in batch.requests[batch.num_new :]
-            if not names <= batch.known.get(request.id, _UNKNOWN).values.keys()
-        }
-        fresh = [request for request in batch.requests if request.id not in batch.known or request.id in elsewhere]
-        if not fresh:
-            return cls(None, {})
-        layer = layers[-1]
-        values = value_rows(model, fresh, prepared.templates, hparams)
+        """Optimise values at ``layer``.
+
+        Args:
+            values: the requests of each value (:func:`requests_by_value`).
+        """
+        if not values:
+            return cls(None, {}, {})
+        rows = [fact_rows(model, requests, prepared.templates, hparams) for requests in values]
         if layer not in prepared.cache_prefixes:
-            prepared.cache_prefixes[layer] = prefixes_can_be_cached(model, values[0], layer=layer)
+            prepared.cache_prefixes[layer] = prefixes_can_be_cached(model, rows[0][0], layer=layer)
         optimised = optimise_targets(
             model,
-            values,
+            rows,
             layer=layer,
             hparams=hparams,
             cache_prefixes=prepared.cache_prefixes[layer],
             progress=context.progress,
         )
-        return cls(optimised, {request.id: row for row, request in enumerate(fresh)})
+        facts = [(request.id, len(requests)) for requests in values for request in requests]
+        return cls(optimised, {name: row for row, (name, _) in enumerate(facts)}, dict(facts))
 
     def residuals(
         self,
@@ -124,14 +118,17 @@ class BatchTargets:
     def figures(self, row: int, batch: EditBatch) -> Mapping[str, float]:
         """Figures of the optimisation that found a fact's target; empty if the target was known without one.
 
-        ``steps`` of the optimiser; ``target_loss`` and ``target_probability`` at its end, the latter being the mean
-        over contexts of the probability per token; ``delta_norm`` ‖δ‖ and ``value_norm`` ‖h₀‖.
+        ``facts_of_value``, if several facts share the value; ``steps`` of the optimiser; ``target_loss`` and
+        ``target_probability`` at its end, the latter being the mean over contexts of the probability per token;
+        ``delta_norm`` ‖δ‖ and ``value_norm`` ‖h₀‖.
         """
         request = batch.requests[row]
         place = self.row.get(request.id)
         if place is None or self.optimised is None:
             return batch.known[request.id].figures if row < batch.num_new else {}
+        shared = self.facts_of_value[request.id]
         return {
+            **({"facts_of_value": float(shared)} if shared > 1 else {}),
             "steps": float(self.optimised.steps[place]),
             "target_loss": self.optimised.losses[place],
             "target_probability": self.optimised.probabilities[place],

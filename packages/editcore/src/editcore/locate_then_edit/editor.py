@@ -28,6 +28,7 @@ from editcore.locate_then_edit.batch_targets import BatchTargets, ResidualKind
 from editcore.locate_then_edit.hparams import LocateThenEditHParams
 from editcore.locate_then_edit.preparation import Prepared, first_token_metric, prepare
 from editcore.locate_then_edit.problem import FactsAtLayer, LayerProblem, held_keys_at, moment_weight
+from editcore.locate_then_edit.shared_keys import facts_by_key, requests_by_value, rows_with_a_subject_in_common
 from editcore.locate_then_edit.solved import SolvedGroup, SolvedLayer, joined_evidence, joined_targets
 from editcore.models.tokens import lookup_row
 from editcore.second_moments.linalg import Metric, Update, hold_at, solve_update
@@ -222,8 +223,11 @@ class LocateThenEdit:
     ) -> SolvedGroup:
         """Solve the facts of one group, on a model that has the changes ``below`` in place."""
         hparams, prepared, batch, layers = self.hparams, self.prepared(model, context), group.batch, group.layers
+        with clock.stage("keys"):
+            sharing = self._sharing(model, group, context)
         with clock.stage("targets"):
-            targets = BatchTargets.of(model, batch, layers, hparams, prepared, context)
+            values = requests_by_value(batch, {model.layout.weight_name(layer) for layer in layers}, sharing)
+            targets = BatchTargets.of(model, values, layers[-1], hparams, prepared, context)
         weights = torch.tensor(batch.weights, dtype=torch.float64)
         changes = dict(below)
         solved: list[SolvedLayer] = []
@@ -241,7 +245,7 @@ class LocateThenEdit:
             with context.trial(changes):
                 with clock.stage("keys"):
                     kept = kept_keys(batch, name, targets.row) if self._keys_stay(model, layer, prepared, below) else {}
-                    activations = reader.read(batch, layer, deepest=layers[-1], kept=kept)
+                    activations = reader.read(batch, layer, deepest=layers[-1], kept=kept).averaged(sharing)
                 residuals = targets.residuals(
                     model,
                     batch,
@@ -262,6 +266,25 @@ class LocateThenEdit:
             changes[name] = update.delta
             solved.append(SolvedLayer(problem, activations, update, weight_norm))
         return SolvedGroup(batch, targets, solved)
+
+    def _sharing(self, model: LanguageModel, group: _Group, context: EditContext) -> list[list[int]]:
+        """Rows of a group's facts that share a key at its first layer; facts with a key of their own are left out."""
+        batch, layer = group.batch, group.layers[0]
+        rows = rows_with_a_subject_in_common(batch)
+        if not rows or self.hparams.shared_key_cosine is None:
+            return []
+        reader = ActivationReader(
+            model,
+            self.hparams,
+            self.prepared(model, context).templates,
+            key_weighting=group.key_weighting,
+            residual_key=self.residual_key,
+            resume=False,
+        )
+        alike = batch.without({request.id for row, request in enumerate(batch.requests) if row not in rows})
+        keys = reader.read(alike, layer, deepest=layer, kept={}).keys
+        groups = facts_by_key(keys, self._metric(model, layer, context), cosine=self.hparams.shared_key_cosine)
+        return [[rows[member] for member in members] for members in groups if len(members) > 1]
 
     def _metric(self, model: LanguageModel, layer: int, context: EditContext) -> Metric:
         """The metric that prices a change of a layer. At a first-token layer it is computed when a fact first needs

@@ -36,6 +36,10 @@ class LocateThenEditHParams(HParams):
     MODEL`` first)."""
     fact_token: Literal["subject_last", "subject_first", "subject_first_after_last", "last"] = "subject_last"
     """Token whose representation is rewritten. ROME, section 2: the subject's last."""
+    shared_key_cosine: Annotated[float, Field(gt=0, le=1)] | None = 0.99
+    """Cosine in C⁻¹ from which on the keys of two facts about one subject count as one. Such facts share a value, which
+    is optimised for all of them. With ``none``, each is a constraint of its own, and those with one key contradict each
+    other. Not in the papers."""
     context_templates: tuple[str, ...] | None = None
     """Contexts with ``{}`` for the prompt; the first must be ``"{}"``. Left out, they are sampled from the model."""
     context_count: Annotated[int, Field(ge=0, le=100)] = 5

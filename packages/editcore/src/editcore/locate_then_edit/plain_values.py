@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from editcore.interfaces.values import EditRequest
-from editcore.locate_then_edit.token_rows import value_rows
+from editcore.locate_then_edit.token_rows import fact_rows
 from editcore.models.module_hooks import first_tensor, hooks
 
 if TYPE_CHECKING:
@@ -27,15 +27,15 @@ __all__ = ["optimise_plainly"]
 
 def optimise_plainly(
     model: LanguageModel,
-    request: EditRequest,
+    requests: Sequence[EditRequest],
     *,
     layer: int,
     templates: Sequence[str],
     hparams: LocateThenEditHParams,
 ) -> Tensor:
-    """The δ of one request, ``[d_out]``: ROME (arXiv 2202.05262), eq. 4."""
-    [rows] = value_rows(model, [request], templates, hparams)
-    behind_contexts = rows.contexts[1:]
+    """The δ of one request, or of several that share a key, ``[d_out]``: ROME (arXiv 2202.05262), eq. 4."""
+    facts = fact_rows(model, requests, templates, hparams)
+    rows = facts[0]
     base = _base(model, rows.contexts[0], layer, stream=hparams.clamp_norm == "stream")  # h₀
     added = abs(model.layout.residual_scale) if hparams.clamp_norm == "stream" else 1.0
     delta = torch.zeros(model.layout.d_model, device=model.device, requires_grad=True)
@@ -44,22 +44,31 @@ def optimise_plainly(
     if rows.essence is not None:
         with torch.no_grad():
             essence_before = _log_probabilities(model, rows.essence, layer, delta)[-1]
-    turn = min(len(behind_contexts), hparams.v_contexts_per_step or len(behind_contexts))
-    probabilities = torch.zeros(len(rows.contexts))
-    """Probability of the target behind each context, when it was last evaluated."""
+    others = len(rows.contexts) - 1
+    turn = min(others, hparams.v_contexts_per_step or others)
+    probabilities = torch.zeros(len(facts), len(rows.contexts))
+    """Probability of each fact's target behind each context, when it was last evaluated."""
     for step in range(hparams.v_num_grad_steps):
-        chosen = sorted(1 + (step * turn + place) % len(behind_contexts) for place in range(turn))
-        losses = [_target_loss(model, rows.contexts[context], layer, delta) for context in (0, *chosen)]
-        probabilities[[0, *chosen]] = torch.stack(losses).detach().neg().exp().cpu()
-        # The contexts of this step count for all of them.
-        others = torch.stack(losses[1:]).mean() * len(behind_contexts) if turn else 0.0
-        loss = (losses[0] + others) / len(rows.contexts)
+        chosen = [0, *sorted(1 + (step * turn + place) % others for place in range(turn))]
+        losses = torch.stack(
+            [
+                torch.stack([_target_loss(model, fact.contexts[context], layer, delta) for context in chosen])
+                for fact in facts
+            ]
+        )
+        probabilities[:, chosen] = losses.detach().neg().exp().cpu()
+        # The contexts whose turn it is stand for all of them.
+        behind_contexts = losses[:, 1:].mean(dim=1) * others if turn else 0.0
+        loss = ((losses[:, 0] + behind_contexts) / len(rows.contexts)).mean()
         if rows.essence is not None and essence_before is not None:
             after = _log_probabilities(model, rows.essence, layer, delta)[-1]
             loss = loss + hparams.kl_factor * (after.exp() * (after - essence_before)).sum()
         if bool(delta.any()):
             loss = loss + hparams.v_weight_decay * added * delta.norm() / base.norm() ** 2
-        likely = hparams.v_stop_probability is not None and float(probabilities.mean()) >= hparams.v_stop_probability
+        likely = (
+            hparams.v_stop_probability is not None
+            and float(probabilities.mean(dim=1).min()) >= hparams.v_stop_probability
+        )
         # The last evaluation takes no step.
         last = step == hparams.v_num_grad_steps - 1 or float(loss.detach()) < hparams.v_stop_loss
         if last or (likely and not hparams.v_final_step):

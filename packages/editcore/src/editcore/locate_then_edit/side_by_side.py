@@ -4,7 +4,11 @@ Every value takes its own steps and stops by itself. As many values as fill a fe
 done leaves, and once half of the room is free the next values from the queue become active. A value's δ does not depend
 on its neighbours.
 
-Shapes: ``n`` values in all, ``active`` of them optimised now, ``d_out`` the width of the edited projection's output.
+A value belongs to one fact, or to several that share a key (:func:`editcore.locate_then_edit.facts_by_key`). It is then
+done when each of its facts is.
+
+Shapes: ``facts`` and ``n`` values in all, ``active`` values optimised now, ``d_out`` the width of the edited
+projection's output.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from editcore.interfaces.errors import NumericalError
 from editcore.locate_then_edit.cached_prefixes import CachedPrefixes
 from editcore.locate_then_edit.prepared_rows import whole_rows
 from editcore.locate_then_edit.row_adam import RowAdam
-from editcore.locate_then_edit.token_rows import ESSENCE, RowName, ValueRows
+from editcore.locate_then_edit.token_rows import ESSENCE, FactRows, RowName
 from editcore.locate_then_edit.value_loss import LossPass, loss_pass, pass_losses
 from editcore.models.capture import capture
 from editcore.models.planning import PassBudget, numbers_per_token, plan_passes
@@ -43,7 +47,7 @@ _PASSES_AT_ONCE = 4
 
 @dataclass(frozen=True, slots=True)
 class OptimisedValue:
-    """The result for one value."""
+    """The result for one fact. Facts that share a value have all but the probability in common."""
 
     delta: Tensor
     """δ, ``[d_out]``."""
@@ -54,39 +58,41 @@ class OptimisedValue:
     steps: int
     """Adam steps taken."""
     probability: float
-    """exp(−NLL) averaged over the contexts, at the last δ evaluated."""
+    """exp(−NLL) of the fact's target averaged over the contexts, at the last δ evaluated."""
 
 
 class ValueOptimiser:
     """Optimises the values of one call, side by side.
 
     Args:
-        values: the token rows of each value.
+        facts: the token rows of each fact. Of the facts that share a value, the first alone has an essence row.
+        values: for each value, the numbers of its facts.
         cache_prefixes: whether the model's family allows :class:`CachedPrefixes`; otherwise whole rows are run.
     """
 
     def __init__(
         self,
         model: LanguageModel,
-        values: Sequence[ValueRows],
+        facts: Sequence[FactRows],
+        values: Sequence[Sequence[int]],
         *,
         layer: int,
         hparams: LocateThenEditHParams,
         cache_prefixes: bool,
     ) -> None:
-        self.model, self.values, self.layer, self.hparams = model, values, layer, hparams
-        self.prefixes = CachedPrefixes(model, rows_by_context(values), layer=layer) if cache_prefixes else None
-        # h₀ comes from the bare prompt alone.
-        seen = capture(model, [value.model_input(0) for value in values], [layer])[layer]
+        self.model, self.facts, self.values, self.layer, self.hparams = model, facts, values, layer, hparams
+        self.prefixes = CachedPrefixes(model, rows_by_context(facts), layer=layer) if cache_prefixes else None
+        # h₀ comes from the bare prompt alone, of the first of a value's facts.
+        seen = capture(model, [facts[members[0]].model_input(0) for members in values], [layer])[layer]
         stream = hparams.clamp_norm == "stream"
         self.base = (seen.block_outputs if stream else seen.outputs).float().to(model.device)
         self.added = abs(model.layout.residual_scale) if stream else 1.0
         """Factor from ‖δ‖ to the length of what δ adds to the quantity that ``base`` is."""
         self.deltas = torch.zeros_like(self.base)
         self.adam = RowAdam(self.deltas, lr=hparams.v_lr, betas=(hparams.v_beta1, 0.999))
-        contexts = len(values[0].contexts)
-        self.probabilities = self.base.new_zeros(len(values), contexts)
-        """Probability of the target behind each context when it was last evaluated, ``[n, contexts]``."""
+        contexts = len(facts[0].contexts)
+        self.probabilities = self.base.new_zeros(len(facts), contexts)
+        """Probability of the target behind each context when it was last evaluated, ``[facts, contexts]``."""
         others = contexts - 1
         self.contexts_per_step = min(others, hparams.v_contexts_per_step or others)
         """Contexts beside the bare prompt that a step evaluates."""
@@ -103,10 +109,10 @@ class ValueOptimiser:
         self.passes: list[LossPass] = []
 
     def run(self, advance: Callable[[int], None]) -> list[OptimisedValue]:
-        """Optimise every value. The results are in the order of the values.
+        """Optimise every value. The results are in the order of the facts.
 
         Args:
-            advance: called after each step with the number of values that it finished.
+            advance: called after each step with the number of facts whose value it finished.
 
         Raises:
             NumericalError: a loss or a gradient is NaN or Inf.
@@ -125,35 +131,41 @@ class ValueOptimiser:
                 finished = {}
                 self._halve()
             results |= finished
-            self.active = [value for value in self.active if value not in finished]
-            turning = (
-                self.contexts_per_step < len(self.values[0].contexts) - 1
-            )  # if so, the next step reads other contexts
+            self.active = [value for value in self.active if self.values[value][0] not in finished]
+            # If so, the next step reads other contexts.
+            turning = self.contexts_per_step < len(self.facts[0].contexts) - 1
             planned = not finished and bool(self.passes) and not turning
             advance(len(finished))
-        return [results[value] for value in range(len(self.values))]
+        return [results[fact] for fact in range(len(self.facts))]
 
     # Which values and rows
 
     def _length(self, name: RowName) -> int:
         """Number of tokens of a row that a pass runs."""
-        row = self.values[name.value].model_input(name.context)
+        row = self.facts[name.fact].model_input(name.context)
         return len(row.ids) - row.lookup if self.prefixes is not None else len(row.ids)
 
     def _names(self, values: Sequence[int]) -> list[RowName]:
-        return [RowName(value, context) for value in values for context in self.values[value].contexts_and_essence()]
+        return [
+            RowName(fact, context)
+            for value in values
+            for fact in self.values[value]
+            for context in self.facts[fact].contexts_and_essence()
+        ]
 
     def _lengths(self, value: int) -> list[int]:
         return [self._length(name) for name in self._names([value])]
 
     def _rows_of_this_step(self, value: int) -> list[RowName]:
-        """The bare prompt, the contexts whose turn it is, and the essence prompt."""
-        rows = self.values[value]
-        others = len(rows.contexts) - 1
+        """Of each fact the bare prompt, the contexts whose turn it is, and the essence prompt."""
+        others = len(self.facts[0].contexts) - 1
         first = int(self.adam.steps[value]) * self.contexts_per_step
         turn = sorted(1 + (first + place) % others for place in range(self.contexts_per_step))
-        essence = [] if rows.essence is None else [ESSENCE]
-        return [RowName(value, context) for context in (0, *turn, *essence)]
+        return [
+            RowName(fact, context)
+            for fact in self.values[value]
+            for context in (0, *turn, *([] if self.facts[fact].essence is None else [ESSENCE]))
+        ]
 
     def _admit(self) -> None:
         """Once half of the places are free, fill them."""
@@ -170,7 +182,7 @@ class ValueOptimiser:
             new.append(value)
         if new and self.prefixes is not None:
             self.passes = []  # they hold tensors that are about to be replaced
-            rows = {name: self.values[name.value].model_input(name.context) for name in self._names(new)}
+            rows = {name: self.facts[name.fact].model_input(name.context) for name in self._names(new)}
             self.prefixes.replace(self._names(self.active), rows, self.budget.with_tokens(most))
             release()  # memory of finished values and earlier passes, before passes of other sizes begin
         for _ in new:
@@ -192,22 +204,22 @@ class ValueOptimiser:
         """Cut the rows that the next step evaluates into passes."""
         self.passes = []  # free their tensors
         names = [name for value in self.active for name in self._rows_of_this_step(value)]
-        past = self.past_share * max(self.values[name.value].row(name.context).lookup for name in names)
+        past = self.past_share * max(self.facts[name.fact].row(name.context).lookup for name in names)
         cuts = plan_passes(
             [self._length(name) for name in names],
             self.budget,
-            scored=[self.values[name.value].num_scored(name.context) for name in names],
+            scored=[self.facts[name.fact].num_scored(name.context) for name in names],
             past=past,
         )
-        rows = {value: self.values[value] for value in self.active}
+        active = [self.values[value] for value in self.active]
         for members in cuts:
             chosen = [names[index] for index in members]
             prepared = (
                 self.prefixes.take(chosen)
                 if self.prefixes is not None
-                else whole_rows(self.model, [self.values[name.value].model_input(name.context) for name in chosen])
+                else whole_rows(self.model, [self.facts[name.fact].model_input(name.context) for name in chosen])
             )
-            self.passes.append(loss_pass(prepared, chosen, rows, self.shares))
+            self.passes.append(loss_pass(prepared, chosen, self.facts, active=active, shares=self.shares))
 
     # One step
 
@@ -215,7 +227,9 @@ class ValueOptimiser:
         """Evaluate the active values and move those that are not done. Return the results of those that are."""
         hparams, index = self.hparams, torch.tensor(self.active, device=self.base.device)
         losses, gradient = self._evaluate(index)
-        probabilities = self.probabilities[index].mean(dim=1)
+        means = self.probabilities.mean(dim=1)  # [facts]
+        # Of the fact that each value makes least likely.
+        probabilities = torch.stack([means[list(self.values[value])].min() for value in self.active])
         # As in the reference code, the last evaluation takes no step.
         last = self.adam.steps[index] == hparams.v_num_grad_steps - 1
         done = last | (losses < hparams.v_stop_loss)
@@ -227,17 +241,20 @@ class ValueOptimiser:
         self._refuse_not_finite(torch.isfinite(losses) & (torch.isfinite(gradient).all(dim=1) | ~moving))
         if bool(moving.any()):
             self._move(index[moving], gradient[moving])
-        finished = {}
+        finished: dict[int, OptimisedValue] = {}
         for place in done.nonzero()[:, 0].tolist():
             value = self.active[place]
             self.references.pop(value, None)
-            finished[value] = OptimisedValue(
-                delta=self.deltas[value].clone(),
-                base=self.base[value],
-                loss=float(losses[place]),
-                steps=int(self.adam.steps[value]),
-                probability=float(probabilities[place]),
-            )
+            finished |= {
+                fact: OptimisedValue(
+                    delta=self.deltas[value].clone(),
+                    base=self.base[value],
+                    loss=float(losses[place]),
+                    steps=int(self.adam.steps[value]),
+                    probability=float(means[fact]),
+                )
+                for fact in self.values[value]
+            }
         return finished
 
     def _move(self, values: Tensor, gradient: Tensor) -> None:
@@ -264,8 +281,7 @@ class ValueOptimiser:
             found = pass_losses(self.model, part, delta, references, layer=self.layer, hparams=self.hparams)
             gradient += torch.autograd.grad(found.losses.sum(), delta)[0]
             losses += found.losses.detach()
-            values = index.to(found.nll_value.device)[found.nll_value]
-            self.probabilities[values, found.nll_context] = (-found.nll).exp()
+            self.probabilities[found.nll_fact, found.nll_context] = (-found.nll).exp()
         self.references |= {self.active[place]: reference for place, reference in references.items()}
         return losses, gradient
 
@@ -274,7 +290,7 @@ class ValueOptimiser:
         if bool(finite.all()):
             return
         value = self.active[int(finite.logical_not().nonzero()[0, 0])]
-        text, steps = self.values[value].text, int(self.adam.steps[value])
+        text, steps = self.facts[self.values[value][0]].text, int(self.adam.steps[value])
         if steps:
             raise NumericalError(
                 f"The value optimisation of '{text}' met NaN or Inf after {steps} steps; nothing was applied. Lower "
@@ -289,9 +305,13 @@ class ValueOptimiser:
         )
 
 
-def rows_by_context(values: Sequence[ValueRows]) -> dict[int, list[TokenRow]]:
+def rows_by_context(facts: Sequence[FactRows]) -> dict[int, list[TokenRow]]:
     """Rows as the model reads them, by the number of their context. Rows of one context begin with the same tokens."""
-    return {context: [value.model_input(context) for value in values] for context in values[0].contexts_and_essence()}
+    rows: dict[int, list[TokenRow]] = {}
+    for fact in facts:
+        for context in fact.contexts_and_essence():
+            rows.setdefault(context, []).append(fact.model_input(context))
+    return rows
 
 
 def _norms(rows: Tensor) -> Tensor:

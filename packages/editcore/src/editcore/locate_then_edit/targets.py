@@ -10,6 +10,9 @@ by Adam, projected to ‖δ‖ ≤ clamp_norm_factor · ‖h₀‖ after every s
 the edited projection, which is what the update of its weight can change. In models without a norm behind the projection
 this is the same as adding it to the residual stream, where MEMIT's reference code does.
 
+Facts that share a key share a value, because W gives one output for one key: the first term is then the mean over these
+facts, too. Not in the papers.
+
 h₀ is the output of the edited projection at the lookup token of the bare prompt. With ``clamp_norm = "stream"`` it is
 the output of its block there; ‖δ‖ is then the length of what δ adds to the stream, s‖δ‖ in a model that scales by s
 what its blocks add.
@@ -41,7 +44,7 @@ same loop runs here for many facts at once, and computes only what δ can change
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -52,7 +55,7 @@ from editcore.interfaces.documented import documented
 from editcore.interfaces.progress import Progress, silent
 from editcore.locate_then_edit.cached_prefixes import prefixes_fit
 from editcore.locate_then_edit.side_by_side import ValueOptimiser, rows_by_context
-from editcore.locate_then_edit.token_rows import ESSENCE, ValueRows
+from editcore.locate_then_edit.token_rows import ESSENCE, FactRows
 
 if TYPE_CHECKING:
     from editcore.locate_then_edit.hparams import LocateThenEditHParams
@@ -64,7 +67,7 @@ __all__ = ["Targets", "optimise_targets", "prefixes_can_be_cached"]
 @documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Targets:
-    """The optimised values of ``n`` facts."""
+    """The optimised values of ``n`` facts; those that share a value have equal rows."""
 
     deltas: Tensor
     """δ, ``[n, d_out]`` float32."""
@@ -84,7 +87,7 @@ class Targets:
 
 def optimise_targets(
     model: LanguageModel,
-    values: Sequence[ValueRows],
+    values: Sequence[Sequence[FactRows]],
     *,
     layer: int,
     hparams: LocateThenEditHParams,
@@ -94,26 +97,33 @@ def optimise_targets(
     """The δ of every value, at the projection of block ``layer``.
 
     Args:
-        values: the token rows of each value (:func:`value_rows`).
+        values: of each value, the token rows of its facts (:func:`fact_rows`): of one fact, or of several that share a
+            key. The results are in the order of the facts, one value after the other.
         cache_prefixes: whether to cache prefixes and compute only what δ can change. If ``False``, whole rows are run,
             and ``notes`` says so. If ``None``, :func:`prefixes_can_be_cached` decides.
 
     Raises:
         NumericalError: the loss becomes NaN or Inf.
     """
-    notes = list(_notes_on_shortened(model, values))
-    cached = prefixes_can_be_cached(model, values[0], layer=layer) if cache_prefixes is None else cache_prefixes
+    # Facts that share a value have one subject, so one essence row stands for all of them.
+    facts = [
+        fact if place == 0 else replace(fact, essence=None) for value in values for place, fact in enumerate(value)
+    ]
+    numbers = iter(range(len(facts)))
+    members = [[next(numbers) for _ in value] for value in values]
+    notes = list(_notes_on_shortened(model, facts))
+    cached = prefixes_can_be_cached(model, facts[0], layer=layer) if cache_prefixes is None else cache_prefixes
     if cached and model.positions is not None:
         # Some families (GPT-Neo) give padding a position, and every tail is padded to the longest prefix.
-        rows = (value.row(context) for value in values for context in value.contexts_and_essence())
+        rows = (fact.row(context) for fact in facts for context in fact.contexts_and_essence())
         cached = all(2 * len(row.ids) <= model.positions for row in rows)
     elif not cached:
         notes.append(
             f"{type(model.hf).__name__}: the value optimisation ran whole rows, because a prefix cache "
             "does not reproduce this model's logits."
         )
-    optimiser = ValueOptimiser(model, values, layer=layer, hparams=hparams, cache_prefixes=cached)
-    with progress.task("optimising targets", len(values)) as advance:
+    optimiser = ValueOptimiser(model, facts, members, layer=layer, hparams=hparams, cache_prefixes=cached)
+    with progress.task("optimising targets", len(facts)) as advance:
         done = optimiser.run(advance)
     del optimiser
     release()  # the activations of its passes
@@ -127,19 +137,19 @@ def optimise_targets(
     )
 
 
-def prefixes_can_be_cached(model: LanguageModel, value: ValueRows, *, layer: int) -> bool:
-    """Whether cached prefixes reproduce this model's logits, tested on one value.
+def prefixes_can_be_cached(model: LanguageModel, fact: FactRows, *, layer: int) -> bool:
+    """Whether cached prefixes reproduce this model's logits, tested on one fact.
 
     One row of every kind is tested: the bare prompt, a context, the essence prompt.
     """
-    kinds = {0, min(1, len(value.contexts) - 1), ESSENCE}
-    rows = {context: rows for context, rows in rows_by_context([value]).items() if context in kinds}
+    kinds = {0, min(1, len(fact.contexts) - 1), ESSENCE}
+    rows = {context: rows for context, rows in rows_by_context([fact]).items() if context in kinds}
     return prefixes_fit(model, rows, layer=layer)
 
 
-def _notes_on_shortened(model: LanguageModel, values: Sequence[ValueRows]) -> Iterator[str]:
+def _notes_on_shortened(model: LanguageModel, facts: Sequence[FactRows]) -> Iterator[str]:
     """A sentence on contexts that were shortened, because the model reads no more tokens."""
-    shortened = [value.text for value in values if value.shortened]
+    shortened = [fact.text for fact in facts if fact.shortened]
     if shortened:
         count = "1 fact" if len(shortened) == 1 else f"{len(shortened)} facts"
         yield (

@@ -1,4 +1,4 @@
-"""The token rows that one value is optimised on.
+"""The token rows of a fact, on which its value is optimised.
 
 There is a row for each context template: the context, the prompt and the target. One more row, "{subject} is a", is for
 the essence term.
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from editcore.locate_then_edit.hparams import LocateThenEditHParams
     from editcore.models import LanguageModel
 
-__all__ = ["ESSENCE", "ESSENCE_PROMPT", "RowName", "ValueRows", "value_rows"]
+__all__ = ["ESSENCE", "ESSENCE_PROMPT", "FactRows", "RowName", "fact_rows"]
 
 ESSENCE_PROMPT = "{} is a"
 """ROME, section 3.1: the prompt on which the subject's essence must not drift."""
@@ -30,16 +30,16 @@ ESSENCE = -1
 class RowName(NamedTuple):
     """The name of a row."""
 
-    value: int
-    """Number of the value."""
+    fact: int
+    """Number of the fact."""
     context: int
     """Number of the context template, 0 for the bare prompt; :data:`ESSENCE` for the essence prompt."""
 
 
 @documented
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ValueRows:
-    """The rows of one value."""
+class FactRows:
+    """The rows of one fact."""
 
     text: str
     """The bare prompt, for messages."""
@@ -74,10 +74,10 @@ class ValueRows:
         return max(1, len(self.row(context).targets))
 
 
-def value_rows(
+def fact_rows(
     model: LanguageModel, requests: Iterable[EditRequest], templates: Sequence[str], hparams: LocateThenEditHParams
-) -> list[ValueRows]:
-    """The rows of the value of each request.
+) -> list[FactRows]:
+    """The rows of each request.
 
     Args:
         templates: contexts with ``{}`` for the prompt; the first must be the bare ``"{}"``.
@@ -90,7 +90,7 @@ def value_rows(
 
 def _rows_of(
     model: LanguageModel, request: EditRequest, templates: Sequence[str], hparams: LocateThenEditHParams
-) -> ValueRows:
+) -> FactRows:
     whole_answer = hparams.chat_answer == "whole" and model.prompt_form.end != ""
     end = (int(model.tokenizer.convert_tokens_to_ids(model.prompt_form.end)),) if whole_answer else ()
     rows = [
@@ -103,10 +103,10 @@ def _rows_of(
     )
     shortened = any(fitting(model, request, template) != template for template in templates)
     if hparams.kl_factor == 0:
-        return ValueRows(text=request.text, contexts=contexts, essence=None, shortened=shortened)
+        return FactRows(text=request.text, contexts=contexts, essence=None, shortened=shortened)
     prompt = request.model_copy(update={"prompt": ESSENCE_PROMPT})
     row = lookup_row(model, prompt, fact_token="subject_last" if hparams.fact_token == "last" else hparams.fact_token)
     position = row.lookup if hparams.kl_position == "lookup" and not whole_answer else len(row.ids) - 1
     # Tokens after that position are not needed.
     essence = replace(row, ids=row.ids[: position + 1])
-    return ValueRows(text=request.text, contexts=contexts, essence=essence, shortened=shortened)
+    return FactRows(text=request.text, contexts=contexts, essence=essence, shortened=shortened)

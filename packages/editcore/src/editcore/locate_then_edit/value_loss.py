@@ -1,6 +1,6 @@
 """The loss of the values that are optimised side by side, one forward pass at a time.
 
-    L(δ) = Σ over contexts c of share_c · (1/T) Σₜ −log p(target_t | …; δ)
+    L(δ) = mean over the value's facts of Σ over contexts c of share_c · (1/T) Σₜ −log p(target_t | …; δ)
          + kl_factor · KL( p_δ(· | essence prompt) ‖ p(· | essence prompt) )
 
 The weight decay of δ needs no pass; the optimiser adds it.
@@ -10,7 +10,7 @@ Shapes: ``rows`` of a pass, ``values`` optimised now, ``tokens`` scored target t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import MutableMapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from editcore.locate_then_edit.prepared_rows import PreparedRows, logits_with_delta
-from editcore.locate_then_edit.token_rows import ESSENCE, RowName, ValueRows
+from editcore.locate_then_edit.token_rows import ESSENCE, FactRows, RowName
 
 if TYPE_CHECKING:
     from editcore.locate_then_edit.hparams import LocateThenEditHParams
@@ -38,10 +38,12 @@ class LossPass:
     prepared: PreparedRows
     row_value: Tensor
     """``[rows]`` index of the row's value among the active values."""
+    row_fact: Tensor
+    """``[rows]`` number of the row's fact."""
     row_context: Tensor
     """``[rows]`` number of the row's context."""
     row_share: Tensor
-    """``[rows]`` weight of the context in the mean over contexts, 0 for an essence row."""
+    """``[rows]`` weight of the row in the mean over facts and contexts, 0 for an essence row."""
     token_row: Tensor
     """``[tokens]`` row of each scored target token."""
     token_position: Tensor
@@ -64,29 +66,36 @@ class PassLosses:
     """The part of each value's loss that comes from the rows of the pass, ``[values]``, differentiable."""
     nll: Tensor
     """Mean −log p of the target, for each row with a target, ``[targets]``."""
-    nll_value: Tensor
-    """``[targets]`` index of the row's value among the active values."""
+    nll_fact: Tensor
+    """``[targets]`` number of the row's fact."""
     nll_context: Tensor
     """``[targets]`` number of the row's context."""
 
 
 def loss_pass(
-    prepared: PreparedRows, names: Sequence[RowName], rows: Mapping[int, ValueRows], shares: Sequence[float]
+    prepared: PreparedRows,
+    names: Sequence[RowName],
+    facts: Sequence[FactRows],
+    *,
+    active: Sequence[Sequence[int]],
+    shares: Sequence[float],
 ) -> LossPass:
     """The pass over the rows ``names``.
 
     Args:
-        rows: the rows of every active value, by its number, in the order of their indices.
+        facts: the rows of every fact.
+        active: for each active value, the numbers of its facts.
         shares: weight of each context in the mean over contexts.
     """
-    places = {value: place for place, value in enumerate(rows)}
+    places = {fact: place for place, members in enumerate(active) for fact in members}
     lists: dict[str, list[float]] = {name: [] for name in LossPass.__slots__ if name != "prepared"}
-    for index, (value, context) in enumerate(names):
-        row = rows[value].row(context)
+    for index, (fact, context) in enumerate(names):
+        row, place = facts[fact].row(context), places[fact]
         start = row.lookup if prepared.edited is not None else 0  # the token that column 0 of the prepared ids holds
-        lists["row_value"].append(places[value])
+        lists["row_value"].append(place)
+        lists["row_fact"].append(fact)
         lists["row_context"].append(context)
-        lists["row_share"].append(shares[context] if context != ESSENCE else 0.0)
+        lists["row_share"].append(shares[context] / len(active[place]) if context != ESSENCE else 0.0)
         if context == ESSENCE:
             lists["essence_row"].append(index)
             lists["essence_position"].append(len(row.ids) - 1 - start)
@@ -142,7 +151,7 @@ def pass_losses(
     return PassLosses(
         losses=losses,
         nll=row_nll.detach()[targets],
-        nll_value=part.row_value[targets],
+        nll_fact=part.row_fact[targets],
         nll_context=part.row_context[targets],
     )
 
