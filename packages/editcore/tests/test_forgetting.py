@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import scipy.optimize  # noqa: F401  not within the deadline of an example
 from editcore.runs.forgetting import Curve, Forgetting, Sighting, ages, forgetting, monotone, sample_by_age
 from hypothesis import given, strategies as st
 

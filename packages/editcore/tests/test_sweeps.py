@@ -24,7 +24,7 @@ from editcore import Plugins
 from editcore.evaluation import Average
 from editcore.execution.executors import make_executor
 from editcore.sweeps import Plan, SweepFile, load_study, load_sweep, make_plan, run_sweep, state_of
-from editcore.sweeps.tables import mean_table, student_t
+from editcore.sweeps.tables import interval, mean_table
 
 Call = Callable[..., SimpleNamespace]
 
@@ -441,8 +441,13 @@ def test_a_folder_of_something_else_is_left_alone(editctl: Call, write: Callable
 
 
 @pytest.mark.parametrize(("degrees", "expected"), [(1, 12.7062), (2, 4.3027), (4, 2.7764), (10, 2.2281), (100, 1.9840)])
-def test_student_t(degrees: int, expected: float) -> None:
-    assert student_t(degrees) == pytest.approx(expected, abs=1e-3)
+def test_an_interval_is_students(degrees: int, expected: float) -> None:
+    """Of the values 0, 1, ..., in units of the standard error of their mean."""
+    values = np.arange(degrees + 1, dtype=float)
+    low, high = interval(values)
+    error = values.std(ddof=1) / np.sqrt(len(values))
+    assert (values.mean() - low) / error == pytest.approx(expected, abs=1e-4)
+    assert (high - values.mean()) / error == pytest.approx(expected, abs=1e-4)
 
 
 def test_intervals_are_over_seeds_where_there_are_several() -> None:

@@ -78,16 +78,10 @@ class Curve:
 
 
 def monotone(values: Sequence[float], weights: Sequence[float]) -> tuple[float, ...]:
-    """The non-increasing sequence nearest to ``values`` in weighted least squares (pool adjacent violators)."""
-    pools: list[tuple[float, float, int]] = []  # mean, weight, length
-    for value, weight in zip(values, weights, strict=True):
-        mean, total, length = float(value), float(weight), 1
-        while pools and pools[-1][0] < mean:
-            last, heavy, long = pools.pop()
-            mean = (mean * total + last * heavy) / (total + heavy)
-            total, length = total + heavy, length + long
-        pools.append((mean, total, length))
-    return tuple(mean for mean, _, length in pools for _ in range(length))
+    """The non-increasing sequence nearest to ``values`` in weighted least squares."""
+    from scipy.optimize import isotonic_regression  # half a second, and only runs with checkpoints need it
+
+    return tuple(float(mean) for mean in isotonic_regression(values, weights=weights, increasing=False).x)
 
 
 class AgeBin(BaseModel):
