@@ -18,7 +18,7 @@ from editcore.interfaces.errors import HParamsError
 from editcore.interfaces.specs import EditorSpec
 from editcore.plugins.calls import resolve
 from editcore.plugins.registry import Plugins
-from editcore.settings.hparams import HParams, Setting, build, describe, to_toml
+from editcore.settings.hparams import HParams, Setting, build, describe, to_toml, toml_lines
 
 __all__ = ["Imported", "import_file"]
 
@@ -60,15 +60,16 @@ class Imported:
 
     def toml(self) -> str:
         """A file for ``editctl run --config``."""
-        lines = [f"# From {_printable(self.source)}, by editctl hparams import.", f"editor = {_quoted(self.editor)}"]
+        options: dict[str, object] = {"editor": self.editor}
         if self.backend:
-            lines.append(f"backend = {_quoted(self.backend)}")
+            options["backend"] = self.backend
         if self.extensions:
-            lines.append(f"plugins = [{', '.join(map(_quoted, self.extensions))}]")
+            options["plugins"] = list(self.extensions)
         tables = (
             f"\n[{name}]\n{to_toml(values, only=values.model_fields_set)}" for name, values in self.settings.items()
         )
-        return "".join([*(f"{line}\n" for line in lines), *tables])
+        first = f"# From {_printable(self.source)}, by editctl hparams import.\n"
+        return "".join([first, toml_lines(options), *tables])
 
 
 def import_file(path: Path | str, plugins: Plugins, *, editor: str | None = None) -> Imported:
@@ -345,10 +346,6 @@ def _number(value: object) -> object:
     except ValueError:  # more digits than Python reads
         pass
     return value
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
 
 
 def _shown(value: object) -> str:
