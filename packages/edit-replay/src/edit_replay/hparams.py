@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from editcore import HParams
@@ -40,7 +41,7 @@ class ReplayHParams(HParams):
     replay_statistics_weight: Annotated[float, Field(ge=0)] = 0.01
     """Weight μ of an earlier fact in the second moment: the objective gets μ·‖Δk‖² for each, beside the mean of ‖Δk‖²
     over the text."""
-    replay_importance: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    replay_importance: Mapping[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
     """Importance of facts by tag, such as { capital = 2.0 }, 1 without one; a fact with several has their product. Read
     by ``priority``: importance · (1 − success)."""
     replay_eviction: Literal["fifo", "lru"] = "fifo"

@@ -291,6 +291,14 @@ class EditBatch:
             known: targets by request id that were found meanwhile, such as those of a proposal for the whole batch.
         """
         rows = [row for row, request in enumerate(self.requests) if request.id not in ids]
+        return replace(self, known={**self.known, **(known or {})}).keep(rows)
+
+    def keep(self, rows: Sequence[int]) -> EditBatch:
+        """The batch with some of its requests.
+
+        Args:
+            rows: their indices, ascending.
+        """
         requests = tuple(self.requests[row] for row in rows)
         kept = {request.id for request in requests}
         return replace(
@@ -298,7 +306,7 @@ class EditBatch:
             requests=requests,
             weights=tuple(self.weights[row] for row in rows),
             num_new=sum(row < self.num_new for row in rows),
-            known={name: target for name, target in {**self.known, **(known or {})}.items() if name in kept},
+            known={name: target for name, target in self.known.items() if name in kept},
         )
 
 

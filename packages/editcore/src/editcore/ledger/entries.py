@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from editcore.interfaces.changes import Written
 from editcore.interfaces.errors import PluginError
 from editcore.interfaces.history import LedgerEntry
-from editcore.interfaces.values import HeldKey, first_problem
+from editcore.interfaces.values import EditBatch, HeldKey, first_problem
 from editcore.ledger.lines import AttachmentLine, BatchLine, HeldLine, TensorFile
 from editcore.ledger.tensors import Lazy, StoredTensors
 
@@ -65,14 +65,15 @@ def _fields_alike(batch: LedgerEntry | BatchLine) -> dict[str, Any]:
 
 def entry_without(entry: LedgerEntry, undone: Collection[str], written: Written) -> LedgerEntry:
     """The entry without the new requests in ``undone``. ``written`` is the solution of the rest."""
-    rows = entry.kept_rows(undone)
-    requests = tuple(entry.requests[row] for row in rows)
-    kept = {request.id for request in requests}
+    # Without known targets and held keys, which are read from the disk when they are first looked at.
+    whole = EditBatch(index=entry.batch, requests=entry.requests, weights=entry.weights, num_new=entry.num_new)
+    rest = whole.keep(entry.kept_rows(undone))
+    kept = {request.id for request in rest.requests}
     return replace(
         entry,
-        requests=requests,
-        weights=tuple(entry.weights[row] for row in rows),
-        num_new=sum(row < entry.num_new for row in rows),
+        requests=rest.requests,
+        weights=rest.weights,
+        num_new=rest.num_new,
         changes=written.changes,
         attachment=written.attachment,
         known=Lazy(lambda: {name: known for name, known in entry.known.items() if name in kept}),

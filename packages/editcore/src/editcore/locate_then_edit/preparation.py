@@ -28,7 +28,10 @@ __all__ = ["Prepared", "first_token_metric", "prepare"]
 @documented
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What was learnt from the unedited model."""
+    """What was learnt from the unedited model.
+
+    ``metrics`` and ``cache_prefixes`` are caches: they grow, because a layer is entered when a batch first needs it.
+    """
 
     templates: tuple[str, ...]
     """Contexts of the keys; ``{}`` stands for the prompt."""

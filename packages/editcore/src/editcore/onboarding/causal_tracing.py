@@ -227,7 +227,7 @@ def _spread(model: LanguageModel, rows: Sequence[_Row]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _Traced:
-    effects: dict[str, np.ndarray]
+    effects: Mapping[str, np.ndarray]
     """By kind, ``[tokens, layers]``, for the tokens that have roles."""
     clean: float
     corrupted: float
