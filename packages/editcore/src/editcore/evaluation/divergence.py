@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from editcore._util.memory import in_halves
+from editcore.models.encoding import pad_rows
 from editcore.models.forward import logits_at
 from editcore.models.planning import PassBudget, plan_passes
-from editcore.models.tokens import pad_rows
 
 if TYPE_CHECKING:
     from editcore.models import LanguageModel

@@ -26,9 +26,10 @@ from editcore._util.memory import in_halves
 from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import RequestError
 from editcore.interfaces.progress import Progress, silent
+from editcore.models.encoding import pad_rows
 from editcore.models.forward import logits_at
 from editcore.models.planning import PassBudget, plan_passes
-from editcore.models.tokens import join_continuation, pad_rows
+from editcore.models.tokens import join_continuation
 
 if TYPE_CHECKING:
     from editcore.models import LanguageModel

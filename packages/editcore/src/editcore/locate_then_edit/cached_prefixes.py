@@ -35,8 +35,9 @@ from editcore.locate_then_edit.prepared_rows import (
     whole_rows,
 )
 from editcore.locate_then_edit.token_rows import RowName
+from editcore.models.encoding import pad_rows
 from editcore.models.planning import PassBudget, plan_passes
-from editcore.models.tokens import TokenRow, pad_rows
+from editcore.models.tokens import TokenRow
 
 if TYPE_CHECKING:
     from editcore.models import LanguageModel

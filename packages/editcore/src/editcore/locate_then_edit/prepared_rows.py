@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from editcore.models.encoding import pad_rows
 from editcore.models.forward import logits_at
 from editcore.models.module_hooks import first_tensor, hooks
 from editcore.models.passes import skip_first_blocks, stop_after
-from editcore.models.tokens import TokenRow, pad_rows
+from editcore.models.tokens import TokenRow
 
 if TYPE_CHECKING:
     from editcore.models import LanguageModel

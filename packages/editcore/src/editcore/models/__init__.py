@@ -1,5 +1,4 @@
-"""Models: loading them, finding their parts, prompts as tokens, forward passes and what is read from them, and writing
-weights.
+"""Models: loading them, finding their parts, encoding prompts, running forward passes, and writing weights.
 
 Loaded on first use: ``from editcore.models import CATALOGUE`` imports no torch.
 """

@@ -11,7 +11,7 @@ from .catalogue import (
     local_path as local_path,
 )
 from .edited import EditedModel as EditedModel, attached_reason as attached_reason
-from .encoding import Encoded as Encoded
+from .encoding import Encoded as Encoded, pad_rows as pad_rows
 from .fetching import pull as pull
 from .forward import logits_at as logits_at
 from .gradients import asking_for_gradients as asking_for_gradients, target_losses as target_losses
@@ -36,7 +36,6 @@ from .tokens import (
     join_continuation as join_continuation,
     last_index_covering as last_index_covering,
     lookup_row as lookup_row,
-    pad_rows as pad_rows,
 )
 from .weights import split_address as split_address
 from .writing import (

@@ -1,4 +1,4 @@
-"""What passes through the edited projections at the lookup tokens.
+"""Inputs and outputs of the edited projections at the lookup tokens.
 
 Shapes: ``rows`` token rows, ``seq`` their padded length, ``d_in`` and ``d_out`` the widths of a projection.
 """
@@ -15,10 +15,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from editcore._util.memory import in_halves
 from editcore.interfaces.documented import documented
+from editcore.models.encoding import pad_rows
 from editcore.models.module_hooks import first_tensor, hooks
 from editcore.models.passes import skip_first_blocks, stop_after
 from editcore.models.planning import PassBudget, plan_passes
-from editcore.models.tokens import TokenRow, pad_rows
+from editcore.models.tokens import TokenRow
 
 if TYPE_CHECKING:
     from editcore.models import LanguageModel
@@ -29,7 +30,7 @@ __all__ = ["Captured", "LayerByLayerCapture", "capture", "project"]
 @documented
 @dataclass(frozen=True, slots=True)
 class Captured:
-    """What passed through one layer at the captured positions."""
+    """What one layer read and wrote at the lookup tokens."""
 
     inputs: Tensor
     """Projection input (the key), ``[rows, d_in]``."""
@@ -44,11 +45,11 @@ def capture(
 ) -> dict[int, Captured]:
     """Projection inputs and outputs and block outputs at each row's lookup token, all layers in one pass.
 
-    The pass ends behind the deepest layer: no later block and no logits are computed, and no token behind the lookup
-    token.
+    The pass ends after the deepest of ``layers``. Later blocks, logits and tokens after the lookup token are not
+    computed.
 
     Args:
-        budget: what one forward pass may hold; left out, what suits the model's device.
+        budget: what one forward pass may hold; left out, what suits the device of the model.
     """
     return LayerByLayerCapture(model, budget=budget).capture(dict(enumerate(rows)), layers)
 
@@ -56,9 +57,12 @@ def capture(
 class LayerByLayerCapture:
     """Captures activations at increasing layers.
 
-    Each capture resumes from the hidden states of the one before, because the blocks below have not changed. The input
-    of the lowest block of a capture is kept for that, up to ``keep_bytes``. This serves families in which a block reads
-    nothing of the lower ones but the residual stream.
+    Each capture resumes from the hidden states of the one before, because the blocks below have not changed. It works
+    in families whose blocks read nothing of lower blocks but the residual stream.
+
+    Args:
+        keep_bytes: memory for the hidden states that are kept: the input of the lowest captured block, for each row.
+        budget: what one forward pass may hold; left out, what suits the device of the model.
     """
 
     def __init__(self, model: LanguageModel, *, keep_bytes: int = 0, budget: PassBudget | None = None) -> None:
@@ -69,7 +73,7 @@ class LayerByLayerCapture:
 
     @torch.inference_mode()
     def capture(self, rows: Mapping[Hashable, TokenRow], layers: Sequence[int]) -> dict[int, Captured]:
-        """As :func:`capture`, for rows by name: the captured are in their order."""
+        """As :func:`capture`, for rows with names; the result is in their order."""
         names = list(rows)
         for name in names:
             if name in self._kept and self._kept[name][0] > min(layers):
@@ -156,10 +160,10 @@ class LayerByLayerCapture:
 
 @torch.inference_mode()
 def project(model: LanguageModel, address: str, keys: Tensor) -> Tensor:
-    """What the matrix at ``address`` gives for ``keys [n, d_in]``: ``[n, d_out]`` in the keys' type and place.
+    """The matrix at ``address`` times ``keys [n, d_in]``: ``[n, d_out]``, in the type and on the device of the keys.
 
-    Where the address is that of a linear module's weight, it is asked of the module itself, so that its bias and
-    whatever a backend put beside its weight count.
+    Where the address is the weight of a linear module, the module itself is called. So its bias counts, and whatever a
+    backend put beside its weight.
     """
     weight = model.weight(address)
     module = model.hf.get_submodule(address.removesuffix(".weight")) if address.endswith(".weight") else None

@@ -1,4 +1,4 @@
-"""The README of a model folder that editcore wrote: which base, which versions, who can read it."""
+"""The README of a model folder that editcore wrote: its base, the versions that wrote it, and what can read it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def model_card(title: str, *, base: str, hub: HubModel | None, fingerprint: str 
     """The README of a model folder, with the front matter that hubs read.
 
     Args:
-        base: what the model was called that was loaded.
-        fingerprint: of the unedited weights, where it was asked for.
+        base: the name by which the model was loaded.
+        fingerprint: of the unedited weights; ``None`` where it was not computed.
     """
     made_with = ", ".join(f"{name} {version(name)}" for name in ("editcore", "transformers", "torch", "safetensors"))
     rows = [("base model", hub.id if hub is not None else Path(base).name)]

@@ -1,7 +1,7 @@
-"""A model with its edits: what a backend holds in its weights, and what attachments keep beside them.
+"""A model with its edits: in its weights, through a backend, and beside them, through attachments.
 
-Everything that edits, measures on trial, undoes or reopens goes through here, so that weights and attachments always
-belong to the same batches.
+Whoever edits, tries, undoes or reopens does it through :class:`EditedModel`. So weights and attachments always belong
+to the same batches.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ def attached_reason(model: str, kinds: Sequence[str], what: str) -> str:
 
 
 class EditedModel:
-    """A model in the charge of a backend, with attachments beside it.
+    """A model whose weights a backend changes, with attachments beside them.
 
-    Its state is a function of the base weights and of what is active, in order, whatever the history.
+    Its state depends on the base weights and on the active batches in their order, and on nothing else.
 
     Args:
         model: unedited.
         backend: opened on ``model``.
         spec: the backend's announcement.
-        plugins: where kinds of attachments are announced.
+        plugins: have the kinds of attachments.
     """
 
     def __init__(self, model: LanguageModel, backend: Backend, *, spec: BackendSpec, plugins: Plugins) -> None:
@@ -55,19 +55,19 @@ class EditedModel:
         self._active: list[Written] = []
         self._installed: list[Attachment] = []
         self._beside = ExitStack()
-        """Takes out everything that is installed."""
+        """Removes the installed attachments when it is closed."""
 
     @property
     def attachments(self) -> tuple[Attachment, ...]:
-        """What is installed beside the weights, oldest first."""
+        """The installed attachments, oldest first."""
         return tuple(self._installed)
 
     def apply(self, written: Written) -> None:
-        """Add one batch behind those that are active.
+        """Add one batch after the active ones.
 
         Raises:
-            EditcoreError: the backend cannot express its changes, or its attachment cannot be installed; the model is
-                as it was.
+            EditcoreError: the backend cannot express its changes, or its attachment cannot be installed. The model is
+                as before.
         """
         installed = list(self._installed)
         try:
@@ -80,10 +80,10 @@ class EditedModel:
         self._active.append(written)
 
     def rebuild(self, active: Sequence[Written]) -> None:
-        """Make exactly ``active``, in this order, the model's state; none of them makes it unedited.
+        """Put exactly these batches, in this order, into the model; without any it is unedited.
 
         Raises:
-            EditcoreError: as :meth:`apply`; the model is unedited.
+            EditcoreError: as :meth:`apply`. The model is unedited.
         """
         try:
             with self._beside_removed(_attachments(active)):
@@ -97,7 +97,7 @@ class EditedModel:
 
     @contextmanager
     def trial(self, written: Written) -> Iterator[None]:
-        """The model with ``written`` behind what is active, inside the block only."""
+        """The model with one more batch, inside the block only."""
         before = list(self._installed)
         with ExitStack() as stack:
             stack.callback(self._install, before)
@@ -109,7 +109,7 @@ class EditedModel:
             yield
 
     def trial_of(self, changes: Changes, attachment: Attachment | None = None) -> AbstractContextManager[None]:
-        """:meth:`trial`, as editors have it (:class:`editcore.Trial`)."""
+        """:meth:`trial`, in the form that editors are given (:class:`editcore.Trial`)."""
         return self.trial(Written(changes=changes, attachment=attachment))
 
     @contextmanager
@@ -123,13 +123,13 @@ class EditedModel:
             self.rebuild(active)
 
     def save(self, directory: Path | str, *, dtype: str | None = None) -> None:
-        """Write the edited model as a folder that ``from_pretrained`` loads, whatever the backend: whole or not at all.
+        """Write the edited model as a folder that ``from_pretrained`` loads: all of it or nothing.
+
+        Its ``editcore.json`` names the base model, so that a preset for the base fits the folder too.
 
         Args:
-            dtype: of the weights in the folder; left out, as in the folder that the model was loaded from. Sums of
-                base and changes are rounded to it once.
-
-        Its ``editcore.json`` names the base, whose preset the folder has.
+            dtype: of the weights in the folder; left out, as in the folder that the model was loaded from. The sum of
+                base and changes is rounded to it once.
 
         Raises:
             ModelError: a part of the edits is not in the weights.
@@ -165,10 +165,10 @@ class EditedModel:
             self.rebuild(active)
 
     def check_all_in_weights(self, what: str) -> None:
-        """Refuse to pass weights off as the edited model where they are not all of it.
+        """Refuse where a part of the edits is not in the weights.
 
         Args:
-            what: was asked for, as a participle.
+            what: what was asked for, as a participle, such as ``saved``.
 
         Raises:
             ModelError: the backend keeps changes elsewhere, or there are attachments.
@@ -183,14 +183,16 @@ class EditedModel:
 
     @contextmanager
     def _beside_removed(self, afterwards: list[Attachment]) -> Iterator[None]:
-        """Nothing beside the weights while a backend works, which may wrap modules as an attachment may; exactly
-        ``afterwards`` behind the block."""
+        """Remove attachments inside the block, and install ``afterwards`` after it.
+
+        A backend may wrap the same modules as an attachment, so it works without attachments.
+        """
         self._install([])
         yield
         self._install(afterwards)
 
     def _install(self, attachments: list[Attachment]) -> None:
-        """Make exactly these the model's attachments, each kind by an object of its own."""
+        """Install exactly these attachments, each kind through one object."""
         if not attachments and not self._installed:
             return
         self._installed = []
@@ -198,7 +200,7 @@ class EditedModel:
         by_kind: dict[str, list[Attachment]] = {}
         for attachment in attachments:
             by_kind.setdefault(attachment.kind, []).append(attachment)
-        with ExitStack() as stack:  # takes out the kinds that are in, if a later one fails
+        with ExitStack() as stack:  # removes the installed kinds if a later one fails
             for kind in sorted(by_kind):
                 with boundary(f"The attachment '{kind}' cannot be installed: "):
                     keeper: AttachmentKind = resolve(self.plugins.attachment(kind).target)()

@@ -1,4 +1,4 @@
-"""Texts as token ids, and token ids as texts: the one place where a tokenizer is called on the text of a user.
+"""Texts as token ids, padded, and token ids as texts: the one place where the tokenizer reads a text.
 
 Shapes: ``rows`` texts, ``seq`` their padded length.
 """
@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
 
 from editcore.interfaces.documented import documented
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Encoded", "TokenSpans", "continuation_text", "decoded", "shortened", "tokens_of"]
+__all__ = ["Encoded", "TokenSpans", "continuation_text", "decoded", "pad_rows", "shortened", "tokens_of"]
 
 TokenSpans = tuple[tuple[int, int], ...]
 """For each token its first character and the one after its last; special tokens have (0, 0)."""
@@ -61,6 +63,20 @@ def tokens_of(
     else:
         end = max(place for place, is_special in enumerate(special) if not is_special) + 1
     return tuple(ids[:end]), tuple((int(first), int(last)) for first, last in encoded["offset_mapping"][:end])
+
+
+def pad_rows(
+    rows: Sequence[Sequence[int]], pad: int, *, device: torch.device, side: Literal["left", "right"] = "right"
+) -> tuple[Tensor, Tensor]:
+    """``(input_ids, attention_mask)``, both ``[rows, seq]`` int64, with at least one column."""
+    width = max(1, *(len(row) for row in rows))
+    ids = torch.full((len(rows), width), pad, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    for index, row in enumerate(rows):
+        where = slice(0, len(row)) if side == "right" else slice(width - len(row), width)
+        ids[index, where] = torch.tensor(row, dtype=torch.long)
+        mask[index, where] = 1
+    return ids.to(device), mask.to(device)
 
 
 def decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:

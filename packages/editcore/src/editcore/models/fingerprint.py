@@ -1,4 +1,4 @@
-"""What tells one state of a model's weights from another."""
+"""A hash of a model: its architecture and its weights as they are now."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def fingerprint_of(hf: Any) -> str:
 
 
 def _architecture(hf: Any) -> dict[str, Any]:
-    """The configuration without what a save and load, a version or a caller's habit changes."""
+    """The configuration without what saving, another version or the caller changes."""
 
     def clean(value: Any) -> Any:
         if isinstance(value, dict):
@@ -51,7 +51,7 @@ def _architecture(hf: Any) -> dict[str, Any]:
 
 
 def _stored_tensors(hf: Any) -> Iterator[tuple[str, Tensor]]:
-    """What the state dict holds, by name; a tensor with several names once, under the first."""
+    """The tensors of the state dict, by name; a tensor with several names comes once, under the first."""
     seen: set[tuple[int, torch.device, tuple[int, ...], tuple[int, ...]]] = set()
     for name, tensor in sorted(hf.state_dict().items()):
         identity = (tensor.data_ptr(), tensor.device, tuple(tensor.shape), tensor.stride())

@@ -1,11 +1,11 @@
 """The model's own forward pass, with the head run only where logits are wanted.
 
-A language-model head costs ``d_model x vocab`` per token; for a small model it is most of a forward pass, and the
-logits of a batch are its largest tensor. Scoring and the value optimisation read a few positions per row.
+The head (output embedding) costs ``d_model x vocab`` per token. For a small model that is most of a forward pass, and
+the logits of a batch are its largest tensor. Scoring and the value optimisation read only a few positions per row.
 
-The gather happens at the input of the output embedding, so everything an architecture does around it (soft-caps, scaled
-heads, head biases, final norms) is the model's own code and stays as it is. The head of a model in bfloat16 or float16
-runs in float32: eight bits of a logit would make likely tokens tie.
+Wanted positions are picked at the input of the head. Everything that an architecture does around it (final norm, scale,
+bias, soft-cap) stays the model's own code. The head of a model in bfloat16 or float16 runs in float32: a logit of eight
+bits would be the same for several likely tokens.
 
 Shapes: ``batch`` rows of ``seq`` tokens, ``num_scored`` positions, ``d_model``, ``vocab``.
 """
@@ -37,9 +37,8 @@ def logits_at(
 ) -> Tensor:
     """The logits at ``(rows[i], positions[i])``, as ``[num_scored, vocab]``, differentiable.
 
-    Gradients flow unless the caller forbids them (``torch.inference_mode``). Nothing is kept: no cache is made unless
-    one is handed in. A head in bfloat16 or float16 is widened to float32 for the call, which takes 4 bytes a number of
-    it meanwhile, and so are the logits.
+    Gradients flow unless the caller forbids them (``torch.inference_mode``). No cache is made unless one is given. A
+    head in bfloat16 or float16 is copied to float32 for the call, and the logits are float32.
 
     Args:
         input_ids: ``[batch, seq]``.
@@ -86,8 +85,10 @@ def logits_at(
 
 @contextmanager
 def _in_float32(head: nn.Module) -> Iterator[bool]:
-    """The head with its parameters in bfloat16 or float16 widened to float32, inside the block only: whether there are
-    any. Other modules that share a parameter keep it as it is."""
+    """The head with its bfloat16 or float16 parameters in float32, inside the block only. Yields whether it has any.
+
+    Other modules that share a parameter keep it as it is.
+    """
     narrow = [
         (module._parameters, name, parameter)
         for module in head.modules()

@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
+from editcore.models.encoding import pad_rows
 from editcore.models.options import Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["StopRule", "Writer", "continued", "padded"]
+__all__ = ["StopRule", "Writer", "continue_rows"]
 
 _ROWS = 128
 """Rows that are written together, where the vocabulary is small."""
@@ -57,12 +58,12 @@ class Writer:
     pad_id: int
     end_ids: frozenset[int]
     cache_argument: str
-    """Under which name its forward pass takes and returns the cache."""
+    """The name under which its forward pass takes and returns the key-value cache."""
     positions: int | None
     """The most tokens that it reads at once; ``None`` for any number."""
 
 
-def continued(
+def continue_rows(
     writer: Writer,
     rows: Sequence[Sequence[int]],
     *,
@@ -70,7 +71,11 @@ def continued(
     sampling: Sampling | None,
     advance: Callable[[int], None],
 ) -> list[list[int]]:
-    """The new tokens of each row; see ``LanguageModel.generate_ids``."""
+    """The new tokens of each row; see ``LanguageModel.generate_ids``.
+
+    Args:
+        advance: called after every step with the number of tokens just written.
+    """
     answers: list[list[int]] = [[] for _ in rows]
     choose = _greedy if sampling is None else _drawing(sampling)
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))  # stable: equal lengths keep their order
@@ -86,18 +91,6 @@ def continued(
     return [answer[:limit] for answer, limit in zip(answers, stop.limits, strict=True)]
 
 
-def padded(rows: Sequence[Sequence[int]], pad: int, *, left: bool) -> tuple[Tensor, Tensor]:
-    """``(input_ids, attention_mask)``, ``[rows, seq]``, with at least one column."""
-    width = max(1, *(len(row) for row in rows))
-    ids = torch.full((len(rows), width), pad, dtype=torch.long)
-    mask = torch.zeros((len(rows), width), dtype=torch.long)
-    for index, row in enumerate(rows):
-        where = slice(width - len(row), width) if left else slice(0, len(row))
-        ids[index, where] = torch.tensor(row, dtype=torch.long)
-        mask[index, where] = 1
-    return ids, mask
-
-
 def _together(
     writer: Writer, order: Sequence[int], rows: Sequence[Sequence[int]], limits: Sequence[int]
 ) -> Iterator[list[int]]:
@@ -110,7 +103,7 @@ def _together(
     for _, group in itertools.groupby(order, key=alike):
         members: list[int] = []
         for index in group:
-            # Some families (GPT-Neo, MPT) give padding positions of its own, and a row that has ended is padded on.
+            # In some families (GPT-Neo, MPT) padding takes positions too, and a row that has ended is padded further.
             longest = len(rows[index]) + max(limits[member] for member in (*members, index)) - 1
             if members and (len(members) == most or (writer.positions is not None and longest > writer.positions)):
                 yield members
@@ -120,7 +113,7 @@ def _together(
 
 
 class _Batch:
-    """Rows that are written together, and the model's cache of them."""
+    """Rows that are written together, and their key-value cache."""
 
     def __init__(
         self, writer: Writer, rows: Sequence[Sequence[int]], members: Sequence[int], answers: list[list[int]]
@@ -129,9 +122,9 @@ class _Batch:
         """The index of each row of the batch."""
         self._writer = writer
         self._answers = answers
-        ids, mask = padded([rows[index] for index in members], writer.pad_id, left=True)
-        self._next = ids.to(writer.device)  # [rows, seq]: what the next step reads
-        self._mask = mask.to(writer.device)  # [rows, seq]: of all tokens so far
+        texts = [rows[index] for index in members]
+        # Both [rows, seq]: what the next step reads, and the mask of all tokens so far.
+        self._next, self._mask = pad_rows(texts, writer.pad_id, device=writer.device, side="left")
         self._ends = torch.tensor(sorted(writer.end_ids), device=writer.device)
         self._cache: Any = None
         self._takes = frozenset(inspect.signature(writer.hf.forward).parameters)

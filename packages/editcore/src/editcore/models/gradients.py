@@ -1,4 +1,4 @@
-"""What editors need that learn by gradients: the loss of targets, and autograd over weights that ask for none.
+"""For editors that learn by gradients: the loss of targets, and weights that autograd follows.
 
 Shapes: ``n`` requests, ``num_scored`` target tokens of all of them, ``vocab``.
 """
@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from editcore.interfaces.errors import RequestError
+from editcore.models.encoding import pad_rows
 from editcore.models.forward import logits_at
-from editcore.models.tokens import join_continuation, pad_rows
+from editcore.models.tokens import join_continuation
 from editcore.models.weights import split_address
 
 if TYPE_CHECKING:
@@ -27,8 +28,8 @@ __all__ = ["asking_for_gradients", "target_losses"]
 def target_losses(model: LanguageModel, requests: Sequence[EditRequest]) -> Tensor:
     """Mean −log p over the tokens of each request's target behind its prompt, in nats, ``[n]``.
 
-    All requests are read in one forward pass; gradients flow unless the caller forbids them. Without them,
-    :func:`editcore.evaluation.score_targets` takes any number of prompts.
+    All requests go through the model in one forward pass. Gradients flow unless the caller forbids them. Where none are
+    needed, :func:`editcore.evaluation.score_targets` takes any number of prompts.
 
     Raises:
         RequestError: there is no request, a prompt or a target has no token, or they are longer than the model's
@@ -54,9 +55,9 @@ def target_losses(model: LanguageModel, requests: Sequence[EditRequest]) -> Tens
 
 @contextmanager
 def asking_for_gradients(model: LanguageModel, addresses: Sequence[str]) -> Iterator[list[Tensor]]:
-    """The weights at these addresses, which autograd follows inside the block; a model's own ask for none.
+    """The weights at these addresses, with ``requires_grad`` inside the block only.
 
-    Of a slice of a stacked parameter the whole parameter is given: it is the leaf.
+    For a slice of a stacked parameter the whole parameter is given, because only that is a leaf of autograd.
 
     Raises:
         ModelError: the model has no such weight.

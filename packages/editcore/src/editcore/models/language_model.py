@@ -20,9 +20,9 @@ from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import RequestError, StorageError
 from editcore.interfaces.progress import Progress, silent
 from editcore.models.card import model_card
-from editcore.models.encoding import Encoded, TokenSpans, continuation_text, decoded, shortened, tokens_of
+from editcore.models.encoding import Encoded, TokenSpans, continuation_text, decoded, pad_rows, shortened, tokens_of
 from editcore.models.fingerprint import fingerprint_of
-from editcore.models.generating import StopRule, Writer, continued, padded
+from editcore.models.generating import StopRule, Writer, continue_rows
 from editcore.models.layout import ModelLayout, detect_layout
 from editcore.models.layout_check import check_layout
 from editcore.models.loading import (
@@ -62,9 +62,12 @@ _AROUND = 30
 
 @documented
 class LanguageModel:
-    """A causal language model in evaluation mode, none of whose parameters asks for a gradient.
+    """A causal language model in evaluation mode, with its parameters frozen (no ``requires_grad``).
 
     Made by :meth:`load` or :meth:`wrap`.
+
+    >>> LanguageModel.load("smollm2-135m").generate(["The capital of France is"], max_new_tokens=1)  # doctest: +SKIP
+    [' Paris']
     """
 
     hf: PreTrainedModel
@@ -72,15 +75,15 @@ class LanguageModel:
     tokenizer: PreTrainedTokenizerBase
     """Its tokenizer."""
     layout: ModelLayout
-    """Where its blocks and projections are."""
+    """The paths of its blocks and projections, and their widths."""
     name: str
     """A catalogue name, a folder or a hub id."""
     weights: Weights
-    """Every parameter by address; what a change of it may look like."""
+    """Its parameters, by address."""
     hub: HubModel | None
-    """The model on the hub by which everybody can find it; ``None`` where it is not known."""
+    """The model on the hub that it was loaded or made from; ``None`` where that is not known."""
     prompt_form: PromptForm
-    """What stands around every prompt: nothing, until :meth:`use_chat_template`."""
+    """The text around every prompt: none, or the turns of a chat (:meth:`use_chat_template`)."""
     positions: int | None
     """The most tokens that it reads at once; ``None`` for any number."""
 
@@ -109,7 +112,7 @@ class LanguageModel:
         families: Mapping[str, Mapping[str, str]] | None = None,
         progress: Progress = silent,
     ) -> LanguageModel:
-        """A model by catalogue name (fetched on first use), folder, or hub id.
+        """Load a model by its catalogue name (fetched on first use), folder or hub id.
 
         Args:
             options: device, type of the weights and more; left out, float32 on the CPU.
@@ -154,12 +157,12 @@ class LanguageModel:
         families: Mapping[str, Mapping[str, str]] | None = None,
         check: bool = True,
     ) -> LanguageModel:
-        """A model from objects in hand. ``hf`` is put into evaluation mode and its parameters are frozen.
+        """Make a language model of a loaded one. ``hf`` is put into evaluation mode and its parameters are frozen.
 
         Args:
-            families: by ``config.model_type``, module paths that win over what detection finds; see
+            families: by ``config.model_type``, module paths that replace what detection finds; see
                 :class:`editcore.ModelFamilySpec`.
-            check: hold the layout found against a forward pass; leave it on unless it has just been done.
+            check: check the layout by a forward pass. Leave it on, unless it has just been done.
 
         Raises:
             ModelError: the tokenizer has no character offsets, weights are offloaded, or the structure is not one that
@@ -176,7 +179,7 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the input embedding is, and so where token ids go; later blocks may be elsewhere (:meth:`place`)."""
+        """The device of the input embedding, where token ids go. Blocks may be elsewhere (:meth:`place`)."""
         device: torch.device = self.hf.get_input_embeddings().weight.device
         return device
 
@@ -186,7 +189,7 @@ class LanguageModel:
         return "cache" if "cache" in inspect.signature(self.hf.forward).parameters else "past_key_values"
 
     def place(self, layer: int) -> torch.device:
-        """Where the edited projection of ``layer`` is, and so where its keys, its second moment and its solve are."""
+        """The device of the edited projection of ``layer``, of its keys, its second moment and its solve."""
         return self.weight(self.layout.weight_name(layer)).device
 
     @property
@@ -196,7 +199,7 @@ class LanguageModel:
 
     @property
     def pad_id(self) -> int:
-        """The id that fills rows; masked wherever it does."""
+        """The id of the token that pads rows; padding is always masked."""
         return int(self.tokenizer.pad_token_id)
 
     @property
@@ -217,15 +220,18 @@ class LanguageModel:
         return projection
 
     def check_layer(self, layer: int, *, setting: str = "layers") -> None:
-        """Refuse a block that is not there.
+        """Refuse a layer that the model does not have.
+
+        Args:
+            setting: what asks for it; the message begins with it.
 
         Raises:
-            HParamsError: ``layer`` is out of range; the message names ``setting``.
+            HParamsError: ``layer`` is out of range.
         """
         check_layer(layer, self.layout.num_layers, model=self.name, setting=setting)
 
     def weight(self, address: str) -> Tensor:
-        """The parameter of that address, or the slice of it, as stored; see :mod:`editcore.models.weights`.
+        """The parameter at an address, or a slice of it, as it is stored; see :mod:`editcore.models.weights`.
 
         Raises:
             ModelError: there is none, it is tied to another one, or it holds no floating-point numbers.
@@ -233,7 +239,7 @@ class LanguageModel:
         return self.weights.stored(address)
 
     def as_out_in(self, address: str, tensor: Tensor) -> Tensor:
-        """``tensor``, shaped like the stored weight, as (out, in): a view, and its own inverse.
+        """``tensor``, which has the shape of the stored weight, as (out, in), or back: a view.
 
         Raises:
             ModelError: as :meth:`weight`.
@@ -242,7 +248,7 @@ class LanguageModel:
 
     @property
     def base_fingerprint(self) -> str:
-        """:meth:`fingerprint` at the first look. Look once before editing; it does not change after that."""
+        """The :meth:`fingerprint` of the unedited model. Ask for it before the first edit; then it stays the same."""
         if self._base_fingerprint is None:
             self._base_fingerprint = self.fingerprint()
         return self._base_fingerprint
@@ -255,7 +261,7 @@ class LanguageModel:
         """``texts`` as tokens, padded on the right whatever side the tokenizer prefers.
 
         Args:
-            add_special_tokens: those that the tokenizer puts in front (BOS). Those that it appends are left out.
+            add_special_tokens: with those that the tokenizer puts in front (BOS). Those that it appends are left out.
 
         Raises:
             RequestError: the model has no embedding of a token.
@@ -263,11 +269,11 @@ class LanguageModel:
         if not texts:
             raise ValueError("encode needs at least one text")
         rows = [self._tokens(text, special_tokens=add_special_tokens) for text in texts]
-        ids, mask = padded([row for row, _ in rows], self.pad_id, left=False)
-        return Encoded(ids.to(self.device), mask.to(self.device), tuple(offsets for _, offsets in rows))
+        ids, mask = pad_rows([row for row, _ in rows], self.pad_id, device=self.device)
+        return Encoded(ids, mask, tuple(offsets for _, offsets in rows))
 
     def use_chat_template(self) -> None:
-        """From now on a prompt is the user's turn of a chat, and what follows it the start of the assistant's answer.
+        """From now on, every prompt is the user's turn of a chat, and the continuation is the assistant's answer.
 
         Raises:
             ModelError: the tokenizer has no chat template, or one that does not keep the user's text.
@@ -310,8 +316,10 @@ class LanguageModel:
         return self._tokens("", special_tokens=True)[0]
 
     def room(self, prompt: str, *, then: str = "") -> float:
-        """How many more tokens the model can read behind a prompt in its form, continued by ``then``: less than 0 if
-        these are too long already, infinite where :attr:`positions` is ``None``."""
+        """How many more tokens the model can read after a prompt in its form, continued by ``then``.
+
+        Less than 0 if these are too long already; infinite where :attr:`positions` is ``None``.
+        """
         if self.positions is None:
             return math.inf
         form = self.prompt_form
@@ -333,7 +341,7 @@ class LanguageModel:
 
     @contextlib.contextmanager
     def rewriting(self, rewrite: Callable[[str], str]) -> Iterator[None]:
-        """Inside the block, :meth:`asked` puts prompts through ``rewrite``, behind those that do already."""
+        """Inside the block, :meth:`asked` also applies ``rewrite`` to prompts, after the rewrites that are there."""
         self._rewriters.append(rewrite)
         try:
             yield
@@ -341,8 +349,10 @@ class LanguageModel:
             self._rewriters.remove(rewrite)
 
     def asked(self, prompt: str) -> str:
-        """What the model is asked instead of ``prompt`` where attachments rewrite prompts: in generation and in
-        evaluation. Keys and targets are computed of prompts as they are."""
+        """The prompt that the model reads instead of ``prompt``, where attachments rewrite prompts.
+
+        Generation and evaluation ask for it. Keys and targets are computed from prompts as they are.
+        """
         for rewrite in self._rewriters:
             prompt = rewrite(prompt)
         return prompt
@@ -358,8 +368,8 @@ class LanguageModel:
     ) -> list[str]:
         """The continuation of each prompt, without the prompt.
 
-        A continuation ends at an end token, after ``max_new_tokens``, or at the last of the model's :attr:`positions`;
-        a warning tells of the last.
+        A continuation ends at an end token, after ``max_new_tokens``, or at the last of the model's :attr:`positions`,
+        with a warning.
 
         Args:
             max_new_tokens: for all, or one number per prompt.
@@ -417,7 +427,7 @@ class LanguageModel:
             hf=self.hf, device=self.device, dtype=self.dtype, vocab_size=self.layout.vocab_size, pad_id=self.pad_id,
             end_ids=self.end_ids, cache_argument=self.cache_argument, positions=self.positions,
         )  # fmt: skip
-        return continued(writer, filled, stop=stop, sampling=sampling, advance=advance)
+        return continue_rows(writer, filled, stop=stop, sampling=sampling, advance=advance)
 
     def _within_positions(self, rows: Sequence[Sequence[int]], limits: Sequence[int]) -> list[int]:
         """The most new tokens of each row, cut so that every token that is read has a position."""
@@ -439,18 +449,20 @@ class LanguageModel:
 
     @property
     def saved_dtype(self) -> torch.dtype:
-        """The type that :meth:`save` should write: that of the weights in the folder it was loaded from, or its own if
-        it cannot hold all of their values."""
+        """The type that :meth:`save` should write: as in the folder that the model was loaded from.
+
+        It is the model's own type where that cannot hold every number of the folder's type, or where the folder's type
+        is not known.
+        """
         stored = stored_dtype(self._base_config) or self.dtype
         return stored if torch.promote_types(stored, self.dtype) == self.dtype else self.dtype
 
     @contextlib.contextmanager
     def held_as(self, dtype: torch.dtype) -> Iterator[None]:
-        """The weights in another type, inside the block only; the bits come back. What is written into a weight inside
-        the block is rounded to that type at once.
+        """The weights in another type, inside the block only; afterwards they have their old bits.
 
-        Where the folder that the model was loaded from has that type, weights that it does not hold without loss keep
-        theirs: the folder had them in another type, too.
+        Numbers that are written inside the block are rounded to that type. If it is :attr:`saved_dtype`, weights that
+        would lose digits keep their own type: the folder has them in another type, too.
         """
         kept: list[tuple[Tensor, Tensor]] = []
         weights = list(self.weights.parameters()) if dtype != self.dtype else []
@@ -467,9 +479,9 @@ class LanguageModel:
                 weight.data = bits
 
     def save(self, directory: Path | str) -> None:
-        """Write model and tokenizer as ``from_pretrained`` reads them, with a card: all of it or nothing.
+        """Write model, tokenizer and a card into a folder for ``from_pretrained``: all of it or nothing.
 
-        The folder is read by transformers 5, and by transformers 4 from 4.51 on.
+        transformers 5 reads the folder, and transformers 4 from 4.51 on.
 
         Raises:
             StorageError: the folder is there already, or cannot be written.

@@ -1,4 +1,4 @@
-"""Where a model keeps its MLP output projections, found by running it and not by its name.
+"""Where the MLP output projections of a model are, found by running it and not by its name.
 
 How it is found: :mod:`editcore.models.layout_probes`. How it is checked: :mod:`editcore.models.layout_check`.
 """
@@ -34,18 +34,18 @@ __all__ = ["ModelLayout", "attention_output", "detect_layout", "override_names",
 @documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelLayout:
-    """The modules of a decoder that editing needs. Paths are those of ``model.hf.named_modules()``."""
+    """The modules of a decoder that editing needs. Paths are names of ``model.hf.named_modules()``."""
 
     blocks: str
-    """Path of a decoder block, with ``{}`` for its number: ``"model.layers.{}"``."""
+    """Path of a decoder block, with ``{}`` for its index: ``"model.layers.{}"``."""
     projection: str
-    """Path of the MLP output projection, ``d_ff`` to ``d_model``; its weight is what an edit changes."""
+    """Path of the MLP output projection, with ``{}``. It maps ``d_ff`` to ``d_model``; edits change its weight."""
     final_norm: str
     """Path of the norm before the head; empty where there is none."""
     head: str
     """Path of the output embedding."""
     num_layers: int
-    """Decoder blocks."""
+    """How many decoder blocks there are."""
     d_model: int
     """Width of the residual stream."""
     d_ff: int
@@ -53,22 +53,26 @@ class ModelLayout:
     vocab_size: int
     """Rows of the output embedding, which may be more than the tokenizer's."""
     orientation: Literal["out_in", "in_out"]
-    """How the projection stores its weight: ``nn.Linear`` (out, in), ``Conv1D`` (in, out). From the module's class."""
+    """How the projection stores its weight, by its class: ``nn.Linear`` (out, in), ``Conv1D`` (in, out)."""
     has_bias: bool
     """Whether the projection adds a bias."""
     norm_placement: Literal["pre", "post"]
-    """``"post"`` if a norm stands between the projection and the residual stream (Gemma 2 and 3, OLMo 2)."""
+    """``"post"`` if there is a norm between the projection and the residual stream (Gemma 2 and 3, OLMo 2)."""
     post_norm: str = ""
     """Path of that norm, with ``{}``; empty for ``"pre"``."""
     residual_scale: float = 1.0
-    """What the block multiplies the MLP's output by before adding it (Granite's ``residual_multiplier``)."""
+    """The block multiplies the output of the MLP by it before adding it (Granite's ``residual_multiplier``)."""
 
     def weight_name(self, layer: int) -> str:
         """The key of the projection's weight in the state dict: ``"model.layers.3.mlp.down_proj.weight"``."""
         return self.projection.format(layer) + ".weight"
 
     def layer_of(self, weight_name: str) -> int:
-        """The block of a projection weight; the inverse of :meth:`weight_name`."""
+        """The block of a projection's weight; the inverse of :meth:`weight_name`.
+
+        Raises:
+            ModelError: it is no projection's weight.
+        """
         before, _, after = (self.projection + ".weight").partition("{}")
         match = re.fullmatch(re.escape(before) + r"(\d+)" + re.escape(after), weight_name)
         if match is None or int(match[1]) >= self.num_layers:
@@ -88,10 +92,10 @@ def detect_layout(hf_model: Any, *, overrides: Mapping[str, str] | None = None) 
     """The layout of a causal language model, from its modules and one short forward pass.
 
     Args:
-        overrides: paths by field name that are taken as given, from a model family's announcement.
+        overrides: paths by field name, from the announcement of a model family. They are used as given.
 
     Raises:
-        ModelError: no such structure is there, or the model routes tokens to experts.
+        ModelError: a part of the structure is not found, or the model routes tokens to experts.
     """
     given = dict(overrides or {})
     if unknown := sorted(set(given) - set(override_names())):
@@ -129,7 +133,7 @@ def detect_layout(hf_model: Any, *, overrides: Mapping[str, str] | None = None) 
 
 
 def _refuse_experts(hf_model: Any) -> None:
-    """Routed experts show as one three-dimensional parameter, or as a list of equal MLPs inside a block."""
+    """Refuse a mixture of experts: a three-dimensional parameter, or a list of equal MLPs, inside a block."""
     for name, module in hf_model.named_modules():
         inside_block = re.search(r"\.\d+\.", name) is not None
         stacked = not isinstance(module, nn.modules.conv._ConvNd) and any(
@@ -155,7 +159,10 @@ def _head(hf_model: Any, given: str | None) -> tuple[str, Any]:
 
 
 def _blocks(hf_model: Any, given: str | None) -> tuple[str, int]:
-    """The longest list of equal modules, not inside another list, that a text-only forward pass runs."""
+    """The path of the decoder blocks, and how many there are.
+
+    They are the longest list of equal modules that a forward pass on text runs, and not inside another list.
+    """
     if given:
         prefix, _, rest = given.partition(".{}")
         modules = module_at(hf_model, prefix)
@@ -188,6 +195,11 @@ def _blocks(hf_model: Any, given: str | None) -> tuple[str, int]:
 
 
 def stored_orientation(module: Any, name: str) -> Literal["out_in", "in_out"]:
+    """How a module stores its weight, by its class.
+
+    Raises:
+        ModelError: the class is not known, or the weight is packed.
+    """
     if isinstance(module, nn.Linear):
         if tuple(module.weight.shape) == (module.out_features, module.in_features):
             return "out_in"
@@ -233,9 +245,9 @@ def _projection(hf_model: Any, blocks: str, given: str | None) -> tuple[str, int
 
 
 def attention_output(hf_model: Any, layout: ModelLayout) -> str | None:
-    """Path of the attention's output projection, with ``{}``; ``None`` where that cannot be told.
+    """Path of the attention's output projection, with ``{}``; ``None`` where it is not found.
 
-    It is the one linear module of a block that writes ``d_model`` numbers from what others write at other tokens.
+    It is the one linear module of a block that writes ``d_model`` numbers and reads outputs at other tokens.
     """
     block = module_at(hf_model, layout.blocks.format(0))
     (call,) = block_calls(hf_model, layout.blocks, [0])
@@ -254,7 +266,7 @@ def attention_output(hf_model: Any, layout: ModelLayout) -> str | None:
 
 
 def _final_norm(hf_model: Any, last_block: str, head: str, d_model: int) -> str:
-    """The last module with parameters of its own that runs between the blocks and the head and keeps the width."""
+    """Path of the last norm that runs between the blocks and the head; empty if there is none."""
     ran: list[str] = []
     after = False
 

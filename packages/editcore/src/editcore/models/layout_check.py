@@ -1,4 +1,4 @@
-"""Holding a layout against what the model does, in every block."""
+"""Checks a layout against a forward pass, in every block."""
 
 from __future__ import annotations
 
@@ -35,26 +35,26 @@ CHECKS = (
     "the parts of every block add up to its output",
     "final norm and head give the logits, or their ranking",
 )
-"""What :func:`check_layout` makes sure of."""
+"""What :func:`check_layout` checks."""
 
 
 def check_layout(hf_model: Any, layout: ModelLayout) -> None:
-    """Run the model on a few random tokens and hold the layout against what it does, in every block.
+    """Run the model on a few random tokens and check the layout in every block.
 
-    Four things have to be so, up to rounding:
+    Four conditions must hold, up to rounding:
 
-    1. the projection's weight, read in the declared orientation, and its bias turn its observed input into its observed
-       output;
-    2. its input at a token is made from up-projections at that token alone, and no linear module of the block reads
-       what it writes (an attention's output projection fails this, in parallel blocks too);
-    3. the sum of the block's parts is its output: ``block(x) = rest(x) + scale · p``, where ``p`` is the projection's
-       output and ``rest`` the block run with ``p`` replaced by zero. With a norm behind the projection, ``norm(p)``
-       and ``norm(0)`` stand in for ``p`` and zero; where the norm follows the addition, the sum is the norm's input;
-    4. final norm and head turn the last block's output into the logits, or into the same ranking where the model
-       scales or soft-caps them.
+    1. The projection's weight, in the declared orientation, and its bias turn the observed input into the observed
+       output.
+    2. The projection's input at a token comes from up-projections at that token alone, and no linear module of the
+       block reads its output. (An attention's output projection fails this, in parallel blocks too.)
+    3. The parts of the block add up to its output: ``block(x) = rest(x) + scale · p``. Here ``p`` is the projection's
+       output, and ``rest`` is the block run with ``p`` replaced by zero. If a norm reads the projection, ``norm(p)``
+       and ``norm(0)`` take the places of ``p`` and zero. If a norm follows the addition, the sum is the norm's input.
+    4. Final norm and head turn the output of the last block into the logits, or into numbers of the same ranking where
+       the model scales or soft-caps its logits.
 
     Raises:
-        ModelError: one of them is not so.
+        ModelError: a condition does not hold.
     """
     for layer in range(layout.num_layers):
         name = layout.projection.format(layer)

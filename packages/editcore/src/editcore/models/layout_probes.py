@@ -1,8 +1,8 @@
-"""Running a model on a few random tokens, to see what its modules do.
+"""Runs a model on a few random tokens, to see what its modules do.
 
-How a projection is found. The first block runs once on a few random tokens with the output of each of its linear
-modules cut off from what produced it. The gradient of a linear module's input then names the linear modules it depends
-on *directly*, and at which tokens:
+How the MLP output projection is found: the first block runs once on a few random tokens. The output of each of its
+linear modules is detached from the graph that made it. So the gradient of the input of a linear module reaches only the
+linear modules that this input depends on *directly*, and it shows at which tokens:
 
 * an attention's output projection depends on queries, keys and values at other tokens;
 * queries, keys, values, gates and up-projections feed another linear module of the block;
@@ -50,10 +50,16 @@ _PROBE_SEED = 20240501
 
 
 def model_type(hf_model: Any) -> str:
+    """The ``model_type`` of the configuration, or else the name of the class."""
     return str(getattr(hf_model.config, "model_type", type(hf_model).__name__))
 
 
 def module_at(hf_model: Any, path: str) -> nn.Module:
+    """The module at a path.
+
+    Raises:
+        ModelError: there is none.
+    """
     try:
         module: nn.Module = hf_model.get_submodule(path)
     except AttributeError:
@@ -62,27 +68,34 @@ def module_at(hf_model: Any, path: str) -> nn.Module:
 
 
 class _Stop(Exception):  # noqa: N818  a signal, not an error
-    """Ends a forward pass as soon as the block of interest has run."""
+    """Ends a forward pass before the last block of interest runs."""
 
 
 def hidden_states(output: Any) -> Tensor:
+    """The tensor that a module returns, alone or first in a tuple.
+
+    Raises:
+        ModelError: it returns something else.
+    """
     tensor = output[0] if isinstance(output, tuple) else output
     if not isinstance(tensor, Tensor):
-        raise ModelError(f"A module of the model answers a {type(tensor).__name__}; a tensor was expected.")
+        raise ModelError(f"A module of the model returns a {type(tensor).__name__}; a tensor was expected.")
     return tensor
 
 
 def token_rows(tensor: Tensor) -> Tensor:
-    """``[tokens, width]``: the probe has one text, and some modules see its tokens without the batch axis."""
+    """``[tokens, width]``. The probe is one text, and some modules see it without a batch axis."""
     return tensor.reshape(-1, tensor.shape[-1])
 
 
 def random_like(*shape: int, like: Tensor) -> Tensor:
+    """Seeded normal numbers, in the type and on the device of another tensor."""
     generator = torch.Generator().manual_seed(_PROBE_SEED)
     return torch.randn(*shape, generator=generator).to(like)
 
 
 def probe_logits(hf_model: Any) -> Tensor:
+    """The logits of a forward pass on the probe text, ``[1, tokens, vocab]``."""
     embedding = hf_model.get_input_embeddings()
     generator = torch.Generator().manual_seed(_PROBE_SEED)
     ids = torch.randint(embedding.weight.shape[0], (1, _PROBE_TOKENS), generator=generator)
@@ -96,7 +109,7 @@ BlockCall = tuple[tuple[Any, ...], dict[str, Any]]
 
 @torch.no_grad()
 def block_calls(hf_model: Any, blocks: str, layers: Sequence[int]) -> list[BlockCall]:
-    """The arguments that each block of ``layers`` gets in one forward pass on the probe text."""
+    """The arguments of each block in ``layers`` in one forward pass on the probe text."""
     caught: dict[int, BlockCall] = {}
 
     def catch(layer: int) -> Any:
@@ -129,16 +142,16 @@ class Reading:
     width: int
     """Numbers it writes per token."""
     own: frozenset[str]
-    """Linear modules of the block whose output at a token its input at that token depends on directly."""
+    """Linear modules whose output at a token it reads at that same token."""
     other: frozenset[str]
-    """Linear modules whose output at another token its input depends on directly."""
+    """Linear modules whose output at other tokens it reads."""
 
 
 def readings_of(block: nn.Module, call: BlockCall, *, since: str = "") -> tuple[dict[str, Reading], int]:
-    """What each linear module of a block reads, in the order they ran, and the width of the block's output.
+    """What each linear module of a block reads, in the order of running, and the width of the block's output.
 
     Args:
-        since: leave out the modules that ran before this one, which cannot read what it writes.
+        since: leave out the modules that ran before this one. They cannot read its output.
     """
     args, kwargs = call
     inputs: dict[str, Tensor] = {}
@@ -147,7 +160,7 @@ def readings_of(block: nn.Module, call: BlockCall, *, since: str = "") -> tuple[
     def cut(name: str) -> Any:
         def hook(_module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             inputs[name] = args[0]
-            # The graph starts at a leaf; the clone behind it may be changed in place (Falcon adds attention to it).
+            # The graph starts at this leaf. The block gets a clone, which it may change in place (Falcon does).
             leaves[name] = hidden_states(output).detach().requires_grad_(True)
             return replace_first(output, leaves[name].clone())
 
@@ -184,36 +197,45 @@ def _reading(name: str, inputs: Mapping[str, Tensor], leaves: Mapping[str, Tenso
 
 
 def is_projection(name: str, readings: Mapping[str, Reading], d_model: int) -> bool:
+    """Whether a linear module behaves like the MLP output projection of its block."""
     reading = readings[name]
     feeds = any(name in (other.own | other.other) for other in readings.values())
     return reading.width == d_model and bool(reading.own) and not reading.other and not feeds
 
 
 def rounding_tolerance(dtype: torch.dtype) -> float:
-    """Some hundred roundings of the model's own arithmetic; a wrong layout is off by the size of the thing itself."""
+    """The relative error that rounding may cause: a few hundred rounding steps. A wrong layout is off by about 1."""
     return max(256 * torch.finfo(dtype).eps, 1e-9) if dtype in (torch.float32, torch.float64) else 0.04
 
 
 def is_norm(module: nn.Module) -> bool:
-    """By class name: libraries agree on nothing else; what it does is checked by running it."""
+    """Whether a module is a norm, by the name of its class. What it does is checked by running it."""
     return re.search(r"norm", type(module).__name__, re.IGNORECASE) is not None
 
 
 @dataclass(frozen=True, slots=True)
 class BlockParts:
-    """A block run as it is and with the projection's output replaced by zero."""
+    """What a block shows when it runs with and without its projection's output."""
 
     norm: str
-    """The norm behind the projection, relative to the block; empty if there is none."""
+    """Path, relative to the block, of the norm after the projection; empty if there is none."""
     scale: float
-    """Least-squares factor of the projection's part in the sum."""
+    """Factor of the projection's output in the sum, by least squares."""
     error: float
-    """Largest deviation of the sum of the parts from the whole, relative to the largest number among them."""
+    """Largest difference between the sum of the parts and the whole, relative to the largest number among them."""
     dtype: torch.dtype
+    """Of the block's numbers, on which the tolerance depends."""
 
 
 def probe_block(block: nn.Module, call: BlockCall, projection: str) -> BlockParts:
-    """``projection`` is relative to the block."""
+    """Run a block with its projection's output and with zero in its place, and compare.
+
+    Args:
+        projection: its path, relative to the block.
+
+    Raises:
+        ModelError: the projection does not run.
+    """
     whole = _run_parts(block, projection, call, zero=False)
     rest = _run_parts(block, projection, call, zero=True)
     if whole.projection is None:
@@ -241,7 +263,7 @@ class _BlockRun:
     output: Tensor
     projection: Tensor | None
     norms: dict[str, tuple[Tensor, Tensor]]
-    """By name: input and output of each norm that ran after the projection, in order."""
+    """By path: input and output of each norm that ran after the projection, in order."""
 
 
 def _run_parts(block: nn.Module, projection: str, call: BlockCall, *, zero: bool) -> _BlockRun:
@@ -270,7 +292,10 @@ def _run_parts(block: nn.Module, projection: str, call: BlockCall, *, zero: bool
 
 
 def _norm_behind(whole: _BlockRun) -> tuple[str, bool]:
-    """The norm that reads the projection's output, or that makes the block's output; True for the second."""
+    """The norm after the projection (empty if there is none), and whether it follows the addition to the stream.
+
+    It reads the projection's output; or, after the addition, it writes the block's output.
+    """
     assert whole.projection is not None
     for name, (before, after) in whole.norms.items():
         if before.numel() == whole.projection.numel() and torch.equal(token_rows(before), token_rows(whole.projection)):

@@ -1,4 +1,4 @@
-"""Reading model and tokenizer from a folder, the catalogue or the hub, and what is refused there with a sentence."""
+"""Loads model and tokenizer from a folder, the catalogue or the hub, and refuses what cannot be edited."""
 
 from __future__ import annotations
 
@@ -49,19 +49,28 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 DTYPES: Mapping[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_NAMES}
+"""By name, the types that weights can be loaded as."""
+_MESSAGE_LENGTH = 240
+"""Characters of another library's message that ours shows."""
 
 
 def one_line(error: BaseException) -> str:
+    """The message of an error, in one line and not too long."""
     text = " ".join(str(error).split())
-    return text if len(text) <= 240 else text[:237] + "..."
+    return text if len(text) <= _MESSAGE_LENGTH else f"{text[: _MESSAGE_LENGTH - 3]}..."
 
 
 def _bars() -> contextlib.AbstractContextManager[None]:
-    """The bars of the hub's downloads, on a terminal only: nothing else tells how far a download is."""
+    """Progress bars of downloads from the hub, on a terminal only."""
     return contextlib.nullcontext() if sys.stderr.isatty() else quiet_transformers()
 
 
 def device_of(name: str) -> torch.device:
+    """A device by its name.
+
+    Raises:
+        ModelError: it cannot be used here, or has no float64.
+    """
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
@@ -101,19 +110,22 @@ def _has_float64(device: torch.device) -> bool:
 
 
 _SLOW = 4
-"""Times of float32's, from which on a type's matrix products are called slow."""
+"""A type is called slow if its matrix products take this many times as long as those of float32."""
 
 
 @functools.cache
 def _times_slower(dtype: torch.dtype) -> float:
-    """How many times longer the matrix products of forward and backward passes take on the CPU than in float32; of
-    types below float32 alone. Measured once, in a few milliseconds."""
+    """How many times as long as in float32 the matrix products of forward and backward passes take on the CPU.
+
+    Measured once, in a few milliseconds; 1 for float32 and wider types.
+    """
     if dtype.itemsize >= torch.float32.itemsize:
         return 1.0
     return _product_seconds(dtype) / _product_seconds(torch.float32)
 
 
 def _product_seconds(dtype: torch.dtype) -> float:
+    """The shortest time of six tries."""
     rows, weight, taken = torch.ones(64, 256, dtype=dtype), torch.ones(256, 256, dtype=dtype), []
     for _ in range(6):
         start = time.perf_counter()
@@ -123,7 +135,7 @@ def _product_seconds(dtype: torch.dtype) -> float:
 
 
 def warn_of_slow(dtype: torch.dtype, name: str) -> None:
-    """Tell that this processor computes slowly in a type."""
+    """Warn if this processor computes slowly in a type."""
     if (times := _times_slower(dtype)) > _SLOW:
         _log.warning(
             "%s is %.0f times slower than float32 on this processor, which has no instructions for it. "
@@ -134,10 +146,10 @@ def warn_of_slow(dtype: torch.dtype, name: str) -> None:
 
 
 def put_on(hf: Any, device: torch.device, *, name: str) -> Any:
-    """The model on a device.
+    """Move a model to a device.
 
     Raises:
-        ModelError: it does not fit or cannot be put there.
+        ModelError: it does not fit, or cannot be moved there.
     """
     try:
         return hf.to(device)
@@ -164,7 +176,11 @@ def stored_dtype(config: Mapping[str, Any]) -> torch.dtype | None:
 
 
 def source_of(name: str, progress: Progress) -> str:
-    """What transformers is given: a folder or a hub id."""
+    """The folder or hub id that transformers loads. A catalogue model is fetched if it is not here yet.
+
+    Raises:
+        ModelError: there is no such model, or it cannot be fetched or edited.
+    """
     if name in CATALOGUE:
         return str(pull(name, progress=progress))
     look_at(name)
@@ -173,7 +189,7 @@ def source_of(name: str, progress: Progress) -> str:
 
 
 def load_config(source: str, name: str) -> Mapping[str, Any]:
-    """The configuration as it is in its file, before this version of transformers reads it in its way."""
+    """The configuration as it is in its file, before transformers changes it to the form of its version."""
     from transformers import PreTrainedConfig
 
     config, _ = _from_pretrained(PreTrainedConfig.get_config_dict, source, name, "configuration")
@@ -182,6 +198,7 @@ def load_config(source: str, name: str) -> Mapping[str, Any]:
 
 
 def load_tokenizer(source: str, name: str, *, trust_remote_code: bool) -> Any:
+    """The tokenizer of a model."""
     from transformers import AutoTokenizer
 
     return _from_pretrained(
@@ -190,13 +207,18 @@ def load_tokenizer(source: str, name: str, *, trust_remote_code: bool) -> Any:
 
 
 def load_weights(source: str, name: str, dtype: torch.dtype, **arguments: Any) -> Any:
+    """The causal language model, with its weights in ``dtype``."""
     from transformers import AutoModelForCausalLM
 
     return _from_pretrained(AutoModelForCausalLM.from_pretrained, source, name, "model", dtype=dtype, **arguments)
 
 
 def refuse_offloaded(hf: Any, name: str) -> None:
-    """A weight that is fetched from the CPU or the disk for every pass has no place where it could be changed."""
+    """Refuse weights that are fetched from the CPU or the disk for every pass: there is no place to change them.
+
+    Raises:
+        ModelError: there are some.
+    """
     parameters = list(hf.parameters())
     if offloaded := sum(parameter.is_meta for parameter in parameters):
         raise ModelError(
@@ -210,7 +232,7 @@ def _from_pretrained(load: Any, source: str, name: str, what: str, **arguments: 
     from_hub = not Path(source).is_dir()
     offline = from_hub and not hub_may_answer()
     if offline:
-        arguments["local_files_only"] = True  # what is in the hub's own cache; asking would only retry for a minute
+        arguments["local_files_only"] = True  # from the cache of the hub's library; asking would retry for a minute
     try:
         with _bars() if from_hub else quiet_transformers():
             return load(source, **arguments)
@@ -232,6 +254,11 @@ def _from_pretrained(load: Any, source: str, name: str, what: str, **arguments: 
 
 
 def prepare_tokenizer(tokenizer: Any, hf: Any, name: str) -> None:
+    """Check that a tokenizer fits its model, and give it a padding token if it has none.
+
+    Raises:
+        ModelError: it gives no character offsets, has more tokens than the model embeds, or no token can pad.
+    """
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(
             f"The tokenizer of {name} ({type(tokenizer).__name__}) gives no character offsets, which are needed to "

@@ -1,4 +1,4 @@
-"""Hooks on modules that are always removed, and the hidden states in what a module returns."""
+"""Hooks on modules that are always removed, and the hidden states that a module returns."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["first_tensor", "hooks", "replace_first"]
 
 
 def first_tensor(output: Any) -> Tensor:
-    """The hidden states of a module that returns them alone or first in a tuple."""
+    """The hidden states in a module's output, where they are alone or first in a tuple."""
     hidden: Tensor = output[0] if isinstance(output, tuple) else output
     return hidden
 
@@ -30,5 +30,5 @@ def hooks() -> Iterator[list[torch.utils.hooks.RemovableHandle]]:
 
 
 def replace_first(output: Any, tensor: Tensor) -> Any:
-    """A module's output with other hidden states, which it gives alone or first in a tuple."""
+    """A module's output with other hidden states in place of its own."""
     return (tensor, *output[1:]) if isinstance(output, tuple) else tensor

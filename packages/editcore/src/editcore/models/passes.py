@@ -23,7 +23,7 @@ class _Enough(Exception):  # noqa: N818  a signal, not an error
 
 @contextmanager
 def stop_after(model: LanguageModel, layer: int) -> Iterator[None]:
-    """Ends a forward pass inside the block once ``layer`` has run: no later block, no logits."""
+    """Inside the ``with`` block, a forward pass ends once decoder block ``layer`` has run: no logits are computed."""
 
     def stop(_module: nn.Module, _args: tuple[Any, ...], _output: Any) -> None:
         raise _Enough
@@ -37,10 +37,10 @@ def stop_after(model: LanguageModel, layer: int) -> Iterator[None]:
 def skip_first_blocks(
     model: LanguageModel, count: int, replacement: Tensor | None, *, returns_tuple: bool
 ) -> Iterator[None]:
-    """The first ``count`` blocks return ``replacement`` and compute nothing; with ``None`` they run as always.
+    """The first ``count`` decoder blocks return ``replacement`` and compute nothing.
 
     Args:
-        replacement: input of the block ``count``, ``[rows, seq, d_model]``.
+        replacement: input of block ``count``, ``[rows, seq, d_model]``; with ``None`` the blocks run as usual.
         returns_tuple: whether blocks of this model return a tuple.
     """
     if replacement is None:

@@ -1,8 +1,8 @@
 """How many rows, tokens and logits go through a model at once.
 
-Everything that runs many texts (value optimisation, keys, scoring, divergence, second moments, tracing) asks here. A
-:class:`PassBudget` says what one forward pass may hold on the model's device, and :func:`plan_passes` cuts rows of
-tokens into passes that cost least: rows of similar length share a pass, because every row is padded to the longest.
+Everything that runs many texts asks here: value optimisation, keys, scoring, divergence, second moments, tracing. A
+:class:`PassBudget` says what one forward pass may hold on the model's device. :func:`plan_passes` divides token rows
+into passes at the least cost: rows of similar length share a pass, because each row is padded to the longest.
 """
 
 from __future__ import annotations
@@ -25,29 +25,30 @@ __all__ = ["PassBudget", "plan_passes"]
 
 @dataclass(frozen=True, slots=True)
 class _Device:
-    """What is measured of a kind of device."""
+    """Limits of a pass on a kind of device, as measured."""
 
     forward_tokens: int
-    """Tokens of a forward pass, beyond which it is no faster per token."""
+    """Tokens of a forward pass. More make it no faster per token."""
     backward_tokens: int
-    """The same where the pass goes backward, too."""
+    """The same for a forward and backward pass."""
     forward_logits: int
     """Numbers in the logits of a forward pass."""
     backward_logits: int
-    """The same where the pass goes backward: logits and their gradient are held together."""
+    """The same for a forward and backward pass, which holds the logits and their gradient."""
     overhead: int
-    """What a pass costs beside its tokens, in tokens."""
+    """Fixed cost of a pass, in tokens."""
 
 
 _CPU = _Device(2048, 512, 2**25, 3 * 2**22, 70)
-"""Two cores: passes of 256 to 2048 tokens take the same time per token, and products of 64 rows run at 0.65 of the rate
-of 512."""
+"""Two cores: passes of 256 to 2048 tokens take the same time per token. Matrix products of 64 rows run at 0.65 of the
+speed of 512 rows."""
 _ACCELERATOR = _Device(16384, 8192, 2**25, 2**27, 2048)
 
 _CPU_ACTIVATION_BYTES = 2**29
-"""Memory for the activations that a CPU holds for the backward pass."""
+"""Memory for the activations that the backward pass needs, on a CPU."""
 _CPU_BYTES_PER_WORD = 2**10
-"""Less of it for each word of the vocabulary, for which the tokenizer takes about as much; at least half stays."""
+"""Memory of the tokenizer for each word of its vocabulary. It is subtracted from that for activations, of which at
+least half stays."""
 
 
 @documented
@@ -60,13 +61,13 @@ class PassBudget:
     logits: int
     """Numbers in the logits: scored positions times the vocabulary."""
     overhead: int
-    """What a pass costs beside its tokens, in tokens."""
+    """Fixed cost of a pass, in tokens."""
     vocab: int
     """Logits of one scored position."""
 
     @classmethod
     def forward(cls, model: LanguageModel) -> PassBudget:
-        """For passes that keep no activations."""
+        """For passes without a backward pass, which keep no activations."""
         device = _CPU if model.device.type == "cpu" else _ACCELERATOR
         return cls(
             tokens=device.forward_tokens,
@@ -77,8 +78,7 @@ class PassBudget:
 
     @classmethod
     def backward(cls, model: LanguageModel, layer: int) -> PassBudget:
-        """For passes that go backward down to the block ``layer``: the activations of the blocks above it are held,
-        and fit the memory."""
+        """For passes that go backward down to block ``layer``. Activations of the blocks above it fit the memory."""
         layout, on_cpu = model.layout, model.device.type == "cpu"
         device = _CPU if on_cpu else _ACCELERATOR
         if on_cpu:
@@ -95,7 +95,7 @@ class PassBudget:
         )
 
     def rows(self, length: int, *, scored: int = 0) -> int:
-        """How many equal rows fit a pass, at least one.
+        """How many rows of one length fit a pass, at least one.
 
         Args:
             length: tokens of a row.
@@ -116,24 +116,23 @@ class PassBudget:
 
 
 def numbers_per_token(model: LanguageModel) -> int:
-    """Numbers that a block keeps of a token for the backward pass: about twelve as wide as the residual stream, and
-    four as wide as the MLP."""
+    """Numbers that a block keeps per token for the backward pass: about 12 · d_model + 4 · d_ff."""
     return 12 * model.layout.d_model + 4 * model.layout.d_ff
 
 
 def plan_passes(
     lengths: Sequence[int], budget: PassBudget, *, scored: Sequence[int] | None = None, past: float = 0.0
 ) -> list[list[int]]:
-    """Cut rows into forward passes, each padded to its longest row, so that they cost least.
+    """Divide rows into forward passes, each padded to its longest row, at the least cost.
 
-    A pass of n rows costs n times its longest row, and :attr:`PassBudget.overhead`. Rows stand in ascending length. An
-    optimal cut lies where the length changes, or where the pass below it is full: between rows of one length, a cut
-    above a pass that is not full moves up without raising the cost. So few cuts need to be tried.
+    A pass of n rows costs n times the length of its longest row, plus :attr:`PassBudget.overhead`. Rows are sorted by
+    length. A pass of the best plan ends where the length changes, or where it is full: otherwise it could take one more
+    row of the same length at no cost. So only these ends are tried.
 
     Args:
         lengths: tokens of each row.
         scored: positions of each row whose logits are wanted; left out, none.
-        past: what each row costs of ``budget.tokens`` beside its tokens (a cached prefix).
+        past: tokens of a cached prefix, which count in ``budget.tokens`` for each row.
 
     Returns:
         Indices of rows, pass by pass; within and across passes in ascending length.
@@ -153,7 +152,7 @@ def plan_passes(
         return wanted is None or (wanted[end] - wanted[start]) * budget.vocab <= budget.logits
 
     def ends(start: int) -> list[int]:
-        """Where a pass that begins at a row may end: where it is full, and before that at changes of length."""
+        """Where a pass that starts at a row may end: at changes of length, and where it is full."""
         low, high = start + 1, start + max(1, budget.tokens // max(1, ascending[start]))
         high = min(high, len(order))
         while low < high:  # the last end that fits
@@ -162,7 +161,7 @@ def plan_passes(
         first = bisect_right(changes, start)
         return [*changes[first : bisect_right(changes, low - 1)], low]
 
-    # Cost up to a cut, and the cut before it. A cut is reached from lower ones only, so they are visited in order.
+    # By end of a pass: the least cost so far, and the start of that pass. Ends are visited in ascending order.
     cost: dict[int, float] = {0: 0.0}
     before: dict[int, int] = {}
     reached = [0]

@@ -1,4 +1,4 @@
-"""How many tokens a model can read: a limit where positions are looked up in a table, none where they are computed."""
+"""How many tokens a model can read: limited where positions are in a table, not limited where they are computed."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["position_limit"]
 def position_limit(hf: Any) -> int | None:
     """The most tokens of a row that the model's forward pass takes; ``None`` where it takes any number.
 
-    Learned positions have a table with a row for each (GPT-2, GPT-Neo, OPT), and so have some rotations (GPT-J). MPT
-    makes the biases of its attention for ``max_seq_len`` tokens. Other rotations and biases are computed for as many
-    tokens as come: ``max_position_embeddings`` then says how long the texts of the training were, and is no limit.
+    Learned positions are a table with one row per position (GPT-2, GPT-Neo, OPT), and so are some rotary embeddings
+    (GPT-J). MPT makes its attention biases for ``max_seq_len`` tokens. Other rotary embeddings and biases are computed
+    for any number of tokens. There, ``max_position_embeddings`` is the length of the training texts and no limit.
     """
     asked = getattr(hf.config, "max_position_embeddings", None)
     if isinstance(asked, int) and any(rows == asked for rows in _tables(hf)):
@@ -27,7 +27,7 @@ def position_limit(hf: Any) -> int | None:
 
 
 def _tables(hf: Any) -> list[int]:
-    """Rows of every table that may be one of positions."""
+    """The number of rows of every table that may hold positions."""
     words = (hf.get_input_embeddings(), hf.get_output_embeddings())
     learned = [
         module.num_embeddings - getattr(module, "offset", 0)  # OPT keeps its first rows free

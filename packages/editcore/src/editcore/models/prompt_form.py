@@ -1,8 +1,8 @@
 """What stands around a prompt when a model reads it: nothing, or the turns of its chat template.
 
-There is one such form per model, and every prompt goes through it: those of an edit, with their context templates and
-the essence prompt, those that are scored, and those that are continued. Text that is no prompt (a corpus, the sampled
-openings of context templates, perplexity) does not.
+A model has one such form, and every prompt is read in it: the prompts of an edit (with context templates, and the
+essence prompt), prompts that are scored, and prompts that are continued. Other text is read as it stands: a corpus, the
+sampled openings of context templates, the text of a perplexity.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class PromptForm:
     after: str = ""
     """Text behind it, where the answer begins."""
     space: bool = True
-    """Whether a continuation is joined to the prompt (:func:`editcore.interfaces.joining.separator`); the answer of a
-    chat begins by itself."""
+    """Whether a continuation follows the prompt as in one text, where a space may join them (see
+    :func:`editcore.interfaces.joining.separator`). False for a chat, where the answer is a text of its own."""
     special_tokens: bool = True
-    """Whether the tokenizer adds its own (BOS); a chat template writes them out."""
+    """Whether the tokenizer adds its special tokens (BOS). A chat template has them in its text."""
     end: str = ""
     """The special token that ends an answer, such as ``<|im_end|>``; empty where none is known."""
 
@@ -39,17 +39,16 @@ class PromptForm:
         return self.before + prompt + self.after
 
     def continuation(self, prompt: str, target: str, *, join: str | None = None) -> str:
-        """``target``, with or without a space in front, as it follows ``prompt``.
+        """``target`` as it follows ``prompt``, with or without a space in front.
 
         Args:
-            join: what stands between the two; left out, the last character of the prompt decides. Nothing joins the
-                answer of a chat.
+            join: the text between the two; left out, the last character of the prompt decides. In a chat there is none.
         """
         joined = "" if not self.space else separator(prompt) if join is None else join
         return joined + target.removeprefix(" ")
 
     def shown(self, prompt: str, answer: str) -> str:
-        """Both, for people: a continued sentence, or a turn and its answer."""
+        """Prompt and answer for people: one sentence, or a turn and its answer."""
         return prompt + answer if self.space else f"{prompt} → {answer}"
 
 
@@ -61,9 +60,9 @@ _ANSWER = "ANSWERGOESHERE"
 
 
 def chat_form(tokenizer: Any, *, name: str) -> PromptForm:
-    """The form in which the prompt is the user's turn and the answer is the start of the assistant's.
+    """The form in which the prompt is the user's turn, and the answer is the start of the assistant's turn.
 
-    A template that can think is asked not to: what it writes in place of a thought is part of ``after``.
+    Thinking is switched off in templates that have it. What they write instead of a thought is part of ``after``.
 
     Raises:
         ModelError: the tokenizer has no chat template, or it does not keep a user's text as it is.
@@ -97,7 +96,7 @@ def _end_of_answer(tokenizer: Any, turns: list[dict[str, str]]) -> str:
     answered = [*turns, {"role": "assistant", "content": _ANSWER}]
     try:
         text = tokenizer.apply_chat_template(answered, tokenize=False, enable_thinking=False)
-    except (TemplateError, ValueError, KeyError, TypeError):  # a template without answers still asks
+    except (TemplateError, ValueError, KeyError, TypeError):  # a template that takes questions alone
         return ""
     behind = text.partition(_ANSWER)[2].lstrip()
     special = [token for token in tokenizer.all_special_tokens if behind.startswith(token)]

@@ -1,8 +1,8 @@
 """A model folder that other programs read: with transformers 5, and with transformers 4 from 4.51 on.
 
-transformers 5 calls some things otherwise than transformers 4 did, and an older version takes its own default for what
-it does not find, without a word: 10000 for a RoPE base of 100000. Both names are written where transformers 5 reads a
-folder with both in the same way.
+transformers 5 renamed some fields of configurations. Where transformers 4 does not find a field, it takes its default
+without a warning: a RoPE base of 10000 for 100000. So a folder has the fields of both, unless transformers 5 would read
+it differently then.
 """
 
 from __future__ import annotations
@@ -15,19 +15,20 @@ from typing import Any
 __all__ = ["both_forms", "write_folder"]
 
 _ROPE_NAMES = dict.fromkeys(("gpt_neox", "gpt_neox_japanese"), ("rotary_emb_base", "rotary_pct"))
-"""By ``model_type``: what transformers 4 calls RoPE's base and the rotated share, where it has names of its own."""
+"""By ``model_type``: the names in transformers 4 of RoPE's base and of the rotated share, where they are unusual."""
 _ALL_ROTATED = {"phi3", "phi4_multimodal"}
-"""Where transformers 4 rotates all by default, and transformers 5 would take the older name for another field."""
+"""Model types whose rotated share is not written under its older name if it is 1. That is the default of transformers
+4, and transformers 5 would take the name for another field."""
 _TOKENIZER_CLASSES = {"TokenizersBackend": "PreTrainedTokenizerFast"}
 """Class names of transformers 5 with those of transformers 4; both versions read the latter."""
 
 
 def write_folder(hf: Any, tokenizer: Any, directory: Path, *, base_config: Mapping[str, Any] | None = None) -> None:
-    """Write model and tokenizer into a folder that is there.
+    """Write model and tokenizer into an existing folder.
 
     Args:
-        base_config: of the folder that the model was loaded from, as it is in its file. What only an older transformers
-            reads of it is kept.
+        base_config: the configuration file of the folder that the model was loaded from. Fields of it that only an
+            older transformers reads are kept.
     """
     hf.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
@@ -36,7 +37,7 @@ def write_folder(hf: Any, tokenizer: Any, directory: Path, *, base_config: Mappi
 
 
 def both_forms(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration of transformers 5 with what transformers 4 reads beside it; what is there already stays.
+    """A configuration of transformers 5 with the fields that transformers 4 reads. Fields that it has already stay.
 
     >>> found = both_forms({"rope_parameters": {"rope_type": "default", "rope_theta": 1e5}, "dtype": "float32"})
     >>> found["rope_theta"], found["torch_dtype"]
@@ -76,14 +77,14 @@ def _config(config: dict[str, Any], hf: Any, base: Mapping[str, Any]) -> dict[st
 
 
 def _say_tied(config: dict[str, Any], tied: bool) -> None:
-    """What the weights are is what the configuration says, whatever it was before."""
+    """Write into the configuration whether input and output embedding are one weight."""
     for part in (config, *(value for value in config.values() if _is_config(value))):
         if part is config or "tie_word_embeddings" in part:
             part["tie_word_embeddings"] = tied
 
 
 def _with_older(config: Mapping[str, Any], base: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
-    """``config`` with what ``base`` has and this version of transformers does not know."""
+    """``config`` with the fields of ``base`` that this version of transformers does not know."""
     kept = {name: value for name, value in base.items() if name not in known and not name.startswith("_")}
     nested = {
         name: _with_older(value, base[name], known[name])

@@ -1,6 +1,6 @@
-"""What the name of a model stands for, found out before anything is loaded.
+"""What the name of a model stands for, before anything is loaded.
 
-Nothing here imports torch or transformers, so that a name that leads nowhere is told at once.
+Nothing here imports torch or transformers, so that a wrong name is refused at once.
 """
 
 from __future__ import annotations
@@ -40,12 +40,13 @@ DTYPE_NAMES = ("float32", "bfloat16", "float16", "float64")
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 ADAPTER_CONFIG = "adapter_config.json"
+"""The file by which a folder is known as an adapter of peft."""
 
 
 @documented
 @dataclass(frozen=True, slots=True)
 class HubModel:
-    """A model by what everybody can resolve."""
+    """A model on the hub, where everybody can find it."""
 
     id: str
     """``organisation/name``."""
@@ -60,8 +61,10 @@ def source_folder(name: str) -> Path | None:
 
 
 def hub_model(name: str, commit: str | None = None) -> HubModel | None:
-    """The model on the hub that a name stands for: the one that a catalogue entry was made from, the one whose snapshot
-    a folder of the hub's cache is, or the hub id itself. ``None`` for any other folder.
+    """The model on the hub that a name stands for; ``None`` for a folder that is not from the hub.
+
+    It is the model that a catalogue entry was made from, the model whose snapshot a folder of the hub's cache is, or
+    the hub id itself.
 
     Args:
         commit: of the files that were loaded, where it is known.
@@ -76,12 +79,11 @@ def hub_model(name: str, commit: str | None = None) -> HubModel | None:
 
 
 def look_at(name: str) -> None:
-    """Refuse a name that leads to no model that can be edited.
+    """Refuse a name that stands for no model that can be edited.
 
     Raises:
-        ModelError: it is a file, a run directory, an adapter, a quantised model or a folder without configuration,
-            weights or tokenizer, or there is neither a folder nor a hub's model of that name. The message says what it
-            is, and what to give instead.
+        ModelError: it is a file, a run directory, an adapter or a quantised model; a folder without configuration,
+            weights or tokenizer; or neither a folder nor a model on the hub. The message says what to give instead.
     """
     if name in CATALOGUE:
         return
@@ -151,10 +153,10 @@ def _local_config(name: str) -> Path | None:
 
 
 def refuse_quantised(config: Mapping[str, Any], name: str) -> None:
-    """Refuse a model whose weights are quantised: there is no full-precision weight that a change could be added to.
+    """Refuse quantised weights: there is no full-precision weight to add a change to.
 
     Args:
-        config: the model's, as it is in its file.
+        config: the configuration of the model, as it is in its file.
 
     Raises:
         ModelError: it has a ``quantization_config``.
@@ -211,10 +213,10 @@ def _refuse_adapter(path: Path) -> None:
 
 
 def _check_tokenizer_model(path: Path) -> None:
-    """Refuse a tokenizer that has to be converted where what converts it is not installed.
+    """Refuse a ``tokenizer.model`` alone, if the package that converts it is not installed.
 
     Raises:
-        ModelError: there is only a ``tokenizer.model``, and its package is missing.
+        ModelError: the package is missing.
     """
     file = path / "tokenizer.model"
     if not file.is_file() or any((path / name).is_file() for name in _TOKENIZER_FILES if name != file.name):
@@ -228,7 +230,7 @@ def _check_tokenizer_model(path: Path) -> None:
 
 
 def _is_tiktoken(file: Path) -> bool:
-    """Whether its first line is a token in base64 and its rank; sentencepiece files are binary."""
+    """Whether the first line is a token in base64 and its rank. Files of sentencepiece are binary."""
     with file.open("rb") as opened:
         token, _, rank = opened.readline(1000).strip().partition(b" ")
     return rank.isdigit() and token.isascii()
@@ -248,10 +250,10 @@ def _ask_hub(name: str) -> None:
 
 
 def no_such_model(name: str, *, said: str | None = None) -> ModelError:
-    """The error for a name that is neither a folder nor in the catalogue, and that the hub gives no model for.
+    """The error for a name that is not a folder, not in the catalogue and not on the hub.
 
     Args:
-        said: what the hub answered; ``None`` if it cannot be reached.
+        said: the answer of the hub; ``None`` if it cannot be reached.
     """
     near = difflib.get_close_matches(name, CATALOGUE, n=1)
     hint = f" Did you mean '{near[0]}'?" if near else ""
@@ -263,7 +265,7 @@ def no_such_model(name: str, *, said: str | None = None) -> ModelError:
 
 
 def hub_may_answer() -> bool:
-    """False if the hub's address does not resolve and no proxy could resolve it."""
+    """Whether the hub may be reached: its address resolves, or there is a proxy that may resolve it."""
     from huggingface_hub import constants
 
     if urllib.request.getproxies():

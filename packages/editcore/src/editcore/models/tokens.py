@@ -1,16 +1,10 @@
-"""Texts as tokens: where a fact is looked up, how a prompt is joined to its target, and padding.
-
-Shapes: ``rows`` token rows, ``seq`` their padded length.
-"""
+"""Facts as tokens: the lookup token, and the prompt joined to its target."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
-
-import torch
-from torch import Tensor
 
 from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import SubjectNotFoundError
@@ -27,7 +21,6 @@ __all__ = [
     "join_continuation",
     "last_index_covering",
     "lookup_row",
-    "pad_rows",
     "refuse_too_long",
 ]
 
@@ -37,12 +30,12 @@ FactToken = Literal["subject_last", "subject_first", "subject_first_after_last",
 @documented
 @dataclass(frozen=True, slots=True)
 class TokenRow:
-    """One text as tokens, with the position where the fact is looked up."""
+    """One text as tokens, with the lookup token of a fact."""
 
     ids: tuple[int, ...]
     """Token ids of the text, a beginning-of-sequence token included where the tokenizer adds one."""
     lookup: int
-    """Index into ``ids``; δ is added and the key is read here."""
+    """Index of the lookup token, where δ is added and the key is read."""
     target_start: int
     """Index of the first target token, ``len(ids)`` if the row has no target."""
 
@@ -55,7 +48,7 @@ class TokenRow:
 def last_index_covering(offsets: Sequence[tuple[int, int]], position: int) -> int | None:
     """The last token whose character span covers ``position``; ``None`` if no token does.
 
-    The last one, because a character that takes several byte-level tokens gives all of them the same span.
+    A character of several byte-level tokens gives all of them the same span; the last of them counts.
     """
     covering = [index for index, (start, end) in enumerate(offsets) if start <= position < end]
     return covering[-1] if covering else None
@@ -64,11 +57,11 @@ def last_index_covering(offsets: Sequence[tuple[int, int]], position: int) -> in
 def lookup_row(
     model: LanguageModel, request: EditRequest, *, template: str = "{}", fact_token: FactToken = "subject_last"
 ) -> TokenRow:
-    """Tokens of the filled prompt inside ``template``, and the lookup token from the tokenizer's character offsets.
+    """Tokens of the filled prompt inside ``template``, with the lookup token.
 
-    Padding and special tokens never move it, because the position is found in the text and not counted in tokens. What
-    the model's prompt form puts around the whole is in the row, too. A context for which the model has no positions is
-    shortened (:func:`fitting`).
+    The lookup token is found in the text, by the character offsets of the tokenizer. So padding and special tokens do
+    not move it. The row includes what the model's prompt form puts around the text. A context that is too long for the
+    model is shortened (:func:`fitting`).
 
     Raises:
         RequestError: the prompt alone, with its target, is longer than the model's positions.
@@ -94,7 +87,7 @@ def continuation_row(
 
 
 def _lookup_row(model: LanguageModel, request: EditRequest, template: str, fact_token: FactToken) -> TokenRow:
-    """:func:`lookup_row` with the template as it is."""
+    """:func:`lookup_row`, without shortening the template."""
     if not request.subject:
         raise SubjectNotFoundError(f"'{request.text}' names no subject, so there is no token to look it up at.")
     text, _ = _in_context(request, template)
@@ -105,9 +98,9 @@ def _lookup_row(model: LanguageModel, request: EditRequest, template: str, fact_
 
 
 def fitting(model: LanguageModel, request: EditRequest, template: str) -> str:
-    """``template`` without as many words of its beginning as the model has no positions for, down to none.
+    """``template`` without its first words, as many as must go for the text to fit the model's positions.
 
-    The prompt with its target, and what the template has behind it, stay whole.
+    The prompt, its target and the end of the template stay whole.
     """
     if model.positions is None:
         return template
@@ -122,7 +115,7 @@ def fitting(model: LanguageModel, request: EditRequest, template: str) -> str:
 
 
 def _in_context(request: EditRequest, template: str) -> tuple[str, str | None]:
-    """The filled prompt inside ``template``, and what joins it to the target."""
+    """The filled prompt inside ``template``, and the text that joins it to the target."""
     before, _, after = template.partition("{}")
     return before + request.text + after, None if after else request.join
 
@@ -131,7 +124,7 @@ def refuse_too_long(model: LanguageModel, requests: Iterable[EditRequest]) -> No
     """Refuse requests whose prompt and target have more tokens than the model has positions.
 
     Raises:
-        RequestError: it is so; the message has the text.
+        RequestError: one has; the message shows its text.
     """
     if model.positions is None:
         return
@@ -145,13 +138,13 @@ def join_continuation(
 ) -> tuple[tuple[int, ...], int]:
     """Ids of the prompt ``text`` continued by ``target``, and the index of the first target token.
 
-    They are those of the prompt followed by those of the target, which is how the target will be generated. Where the
-    tokenizer merges across the border, the tokens of the whole text are used instead, and the target begins with the
-    one that reaches beyond the prompt; but a prompt that ends in white space keeps its tokens, as it was written.
+    Usually these are the ids of the prompt, then those of the target, as the model would generate it. If the tokenizer
+    merges the end of the prompt with the start of the target, the ids of the whole text are used, and the target starts
+    with the token that reaches beyond the prompt. A prompt that ends in white space keeps its own ids.
 
     Args:
-        text_ids: those of the prompt alone.
-        join: what stands between the two; see :meth:`PromptForm.continuation`.
+        text_ids: ids of the prompt alone.
+        join: the text between the two; see :meth:`PromptForm.continuation`.
 
     Raises:
         RequestError: they are longer than the model's positions, or a token has no embedding.
@@ -163,7 +156,7 @@ def join_continuation(
         return joint, len(text_ids)
     whole = form.wrap(text)
     if whole[-1:].isspace():
-        # Behind a line break, since some tokenizers begin a text of its own with a space.
+        # Encoded after a line break, because some tokenizers put a space before the start of a text.
         start, target_ids = model.read_text("\n"), model.read_text(f"\n{continuation}")
         if target_ids[: len(start)] == start:
             return text_ids + target_ids[len(start) :], len(text_ids)
@@ -191,17 +184,3 @@ def _lookup_index(
                 "Use fact_token = 'subject_last'."
             )
     return found
-
-
-def pad_rows(
-    rows: Sequence[Sequence[int]], pad: int, *, device: torch.device, side: Literal["left", "right"] = "right"
-) -> tuple[Tensor, Tensor]:
-    """``(input_ids, attention_mask)``, both ``[rows, seq]`` int64."""
-    width = max(len(row) for row in rows)
-    ids = torch.full((len(rows), width), pad, dtype=torch.long)
-    mask = torch.zeros((len(rows), width), dtype=torch.long)
-    for index, row in enumerate(rows):
-        where = slice(0, len(row)) if side == "right" else slice(width - len(row), width)
-        ids[index, where] = torch.tensor(row, dtype=torch.long)
-        mask[index, where] = 1
-    return ids.to(device), mask.to(device)

@@ -2,15 +2,15 @@
 
 An address is a state-dict key, with an index for one slice of a stacked parameter:
 ``model.layers.3.mlp.experts.down_proj[17]``. A matrix is read and written as (out, in): a vector x goes in, W x comes
-out. How a module stores it is looked up from the module's class and never guessed from a shape, because a square matrix
-fits both ways:
+out. How a module stores it is known from its class and never guessed from a shape, because a square matrix fits both
+ways:
 
 * ``nn.Linear`` stores (out, in), as does every module that is not named here;
 * ``Conv1D`` (GPT-2) stores (in, out);
-* ``nn.Embedding`` stores a row per token, (in, out) of a matrix that takes one-hot tokens;
-* a stack of experts says ``is_transposed``, as transformers' own do.
+* ``nn.Embedding`` stores one row per token, which is (in, out) for one-hot tokens;
+* a stack of experts says it in ``is_transposed``, as those of transformers do.
 
-Parameters with one axis or none are vectors, those with three or more axes and no index are changed as they are stored.
+Parameters with at most one axis are vectors. Stacks without an index are changed in the shape that is stored.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = ["Weights", "split_address"]
 
 _ADDRESS = re.compile(r"(?P<name>[^\[\]]+)(?:\[(?P<index>\d+)\])?")
 _STACKS_IN_OUT = {"Llama4TextExperts"}
-"""Classes of transformers that store a stack of (in, out) matrices and do not say so."""
+"""Classes of transformers that store a stack of (in, out) matrices without ``is_transposed``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +57,10 @@ def split_address(address: str) -> tuple[str, int | None]:
 
 
 class Weights:
-    """Every parameter of a model under one name: tied ones under that of the input embedding, or else the first.
+    """Every parameter of a model, each under one name.
 
-    The names are those at the time of making: a backend that wraps modules later renames nothing here.
+    Tied parameters have the name of the input embedding, or else the first of their names. Names are read when the
+    object is made: a backend that wraps modules later does not change them.
     """
 
     def __init__(self, hf: Any, *, model_name: str) -> None:
@@ -92,7 +93,7 @@ class Weights:
         return (entry.tensor for entry in self._parameters.values() if entry.tensor.is_floating_point())
 
     def tied(self) -> Mapping[str, str]:
-        """Names that stand for another parameter, with its name."""
+        """By the further names of tied parameters, the one under which they are addressed."""
         return dict(self._tied)
 
     def stored(self, address: str) -> Tensor:
@@ -128,8 +129,9 @@ class Weights:
         return tensor[index]
 
     def as_out_in(self, address: str, tensor: Tensor) -> Tensor:
-        """``tensor``, shaped like the stored weight, as (out, in): a view, and its own inverse. Vectors, and stacks
-        without an index, stay as they are.
+        """``tensor``, which has the shape of the stored weight, as (out, in), or back: a view.
+
+        Vectors, and stacks without an index, stay as they are.
 
         Raises:
             ModelError: as :meth:`stored`, or it is not known how the module stores a slice.

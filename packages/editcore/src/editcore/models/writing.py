@@ -1,4 +1,4 @@
-"""Changes of weights, put into a model and held against its shapes."""
+"""Changes of weights: checked against the shapes of a model, and added to its weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["add_changes", "in_float64", "misfits", "rounded"]
 
 
 def misfits(model: LanguageModel, changes: Changes) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...]]]:
-    """``(address, found, expected)`` of each change whose shape, matrices as (out, in), is not that of its weight.
+    """``(address, found, expected)`` of each change whose shape is not that of its weight, matrices as (out, in).
 
     Raises:
         ModelError: the model has no such weight.
@@ -39,10 +39,10 @@ def add_changes(model: LanguageModel, address: str, changes: Sequence[WeightChan
 
 
 def rounded(total: Tensor, dtype: torch.dtype) -> Tensor:
-    """Numbers in float64, each as the nearest one of ``dtype``.
+    """Numbers in float64, each rounded once to the nearest number of ``dtype``.
 
-    torch goes from float64 to bfloat16 and float16 by way of float32, and so rounds twice: what lies a little beyond
-    the middle between two numbers becomes the middle, and then the wrong one of them.
+    torch converts float64 to bfloat16 and float16 through float32, and so rounds twice. A number just beyond the middle
+    of two neighbours becomes the middle, and then possibly the farther neighbour.
     """
     if torch.promote_types(dtype, torch.float32) == dtype:
         return total.to(dtype)
@@ -54,10 +54,10 @@ def rounded(total: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def in_float64(change: WeightChange, like: Tensor) -> Tensor:
-    """The change itself, multiplied out where ``like`` is, which is in float64.
+    """The change as one tensor in float64, on the device of ``like``, which is in float64 too.
 
-    Factors are multiplied as they lie in rows, which is how the ledger keeps them: products over other strides may
-    round differently, and a proposal on trial has the bits of what is written.
+    Factors are made contiguous first, as the ledger keeps them, because products over other strides may round
+    differently. So a proposal on trial has the same bits as what is written later.
     """
     if isinstance(change, FactoredDelta):
         return change.left.to(like).contiguous() @ change.right.to(like).contiguous()
