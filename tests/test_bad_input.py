@@ -144,7 +144,7 @@ def test_requests(refused: Callable[..., str], tmp_path: Path, change: dict[str,
 def test_a_line_that_is_no_json_is_named(refused: Callable[..., str], tmp_path: Path) -> None:
     path = records_file(tmp_path / "facts.jsonl", FACT, "", '{"subject": "Max')
     sentence = refused("--dataset", path, "--strict")
-    assert sentence.startswith(f"{path}, line 3: This is no JSON (")
+    assert sentence.startswith(f"{path}, line 3: This is not JSON (")
 
 
 def test_data_that_is_not_there_or_too_little(refused: Callable[..., str], tiny_facts: Path, tmp_path: Path) -> None:

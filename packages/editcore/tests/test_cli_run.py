@@ -208,7 +208,7 @@ def test_records_that_cannot_be_edited_are_left_out_and_told(run_toy: Call, flaw
     out = tmp_path / "out"
     left_out = (
         f"{flawed}: 3 records cannot be used and are left out. Line 1: It names no subject, and the editor 'toy' needs "
-        "one in every request; line 2: This is no JSON (Expecting property name enclosed in double quotes, column 2); "
+        "one in every request; line 2: This is not JSON (Expecting property name enclosed in double quotes, column 2); "
         "line 6: The subject 'Zorg' is not in the prompt "
     )
     recorded, summary = (strict((out / name).read_text()) for name in ("run.json", "summary.json"))
@@ -355,7 +355,7 @@ def test_a_data_set_has_an_argument_and_settings(run_toy: Call, editctl: Call, f
         (("--dataset", "toy-fact:f"), "Unknown data set 'toy-fact'."),
         (("--set", "toy-facts.most=1"), "Unknown settings section 'toy-facts'."),
         (("--dataset", "toy"), "The data set 'toy' has hyperparameters, and another part of the run has its name, "),
-        (("--dataset", "toy-subclassed"), "The data set 'toy-subclassed' returned something else than a FactRecord "),
+        (("--dataset", "toy-subclassed"), "The data set 'toy-subclassed' returned something other than a FactRecord "),
     ],
 )
 def test_a_data_set_that_is_wrong_stops_before_anything_is_written(

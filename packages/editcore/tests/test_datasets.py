@@ -342,7 +342,7 @@ def test_what_cannot_be_edited_is_left_out_counted_and_named(tmp_path: Path) -> 
     notes: list[str] = []
     assert [one.id for one in (record.request for record in load(path, notes=notes))][1:] == ["last"]
     (note,) = notes
-    assert note.startswith(f"{path}: 13 records cannot be used and are left out. Line 2: This is no JSON (")
+    assert note.startswith(f"{path}: 13 records cannot be used and are left out. Line 2: This is not JSON (")
     assert "line 4: The subject 'Rome' is not in the prompt 'City 0 is in'; write {}" in note
     assert "'City 7 is in'" in note
     assert "'City 8 is in'" not in note
@@ -449,7 +449,7 @@ def test_the_records_of_a_run_are_read_as_they_are(tmp_path: Path, suffix: str) 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"probe": []}, "This is no record of a run. probe: Extra inputs are not permitted."),
+        ({"probe": []}, "This is not a record of a run. probe: Extra inputs are not permitted."),
         ({"relation": 17}, "relation: Input should be a valid string"),
         ({"extra": [1]}, "extra: Input should be a valid dictionary"),
         ({"request": {}}, "request.prompt: Field required"),
@@ -556,18 +556,18 @@ BROKEN: list[tuple[object, str]] = [
     ({**PLAIN, "target_new": None}, "The field 'target_new' is empty."),
     (
         {"subject": "Rome", "prompt": "{} is in", "attribute": "x"},
-        "There is nothing to write; beside 'prompt' it would be in target_new, target or labels; the fields with "
+        "There is no target; with 'prompt' it should be in target_new, target or labels; the fields with "
         "something in them are: subject, prompt, attribute.",
     ),
     (
         {"src": "Where is Rome?", "subject": "Rome"},
-        "There is nothing to write; beside 'src' it would be in alt or answers",
+        "There is no target; with 'src' it should be in alt or answers",
     ),
-    ({"update": "Where is Rome?", "object": "x"}, "There is nothing to write; beside 'update' it would be in ans; "),
-    ({"text": "Rome", "target": "x"}, "There is nothing to write; beside 'text' it would be in labels or target_new; "),
+    ({"update": "Where is Rome?", "object": "x"}, "There is no target; with 'update' it should be in ans; "),
+    ({"text": "Rome", "target": "x"}, "There is no target; with 'text' it should be in labels or target_new; "),
     (
         {"target_new": "x", "subject": ""},
-        "There is no prompt; it would be in prompt, src, update or text; the fields with ",
+        "There is no prompt; it should be in prompt, src, update or text; the fields with ",
     ),
     (
         {"requested_rewrite": {"prompt": "{} is", "subject": "a", "target_new": {"id": "Q1"}}},
@@ -580,7 +580,7 @@ BROKEN: list[tuple[object, str]] = [
     ({**PLAIN, "paraphrase_prompts": [1]}, "The field 'paraphrase_prompts' is list"),
     (
         {"known_id": 0, "attribute": "x"},
-        "This is no edit in a known format; the fields with something in them are: known_id, attribute",
+        "This is not an edit in a known format; the fields with something in them are: known_id, attribute",
     ),
     ({"requested_rewrite": "x"}, "The field 'requested_rewrite' is str"),
     ({"requested_rewrite": {"prompt": "{} is"}}, "The field 'subject' is missing"),
@@ -612,22 +612,22 @@ def test_a_broken_record_is_named_by_file_and_line(tmp_path: Path, record: objec
         (
             "f.jsonl",
             json.dumps(PLAIN).encode() + b'\n\n{"subject": \n',
-            r"f.jsonl, line 3: This is no JSON \(Expecting",
+            r"f.jsonl, line 3: This is not JSON \(Expecting",
         ),
-        ("f.jsonl", b"1" * 5000, "f.jsonl, line 1: This is no JSON"),
-        ("f.jsonl", b"[" * 100_000, r"f.jsonl, line 1: This is no JSON \(nested too deeply"),
-        ("f.json", b"[" * 100_000, r"f.json, line 1: this is no JSON"),
-        ("f.json", b'[\n{"subject" 1}]', r"f.json, line 2: this is no JSON \(Expecting ':' delimiter, column 12"),
+        ("f.jsonl", b"1" * 5000, "f.jsonl, line 1: This is not JSON"),
+        ("f.jsonl", b"[" * 100_000, r"f.jsonl, line 1: This is not JSON \(nested too deeply"),
+        ("f.json", b"[" * 100_000, r"f.json, line 1: this is not JSON"),
+        ("f.json", b'[\n{"subject" 1}]', r"f.json, line 2: this is not JSON \(Expecting ':' delimiter, column 12"),
         ("f.json", b'{"subject": 1}', "f.json, line 1: a .json file must be an array"),
         ("f.json", b"[" + json.dumps(PLAIN).encode() + b"\n x", "f.json, line 2: .*a comma or ] is missing"),
         ("f.json", b"[" + json.dumps(PLAIN).encode() + b"\n", "f.json, line 2: .*a comma or ] is missing"),
-        ("f.json", b"[" + json.dumps(PLAIN).encode() + b",\n", "f.json, line 2: this is no JSON"),
+        ("f.json", b"[" + json.dumps(PLAIN).encode() + b",\n", "f.json, line 2: this is not JSON"),
         ("f.csv", b"subject,prompt,target_new\nRome,{} is,x,y\n", "f.csv, line 2: It has more cells than"),
-        ("f.csv", b'subject,prompt\n"Rome" x,{} is\n', "f.csv, line 2: this is no CSV"),
+        ("f.csv", b'subject,prompt\n"Rome" x,{} is\n', "f.csv, line 2: this is not CSV"),
         ("f.jsonl", b"\n", "f.jsonl: there are no records in it."),
         ("f.jsonl", json.dumps(PLAIN).encode() + b'\n"\xff"', "f.jsonl, line 2: This is not UTF-8 text"),
-        ("f.jsonl.gz", b"{}", "this is no complete gzip file"),
-        ("f.jsonl.gz", gzip.compress(b"{}" * 99, mtime=0)[:-9], "this is no complete gzip file"),
+        ("f.jsonl.gz", b"{}", "this is not a complete gzip file"),
+        ("f.jsonl.gz", gzip.compress(b"{}" * 99, mtime=0)[:-9], "this is not a complete gzip file"),
         ("f.txt", b"", "files of type '.txt' are not read. Use .jsonl, .json, .csv"),
         ("f.pkl", b"\x80\x04N.", "files of type '.pkl' are not read"),
     ],
@@ -756,10 +756,10 @@ def test_the_short_name_is_for_titles(name: str, short: str) -> None:
         (
             "toy-subclassed",
             DatasetError,
-            "The data set 'toy-subclassed' returned something else than a FactRecord (Labelled); fields of its own "
+            "The data set 'toy-subclassed' returned something other than a FactRecord (Labelled); fields of its own "
             "belong in a FactRecord's 'extra'.",
         ),
-        ("toy-dicts", DatasetError, "The data set 'toy-dicts' returned something else than a FactRecord (dict); "),
+        ("toy-dicts", DatasetError, "The data set 'toy-dicts' returned something other than a FactRecord (dict); "),
         ("toy-nothing", DatasetError, "The data set 'toy-nothing': there are no records in it."),
         ("toy-broken", PluginError, "The data set 'toy-broken' cannot be loaded: ZeroDivisionError: no luck."),
     ],

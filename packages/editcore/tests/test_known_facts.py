@@ -78,7 +78,7 @@ def test_a_data_set_may_have_an_argument(tmp_path: Path) -> None:
         ({**KNOWN, "prompt": "It is owned by"}, "line 1: The subject 'Beats Music' is not in the prompt"),
         ({"attribute": "Apple"}, "line 1: The field 'subject' must be a text, found None."),
         ([], "line 1: A record must be an object, found list."),
-        ({"case": 1}, "line 1: This is no edit in a known format"),
+        ({"case": 1}, "line 1: This is not an edit in a known format"),
         ({**PLAIN, "target_true": None}, "line 1: There is no true fact in it"),
     ],
 )

@@ -613,7 +613,9 @@ def test_what_is_no_pack_is_named_with_what_takes_it(
     pack = tmp_path / "facts.editpack"
     assert editctl("pack", out, pack).code == 0
     asked = editctl("run", "--editor", "toy", "--set", "layers=[1]", "--dataset", pack)
-    assert asked.err == f"Error: {pack} is no file of records: it has edits that were made; 'editctl apply' takes it.\n"
+    assert (
+        asked.err == f"Error: {pack} is not a file of records: it is a pack of edits, which 'editctl apply' applies.\n"
+    )
     shown = editctl("generate", pack, "A")
     assert (shown.code, shown.err) == (2, f"Error: {pack} is a file, not a run directory.\n")
 

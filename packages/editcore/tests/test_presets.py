@@ -69,7 +69,7 @@ def test_the_users_own_stands_before_the_packages(spec: EditorSpec) -> None:
     assert dict(found.values()) == {"layers": [3]}
     assert found.note == (
         f"it uses your preset 'gpt2-xl' ({path.parent}), named like the model; "
-        "it stands before the package's of that name."
+        "it replaces the package's preset of that name."
     )
     assert get_preset(spec, "gpt2-xl").own
     own(spec, "mine", 'names = ["llama-2-7b"]\nlayers = [1]\n')
@@ -89,7 +89,7 @@ def test_a_folder_is_called_what_it_is_called(tmp_path: Path, monkeypatch: pytes
 @pytest.mark.parametrize("names", ['"a"', "[1]", '[""]', "{ a = 1 }"])
 def test_names_are_a_list_of_texts(spec: EditorSpec, names: str) -> None:
     own(spec, "mine", f"names = {names}\nlayers = [1]\n")
-    with pytest.raises(HParamsError, match=r"names that are no list of texts|must be a flat table"):
+    with pytest.raises(HParamsError, match=r"names that are not a list of texts|must be a flat table"):
         get_preset(spec, "mine").values()
     assert preset_for(spec, "gpt2-xl") is not None, "one that cannot be read is in nobody's way"
 

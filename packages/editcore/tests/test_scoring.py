@@ -179,7 +179,7 @@ def test_perplexity_is_the_exponential_of_the_mean_loss(bos: bool) -> None:
     assert perplexity(model, ids, window=32) == perplexity(model, text, window=32)
     with pytest.raises(RequestError, match="no token to predict"):
         perplexity(model, "")
-    with pytest.raises(RequestError, match="A window of 1 tokens has none to predict"):
+    with pytest.raises(RequestError, match="A window of 1 tokens is too short to predict one"):
         perplexity(model, text, window=1)
 
 

@@ -1,4 +1,4 @@
-"""Facts to edit: data sets that come along, formats that are read, and what is wrong with a set of records."""
+"""Facts to edit: the data set that comes with editcore, file formats, and checks of records."""
 
 import lazy_loader
 

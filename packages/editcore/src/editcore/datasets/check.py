@@ -1,4 +1,4 @@
-"""Requests that contradict or repeat each other, and ids that come twice.
+"""Finds requests that contradict or repeat each other, and makes ids unique.
 
 One batch cannot write two objects for one fact.
 """
@@ -16,10 +16,11 @@ T = TypeVar("T")
 
 
 def check_requests(requests: Iterable[EditRequest]) -> tuple[list[EditRequest], list[str]]:
-    """``(kept, notes)``: per fact (subject and prompt) the last request, in the order given, and a sentence per loss.
+    """``(kept, notes)``: the last request of each fact (subject and prompt), in the order given, and a sentence for
+    each fact that came more than once.
 
-    Requests for the same fact with different targets contradict each other and the last one wins; with one target they
-    are repeated, and one stays.
+    Requests for the same fact contradict each other if their targets differ, and repeat each other if not. In both
+    cases the last one is kept.
     """
     return _keep_last(requests, lambda request: request)
 
@@ -30,7 +31,7 @@ def check_records(records: Iterable[FactRecord]) -> tuple[list[FactRecord], list
 
 
 def with_unique_ids(records: Iterable[FactRecord]) -> Iterator[FactRecord]:
-    """The records, in their order; an id that comes again gets ``-2``, ``-3``, ... behind it."""
+    """The records, in their order. An id that comes again gets the suffix ``-2``, ``-3``, ...."""
     taken: set[str] = set()
     for record in records:
         identity, count = record.request.id, 1
@@ -47,7 +48,7 @@ def _keep_last(asked: Iterable[T], request_of: Callable[[T], EditRequest]) -> tu
     groups: dict[tuple[str, str], list[T]] = {}
     for record in asked:
         key = request_of(record).fact_key
-        # Moved to the end: a fact asked for twice has the place of its last request.
+        # Moved to the end, because a fact with several requests has the place of the last one.
         groups[key] = [*groups.pop(key, []), record]
     notes = [_note([request_of(record) for record in group]) for group in groups.values() if len(group) > 1]
     return [group[-1] for group in groups.values()], notes

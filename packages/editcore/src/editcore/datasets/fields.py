@@ -1,4 +1,5 @@
-"""The fields of a published record: read by name and type, and remembered, so that unread ones can be counted."""
+"""The fields of a published record, read by name and type. Which fields were read is remembered, so that others can be
+counted."""
 
 from __future__ import annotations
 
@@ -14,21 +15,22 @@ __all__ = ["Fields", "Unread", "accepted_answers", "as_object", "join_of", "list
 _EMPTY: tuple[Any, ...] = (None, "", [], {})
 
 _MAX_FIELDS = 20
-"""Fields of a record that a message names; a table may have hundreds."""
+"""Most fields of a record that a message names; a table may have hundreds."""
 
 Unread = Counter[str]
-"""How many records have a field that was not read, by the field's name; ``OUTER.INNER`` for one inside another."""
+"""By the name of an unread field, the number of records that have it. The name is ``OUTER.INNER`` for a field inside
+another."""
 
 
 class Fields(Mapping[str, Any]):
     """The fields of a record, or of an object in it. It remembers which of them were read.
 
-    The methods that read a field by its type raise :class:`RequestError`: the field is missing, empty, or of another
+    The methods that read a field by its type raise :class:`RequestError` if the field is missing, empty, or of another
     type.
 
     Args:
-        respelt: gets subjects that are spelt otherwise than in their prompt, each with the spelling there; ``None``
-            where that is an error.
+        respelt: a list to which subjects are added that are spelt differently in their prompt, each with that spelling;
+            ``None`` if this is an error.
     """
 
     def __init__(self, raw: Mapping[str, Any], respelt: list[tuple[str, str]] | None) -> None:
@@ -58,22 +60,22 @@ class Fields(Mapping[str, Any]):
     # Which fields there are
 
     def filled(self) -> list[str]:
-        """The fields with something in them."""
+        """The fields that are not empty."""
         return [name for name, value in self.raw.items() if value not in _EMPTY]
 
     def first(self, *names: str) -> str | None:
-        """The first of these fields with something in it; else the first that is there."""
+        """The first of these fields that is not empty; else the first that is there."""
         return next((name for name in names if self.raw.get(name) not in _EMPTY), None) or next(
             (name for name in names if name in self.raw), None
         )
 
     def read_all(self) -> dict[str, Any]:
-        """All fields; they count as read, whatever is in them."""
+        """All fields. They all count as read."""
         self._read = dict.fromkeys(self.raw)
         return dict(self.raw)
 
     def unread(self) -> dict[str, None]:
-        """Fields with something in them that were not read, in order."""
+        """Fields that are not empty and were not read, in order."""
         found: dict[str, None] = {}
         for name in self.filled():
             if name not in self._read:
@@ -83,7 +85,7 @@ class Fields(Mapping[str, Any]):
         return found
 
     def described(self) -> str:
-        """What the record has, for a sentence on what it lacks."""
+        """The fields of the record, for a sentence on a missing field."""
         names = self.filled()
         more = f" and {len(names) - _MAX_FIELDS:,} more" if len(names) > _MAX_FIELDS else ""
         return f"the fields with something in them are: {', '.join(names[:_MAX_FIELDS]) or 'none'}{more}"
@@ -95,17 +97,17 @@ class Fields(Mapping[str, Any]):
         return self._as_text(self.get(name), name)
 
     def optional_text(self, name: str) -> str | None:
-        """A text; ``None`` where the field is missing or empty."""
+        """A text; ``None`` if the field is missing or empty."""
         value = self.get(name)
         return None if value is None or value == "" else self.text(name)
 
     def prompt(self, name: str) -> str:
-        """A text with the white space at its ends, which is part of a prompt."""
+        """A prompt: a text with the white space at its ends."""
         self.text(name)
         return str(self.get(name))
 
     def optional_prompt(self, name: str) -> str | None:
-        """A prompt; ``None`` where the field is missing or empty."""
+        """A prompt; ``None`` if the field is missing or empty."""
         value = self.get(name)
         return None if value is None or value == "" else self.prompt(name)
 
@@ -117,7 +119,7 @@ class Fields(Mapping[str, Any]):
         return self._as_text(_plain_answer(value), name)
 
     def optional_answer(self, name: str) -> str | None:
-        """An object of a fact; ``None`` where the field is missing or empty."""
+        """An object of a fact; ``None`` if the field is missing or empty."""
         return self.answer(name) if self.get(name) not in (None, "", [], [[]]) else None
 
     def texts(self, name: str) -> tuple[str, ...]:
@@ -131,7 +133,7 @@ class Fields(Mapping[str, Any]):
         return tuple(text for text in values if text.strip())
 
     def objects(self, name: str) -> list[Fields]:
-        """A list of objects; empty where the field is missing."""
+        """A list of objects; empty if the field is missing."""
         value = self.get(name)
         if value is None:
             return []
@@ -157,10 +159,10 @@ def as_object(value: Any, name: str) -> Fields:
     """A value of a record as an object.
 
     Args:
-        name: of the field that has it, for the message.
+        name: name of its field, for the message.
 
     Raises:
-        RequestError: it is none.
+        RequestError: the value is not an object.
     """
     if not isinstance(value, Fields):
         raise RequestError(f"The field '{name}' is {_described(value)}; expected an object.")
@@ -168,7 +170,7 @@ def as_object(value: Any, name: str) -> Fields:
 
 
 def accepted_answers(value: Any) -> tuple[str, ...]:
-    """Every accepted answer of text, ``{"str": text}``, a number, or lists of them; each once, in their order."""
+    """Every accepted answer in a text, ``{"str": text}``, a number, or lists of these; each once, in order."""
     value = _plain_answer(value)
     if isinstance(value, list | tuple):
         return tuple(dict.fromkeys(answer for part in value for answer in accepted_answers(part)))
@@ -176,10 +178,10 @@ def accepted_answers(value: Any) -> tuple[str, ...]:
 
 
 def join_of(fields: Mapping[str, Any]) -> str | None:
-    """What stands between prompt and target; ``None`` where the record leaves it to the prompt's last character.
+    """The text between prompt and target; ``None`` if the record leaves it to the prompt's last character.
 
     Raises:
-        RequestError: it is not a text.
+        RequestError: the field is not a text.
     """
     value = fields.get("join")
     if value is not None and not isinstance(value, str):
@@ -206,7 +208,8 @@ def _objects_in(value: Any) -> Iterator[Fields]:
 
 
 def _plain_answer(value: Any) -> Any:
-    """The text of ``{"str": text, "id": ...}``, whose id says the same in Wikidata's numbers; a number as text."""
+    """The text of ``{"str": text, "id": ...}``, whose Wikidata id is not needed; a number as text; other values as they
+    are."""
     if isinstance(value, Mapping):
         value, _ = value.get("str"), value.get("id")
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value

@@ -1,6 +1,6 @@
-"""Files of records, read record by record, so that every complaint has a line number.
+"""Files of records, read record by record, so that every error has a line number.
 
-A record that cannot be read is a :class:`RequestError` in its place, and the rest of the file is read on.
+A record that cannot be read is replaced by a :class:`RequestError`, and reading continues after it.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ Entries = Iterator[tuple[int, Any]]
 
 
 def read_entries(path: Path) -> Entries:
-    """The records of a file, each with its line. In place of a record that cannot be read there is the error.
+    """The records of a file, each with its line number. A record that cannot be read is replaced by the error.
 
     Raises:
-        DatasetError: the file cannot be read, or not beyond a record, or is of another type.
+        DatasetError: the file cannot be read, cannot be read beyond some record, or is of another type.
     """
     suffix = path.suffix if path.suffix != ".gz" else path.with_suffix("").suffix
     readers: Mapping[str, Callable[[str, str], Entries]] = {".jsonl": json_lines, ".json": _json_array, ".csv": _csv}
     if suffix == ".editpack":
-        raise DatasetError(f"{path} is no file of records: it has edits that were made; 'editctl apply' takes it.")
+        raise DatasetError(f"{path} is not a file of records: it is a pack of edits, which 'editctl apply' applies.")
     if suffix not in readers:
         raise DatasetError(
             f"{path}: files of type '{suffix}' are not read. Use {', '.join(SUFFIXES)}, each also with .gz."
@@ -45,17 +45,18 @@ def read_entries(path: Path) -> Entries:
 
 
 def _read(path: Path) -> str:
-    """The text of a file of bounded size; a small ``.gz`` may hide a large one, so what comes out is counted."""
+    """The text of a file of bounded size. The size is counted after decompression, because a small ``.gz`` may hold a
+    large file."""
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise DatasetError(f"{path}: this is no complete gzip file ({error}).") from error
+        raise DatasetError(f"{path}: this is not a complete gzip file ({error}).") from error
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read ({error.strerror or error}).") from error
     if len(content) > MAX_BYTES:
         raise DatasetError(f"{path}: more than {MAX_BYTES >> 20} MiB of text; split the file.")
-    # Bytes that are no UTF-8 become surrogates, which tell the record that they are in.
+    # Bytes that are not UTF-8 become surrogates, which show in which record they are.
     return content.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
 
 
@@ -73,11 +74,11 @@ def json_lines(text: str, name: str) -> Entries:
         try:
             yield number, json.loads(line.rstrip()) if _is_text(line) else RequestError(_NO_UTF8)
         except (ValueError, RecursionError) as error:
-            yield number, RequestError(f"This is no JSON ({_reason(error)}).")
+            yield number, RequestError(f"This is not JSON ({_reason(error)}).")
 
 
 def _json_array(text: str, name: str) -> Entries:
-    """The elements of a JSON array with the lines they begin at."""
+    """The elements of a JSON array, each with the line at which it begins."""
     decoder = json.JSONDecoder()
     gap = re.compile(r"\s*")
     line, counted = 1, 0
@@ -100,17 +101,17 @@ def _json_array(text: str, name: str) -> Entries:
             value, position = decoder.raw_decode(text, position)
         except (ValueError, RecursionError) as error:
             where = error.lineno if isinstance(error, json.JSONDecodeError) else start
-            raise DatasetError(f"{name}, line {where}: this is no JSON ({_reason(error)}).") from error
+            raise DatasetError(f"{name}, line {where}: this is not JSON ({_reason(error)}).") from error
         yield start, value if _is_text(text[begin:position]) else RequestError(_NO_UTF8)
         position = after_gap(position)
         if text.startswith(",", position):
             position = after_gap(position + 1)
         elif not text.startswith("]", position):
-            raise DatasetError(f"{name}, line {line}: this is no JSON (a comma or ] is missing after a record).")
+            raise DatasetError(f"{name}, line {line}: this is not JSON (a comma or ] is missing after a record).")
 
 
 def _csv(text: str, name: str) -> Entries:
-    """Rows by the names in the first line; empty cells count as absent."""
+    """Rows, with the names from the first line. Empty cells count as absent."""
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         for row in reader:
@@ -121,7 +122,7 @@ def _csv(text: str, name: str) -> Entries:
             else:
                 yield reader.line_num, {key: value for key, value in row.items() if value}
     except csv.Error as error:
-        raise DatasetError(f"{name}, line {reader.reader.line_num}: this is no CSV ({error}).") from error
+        raise DatasetError(f"{name}, line {reader.reader.line_num}: this is not CSV ({error}).") from error
 
 
 def _reason(error: Exception) -> str:

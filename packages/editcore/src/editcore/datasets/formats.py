@@ -1,4 +1,4 @@
-"""The shapes in which facts are published, recognised by their fields.
+"""The formats in which facts are published, recognised by their fields.
 
 | format | prompt | what to write |
 |---|---|---|
@@ -11,11 +11,11 @@
 | a run's ``requests.jsonl`` | ``request``, an object | in it |
 
 A prompt has a ``{}`` where the subject goes, or the subject itself, which then becomes the ``{}``. White space at its
-ends is part of it. One exception: in CounterFact, MQuAKE and zsRE, a space at the end stands for the space of the
-answer.
+ends is part of it. One exception: in CounterFact, MQuAKE and zsRE, a space at the end of a prompt is the space before
+the answer, and is dropped.
 
-Everything that a record asks becomes a probe, whose kind says what it tests. Fields that no format reads are counted by
-name (:class:`Unread`), also those inside of others (``requested_rewrite.fact_new``), so that a caller can tell what was
+Every question of a record becomes a probe, whose kind says what it tests. Fields that no format reads are counted by
+name (:class:`Unread`), also fields inside others (``requested_rewrite.fact_new``), so that a caller can report what was
 left out.
 """
 
@@ -40,9 +40,10 @@ _TARGETS: Mapping[str, tuple[str, ...]] = {
     "update": ("ans",),
     "text": ("labels", "target_new"),
 }
-"""By the field that has a flat record's prompt, the fields that may have what to write; the first filled one has it."""
+"""For each field that may hold a flat record's prompt, the fields that may hold its target. The first one that is not
+empty counts."""
 _TRUE = ("target_true", "ground_truth", "answers")
-"""Fields that may have a flat record's true object."""
+"""Fields that may hold a flat record's true object."""
 
 
 def parse_record(
@@ -51,9 +52,10 @@ def parse_record(
     """The facts of one published record: one, or several for MQuAKE's chains of edits.
 
     Args:
-        unread: counts the fields that no format reads.
-        respelt: gets each subject that differs from its prompt's spelling by case, Unicode form or spaces only, with
-            that spelling, which the request then has. Left out, such a subject is not found.
+        unread: a counter to which the fields that no format reads are added.
+        respelt: a list to which each subject is added that differs from its spelling in the prompt only by case,
+            Unicode form or spaces, together with that spelling. The request then has the spelling of the prompt. Left
+            out, such a subject is not found.
 
     Raises:
         RequestError: the format is not recognised, a field is missing or has the wrong type, the subject is not in the
@@ -77,17 +79,17 @@ def _parse(fields: Fields) -> list[FactRecord]:
     if not fields.raw.keys().isdisjoint((*_TARGETS, "target_new", "labels")):
         return [_from_flat(fields)]
     raise RequestError(
-        f"This is no edit in a known format; {fields.described()}. An edit has prompt, target_new and, for most "
+        f"This is not an edit in a known format; {fields.described()}. An edit has prompt, target_new and, for most "
         "editors, subject, or is a CounterFact, zsRE, KnowEdit, MQuAKE, WikiBigEdit, QAEdit or FastEdit record."
     )
 
 
 def _from_run(fields: Fields) -> FactRecord:
-    """A line of a run's ``requests.jsonl``, which is a record as we write it."""
+    """A line of a run's ``requests.jsonl``, which is a record in editcore's own form."""
     try:
         return FactRecord.model_validate(fields.read_all())
     except ValidationError as error:
-        raise RequestError(f"This is no record of a run. {first_problem(error)}.") from error
+        raise RequestError(f"This is not a record of a run. {first_problem(error)}.") from error
 
 
 def _from_counterfact(fields: Fields) -> list[FactRecord]:
@@ -101,7 +103,7 @@ def _from_counterfact(fields: Fields) -> list[FactRecord]:
             _rewrite(part, tuple(_question(part)), f"{case_id}-{index}" if case_id else "")
             for index, part in enumerate(parts)
         ]
-        # The chain is asked of its last edit, after which all of them have been written.
+        # The questions about the chain belong to its last edit, after which the whole chain is written.
         return [*records[:-1], records[-1].model_copy(update={"probes": (*records[-1].probes, *_hops(fields))})]
     rewrite = as_object(rewrites, "requested_rewrite")
     record = _rewrite(rewrite, (), case_id)
@@ -130,13 +132,13 @@ def _rewrite(rewrite: Fields, asked: tuple[Probe, ...], case_id: str) -> FactRec
 
 
 def _question(rewrite: Fields) -> Iterator[Probe]:
-    """MQuAKE asks each edit as a question, too; so does AKEW's CounterFact."""
+    """The edit as a question, which MQuAKE and AKEW's CounterFact have."""
     if (question := rewrite.optional_prompt("question")) is not None:
         yield Probe(kind="paraphrase.question", prompt=question, answers=(rewrite.answer("target_new"),))
 
 
 def _hops(fields: Fields) -> Iterator[Probe]:
-    """MQuAKE's multi-hop questions, and the single hops on the way to their answer, edited and unedited ones."""
+    """MQuAKE's multi-hop questions, and the single hops that lead to their answers, edited or not."""
     answers = accepted_answers([fields.get("new_answer"), fields.get("new_answer_alias")])
     for question in _published(fields.texts("questions")):
         yield Probe(kind="multihop", prompt=question, answers=answers)
@@ -146,21 +148,21 @@ def _hops(fields: Fields) -> Iterator[Probe]:
 
 
 def _from_flat(fields: Fields) -> FactRecord:
-    """Flat records: subject, prompt, what to write and what evaluation needs, under the names in use.
+    """A flat record: subject, prompt, target and probes, under any of the published field names.
 
     The subject may be left out, for editors that need none.
 
-    zsRE as MEND published it (``src``): the edit writes ``alt``, a wrong answer, as EasyEdit does, and ``answers[0]``
-    is the true one. The ROME and MEMIT code teaches ``answers[0]`` instead, which the model may know already: numbers
-    from the two do not compare. Without ``alt`` there is only ``answers[0]`` to teach.
+    For zsRE as MEND published it (``src``), the edit writes ``alt``, a wrong answer, as in EasyEdit; ``answers[0]`` is
+    the true one. The ROME and MEMIT code writes ``answers[0]`` instead, which the model may know already, so numbers
+    from the two cannot be compared. Without ``alt``, the edit writes ``answers[0]``.
     """
     prompt_field = fields.first(*_TARGETS)
     if prompt_field is None:
-        raise RequestError(f"There is no prompt; it would be in {listed(_TARGETS)}; {fields.described()}.")
+        raise RequestError(f"There is no prompt; it should be in {listed(_TARGETS)}; {fields.described()}.")
     target_field = fields.first(*_TARGETS[prompt_field])
     if target_field is None:
         raise RequestError(
-            f"There is nothing to write; beside '{prompt_field}' it would be in {listed(_TARGETS[prompt_field])}; "
+            f"There is no target; with '{prompt_field}' it should be in {listed(_TARGETS[prompt_field])}; "
             f"{fields.described()}."
         )
     target_new = fields.answer(target_field)
@@ -203,7 +205,8 @@ def _identity(fields: Mapping[str, Any]) -> str:
 
 
 def without_last_space(prompt: str) -> str:
-    """A prompt of CounterFact, zsRE or ``known_1000``, where a space at the end stands for the one of the answer."""
+    """A prompt of CounterFact, zsRE or ``known_1000`` without the space at its end, which is the space before the
+    answer."""
     return prompt.rstrip(" ")
 
 

@@ -30,11 +30,11 @@ class KnownFact:
     subject: str
     """What the statement is about."""
     prompt: str
-    """The text up to the attribute, the subject in it."""
+    """The text up to the attribute. It contains the subject."""
     attribute: str
-    """How it goes on, without a leading space."""
+    """The continuation, without a leading space."""
     join: str | None = None
-    """What stands between the two; see :attr:`editcore.EditRequest.join`."""
+    """The text between prompt and attribute; see :attr:`editcore.EditRequest.join`."""
 
 
 def load_known_facts(
@@ -42,12 +42,12 @@ def load_known_facts(
 ) -> list[KnownFact]:
     """The true facts of a data set (``NAME`` or ``NAME:ARGUMENT``) or a file.
 
-    A file may be in ROME's ``known_1000`` format (``subject``, ``prompt``, ``attribute``) or in any that
-    :func:`load_records` reads; of a record, the fact is the one before the edit (``target_true``). Records that have
-    none, or cannot be read, are left out, and a note says so.
+    A file may be in ROME's ``known_1000`` format (``subject``, ``prompt``, ``attribute``) or in any format that
+    :func:`load_records` reads. The true fact of a record is the one before the edit (``target_true``). Records that
+    have none, or cannot be read, are left out, and a note says so.
 
     Args:
-        notes: gets the sentences for the user; without it they are logged.
+        notes: a list to which sentences for the user are added; without it they are logged.
         strict: refuse a file with a record that has no true fact or cannot be read; the error lists them.
 
     Raises:

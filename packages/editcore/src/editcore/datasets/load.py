@@ -1,4 +1,4 @@
-"""Data sets and files of records become fact records.
+"""Loads data sets and files of records as fact records.
 
 Records that cannot be edited are left out, and a note names them. A strict reading refuses them instead.
 """
@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _MAX_NAMED = 10
-"""Records that are named in a sentence on what is wrong with them."""
+"""Most records that a sentence names."""
 
 
 @documented
@@ -44,17 +44,18 @@ class Selection:
     """Which records of a data set are taken."""
 
     first: int | None = None
-    """How many records to take, from the front; nothing behind them is looked at. ``None`` takes all."""
+    """How many records to take, from the front; later ones are not read. ``None`` takes all."""
     strict: bool = False
-    """Whether a record among these that cannot be edited as it stands is an error. Otherwise it is left out."""
+    """Whether it is an error if one of these records cannot be edited as it is. Otherwise such records are left out."""
     refuse: Callable[[EditRequest], str | None] | None = None
-    """Says why a request cannot be edited, such as by an editor that needs a subject; ``None`` if it can."""
+    """A function that says why a request cannot be edited, such as by an editor that needs a subject; it returns
+    ``None`` if the request can be edited."""
 
     def checked(self, records: list[FactRecord]) -> list[FactRecord]:
-        """The records, none of which is refused.
+        """The records, if none is refused.
 
         Raises:
-            RequestError: one of them is.
+            RequestError: a record is refused.
         """
         for record in records:
             if self.refuse is not None and (reason := self.refuse(record.request)) is not None:
@@ -67,13 +68,13 @@ EVERYTHING = Selection()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
-    """Records, and the sentences about them."""
+    """Records, and sentences about them."""
 
     records: Sequence[FactRecord]
     left_out: str
     """A sentence on the records that cannot be edited; empty if all can."""
     notes: Sequence[str]
-    """That sentence, and those on subjects that are spelt otherwise and on fields that are not used."""
+    """That sentence, and sentences on respelt subjects and on fields that are not used."""
 
 
 def load_worldfacts() -> list[FactRecord]:
@@ -95,20 +96,20 @@ def load_records(
     file, plain or ``.gz``.
 
     Formats are recognised by their fields (:mod:`editcore.datasets.formats`). Ids are unique in the result: an id that
-    comes again gets ``-2``, ``-3``, ... behind it. Records that cannot be edited are left out. A subject that differs
-    from its prompt by case, Unicode form or spaces only is spelt as it is there. Notes say so.
+    comes again gets the suffix ``-2``, ``-3``, .... Records that cannot be edited are left out. A subject that differs
+    from its spelling in the prompt only by case, Unicode form or spaces gets that spelling. Notes say so.
 
     Args:
-        settings: hyperparameters by the name of what they set; the data set has its own from there.
-        notes: gets the sentences for the user: records that are left out, subjects that are spelt otherwise, fields of
-            a file that are not used. Without it they are logged.
+        settings: hyperparameters by the name of their owner; those of the data set are used.
+        notes: a list to which sentences for the user are added: on records that are left out, respelt subjects, and
+            fields of a file that are not used. Without it they are logged.
         selection: which records to take.
 
     Raises:
         UnknownNameError: there is no data set of that name.
         HParamsError: the data set does not take these settings or this argument.
-        DatasetError: there is no such file, or it cannot be read, or nothing of it can be edited; the message names the
-            file and the line. Or the data set returned something else than records.
+        DatasetError: there is no such file, it cannot be read, or no record in it can be edited; the message names the
+            file and the line. Also if the data set returned something other than records.
         PluginError: the data set's own code failed.
     """
     loaded = load(name_or_path, plugins=plugins, settings=settings, selection=selection)
@@ -127,7 +128,7 @@ def load(
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     selection: Selection = EVERYTHING,
 ) -> Loaded:
-    """What :func:`load_records` reads, with the notes beside the records."""
+    """Like :func:`load_records`, but the notes are in the result."""
     name = str(name_or_path)
     if isinstance(name_or_path, str) and not is_path(name, plugins):
         return _from_plugin(name, plugins, settings or {}, selection)
@@ -138,8 +139,8 @@ def load(
 
 
 def content_hash(records: Iterable[FactRecord]) -> str:
-    """SHA-256 of what the records hold, in their order. Records that a run has kept have the hash of those that it was
-    given."""
+    """SHA-256 of the content of the records, in their order. Records that are read back from a run have the same hash
+    as those that the run was given."""
     digest = hashlib.sha256()
     for record in records:
         digest.update(json.dumps(record.model_dump(mode="json"), sort_keys=True).encode() + b"\n")
@@ -155,9 +156,9 @@ def _from_plugin(
     with boundary(f"The data set '{dataset}' cannot be loaded: "):
         records = list(target() if own is None else target(own))
     for record in records:
-        if type(record) is not FactRecord:  # a subclass would not come back from requests.jsonl
+        if type(record) is not FactRecord:  # a subclass could not be read back from requests.jsonl
             raise DatasetError(
-                f"The data set '{dataset}' returned something else than a FactRecord ({type(record).__name__}); "
+                f"The data set '{dataset}' returned something other than a FactRecord ({type(record).__name__}); "
                 "fields of its own belong in a FactRecord's 'extra'."
             )
     found, left_out = read_each(
@@ -191,8 +192,8 @@ def _from_file(entries: Entries, name: str, selection: Selection) -> Loaded:
         more = len(respelt) - _MAX_NAMED
         be = "subject is" if len(respelt) == 1 else "subjects are"
         notes.append(
-            f"{name}: {len(respelt):,} {be} spelt otherwise than in the prompt, by case, Unicode form or spaces, and "
-            f"taken as it stands there: {named}{f', and {more:,} more' if more > 0 else ''}."
+            f"{name}: {len(respelt):,} {be} spelt otherwise than in the prompt, by case, Unicode form or spaces; the "
+            f"prompt's spelling is used: {named}{f', and {more:,} more' if more > 0 else ''}."
         )
     if unread:
         fields = ", ".join(f"{field} (in {count})" for field, count in sorted(unread.items()))
@@ -215,18 +216,18 @@ def read_each(
     strict: bool = False,
     unit: str = "line",
 ) -> tuple[list[T], str]:
-    """The results of parsing each entry, and a sentence on the entries that cannot be parsed; empty if all can.
+    """The results of parsing each entry, and a sentence on the entries that cannot be parsed (empty if all can).
 
     Args:
-        parse: called with an entry's number and the entry. It raises RequestError or ValidationError for one that
+        parse: called with an entry's number and the entry. It raises RequestError or ValidationError if the entry
             cannot be used.
-        name: of the file, for messages.
-        first: how many results to take, from the front; nothing behind them is looked at.
-        strict: refuse entries that cannot be used. Each counts as one of ``first``.
+        name: name of the file, for messages.
+        first: how many results to take, from the front; later entries are not parsed.
+        strict: whether entries that cannot be used are an error. Each counts as one of ``first``.
         unit: what the numbers count.
 
     Raises:
-        DatasetError: no entry can be used, or in a strict reading, one cannot; up to ten are named.
+        DatasetError: no entry can be used, or with ``strict``, one cannot. Up to ten are named.
     """
     found: list[T] = []
     faults: list[tuple[int, str]] = []
@@ -257,7 +258,7 @@ def read_each(
 
 
 def _named(faults: Sequence[tuple[int, str]], unit: str) -> str:
-    """Up to ten places with what is wrong there, equal faults together, and how many more there are."""
+    """A sentence on up to ten faulty places, with equal faults together, and on how many more there are."""
     places: dict[str, list[int]] = {}
     for place, why in faults[:_MAX_NAMED]:
         places.setdefault(why.removesuffix("."), []).append(place)

@@ -1,4 +1,4 @@
-"""Which data set is meant by ``NAME``, ``NAME:ARGUMENT`` or a path, and which settings it has."""
+"""Finds the data set that ``NAME``, ``NAME:ARGUMENT`` or a path names, and its settings."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from editcore.settings.hparams import HParams, build, describe, parse_assignment
 __all__ = ["Registry", "dataset_name", "dataset_settings", "is_path", "missing_file", "short_name"]
 
 _PUBLISHED_ELSEWHERE = ("counterfact", "multi_counterfact", "known_1000", "zsre_mend_eval")
-"""Files that users ask for by name, and that editcore does not bring along."""
+"""Names of published files that users may expect, but that do not come with editcore."""
 _WITH_ARGUMENT = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*:.*")
 
 
 class Registry(Protocol):
-    """The part of :class:`editcore.Plugins` that names data sets."""
+    """The part of :class:`editcore.Plugins` that has the data sets."""
 
     def datasets(self) -> Mapping[str, DatasetSpec]:
-        """What is registered, by name."""
+        """The registered data sets, by name."""
         ...
 
     def dataset(self, name: str) -> DatasetSpec:
-        """One of them; :class:`UnknownNameError` says what there is."""
+        """The data set of that name; :class:`UnknownNameError` says what is installed."""
         ...
 
 
 def is_path(name: str, plugins: Registry) -> bool:
-    """Whether a file is meant: names of data sets have no dots and no slashes, but the argument behind the colon of a
-    registered one may have them. A file in the way of a data set is not read."""
+    """Whether ``name`` is the path of a file. Names of data sets have no dots and no slashes, but the argument after
+    the colon of a registered one may have them. A file that has the name of a data set is not read."""
     if re.search(r"[./\\~]", name) is None:
         return False
     head, colon, _ = name.partition(":")
@@ -47,7 +47,7 @@ def dataset_name(dataset: str, plugins: Registry) -> str | None:
 
 
 def short_name(dataset: str) -> str:
-    """What a data set or a file of records is called in titles.
+    """The name of a data set or a file of records in titles.
 
     >>> short_name("toy-facts:some/where"), short_name("some/where/facts.jsonl")
     ('toy-facts:some/where', 'facts.jsonl')
@@ -89,13 +89,13 @@ def dataset_settings(dataset: str, settings: Mapping[str, Mapping[str, Any]], *,
 
 
 def _argument(hparams: type[HParams], name: str, text: str) -> object:
-    """The value behind the colon: as it stands there for a text, otherwise read as ``--set`` reads it."""
+    """The value after the colon. For a text it is taken as it is, otherwise it is read as ``--set`` reads it."""
     kinds = {setting.name: setting.type for setting in describe(hparams)}
     return text if kinds.get(name) in ("text", "text or none") else parse_assignment(f"{name}={text}")[1]
 
 
 def missing_file(path: Path, name: str, plugins: Registry) -> str:
-    """What to say of a file that is not there."""
+    """A message about a file that is not there."""
     if path.is_dir():
         return f"{path} is a folder; a data set is a file ({', '.join(SUFFIXES)}, each also .gz)."
     names = plugins.datasets()
@@ -103,8 +103,8 @@ def missing_file(path: Path, name: str, plugins: Registry) -> str:
     asked = head if colon else path.name.split(".")[0]
     if asked in _PUBLISHED_ELSEWHERE:
         return (
-            f"There is no file {name}. editcore does not bring that data along; where its authors give it away stands "
-            f"in docs/reference/datasets.md, under Files. Available here: {', '.join(sorted(names))}."
+            f"There is no file {name}. That data set does not come with editcore; docs/reference/datasets.md says, "
+            f"under Files, where its authors publish it. Available here: {', '.join(sorted(names))}."
         )
     hint = str(UnknownNameError("data set", asked, names)).partition(". ")[2]
     return f"There is no file {name}. {hint}" if hint else f"There is no file {name}."

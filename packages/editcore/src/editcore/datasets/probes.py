@@ -1,4 +1,4 @@
-"""What a flat record asks beside its edit: paraphrases, neighbours, portability, locality, ..."""
+"""The probes of a flat record: paraphrases, neighbours, portability, locality, ..."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def of_kind(kind: str, prompts: Sequence[str], answer: str | None) -> Iterator[P
 
 
 def of_flat_record(fields: Fields, target_new: str, target_true: str | None) -> Iterator[Probe]:
-    """Every probe of a flat record, those of one kind together."""
+    """Every probe of a flat record, kind by kind."""
     yield from of_kind("paraphrase", _paraphrases(fields), target_new)
     yield from of_kind("paraphrase.personas", fields.texts("personas"), target_new)
     yield from of_kind("neighborhood", fields.texts("neighborhood_prompts"), target_true)
@@ -39,12 +39,12 @@ def _as_written_by_us(fields: Fields) -> Iterator[Probe]:
 
 
 def _paraphrases(fields: Fields) -> tuple[str, ...]:
-    """``paraphrase_prompts``, ``rephrase``, and ``rephrase_prompt`` if it is one.
+    """``paraphrase_prompts``, ``rephrase``, and ``rephrase_prompt`` if that is a paraphrase.
 
     In the flattened CounterFact most rephrase prompts are generation prompts, after which the object need not come.
-    They count only where ``rephrase_kind`` says ``paraphrase``. EasyEdit's own CounterFact file says nothing of its
-    rephrase prompts, which are of the same origin. It is told from WikiBigEdit and zsRE, whose rephrase prompts are
-    genuine, by its neighbours: the answer to them is the edited fact's true object.
+    They count only if ``rephrase_kind`` says ``paraphrase``. EasyEdit's own CounterFact file has rephrase prompts of
+    the same origin, without that field. It differs from WikiBigEdit and zsRE, whose rephrase prompts are genuine, in
+    its neighbours, whose answer is the edited fact's true object.
     """
     if "rephrase_kind" in fields:
         genuine = fields["rephrase_kind"] == "paraphrase"
@@ -83,7 +83,7 @@ def _portability(fields: Fields) -> Iterator[Probe]:
 
 
 def _multihop(fields: Fields) -> Iterator[Probe]:
-    """``mhop`` with ``mhop_ans``: a question that leads on from the edited fact."""
+    """``mhop`` with ``mhop_ans``: a question that needs one more step after the edited fact."""
     for prompt in fields.texts("mhop"):
         yield Probe(kind="multihop", prompt=prompt, answers=accepted_answers(fields.get("mhop_ans")))
 
@@ -91,8 +91,9 @@ def _multihop(fields: Fields) -> Iterator[Probe]:
 def _locality(fields: Fields) -> Iterator[Probe]:
     """KnowEdit's lists by kind, or QAEdit's list of questions about other things.
 
-    KnowEdit's are no neighbourhood: they ask about the edited subject, and where their answer is the true object they
-    ask the edited fact itself in other words (84 of 84 in its zsRE, 146 of 146 in wiki_counterfact).
+    KnowEdit's questions are not neighbourhood prompts, because they ask about the edited subject. If their answer is
+    the true object, they ask the edited fact itself in other words (84 of 84 in its zsRE, 146 of 146 in
+    wiki_counterfact).
     """
     locality = fields.raw.get("locality")
     if isinstance(locality, dict):
@@ -111,8 +112,7 @@ def _by_kind(kind: str, lists: Mapping[str, Any]) -> Iterator[Probe]:
 
 
 def _questions(kind: str, part: Fields) -> Iterator[Probe]:
-    """``prompt`` with its answer; or a list of prompts with a list that has an answer for each, as EasyEdit is given
-    them."""
+    """``prompt`` with its answer; or a list of prompts with a list of their answers, as in EasyEdit's input."""
     answer_field = part.first("ground_truth", "target", "answer")
     prompts = part.texts("prompt")
     found = part[answer_field] if answer_field is not None and prompts else None
@@ -123,6 +123,6 @@ def _questions(kind: str, part: Fields) -> Iterator[Probe]:
 
 
 def _unrelated(fields: Fields) -> Iterator[Probe]:
-    """``loc`` with ``loc_ans``: a question about something else. It is ``locality`` and no neighbourhood."""
+    """``loc`` with ``loc_ans``: a question about something else, of the kind ``locality``."""
     for prompt in fields.texts("loc"):
         yield Probe(kind="locality", prompt=prompt, answers=accepted_answers(fields.get("loc_ans")))

@@ -1,4 +1,4 @@
-"""Where a prompt mentions its subject."""
+"""Finds where a prompt mentions its subject."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ __all__ = ["mention_of"]
 def mention_of(subject: str, prompt: str, *, respell: bool) -> tuple[int, int]:
     """Start and end of the last mention of ``subject`` in ``prompt``.
 
-    A mention inside a longer word counts only where there is no other.
+    A mention inside a longer word counts only if there is no other.
 
     Args:
-        respell: accept a mention that differs by case, Unicode form or spaces, where there is no other.
+        respell: whether to accept a mention that differs by case, Unicode form or spaces, if there is no other.
 
     Raises:
-        RequestError: the prompt does not mention it.
+        RequestError: the prompt does not mention the subject.
     """
     places = [match.start() for match in re.finditer(rf"(?<!\w){re.escape(subject)}(?!\w)", prompt)]
     start = places[-1] if places else prompt.rfind(subject)
@@ -43,7 +43,7 @@ def _respelt_mention(subject: str, prompt: str) -> tuple[int, int] | None:
     starts: dict[int, int] = {}
     ends: dict[int, int] = {}
     position = 0
-    for folded, start, end in letters:  # a mention may not begin or end inside of what is one letter
+    for folded, start, end in letters:  # a mention may not begin or end inside a letter
         starts[position] = start
         position += len(folded)
         ends[position] = end
@@ -56,8 +56,8 @@ def _respelt_mention(subject: str, prompt: str) -> tuple[int, int] | None:
 
 
 def _folded_letters(text: str) -> list[tuple[str, int, int]]:
-    """Each letter of ``text`` folded in case and Unicode form, with its start and end there; spaces in a row are one
-    letter."""
+    """Each letter of ``text``, folded in case and Unicode form, with its start and end in ``text``. Spaces in a row are
+    one letter."""
     letters: list[tuple[str, int, int]] = []
     for match in re.finditer(r"\s+|.", text, re.DOTALL):
         letter, start, end = match[0], match.start(), match.end()

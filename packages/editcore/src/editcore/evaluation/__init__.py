@@ -1,4 +1,4 @@
-"""Measure what a model says: evaluators and what they add up to, target scores, perplexity and divergence.
+"""Measures what a model says: evaluators and their averages, target scores, perplexity and divergence.
 
 Nothing here imports torch before a model is measured.
 """

@@ -1,4 +1,4 @@
-"""CounterFact's measurement: does the new object win where it should, and the true one where it must?
+"""CounterFact's measurement: is the new object likelier than the true one after the prompts where it should be?
 
 After MEMIT (arXiv 2210.07229) and its evaluation code. With nll(o|p) the mean negative log-likelihood per token of " o"
 after p, both objects of the edit are scored after every prompt of the record.
@@ -26,7 +26,7 @@ _PARAPHRASE, _NEIGHBORHOOD = "paraphrase", "neighborhood"
 
 @dataclass(frozen=True, slots=True)
 class _Names:
-    """The field's names for what is measured after one kind of prompt."""
+    """The published names of the metrics of one kind of prompt."""
 
     success: str
     magnitude: str
@@ -85,7 +85,7 @@ def _metrics() -> Iterator[MetricSpec]:
             meaning=f"The share of the prompts of {names.success} after which every token of the wanted object is the "
             "likeliest one.",
             show="report",
-            # Without a true object there is nothing to win over, and this is what can be told.
+            # Without a true object there is nothing to compare with, and only this can be measured.
             instead_of=(names.success,),
             tally="are what the model finds likeliest" if kind == REWRITE else "",
         )
@@ -113,7 +113,7 @@ def _metrics() -> Iterator[MetricSpec]:
 
 
 def harmonic_mean(*values: float) -> float:
-    """0 if any is 0."""
+    """The harmonic mean; 0 if any value is 0."""
     return 0.0 if min(values) <= 0 else len(values) / sum(1 / value for value in values)
 
 
@@ -139,13 +139,13 @@ class _Question:
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """The new object, then the true one where the record has it."""
+        """The new object, then the true one if the record has it."""
         request = self.record.request
         return (request.target_new,) if request.target_true is None else (request.target_new, request.target_true)
 
     @property
     def join(self) -> str | None:
-        """What the request says of its own prompt; a probe's last character decides."""
+        """The request's own join for its edited prompt; ``None`` for a probe, whose last character decides."""
         return self.record.request.join if self.kind == REWRITE else None
 
 
@@ -162,7 +162,8 @@ class CounterFactEvaluator:
         records: Sequence[FactRecord],
         context: EvaluationContext = EvaluationContext(),  # noqa: B008  frozen
     ) -> list[Observation]:
-        """Observations in the order of the records. A record's rewrite prompt comes first, and a prompt's success."""
+        """Observations in the order of the records. For each record its rewrite prompt comes first, and for each prompt
+        its success."""
         from editcore.evaluation.scoring import score_targets  # imports torch
 
         questions = [question for record in records for question in _questions(record)]

@@ -49,6 +49,6 @@ def kl_divergences(before: Tensor, after: Tensor) -> Tensor:
         before: log p, ``[texts, vocab]``.
         after: log q, ``[texts, vocab]``.
     """
-    # A token that p excludes adds nothing, whatever q thinks of it.
+    # A token with p = 0 adds nothing, whatever its q.
     terms = torch.where(before > -torch.inf, before.exp() * (before - after), torch.zeros_like(before))
     return terms.sum(-1).clamp_min(0.0)

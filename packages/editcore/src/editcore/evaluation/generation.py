@@ -1,10 +1,10 @@
-"""What the edited model generates: greedily, freely, and without knowing how long the answer is.
+"""Free generation: greedy answers of the edited model, without the length of the target.
 
 Teacher forcing gives the model the beginning of the object and its length; a user does not. As in "The Mirage of Model
-Editing" (arXiv 2502.11177) an answer ends at a full stop, a line break or an end token, and is compared after
-normalisation (lower case, no punctuation, no articles, single spaces). Departures from it: the object may stand
-anywhere in the answer (``facts_said``; ``facts_said_first`` asks for it at once), and answers are cut after
-``answer_tokens`` tokens, because a small model does not stop by itself.
+Editing" (arXiv 2502.11177), an answer ends at a full stop, a line break or an end token, and is compared after
+normalisation (lower case, no punctuation, no articles, single spaces). There are two departures from that paper. The
+object may stand anywhere in the answer (``facts_said``); only ``facts_said_first`` requires it at the beginning. And
+answers are cut after ``answer_tokens`` tokens, because a small model does not stop by itself.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ GENERATION = EvaluatorSpec(
 
 
 class GenerationHParams(HParams):
-    """What the model is asked, and how long its answers are."""
+    """Which questions the model is asked, and how long its answers may be."""
 
     sample: Annotated[int, Field(ge=1)] | None = 40
     """Facts whose edited prompt is asked, the same ones before and after the edits; none for all."""
@@ -131,13 +131,14 @@ class _Question:
     prompt: str
     answers: tuple[str, ...]
     metric: str
-    """The metric that a right answer counts for; ``unchanged`` where the answer should be as it was."""
+    """The metric to which a right answer counts; ``unchanged`` if the answer should be as before the edits."""
     metric_at_once: str = ""
-    """The metric that an answer counts for which begins with a right one; empty for none."""
+    """The metric to which an answer counts if it begins with a right one; empty for none."""
 
 
 class GenerationEvaluator:
-    """Lets the model answer the edited prompts, their paraphrases, what follows from them, and unrelated questions."""
+    """Lets the model answer the edited prompts, their paraphrases, questions that follow from them, and unrelated
+    questions."""
 
     def __init__(self, hparams: GenerationHParams | None = None) -> None:
         self.hparams = hparams or GenerationHParams()
@@ -177,7 +178,7 @@ class GenerationEvaluator:
     def _generated(
         self, model: LanguageModel, questions: Sequence[_Question], openings: Sequence[str], context: EvaluationContext
     ) -> tuple[dict[str, str], dict[str, str]]:
-        """The answers to the questions, and the long continuations, both by prompt; each prompt is used once."""
+        """The answers to the questions and the long continuations, both by prompt. Each prompt is run once."""
         settings = self.hparams
         wanted: dict[str, set[str]] = {}
         for question in questions:
@@ -193,7 +194,7 @@ class GenerationEvaluator:
                 part = slice(first, first + _CHUNK)
 
                 def enough(index: int, text: str, first: int = first) -> bool:
-                    # Where a stop may turn out to stand inside an answer, the whole text is needed to know.
+                    # If a right answer may contain a stop, the whole text is needed to find the end.
                     number = first + index
                     return number < len(plain) and plain[number] and answer_of(text, settings.stop) != text
 
@@ -267,7 +268,7 @@ def _sample(records: Sequence[FactRecord], count: int | None, known: Collection[
 
 
 def _spread(probes: Sequence[Probe], count: int) -> list[Probe]:
-    """``count`` of them, evenly over their list."""
+    """``count`` of the probes, spread evenly over their list."""
     if count >= len(probes):
         return list(probes)
     return [probes[(2 * number + 1) * len(probes) // (2 * count)] for number in range(count)]
@@ -282,7 +283,7 @@ def _opening(record: FactRecord) -> str:
 
 
 def answer_of(text: str, stop: Sequence[str], answers: Sequence[str] = ()) -> str:
-    """``text`` up to the first stop that does not stand inside one of ``answers``.
+    """``text`` up to the first stop that is not inside one of ``answers``.
 
     >>> answer_of(" born in St. Louis. He", [".", "\\n"], ["St. Louis"])
     ' born in St. Louis'
@@ -304,7 +305,7 @@ def answer_of(text: str, stop: Sequence[str], answers: Sequence[str] = ()) -> st
 
 
 def normalized(text: str) -> str:
-    """Lower case, no punctuation, no articles, single spaces: what two answers are compared by.
+    """A text in the form in which answers are compared: lower case, no punctuation, no articles, single spaces.
 
     >>> normalized("The  U.S.A.")
     'usa'
@@ -318,7 +319,8 @@ _PUNCTUATION = frozenset(string.punctuation + "‘’“”«»–—…¡¿")
 
 
 def is_said(answers: Iterable[str], text: str, *, first: bool = False) -> bool:
-    """Whether one of ``answers`` stands in ``text`` as whole words, or at its beginning; both are normalised.
+    """Whether ``text`` contains one of ``answers`` as whole words; with ``first``, whether it begins with one. Both are
+    normalised.
 
     In scripts without spaces a word need not end where the answer does.
 
@@ -346,7 +348,7 @@ def _is_whole(text: str, start: int, end: int) -> bool:
 
 
 def distinct_bigrams(text: str) -> float | None:
-    """Different pairs of neighbouring words over all of them; ``None`` for a text of fewer than two words.
+    """Number of different pairs of neighbouring words over the number of all pairs; ``None`` for fewer than two words.
 
     >>> distinct_bigrams("so it is and so it is")
     0.6666666666666666

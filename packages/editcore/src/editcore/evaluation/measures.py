@@ -1,4 +1,4 @@
-"""The metrics of a run: those that its evaluators announce, under the keys that its files and tables have for them."""
+"""The metrics of a run: those that its evaluators announce, with their keys in files and tables."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 DEFAULT_EVALUATORS = ("counterfact", "generation")
-"""What measures a run that names no evaluator."""
+"""The evaluators of a run that names none."""
 
 
 @documented
@@ -45,7 +45,8 @@ class Measure(MetricSpec):
 
     @property
     def heading(self) -> str:
-        """The label with the unit in which the value is shown; after a name in brackets, percent need not be said."""
+        """The label with the unit of the shown value. A percent sign is left out after a short name in brackets, as in
+        ``Efficacy (ES)``."""
         plain = not self.unit or (self.percent and self.label.endswith(")"))
         return self.label if plain else f"{self.label} ({self.unit})"
 
@@ -68,9 +69,9 @@ def shown(measures: Sequence[Measure], known: Collection[str] | None = None) -> 
     """The metrics that every table and picture shows.
 
     Args:
-        known: keys of the metrics that have a value on the facts at hand. A metric without one gives its place to the
-            metric that stands in for it (:attr:`editcore.MetricSpec.instead_of`), if that has a value. Left out,
-            nothing is measured yet, and all keep their places.
+        known: keys of the metrics that have a value on the facts at hand. A metric without a value is replaced by the
+            metric that stands in for it (:attr:`editcore.MetricSpec.instead_of`), if that has one. Left out, nothing is
+            replaced, because nothing is measured yet.
     """
     always = [measure for measure in measures if measure.show == "always"]
     found: list[Measure] = []
@@ -98,8 +99,8 @@ def objectives_of(measures: Sequence[Measure], known: Collection[str] | None = N
     """The metrics that trials are compared by, the most important first. All are of the first evaluator that has any.
 
     Args:
-        known: keys of the metrics that have a value. Only those count, or what stands in for them where none has one.
-            If nothing is left then, ``known`` is ignored.
+        known: keys of the metrics that have a value. Other objectives are left out. If none has a value, the metrics
+            that stand in for them are used; if there are none of these either, ``known`` is ignored.
     """
     objectives = [measure for measure in measures if measure.objective]
     objectives = (objectives if known is None else _decisive(objectives, measures, known)) or objectives
@@ -107,14 +108,15 @@ def objectives_of(measures: Sequence[Measure], known: Collection[str] | None = N
 
 
 def _decisive(wanted: Sequence[Measure], measures: Sequence[Measure], known: Collection[str]) -> list[Measure]:
-    """Those of ``wanted`` that are known; where none is, what stands in for them."""
+    """The metrics of ``wanted`` that are known; if none is, those that stand in for them."""
     return [measure for measure in wanted if measure.key in known] or _known(wanted, measures, known)
 
 
 def _known(wanted: Sequence[Measure], measures: Sequence[Measure], known: Collection[str]) -> list[Measure]:
-    """Those of ``wanted`` that are known. Each other one is replaced by what stands in for it. No metric comes twice.
+    """The metrics of ``wanted``, in which those that are not known are replaced by metrics that stand in for them. No
+    metric comes twice.
 
-    A composite of which no part is known is replaced by what stands in for its parts.
+    A composite of which no part is known is replaced by the metrics that stand in for its parts.
     """
     found: dict[str, Measure] = {}
     for measure in wanted:
@@ -127,7 +129,7 @@ def _known(wanted: Sequence[Measure], measures: Sequence[Measure], known: Collec
 
 
 def legend(measures: Iterable[Measure]) -> str:
-    """What is said above a table of metrics: their units, and which way is better."""
+    """The line above a table of metrics: their units, and which way is better."""
     measures = list(measures)
     units = [
         f"{measure.key} in {measure.unit}" if measure.unit else f"{measure.key} a number"
@@ -141,15 +143,15 @@ def legend(measures: Iterable[Measure]) -> str:
 
 
 def combined(measures: Sequence[Measure], means: Mapping[str, float]) -> dict[str, float]:
-    """The composites, by key, of which all parts are known.
+    """The values, by key, of the composites of which all parts are known.
 
     A composite whose package is no longer installed is left out.
 
     Args:
-        means: by key, as they are shown.
+        means: means by key, as they are shown.
 
     Raises:
-        PluginError: what combines them failed.
+        PluginError: a composite's function failed.
     """
     keys = {(measure.evaluator, measure.name): measure.key for measure in measures}
     found: dict[str, float] = {}
@@ -158,7 +160,7 @@ def combined(measures: Sequence[Measure], means: Mapping[str, float]) -> dict[st
         if measure.of and None not in parts:
             try:
                 combine = resolve(measure.combine)
-            except PluginError:  # measuring refused it if it was not there then
+            except PluginError:  # it was there when the metric was measured
                 continue
             with boundary(f"The metric '{measure.key}' of the evaluator '{measure.evaluator}' failed: "):
                 value = float(combine(*parts))

@@ -1,4 +1,4 @@
-"""Several evaluators on one model."""
+"""Measures one model with several evaluators, and checks their observations."""
 
 from __future__ import annotations
 
@@ -32,10 +32,11 @@ def measure(
     seed: int = 0,
     progress: Progress = silent,
 ) -> Measurement:
-    """What evaluators observe of the model as it is.
+    """The observations of evaluators on the model in its present state.
 
     Args:
-        unedited: by evaluator, what it observed of the unedited model on these records; ``None`` if this is that model.
+        unedited: by evaluator, its observations of the unedited model on these records; ``None`` if this is the
+            unedited model.
 
     Raises:
         PluginError: an evaluator failed, observed what it does not announce, or has a composite that cannot be loaded.
@@ -44,7 +45,7 @@ def measure(
     for spec, evaluator in evaluators:
         for metric in spec.metrics:
             if metric.combine:
-                resolve(metric.combine)  # found now rather than after the model was measured
+                resolve(metric.combine)  # an error is found now rather than after the model is measured
         known = None if unedited is None else tuple(unedited.get(spec.name, ()))
         with boundary(f"The evaluator '{spec.name}' failed: "):
             observations = evaluator.evaluate(
@@ -73,5 +74,5 @@ def _check(spec: EvaluatorSpec, observations: Sequence[Observation], records: Se
         if not isinstance(observation.value, Real) or not math.isfinite(observation.value):
             raise PluginError(
                 f"The evaluator '{spec.name}' observed {observation.value} as '{observation.metric}' after "
-                f"{observation.prompt!r}; what cannot be told is left out."
+                f"{observation.prompt!r}; leave an observation out if it has no value."
             )

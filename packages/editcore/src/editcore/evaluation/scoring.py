@@ -1,14 +1,15 @@
 """How well a model predicts given continuations. Every metric that scores a target is computed here.
 
-Every (prompt, target) pair needs the log-probabilities of the target's tokens, each given what stands before it. Most
-of that work is shared: a prompt is scored with two targets, a target of one token needs only the logits of its prompt,
-and records repeat their neighbourhood prompts. So pairs become token sequences, sequences that begin a longer one are
-read off that longer one's row, rows are grouped by length, and the head runs at the scored positions only.
+Every (prompt, target) pair needs the log-probabilities of the target's tokens, each given the tokens before it. Most of
+that work is shared: a prompt is scored with two targets, a target of one token needs only the logits of its prompt, and
+records repeat their neighbourhood prompts. So pairs become token sequences. A sequence that is the beginning of a
+longer one needs no row of its own. Rows are grouped by length, and the head runs only at the scored positions.
 
-Prefilling each prompt into a key/value cache and continuing it with both targets saves the second row where both have
-several tokens, but costs a second, short forward pass. SmolLM2, 10 CounterFact records (260 pairs, prompts of 10.6
-tokens, three targets in four a single token), CPU seconds on one core: every pair a row 15.6, cache 9.1, covering rows
-8.3. They win, and suit models without such a cache.
+An alternative is to prefill each prompt into a key/value cache and to continue it with both targets. It saves the
+second row if both targets have several tokens, but costs a second, short forward pass. Measured with SmolLM2 on 10
+CounterFact records (260 pairs, prompts of 10.6 tokens, three targets in four a single token), in CPU seconds on one
+core: a row per pair 15.6, cache 9.1, covering rows 8.3. Covering rows are fastest, and also work for models without
+such a cache.
 
 Shapes: ``rows`` token rows of ``seq`` tokens, ``slots`` scored positions of a pass, ``vocab``.
 """
@@ -47,9 +48,9 @@ class TargetScore:
     nll: float
     """Mean over the target's tokens of −log p(token | everything before it)."""
     correct: bool
-    """True if every token of the target is the most probable one where it stands (teacher forcing)."""
+    """True if every token of the target is the most probable one at its position (teacher forcing)."""
     num_tokens: int
-    """Tokens of the target, its leading space included."""
+    """Number of tokens of the target, its leading space included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ class _Pair:
 
     @property
     def inputs(self) -> Ids:
-        """What the model must read: everything but the last target token."""
+        """The tokens that the model reads: all but the last target token."""
         return self.ids[:-1]
 
 
@@ -77,11 +78,11 @@ def score_targets(
     """Score ``targets[i]`` as the continuation of ``prompts[i]``, in the order given.
 
     Prompt and target are joined, and become tokens, as :func:`editcore.models.join_continuation` says. Special tokens
-    that the tokenizer puts in front (BOS) are kept; those it appends are dropped.
+    that the tokenizer puts in front (BOS) are kept; those that it appends are dropped.
 
     Args:
-        joins: what stands between ``prompts[i]`` and ``targets[i]``, as :attr:`editcore.EditRequest.join` has it; where
-            it is ``None``, the prompt's last character decides.
+        joins: the text between ``prompts[i]`` and ``targets[i]``, as in :attr:`editcore.EditRequest.join`; for
+            ``None``, the prompt's last character decides.
 
     Raises:
         RequestError: a prompt or a target has no token, a text is longer than the model's positions, or the model has
@@ -130,12 +131,12 @@ def _tokenise(
 def covering_rows(sequences: Iterable[Ids]) -> tuple[list[Ids], dict[Ids, int]]:
     """The fewest rows that contain every sequence as a beginning, shortest first, and the row of each sequence.
 
-    In a causal model a position's logits depend on what stands before it alone, so a row serves all its beginnings.
+    In a causal model a position's logits depend only on the tokens before it, so a row serves all its beginnings.
     """
     ordered = sorted(set(sequences))
     cover: dict[Ids, Ids] = {}
     following: Ids = ()
-    for sequence in reversed(ordered):  # sorted: whatever extends a sequence stands directly behind it
+    for sequence in reversed(ordered):  # sorted, so sequences that extend this one follow it directly
         extended = following[: len(sequence)] == sequence and bool(following)
         cover[sequence] = cover[following] if extended else sequence
         following = sequence
@@ -147,7 +148,7 @@ def covering_rows(sequences: Iterable[Ids]) -> tuple[list[Ids], dict[Ids, int]]:
 def _score_pass(
     model: LanguageModel, rows: Sequence[Ids], pairs: Sequence[_Pair], owners: Sequence[int]
 ) -> list[TargetScore]:
-    """Score ``pairs[i]``, which is read off ``rows[owners[i]]``, in one forward pass."""
+    """Score the pairs in one forward pass. ``pairs[i]`` is a beginning of ``rows[owners[i]]``."""
     wanted = [  # (row, position, token), one per target token
         (owner, position - 1, pair.ids[position])
         for owner, pair in zip(owners, pairs, strict=True)

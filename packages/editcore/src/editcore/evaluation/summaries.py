@@ -22,7 +22,7 @@ __all__ = ["Average", "Measurement", "Summary", "average_of"]
 _Z = 1.959964  # 97.5 % quantile of the normal distribution
 _TEXTS = ("request_id", "relation", "evaluator", "metric", "kind", "prompt", "text")
 COLUMNS = ("request_id", "relation", "evaluator", "metric", "kind", "prompt", "value", "text")
-"""Of :meth:`Measurement.frame`."""
+"""Columns of :meth:`Measurement.frame`."""
 
 
 @documented
@@ -33,27 +33,29 @@ class Average:
     mean: float
     """The mean."""
     std: float
-    """Standard deviation (population form) of what was averaged: the facts' means, or single observations."""
+    """Standard deviation (population form) of the averaged numbers, which are the facts' means or single
+    observations."""
     facts: int
-    """Facts with an observation that counts."""
+    """Number of facts with an observation."""
     prompts: int
-    """Observations."""
+    """Number of observations."""
     share: bool = True
-    """Whether it lies between 0 and 100; a difference may be negative."""
+    """Whether the values lie between 0 and 100; a difference may be negative."""
 
     @property
     def interval(self) -> tuple[float, float]:
         """95 % confidence interval of the mean over facts.
 
-        For a share, Wilson's interval, which stays open at 0 and 100 %. Its number of trials is the one at which a
-        binomial has the variance seen between facts: several prompts of a fact tell more than one.
+        For a share, this is Wilson's interval, which has a width even at 0 and 100 %. Its number of trials is the one
+        at which a binomial has the variance observed between facts, because several prompts of a fact tell more than
+        one.
         """
         if not self.share:
             half = _Z * self.std / math.sqrt(self.facts)
             return (self.mean - half, self.mean + half)
         p = self.mean / 100
         variance = (self.std / 100) ** 2
-        # Shares within facts vary at most as single prompts do, so there are at least as many trials as facts.
+        # Means within facts vary at most as much as single prompts, so there are at least as many trials as facts.
         trials = max(1.0, p * (1 - p) / variance if variance > 0 else 1.0) * self.facts
         centre = (p + _Z**2 / (2 * trials)) / (1 + _Z**2 / trials)
         half = _Z * math.sqrt(p * (1 - p) / trials + (_Z / (2 * trials)) ** 2) / (1 + _Z**2 / trials)
@@ -72,8 +74,8 @@ def average_of(
 
     Args:
         within: as :attr:`editcore.MetricSpec.average`.
-        percent: the values are parts of 1, and the average a percentage.
-        share: it lies between 0 and 100.
+        percent: whether the values are fractions, and the average a percentage.
+        share: whether the average lies between 0 and 100.
     """
     facts: dict[str, list[float]] = {}
     for request_id, value in zip(request_ids, values, strict=True):
@@ -106,12 +108,12 @@ class Summary:
     measures: tuple[Measure, ...]
     """The metrics that were asked for, in the order in which they are shown."""
     averages: Mapping[str, Average] = field(default_factory=dict)
-    """By key, of the metrics that have observations."""
+    """Means by key, for the metrics that have observations."""
     facts: Mapping[str, int] = field(default_factory=dict)
-    """By evaluator, how many facts it observed something of; those that observed nothing are absent."""
+    """By evaluator, the number of facts with an observation. Evaluators that observed nothing are absent."""
 
     def values(self) -> dict[str, float]:
-        """Every mean and composite by key, as it is shown. What has no value is left out."""
+        """Every mean and composite by key, as it is shown. Metrics without a value are left out."""
         means = {key: average.mean for key, average in self.averages.items()}
         known = {**means, **combined(self.measures, means)}
         return {measure.key: known[measure.key] for measure in self.measures if measure.key in known}
@@ -126,14 +128,14 @@ class Summary:
         return found.interval if found is not None and found.facts > 1 else None
 
     def as_json(self) -> dict[str, float | None]:
-        """:meth:`values`, with ``None`` for what has no value."""
+        """:meth:`values`, with ``None`` for metrics without a value."""
         return {**{measure.key: None for measure in self.measures}, **self.values()}
 
 
 @documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """What the evaluators of a run observed of a model."""
+    """The observations of a run's evaluators on a model."""
 
     measures: tuple[Measure, ...]
     """The metrics of all evaluators."""
@@ -184,7 +186,7 @@ class Measurement:
         ``prompt``, ``value`` (parts of 1 for a percentage, otherwise in the metric's unit), ``text``.
 
         Args:
-            relations: of the facts, by request id.
+            relations: the relation of each fact, by request id.
         """
         import pandas as pd
 
@@ -208,7 +210,7 @@ class Measurement:
 
     @classmethod
     def from_frame(cls, frame: pd.DataFrame, measures: tuple[Measure, ...]) -> Measurement:
-        """What :meth:`frame` was made of; rows of metrics that are not among ``measures`` are left out."""
+        """The inverse of :meth:`frame`. Rows of metrics that are not among ``measures`` are left out."""
         names = {(measure.evaluator, measure.key): measure.name for measure in measures}
         found: dict[str, list[Observation]] = {measure.evaluator: [] for measure in measures}
         columns = [frame[name].astype(object).where(frame[name].notna(), None) for name in COLUMNS]

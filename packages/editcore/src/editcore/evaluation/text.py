@@ -36,11 +36,12 @@ def perplexity(
 ) -> float:
     """exp of the mean negative log-likelihood per token of ``text``, in float64 over float32 logits.
 
-    The text is cut into windows of ``window`` tokens that do not overlap. Where the tokenizer puts a token in front of
-    a text (BOS), it stands in front of every window, counts among its ``window`` tokens and is not predicted; otherwise
-    a window's first token is context only. Numbers compare between models with one tokenizer and for one ``window``.
+    The text is cut into windows of ``window`` tokens that do not overlap. If the tokenizer puts a token in front of a
+    text (BOS), every window begins with it; it is one of the ``window`` tokens and is not predicted. Otherwise a
+    window's first token is context only. Numbers can be compared between models with the same tokenizer and for the
+    same ``window``.
 
-    Logits are made for a part of a window at a time where the vocabulary is large: never more numbers than
+    With a large vocabulary, logits are made for a part of a window at a time, never more numbers than
     :attr:`editcore.models.PassBudget.logits`.
 
     Args:
@@ -49,14 +50,14 @@ def perplexity(
         max_tokens: use the first tokens of the text only.
 
     Raises:
-        RequestError: the text has no token to predict, or a window has no room for one.
+        RequestError: the text has no token to predict, or a window is too short to predict one.
     """
     prefix = model.opening_ids
     ids: Ids = (model.read_text(text) if isinstance(text, str) else tuple(text))[:max_tokens]
     limits = (model.positions, getattr(model.hf.config, "max_position_embeddings", None))
     size = min([window, *(limit for limit in limits if isinstance(limit, int))]) - len(prefix)
     if size + len(prefix) < 2 or size < 1:
-        raise RequestError(f"A window of {window} tokens has none to predict; the least is 2.")
+        raise RequestError(f"A window of {window} tokens is too short to predict one; give at least 2.")
     windows: list[Ids] = [prefix + ids[start : start + size] for start in range(0, len(ids), size)]
     windows = [row for row in windows if len(row) > 1]
     if not windows:
@@ -81,7 +82,8 @@ def _parts(count: int, size: int) -> Iterator[range]:
 
 
 def _losses(model: LanguageModel, row: Ids, places: Sequence[int]) -> list[float]:
-    """−log p of the tokens behind the places of a row. The model is causal: what follows the last one is left out."""
+    """−log p of the token after each of ``places`` in a row. Tokens after the last place are left out, as the model is
+    causal."""
     input_ids = torch.tensor([row[: places[-1] + 1]], device=model.device)
     positions = torch.tensor(places, device=model.device)
     logits = logits_at(model, input_ids, None, torch.zeros_like(positions), positions).float()  # [slots, vocab]

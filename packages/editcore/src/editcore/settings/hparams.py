@@ -1,4 +1,4 @@
-"""Hyperparameters: declared once as a pydantic class, read from presets, files and ``--set``, described to people.
+"""Hyperparameters: declared once as a pydantic class, read from presets, files and ``--set``, described for users.
 
 A plugin writes::
 
@@ -58,11 +58,11 @@ class HParams(BaseModel):
     """
 
     left_to_code: ClassVar[Mapping[str, tuple[object, str]]] = {}
-    """For ``editctl hparams import``: by field, what files of the method's reference code leave to that code where the
-    default here is another, and why."""
+    """For ``editctl hparams import``: by field, the value that the method's reference code uses if its files do not set
+    it, and why. Only fields with another default here are listed."""
     also_named: ClassVar[Mapping[str, Mapping[str, object]]] = {}
-    """For ``editctl hparams import``: other names of the method in such files (``alg_name``, lower case), and what each
-    of them says of the settings."""
+    """For ``editctl hparams import``: other names of the method in such files (``alg_name``, lower case), and the
+    settings that each name implies."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -79,10 +79,10 @@ H = TypeVar("H", bound=HParams)
 @documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """One hyperparameter, as people read it."""
+    """One hyperparameter, described for users."""
 
     name: str
-    """As ``--set`` takes it."""
+    """Its name in ``--set``."""
     type: str
     """``int``, ``float``, ``bool``, ``text``, ``list of int``, ``float or none``, ..."""
     required: bool
@@ -90,7 +90,7 @@ class Setting:
     default: Any
     """As a TOML or JSON value; ``None`` if required."""
     allowed: str
-    """Range or choices, empty if anything of the type goes."""
+    """Range or choices; empty if every value of the type is allowed."""
     meaning: str
     """The docstring of the field."""
 
@@ -116,10 +116,11 @@ def describe(hparams: type[HParams]) -> list[Setting]:
 
 
 def build(hparams: type[H], sources: Iterable[Mapping[str, object]], *, owner: str) -> H:
-    """Read hyperparameters from several sources, a later one winning: preset, section of a file, ``--set``.
+    """Make hyperparameters from several sources, such as a preset, a section of a file, and ``--set``. Later sources
+    override earlier ones.
 
     Args:
-        owner: whose they are, for messages (``"emmet"``).
+        owner: name of the plugin that they belong to, for messages (``"emmet"``).
 
     Raises:
         HParamsError: a name is unknown, a required one is missing, or a value has the wrong type or is out of range.
@@ -133,7 +134,7 @@ def build(hparams: type[H], sources: Iterable[Mapping[str, object]], *, owner: s
         if value == "none" and settings[name].type.endswith(" or none"):
             values[name] = None  # TOML has no null
     try:
-        # Through JSON, where a list is a tuple and an int is a float, and nothing else is what it is not.
+        # Through JSON, where strict validation takes a list for a tuple and an int for a float, and nothing else.
         return hparams.model_validate_json(json.dumps(values, default=str))
     except ValidationError as error:
         raise HParamsError(f"{owner}: {_problem(error.errors(), values, settings)}") from error
@@ -161,8 +162,8 @@ def parse_assignment(text: str) -> tuple[str, object]:
 
 
 def list_presets(source: str | Path | None) -> tuple[str, ...]:
-    """Names of the presets in a package (its name) or a folder (its path), sorted: the ``*.toml`` files there. None for
-    a plugin without presets and for a folder that does not exist."""
+    """Names of the presets in a package (given by name) or a folder (given by path), sorted. Presets are its ``*.toml``
+    files. The result is empty for a plugin without presets and for a folder that does not exist."""
     if source is None or (isinstance(source, Path) and not source.is_dir()):
         return ()
     try:
@@ -177,7 +178,7 @@ def load_preset(source: str | Path | None, name: str) -> dict[str, object]:
 
     Raises:
         UnknownNameError: there is no such preset.
-        HParamsError: the file is not a flat TOML table, or its ``names`` are no list of texts.
+        HParamsError: the file is not a flat TOML table, or its ``names`` are not a list of texts.
     """
     table = _read_preset(source, name)
     table.pop(_NAMES, None)
@@ -185,7 +186,7 @@ def load_preset(source: str | Path | None, name: str) -> dict[str, object]:
 
 
 def preset_models(source: str | Path | None, name: str) -> tuple[str, ...]:
-    """What else the models of a preset are called: ``names = ["Llama-2-7b-hf"]`` in its file.
+    """Further names of a preset's models: ``names = ["Llama-2-7b-hf"]`` in its file.
 
     Raises:
         UnknownNameError, HParamsError: as :func:`load_preset`.
@@ -194,7 +195,7 @@ def preset_models(source: str | Path | None, name: str) -> tuple[str, ...]:
 
 
 _NAMES = "names"
-"""The one key of a preset that is no hyperparameter."""
+"""The one key of a preset that is not a hyperparameter."""
 
 
 def _folder(source: str | Path) -> Traversable:
@@ -209,14 +210,16 @@ def _read_preset(source: str | Path | None, name: str) -> dict[str, Any]:
         table = tomllib.loads(_folder(source).joinpath(f"{name}.toml").read_text("utf-8"))
     except OSError as error:
         raise HParamsError(f"The preset '{name}' of {source} cannot be read: {error.strerror or error}.") from error
-    except ValueError as error:  # no TOML, or no UTF-8
+    except ValueError as error:  # not TOML, or not UTF-8
         raise HParamsError(f"The preset '{name}' of {source} is not valid TOML: {error}.") from error
     nested = [key for key, value in table.items() if isinstance(value, dict)]
     if nested:
         raise HParamsError(f"The preset '{name}' of {source} must be a flat table, found the section [{nested[0]}].")
     names = table.get(_NAMES, [])
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-        raise HParamsError(f"The preset '{name}' of {source} has names that are no list of texts: names = [\"MODEL\"].")
+        raise HParamsError(
+            f"The preset '{name}' of {source} has names that are not a list of texts: names = [\"MODEL\"]."
+        )
     return table
 
 
@@ -224,7 +227,7 @@ def to_toml(hparams: HParams, *, only: Collection[str] | None = None) -> str:
     """Write hyperparameters as the TOML of a preset; :func:`build` reads them back unchanged.
 
     Args:
-        only: the fields to write, all unless given.
+        only: the fields to write; left out, all.
 
     >>> class Example(HParams):
     ...     layers: tuple[int, ...] = (3,)
@@ -243,7 +246,7 @@ def to_toml(hparams: HParams, *, only: Collection[str] | None = None) -> str:
 
 
 def toml_lines(values: Mapping[str, object]) -> str:
-    """Settings as lines of TOML; what is unset is written as ``"none"``, which :func:`build` reads as that.
+    """Settings as lines of TOML. ``None`` is written as ``"none"``, which :func:`build` reads as ``None``.
 
     >>> toml_lines({"layers": [3], "clamp": None})
     'layers = [3]\\nclamp = "none"\\n'
@@ -252,14 +255,14 @@ def toml_lines(values: Mapping[str, object]) -> str:
 
 
 def _toml(value: object) -> str:
-    # Not tomli-w, which breaks a list over several lines: in presets and run.toml a list stays on one.
+    # Not tomli-w, which breaks a list over several lines. In presets and run.toml a list stays on one line.
     if isinstance(value, list):
         return f"[{', '.join(map(_toml, value))}]"
     if isinstance(value, dict):
         pairs = ", ".join(f"{_toml(key)} = {_toml(part)}" for key, part in value.items())
         return f"{{ {pairs} }}" if pairs else "{}"
     if isinstance(value, str):
-        # A JSON string is a TOML basic string, but for DEL, which TOML wants escaped.
+        # A JSON string is a TOML basic string, except that TOML wants DEL escaped.
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, bool | int | float):
         return json.dumps(value)
@@ -270,7 +273,7 @@ def _toml(value: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Field:
-    """A JSON schema in the words of people."""
+    """A JSON schema, described in words."""
 
     type: str
     allowed: str
@@ -332,7 +335,7 @@ def _unknown_setting(name: str, settings: Mapping[str, Setting], owner: str) -> 
 
 
 def _problem(errors: list[ErrorDetails], values: Mapping[str, object], settings: Mapping[str, Setting]) -> str:
-    """One sentence about the first field in trouble. A union reports each of its members, all for that field."""
+    """One sentence about the first wrong field. For a union, pydantic reports an error for each member."""
     first = errors[0]
     message = first["msg"].removeprefix("Value error, ").rstrip(".")
     if not first["loc"]:
@@ -340,7 +343,7 @@ def _problem(errors: list[ErrorDetails], values: Mapping[str, object], settings:
     name = str(first["loc"][0])
     kinds = {error["type"] for error in errors if error["loc"][:1] == (name,)}
     if len(kinds) > 1:
-        kinds.discard("too_short")  # follows from an item that was refused
+        kinds.discard("too_short")  # a consequence of a refused item
     setting = settings[name]
     if "missing" in kinds:
         return f"{name} is required ({_expected(setting)}). Add --set {name}=VALUE."

@@ -1,7 +1,8 @@
 """Presets of an editor for a model. Those of the user come before those of the editor's package.
 
-A preset is a TOML file named like the model, such as ``llama-2-7b.toml``; its ``names`` list what else that model is
-called. The user's own are in ``presets/EDITOR/`` of editcore's cache folder, where ``editctl onboard`` puts them.
+A preset is a TOML file named like the model, such as ``llama-2-7b.toml``. Its ``names`` are further names of that
+model. The user's own presets are in ``presets/EDITOR/`` of editcore's cache folder, where ``editctl onboard`` puts
+them.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ class Preset:
     name: str
     """Name of its file, without ``.toml``."""
     source: str | Path
-    """The package that holds it, or the folder of the user's own."""
+    """The package that has it, or the folder of the user's own presets."""
     note: str = ""
-    """Why it was chosen for a model; empty for the package's preset of the model's name."""
+    """A sentence on why it was chosen for a model; empty for the package's preset with the model's name."""
 
     @property
     def own(self) -> bool:
-        """Whether it is the user's."""
+        """Whether it is one of the user's own."""
         return isinstance(self.source, Path)
 
     def values(self) -> Mapping[str, object]:
@@ -56,7 +57,7 @@ class Preset:
 
 
 def own_folder(editor: str) -> Path:
-    """Where the user's presets of an editor are. Not created here."""
+    """The folder of the user's presets of an editor. It may not exist."""
     return cache_dir() / "presets" / editor
 
 
@@ -85,8 +86,8 @@ def get_preset(spec: Spec, name: str) -> Preset:
 
 
 def model_stem(model_name: str) -> str:
-    """A model's name without its organisation or the folders above it: ``gpt2-xl`` of ``openai-community/gpt2-xl``, and
-    of the folder of its snapshot in the hub's cache."""
+    """A model's name without its organisation or parent folders: ``gpt2-xl`` for ``openai-community/gpt2-xl``, and also
+    for its snapshot folder in the hub's cache."""
     path = Path(model_name).expanduser()
     if path.is_dir():
         path = path.resolve()
@@ -95,9 +96,9 @@ def model_stem(model_name: str) -> str:
 
 
 def preset_for(spec: Spec, model_name: str) -> Preset | None:
-    """The preset of an editor for a model: the one with its name, else one that has it among its ``names``. Upper and
-    lower case do not matter. Of two presets, the user's is taken. A model folder that editcore wrote has the preset of
-    its base, unless there is one with its own name."""
+    """The preset of an editor for a model: the one with the model's name, else one that has it among its ``names``.
+    Upper and lower case do not matter. Of two presets, the user's is taken. For a model folder that editcore wrote, the
+    preset of its base is used if there is none with its own name."""
     presets = sorted(presets_of(spec).values(), key=lambda preset: not preset.own)
     base = base_name(model_name)
     for name_or_base, of in ((model_name, ""), *([] if base is None else [(base, f", the base of '{model_name}'")])):
@@ -116,6 +117,6 @@ def preset_for(spec: Spec, model_name: str) -> Preset | None:
 def _with_note(preset: Preset, spec: Spec, why: str) -> Preset:
     whose = f"your preset '{preset.name}' ({preset.source})" if preset.own else f"the preset '{preset.name}'"
     hidden = preset.own and preset.name in list_presets(getattr(spec, "presets", None))
-    more = "; it stands before the package's of that name" if hidden else ""
+    more = "; it replaces the package's preset of that name" if hidden else ""
     note = f"{spec.name} uses {whose}, {why}{more}."
     return replace(preset, note=note)

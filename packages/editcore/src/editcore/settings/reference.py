@@ -1,8 +1,8 @@
-"""Hyperparameter files of the methods' reference repositories and of EasyEdit, read as settings of ours.
+"""Reads hyperparameter files of the methods' reference repositories and of EasyEdit as editcore's settings.
 
-Most of their fields have the same name here. What is left over belongs to the run (model, device, text) or says where
-modules are, which editcore finds by itself; each is dropped with its reason. No method is named here: the fields come
-from the hyperparameter classes of what is installed.
+Most of their fields have the same name here. The other fields belong to the run (model, device, text) or say where
+modules are, which editcore finds by itself. Each of these is dropped, with a reason. This module names no method: the
+fields come from the hyperparameter classes of the installed plugins.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["Imported", "import_file"]
 Fields = Mapping[str, object]
 
 _BELONGS_ELSEWHERE = (
-    (r".*_(module|tmp)", "where modules are is found from the model itself"),
+    (r".*_(module|tmp)", "editcore finds the modules by itself"),
     (r"(model|tokenizer)(_name|_class|_path)?", "the model is an option of the run (--model)"),
     (r"device|model_parallel|fp16|bf16|dtype", "device and type are options of the run (--device, --dtype)"),
     (
@@ -35,7 +35,7 @@ _BELONGS_ELSEWHERE = (
     (r"batch_size|max_length", "batches are an option of the run (--batch-size), and texts are never cut"),
     (r"v_loss_layer", "the loss is read from the model's own logits, which its last block gives"),
 )
-"""Fields that are no hyperparameters here, by pattern, and why."""
+"""Fields that are not hyperparameters here, by pattern, and why."""
 
 
 @documented
@@ -52,9 +52,9 @@ class Imported:
     extensions: tuple[str, ...]
     """The extensions whose settings the file has."""
     settings: Mapping[str, HParams]
-    """By editor, backend or extension. A field that the file does not have is unset."""
+    """By name of editor, backend or extension. Fields that the file does not have are unset."""
     added: Mapping[str, str]
-    """Settings that the file leaves to its code, as ``name = value``, and why they are set here."""
+    """Settings that the file leaves to the reference code, as ``name = value``, and why they are set here."""
     dropped: Mapping[str, str]
     """Fields that were not used, and why."""
 
@@ -76,10 +76,10 @@ def import_file(path: Path | str, plugins: Plugins, *, editor: str | None = None
     """Read a JSON or YAML file of hyperparameters.
 
     Args:
-        editor: whose they are; left out, it is named by ``alg_name`` in the file, or by the file's folder.
+        editor: the editor that the file is for; left out, ``alg_name`` in the file names it, or the file's folder.
 
     Raises:
-        HParamsError: the file cannot be read, no editor is known, or a value does not fit its setting.
+        HParamsError: the file cannot be read, its editor is not known, or a value does not fit its setting.
         UnknownNameError: ``editor`` is not installed.
     """
     path = Path(path)
@@ -96,7 +96,7 @@ def _read(path: Path) -> Fields:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise HParamsError(f"Cannot read {path}: {error.strerror or error}.") from error
-    except ValueError as error:  # no UTF-8, or a name that no file can have
+    except ValueError as error:  # not UTF-8, or a name that no file can have
         raise HParamsError(f"{path} is not a text file: {error}.") from error
     kind, parse = ("JSON", _parse_json) if path.suffix.lower() == ".json" else ("YAML", _parse_yaml)
     try:
@@ -116,7 +116,7 @@ def _parse_json(text: str) -> object:
 def _parse_yaml(text: str) -> object:
     """A YAML document with every scalar as text.
 
-    YAML 1.1 does not take 5e-1 for a number. So numbers are read later, where the type of the field is known. Tags are
+    YAML 1.1 does not read 5e-1 as a number. So numbers are read later, when the type of the field is known. Tags are
     ignored, and aliases are refused.
     """
     import yaml
@@ -131,7 +131,8 @@ def _parse_yaml(text: str) -> object:
 
 
 def _editor_of(path: Path, fields: Fields, plugins: Plugins) -> EditorSpec:
-    """The editor that the file names, or the folder it is in: the repositories have ``hparams/METHOD/MODEL``."""
+    """The editor that the file names, or that its folder names, because the repositories have
+    ``hparams/METHOD/MODEL``."""
     editors = plugins.editors()
     named = fields.get("alg_name")
     also = {other: spec for spec in editors.values() for other in _class_of(spec).also_named}
@@ -139,7 +140,7 @@ def _editor_of(path: Path, fields: Fields, plugins: Plugins) -> EditorSpec:
         if isinstance(name, str) and (found := {**also, **editors}.get(name.lower())) is not None:
             return found
     asked = f"names {_shown(named)}, which is not installed" if named else "does not name its method (alg_name)"
-    raise HParamsError(f"{path} {asked}. Say whose it is with --editor: {', '.join(sorted(editors)) or 'none'}.")
+    raise HParamsError(f"{path} {asked}. Name its editor with --editor: {', '.join(sorted(editors)) or 'none'}.")
 
 
 def _class_of(spec: EditorSpec) -> type[HParams]:
@@ -162,7 +163,7 @@ class _Owner:
         return cls(name, kind, made, {setting.name: setting for setting in describe(made)})
 
     def find(self, field: str) -> str | None:
-        """The setting that a field is: of the same name, or of the name without the owner's in front."""
+        """The setting for a field: it has the field's name, or the field's name without the owner's prefix."""
         return next((name for name in (field, field.removeprefix(f"{self.name}_")) if name in self.settings), None)
 
 
@@ -234,7 +235,7 @@ def _companions(plugins: Plugins) -> Iterator[_Owner]:
 
 
 def _companion(field: str, companions: Sequence[_Owner]) -> tuple[_Owner, str] | None:
-    """The owner of a field, and its setting. The owner's name in front decides; else the name must match."""
+    """The owner of a field, and its setting. An owner whose name is the field's prefix comes first."""
     ordered = sorted(companions, key=lambda owner: not field.startswith(f"{owner.name}_"))
     return next(((owner, name) for owner in ordered if (name := owner.find(field)) is not None), None)
 
@@ -264,7 +265,8 @@ def _alias_of(path: Path, fields: Fields, editor: _Owner) -> str:
 
 
 def _added(values: Fields, editor: _Owner, alias: str) -> Iterator[tuple[str, tuple[object, str]]]:
-    """Settings that follow from the method's name, and those that the files leave to code with another default."""
+    """Settings that follow from the method's name, and those that the files leave to reference code with another
+    default."""
     for name, value in editor.hparams.also_named.get(alias.lower(), {}).items():
         if name not in values:
             yield name, (value, f"the file is for {alias}")
@@ -272,7 +274,7 @@ def _added(values: Fields, editor: _Owner, alias: str) -> Iterator[tuple[str, tu
 
 
 _MOST_CONTEXTS = 100
-"""With more, no list is made here: the settings refuse them."""
+"""No list is made for more contexts, because the settings refuse them."""
 
 
 def _context_counts(value: object, settings: Collection[str]) -> Fields:
@@ -284,7 +286,7 @@ def _context_counts(value: object, settings: Collection[str]) -> Fields:
     counts = [pair[1] for pair in pairs if len(pair) == 2 and isinstance(pair[1], int)]
     if not value or not len(lengths) == len(counts) == len(pairs):
         return {}
-    if len(set(counts)) > 1 and min(counts) >= 0 and sum(counts) <= _MOST_CONTEXTS:  # then one length per context
+    if len(set(counts)) > 1 and min(counts) >= 0 and sum(counts) <= _MOST_CONTEXTS:  # one length per context is needed
         lengths = [length for length, count in zip(lengths, counts, strict=True) for _ in range(count)]
     return {"context_count": sum(counts), "context_length": lengths[0] if len(set(lengths)) == 1 else lengths}
 
@@ -305,7 +307,7 @@ _TRANSLATORS: Mapping[str, Callable[[object, Collection[str]], Fields]] = {
 _NONE = ("", "~", "null", "Null", "NULL")
 """How YAML writes that there is no value."""
 _VARIANT_FIELDS = frozenset({"enable_random_prefix_keys", "enable_prompt_keys"})
-"""Fields that choose a variant of a method. The user is told of them."""
+"""Fields that choose a variant of a method. The settings that follow are reported to the user."""
 
 
 def _build(path: Path, owner: _Owner, values: Fields) -> HParams:

@@ -1,4 +1,4 @@
-"""A run's options as people write them in TOML."""
+"""Reads a run's options from TOML."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def read_toml(path: Path | str) -> dict[str, Any]:
     """The tables of a file.
 
     Raises:
-        HParamsError: it cannot be read, or is no TOML.
+        HParamsError: the file cannot be read, or is not TOML.
     """
     path = Path(path)
     try:
@@ -29,10 +29,10 @@ def read_toml(path: Path | str) -> dict[str, Any]:
 
 
 def parse_toml(text: str, *, origin: str) -> dict[str, Any]:
-    """The tables of a text; ``origin`` is where it is from, for messages.
+    """The tables of a text; ``origin`` says where it is from, for messages.
 
     Raises:
-        HParamsError: it is no TOML.
+        HParamsError: the text is not TOML.
     """
     try:
         return tomllib.loads(text)
@@ -47,7 +47,7 @@ def run_values(table: Mapping[str, Any]) -> dict[str, Any]:
     """Options by the names of :class:`RunConfig`'s fields, with the tables of plugins as ``settings``."""
     tables = {name: value for name, value in table.items() if isinstance(value, dict)}
     options = {name.replace("-", "_"): value for name, value in table.items() if name not in tables}
-    for name in ("plugin", "evaluator"):  # as the options are called
+    for name in ("plugin", "evaluator"):  # names of the options
         if name in options:
             options.setdefault(f"{name}s", options.pop(name))
     return options | ({"settings": tables} if tables else {})
