@@ -60,7 +60,7 @@ def test_onboarding_ends_in_presets_that_a_run_takes(
     done = editctl("onboard", *options)
     assert done.code == 0, done.err
     assert "Qwen3ForCausalLM, 3 blocks (model.layers.{}), edited at model.layers.{}.mlp.down_proj" in done.out
-    assert "knows none of the 6 facts, so that there is nothing to trace" in done.out
+    assert "knows none of the 6 facts, so there is nothing to trace" in done.out
     assert "layers to try, spread over the depth: 0, 1. The trials decide." in done.out
     assert {path.name for path in (tmp_path / "onboard").rglob("*") if path.is_file()} == {"trials.csv", "layers.png"}
     rows = list(csv.DictReader((tmp_path / "onboard" / "trials.csv").open()))
@@ -125,7 +125,7 @@ def test_tracing_alone_and_an_editor_that_follows_it(
         (["--facts", "none.jsonl"], "There is no file none.jsonl."),
         (["--facts", "wordfacts"], "Did you mean 'worldfacts'?"),
         (["--num", "0"], "Invalid value for '--num'"),
-        ([], "predicts none of 488 facts of worldfacts right, so that there is nothing to trace. Give facts"),
+        ([], "predicts none of 488 facts of worldfacts right, so there is nothing to trace. Give facts"),
         (["--chat-template"], "has no chat template, so --chat-template cannot be used"),
     ],
 )

@@ -354,7 +354,10 @@ def test_a_data_set_has_an_argument_and_settings(run_toy: Call, editctl: Call, f
         (("--dataset", "toy-facts:f", "--set", "toy-few.file=g"), "Unknown settings section 'toy-few'."),
         (("--dataset", "toy-fact:f"), "Unknown data set 'toy-fact'."),
         (("--set", "toy-facts.most=1"), "Unknown settings section 'toy-facts'."),
-        (("--dataset", "toy"), "The data set 'toy' has hyperparameters, and another part of the run has its name, "),
+        (
+            ("--dataset", "toy"),
+            "The data set 'toy' has hyperparameters, and another part of the run has the same name, ",
+        ),
         (("--dataset", "toy-subclassed"), "The data set 'toy-subclassed' returned something other than a FactRecord "),
     ],
 )
@@ -715,7 +718,7 @@ def test_runs_with_other_seeds_share_text_and_moments(run_toy: Call, tmp_path: P
     assert (record["config"]["corpus_seed"], record["statistics"]["corpus"]) == (0, "self:ancestral:0")
     record["config"]["corpus_seed"] = 3
     (tmp_path / "out" / "run.json").write_text(json.dumps(record))
-    with pytest.raises(RunError, match=r"second moments are of the text self:ancestral:0, .* is self:ancestral:3;"):
+    with pytest.raises(RunError, match=r"second moments are of the text self:ancestral:0, .* is self:ancestral:3 now;"):
         open_session(tmp_path / "out")
 
 

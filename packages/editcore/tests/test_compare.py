@@ -120,7 +120,7 @@ def test_the_file_of_a_comparison_makes_the_same_sweep(tmp_path: Path) -> None:
         (["--arm", "mine=toy+half+dead-backend"], "Arm 'mine': The backends half and dead-backend were asked for"),
         (["--arm", "a=toy", "--arm", "a=toy+gate"], "Two arms are named 'a'. Give one another name: --arm 'NAME=toy+"),
         (["--editor", "toy", "--arm", "toy"], "Two arms are named 'toy'. Give one another name: --arm 'NAME=toy'."),
-        (["--arm", "unedited=toy"], "'unedited' is the model without edits in tables; choose another name."),
+        (["--arm", "unedited=toy"], "'unedited' names the model without edits in tables; choose another name."),
         *(
             (["--arm", text], f"--arm takes NAME=EDITOR, NAME=EDITOR+PLUGIN+PLUGIN or {AN_EDITOR}, found '{text}'.")
             for text in ("", "=toy", "mine=", "mine=+first", "mine=toy+", "toy++first", "mine= ")
@@ -140,7 +140,7 @@ def test_a_wrong_arm_is_refused_in_a_sentence(
 
 def test_without_editors_there_is_nothing_to_compare() -> None:
     with pytest.raises(
-        HParamsError, match=r"^No editor is installed, so that there is nothing to compare\. See: editctl plugins$"
+        HParamsError, match=r"^No editor is installed, so there is nothing to compare\. See: editctl plugins$"
     ):
         make_comparison(Plugins.load(entry_points=[]))
 
@@ -451,9 +451,12 @@ def test_without_a_finished_trial_there_is_no_row(editctl: Call, write: Callable
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('[[arms]]\nname = "unedited"', "arms: 'unedited' is the model without edits in tables; choose another name"),
-        ('[[figures]]\nfile = "{metric}.png"\nkind = "bars"\nmetric = "ES"', "name none beside it"),
-        ('[[figures]]\nfile = "{metric}.png"\nkind = "forgetting"', "is every metric of bars or lines"),
+        (
+            '[[arms]]\nname = "unedited"',
+            "arms: 'unedited' names the model without edits in tables; choose another name",
+        ),
+        ('[[figures]]\nfile = "{metric}.png"\nkind = "bars"\nmetric = "ES"', "do not name a metric as well"),
+        ('[[figures]]\nfile = "{metric}.png"\nkind = "forgetting"', "draws every metric, as bars or lines"),
         ('[[figures]]\nfile = "{other}.png"\nkind = "bars"', "figures.0.file"),
     ],
 )

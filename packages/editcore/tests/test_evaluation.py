@@ -627,7 +627,8 @@ def test_every_evaluator_is_asked_and_told_its_own() -> None:
         ([replace(SEEN, request_id="z")], r"The evaluator 'one' observed a fact that it was not asked: 'z'\."),
         (
             [SEEN, replace(SEEN, value=math.nan)],
-            r"The evaluator 'one' observed nan as 'said' after 'Rome is in'; leave an observation out if it has no value\.",
+            r"The evaluator 'one' observed nan as 'said' after 'Rome is in'; "
+            r"leave an observation out if it has no value\.",
         ),
         ([replace(SEEN, value=-math.inf)], "The evaluator 'one' observed -inf as 'said'"),
         ([{"request_id": "a"}], r"The evaluator 'one' returned \{'request_id': 'a'\} among its observations\."),

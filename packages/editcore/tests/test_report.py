@@ -190,7 +190,7 @@ def test_a_fact_that_a_session_added_is_there(finished: Callable[..., Path]) -> 
     assert "2 edits of facts.jsonl and 1 more" in text
     assert "2 facts of facts.jsonl and 1 more written into small by toy" in text
     assert "edits were added, undone or redone after the facts were measured" in text
-    assert "A session added 1 fact more, which no command here does again." in text
+    assert "A session added 1 fact more, which these commands do not add again." in text
 
 
 def test_the_figures_are_on_the_page_and_beside_the_summary(finished: Callable[..., Path]) -> None:
@@ -433,7 +433,7 @@ def test_only_a_report_is_replaced(editctl: Call, finished: Callable[..., Path],
     (other / "thesis.txt").write_text("mine", encoding="utf-8")
     done = editctl("report", run, "--out", other)
     assert (done.code, done.err) == (
-        2, f"Error: The output {other} is already there and is no report; give another --out, or remove it.\n",
+        2, f"Error: The output {other} is already there and is not a report; give another --out, or remove it.\n",
     )  # fmt: skip
     assert [path.name for path in other.iterdir()] == ["thesis.txt"]
     assert editctl("report", run, "--out", tmp_path / "new").code == 0

@@ -232,7 +232,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
     )
     assert done.code == 0, done.err
     assert "4 combinations, 4 trials; 4 to run, with 20 edits in 10 batches." in done.out
-    assert "Their time cannot be told" in done.out
+    assert "Their time cannot be estimated" in done.out
     assert not (tmp_path / "out").exists()
 
 

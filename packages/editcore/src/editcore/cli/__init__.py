@@ -1,6 +1,6 @@
 """``editctl``, the command line of editcore.
 
-Commands of plugins take from here the installed plugins, tables, and the progress of long work.
+Commands of plugins import from here: the installed plugins, tables, and the progress of long work.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 def main() -> None:
     """Run ``editctl`` with the arguments of the process, and end it.
 
-    Exit code 2 and one paragraph for what the user can cure, 130 when interrupted; a bug keeps its traceback.
+    An error that the user can fix is printed as one paragraph, with exit code 2. The exit code is 130 after an
+    interrupt. A bug keeps its traceback.
     """
     from editcore.interfaces.errors import EditcoreError
 
@@ -33,6 +34,6 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
-        # Whoever read our output has gone. The interpreter flushes once more at its end: let it flush into nothing.
+        # The reader of the output has closed the pipe. The interpreter flushes once more at its end, so give it a sink.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

@@ -1,4 +1,4 @@
-"""The root of ``editctl``: the list of commands, and those that only list something.
+"""The root of ``editctl``: the list of commands, and the commands that only list something.
 
 Nothing here imports more than it needs to show help; each command imports its own work when it runs. Help is plain
 text: loading rich's panels would double the time to the first line.
@@ -82,7 +82,7 @@ def plugins(
         str | None, typer.Option(metavar="NAME", help="Only those that implement this hook, such as editcore_editors.")
     ] = None,
 ) -> None:
-    """List what is installed and what it offers; what is broken or incompatible, and why."""
+    """List the installed plugins and what they offer; and which are broken or incompatible, and why."""
     rows = loaded_plugins(ctx).listing()
     if hook is not None:
         rows = _answering(rows, hook)

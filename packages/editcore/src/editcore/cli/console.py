@@ -1,4 +1,4 @@
-"""What commands print with: tables, and the progress of long work."""
+"""Output of commands: tables, and the progress of long work."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from editcore._util.files import json_text
 __all__ = ["TerminalProgress", "make_console", "print_json", "print_table"]
 
 _UNBROKEN = 10_000
-"""Width of output that no terminal shows: whoever reads it wants whole lines."""
+"""Width of output that does not go to a terminal, so that lines stay whole."""
 
 
 def make_console(*, stderr: bool = False) -> Console:
-    """A console that prints text as it is (no markup, no emoji codes) and never breaks lines off a terminal.
+    """A console that prints text as it is (no markup, no emoji codes), and breaks lines only on a terminal.
 
     ``NO_COLOR`` and ``COLUMNS`` are honoured.
     """
@@ -51,8 +51,8 @@ def print_table(
 ) -> None:
     """Print a table with a heading per column; the columns named in ``right`` are aligned to the right.
 
-    Words stay whole. Where the columns have no room for that beside each other, each row becomes a block of lines: its
-    first cell, and under it the others with their headings.
+    Words are not broken. If the columns do not fit beside each other, each row becomes a block of lines: its first
+    cell, and under it the other cells with their headings.
     """
     texts = [[str(cell) for cell in row] for row in rows]
     console = console or make_console()
@@ -78,13 +78,13 @@ def print_table(
 
 
 _GAP = 2
-"""Columns of the terminal between two of a table."""
+"""Characters between two columns of a table."""
 _READABLE = 28
-"""Columns of the terminal that a longer text needs, not to be a ribbon."""
+"""Least width in characters of a column with longer texts, so that they stay readable."""
 
 
 def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]], room: int) -> list[int] | None:
-    """The width of each column of a table; ``None`` if there is no room for every word and for reading."""
+    """The width of each column of a table; ``None`` if they do not fit with whole words and readable widths."""
     least, most = [], []
     for cells in zip(columns, *rows, strict=True):
         longest = max(cell_len(line) for cell in cells for line in cell.split("\n"))
@@ -97,7 +97,7 @@ def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]], room: int) ->
     if sum(least) > room:
         return None
     widths = list(least)
-    for _ in range(room - sum(least)):  # one by one to the column that lacks most
+    for _ in range(room - sum(least)):  # each character goes to the column that lacks most
         place = max(range(len(widths)), key=lambda index: most[index] - widths[index])
         widths[place] += 1
     return widths
@@ -120,9 +120,9 @@ def print_json(value: object) -> None:
 
 
 class TerminalProgress:
-    """Shows long work on stderr: bars on a terminal, elsewhere a line now and then.
+    """Shows the progress of long work on stderr: bars on a terminal, elsewhere a line from time to time.
 
-    A bar has the steps done, the rate and the time that remains. Off a terminal a line says the same, at most every
+    A bar has the steps done, the rate and the remaining time. Without a terminal a line has the same, at most every
     ``seconds_between_lines`` and once at the end.
     """
 
@@ -140,14 +140,14 @@ class TerminalProgress:
 
     @contextmanager
     def task(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
-        """Open a piece of work; see :class:`editcore.Progress`."""
+        """Begin a task; see :class:`editcore.Progress`."""
         shown = self._bar(description, total) if self._console.is_terminal else self._lines(description, total)
         with shown as advance:
             yield advance
 
     @contextmanager
     def _bar(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
-        if self._bars is not None:  # a task within a task is one more bar below it
+        if self._bars is not None:  # a task within a task gets a bar below it
             task = self._bars.add_task(description, total=total)
             try:
                 yield _advancer(self._bars, task)

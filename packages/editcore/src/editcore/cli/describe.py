@@ -1,4 +1,4 @@
-"""What ``editctl describe`` says of one thing that a plugin offers."""
+"""The text of ``editctl describe`` about one thing that a plugin offers."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _lines(offer: Offer) -> Iterator[tuple[str, str]]:
 
 
 def _facts(described: object) -> Iterator[tuple[str, str]]:
-    """What a spec says beyond its name, with what its capabilities say. What is unset, empty or untrue is left out."""
+    """The other fields of a spec and of its capabilities. Fields that are unset, empty or false are left out."""
     assert is_dataclass(described)
     for field in fields(described):
         value = getattr(described, field.name)

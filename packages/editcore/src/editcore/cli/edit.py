@@ -1,4 +1,4 @@
-"""``editctl edit``: one fact, and what it changes."""
+"""``editctl edit``: writes one fact and shows what changes."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def edit(
         f"\n{result.seconds:.1f} s"
         + (f", {steps:.0f} steps" if steps else "")
         + (f"; probability of '{request.target_new}' when its optimisation ended: {found:.2f}" if found else "")
-        + (f"; behind the prompt, as the model is now: {said:.2f}" if said is not None else "")
+        + (f"; after the prompt, as the model is now: {said:.2f}" if said is not None else "")
     )
     for note in filter(None, [*result.proposal.notes, result.not_said]):
         typer.echo(f"Note: {note}")

@@ -1,4 +1,4 @@
-"""``editctl forgetting``: what the checkpoints of runs saw, side by side."""
+"""``editctl forgetting``: compares the checkpoints of runs."""
 
 from __future__ import annotations
 
@@ -72,17 +72,19 @@ def forgetting(
         console=console,
     )
     if len({(history.text.source, history.text.tokens, history.text.window) for history in found.values()}) > 1:
-        console.print("Note: perplexities are on different texts and do not compare; their ratios only roughly.")
+        console.print(
+            "Note: the perplexities are on different texts and cannot be compared; their ratios only roughly."
+        )
     for path in (out, csv):
         if path is not None:
             console.print(f"Written: {path}")
 
 
 def _labels(runs: Sequence[Path]) -> Mapping[str, Path]:
-    """Runs by a short name: the directory's own, or the whole path where two have the same.
+    """Runs by a short name: the directory's name, or the whole path if two have the same name.
 
     Raises:
-        RunError: one is named twice.
+        RunError: a run is named twice.
     """
     from editcore.interfaces.errors import RunError
 

@@ -1,4 +1,4 @@
-"""``editctl generate``: the edited model of a run beside the original."""
+"""``editctl generate``: compares the edited model of a run with the original."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def generate(
         bool | None,
         typer.Option(
             "--chat-template/--no-chat-template",
-            help="Whether the model's chat template stands around the prompts. [default: as in the run]",
+            help="Whether to put the model's chat template around the prompts. [default: as in the run]",
         ),
     ] = None,
     save: Save = None,
@@ -37,7 +37,7 @@ def generate(
     from editcore.runs.record import RunRecord
 
     refuse_used_save(save)
-    RunRecord.read(directory)  # whether there is a run is known before torch is imported
+    RunRecord.read(directory)  # an error is found before torch is imported
 
     from editcore.cli.console import TerminalProgress, print_table
     from editcore.runs.reopening import open_run

@@ -1,4 +1,4 @@
-"""``editctl hparams``: hyperparameters from elsewhere."""
+"""``editctl hparams``: imports hyperparameters from other frameworks."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def import_hparams(
 ) -> None:
     """Turn a file of another framework into TOML for 'editctl run --config'.
 
-    What was added or left out, and why, is said on stderr: the variant of a method that the file is for, and
-    what such files leave to their code.
+    What was added or left out, and why, is printed on stderr: settings of the variant of a method that the file is for,
+    and settings that such files leave to their code.
     """
     from editcore._util.files import write_text
     from editcore.interfaces.errors import StorageError

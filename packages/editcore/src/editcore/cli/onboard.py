@@ -1,4 +1,4 @@
-"""``editctl onboard``: from a model that nobody has edited yet to presets."""
+"""``editctl onboard``: finds presets for a model that nobody has edited yet."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ __all__ = ["app"]
 app = typer.Typer()
 
 _NEXT_EDITS = 40
-"""Facts of the run that is proposed."""
+"""Facts in the run that is proposed at the end."""
 _GOOD = 90.0
-"""Percent of the facts that must be written; below it the settings found are not good."""
+"""Percent of the facts that must be written. Below this the settings are reported as poor."""
 
 
 @app.command()
@@ -35,7 +35,9 @@ def onboard(
     model: ModelArgument,
     editor: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Write presets for these alone; the first tries the layers. [default: all]"),
+        typer.Option(
+            metavar="NAME", help="Write presets for these editors only; the first one tries the layers. [default: all]"
+        ),
     ] = None,
     dataset: Annotated[
         str, typer.Option(help="Facts to trace and edit: a data set (NAME or NAME:ARGUMENT) or a file.")
@@ -43,7 +45,9 @@ def onboard(
     trace: Annotated[int, typer.Option(min=0, help="Facts to trace; 0 leaves tracing out.")] = 6,
     edits: Annotated[int, typer.Option(min=1, help="Facts to edit in each trial.")] = 6,
     strict: Strict = None,
-    evaluator: Annotated[str, typer.Option(metavar="NAME", help="What measures the trials.")] = "counterfact",
+    evaluator: Annotated[
+        str, typer.Option(metavar="NAME", help="The evaluator that measures the trials.")
+    ] = "counterfact",
     candidates: Annotated[int, typer.Option(min=1, help="Layers to try.")] = 6,
     corpus: Corpus = "self",
     corpus_tokens: Annotated[
@@ -138,8 +142,8 @@ def onboard(
     if telling is not None and winner.summary is not None and not winner.summary.value(telling.key) >= _GOOD:
         typer.echo(
             f"Note: even the best settings write {winner.summary.value(telling.key):.0f} % of the facts "
-            f"({telling.key}). More --candidates may find a better layer; a model that knows nothing cannot be told "
-            "anything, either."
+            f"({telling.key}). More --candidates may find a better layer; a model that knows few facts is also hard to "
+            "edit."
         )
     options = {"--dataset": (dataset, "worldfacts"), "--corpus": (corpus, "self"),
                "--corpus-tokens": (corpus_tokens, None), "--corpus-seed": (corpus_seed, 0), "--seed": (seed, 0),
@@ -153,7 +157,8 @@ def onboard(
 
 
 def _trials(bench: Bench, specs: list[EditorSpec], scan: Mapping[int, Trial]) -> list[Trial]:
-    """The best trial of each editor, the one that scanned first; those that cannot edit the model are left out."""
+    """The best trial of each editor. The editor that scanned the layers comes first; editors that cannot edit the model
+    are left out."""
     from editcore.onboarding.onboard import best
 
     scanned = best(scan.values())
@@ -190,12 +195,12 @@ def _show_candidates(model: LanguageModel, tracing: Tracing | None, layers: list
         return
     why = "Without tracing"
     if tracing is not None:
-        why = f"{model.name} knows none of the {tracing.asked} facts, so that there is nothing to trace"
+        why = f"{model.name} knows none of the {tracing.asked} facts, so there is nothing to trace"
     typer.echo(f"{why}; layers to try, spread over the depth: {named}. The trials decide.")
 
 
 def _show_cost(specs: list[EditorSpec], layers: list[int], facts: int, statistics: StatisticsStore) -> None:
-    """Say what is about to be computed, before it takes its time."""
+    """Print what will be computed, before the long work starts."""
     from editcore._util.words import counted
     from editcore.onboarding.onboard import CLAMPS
 
@@ -226,7 +231,7 @@ def _show_trials(bench: Bench, chosen: list[Trial]) -> None:
 
 
 def _write_results(bench: Bench, tracing: Tracing | None, scan: Mapping[int, Trial], directory: Path) -> None:
-    """``trials.csv``, the layer scan's picture, and the tracing's table and picture where there is one."""
+    """Write ``trials.csv``, the layer scan's picture, and the tracing's table and picture if there is a tracing."""
     import pandas as pd
 
     from editcore._util.files import write_text

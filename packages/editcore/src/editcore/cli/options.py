@@ -1,4 +1,4 @@
-"""Options that several commands have, each with one help text; and commands that get their options as one object."""
+"""Options that several commands share, and commands that get their options as one object."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ Strict = Annotated[
 
 
 def refuse_used_save(save: Path | None, dtype: str | None = None) -> None:
-    """Refuse ``--save`` of a folder that is there already, and ``--save-dtype`` of an unknown type, before long work.
+    """Refuse an existing folder for ``--save`` and an unknown type for ``--save-dtype`` before long work starts.
 
     Raises:
-        StorageError: there is something at that place.
+        StorageError: the path exists.
         HParamsError: ``--save-dtype`` without ``--save``.
-        UnknownNameError: there is no such type.
+        UnknownNameError: the type is unknown.
     """
     from editcore._util.folders import refuse_existing
     from editcore.interfaces.errors import HParamsError
@@ -80,7 +80,7 @@ def refuse_used_save(save: Path | None, dtype: str | None = None) -> None:
 
 
 def with_options(options: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives a command the fields of a dataclass as options, in the place of its parameter ``options``.
+    """Give a command the fields of a dataclass as options, in place of its parameter ``options``.
 
     A parameter of the command replaces the field of the same name. The command is called with an object of the class.
     """

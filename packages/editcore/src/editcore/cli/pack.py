@@ -1,4 +1,4 @@
-"""``editctl pack`` and ``editctl apply``: a set of edits as one file."""
+"""``editctl pack`` and ``editctl apply``: write a set of edits as one file, and apply it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pack_app = typer.Typer()
 apply_app = typer.Typer()
 
 _MOST_FACTS = 10
-"""Facts of a pack that are listed."""
+"""Most facts of a pack that are listed."""
 
 
 @pack_app.command()
@@ -33,7 +33,7 @@ def pack(
     from editcore._util.words import counted
     from editcore.runs.record import RunRecord
 
-    RunRecord.read(directory)  # whether there is a run is known before torch is imported
+    RunRecord.read(directory)  # an error is found before torch is imported
 
     from editcore.runs.pack import write_pack
 
@@ -44,7 +44,7 @@ def pack(
 
 
 def _list_facts(requests: Sequence[EditRequest]) -> None:
-    """The first facts, a line each, and how many there are besides."""
+    """List the first facts, a line each, and say how many more there are."""
     from editcore._util.words import cut
 
     for request in requests[:_MOST_FACTS]:
@@ -103,4 +103,4 @@ def apply(
         edited.save(save, dtype=save_dtype)
         typer.echo(f"Edited model: {save}")
     elif not prompts:
-        typer.echo("They fit. Nothing was kept; --save DIR writes the edited model.")
+        typer.echo("The edits fit. Nothing was kept; --save DIR writes the edited model.")

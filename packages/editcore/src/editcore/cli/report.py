@@ -1,4 +1,4 @@
-"""``editctl report``: a run or a sweep as a page."""
+"""``editctl report``: writes a page about a run or a sweep."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ app = typer.Typer()
 
 @app.command()
 def report(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run directory, or that of a sweep.")],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run directory or a sweep directory.")],
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Where to write it. [default: report, in DIR]")
     ] = None,
 ) -> None:
     """Write a page about a run or a sweep, with its figures and a Markdown summary.
 
-    The page is one file: it can be sent, opened without a network, and printed.
+    The page is one file that can be sent, opened without a network, and printed.
     """
     from editcore._util.words import counted
     from editcore.report import make_report

@@ -26,12 +26,12 @@ __all__ = ["app", "settings_from"]
 app = typer.Typer()
 
 _MOST_REJECTIONS = 20
-"""Rejected facts that are shown; ``editctl ledger RUN show`` lists all."""
+"""Most rejected facts that are shown; ``editctl ledger RUN show`` lists all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _RunOptions:
-    """The options that a :class:`RunConfig` is made of; ``None`` for one that was not given."""
+    """The options that make a :class:`RunConfig`. ``None`` means that an option was not given."""
 
     editor: Annotated[str | None, typer.Option(help="The editing method; 'editctl editors' lists them.")] = None
     plugin: Annotated[
@@ -78,13 +78,13 @@ class _RunOptions:
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="What measures the model; may be given several times. [default: counterfact and generation]",
+            help="An evaluator; may be given several times. [default: counterfact and generation]",
         ),
     ] = None
     eval_every: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help="Measure all edits made so far again after every N facts. [default: at the end]"
+            metavar="N", help="Measure all edits made so far again after every N facts. [default: only at the end]"
         ),
     ] = None
     eval_sample: Annotated[
@@ -102,7 +102,7 @@ class _RunOptions:
     ] = None
 
     def values(self) -> dict[str, Any]:
-        """Those that were given, by the names of the fields of :class:`RunConfig`."""
+        """The options that were given, by the names of the fields of :class:`RunConfig`."""
         from editcore.settings.toml import run_values
 
         named = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -160,7 +160,7 @@ def run(
     if begun is not None and out is not None:
         refuse_unlike(begun, resolved, out)
         if is_finished(out):
-            if (out / LOCK_NAME).exists():  # its process was killed after the last write, or is about to end
+            if (out / LOCK_NAME).exists():  # the process was killed after the last write, or is about to end
                 with locked(out):
                     pass
             if save is not None:
@@ -206,7 +206,7 @@ def run(
 def _config(
     values: dict[str, Any], assignments: list[str], plugins: Plugins, begun: RunRecord | None, *, resume: bool
 ) -> RunConfig:
-    """The configuration that was asked for. Options that were not given are those of the run, if it was begun."""
+    """The configuration of the run. If the run was begun earlier, options that were not given are taken from it."""
     from editcore.interfaces.errors import HParamsError
     from editcore.runs.config import RunConfig
 
@@ -235,7 +235,7 @@ def _say_how_to_go_on(directory: Path, *, interrupted: bool) -> None:
         if interrupted:
             typer.echo("Interrupted before anything was written.", err=True)
         return
-    if not (directory / LOCK_NAME).exists():  # otherwise somebody else is at it
+    if not (directory / LOCK_NAME).exists():  # otherwise another process works on it
         said = "Interrupted. " if interrupted else ""
         typer.echo(f"{said}What is written stays; go on with: {resume_command(directory)}", err=True)
 
@@ -253,7 +253,7 @@ def settings_from(assignments: list[str], base: dict[str, dict[str, Any]], *, ed
 
 
 def show_result(result: RunResult) -> None:
-    """The table of a finished run."""
+    """Print the results of a finished run."""
     from editcore._util.words import counted, cut
     from editcore.cli.console import make_console, print_table
     from editcore.evaluation.measures import legend, shown
@@ -328,7 +328,7 @@ def show_result(result: RunResult) -> None:
 
 
 def _facts(summary: Summary, measures: Sequence[Measure]) -> Iterator[tuple[str, ...]]:
-    """A row with the facts behind each mean, where they are not the same for all."""
+    """A row with the number of facts behind each mean, if these numbers differ."""
     counts = [summary.averages[measure.key].facts if measure.key in summary.averages else None for measure in measures]
     if len({count for count in counts if count is not None}) > 1:
         yield ("facts", *("" if count is None else str(count) for count in counts))

@@ -1,4 +1,4 @@
-"""``editctl stats``: second moments, computed in advance or listed."""
+"""``editctl stats``: computes second moments in advance, and lists them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``editctl sweep``, ``compare`` and ``ablate``: the same run many times, with something changed."""
+"""``editctl sweep``, ``compare`` and ``ablate``: run many variations of a run."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ sweep_app = typer.Typer()
 compare_app = typer.Typer()
 ablate_app = typer.Typer()
 
-Out = Annotated[Path | None, typer.Option(metavar="DIR", help="Sweep directory. [default: runs/NAME, named like it]")]
+Out = Annotated[Path | None, typer.Option(metavar="DIR", help="Sweep directory. [default: runs/NAME]")]
 Model = Annotated[str | None, typer.Option(help="A catalogue name, a model folder or a hub id.")]
 Dataset = Annotated[str | None, typer.Option(help="A data set (NAME or NAME:ARGUMENT) or a file of records.")]
 Edits = Annotated[int | None, typer.Option(help="How many facts each trial edits.")]
 BatchSizes = Annotated[
-    list[int] | None, typer.Option("--batch-size", help="Facts solved together; several make an axis of it.")
+    list[int] | None, typer.Option("--batch-size", help="Facts solved together; several values make an axis.")
 ]
 Seeds = Annotated[list[int] | None, typer.Option("--seed", help="A seed; give several for intervals over seeds.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, or auto: over all accelerators.")]
@@ -101,7 +101,7 @@ class _SweepOptions:
 @with_options(_SweepOptions)
 def sweep(
     ctx: typer.Context,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A TOML file: a run, and what is varied in it.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A TOML file: a run with variations.")],
     *,
     options: _SweepOptions,
 ) -> None:
@@ -121,14 +121,16 @@ def compare(
     ctx: typer.Context,
     editor: Annotated[
         list[str] | None,
-        typer.Option("--editor", metavar="NAME", help="Only this installed editor, or these. [default: all]"),
+        typer.Option(
+            "--editor", metavar="NAME", help="Compare only this editor; may be given several times. [default: all]"
+        ),
     ] = None,
     arm: Annotated[
         list[str] | None,
         typer.Option(
             "--arm",
             metavar="NAME=EDITOR+PLUGIN",
-            help="An arm with plugins beside its editor, or an editor's name. Without --editor: only this, or these.",
+            help="An arm with plugins beside its editor, or an editor's name. Without --editor, only these run.",
         ),
     ] = None,
     *,
@@ -136,8 +138,8 @@ def compare(
 ) -> None:
     """Compare the installed methods on the same facts.
 
-    Every installed editor is an arm, under its name. One that cannot run on the model or the data is left out with a
-    note; one that was asked for by --editor or --arm is refused. The unedited model is the first row.
+    Every installed editor is an arm with its name. An editor that cannot run on the model or the data is left out with
+    a note, but it is an error if it was asked for by --editor or --arm. The first row is the unedited model.
     """
     from editcore.sweeps import make_comparison
 
@@ -169,7 +171,7 @@ def ablate(
 
 
 def _run(plugins: Plugins, file: SweepFile, options: _SweepOptions, *, name: str) -> None:
-    """Plan and run; ``name`` is that of the directory unless one is given."""
+    """Plan and run a sweep. Its directory is ``runs/name`` unless the options have one."""
     from editcore.execution.executors import make_executor
     from editcore.sweeps import make_plan
     from editcore.sweeps.state import refuse_other
@@ -252,11 +254,11 @@ def _print_plan(plan: Plan, directory: Path) -> None:
     )
     if math.isnan(cost.seconds):
         console.print(
-            "Their time cannot be told: not all of these editors have a finished run with the model in "
+            "Their time cannot be estimated: not every editor has a finished run with this model in "
             f"{directory} or beside it."
         )
     elif due:
-        console.print(f"About {_time(cost.seconds)} of one worker, going by {cost.runs} finished runs.")
+        console.print(f"About {_time(cost.seconds)} on one worker, estimated from {cost.runs} finished runs.")
 
 
 def _time(seconds: float) -> str:
@@ -265,7 +267,7 @@ def _time(seconds: float) -> str:
 
 
 def _show(result: SweepResult) -> None:
-    """Means over seeds, failures, and where everything is."""
+    """Print means over seeds, failures, and where the files are."""
     import pandas as pd
 
     from editcore.cli.console import make_console, print_table

@@ -1,4 +1,4 @@
-"""The progress of a sweep: a live table on a terminal, elsewhere a line per trial."""
+"""Shows the progress of a sweep: a live table on a terminal, elsewhere a line per change of a trial."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["SweepView"]
 
 _AROUND = 6
-"""Lines of a terminal that the table leaves free."""
+"""Lines of a terminal that the table does not use."""
 
 
 class SweepView:
@@ -47,7 +47,7 @@ class SweepView:
             self._live = None
 
     def begin(self, plan: Plan, states: Mapping[str, State]) -> None:
-        """Show what there is to do."""
+        """Show the trials that will run."""
         self._states = dict(states)
         for point in plan.points:
             values = (f"{name.rpartition('.')[2]}={value}" for name, value in point.values.items())
@@ -80,7 +80,7 @@ class SweepView:
         return f"{len(states)} trials: " + ", ".join(text for text in shown if not text.startswith("0 "))
 
     def _table(self) -> Group:
-        """Running trials first, then those that ended last, then the next ones; as many as there is room for."""
+        """Running trials first, then the latest finished ones, then waiting ones; as many as fit."""
         table = Table("trial", "", "state", "seconds", box=None, pad_edge=False, padding=(0, 2, 0, 0))
         running = [key for key, state in self._states.items() if state == "running"]
         ended = [key for key in reversed(self._took) if key not in running]

@@ -1,4 +1,4 @@
-"""``editctl trace``: where a model keeps what it knows."""
+"""``editctl trace``: finds where a model keeps facts, by causal tracing."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def trace(
     dtype: Dtype = "float32",
     chat_template: ChatTemplate = False,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where table and picture go. [default: runs/trace-MODEL-TIME]")
+        Path | None, typer.Option(metavar="DIR", help="Folder for table and picture. [default: runs/trace-MODEL-TIME]")
     ] = None,
 ) -> None:
     """Restore states of a corrupted run and see which bring a fact back (causal tracing, ROME section 2).
@@ -77,8 +77,8 @@ def trace(
     tracing = trace_model(loaded, known, options=options, progress=progress)
     if tracing.used == 0:
         raise ModelError(
-            f"{loaded.name} predicts none of {tracing.asked} facts of {facts} right, so that there is nothing to "
-            "trace. Give facts that it knows with --facts FILE."
+            f"{loaded.name} predicts none of {tracing.asked} facts of {facts} right, so there is nothing to trace. "
+            "Give facts that it knows with --facts FILE."
         )
     store_tracing(tracing)
     show_tracing(tracing)
@@ -87,7 +87,7 @@ def trace(
 
 
 def show_tracing(tracing: Tracing) -> None:
-    """Say what was traced, and print the greatest effect for each kind and role and the layers that stand out."""
+    """Print what was traced, the greatest effect for each kind and role, and the layers with the greatest effects."""
     from editcore._util.words import counted
     from editcore.cli.console import print_table
     from editcore.locate_then_edit.located import ROLES
@@ -108,13 +108,15 @@ def show_tracing(tracing: Tracing) -> None:
         ("token", "facts", *tracing.effects), rows, title="Greatest indirect effect, and its layer", right=("facts",)
     )
     if "attention" not in tracing.effects:
-        typer.echo("The attention's output projection of this model cannot be told, so attentions were not restored.")
+        typer.echo(
+            "The attention's output projection of this model cannot be identified, so attentions were not restored."
+        )
     named = ", ".join(map(str, tracing.ranked_layers()[:_SHOWN]))
     typer.echo(f"Layers whose MLPs carry most at the subject's last token: {named}.")
 
 
 def write_tracing(tracing: Tracing, directory: Path) -> list[Path]:
-    """The table and the picture."""
+    """Write the table and the picture of a tracing."""
     import pandas as pd
 
     from editcore._util.files import write_text

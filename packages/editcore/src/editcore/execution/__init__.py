@@ -1,4 +1,4 @@
-"""Where independent work runs: executors, and second moments that are counted on their workers."""
+"""Runs independent work: executors, and second moments that are computed on their workers."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Where independent work runs: the executor ``local``, and how any executor is made. Imports no torch."""
+"""Runs independent work: the executor ``local``, and making any executor. Imports no torch."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ LOST = "WorkerLost"
 """``Outcome.kind`` of an item whose workers died."""
 _MOST_WORKERS = 4
 _PATIENCE = 5.0
-"""Seconds that a worker has to end before it is killed."""
+"""Seconds that a worker gets to end by itself before it is killed."""
 
 
 def make_executor(plugins: Plugins, name: str, settings: Mapping[str, object]) -> Executor:
     """An executor with its hyperparameters.
 
     Raises:
-        UnknownNameError: there is none of that name.
+        UnknownNameError: there is no executor of that name.
         HParamsError: a setting is unknown or wrong.
     """
     spec = plugins.executor(name)
@@ -53,7 +53,7 @@ def make_executor(plugins: Plugins, name: str, settings: Mapping[str, object]) -
 
 
 def attempt(function: Callable[[T], R], index: int, item: T) -> Outcome[R]:
-    """Call a function on an item; what it raises is the outcome. For the workers of any executor."""
+    """Call a function on an item. If it raises, the exception is the outcome. Workers of any executor use this."""
     try:
         with boundary("Unexpected "):
             return Outcome(index=index, value=function(item))
@@ -74,16 +74,16 @@ def lost(index: int, attempts: int, how: str) -> Outcome[Any]:
 
 
 class LocalHParams(HParams):
-    """How many workers this machine has, and with how many threads each computes."""
+    """How many workers run on this machine, and how many threads each uses."""
 
     workers: Annotated[int, Field(ge=1)] | None = None
-    """Processes, each with a model of its own. ``none``: one to a GPU if the work needs one, otherwise one to a core,
-    four at most. The GPUs are dealt out among them, so that 1 has all for a model spread over them (``auto``)."""
+    """Processes, each with a model of its own. ``none``: one per GPU if the work needs GPUs, otherwise one per core,
+    four at most. The GPUs are divided among them; a single worker has all, for a model spread over them (``auto``)."""
     threads: Annotated[int, Field(ge=1)] | None = None
-    """Threads with which each computes. ``none``: ``OMP_NUM_THREADS`` where it is set, otherwise an equal share of the
-    cores. The last bits of a result may depend on it."""
+    """Threads of each worker. ``none``: ``OMP_NUM_THREADS`` if it is set, otherwise an equal share of the cores. The
+    last bits of a result may depend on it."""
     retries: Annotated[int, Field(ge=0)] = 2
-    """How often an item is tried again whose worker died."""
+    """How often an item is tried again if its worker died."""
 
 
 class LocalExecutor:
@@ -155,7 +155,7 @@ class LocalExecutor:
         return fresh
 
     def _environments(self, items: int, accelerator: bool) -> list[dict[str, str]]:
-        """What is different about each worker's environment."""
+        """Environment variables to set for each worker."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         devices = _visible_devices() if accelerator else []
         usual = len(devices) or min(cores, _MOST_WORKERS)
@@ -170,7 +170,7 @@ class LocalExecutor:
 
 
 def _dealt(devices: Sequence[str], slot: int, workers: int) -> Sequence[str]:
-    """The devices of a worker. All devices are in use; where there are more workers than devices, workers share."""
+    """The devices of a worker. All devices are in use. If there are more workers than devices, workers share."""
     return devices[slot::workers] or [devices[slot % len(devices)]]
 
 
@@ -193,14 +193,16 @@ class _Worker:
     """A process and the pipe to it."""
 
     def __init__(self, environment: Mapping[str, str], make: Callable[[], Callable[[Any], Any]]) -> None:
-        context = multiprocessing.get_context("spawn")  # a fork would copy locks of threads that it has not
+        context = multiprocessing.get_context(
+            "spawn"
+        )  # a fork would copy locks of threads that do not exist in the child
         self.environment = dict(environment)
         self.index: int | None = None
         self.pipe, theirs = context.Pipe()
         self.process: BaseProcess = context.Process(target=_serve, args=(theirs, self.environment), daemon=True)
         with _ignoring_interrupts():
             self.process.start()
-        theirs.close()  # else the pipe would not end with the process
+        theirs.close()  # otherwise the pipe would stay open after the process ended
         self._send(make)
 
     def take(self, index: int, item: Any) -> None:
@@ -217,7 +219,7 @@ class _Worker:
         return outcome
 
     def end(self) -> str:
-        """Wait for its end, and kill it if that takes too long.
+        """Wait until the process ends, and kill it if that takes too long.
 
         Returns:
             How it ended, in words.
@@ -232,13 +234,14 @@ class _Worker:
         return f"signal {-code}, {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
     def _send(self, value: object) -> None:
-        with suppress(BrokenPipeError, ConnectionResetError):  # it died: its pipe says so when it is asked for
+        with suppress(BrokenPipeError, ConnectionResetError):  # the process died; reading its answer will notice
             self.pipe.send(value)
 
 
 @contextmanager
 def _ignoring_interrupts() -> Iterator[None]:
-    """Start processes that ignore Ctrl-C. It goes to every process of a terminal; the main process ends the workers."""
+    """Inside the block, processes are started that ignore Ctrl-C. Ctrl-C goes to every process of a terminal, and the
+    main process ends the workers."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -269,7 +272,7 @@ def _serve(pipe: Connection, environment: Mapping[str, str]) -> None:
 
 
 def _end_with_parent() -> None:
-    """End this process with its parent. A killed parent cannot end its workers, and they would go on writing."""
+    """End this process when its parent ends. A killed parent cannot end its workers, and they would go on writing."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

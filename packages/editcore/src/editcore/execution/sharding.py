@@ -1,7 +1,7 @@
-"""One large piece of work in shards, on the workers of an executor.
+"""Splits one large computation into shards for the workers of an executor.
 
-Shards have a fixed size and are merged in their order, so that the result does not depend on how many workers there
-are, on which of them is fast, or on whether one was lost.
+Shards have a fixed size and are merged in their order. So the result does not depend on the number of workers, on their
+speed, or on whether one was lost.
 
 Shapes: ``n`` sequences of ``seq`` tokens each, ``d_in`` the width of a projection's input.
 """
@@ -33,8 +33,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 SEQUENCES = 64
-"""Of a shard of second moments: a multiple of the sequences that go through the model together, so that the products
-that are summed are those of one pass."""
+"""Sequences in a shard of second moments. It is a multiple of the sequences that go through the model together, so that
+the same products are summed as without shards."""
 
 
 @documented
@@ -45,15 +45,15 @@ class ModelSource:
     name: str
     """A catalogue name, a folder or a hub id."""
     device: str = "cpu"
-    """As torch names it."""
+    """The device, as torch names it."""
     dtype: str = "float32"
     """One of :data:`editcore.models.DTYPES`."""
 
     def load(self) -> LanguageModel:
-        """Load it.
+        """Load the model.
 
         Raises:
-            ModelError: it cannot be loaded.
+            ModelError: the model cannot be loaded.
         """
         return LanguageModel.load(
             self.name,
@@ -73,10 +73,10 @@ def sharded_moments(
 ) -> dict[int, Tensor]:
     """C = E[k kᵀ] of each layer, ``[d_in, d_in]`` float64, over all tokens of ``sequences [n, seq]``.
 
-    As :func:`editcore.second_moments.statistics.second_moments`, up to the order of float64 sums.
+    The result is that of :func:`editcore.second_moments.statistics.second_moments`, up to the order of float64 sums.
 
     Args:
-        fingerprint: of the model that is meant; a worker that loads another one refuses.
+        fingerprint: fingerprint of the model. A worker that loads another model refuses.
 
     Raises:
         RunError: a shard failed.
@@ -134,7 +134,7 @@ class _Moments:
         model = self._models[shard.source]
         if model.base_fingerprint != shard.fingerprint:
             raise RunError(
-                f"'{shard.source.name}' is another model for the worker: its weights have the fingerprint "
+                f"'{shard.source.name}' is another model on the worker: its weights have the fingerprint "
                 f"{model.base_fingerprint[:12]}, not {shard.fingerprint[:12]}."
             )
         sequences = torch.from_numpy(shard.sequences)

@@ -1,4 +1,4 @@
-"""Every picture, in one style. Needs no display and no global state, and imports no torch."""
+"""All pictures, in one style. They need no display and no global state, and torch is not imported."""
 
 import lazy_loader
 

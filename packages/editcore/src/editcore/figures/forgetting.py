@@ -36,14 +36,15 @@ _RUNS = (
     ("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P"),
     (INK, "X"),
 )  # fmt: skip
-"""Colour (Okabe and Ito) and marker of each run that is compared; they begin again after the last."""
+"""Colour (Okabe and Ito) and marker of each compared run; they repeat after the last."""
 
 
 def forgetting_figure(history: CheckpointHistory, *, title: str) -> Figure:
-    """What a run's checkpoints measured, against the number of edits, and retention by age below, with 95 % intervals.
+    """The measurements at a run's checkpoints against the number of edits; retention by age below. Both have 95 %
+    intervals.
 
-    Dotted lines are what the unedited model had, on the facts that each checkpoint measured. Only metrics that an edit
-    should leave alone have them.
+    Dotted lines are the values of the unedited model on the facts of each checkpoint. Only metrics that an edit should
+    not change have them.
     """
     checkpoints, forgetting = history.checkpoints, history.forgetting
     groups = by_axis([measure for measure in shown(history.metrics, history.known) if not measure.of])
@@ -118,7 +119,7 @@ def _metric_panel(axes: Any, checkpoints: Sequence[Checkpoint], group: Sequence[
         _curve(axes, checkpoints, key, label=key, color=colour, marker=marker, **layered(index, len(group)))
         unedited = [number_or_nan(checkpoint.before.get(key)) for checkpoint in checkpoints]
         if measure.keep and not all(map(math.isnan, unedited)):
-            # White between the dots, and on top: the line is seen where the edited model has the same.
+            # White between the dots, and on top, so that the line is visible where both models have the same value.
             axes.plot(
                 num_edits, unedited, color=colour, linewidth=1.4, linestyle=":", gapcolor="white", zorder=3,
                 label=f"{key} unedited",
@@ -161,7 +162,7 @@ def _curve(axes: Any, checkpoints: Sequence[Checkpoint], key: str, *, color: str
     """A metric at each checkpoint with its 95 % interval as a band.
 
     Args:
-        style: what matplotlib's ``plot`` takes.
+        style: further arguments of matplotlib's ``plot``.
     """
     num_edits = [checkpoint.num_edits for checkpoint in checkpoints]
     values = [number_or_nan(checkpoint.values.get(key)) for checkpoint in checkpoints]
@@ -190,12 +191,12 @@ def _age_axis(axes: Any) -> None:
 
 
 def _in_lines(measure: Measure) -> str:
-    """A metric and its unit, in lines that a low panel has room for; words stay whole."""
+    """A metric and its unit, in lines short enough for a low panel. Words are not broken."""
     text = f"{measure.key} ({measure.unit})" if measure.unit else measure.key
     return "\n".join(textwrap.wrap(text, 16, break_long_words=False))
 
 
 def _short(weight: str) -> str:
-    """The part of a weight's name that tells it from the others: its block's number."""
+    """The short name of a weight: its block's number, if the name has just one number."""
     numbers = [part for part in weight.split(".") if part.isdigit()]
     return f"layer {numbers[0]}" if len(numbers) == 1 else weight

@@ -30,7 +30,7 @@ def tracing_figure(tracing: Tracing, *, title: str) -> Figure:
     largest = max(float(np.nanmax(np.abs(effect), initial=0.0)) for effect in tracing.effects.values())
     image: Any = None
     for axes, kind in zip(panels, kinds, strict=True):
-        # Red and blue around white: told apart by every common form of colour vision, and zero is nothing.
+        # Red and blue around white at zero, which every common form of colour vision tells apart.
         image = axes.imshow(
             tracing.effects[kind], aspect="auto", cmap="RdBu_r", vmin=-largest or -1, vmax=largest or 1,
             interpolation="nearest",

@@ -16,10 +16,11 @@ __all__ = ["draw_run"]
 
 
 def draw_run(result: RunResult) -> None:
-    """Write the figures of a run into its directory: scores before and after, and those of checkpoints.
+    """Write the figures of a run into its directory: scores before and after, and the forgetting curve if it has
+    checkpoints.
 
     Raises:
-        StorageError: they cannot be written.
+        StorageError: a figure cannot be written.
     """
     folder = result.directory / FIGURES_NAME
     save(summary_figure(result.before, result.after, title=result.title), folder / "summary.png")

@@ -86,7 +86,7 @@ def _bars(axes: Any, group: Sequence[Measure], before: Summary, after: Summary) 
 
 
 def _wrapped(measure: Measure, after: Summary) -> str:
-    """The text under a metric's bars: its label, and the number of its facts where that is not all facts."""
+    """The text under a metric's bars: its label, and the number of its facts unless that is all facts."""
     first, *rest = measure.label.split(" (", 1)
     lines = [*textwrap.wrap(first, _LINE), *(f"({part}" for part in rest)]
     averaged = after.averages.get(measure.key)

@@ -30,7 +30,7 @@ __all__ = ["Estimate", "Series", "bars_figure", "curves_figure", "lines_figure"]
 @documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """A mean with its 95 % interval; NaN where there is none."""
+    """A mean with its 95 % interval. A missing number is NaN."""
 
     mean: float
     """The mean."""
@@ -41,7 +41,7 @@ class Estimate:
 
 
 Series = Mapping[str, Sequence[Estimate]]
-"""Estimates by the name of what they belong to, one for each place along the axis."""
+"""By name of a series, its estimates, one for each place along the axis."""
 
 
 def bars_figure(
@@ -53,12 +53,12 @@ def bars_figure(
     before: float = math.nan,
     split: str = "",
 ) -> Figure:
-    """A metric as horizontal bars, which leave room for long names: a group per place, a bar per series in it.
+    """A metric as horizontal bars, which leave room for long names. There is a group per place with a bar per series.
 
     Args:
-        metric: or the name of any column, which is then the axis' label.
+        metric: a metric, or the name of any column, which is then the axis' label.
         before: value of the unedited model, drawn as a line; NaN for none.
-        split: what the series differ in, for the legend; empty for a single series without one.
+        split: the setting in which the series differ, for the legend; empty for a single series without a legend.
     """
     height = 0.8 / len(series)
     figure, axes = new_figure(height=1.2 + len(groups) * max(0.3, 0.17 * len(series)))
@@ -87,11 +87,11 @@ def lines_figure(
     title: str,
     split: str = "",
 ) -> Figure:
-    """Metrics against a setting: a panel per metric, a line with its interval as a band per series.
+    """Metrics against a setting: a panel per metric, and in it a line per series with its interval as a band.
 
     Args:
-        places: values of the setting; numbers have a scale, anything else stands at equal distances.
-        split: what the series differ in, for the legend; empty if their names say it.
+        places: values of the setting. Numbers are placed to scale, other values at equal distances.
+        split: the setting in which the series differ, for the legend; empty if their names say it.
     """
     figure, stacked = stacked_panels(len(panels), height=0.9 + (2.3 if len(panels) == 1 else 1.25 * len(panels)))
     numeric = all(isinstance(place, int | float) and not isinstance(place, bool) for place in places)
@@ -107,7 +107,8 @@ def lines_figure(
 
 
 def curves_figure(curves: Mapping[str, Mapping[int, Estimate]], *, title: str, split: str = "") -> Figure:
-    """Forgetting: facts that are retained after the last edit, by how many edits were made since they were edited."""
+    """Forgetting: the share of facts retained after the last edit, by the number of edits made since a fact was
+    edited."""
     figure, axes = new_figure(height=3.2)
     for number, (label, curve) in enumerate(curves.items()):
         ages = sorted(curve)
@@ -138,7 +139,7 @@ def _line(
 
 
 def _bar_end(axes: Any, place: float, estimate: Estimate) -> None:
-    """The interval of a bar, and its number behind it."""
+    """The interval of a bar, and its number after it."""
     end = 0.0 if math.isnan(estimate.mean) else estimate.mean
     if not math.isnan(estimate.low):
         reach = [[max(0.0, end - estimate.low)], [max(0.0, estimate.high - end)]]

@@ -54,17 +54,18 @@ INK = "#222222"
 GRID = "#DDDDDD"
 DPI = 200
 COLUMN_WIDTH = 5.0
-"""Inches. Text is set in the sizes below, so that the figure can be read at the width of a column."""
+"""Width in inches. Font sizes are chosen so that the figure is readable at the width of a column."""
 
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#F0E442", "#222222")
-"""Okabe and Ito's, which every common form of colour vision tells apart. Lines have markers and dashes, too."""
+"""Okabe and Ito's colours, which every common form of colour vision tells apart. Lines also differ in markers and
+dashes."""
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", "--", ":", "-.")
 
 
 _LEGEND_HANDLE, _LEGEND_CHARACTER, _LEGEND_MARGIN = 0.33, 0.062, 0.75
-"""Inches that an entry of a legend takes beside its text and for each character, and that are left of the axes."""
+"""Inches: the width of a legend entry without its text, the width of a character, and the margin left of the axes."""
 
 
 def layered(index: int, count: int) -> dict[str, float]:
@@ -131,10 +132,11 @@ def number_or_nan(value: float | None) -> float:
 def quantity_axis(
     axis: Any, set_limits: Any, set_label: Any, measure: Measure | str, set_ticks: Any, *, short: bool = False
 ) -> None:
-    """A metric's label, from 0 to 100 for a share; anything else as it comes, by the last part of its name.
+    """Label an axis with a metric. A share goes from 0 to 100. A column that is not a metric is named by the last part
+    of its name.
 
     Args:
-        short: its key instead of the label, for panels that are not high.
+        short: whether to use the metric's key instead of its label, for low panels.
     """
     if isinstance(measure, str):
         set_label(measure.rpartition(".")[2], fontsize=8.5, color=INK)
@@ -162,7 +164,7 @@ def by_axis(measures: Sequence[Measure]) -> list[list[Measure]]:
 
 
 def top_of_bar(summary: Summary, key: str, value: float) -> float:
-    """The height of a bar with its interval: the number is written above it."""
+    """The height of a bar with its interval, above which its number is written."""
     if math.isnan(value):
         return 0.0
     ends = summary.interval(key)
@@ -186,7 +188,7 @@ def draw_intervals(
                 capsize=2.5,
                 label=label,
             )
-            label = None  # one entry in the legend
+            label = None  # only one entry in the legend
 
 
 def look_of(measures: Sequence[Measure]) -> dict[str, tuple[str, str]]:
@@ -203,8 +205,8 @@ def look_of(measures: Sequence[Measure]) -> dict[str, tuple[str, str]]:
 
 
 def shortened(text: str, most: int = 32) -> str:
-    """A text from elsewhere, cut to ``most`` characters, with dollars escaped: matplotlib reads mathematics between
-    two."""
+    """A text, cut to ``most`` characters. Dollars are escaped, because matplotlib reads text between two of them as
+    mathematics."""
     return cut(" ".join(text.split()), most).replace("$", r"\$")
 
 
@@ -221,8 +223,8 @@ def put_title(figure: Figure, axes: Any, title: str, *, columns: int = 3) -> Non
 
 
 def put_legend(axes: Any, *, columns: int) -> None:
-    """The legend above the axes, if it has entries. It has fewer columns where ``columns`` are wider than the
-    figure."""
+    """The legend above the axes, if it has entries. It has fewer than ``columns`` columns if these would be wider than
+    the figure."""
     labels = axes.get_legend_handles_labels()[1]
     if not labels:
         return

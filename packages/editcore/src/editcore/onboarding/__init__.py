@@ -1,4 +1,4 @@
-"""A model that nobody has edited yet: causal tracing, trials with real edits, and the presets that they lead to."""
+"""Prepares a model that nobody has edited yet: causal tracing, trials with real edits, and presets from them."""
 
 import lazy_loader
 

@@ -1,15 +1,15 @@
-"""Causal tracing: where a model keeps what it knows about a subject (ROME, arXiv 2202.05262, section 2).
+"""Causal tracing: finds where a model keeps facts about a subject (ROME, arXiv 2202.05262, section 2).
 
-Three runs of a true statement. The *clean* run gives its attribute a probability p. In the *corrupted* run, noise on
-the embeddings of the subject's tokens brings it down to p*. A *restored* run is the corrupted one with one state put
-back to its clean value at one token: a block's output (``hidden``), or what the MLPs or the attentions of a window of
-layers add to the stream. The indirect effect of that state is p(restored) − p*. It is averaged over draws of the noise,
-then over the tokens of one role in a fact, then over facts.
+There are three runs of a true statement. The *clean* run gives its attribute the probability p. In the *corrupted* run,
+noise on the embeddings of the subject's tokens lowers it to p*. A *restored* run is the corrupted run with one state
+set back to its clean value at one token: a block's output (``hidden``), or the output of the MLPs or attentions of a
+window of layers. The indirect effect of that state is p(restored) − p*. It is averaged over draws of the noise, then
+over the tokens of one role in a fact, then over facts.
 
-Departures from the paper: p is the probability of the whole attribute, not of its first token; the window is a share of
-the depth (10 of GPT-2 XL's 48 blocks); there is one draw of the noise for each fact unless more are asked for, because
-facts differ more than draws do; a restored run starts at the lowest block that it changes, where the model allows this
-(it is checked).
+Departures from the paper: p is the probability of the whole attribute, not of its first token. The window is a share of
+the depth (10 of GPT-2 XL's 48 blocks). By default there is one draw of the noise for each fact, because facts differ
+more than draws do. A restored run starts at the lowest block that it changes, if a check shows that the model allows
+it.
 
 Shapes: ``draws`` of the noise, ``seq`` tokens of a statement with its attribute, ``roles`` as in :data:`ROLES`,
 ``layers`` blocks.
@@ -46,7 +46,7 @@ __all__ = ["TracingOptions", "trace"]
 
 _WINDOW_SHARE = 10 / 48
 _CHUNK = 32
-"""Facts asked at once while looking for those that the model knows."""
+"""Facts that are scored at once in the search for those that the model knows."""
 
 
 @documented
@@ -122,7 +122,8 @@ def trace(
 def _known_facts(
     model: LanguageModel, facts: Sequence[KnownFact], num: int, progress: Progress
 ) -> tuple[list[KnownFact], int]:
-    """The first ``num`` facts whose attribute the model chooses, token by token, and how many it was asked."""
+    """The first ``num`` facts whose attribute the model predicts, token by token, and the number of facts that were
+    scored."""
     known: list[KnownFact] = []
     asked = 0
     with progress.task("looking for facts that the model knows", len(facts)) as advance:
@@ -149,13 +150,13 @@ class _Row:
     """A statement as tokens."""
 
     ids: tuple[int, ...]
-    """The prompt's, then the attribute's."""
+    """Tokens of the prompt, then of the attribute."""
     end: int
-    """Tokens of the prompt."""
+    """Number of tokens of the prompt."""
     subject: tuple[int, ...]
     """Places of the subject's tokens."""
     roles: tuple[int, ...]
-    """Of each token from the subject's first to the prompt's last, by number."""
+    """Number of the role of each token from the subject's first to the prompt's last."""
 
 
 def _tokenise(model: LanguageModel, fact: KnownFact) -> _Row:
@@ -182,7 +183,7 @@ def _role(place: int, subject: Sequence[int], last: int) -> int:
 
 
 def _average(model: LanguageModel, effects: Sequence[np.ndarray], rows: Sequence[_Row]) -> np.ndarray:
-    """Over the tokens of a role, then over facts: ``[roles, layers]``."""
+    """Effects averaged over the tokens of a role, then over facts: ``[roles, layers]``."""
     average = np.full((len(ROLES), model.layout.num_layers), np.nan)
     for role in range(len(ROLES)):
         means = [
@@ -197,10 +198,10 @@ def _average(model: LanguageModel, effects: Sequence[np.ndarray], rows: Sequence
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """What is restored together."""
+    """Modules that are restored together."""
 
     first: int
-    """The lowest block that it changes."""
+    """The lowest block that they belong to."""
     modules: tuple[str, ...]
 
 
@@ -208,7 +209,7 @@ def _parts(model: LanguageModel, window: int) -> dict[str, list[_Part]]:
     """By kind, one part per layer."""
     layout, count = model.layout, model.layout.num_layers
     parts = {"hidden": [_Part(layer, (layout.blocks.format(layer),)) for layer in range(count)]}
-    # The projections and not the modules around them: some of those (Bloom's) add the residual stream themselves.
+    # Not the modules around the projections, because some of those (Bloom's) add the residual stream themselves.
     paths = {"mlp": layout.projection, "attention": attention_output(model.hf, layout)}
     for kind, path in paths.items():
         if path is not None:
@@ -256,9 +257,9 @@ class _Fact:
             clean = float(self._probabilities(1)[0])
         with self._keeping_entering(), self._corrupted(1):
             corrupted = self._probabilities(self.draws).mean()
-        aside = self._may_stand_aside()
+        skip_lower = self._can_start_at_a_block()
         effects = {
-            kind: torch.stack([self._restored(part, aside=aside) for part in of_kind], dim=1) - corrupted
+            kind: torch.stack([self._restored(part, skip_lower=skip_lower) for part in of_kind], dim=1) - corrupted
             for kind, of_kind in parts.items()
         }
         return _Traced({kind: effect.numpy() for kind, effect in effects.items()}, clean, float(corrupted))
@@ -278,7 +279,7 @@ class _Fact:
         chosen = logits.double().log_softmax(-1).gather(1, targets.repeat(count)[:, None].to(logits.device))
         return chosen.reshape(count, len(places)).sum(1).exp().cpu()
 
-    def _restored(self, part: _Part, *, aside: bool) -> Tensor:
+    def _restored(self, part: _Part, *, skip_lower: bool) -> Tensor:
         """Mean probability over the draws with ``part`` restored at each token that has a role, ``[tokens]``."""
         tokens = list(range(self.row.subject[0], self.row.end))
         budget = PassBudget.forward(self.model)
@@ -288,12 +289,12 @@ class _Fact:
         for start in range(0, len(tokens), size):
             chunk = tokens[start : start + size]
             places = torch.tensor(chunk).repeat_interleave(self.draws)  # [rows]
-            with self._from(part.first if aside else 0, len(chunk)), self._restoring(part.modules, places):
+            with self._from(part.first if skip_lower else 0, len(chunk)), self._restoring(part.modules, places):
                 found.append(self._probabilities(len(places)).reshape(len(chunk), self.draws).mean(1))
         return torch.cat(found)
 
-    def _may_stand_aside(self) -> bool:
-        """Whether the upper blocks, given what enters them, end as the whole corrupted run does."""
+    def _can_start_at_a_block(self) -> bool:
+        """Whether a corrupted run that starts at an upper block, from its stored input, ends like the whole run."""
         start = self.model.layout.num_layers // 2
         with self._corrupted(1):
             whole = self._probabilities(self.draws)
@@ -328,7 +329,7 @@ class _Fact:
 
     @contextmanager
     def _keeping(self, names: Sequence[str]) -> Iterator[None]:
-        """Keep what the modules give, ``[seq, width]`` by name."""
+        """Inside the block, keep the outputs of the modules, ``[seq, width]`` by name."""
         length = self.ids.shape[1]
 
         def keep(name: str) -> Any:
@@ -344,7 +345,7 @@ class _Fact:
 
     @contextmanager
     def _keeping_entering(self) -> Iterator[None]:
-        """Keep what enters each block, ``[draws, seq, d_model]``."""
+        """Inside the block, keep the input of each transformer block, ``[draws, seq, d_model]``."""
 
         def on_entry(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self.entering.append((args[0] if args else kwargs["hidden_states"]).clone())
@@ -361,7 +362,7 @@ class _Fact:
 
     @contextmanager
     def _restoring(self, names: Sequence[str], places: Tensor) -> Iterator[None]:
-        """Modules give their clean values at token ``places[i]`` of row i."""
+        """Inside the block, modules give their clean values at token ``places[i]`` of row i."""
         rows, length = torch.arange(len(places)), self.ids.shape[1]
 
         def restore(name: str) -> Any:

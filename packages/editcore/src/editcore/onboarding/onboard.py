@@ -1,9 +1,9 @@
-"""Onboarding: how a model that nobody has edited yet is edited best, found by editing it a little.
+"""Onboarding: finds good settings for a model that nobody has edited yet, by a few trial edits.
 
-Tracing proposes layers, trials decide. A trial writes a few facts with some settings, measures what became of them, and
-leaves the model as it was. No method and no metric is named here: what an editor can be told follows from its settings,
-by the names that the field has for them (:class:`editcore.locate_then_edit.hparams.LocateThenEditHParams`), and what is
-better from the metrics that an evaluator announces as its objectives.
+Tracing proposes layers, and trials decide. A trial writes a few facts with some settings, measures the result, and
+leaves the model as it was. This module names no method and no metric. What can be set for an editor follows from the
+names of its settings (:class:`editcore.locate_then_edit.hparams.LocateThenEditHParams`). Trials are compared by the
+metrics that an evaluator announces as its objectives.
 """
 
 from __future__ import annotations
@@ -53,27 +53,28 @@ __all__ = [
 Settings = Mapping[str, Any]
 
 FAST: Settings = {"context_count": 2, "v_stop_probability": 0.9}
-"""Settings of every trial, and so of the presets, where the editor has them: on SmolLM2 two contexts edit as well as
-five, and a fact that has reached 0.9 gains little from more steps."""
+"""Settings of every trial, and so of the presets, if the editor has them. On SmolLM2 two contexts edit as well as five,
+and a fact that has reached probability 0.9 gains little from more steps."""
 CLAMPS = (0.5, 1.5)
-"""Values of ``clamp_norm_factor`` tried beside the editor's own. Behind a norm small ones keep more of the rest."""
+"""Values of ``clamp_norm_factor`` that are tried beside the editor's own. In models with a norm after the projection,
+small values disturb other facts less."""
 _SPAN_SHARE, _MAX_SPAN = 5 / 32, 5
-"""MEMIT's published ranges: five of 32 blocks."""
+"""Width of a range of layers. MEMIT's published ranges are five of 32 blocks."""
 
 
 @documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """What became of a few facts under some settings."""
+    """The result of editing a few facts with some settings."""
 
     editor: str
     """Name of the editor."""
     settings: Settings
     """Its hyperparameters, by name."""
     summary: Summary | None
-    """``None`` if the settings do not work."""
+    """The measurement; ``None`` if the settings do not work."""
     problem: str = ""
-    """Why they do not."""
+    """Why they do not work."""
     seconds: float = 0.0
     """Wall time."""
     toml: str = ""
@@ -81,8 +82,8 @@ class Trial:
 
     @property
     def rank(self) -> tuple[float, ...]:
-        """What trials are compared by, greater being better: whether the settings work, then the objectives of the
-        evaluator, one after the other."""
+        """The numbers by which trials are compared, greater being better: whether the settings work, then the
+        objectives of the evaluator, in order."""
         if self.summary is None:
             return (0.0,)
         objectives = objectives_of(self.summary.measures, self.summary.values())
@@ -94,11 +95,11 @@ class Trial:
 
     @property
     def label(self) -> str:
-        """The settings that set it apart."""
+        """The settings that differ between trials."""
         return ", ".join(f"{name}={_shown(value)}" for name, value in self.settings.items() if name not in FAST)
 
     def row(self) -> dict[str, object]:
-        """For a table."""
+        """The trial as a row of a table."""
         known = self.summary.values() if self.summary else {}
         return {
             "editor": self.editor,
@@ -118,10 +119,10 @@ def _shown(value: object) -> str:
 
 
 def best(trials: Iterable[Trial]) -> Trial:
-    """The trial of the greatest rank, the first of equals.
+    """The trial with the greatest rank; the first one of several.
 
     Raises:
-        ModelError: none of them worked; with the first one's reason.
+        ModelError: none of them worked. The message has the reason of the first one.
     """
     trials = list(trials)
     chosen = max(trials, key=lambda trial: trial.rank)
@@ -131,19 +132,20 @@ def best(trials: Iterable[Trial]) -> Trial:
 
 
 def tunable_editors(plugins: Plugins, names: Sequence[str] = ()) -> list[EditorSpec]:
-    """The editors (all installed, unless named) that are told which layers to edit, those that solve batches first.
+    """The editors that have a setting ``layers``, of ``names`` or of all installed ones. Editors that solve batches
+    come first.
 
     Raises:
         UnknownNameError: there is no such editor.
-        PluginError: none has a setting ``layers``, or one of those named has not.
+        PluginError: no editor has a setting ``layers``, or a named one does not.
     """
     specs = [plugins.editor(name) for name in names] if names else list(plugins.editors().values())
     found = [spec for spec in specs if "layers" in _settings_of(spec)]
     if names and len(found) < len(specs):
         other = next(spec.name for spec in specs if spec not in found)
-        raise PluginError(f"The editor '{other}' has no setting 'layers', so that there is nothing to find out for it.")
+        raise PluginError(f"The editor '{other}' has no setting 'layers', so there is nothing to find out for it.")
     if not found:
-        raise PluginError("No installed editor has a setting 'layers', so that there is nothing to find out.")
+        raise PluginError("No installed editor has a setting 'layers', so there is nothing to find out.")
     return found if names else sorted(found, key=lambda spec: (spec.capabilities.max_batch is not None, spec.name))
 
 
@@ -152,9 +154,9 @@ def _settings_of(spec: EditorSpec) -> set[str]:
 
 
 def candidate_layers(num_layers: int, count: int, tracing: Tracing | None) -> list[int]:
-    """Those that tracing ranks first; without one, as many spread evenly over the depth.
+    """The ``count`` layers that tracing ranks first; without a tracing, layers spread evenly over the depth.
 
-    Never the last of several: what it writes at a subject's token reaches no later one.
+    The last block is left out if there are others, because what it writes at a subject's token reaches no later token.
     """
     last = max(0, num_layers - 2)
     count = min(count, last + 1)
@@ -165,7 +167,7 @@ def candidate_layers(num_layers: int, count: int, tracing: Tracing | None) -> li
 
 
 def span_below(layer: int, num_layers: int) -> tuple[int, ...]:
-    """The layers over which an edit that ends at ``layer`` may be spread, that one included."""
+    """The layers over which an edit may be spread that ends at ``layer``, which is included."""
     width = min(_MAX_SPAN, max(2, round(_SPAN_SHARE * num_layers)))
     return tuple(range(max(0, layer - width + 1), layer + 1))
 
@@ -216,7 +218,7 @@ class Bench:
 
     @property
     def measures(self) -> tuple[Measure, ...]:
-        """What every trial is measured by."""
+        """The metrics of every trial."""
         return self.before.measures
 
     def _measure(self) -> Summary:
@@ -224,11 +226,11 @@ class Bench:
         return measure(self._evaluators, self.model, self.records, unedited=unedited, seed=self._seed).summary
 
     def scan(self, spec: EditorSpec, layers: Sequence[int]) -> dict[int, Trial]:
-        """Each layer alone."""
+        """Try each layer alone."""
         return dict(zip(layers, self._each(spec, "trying layers", [{"layers": (at,)} for at in layers]), strict=True))
 
     def clamps(self, spec: EditorSpec, layer: int) -> list[Trial]:
-        """Other largest values at one layer; nothing for an editor without that setting."""
+        """Try other values of ``clamp_norm_factor`` at one layer; nothing for an editor without that setting."""
         if "clamp_norm_factor" not in _settings_of(spec):
             return []
         return list(
@@ -236,8 +238,8 @@ class Bench:
         )
 
     def alternatives(self, spec: EditorSpec, settings: Settings) -> list[Trial]:
-        """One editor with settings found with another: with their layer, and with the layers below it where the editor
-        can spread an edit and the model lets it."""
+        """Try an editor with settings found with another one: with the same layer, and also spread over the layers
+        below it if editor and model allow that."""
         wanted = [dict(settings)]
         span = span_below(settings["layers"][-1], self.model.layout.num_layers)
         if spec.capabilities.multi_layer and self.model.layout.norm_placement == "pre" and len(span) > 1:
@@ -276,8 +278,8 @@ class Bench:
         return trial
 
     def _edited(self, spec: EditorSpec, hparams: HParams) -> Summary:
-        """All facts written, as many at a time as the editor solves together, and measured; the bits are back when
-        this returns."""
+        """Write all facts, as many at a time as the editor solves together, and measure. The model has its old bits
+        when this returns."""
         requests = tuple(record.request for record in self.records)
         size = spec.capabilities.max_batch or len(requests)
         target = resolve(spec.target)
@@ -295,26 +297,26 @@ class Bench:
 
 
 def preset_paths(specs: Iterable[EditorSpec], model_name: str, *, replace: bool) -> dict[str, Path]:
-    """Where the user's preset of each editor for the model goes.
+    """The path of the user's preset of each editor for the model.
 
     Raises:
-        RunError: one is there already and is not to be replaced.
+        RunError: a preset is there already and must not be replaced.
     """
     paths = {spec.name: own_folder(spec.name) / f"{model_stem(model_name)}.toml" for spec in specs}
     taken = [str(path) for path in paths.values() if path.exists()]
     if taken and not replace:
         raise RunError(
-            f"There are presets of yours for {model_name} already: {', '.join(taken)}. Give --replace to measure anew "
-            "and write over them."
+            f"You already have presets for {model_name}: {', '.join(taken)}. Give --replace to measure again and "
+            "replace them."
         )
     return paths
 
 
 def write_presets(trials: Iterable[Trial], paths: Mapping[str, Path], *, measured: str, before: Summary) -> list[Path]:
-    """Each editor's settings as a preset of the user's that says what it reached.
+    """Write each editor's settings as a preset of the user, with a comment on what it reached.
 
     Args:
-        measured: on what, for the preset's first line.
+        measured: what was measured, for the preset's first line.
 
     Raises:
         StorageError: a file cannot be written.

@@ -1,4 +1,4 @@
-"""Reports: what a run or a sweep came to, as one page without a network, a Markdown summary and the figures.
+"""Reports on a run or a sweep: one page that needs no network, a Markdown summary, and the figures.
 
 >>> from pathlib import Path
 >>> make_report(Path("runs/emmet"))  # doctest: +SKIP

@@ -1,4 +1,4 @@
-"""Cells with numbers, which are sorted as numbers."""
+"""Cells of a report's tables. Numbers are sorted as numbers."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _MISSING = "n/a"
 
 
 def number(value: float | None, digits: int = 1) -> Cell:
-    """A number with ``digits`` digits after the point; ``n/a`` for one that could not be computed."""
+    """A number with ``digits`` digits after the point; ``n/a`` if it is not known."""
     if value is None or math.isnan(value):
         return Cell(_MISSING, order=math.nan, tone="quiet")
     return Cell(f"{round(value, digits) + 0.0:,.{digits}f}", order=value)  # no -0.0
 
 
 def quantity(value: float | None, measure: Measure | None) -> Cell:
-    """A value in the format of its metric; without a metric, in that of a percentage."""
+    """A value in the format of its metric; without a metric, in the format of a percentage."""
     if measure is None or measure.percent or value is None or math.isnan(value):
         return number(value)
     return Cell(measure.text(value), order=value)
@@ -57,7 +57,7 @@ def seconds(value: float) -> str:
 def records_table(
     caption: str, rows: Sequence[Mapping[str, Any]], *, names: Mapping[str, str], **options: bool
 ) -> Table:
-    """Objects of one kind as a table, with a column for each key. Keys whose values are no plain values and no
+    """Objects of one kind as a table, with a column for each key. Keys whose values are neither plain values nor
     intervals are left out.
 
     Args:

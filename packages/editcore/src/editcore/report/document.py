@@ -1,4 +1,5 @@
-"""The content of a report, before it becomes a page or a text. Strings are plain: whoever renders them escapes them."""
+"""The content of a report, from which the page and the Markdown summary are made. Strings are plain, and escaped when
+rendered."""
 
 from __future__ import annotations
 
@@ -48,7 +49,7 @@ class Code:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tile:
-    """A number that a reader wants first."""
+    """An important number, shown at the top."""
 
     name: str
     value: str
@@ -68,9 +69,10 @@ class Cell:
 
     text: str
     order: float | None = None
-    """The key by which the column is sorted; left out, the text. NaN comes last in both directions."""
+    """The number by which the column is sorted; left out, the text is used. NaN comes last in both directions."""
     tone: Literal["", "bad", "quiet"] = ""
-    """``bad`` draws attention, ``quiet`` takes it away. It is never the only sign: the text says the same."""
+    """``bad`` is highlighted, ``quiet`` is pale. The text always says the same, because colour must not be the only
+    sign."""
     link: str = ""
     """A relative address."""
 
@@ -95,14 +97,14 @@ class Table:
     columns: Sequence[Column]
     rows: Sequence[Row]
     search: bool = False
-    """Whether the page has a field that filters the rows. Such a table is no higher than the window."""
+    """Whether the page has a field that filters the rows. Such a table scrolls within the window."""
     page_only: bool = False
     """Whether the Markdown summary leaves it out, because it is long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:
-    """A figure: on the page as it is, beside the summary as ``figures/NAME.png``."""
+    """A figure. It is embedded in the page, and is ``figures/NAME.png`` beside the Markdown summary."""
 
     name: str
     png: bytes
@@ -115,7 +117,7 @@ Block = Paragraph | Notice | Code | Tiles | Table | Picture
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A chapter."""
+    """A section of a report."""
 
     title: str
     blocks: Sequence[Block]

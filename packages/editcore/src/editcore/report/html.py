@@ -1,4 +1,4 @@
-"""A report as one page: no file beside it, no network, and plain tables where scripts do not run.
+"""A report as one HTML page. It needs no other file and no network, and has plain tables if scripts do not run.
 
 Its markup is in ``page.html.jinja``, its look in ``page.css``, its sorting and searching in ``page.js``.
 """
@@ -19,7 +19,7 @@ __all__ = ["page"]
 
 
 def page(document: Document) -> str:
-    """The page. Whatever the document says is escaped, and a policy in the page lets no script but its own run."""
+    """The page. All text of the document is escaped, and a policy in the page allows only the page's own script."""
     style, script = _resource("page.css"), _resource("page.js")
     return (
         _environment()
@@ -58,13 +58,13 @@ def _resource(name: str) -> str:
 
 
 def _policy_hash(content: str) -> Markup:
-    """What a Content-Security-Policy calls an element with this content, which stands on lines of its own."""
+    """The name of an element in a Content-Security-Policy. Its ``content`` is on lines of its own."""
     digest = hashlib.sha256(f"\n{content}".encode()).digest()
     return Markup("'sha256-{}'").format(base64.b64encode(digest).decode())
 
 
 def _half_width(png: bytes) -> int:
-    """Half of the image's own width, which is then shown at twice the density of the page."""
+    """Half of the image's width in pixels, so that it is shown at twice the density of the page."""
     return int.from_bytes(png[16:20], "big") // 2
 
 
@@ -80,5 +80,5 @@ _CONTROLS = dict.fromkeys([*range(9), 11, 12, *range(14, 32), 127])
 
 
 def _without_controls(value: object) -> object:
-    """A text without the characters that no HTML document may hold."""
+    """A text without the characters that are not allowed in HTML."""
     return value.translate(_CONTROLS) if type(value) is str else value

@@ -1,4 +1,4 @@
-"""Which report a directory gets, and the files that it becomes."""
+"""Makes the report of a run or sweep directory, and writes its files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SUMMARY_NAME = "report.md"
 @documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """Where a report is."""
+    """The files of a report."""
 
     directory: Path
     """The folder of the report."""
@@ -41,14 +41,14 @@ class Report:
 
 
 def make_report(directory: Path | str, out: Path | str | None = None) -> Report:
-    """Write the report of a run or sweep directory. One that is there already is replaced.
+    """Write the report of a run or sweep directory. An earlier report is replaced.
 
     Args:
         out: the folder to write to; left out, ``report`` in ``directory``.
 
     Raises:
-        RunError: there is neither a finished run nor a sweep, a file of it is damaged, or ``out`` has something else
-            in it.
+        RunError: there is neither a finished run nor a sweep, one of its files is damaged, or ``out`` has something
+            else in it.
         StorageError: a file cannot be written.
     """
     directory = Path(directory)
@@ -78,14 +78,14 @@ def _relative(path: Path, start: Path) -> str:
 
 def _refuse_foreign(out: Path) -> None:
     if out.is_dir() and any(out.iterdir()) and not (out / PAGE_NAME).exists():
-        raise RunError(f"The output {out} is already there and is no report; give another --out, or remove it.")
+        raise RunError(f"The output {out} is already there and is not a report; give another --out, or remove it.")
     if out.exists() and not out.is_dir():
         raise RunError(f"The output {out} is a file; give another --out.")
     check_writable(out)
 
 
 def _write(document: Document, out: Path) -> Report:
-    """The figures first and the page last: a page is never without what it speaks of."""
+    """Write the figures first and the page last, so that a page never lacks its figures."""
     figures = out / FIGURES_NAME
     for folder in (out, figures):
         remove_leftovers(folder)

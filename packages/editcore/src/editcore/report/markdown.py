@@ -10,7 +10,7 @@ __all__ = ["summary"]
 
 
 def summary(document: Document) -> str:
-    """The text. What a reader of Markdown would take for markup is escaped."""
+    """The Markdown text. Characters that would be markup are escaped."""
     parts = [f"# {_text(document.title)}", _text(document.lead)]
     for section in document.sections:
         blocks = [text for block in section.blocks if (text := _block(block))]
@@ -30,7 +30,7 @@ def _block(block: Block) -> str:
             fence = "`" * max(3, longest + 1)
             return f"{fence}text\n{text}\n{fence}"
         case Tiles():
-            return ""  # the table says the same
+            return ""  # the table has the same numbers
         case Picture():
             return f"![{_text(block.alt)}](figures/{block.name}.png)"
         case Table():

@@ -1,4 +1,4 @@
-"""The report of a run: its sections, in the order in which a reader asks."""
+"""The report of a run: its sections, in the order of a reader's questions."""
 
 from __future__ import annotations
 

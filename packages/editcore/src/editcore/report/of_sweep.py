@@ -68,10 +68,10 @@ class _Sweep:
 
 
 def sweep_report(directory: Path, *, writer: str, link_to: Link) -> Document:
-    """The report of a sweep that came to its end, with or without failed trials.
+    """The report of a sweep that ran to its end, with or without failed trials.
 
     Args:
-        link_to: the address of a path, seen from the page.
+        link_to: gives the address of a path, relative to the page.
 
     Raises:
         RunError: the sweep has no tables yet, or a file is missing or damaged.
@@ -115,7 +115,7 @@ def _read(directory: Path) -> _Sweep:
 
 
 def _csv(path: Path, columns: Sequence[str], axes: Mapping[str, Any]) -> pd.DataFrame:
-    """A table with values of axes, keys and reasons as the texts that they are."""
+    """A table in which values of axes, keys and reasons stay texts."""
     import pandas as pd
 
     texts = dict.fromkeys(("arm", "key", "status", "error", "interval", *axes), str)

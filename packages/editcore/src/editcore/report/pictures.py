@@ -1,4 +1,4 @@
-"""Figures that a run or a sweep drew: read from its folder, for its report."""
+"""Reads the figures of a run or a sweep from its folder, for its report."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FORGETTING_CURVE = "forgetting_curve"
 
 _NAME = re.compile(r"[\w.+-]{1,80}")
 _CAPTIONS: Mapping[str, str] = {
-    FORGETTING_CURVE: "The forgetting curve: what is left of earlier edits as more are made."
+    FORGETTING_CURVE: "The forgetting curve: how much of earlier edits is left as more are made."
 }
 
 

@@ -1,4 +1,4 @@
-"""Tables of a run or a sweep, checked for a report."""
+"""Checks the tables of a run or a sweep, for a report."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def check_columns(frame: pd.DataFrame, columns: Iterable[str], path: Path) -> No
     """Refuse a table that lacks a column.
 
     Raises:
-        RunError: it does; the message names the first.
+        RunError: a column is missing; the message names the first one.
     """
     missing = [name for name in columns if name not in frame]
     if missing:
@@ -26,5 +26,5 @@ def check_columns(frame: pd.DataFrame, columns: Iterable[str], path: Path) -> No
 
 
 def damaged(path: Path, error: Exception) -> RunError:
-    """The error of a file that a reader cannot make sense of."""
+    """The error for a file that cannot be parsed."""
     return RunError(f"{path} is damaged: {' '.join(str(error).split())}.")

@@ -69,7 +69,7 @@ class RunResults:
 
     @property
     def edits(self) -> tuple[int, int]:
-        """How many of the run's own facts are active, and how many of others."""
+        """The number of active facts from the run itself, and of those that sessions added."""
         active = self.ledger.facts()
         own = sum(fact.id in self.begun for fact in active)
         return own, len(active) - own
@@ -82,7 +82,7 @@ class RunResults:
 
     @property
     def refusals(self) -> list[tuple[int, RejectedRequest]]:
-        """Every fact that an extension refused, alone or with its whole batch, behind the batch's index."""
+        """The batch index and the rejection of every fact that an extension refused, alone or with its whole batch."""
         return [(entry.batch, rejected) for entry in self.ledger.batches for rejected in entry.all_rejected]
 
 

@@ -1,4 +1,4 @@
-"""What a run edited: gates, facts, generations, batches."""
+"""Sections of a run's report about its edits: gates, facts, generations, batches."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 __all__ = ["batches", "facts_table", "gates", "generations"]
 
 _MAX_UNSEARCHED = 12
-"""A table with more rows has a field to search in."""
+"""A table with more rows has a search field."""
 
 _USUAL: Mapping[str, object] = {"undone": 0, "replayed": 0, "scale": 1.0, "reason": "", "notes": ""}
-"""Columns of the table of batches that are left out where every batch has this value."""
+"""Columns of the table of batches, which are left out if every batch has this value."""
 
 Means = Mapping[str, Mapping[str, float]]
 """By request id, a fact's means by metric."""
@@ -33,7 +33,7 @@ Means = Mapping[str, Mapping[str, float]]
 
 
 def gates(run: RunResults) -> Iterator[Block]:
-    """What extensions judged, and the facts that they refused."""
+    """The verdicts of extensions, and the facts that they refused."""
     verdicts = [
         {
             "batch": entry.batch,
@@ -95,8 +95,8 @@ def facts_table(run: RunResults) -> Table:
     )
     return Table(
         caption=(
-            "Every fact: its own means of each measure, before → after. Where a measure is of a sample, the others "
-            "have none."
+            "Every fact: its own mean of each measure, before → after. A measure that is taken on a sample is empty "
+            "for the other facts."
         ),
         columns=columns.headings(),
         rows=[columns.row(fact) for fact in run.facts],
@@ -116,7 +116,7 @@ class _FactColumns:
     before: Means
     after: Means
     answers: Mapping[str, str]
-    """By request id, what the model says; empty where it was not let speak."""
+    """By request id, the model's answer, if an evaluator has one."""
     states: Mapping[str, tuple[int, str]]
     """By request id, its batch and whether it is active."""
 
@@ -163,7 +163,7 @@ def _means_by_fact(frame: pd.DataFrame) -> Means:
 
 
 def _answers(frame: pd.DataFrame, metrics: Collection[str]) -> Mapping[str, str]:
-    """By request id, what the model says after the edited prompt, where it was let speak."""
+    """By request id, the model's answer to the edited prompt, if an evaluator has one."""
     rows = frame[frame["metric"].isin(list(metrics)) & frame["text"].notna()]
     return {str(request_id): str(text) for request_id, text in zip(rows["request_id"], rows["text"], strict=True)}
 
@@ -172,7 +172,7 @@ def _answers(frame: pd.DataFrame, metrics: Collection[str]) -> Mapping[str, str]
 
 
 def generations(run: RunResults) -> Table:
-    """What the model says before and after."""
+    """What the model says before and after the edits."""
     return Table(
         caption="What the model says, greedily, after the first prompts",
         columns=[Column("prompt"), Column("edited to"), Column("before"), Column("after")],

@@ -1,4 +1,4 @@
-"""What a run measured: the summary, the relations, and what it forgot on the way."""
+"""Sections of a run's report about measurements: summary, relations, forgetting."""
 
 from __future__ import annotations
 
@@ -115,15 +115,15 @@ def _in_words(before: Summary, after: Summary) -> str:
             unit = f" {measure.unit}" if measure.unit else ""
             parts.append(f"{measure.label} {value}{unit} (95 % interval {low} to {high}{was})")
     if not parts:
-        return "Nothing could be measured: no evaluator has a question that these facts answer."
-    return f"{', '.join(parts)}.".replace(" %", "\u00a0%")  # a number stays with its sign at the end of a line
+        return "Nothing could be measured: no evaluator has a question about these facts."
+    return f"{', '.join(parts)}.".replace(" %", "\u00a0%")  # no line break between a number and its sign
 
 
 def _metrics(evaluator: str, summaries: tuple[Summary, Summary], values: tuple[Values, Values]) -> Table:
-    """What one evaluator measured, with what each metric says.
+    """A table of the metrics of one evaluator, with their meanings.
 
     Args:
-        summaries: before and after; so are ``values``.
+        summaries: before and after the edits, as are ``values``.
     """
     before, after = values
     rows: list[Row] = []
@@ -149,8 +149,8 @@ def _metrics(evaluator: str, summaries: tuple[Summary, Summary], values: tuple[V
     numbers = ("before", "after", "change", "interval before", "interval after")
     return Table(
         caption=(
-            f"By the evaluator {evaluator}: {facts[0]} measured before, {facts[1]} after. Higher is better unless it "
-            "says otherwise; intervals are of 95 %, over facts."
+            f"Metrics of the evaluator {evaluator}: {facts[0]} measured before, {facts[1]} after. Higher is better "
+            "unless the table says otherwise. Intervals are 95 % intervals over facts."
         ),
         columns=[
             Column("measure"),
@@ -168,7 +168,7 @@ def _gain(measure: Measure, gain: float) -> Cell:
 
 
 def _facts_averaged(measure: Measure, summary: Summary) -> Cell:
-    """How many facts a mean is of."""
+    """The number of facts in a mean."""
     averaged = summary.averages.get(measure.key)
     return Cell("", order=math.nan) if averaged is None else Cell(str(averaged.facts), order=averaged.facts)
 
@@ -236,7 +236,7 @@ def _change(measure: Measure, before: Summary | None, after: Summary) -> Cell:
 
 
 def forgetting(run: RunResults, saved: Mapping[str, Picture]) -> Iterator[Block]:
-    """What the checkpoints measured, and how much is retained by age; nothing without checkpoints.
+    """The measurements at checkpoints, and retention by age; nothing for a run without checkpoints.
 
     Args:
         saved: the run's own figures, by name.

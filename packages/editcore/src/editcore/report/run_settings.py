@@ -1,4 +1,4 @@
-"""What a run took, and how to make it again: counts, cost, settings, commands, versions."""
+"""Sections of a run's report about its making: counts, cost, settings, and how to make it again."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def extension_counts(run: RunResults) -> Iterator[Block]:
     ]
     if counts:
         yield Table(
-            caption="What extensions and the backend count about themselves",
+            caption="Counts of extensions and the backend",
             columns=[Column("by"), Column("what"), Column("value")],
             rows=counts,
         )
@@ -44,7 +44,7 @@ def cost(run: RunResults) -> Iterator[Block]:
 
 
 def settings_table(run: RunResults) -> Table:
-    """Every setting of the run, and whose it is."""
+    """Every setting of the run, and its owner."""
     config = run.record.config.model_dump(mode="json", exclude={"settings"})
     by_owner = {"run": config, **run.record.settings}
     return Table(
@@ -73,7 +73,7 @@ def reproduction(run: RunResults) -> Iterator[Block]:
     else:
         yield from _config_file(run)
     if more := run.edits[1]:
-        yield Paragraph(f"A session added {counted(more, 'fact')} more, which no command here does again.")
+        yield Paragraph(f"A session added {counted(more, 'fact')} more, which these commands do not add again.")
     rows = [
         ("model", record.model.name or record.config.model),
         ("fingerprint of its weights", record.model.fingerprint),
@@ -91,7 +91,7 @@ def _config_file(run: RunResults) -> Iterator[Block]:
     """The run as a file for ``editctl run --config``."""
     record = run.record
     yield Paragraph(
-        "With this file, whatever the presets and defaults are by then, the command after it does the same again:"
+        "With this file, the following command makes the run again, even if presets and defaults have changed:"
     )
     values = record.config.model_dump(mode="json", exclude={"settings", "preset"})
     tables = "".join(f"\n[{owner}]\n{toml_lines(given)}" for owner, given in record.settings.items() if given)
@@ -103,6 +103,6 @@ def _config_file(run: RunResults) -> Iterator[Block]:
 def _readable(value: object) -> object:
     if isinstance(value, list):
         return ", ".join(one_line(_readable(part)) for part in value) or "none"
-    if isinstance(value, str) and value != one_line(value):  # a line break, say
+    if isinstance(value, str) and value != one_line(value):  # such as one with a line break
         return json_text(value)
     return "none" if value is None else value

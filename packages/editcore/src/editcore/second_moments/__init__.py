@@ -1,6 +1,6 @@
-"""Second moments of a model's keys: the text they are of, how they are computed and kept, and the solves with them.
+"""Second moments of a model's keys: their text, how they are computed and cached, and the solves with them.
 
-The mathematics that editors share. Solves run in float64 on the device of their tensors.
+This is the mathematics that editors share. Solves run in float64 on the device of their tensors.
 """
 
 import lazy_loader

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Corpus", "open_corpus"]
 
 _TIMED_ROWS = 128
-"""Rows that tokens are written to at once, when it is timed how long that takes."""
+"""Rows that are generated together to estimate the time of sampling."""
 
 
 class Corpus(Protocol):
@@ -36,7 +36,8 @@ class Corpus(Protocol):
         ...
 
     def expected_seconds(self, model: LanguageModel, tokens: int, length: int) -> float:
-        """About how long the model itself would work for :meth:`sequences`: 0 for a text that is there."""
+        """Estimated time that the model needs to write the text for :meth:`sequences`; 0 for a text that exists
+        already."""
         ...
 
     def sequences(self, model: LanguageModel, tokens: int, length: int, *, progress: Progress = silent) -> Tensor:
@@ -49,7 +50,7 @@ class Corpus(Protocol):
 
 
 def open_corpus(name: str | Path, *, seed: int = 0) -> Corpus:
-    """``self``, ``docs``, ``hf:NAME`` or the path of a text file (``.gz`` too).
+    """Open the text ``self``, ``docs``, ``hf:NAME`` or a text file (also ``.gz``).
 
     Raises:
         StatisticsError: the file does not exist; the message lists what would work.
@@ -87,8 +88,9 @@ def _python_documentation() -> str:
 class SelfCorpus:
     """Text sampled from the unedited model, token by token from its own distribution, with a fixed seed.
 
-    It speaks the model's own language, needs no data and no network. The same seed gives the same tokens on one machine
-    and one build of torch; the moments' file records their hash. The text of the default model comes with editcore.
+    It has the model's own distribution, and needs no data and no network. The same seed gives the same tokens on one
+    machine and one build of torch. The moments' file records their hash. The text of the default model comes with
+    editcore.
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -101,7 +103,7 @@ class SelfCorpus:
         return f"self:ancestral:{self.seed}"
 
     def expected_seconds(self, model: LanguageModel, tokens: int, length: int) -> float:
-        """From the time between the first tokens; 0 for a text that need not be sampled."""
+        """An estimate from the time between the first tokens; 0 for a text that need not be sampled."""
         count = -(-tokens // length)
         if self._at_hand(model, tokens, length):
             return 0.0
@@ -119,7 +121,7 @@ class SelfCorpus:
     def sequences(self, model: LanguageModel, tokens: int, length: int, *, progress: Progress = silent) -> Tensor:
         """Sequences sampled at temperature 1 from the model's start token, which stays if the tokenizer adds one.
 
-        The last sample is kept for the next layers that are asked for.
+        The last sample is kept for the next request.
 
         Raises:
             StatisticsError: the text that comes with editcore is damaged.
@@ -163,7 +165,7 @@ class TextCorpus:
         return f"{self.name}:{hashlib.sha256(self.text.encode()).hexdigest()[:16]}"
 
     def expected_seconds(self, model: LanguageModel, tokens: int, length: int) -> float:
-        """None: it is there."""
+        """0, because the text exists already."""
         return 0.0
 
     def sequences(self, model: LanguageModel, tokens: int, length: int, *, progress: Progress = silent) -> Tensor:
@@ -189,7 +191,7 @@ def _refuse_too_long(model: LanguageModel, length: int) -> None:
 
 
 def _pieces(text: str, size: int = 20_000) -> Iterator[str]:
-    """The text in parts that end at a line's end, so that a long one is not tokenised whole for its start."""
+    """The text in parts that end at a line's end, so that only the needed start of a long text is tokenised."""
     start = 0
     while start < len(text):
         end = text.find("\n", start + size)
@@ -210,7 +212,7 @@ class HubCorpus:
         return f"hf:{self.name}:{self.config}"
 
     def expected_seconds(self, model: LanguageModel, tokens: int, length: int) -> float:
-        """None of the model's."""
+        """0, because the model does not write the text."""
         return 0.0
 
     def sequences(self, model: LanguageModel, tokens: int, length: int, *, progress: Progress = silent) -> Tensor:
@@ -240,7 +242,7 @@ class HubCorpus:
 
 
 def _tensor(rows: list[list[int]]) -> Tensor:
-    import torch  # here: whether a text is there can be asked without it
+    import torch  # imported here, so that texts can be checked without torch
 
     return torch.tensor(rows, dtype=torch.long)
 

@@ -27,7 +27,8 @@ from editcore.interfaces.errors import NumericalError
 __all__ = ["Metric", "Update", "hold_at", "norm_of_sum", "solve_update"]
 
 _RANK_TOLERANCE = 1e-10
-"""Directions of the constraint system below this share of the largest are treated as dependent."""
+"""Eigenvalues of the constraint system below this share of the largest one count as zero; their directions are
+dependent."""
 
 
 @documented
@@ -42,15 +43,15 @@ class Metric:
     """C', ``[m, m]`` float64."""
 
     def __init__(self, matrix: Tensor, *, factor: tuple[Tensor, float] | None = None) -> None:
-        """``factor``: ``(L, jitter)`` with ``L Lᵀ = C' + jitter · I``, where it is known already."""
+        """``factor``: ``(L, jitter)`` with ``L Lᵀ = C' + jitter · I``, if it is known already."""
         self.matrix = matrix.double()
         if factor is not None:
             self.factor = factor
 
     @classmethod
     def identity(cls, width: int, *, device: torch.device | str = "cpu") -> Metric:
-        """C' = I of that width, ``m``, which a change is priced by where no text is asked: no matrix is made or
-        factored unless somebody asks for it."""
+        """C' = I of width ``m``, for prices that depend on no text. No matrix is made or factored before it is
+        needed."""
         return _Identity(width, 1.0, torch.device(device))
 
     @property
@@ -72,10 +73,10 @@ class Metric:
         return Metric(weight * self.matrix, factor=(weight**0.5 * factor, weight * jitter))
 
     def plus(self, keys: Tensor, weights: Tensor) -> Metric:
-        """``C' + Σ wᵢ kᵢkᵢᵀ``: a change is priced by what it does to these keys, too.
+        """``C' + Σ wᵢ kᵢkᵢᵀ``, which also prices what a change does to these keys.
 
-        For h keys up to half of ``m`` the Cholesky factor of C' is used on, by Woodbury's identity, at m²h + mh² + h³/3
-        operations; more keys make a new factor, at m²h + m³/3.
+        For h ≤ m/2 keys the Cholesky factor of C' is reused by Woodbury's identity, with m²h + mh² + h³/3 operations.
+        For more keys a new factor is computed, with m²h + m³/3 operations.
 
         Args:
             keys: ``[h, m]``
@@ -99,8 +100,9 @@ class Metric:
     def factor(self) -> tuple[Tensor, float]:
         """``(L, jitter)`` with ``L Lᵀ = C' + jitter · I``.
 
-        Jitter is zero unless C' is numerically singular, which it is when it comes from fewer tokens than ``m`` or a
-        unit never fires. It then grows from 1e-10 of the mean diagonal, tenfold, until the factorisation exists.
+        Jitter is zero unless C' is numerically singular. C' is singular if it comes from fewer tokens than ``m`` or if
+        a unit never fires. Jitter then starts at 1e-10 of the mean diagonal and grows tenfold until the factorisation
+        exists.
         """
         scale = float(self.matrix.diagonal().mean())
         if not scale > 0:
@@ -110,14 +112,14 @@ class Metric:
         for exponent in range(-10, 1):
             factor, info = torch.linalg.cholesky_ex(self.matrix + jitter * identity)
             if int(info) == 0:
-                # In rows, as a file has it: a triangular solve rounds differently over a matrix in columns.
+                # Row-major, as in a file, because a triangular solve rounds differently over a column-major matrix.
                 return factor.contiguous(), jitter
             jitter = scale * 10.0**exponent
         raise NumericalError("The second moment has no Cholesky factor; compute it anew from more text.")
 
     @property
     def jitter(self) -> float:
-        """What was added to the diagonal to make the factorisation exist; 0 for a well-posed C'."""
+        """The number added to the diagonal to make the factorisation exist; 0 for a well-posed C'."""
         return self.factor[1]
 
     def inverse_times(self, columns: Tensor) -> Tensor:
@@ -129,9 +131,11 @@ class Metric:
         return float(self.cost_parts(delta).sum().clamp_min(0.0))
 
     def cost_parts(self, delta: FactoredDelta) -> Tensor:
-        """tr(Δ C' Δᵀ) by the terms of Δ = Σ rᵢuᵢᵀ (columns of the left factor, rows of the right one), ``[rank]``
-        float64: each term's own cost and half of what it shares with the others, Σⱼ (rᵢᵀrⱼ)(uᵢᵀC' uⱼ). A part is
-        negative where a term undoes more of the others than it costs itself."""
+        """The share of each term of Δ = Σ rᵢuᵢᵀ in tr(Δ C' Δᵀ), ``[rank]`` float64.
+
+        The rᵢ are the columns of the left factor, the uᵢ the rows of the right one. A share is Σⱼ (rᵢᵀrⱼ)(uᵢᵀC' uⱼ):
+        the term's own cost and half of its cross terms. It is negative if the term cancels more of the others than it
+        costs itself."""
         left, right = delta.left.double(), delta.right.double()
         if delta.rank > right.shape[1]:  # rᵢᵀ(Δ C' uᵢ), without a rank × rank product
             return (left * ((left @ right) @ self.matrix @ right.T)).sum(0)
@@ -148,8 +152,8 @@ class Metric:
 class _Raised(Metric):
     """``C' + UᵀU`` for few rows ``U [h, m]``, without a factorisation of its own.
 
-    With C' = LLᵀ and B = L⁻¹Uᵀ, Woodbury's identity is (C' + UᵀU)⁻¹ = L⁻ᵀ (I − B (I + BᵀB)⁻¹ Bᵀ) L⁻¹. The jitter of C'
-    is in it. Whoever asks for ``matrix`` or ``factor`` makes them.
+    With C' = LLᵀ and B = L⁻¹Uᵀ, Woodbury's identity is (C' + UᵀU)⁻¹ = L⁻ᵀ (I − B (I + BᵀB)⁻¹ Bᵀ) L⁻¹. It includes the
+    jitter of C'. ``matrix`` and ``factor`` are computed on first use.
     """
 
     def __init__(self, base: Metric, rows: Tensor) -> None:
@@ -179,7 +183,7 @@ class _Raised(Metric):
 
 
 class _Identity(Metric):
-    """``c · I``, of which only c is kept until somebody asks for more."""
+    """``c · I``. Only c is kept; the matrix is made on first use."""
 
     def __init__(self, width: int, scale: float, device: torch.device) -> None:
         self._width, self._scale, self._device = width, scale, device
@@ -227,16 +231,16 @@ class Update:
     delta: FactoredDelta
     """``left [d, n]`` = Rᵀ-side, ``right [n, m]`` = (KᵀC'⁻¹K + Λ)⁻¹KᵀC'⁻¹."""
     energies: Tensor
-    """q = kᵀC'⁻¹k of each edit, ``[n]``; of two keys, one on each side, after :func:`hold_at`."""
+    """q = kᵀC'⁻¹k of each edit, ``[n]``. After :func:`hold_at` it is k_heldᵀC'⁻¹k, with both keys."""
     fractions: Tensor
-    """Share of its residual that each edit gets, ``⟨Δk, r⟩ / ⟨r, r⟩``, ``[n]``; 1 where the residual is zero."""
+    """Share of its residual that each edit gets, ``⟨Δk, r⟩ / ⟨r, r⟩``, ``[n]``; 1 if the residual is zero."""
     condition: float
-    """Condition number of the n × n system, dependent directions left out."""
+    """Condition number of the n × n system without dependent directions."""
     dependent: int
     """Directions that the keys do not span: 0 unless two edits have (nearly) the same key."""
     alignments: Tensor | None = None
-    """Cosine in C'⁻¹ between the key a change is written along and the key that it is held at, ``[n]``; ``None`` where
-    they are one."""
+    """Cosine, in the metric C'⁻¹, between the key along which a change is written and the key at which it is held,
+    ``[n]``; ``None`` if they are the same."""
 
 
 def solve_update(
@@ -255,16 +259,17 @@ def solve_update(
 
     With ``ridge`` = λ > 0: minimise Σ wᵢ ‖Δ kᵢ − rᵢ‖² + λ tr(Δ C' Δᵀ).
 
-    ``tikhonov`` = τ adds τqᵢ to each fact's λ, with q = kᵀC'⁻¹k, its own entry of the system: a fact alone then gets
-    1/(1 + τ/w) of its residual whatever the scale of its key, and the system, scaled to unit diagonal as it is solved,
-    has a condition number of at most 1 + n/τ for weights of 1.
+    ``tikhonov`` = τ adds τqᵢ to each fact's λ, where q = kᵀC'⁻¹k is the fact's own entry of the system. A fact alone
+    then gets 1/(1 + τ/w) of its residual, whatever the scale of its key. The system is scaled to unit diagonal when it
+    is solved; its condition number is then at most 1 + n/τ for weights of 1.
 
-    The n × n form is solved when n ≤ m, the m × m form otherwise, where ``dependent`` counts what exceeds m.
+    The n × n form is solved if n ≤ m, otherwise the m × m form. There, without ridge and tikhonov, ``dependent`` is n −
+    m.
 
     Args:
         keys: ``[n, m]``
         residuals: ``[n, d]``
-        weights: ``[n]`` positive, 1 if left out.
+        weights: ``[n]``, positive; left out, 1.
 
     Raises:
         NumericalError: keys or residuals are not finite.
@@ -272,12 +277,12 @@ def solve_update(
     keys, residuals = keys.double(), residuals.double()
     if not torch.isfinite(keys).all():
         raise NumericalError(
-            "Keys hold NaN or Inf: the model itself gives them where it reads the facts; nothing was applied. Compute "
-            "in float32, or look for NaN in the model's weights."
+            "Keys hold NaN or Inf: the model itself gives them for these facts; nothing was applied. Compute in "
+            "float32, or look for NaN in the model's weights."
         )
     if not torch.isfinite(residuals).all():
         raise NumericalError(
-            "Residuals hold NaN or Inf: what the facts ask of the edited weight is no number; nothing was applied. "
+            "Residuals hold NaN or Inf, so the change that the facts ask for is not a number; nothing was applied. "
             "Compute in float32."
         )
     solved_keys = metric.inverse_times(keys.T)  # C'⁻¹K, [m, n]
@@ -293,7 +298,7 @@ def solve_update(
     else:
         right, condition, dependent = _square(keys, solved_keys, diagonal)
     delta = FactoredDelta(residuals.T.contiguous(), right)
-    # Δ kᵢ, [n, d], by way of whichever is smaller: n × n or m × d.
+    # Δ kᵢ, [n, d], through the smaller intermediate product: n × n or m × d.
     reached = keys @ (right.T @ residuals) if len(keys) > keys.shape[1] else (keys @ right.T) @ residuals
     asked = (residuals * residuals).sum(1)
     fractions = torch.where(asked > 0, (reached * residuals).sum(1) / asked.clamp_min(1e-300), torch.ones_like(asked))
@@ -301,18 +306,18 @@ def solve_update(
 
 
 def hold_at(update: Update, keys: Tensor, held: Tensor, metric: Metric) -> Update:
-    """An exact update (λ = 0) for ``keys``, rescaled within its row space so that the keys ``held`` get the residuals.
+    """Rescale an exact update (λ = 0) for ``keys`` within its row space, so that the keys ``held`` get the residuals.
 
-    Δ = R (KᵀC'⁻¹K_held)⁻¹KᵀC'⁻¹, which for one fact is ROME's reference code: written along C'⁻¹k, divided by
-    k_heldᵀC'⁻¹k. The cheapest change that holds there is written along C'⁻¹k_held; this one costs 1/cos² times as much,
-    with the cosine of ``alignments``.
+    The result is Δ = R (KᵀC'⁻¹K_held)⁻¹KᵀC'⁻¹. For one fact this is ROME's reference code: written along C'⁻¹k, and
+    divided by k_heldᵀC'⁻¹k. The cheapest change with the same values is written along C'⁻¹k_held. This one costs 1/cos²
+    times as much, where the cosine is that of ``alignments``.
 
     Args:
-        keys: ``[n, m]`` that ``update`` was solved for.
+        keys: ``[n, m]``, for which ``update`` was solved.
         held: ``[n, m]``
 
     Raises:
-        NumericalError: the keys are orthogonal to those the update is written along.
+        NumericalError: the held keys are orthogonal to those along which the update is written.
     """
     keys, held = keys.double(), held.double()
     right = update.delta.right
@@ -320,7 +325,7 @@ def hold_at(update: Update, keys: Tensor, held: Tensor, metric: Metric) -> Updat
     scaled, info = torch.linalg.solve_ex(reached, right)
     if int(info) != 0 or not torch.isfinite(scaled).all():
         raise NumericalError(
-            "The key that a fact is held at is orthogonal to the one it is written along; nothing was applied. "
+            "The key at which a fact is held is orthogonal to the key along which it is written; nothing was applied. "
             "Use the same key for both."
         )
     solved = metric.inverse_times(held.T)  # C'⁻¹K_held, [m, n]
@@ -336,10 +341,10 @@ def hold_at(update: Update, keys: Tensor, held: Tensor, metric: Metric) -> Updat
 
 
 def norm_of_sum(changes: Sequence[WeightChange]) -> float:
-    """‖Σ Δ‖, the Frobenius norm of what several changes of one weight add up to, in float64.
+    """‖Σ Δ‖, the Frobenius norm of the sum of several changes of one weight, in float64.
 
-    Of thin changes from the Gram matrices of the joined factors while their ranks together stay below the weight's
-    widths; beyond, the sum itself is smaller than they are.
+    For factored changes it is computed from the Gram matrices of the joined factors, as long as the sum of their ranks
+    is below the weight's widths. Above that, the sum itself is the smaller matrix.
     """
     if not changes:
         return 0.0
@@ -360,8 +365,8 @@ def norm_of_sum(changes: Sequence[WeightChange]) -> float:
 def _square(keys: Tensor, solved_keys: Tensor, diagonal: Tensor) -> tuple[Tensor, float, int]:
     """``(KᵀC'⁻¹K + Λ)⁻¹KᵀC'⁻¹`` by the symmetric eigendecomposition of the n × n system.
 
-    The system is scaled to unit diagonal first, so that facts with small keys are not mistaken for dependent ones.
-    Where it is singular (equal keys) the pseudo-inverse gives equal keys the mean of what they ask for.
+    The system is scaled to unit diagonal first, so that facts with small keys do not look dependent. If it is singular
+    (equal keys), the pseudo-inverse gives equal keys the mean of their residuals.
     """
     gram = keys @ solved_keys  # KᵀC'⁻¹K, [n, n]
     system = (gram + gram.T) / 2 + torch.diag(diagonal)
@@ -374,8 +379,8 @@ def _square(keys: Tensor, solved_keys: Tensor, diagonal: Tensor) -> tuple[Tensor
 
 
 def _wide(keys: Tensor, metric: Metric) -> tuple[Tensor, float]:
-    """The same update from the m × m side for more constraints than ``m``: with C' = LLᵀ and K̃ = L⁻¹K,
-    (KᵀC'⁻¹K)⁺KᵀC'⁻¹ = K̃ᵀ(K̃K̃ᵀ)⁺L⁻¹, which meets them in the least-squares sense."""
+    """The right factor by an m × m system, for more constraints than ``m``. With C' = LLᵀ and K̃ = L⁻¹K, it is
+    (KᵀC'⁻¹K)⁺KᵀC'⁻¹ = K̃ᵀ(K̃K̃ᵀ)⁺L⁻¹, which meets the constraints in the least-squares sense."""
     factor = metric.factor[0]
     whitened = torch.linalg.solve_triangular(factor, keys.T, upper=False)  # K̃, [m, n]
     values, vectors = torch.linalg.eigh(whitened @ whitened.T)
@@ -387,7 +392,7 @@ def _wide(keys: Tensor, metric: Metric) -> tuple[Tensor, float]:
 
 
 def _wide_ridge(keys: Tensor, metric: Metric, diagonal: Tensor) -> tuple[Tensor, float]:
-    """The same update from the m × m side, ``Λ⁻¹Kᵀ(KΛ⁻¹Kᵀ + C')⁻¹``, for more edits than ``m``."""
+    """The right factor by an m × m system, ``Λ⁻¹Kᵀ(KΛ⁻¹Kᵀ + C')⁻¹``, for more edits than ``m``."""
     weighted = keys / diagonal[:, None]  # Λ⁻¹Kᵀ, [n, m]
     system = keys.T @ weighted + metric.matrix  # [m, m]
     system = (system + system.T) / 2

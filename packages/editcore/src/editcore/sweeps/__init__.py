@@ -1,4 +1,4 @@
-"""Sweeps: a run and what is varied in it, planned, run on an executor, and put into tables and figures.
+"""Sweeps: a run with variations, planned, run on an executor, and put into tables and figures.
 
 >>> from editcore import Plugins
 >>> from editcore.execution.executors import make_executor

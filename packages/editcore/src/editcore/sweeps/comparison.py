@@ -39,16 +39,16 @@ by = "batch_size"
 def make_comparison(plugins: Plugins, *, editors: Sequence[str] = (), arms: Sequence[str] = ()) -> SweepFile:
     """A sweep whose arms are editors on the same facts, in batches of 1, 10 and 40.
 
-    Without ``editors`` and ``arms``, every installed editor is an arm, and those that cannot run are left out when the
+    Without ``editors`` and ``arms``, every installed editor is an arm. Editors that cannot run are left out when the
     sweep is planned.
 
     Args:
         editors: the installed editors to compare; they come in the order of the registry.
-        arms: more arms, in their order: ``NAME=EDITOR+PLUGIN+PLUGIN``, or ``EDITOR+PLUGIN``, which is then its name,
-            too. A plugin is an extension or a backend.
+        arms: more arms, in their order: ``NAME=EDITOR+PLUGIN+PLUGIN``; or ``EDITOR+PLUGIN``, which is then also the
+            name. A plugin is an extension or a backend.
 
     Raises:
-        UnknownNameError: one of ``editors`` is not installed. Of ``arms`` that is found when the sweep is planned.
+        UnknownNameError: one of ``editors`` is not installed. For ``arms`` this is checked when the sweep is planned.
         HParamsError: an arm is malformed, two have one name, or no editor is installed.
     """
     refuse_duplicates("editor", editors)
@@ -61,7 +61,7 @@ def make_comparison(plugins: Plugins, *, editors: Sequence[str] = (), arms: Sequ
         if everything or name in editors
     ]
     if everything and not tables:
-        raise HParamsError("No editor is installed, so that there is nothing to compare. See: editctl plugins")
+        raise HParamsError("No editor is installed, so there is nothing to compare. See: editctl plugins")
     for text in arms:
         table = _parse_arm(text)
         if any(table["name"] == other["name"] for other in tables):

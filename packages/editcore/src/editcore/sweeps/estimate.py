@@ -1,4 +1,4 @@
-"""What a plan will cost, from runs that are finished."""
+"""Estimates the cost of a plan from finished runs."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Estimate:
     edits: int
     batches: int
     seconds: float
-    """On one worker as fast as the one that ran the runs; NaN if there is no such run."""
+    """Time on one worker that is as fast as the one of the finished runs; NaN if there are no such runs."""
     runs: int
-    """Finished runs of these models and editors that this is from."""
+    """Number of finished runs that the estimate is based on."""
 
 
 def estimate_cost(plan: Plan, due: Iterable[str], folders: Iterable[Path]) -> Estimate:

@@ -1,4 +1,4 @@
-"""The sweep file: a run, and what is varied in it. See docs/reference/sweeps.md."""
+"""The sweep file: a run with variations. See docs/reference/sweeps.md."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ __all__ = [
 ]
 
 STUDY = "study"
-"""Kind of the components that are ready-made sweeps; their target is ``"package:FILE.toml"``."""
+"""Kind of component for ready-made sweeps. Its target is ``"package:FILE.toml"``."""
 
 UNEDITED = "unedited"
-"""Stands in the column ``arm`` of the table of means for the model without edits. No arm has this name."""
+"""The name of the model without edits in the column ``arm`` of the table of means. No arm may have it."""
 
 _EVERY_METRIC = "{metric}"
 _FORBIDDEN = re.compile(r"[^a-z0-9_]+")
@@ -51,17 +51,18 @@ class FigureSpec(_Table):
     file: Annotated[str, Field(pattern=r"^([\w.-]|\{metric\})+\.png$")]
     """Name of the PNG. With ``{metric}`` in it, there is one for every metric that tables show and that has values."""
     kind: Literal["bars", "lines", "forgetting"]
-    """What is drawn: bars, lines along a setting, or curves of checkpoints."""
+    """The kind of picture: bars, lines along a setting, or forgetting curves."""
     metric: str = ""
-    """Left out, what trials are compared by: the first objective of the trials' evaluators."""
+    """The metric to draw; left out, the metric by which trials are compared, which is the first objective of their
+    evaluators."""
     metrics: tuple[str, ...] = ()
     """For lines: one or several columns of the table."""
     by: str = "arm"
-    """A group of bars for each value of it; for lines, the setting along the axis."""
+    """For bars, the setting whose values are the groups; for lines, the setting along the axis."""
     split: str | None = None
-    """What has a colour for each of its values."""
+    """The setting whose values have a colour each."""
     title: str = ""
-    """What stands over it; left out, the summary of the study."""
+    """Its title; left out, the summary of the study."""
 
     @model_validator(mode="after")
     def _lines_need_an_axis(self) -> FigureSpec:
@@ -72,7 +73,9 @@ class FigureSpec(_Table):
     @model_validator(mode="after")
     def _every_metric_or_some(self) -> FigureSpec:
         if self.of_every_metric and (self.shown or self.kind == "forgetting"):
-            raise ValueError(f"{self.file}: {_EVERY_METRIC} is every metric of bars or lines; name none beside it")
+            raise ValueError(
+                f"{self.file}: {_EVERY_METRIC} draws every metric, as bars or lines; do not name a metric as well"
+            )
         return self
 
     @property
@@ -81,12 +84,12 @@ class FigureSpec(_Table):
         return _EVERY_METRIC in self.file
 
     def of_metric(self, key: str) -> FigureSpec:
-        """The one of these pictures that shows a metric."""
+        """The picture of one metric."""
         return self.model_copy(update={"file": self.file.replace(_EVERY_METRIC, key), "metric": key})
 
     @property
     def shown(self) -> tuple[str, ...]:
-        """The columns that it shows; none where the objective is meant."""
+        """The columns that it shows; empty if it shows the objective."""
         return self.metrics or ((self.metric,) if self.metric else ())
 
 
@@ -96,12 +99,12 @@ class Arm:
     """A variant of the base run."""
 
     name: str
-    """What its rows are called."""
+    """Name of its rows in tables."""
     values: Mapping[str, Any]
-    """Options and settings, laid over the base's."""
+    """Options and settings that replace those of the base."""
     optional: bool = False
-    """Whether it is left out where it cannot run: what it names is not installed, or its editor does not fit the model,
-    the backend or the data."""
+    """Whether it is left out if it cannot run, because a plugin is not installed, or because its editor does not fit
+    the model, the backend or the data."""
 
 
 @documented
@@ -113,7 +116,7 @@ class Sweep(_Table):
     summary: str = ""
     """A sentence for the report."""
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
-    """Each trial is run with every one; left out, with that of ``base``."""
+    """Each combination is run with every seed; left out, with the seed of ``base``."""
     base: Mapping[str, Any] = Field(default_factory=dict)
     """Options of ``editctl run`` that all trials share."""
     arms: tuple[Mapping[str, Any], ...] = ()
@@ -141,12 +144,12 @@ class Sweep(_Table):
         if self.seeds is not None and ("seed" in self.grid or len(set(self.seeds)) < len(self.seeds)):
             raise ValueError("seeds: name each seed once, in 'seeds' alone")
         if "arm" in self.grid:
-            raise ValueError("grid: 'arm' is no setting; write [[arms]]")
+            raise ValueError("grid: 'arm' is not a setting; write [[arms]]")
         names = [str(arm.get("name", "")) for arm in self.arms]
         if not all(names) or len(set(names)) < len(names):
             raise ValueError("arms: each needs a name of its own")
         if UNEDITED in names:
-            raise ValueError(f"arms: '{UNEDITED}' is the model without edits in tables; choose another name")
+            raise ValueError(f"arms: '{UNEDITED}' names the model without edits in tables; choose another name")
         known = {"arm", "seed", *self.grid}
         for entry in self.exclude:
             for name in entry:
@@ -167,18 +170,18 @@ class Sweep(_Table):
         seeds: Sequence[int],
         arms: Sequence[str],
     ) -> Sweep:
-        """The same with some of it replaced, as the command line does.
+        """A copy with some parts replaced, for the options of the command line.
 
         Args:
-            base: options, laid over the base's; one that is an axis has this value alone. Lines along an axis that has
-                one value now are not drawn.
-            settings: the same by plugin.
-            grid: axes, in place of those of their names or beside them.
-            arms: the only ones to keep; all if there are none.
+            base: options that replace those of the base. If an option is an axis, the axis has only this value. Lines
+                along an axis of one value are not drawn.
+            settings: settings that replace those of the base, by plugin.
+            grid: axes to replace or add.
+            arms: names of the arms to keep; all if empty.
 
         Raises:
             UnknownNameError: there is no such arm.
-            HParamsError: what comes out is no sweep.
+            HParamsError: the result is not a valid sweep.
         """
         flat = {**base, **{f"{section}.{key}": v for section, values in settings.items() for key, v in values.items()}}
         single = {name: (value,) for name, value in flat.items() if name in self.grid and name not in grid}
@@ -200,7 +203,7 @@ class Sweep(_Table):
         try:
             return Sweep(**values)
         except ValidationError as error:
-            raise HParamsError(f"These options make no sweep. {first_problem(error)}.") from error
+            raise HParamsError(f"With these options the sweep is wrong. {first_problem(error)}.") from error
 
     def variants(self) -> Sequence[Arm]:
         """The arms; without any, the base run alone."""
@@ -226,16 +229,16 @@ class SweepFile:
     """A sweep with the text that it was read from."""
 
     sweep: Sweep
-    """What it says."""
+    """The checked sweep."""
     text: str
-    """As it is written."""
+    """The text of the file."""
 
 
 def load_sweep(path: Path | str) -> SweepFile:
     """Read a sweep file.
 
     Raises:
-        HParamsError: it cannot be read or is wrong.
+        HParamsError: the file cannot be read or is wrong.
     """
     path = Path(path)
     try:
@@ -271,17 +274,17 @@ def parse_sweep(text: str, *, origin: str, stem: str) -> SweepFile:
 
     Args:
         origin: where the text is from, for messages.
-        stem: becomes the title unless the text has one.
+        stem: the title, if the text has none.
 
     Raises:
-        HParamsError: it is no TOML, or no sweep.
-        UnknownNameError: it has a key that sweep files do not have.
+        HParamsError: the text is not TOML, or not a sweep.
+        UnknownNameError: the text has a key that sweep files do not have.
     """
     table = parse_toml(text, origin=origin)
     for key in table:
         if key not in Sweep.model_fields:
             raise UnknownNameError(
-                "key of a sweep file", key, Sweep.model_fields, hint="A run's options stand in [base]."
+                "key of a sweep file", key, Sweep.model_fields, hint="A run's options belong in [base]."
             )
     table.setdefault("title", _FORBIDDEN.sub("_", stem.lower()).strip("_") or "sweep")
     try:
@@ -291,7 +294,7 @@ def parse_sweep(text: str, *, origin: str, stem: str) -> SweepFile:
 
 
 def overlaid(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """A table of options with another laid over it; tables of plugins are merged, everything else is replaced."""
+    """``base`` with the options of ``over``. Tables of plugins are merged, everything else is replaced."""
     merged = dict(base)
     for name, value in over.items():
         under = merged.get(name)

@@ -1,4 +1,4 @@
-"""The figures that a sweep file asks for, from its tables."""
+"""Draws the figures that a sweep file asks for, from the sweep's tables."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ __all__ = ["draw", "estimate"]
 
 
 def draw(plan: Plan, table: pd.DataFrame, retention: pd.DataFrame, folder: Path) -> tuple[str, ...]:
-    """Draw every figure that there are results for.
+    """Draw every figure for which there are results.
 
     Returns:
-        Notes on the others.
+        Notes on the figures that were not drawn.
     """
     notes = []
     finished = table[table["status"] == "finished"]
@@ -36,7 +36,7 @@ def draw(plan: Plan, table: pd.DataFrame, retention: pd.DataFrame, folder: Path)
         if missing:
             notes.append(f"{spec.file} is not drawn: the table has no column '{missing[0]}'.")
         elif not wanted and spec.kind != "forgetting":
-            notes.append(f"{spec.file} is not drawn: it names no metric, and no evaluator says what trials are for.")
+            notes.append(f"{spec.file} is not drawn: it names no metric, and no evaluator has an objective.")
         elif source.empty:
             notes.append(f"{spec.file} is not drawn: no trial is finished.")
         else:
@@ -93,8 +93,8 @@ def _metrics_of(plan: Plan, spec: FigureSpec, known: Collection[str]) -> tuple[s
 def estimate(rows: pd.DataFrame, metric: str) -> Estimate:
     """The mean of some rows, with its 95 % interval. Rows of one seed are averaged first.
 
-    Over two or more seeds it is Student's t. Of a single one it is the interval over facts; that of several trials on
-    the same facts is the mean of theirs, which is on the wide side.
+    Over two or more seeds the interval is Student's t. For one seed it is the interval over facts. For several trials
+    on the same facts it is the mean of their intervals, which is rather too wide.
     """
     from editcore.sweeps.tables import interval
 

@@ -1,4 +1,4 @@
-"""The trials of a sweep: every combination is resolved, checked and given a key. No model is loaded."""
+"""Plans the trials of a sweep: every combination is resolved, checked and given a key. No model is loaded."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ SWEEP_NAME = "sweep.toml"
 
 _KEY_LENGTH = 20
 _PARTS = ("editor", "plugin", "backend", "preset")
-"""What an optional arm may name in vain."""
+"""Kinds of names that may be unknown in an optional arm."""
 _COLUMNS = ("retention", "edits", "rejected")
-"""Of the table of trials, besides metrics: figures may show them, too."""
+"""Columns of the table of trials that figures may show besides metrics."""
 
 
 @documented
@@ -51,31 +51,32 @@ class Trial:
     key: str
     """A hash of everything below."""
     config: RunConfig
-    """With absolute paths, the batch size that the editor can use, and every hyperparameter in ``settings``."""
+    """The configuration, with absolute paths, a batch size that the editor can use, and every hyperparameter in
+    ``settings``."""
     versions: Mapping[str, str]
-    """Of the packages whose code it runs."""
+    """Versions of the packages whose code it runs."""
     contents: Mapping[str, str]
     """Hashes of the files and model folders that it reads, by option, and of the records that it edits
     (``records``)."""
     facts: int
-    """How many it edits."""
+    """Number of facts that it edits."""
 
 
 @documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """One combination, which is one row of the table. Several may be the same trial."""
+    """One combination, which is one row of the table. Several points may share a trial."""
 
     arm: str
     """Name of the arm."""
     values: Mapping[str, Any]
-    """By axis. Axes that do not concern the arm are absent."""
+    """Values by axis. Axes that do not concern the arm are absent."""
     seed: int
     """Seed of the run."""
     batch_size: int
-    """As it was asked for."""
+    """The batch size that was asked for."""
     key: str
-    """Of its trial."""
+    """Key of its trial."""
 
 
 @documented
@@ -92,7 +93,7 @@ class Plan:
     trials: Mapping[str, Trial]
     """By key, in the order of the points."""
     evaluators: tuple[EvaluatorSpec, ...]
-    """What measures them, in the order in which they come."""
+    """The evaluators of all trials, in order."""
     notes: tuple[str, ...]
     """Sentences for the user."""
 
@@ -117,19 +118,21 @@ class Plan:
         return tuple(dict.fromkeys(point.arm for point in self.points))
 
     def check_figures(self) -> None:
-        """Refuse a figure that shows what is not measured.
+        """Refuse a figure that shows a column that will not be there.
 
         Raises:
-            UnknownNameError: there is no such metric, and no such count of an extension.
+            UnknownNameError: there is no such metric.
         """
         keys = [*(measure.key for measure in self.measures), *_COLUMNS]
         for figure in self.sweep.figures:
             for name in figure.shown:
-                if name not in keys and "." not in name:  # with a dot it is a count, which is known in the end only
+                if (
+                    name not in keys and "." not in name
+                ):  # a dot means a count of an extension, which is known only at the end
                     raise UnknownNameError("metric", name, keys, hint=f"The figure {figure.file} shows it.")
 
     def write(self, directory: Path | str) -> None:
-        """``sweep.toml`` and ``plan.json``."""
+        """Write ``sweep.toml`` and ``plan.json``."""
         directory = Path(directory)
         record = PlanRecord(
             metrics=self.measures,
@@ -153,23 +156,23 @@ class Plan:
 
 
 def make_plan(file: SweepFile, plugins: Plugins) -> Plan:
-    """Resolve and check every combination, so that nothing that can be wrong with names, settings and data stops a
-    sweep that has begun.
+    """Resolve and check every combination, so that errors in names, settings and data are found before the sweep
+    begins.
 
     Raises:
-        EditcoreError: something is wrong with it, or nothing is left of it.
+        EditcoreError: something in the sweep is wrong, or it has no trials left.
     """
     return _Planner(file, plugins).plan()
 
 
 class _Planner:
-    """Makes a plan. Keeps what many combinations have in common."""
+    """Makes a plan. It caches what many combinations have in common."""
 
     def __init__(self, file: SweepFile, plugins: Plugins) -> None:
         self._sweep, self._text, self._plugins = file.sweep, file.text, plugins
         self._notes: dict[str, None] = {}
         self._left_out: dict[str, list[str]] = {}
-        """Names of arms by why they cannot run."""
+        """By reason, the names of the arms that cannot run."""
         self._contents: dict[str, str] = {}
         self._facts: dict[str, tuple[Sequence[EditRequest], str]] = {}
         self._models: set[str] = set()
@@ -203,7 +206,10 @@ class _Planner:
         sections = [name for name in (*_sections(self._sweep.base), *map(_section, self._sweep.grid)) if name]
         if points and (idle := [name for name in sections if name not in used]):
             raise UnknownNameError(
-                "settings section", idle[0], used, hint="A section is named after what it sets, which no arm uses here."
+                "settings section",
+                idle[0],
+                used,
+                hint="A section is named after the plugin that it sets, and no arm here uses that one.",
             )
         for why, names in self._left_out.items():
             self._notes[f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} left out: {why}"] = None
@@ -242,7 +248,7 @@ class _Planner:
                 if _excluded(sweep.exclude, {**mine, "arm": arm.name, "seed": trial_seed}):
                     continue
                 identity = json.dumps([mine, trial_seed], sort_keys=True, default=str)
-                if identity in seen:  # it differs in axes alone that do not concern the arm
+                if identity in seen:  # it differs only in axes that do not concern the arm
                     continue
                 seen.add(identity)
                 yield mine, trial_seed, {**options, "seed": trial_seed, "settings": settings}, named
@@ -252,7 +258,7 @@ class _Planner:
 
         Raises:
             UnfitError: the arm's editor cannot work with the model, the backend or the data.
-            EditcoreError: something else is wrong with it.
+            EditcoreError: something else in the combination is wrong.
         """
         try:
             config = RunConfig.create(options, self._plugins)
@@ -278,7 +284,7 @@ class _Planner:
         fitting = config.model_copy(
             update={
                 "batch_size": min(config.batch_size, most or config.batch_size),
-                "preset": None,  # it is in the settings: what presets a worker has makes no difference
+                "preset": None,  # its values are in the settings, so the presets on a worker make no difference
                 "settings": resolved,
                 **{option: str(path) for option, path in paths.items()},
             }
@@ -286,7 +292,7 @@ class _Planner:
         parts = {
             "config": fitting.model_dump(mode="json"),
             "versions": self._code(config),
-            # Of a file of records counts what is edited, as of a data set.
+            # For a file of records its edited records count, as for a data set.
             "contents": {option: self._hash(path) for option, path in paths.items() if option != "dataset"}
             | {"records": records},
         }
@@ -301,13 +307,14 @@ class _Planner:
         return trial, config.batch_size
 
     def _look_at(self, model: str) -> None:
-        """Refuse a name that leads to no model, once for all trials."""
+        """Check once for all trials that the name leads to a model."""
         if model not in self._models:
             look_at(model)
             self._models.add(model)
 
     def _paths(self, config: RunConfig) -> dict[str, Path]:
-        """The options that are files or folders here, as absolute paths: workers may start elsewhere."""
+        """The options that are files or folders here, as absolute paths, because workers may start in another
+        folder."""
         found = {}
         if config.model not in CATALOGUE and (folder := Path(config.model).expanduser()).is_dir():
             found["model"] = folder.resolve()
@@ -319,13 +326,13 @@ class _Planner:
         return found
 
     def _records(self, config: RunConfig) -> tuple[Sequence[EditRequest], str]:
-        """What it edits, and the hash of its records."""
+        """The requests that a run edits, and the hash of its records."""
         own = config.settings.get(dataset_name(config.dataset, self._plugins) or "", {})
         needy = self._plugins.editor(config.editor).capabilities.needs_subject
         parts = [config.dataset, config.edits, config.strict, config.plugins, needy, own]
         wanted = json.dumps(parts, sort_keys=True, default=str)
         if wanted not in self._facts:
-            # Arms are compared on the same facts: none may edit fewer because its editor needs subjects.
+            # Arms are compared on the same facts, so none may edit fewer because its editor needs subjects.
             records, notes = records_of(config, self._plugins, leave_out_subjectless=not self._mixed)
             self._facts[wanted] = ([record.request for record in records], content_hash(records))
             self._notes.update(dict.fromkeys(notes))
@@ -362,7 +369,7 @@ def _check_subjects(requests: Sequence[EditRequest], editor: EditorSpec) -> None
     """Refuse requests without a subject where the editor looks subjects up.
 
     Raises:
-        UnfitError: one has none.
+        UnfitError: a request has no subject.
     """
     try:
         check_subjects(requests, editor)
@@ -382,7 +389,7 @@ def _content(path: Path) -> str:
 
 
 def _section(name: str) -> str | None:
-    """Whose setting an axis is; ``None`` for an option of the run."""
+    """The owner of an axis that is a setting; ``None`` for an option of the run."""
     section, dot, _ = name.rpartition(".")
     return section if dot else None
 
@@ -397,7 +404,7 @@ def _sections(table: Mapping[str, Any]) -> list[str]:
 
 
 def _named(options: Mapping[str, Any], registry: Plugins) -> set[str]:
-    """What a run uses, by name."""
+    """Names of everything that a run uses."""
     plugins = options.get("plugins", ())
     several = [plugins] if isinstance(plugins, str) else plugins
     measuring = options.get("evaluators", DEFAULT_EVALUATORS)

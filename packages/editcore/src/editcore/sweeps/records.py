@@ -1,4 +1,4 @@
-"""The files of a sweep directory: ``plan.json``, ``sweep.json``, and the reason of each trial that failed."""
+"""The files of a sweep directory: ``plan.json``, ``sweep.json``, and the reason why each failed trial failed."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ class PointRecord(Record):
     arm: str
     """Name of the arm."""
     values: Mapping[str, Any]
-    """By axis."""
+    """Values by axis."""
     seed: int | None
     """Seed of the run."""
     key: str
-    """Of its trial."""
+    """Key of its trial."""
 
 
 class TrialRecord(Record):
     """One run of a sweep."""
 
     config: RunConfig
-    """What it is asked for."""
+    """Its configuration."""
     versions: Mapping[str, str]
-    """Of the packages whose code it runs."""
+    """Versions of the packages whose code it runs."""
     contents: Mapping[str, str]
-    """Hashes of what it reads."""
+    """Hashes of the files and records that it reads."""
 
 
 @documented
@@ -48,11 +48,11 @@ class PlanRecord(Record):
     summary: str = ""
     """A sentence for the report."""
     arms: tuple[str, ...]
-    """Names of the arms, as written."""
+    """Names of the arms, as in the sweep file."""
     axes: Mapping[str, tuple[Any, ...]]
     """The settings that vary, with their values."""
     seeds: tuple[int, ...]
-    """Of its runs."""
+    """Seeds of its runs."""
     notes: tuple[str, ...] = ()
     """Sentences for the user."""
     points: tuple[PointRecord, ...]
@@ -63,12 +63,12 @@ class PlanRecord(Record):
 
 @documented
 class SweepRecord(Record):
-    """``sweep.json``: how far a sweep has come."""
+    """``sweep.json``: the progress of a sweep."""
 
     state: Literal["finished", "incomplete", "interrupted"]
     """``incomplete``: trials failed."""
     trials: int
-    """How many there are."""
+    """Number of trials."""
     finished: int
     """Trials with results."""
     failed: int
@@ -82,12 +82,12 @@ class Failure(Record):
     """Why a trial failed."""
 
     key: str
-    """Of the trial."""
+    """Key of the trial."""
     kind: str
     """Class of the exception, or ``WorkerLost``."""
     error: str
     """What went wrong, in a sentence."""
     traceback: str
-    """Empty for what a user can cure."""
+    """Empty for an error that the user can fix."""
     attempts: int
-    """Workers that it was given to."""
+    """Number of workers that it was given to."""

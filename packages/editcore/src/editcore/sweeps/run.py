@@ -1,4 +1,4 @@
-"""Runs the trials of a plan that are not finished, then writes tables and figures of all."""
+"""Runs the unfinished trials of a plan, then writes tables and figures of all."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ __all__ = ["SweepResult", "Watch", "run_sweep"]
 
 
 class Watch(Protocol):
-    """Follows a sweep while it runs."""
+    """Is told about the trials of a sweep while it runs."""
 
     def begin(self, plan: Plan, states: Mapping[str, State]) -> None:
         """The trials by key, before the first one is started."""
@@ -55,12 +55,12 @@ class _Unwatched:
 @documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepResult:
-    """A sweep that came to its end."""
+    """A sweep that ran to its end."""
 
     directory: Path
     """The sweep directory."""
     plan: Plan
-    """What was to be run."""
+    """The plan of the sweep."""
     finished: int
     """Trials that have results."""
     failures: tuple[Failure, ...]
@@ -80,15 +80,15 @@ def run_sweep(
     watch: Watch | None = None,
     command: Sequence[str] = (),
 ) -> SweepResult:
-    """Run what is not finished, then write tables and figures of everything that is.
+    """Run the trials that are not finished, then write tables and figures of all finished ones.
 
-    Finished trials are not run again. A trial that failed is kept with its reason and run again only with
-    ``retry_failed``; one that was interrupted goes on behind its last batch. Whatever ends the process, the same call
-    goes on, and ends with the same tables as one that nothing ended.
+    Finished trials are not run again. A failed trial is kept with its reason, and run again only with ``retry_failed``.
+    An interrupted trial continues after its last batch. However the process ended, the same call continues the sweep,
+    and ends with the same tables as a sweep that was never interrupted.
 
     Raises:
-        RunError: another process works in the directory, or it is not a sweep's.
-        StorageError: it cannot be written to.
+        RunError: another process works in the directory, or it is not the directory of a sweep.
+        StorageError: the directory cannot be written.
     """
     directory = Path(directory)
     refuse_other(directory)
@@ -97,7 +97,7 @@ def run_sweep(
     with locked(directory):
         for folder in (directory, directory / "shared", directory / plan.title):
             remove_leftovers(folder)
-        for half in (directory / "trials").glob(".*"):  # on its way home when this was killed
+        for half in (directory / "trials").glob(".*"):  # was being written when an earlier process was killed
             shutil.rmtree(half)
         plan.write(directory)
         states = {key: state_of(directory, key) for key in plan.trials}
@@ -170,7 +170,7 @@ def _bring_home(files: Mapping[str, bytes], trial: Path) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
         make_readable(temporary)
-        shutil.rmtree(trial, ignore_errors=True)  # an attempt that was not finished
+        shutil.rmtree(trial, ignore_errors=True)  # an unfinished attempt
         temporary.rename(trial)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

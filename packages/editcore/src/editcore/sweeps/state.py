@@ -1,4 +1,4 @@
-"""Where the trials of a sweep stand, as their folders say."""
+"""The states of a sweep's trials, read from their folders."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def trial_directory(directory: Path | str, key: str) -> Path:
 
 
 def state_of(directory: Path | str, key: str) -> State:
-    """What the files of a sweep directory say of a trial."""
+    """The state of a trial, from the files of the sweep directory."""
     directory = Path(directory)
     trial = trial_directory(directory, key)
     if is_finished(trial):
@@ -44,10 +44,10 @@ def state_of(directory: Path | str, key: str) -> State:
 
 
 def failure_of(directory: Path | str, key: str) -> Failure:
-    """Why a failed trial failed.
+    """The reason why a trial failed.
 
     Raises:
-        RunError: the file that says so is damaged.
+        RunError: the file with the reason is damaged.
     """
     directory = Path(directory)
     path = trial_directory(directory, key) / FAILURE_NAME

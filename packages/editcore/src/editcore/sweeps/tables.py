@@ -1,4 +1,4 @@
-"""The tables of a sweep, from the run directories of its trials. Formats: docs/reference/sweeps.md."""
+"""Makes the tables of a sweep from the run directories of its trials. Formats: docs/reference/sweeps.md."""
 
 from __future__ import annotations
 
@@ -34,24 +34,28 @@ class _Result:
 
     summary: RunSummary
     keys: Mapping[str, str]
-    """The sweep's keys of its metrics, by those in its summary."""
+    """The sweep's key of each metric, by its key in the trial's summary."""
     held: pd.Series[float]
-    """By fact, in the order in which they were edited: 1 where it is retained after the last edit, 0 where it is not,
-    and NaN where nobody can tell: it is not active, or was not asked."""
+    """By fact, in the order of editing: 1 if it is retained after the last edit, 0 if not, NaN if that is not known,
+    because it is not active or was not asked."""
 
 
 def write_tables(plan: Plan, directory: Path) -> tuple[pd.DataFrame, pd.DataFrame, tuple[str, ...]]:
     """Write every table of a sweep.
 
     Returns:
-        A row per trial, and retention by age: what its figures are drawn from. Then notes on what the tables lack.
+        The table of trials and the table of retention by age, from which figures are drawn; and notes on what the
+        tables lack.
     """
     folder = directory / plan.title
     results = {key: _read(trial_directory(directory, key), plan.measures) for key in _finished(plan, directory)}
     table = result_table(plan, directory, results)
     retention = retention_table(plan, results)
     known = {key for result in results.values() for key, value in _scores(result, "after").items() if value == value}
-    columns = (*shown(plan.measures), *shown(plan.measures, known))  # all are there, whatever was measured
+    columns = (
+        *shown(plan.measures),
+        *shown(plan.measures, known),
+    )  # the usual columns are always there, even if not measured
     metrics = list(dict.fromkeys(measure.key for measure in columns))
     unedited = unedited_table(plan, results)
     means = mean_table(table, plan.axes, metrics)
@@ -83,7 +87,10 @@ def result_table(plan: Plan, directory: Path, results: Mapping[str, _Result]) ->
         if state == "failed":
             row["error"] = failure_of(directory, point.key).error
         else:
-            row = {**_measured(results[point.key], point), **row}  # the axis ``edits`` is what was asked for
+            row = {
+                **_measured(results[point.key], point),
+                **row,
+            }  # the axis ``edits`` has the number that was asked for
         rows.append(row)
     first = list(dict.fromkeys(["arm", *plan.axes, "seed", "key", "status", "error", "edits", "rejected"]))
     metrics = [measure.key for measure in shown(plan.measures)]
@@ -101,10 +108,11 @@ def result_table(plan: Plan, directory: Path, results: Mapping[str, _Result]) ->
 
 
 def unedited_table(plan: Plan, results: Mapping[str, _Result]) -> pd.DataFrame:
-    """What was measured of the unedited model, as rows like those of trials: one per seed.
+    """The measurements of the unedited model, as rows like those of trials, one per seed.
 
-    Trials on other data, on another model or with other evaluators see another unedited model: it has rows of its own,
-    with the values of the axes that tell it from the others. Where axes do not, there are no rows at all.
+    Trials on other data, with another model or with other evaluators have another measurement of the unedited model. It
+    has rows of its own, with the values of the axes that distinguish it from the others. If no axes distinguish them,
+    there are no rows at all.
     """
     measured: dict[str, list[Point]] = {}
     for point in plan.points:
@@ -116,7 +124,7 @@ def unedited_table(plan: Plan, results: Mapping[str, _Result]) -> pd.DataFrame:
         return pd.DataFrame()
     rows = []
     for points, values in zip(groups, distinguishing, strict=True):
-        by_seed = dict(reversed([(point.seed, point.key) for point in points]))  # the first trial of each
+        by_seed = dict(reversed([(point.seed, point.key) for point in points]))  # the first trial of each seed
         rows += [
             {"arm": UNEDITED, **values, "seed": seed, "status": "finished", **_scores(results[key], "before")}
             for seed, key in sorted(by_seed.items())
@@ -126,7 +134,7 @@ def unedited_table(plan: Plan, results: Mapping[str, _Result]) -> pd.DataFrame:
 
 
 def _unedited_identity(trial: Trial) -> str:
-    """Everything but the seed that decides the measurement of the unedited model."""
+    """Everything that decides the measurement of the unedited model, except the seed."""
     config = trial.config
     parts = {
         "model": [config.model, trial.contents.get("model"), config.device, config.dtype, config.chat_template],
@@ -137,7 +145,7 @@ def _unedited_identity(trial: Trial) -> str:
 
 
 def _distinguishing_values(groups: Sequence[Sequence[Point]], axes: Sequence[str]) -> Sequence[Mapping[str, Any]]:
-    """Values by axis for each group of points, of the axes that differ between groups but not within a group."""
+    """For each group of points, the values of the axes that differ between groups but not within a group."""
     distinguishing: list[dict[str, Any]] = [{} for _ in groups]
     for name in axes:
         values = [[point.values.get(name) for point in points] for points in groups]
@@ -151,7 +159,7 @@ def _distinguishing_values(groups: Sequence[Sequence[Point]], axes: Sequence[str
 def mean_table(table: pd.DataFrame, axes: Sequence[str], metrics: Sequence[str]) -> pd.DataFrame:
     """Means over seeds with 95 % intervals, a row per arm and values of the axes.
 
-    Over two or more seeds the interval is Student's t; of a single one it is that over its facts.
+    Over two or more seeds the interval is Student's t; for one seed it is the interval over facts.
     """
     groups: dict[str, list[Any]] = {}
     finished = table[table["status"] == "finished"]
@@ -175,7 +183,7 @@ def mean_table(table: pd.DataFrame, axes: Sequence[str], metrics: Sequence[str])
 
 
 def retention_table(plan: Plan, results: Mapping[str, _Result]) -> pd.DataFrame:
-    """What is left after the last edit, by how many edits ago a fact was edited, in steps of the batch size.
+    """Retention after the last edit, by the number of edits made since a fact was edited, in steps of the batch size.
 
     Columns: ``arm``, axes, ``seed``, ``age`` (edits made after the fact's batch), ``facts``, ``retained`` in percent
     with its 95 % interval over facts.
@@ -262,7 +270,8 @@ def _scores(result: _Result, phase: Literal["before", "after"]) -> dict[str, flo
 
 
 def _over_facts(average: Average | None) -> tuple[float, float]:
-    """The 95 % interval over the facts of one trial; NaN for a composite, which is no mean of theirs, and one fact."""
+    """The 95 % interval over the facts of one trial; NaN for a composite, which is not a mean over facts, and for one
+    fact."""
     return average.interval if average is not None and average.facts > 1 else (math.nan, math.nan)
 
 
@@ -282,14 +291,14 @@ def _timings(plan: Plan, results: Mapping[str, _Result]) -> pd.DataFrame:
 
 
 def _frame(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], axes: Sequence[str]) -> pd.DataFrame:
-    """Axes keep their values as they are: pandas would make floats of integers where one is missing."""
+    """A table in which axes keep their values. Otherwise pandas would turn integers into floats if one is missing."""
     objects = {name: pd.Series([row.get(name) for row in rows], dtype=object) for name in axes}
     frame = pd.DataFrame([{k: v for k, v in row.items() if k not in objects} for row in rows], columns=list(columns))
     return frame.assign(**objects)
 
 
 def _uniform(table: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
-    """With axes of mixed or nested values as text, since a column of a Parquet file has one type."""
+    """The table with axes of mixed or nested values as text, because a column of a Parquet file has one type."""
     mixed = [name for name in axes if len({_sort(value) for value in table[name]} - {type(None)}) > 1]
     nested = [name for name in axes if any(isinstance(value, list | tuple | dict) for value in table[name])]
     return table.assign(**{name: _texts(table[name]) for name in {*mixed, *nested}})

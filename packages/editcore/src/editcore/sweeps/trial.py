@@ -1,4 +1,4 @@
-"""What a worker does: trials one after the other, with one model in memory."""
+"""Runs trials on a worker, one after the other, with one model in memory."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class Task:
     key: str
     config: RunConfig
     versions: Mapping[str, str]
-    """Of the code that the trial was planned with."""
+    """Versions of the code with which the trial was planned."""
     records: str
-    """Hash of the records that it was planned with."""
+    """Hash of the records with which it was planned."""
     home: Path | None
-    """The sweep directory, if workers see it; otherwise they work in a temporary one of their machine."""
+    """The sweep directory, if workers can see it; otherwise they work in a temporary directory of their machine."""
     command: tuple[str, ...] = ()
 
 
@@ -47,22 +47,22 @@ class TrialRunner:
 
     def __init__(self) -> None:
         self._plugins = Plugins.load()
-        self._versions = code_versions(self._plugins)  # now: sources may be changed while this process lives
+        self._versions = code_versions(self._plugins)  # now, because sources may change while this process runs
         self._model: LanguageModel | None = None
         self._loaded: tuple[str, LoadOptions] | None = None
         self._structure: Sequence[tuple[str, type]] = ()
 
     def __call__(self, task: Task) -> Mapping[str, bytes]:
-        """Run a trial, or go on with it.
+        """Run a trial, or resume it.
 
         Returns:
-            The files of its run directory by their paths in it, if whoever asked does not see the directory.
+            The files of its run directory by their relative paths, if the main process cannot see the directory.
         """
         self._check_code(task)
         if task.home is not None:
             self._run(task, task.home)
             return {}
-        # Not under a new name each time: a trial that is tried again on the same machine goes on where it was.
+        # Always the same folder, so that a trial that is tried again on the same machine is resumed.
         home = Path(tempfile.gettempdir()) / "editcore-trials"
         directory = self._run(task, home)
         files = {
@@ -94,10 +94,10 @@ class TrialRunner:
                     ),
                 )
             except BaseException:
-                self._model = None  # nobody knows what is in it
+                self._model = None  # its state is unknown
                 raise
             if not self._is_unedited(model):
-                _log.warning("The model is not as it was before the trial; the next one loads it anew.")
+                _log.warning("The model is not as it was before the trial; the next trial loads it anew.")
                 self._model = None
         return directory
 
@@ -107,8 +107,8 @@ class TrialRunner:
             if self._versions.get(package) != version:
                 found = self._versions.get(package, "missing")
                 raise RunError(
-                    f"{package} is {found} where the trial runs, and {version} where it was planned. Install the same "
-                    "packages everywhere, or start the sweep again if they were changed while it ran."
+                    f"{package} is {found} where the trial runs, and was {version} when it was planned. Install the "
+                    "same packages on every machine, or start the sweep again if they changed while it ran."
                 )
 
     def _model_of(self, config: RunConfig) -> LanguageModel:
@@ -117,7 +117,7 @@ class TrialRunner:
             self._model = None  # first: there may be no room for two
             self._model = LanguageModel.load(config.model, config.load_options, families=self._plugins.family_paths())
             self._loaded, self._structure = wanted, _structure(self._model)
-            _ = self._model.base_fingerprint  # of the weights as they are loaded
+            _ = self._model.base_fingerprint  # computed now, from the weights as they were loaded
         return self._model
 
     def _is_unedited(self, model: LanguageModel) -> bool:
@@ -133,7 +133,7 @@ def _structure(model: LanguageModel) -> Sequence[tuple[str, type]]:
 
 @contextmanager
 def _logged(path: Path) -> Iterator[None]:
-    """Write warnings to a file. On the terminal they would stand between the lines of other trials."""
+    """Write warnings to a file. On the terminal they would mix with those of other trials."""
     path.parent.mkdir(parents=True, exist_ok=True)
     logger = logging.getLogger("editcore")
     handler = logging.FileHandler(path, encoding="utf-8", delay=True)
