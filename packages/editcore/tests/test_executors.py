@@ -11,7 +11,7 @@ import pytest
 from editcore import HParamsError, Plugins
 from editcore.execution.executors import make_executor
 from editcore.testing import ExecutorContract
-from editcore.testing.probe import Errand, make_runner
+from editcore.testing.probe import WorkItem, make_runner
 
 
 class TestLocalContract(ExecutorContract):
@@ -33,7 +33,7 @@ def test_workers_compute_with_the_threads_that_they_are_given(
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", given)
     executor = make_executor(Plugins.load(), "local", hparams)
-    [outcome] = executor.map(make_runner, [Errand(number=1)], started=lambda _index: None)
+    [outcome] = executor.map(make_runner, [WorkItem(number=1)], started=lambda _index: None)
     assert outcome.value is not None
     assert outcome.value.threads == expected
     assert os.environ["OMP_NUM_THREADS"] == given

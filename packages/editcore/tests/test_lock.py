@@ -63,7 +63,7 @@ def test_the_lock_of_a_killed_process_is_taken_over(
                     break
             except RunError:
                 continue
-    assert f"process {holder.pid} has ended without giving it back; taken over." in caplog.text
+    assert f"process {holder.pid} has ended without releasing the lock; it is taken over." in caplog.text
     holder.communicate()
 
 

@@ -1,4 +1,4 @@
-"""Files, folders, paths, locks and memory: what any program needs.
+"""Helpers for files, folders, paths, locks and memory.
 
-Private to this repository. Plugins that write run directories find what they need in :mod:`editcore.runs`.
+They are private to this repository. Plugins that write run directories find such helpers in :mod:`editcore.runs`.
 """

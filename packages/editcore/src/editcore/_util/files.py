@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Writes files whole or not at all."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ __all__ = [
 
 
 _LEFTOVER = re.compile(r"\..+(\.\w+)\.[a-z0-9_]{8}\1|\.tmp[A-Za-z0-9]{6}")
-"""Ours, and those through which safetensors writes a file."""
+"""Names of temporary files, those of editcore and those of safetensors."""
 
 
 @contextmanager
@@ -53,7 +53,7 @@ def replacing(path: Path) -> Iterator[Path]:
             yield temporary
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
-            make_readable(temporary)  # mkstemp makes it private; a run directory is read by others
+            make_readable(temporary)  # mkstemp makes it private, but others read a run directory
             temporary.replace(path)
             sync_directory(path.parent)
         finally:
@@ -63,11 +63,11 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def make_readable(path: Path) -> None:
-    """Give a file, or a folder and all that is in it, the usual mode: 0644, or 0755 for folders, less the umask.
+    """Give a file, or a folder and everything in it, the usual mode: 0644, or 0755 for folders, minus the umask.
 
     Files that are written through a temporary name are private at first.
     """
-    mask = os.umask(0o077)  # there is no other way to ask for it
+    mask = os.umask(0o077)  # the only way to read the umask is to set it
     os.umask(mask)
     for found in (path, *path.rglob("*")):
         if not found.is_symlink():
@@ -75,14 +75,14 @@ def make_readable(path: Path) -> None:
 
 
 def remove_leftovers(directory: Path) -> None:
-    """Remove the temporary files of :func:`replacing` whose process was killed. Nothing else may write there now."""
+    """Remove temporary files of :func:`replacing` that a killed process left. No other process may write there now."""
     for path in directory.iterdir() if directory.is_dir() else ():
         if _LEFTOVER.fullmatch(path.name):
             path.unlink(missing_ok=True)
 
 
 def sync_directory(directory: Path) -> None:
-    """Make a new or renamed file's name durable, where the system can open a directory."""
+    """Make a new or renamed file's name durable, on systems that can open a directory."""
     if os.name != "posix":
         return
     handle = os.open(directory, os.O_RDONLY)
@@ -97,7 +97,7 @@ def uninterrupted() -> Iterator[None]:
     """Hold Ctrl-C back until the block is done."""
     usual = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or usual is None:
-        yield  # signals go to the main thread, and a handler that is not Python's cannot be put back
+        yield  # signals go to the main thread, and a handler that is not Python's cannot be restored
         return
     asked: list[int] = []
     signal.signal(signal.SIGINT, lambda number, _frame: asked.append(number))
@@ -123,7 +123,7 @@ def write_text(path: Path | str, text: str) -> None:
 
 
 def json_text(value: object, *, indent: int | None = None) -> str:
-    """JSON that every reader takes. NaN and infinities become ``null``, because the standard does not have them.
+    """JSON that every reader accepts. NaN and infinities become ``null``, because the standard does not have them.
 
     >>> json_text({"score": float("nan")})
     '{"score": null}'
@@ -148,5 +148,5 @@ def write_tensors(path: Path | str, tensors: Mapping[str, Tensor], metadata: Map
     with replacing(path) as temporary:
         try:
             save_file({key: value.contiguous().cpu() for key, value in tensors.items()}, temporary, dict(metadata))
-        except SafetensorError as error:  # how a full disk shows
+        except SafetensorError as error:  # such as for a full disk
             raise StorageError(f"Cannot write {path}: {error}.") from error

@@ -1,4 +1,4 @@
-"""Folders that are written whole or not at all."""
+"""Writes folders whole or not at all."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ __all__ = ["new_folder", "refuse_existing"]
 
 @contextmanager
 def new_folder(directory: Path | str) -> Iterator[Path]:
-    """A temporary folder beside ``directory`` to fill; on success it takes that name, else nothing is left of it.
+    """A temporary folder beside ``directory`` to fill. On success it is renamed to ``directory``, otherwise it is
+    removed.
 
     Raises:
         StorageError: ``directory`` is there already, or cannot be made.
@@ -30,7 +31,7 @@ def new_folder(directory: Path | str) -> Iterator[Path]:
         raise StorageError(f"Cannot make {directory}: {error.strerror or error}.") from error
     try:
         yield temporary
-        make_readable(temporary)  # mkdtemp makes it private, and some programs their files
+        make_readable(temporary)  # mkdtemp makes it private, and some programs make their files private
         temporary.rename(directory)
     except OSError as error:
         raise StorageError(f"Cannot make {directory}: {error.strerror or error}.") from error
@@ -39,10 +40,10 @@ def new_folder(directory: Path | str) -> Iterator[Path]:
 
 
 def refuse_existing(directory: Path | str, *, option: str = "") -> None:
-    """Refuse a place for something new where something is.
+    """Refuse a path for a new folder if something is there.
 
     Args:
-        option: by which the place was given on the command line.
+        option: the option of the command line that gave the path.
 
     Raises:
         StorageError: there is a file, or a folder that is not empty.

@@ -1,7 +1,8 @@
-"""One process at a time writes to a run directory.
+"""A lock, so that only one process at a time writes to a run directory.
 
-This is not the package ``filelock``, for two reasons. Its lock does not say who holds it: our message names process,
-host and time. And on network file systems the lock of one host may be unseen by others: our file is seen by all.
+The package ``filelock`` is not used, for two reasons. Its lock does not say who holds it, while the message here names
+process, host and time. And on network file systems the lock of one host may be invisible to others, while this file is
+visible to all.
 """
 
 from __future__ import annotations
@@ -34,16 +35,16 @@ LOCK_NAME = "run.lock"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Holder:
-    """The process that writes."""
+    """The process that holds a lock."""
 
     pid: Annotated[int, Field(gt=0)]
     host: str
     started: int | None
-    """When the process began, in the kernel's ticks, which tells it from a later one with its number; ``None`` where
-    the system does not say."""
+    """When the process began, in the kernel's ticks, which distinguishes it from a later process with the same number;
+    ``None`` if the system does not tell."""
     since: str
     token: str
-    """Tells two attempts of one process apart."""
+    """Distinguishes two locks of one process."""
 
     @classmethod
     def this_process(cls) -> _Holder:
@@ -66,7 +67,7 @@ class _Holder:
             raise RunError(f"{path} is not a lock that editcore wrote. Remove it if nothing writes there.") from error
 
     def is_alive(self) -> bool:
-        """Whether it runs, or may run: a process of another host cannot be asked."""
+        """Whether it runs, or may run, because a process of another host cannot be checked."""
         if self.host != socket.gethostname():
             return True
         try:
@@ -80,7 +81,7 @@ class _Holder:
 
 
 def _started(pid: int) -> int | None:
-    """Field 22 of ``/proc/PID/stat``; 0 for a process that has ended and that nobody has asked for yet."""
+    """Field 22 of ``/proc/PID/stat``; 0 for a process that has ended but has not been waited for (a zombie)."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except OSError:
@@ -90,12 +91,13 @@ def _started(pid: int) -> int | None:
 
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Hold a run directory inside the block. It is made if it is not there, and removed if it is empty afterwards.
+    """Lock a run directory inside the block. The directory is made if it is not there, and removed if it is empty
+    afterwards.
 
     The lock of a process that has ended is taken over, with a note in the log.
 
     Raises:
-        RunError: another process holds it, or may.
+        RunError: another process holds the lock, or may hold it.
         StorageError: the directory cannot be written to.
     """
     path = directory / LOCK_NAME
@@ -120,16 +122,16 @@ def locked(directory: Path) -> Iterator[None]:
 
 
 def refuse_held(directory: Path) -> None:
-    """Refuse a directory that a process writes to.
+    """Refuse a directory that another process has locked.
 
     Raises:
-        RunError: a process does, or may.
+        RunError: another process holds the lock, or may hold it.
     """
     _ended_holder(directory / LOCK_NAME)
 
 
 def _ended_holder(path: Path) -> _Holder | None:
-    """The process that left a lock and has ended; ``None`` if there is no lock.
+    """The process that has ended and left a lock; ``None`` if there is no lock.
 
     Raises:
         RunError: the process still runs, or may run.
@@ -148,7 +150,7 @@ def _ended_holder(path: Path) -> _Holder | None:
 def _take(path: Path, me: _Holder) -> None:
     holder = _ended_holder(path)
     if holder is not None:
-        _log.warning("%s: process %d has ended without giving it back; taken over.", path, holder.pid)
+        _log.warning("%s: process %d has ended without releasing the lock; it is taken over.", path, holder.pid)
     write_text(path, json.dumps(asdict(me)) + "\n")
 
 
@@ -156,8 +158,8 @@ def _take(path: Path, me: _Holder) -> None:
 def _system_lock(directory: Path) -> Iterator[None]:
     """Keep other processes from taking the lock inside the block.
 
-    Two processes must not both find the lock of a third that has ended. This is the system's own lock on the folder,
-    which ends with its process. Where the system has none, nothing is locked, and the block is short.
+    Two processes must not both take over the lock of a third one that has ended. This uses the system's own lock on the
+    folder, which ends with its process. If the system has none, nothing is locked; the block is short.
     """
     if sys.platform == "win32":
         yield

@@ -1,7 +1,7 @@
-"""Memory: how much the process has used, how much is left, and what to do when there is too little.
+"""Memory: how much is used and free, and how to continue when there is too little.
 
-accelerate has a test for errors that mean too little memory (``should_reduce_batch_size``). Ours stays, because theirs
-knows neither the messages of Windows, nor those of cuBLAS, cuSOLVER and their kin, nor ``MemoryError``.
+accelerate has a test for errors that mean too little memory (``should_reduce_batch_size``). It is not used, because it
+knows neither the messages of Windows, nor those of cuBLAS, cuSOLVER and similar libraries, nor ``MemoryError``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Result = TypeVar("Result")
 
 
 def in_halves(work: Callable[[Sequence[Item]], list[Result]], items: Sequence[Item]) -> list[Result]:
-    """``work(items)``. Where memory runs out, each half of ``items`` is worked on alone, down to single items.
+    """``work(items)``. If memory runs out, each half of ``items`` is processed alone, down to single items.
 
     ``work`` must leave nothing behind when it fails.
     """
@@ -34,7 +34,7 @@ def in_halves(work: Callable[[Sequence[Item]], list[Result]], items: Sequence[It
     except (RuntimeError, MemoryError) as error:
         if len(items) < 2 or not is_out_of_memory(error):
             raise
-        _log.warning("out of memory with %d at once; going on with half as many", len(items))
+        _log.warning("out of memory with %d at once; continuing with half as many", len(items))
     # Outside the handler, so that the failed attempt's tensors are not held by its traceback.
     release()
     middle = len(items) // 2
@@ -51,7 +51,7 @@ _OUT_OF_MEMORY = re.compile(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that an allocation failed, on whatever device.
+    """Whether an exception means that an allocation failed, on any device.
 
     torch has an error class for its allocators on accelerators only. Its allocator on the CPU, and the libraries that
     it calls, raise a RuntimeError with a text that says so.
@@ -64,7 +64,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def release() -> None:
-    """Give back memory that is free but kept for later: that of an accelerator, and that of the C library."""
+    """Give back memory that is free but cached, by torch for an accelerator and by the C library."""
     import ctypes
 
     import torch
@@ -72,7 +72,7 @@ def release() -> None:
     if torch.accelerator.is_available():
         torch.accelerator.empty_cache()
     if sys.platform == "linux":
-        with suppress(AttributeError):  # glibc has it, others have not
+        with suppress(AttributeError):  # only glibc has it
             ctypes.CDLL(None).malloc_trim(0)
 
 

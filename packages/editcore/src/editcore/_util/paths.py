@@ -31,10 +31,10 @@ def hub_snapshot(folder: Path) -> tuple[str, str] | None:
 
 
 def check_writable(directory: Path) -> None:
-    """Refuse a folder that cannot be made, before any long work is done for it.
+    """Refuse a folder that cannot be made, before long work starts.
 
     Raises:
-        RunError: what is above it is no folder that can be written to.
+        RunError: the nearest existing parent is not a folder that can be written to.
     """
     above = next(path for path in (directory, *directory.absolute().parents) if path.exists())
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
@@ -45,7 +45,7 @@ def fresh_directory(given: Path | None, stem: str) -> Path:
     """The folder for results that the user gave, or ``runs/STEM-TIME``. Not created here.
 
     Raises:
-        RunError: it has something in it already, or cannot be made.
+        RunError: the folder is not empty, or cannot be made.
     """
     directory = given or timed_directory(stem)
     if directory.is_file() or (directory.is_dir() and any(directory.iterdir())):

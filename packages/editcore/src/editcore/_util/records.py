@@ -1,7 +1,7 @@
 """Records: JSON files that one class writes and reads.
 
-A record is written with the keys that it was made with, in the order of the fields of its class. JSON has no NaN and no
-infinity: they are written as ``null``. A field of the type :data:`FloatOrNull` reads ``null`` as NaN.
+A record is written with the keys that it was made with, in the order of the fields of its class. NaN and infinities are
+written as ``null``, because JSON does not have them. A field of the type :data:`FloatOrNull` reads ``null`` as NaN.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _nan_of_null(value: object) -> object:
 
 
 FloatOrNull = Annotated[float, BeforeValidator(_nan_of_null)]
-"""A number; NaN where a file has ``null``."""
+"""A number; ``null`` in a file is read as NaN."""
 
 Figures = Mapping[str, bool | int | float | None]
 """Numbers by name, each with the type that it has in the file."""
@@ -63,7 +63,7 @@ class Record(BaseModel):
         """Write a file, whole or not at all.
 
         Raises:
-            StorageError: it cannot be written; ``path`` is as it was.
+            StorageError: the file cannot be written; ``path`` is as it was.
         """
         write_text(path, record_text(self, indent=2) + "\n")
 

@@ -1,4 +1,4 @@
-"""Numbers and long texts in sentences and tables."""
+"""Formats numbers and long texts for sentences and tables."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def counted(count: int, noun: str) -> str:
 
 
 def cut(text: str, most: int = 60, *, keep: Literal["start", "end"] = "start") -> str:
-    """A text of at most so many characters; an ellipsis stands for the rest.
+    """A text of at most ``most`` characters; an ellipsis stands for the rest.
 
     >>> cut("a long story", 7), cut("a long story", 7, keep="end")
     ('a long…', '… story')
@@ -28,7 +28,7 @@ def cut(text: str, most: int = 60, *, keep: Literal["start", "end"] = "start") -
 
 
 def quoted(value: object, most: int = 120) -> str:
-    """A value as Python writes it, in at most so many characters.
+    """A value as Python writes it, in at most ``most`` characters.
 
     >>> quoted("Paris"), quoted([1, 2, 3, 4], 9)
     ("'Paris'", '[1, 2,...')
@@ -38,7 +38,7 @@ def quoted(value: object, most: int = 120) -> str:
 
 
 def counted_of(count: int, noun: str, data: str, *, more: int = 0) -> str:
-    """How many things are of some data, and how many are not.
+    """A number of things of some data, and how many more there are.
 
     >>> counted_of(6, "edit", "facts.jsonl"), counted_of(6, "edit", "facts.jsonl", more=1)
     ('6 edits of facts.jsonl', '6 edits of facts.jsonl and 1 more')
@@ -47,7 +47,7 @@ def counted_of(count: int, noun: str, data: str, *, more: int = 0) -> str:
 
 
 def roughly(seconds: float) -> str:
-    """A time that is only estimated.
+    """An estimated time in words.
 
     >>> roughly(0.2), roughly(42.4), roughly(200)
     ('1 s', '42 s', '3 min')
@@ -56,7 +56,7 @@ def roughly(seconds: float) -> str:
 
 
 def with_article(noun: str) -> str:
-    """A noun behind its indefinite article.
+    """A noun with its indefinite article.
 
     >>> with_article("editor"), with_article("str")
     ('an editor', 'a str')
@@ -65,7 +65,7 @@ def with_article(noun: str) -> str:
 
 
 def with_full_stop(sentence: str) -> str:
-    """A sentence with a full stop, unless it has an end already.
+    """A sentence with a full stop, unless it ends with one, or with ``!`` or ``?``.
 
     >>> with_full_stop("It failed"), with_full_stop("Why?")
     ('It failed.', 'Why?')

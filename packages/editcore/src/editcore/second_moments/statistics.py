@@ -1,6 +1,7 @@
-"""Second moments C = E[k kᵀ] of the edited projections' inputs, over text, cached by everything that changes them.
+"""Second moments C = E[k kᵀ] of the edited projections' inputs over a text, cached under everything that changes them.
 
-One pass serves all layers, stops behind the deepest of them and computes no logits. Products are float32, sums float64.
+One pass computes all layers. It stops after the deepest of them and computes no logits. Products are float32, sums
+float64.
 
 Shapes: ``d_in`` the width of a projection's input, ``tokens`` the tokens counted.
 """
@@ -42,14 +43,15 @@ __all__ = ["CorpusOptions", "MomentKey", "StatisticsStore", "cached_moments", "s
 _log = logging.getLogger(__name__)
 
 _VERSION = 2
-"""Raised when the way moments are computed changes, so that old cache files are not taken for new ones."""
+"""It is increased when moments are computed in another way, so that old cache files are not used."""
 _FACTOR = "factor"
 """Name of the Cholesky factor among the derived tensors."""
 SEQUENCE_LENGTH = 128
 _LONG = 10.0
-"""Seconds of work that are announced."""
+"""Work that takes at least this many seconds is announced."""
 TOKENS_PER_WIDTH = 10
-"""Tokens counted per input unit by default: the least that serves (FastMEMIT, arXiv 2506.04226); 40 serves better."""
+"""Default number of tokens per input unit. It is the smallest that works (FastMEMIT, arXiv 2506.04226); 40 works
+better."""
 
 
 @documented
@@ -62,15 +64,15 @@ class MomentKey:
     weight: str
     """Name of the projection's weight."""
     corpus: str
-    """Name and parameters of the corpus, with the hash of its content where it has one."""
+    """Name and parameters of the corpus, with the hash of its content if it has one."""
     tokens: int
-    """Tokens averaged over."""
+    """Number of tokens in the average."""
     sequence_length: int
-    """Tokens read together."""
+    """Tokens of one sequence."""
     dtype: str
-    """In which the model ran."""
+    """Type in which the model ran."""
     version: int = _VERSION
-    """Of the way of counting: grows when other numbers come out."""
+    """Version of the computation, which is increased when its numbers change."""
 
     def digest(self) -> str:
         """Name of the cache file."""
@@ -123,7 +125,7 @@ class CorpusOptions:
 
 
 class StatisticsStore:
-    """Second moments of one unedited model over one corpus: in memory, else on disk, else computed.
+    """Second moments of one unedited model over one corpus. They are taken from memory, else from disk, else computed.
 
     Ask for the layers before the model is edited: their second moments stay in memory.
 
@@ -173,7 +175,7 @@ class StatisticsStore:
         return self.directory / f"{self.key(layer).digest()}.safetensors"
 
     def moments(self, layers: Sequence[int]) -> dict[int, Tensor]:
-        """C of each layer, ``[d_in, d_in]`` float64, each where its layer is.
+        """C of each layer, ``[d_in, d_in]`` float64, on the device of the layer.
 
         Raises:
             StatisticsError: the corpus cannot be read, is empty, or a cache file is damaged.
@@ -192,10 +194,10 @@ class StatisticsStore:
         return {layer: self._moments[layer].to(self.model.place(layer)) for layer in layers}
 
     def _announce(self, layers: Sequence[int]) -> None:
-        """Say how long it takes, where that is long."""
+        """Log how long the computation will take, if it is long."""
         text = self.corpus.expected_seconds(self.model, self.tokens, self._sequence_length)
         seconds = 0.0
-        if self._compute is second_moments:  # nobody knows how long it takes elsewhere
+        if self._compute is second_moments:  # the time of another computation is not known
             row = torch.full((1, self._sequence_length), self.model.pad_id)
             start = time.perf_counter()
             second_moments(self.model, row, layers)
@@ -214,7 +216,7 @@ class StatisticsStore:
         )
 
     def metrics(self, layers: Sequence[int]) -> dict[int, Metric]:
-        """The same with its Cholesky factor, which is kept in the session and beside the moment on disk.
+        """C of each layer with its Cholesky factor, which is kept in memory and beside the moment on disk.
 
         Raises:
             StatisticsError: as :meth:`moments`.
@@ -227,16 +229,16 @@ class StatisticsStore:
         return {layer: self._metrics[layer] for layer in layers}
 
     def derived(self, layer: int, name: str, compute: Callable[[Metric], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """Tensors that follow from a layer's second moment: an eigenbasis, a projector. They are computed once, and
-        kept beside the moment on disk under the same key.
+        """Tensors that follow from a layer's second moment, such as an eigenbasis or a projector. They are computed
+        once, and kept beside the moment on disk under the same key.
 
         Args:
-            name: what they are, in ``lower-case`` words. It names everything that changes them beside the moment, such
-                as ``eigenvectors`` or ``null-space-0.02``.
-            compute: from the metric of the layer to tensors by name.
+            name: a name in ``lower-case`` words, such as ``eigenvectors`` or ``null-space-0.02``. It must name
+                everything that changes the tensors, apart from the moment.
+            compute: called with the layer's metric; returns tensors by name.
 
         Returns:
-            Each where its layer is.
+            The tensors by name, on the device of the layer.
 
         Raises:
             StatisticsError: as :meth:`moments`, or the name cannot be that of a file.
@@ -282,7 +284,8 @@ class StatisticsStore:
     def _read_tensors(self, path: Path, what: str) -> dict[str, Tensor]:
         try:
             with safe_open(path, framework="pt") as file:
-                # A copy lies where an allocation does; solves over a map of the file may round differently.
+                # Copied, because solves over memory that maps the file may round differently than over allocated
+                # memory.
                 return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  not a mapping
         except (SafetensorError, OSError) as error:
             raise StatisticsError(
@@ -298,7 +301,9 @@ class StatisticsStore:
             "layer": str(layer),
             "text": self.corpus.content_hash or "",
         }
-        for stale in self.directory.glob(f"{key.digest()}.*.safetensors"):  # of an earlier file under this key
+        for stale in self.directory.glob(
+            f"{key.digest()}.*.safetensors"
+        ):  # derived from an earlier file under this key
             stale.unlink(missing_ok=True)
         write_tensors(self.path(layer), {"moment": moment}, metadata)
 

@@ -1,6 +1,6 @@
-"""Text that models of the catalogue wrote, as token ids: sampling it takes minutes, and the same comes out.
+"""Text that models of the catalogue wrote, stored as token ids. Sampling it anew takes minutes and gives the same text.
 
-What a model writes is its own: the text of ``smollm2-135m`` is under that model's licence, Apache-2.0.
+The text of ``smollm2-135m`` is under that model's licence, Apache-2.0.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ class StoredText:
     model: str
     """Name in the catalogue of models."""
     fingerprint: str
-    """Of the model's weights when it wrote."""
+    """Fingerprint of the weights of the model that wrote it."""
     seed: int
     rows: int
-    """Sequences."""
+    """Number of sequences."""
     length: int
-    """Tokens in each."""
+    """Tokens in each sequence."""
     sha256: str
-    """Of the ids as int64, row after row: the ``content_hash`` of a text that is sampled."""
+    """SHA-256 of the ids as int64, row after row, as in the ``content_hash`` of a sampled text."""
 
     def read(self) -> Tensor:
         """The ids, ``[rows, length]`` int64.
@@ -45,7 +45,7 @@ class StoredText:
         Raises:
             StatisticsError: the file is not there, is damaged, or holds other ids.
         """
-        import torch  # here: whether a text is there can be asked without it
+        import torch  # imported here, so that stored texts can be found without torch
 
         file = resources.files("editcore.second_moments") / "texts" / f"{self.model}.u16.gz"
         try:
@@ -69,14 +69,14 @@ TEXTS = (
         sha256="2b474641de85bb948044042a718f8772289d0ff18a8823127e196e55a3e7b552",
     ),
 )
-"""Every text that is here, each what :class:`editcore.second_moments.corpora.SelfCorpus` samples."""
+"""All stored texts. Each is what :class:`editcore.second_moments.corpora.SelfCorpus` would sample."""
 
 
 def stored_text(fingerprint: str, *, seed: int, rows: int, length: int) -> Tensor | None:
-    """The text that a model would write with that seed, ``[rows, length]`` int64; ``None`` if it is not here.
+    """The text that a model would write with that seed, ``[rows, length]`` int64; ``None`` if it is not stored.
 
     Raises:
-        StatisticsError: it is here, and damaged.
+        StatisticsError: the stored text is damaged.
     """
     found = _find(fingerprint, seed, rows, length)
     return None if found is None else found.read()

@@ -25,8 +25,8 @@ InCharge = Callable[[], EditedModel]
 
 
 class AttachmentContract(Contract):
-    """What every kind of attachment keeps. Give ``attachment_kind`` and ``attachments``; override ``make_model`` for
-    another model, and ``prompts`` for those whose answers the attachments change."""
+    """The contract of every kind of attachment. Give ``attachment_kind`` and ``attachments``. Override ``make_model``
+    for another model, and ``prompts`` if the attachments change the answers to other prompts."""
 
     @pytest.fixture
     def attachment_kind(self) -> str:
@@ -35,12 +35,12 @@ class AttachmentContract(Contract):
 
     @pytest.fixture
     def attachments(self) -> tuple[Attachment, ...]:
-        """Two or more of different batches, which fit the model."""
+        """Two or more attachments, of different batches, which fit the model."""
         raise NotImplementedError("give the fixture attachments")
 
     @pytest.fixture
     def prompts(self) -> tuple[str, ...]:
-        """What the model is asked."""
+        """The prompts that the model is asked."""
         return tuple(request.text for request in tiny_requests(4))
 
     @pytest.fixture
@@ -50,7 +50,7 @@ class AttachmentContract(Contract):
 
     @pytest.fixture
     def in_charge(self, registry: Plugins, make_model: MakeModel) -> InCharge:
-        """Makes a new model that attachments can be put beside."""
+        """Makes a new model into which attachments can be installed."""
 
         def make() -> EditedModel:
             backend = RawBackend()
@@ -79,7 +79,7 @@ class AttachmentContract(Contract):
         assert not same_bits(_answers(edited, prompts), base), "the model answers as without it"
 
     def test_weights_stay_as_they_are(self, in_charge: InCharge, attachments: Sequence[Attachment]) -> None:
-        """Knowledge is beside them: wrapped modules keep the parameters that they have."""
+        """Knowledge is kept beside the weights: wrapped modules keep their parameters."""
         edited = in_charge()
         before = [(weight, weight.detach().clone()) for weight in edited.model.hf.parameters()]
         edited.rebuild(_written(attachments))
@@ -99,7 +99,7 @@ class AttachmentContract(Contract):
     def test_answers_are_a_function_of_what_is_active(
         self, in_charge: InCharge, attachments: Sequence[Attachment], prompts: Sequence[str]
     ) -> None:
-        """Whatever was installed before."""
+        """They do not depend on what was installed before."""
         straight, detour = in_charge(), in_charge()
         straight.rebuild(_written(attachments))
         for written in _written(attachments):
@@ -112,7 +112,8 @@ class AttachmentContract(Contract):
     def test_it_survives_the_ledger(
         self, in_charge: InCharge, attachments: Sequence[Attachment], prompts: Sequence[str]
     ) -> None:
-        """Fields come back as JSON has them, tensors as safetensors has them, in the order of names."""
+        """Attachments work after their fields went through JSON and their tensors through safetensors, sorted by
+        name."""
         again = [
             Attachment(
                 kind=attachment.kind,
@@ -136,5 +137,5 @@ def _written(attachments: Sequence[Attachment]) -> list[Written]:
 
 
 def _answers(edited: EditedModel, prompts: Sequence[str]) -> Tensor:
-    """log p of what comes next, ``[texts, vocab]``."""
+    """log p of the next token, ``[texts, vocab]``."""
     return next_token_log_probabilities(edited.model, prompts)

@@ -41,11 +41,11 @@ __all__ = ["BackendContract"]
 
 
 class BackendContract(Contract):
-    """The contract of every backend. Give ``backend_name``, and ``hparams`` where some are required."""
+    """The contract of every backend. Give ``backend_name``, and ``hparams`` if some are required."""
 
     effect_tolerance: ClassVar[float] = 1e-6
-    """Largest difference of logits from those of the raw weight change, in units of that change's largest effect. The
-    model is float64; a backend that computes in float32 sets 1e-3."""
+    """Largest allowed difference of logits from those of the plain weight change, in units of that change's largest
+    effect. The model is float64; a backend that computes in float32 sets 1e-3."""
 
     @pytest.fixture
     def backend_name(self) -> str:
@@ -54,9 +54,9 @@ class BackendContract(Contract):
 
     @pytest.fixture(params=["llama", "gpt2"])
     def make_model(self, request: pytest.FixtureRequest) -> MakeModel:
-        """Makes the same new model each time: one that stores (out, in), one that stores (in, out).
+        """Makes the same new model each time. One parameter stores weights as (out, in), the other as (in, out).
 
-        In float64, where sums in another order show.
+        It is in float64, in which another order of sums shows.
         """
         return lambda: tiny_model(request.param, dtype=torch.float64)
 
@@ -69,7 +69,7 @@ class BackendContract(Contract):
     def opened(
         self, spec: BackendSpec, hparams: dict[str, object], make_model: MakeModel, corpus: str
     ) -> Callable[[], _Opened]:
-        """Makes a new model and a backend that is in charge of it."""
+        """Makes a new model and a backend that has opened it."""
         return lambda: _Opened.make(make_model(), _backend(spec, hparams), corpus)
 
     @pytest.fixture
@@ -89,7 +89,7 @@ class BackendContract(Contract):
 
     @pytest.fixture
     def every_kind(self, make_model: MakeModel, spec: BackendSpec) -> Changes:
-        """One change of each kind that the backend takes: of a projection, of an attention's matrix, of a norm."""
+        """One change of each kind that the backend takes, of matrices and a vector of block 0."""
         model = make_model()
         generator = torch.Generator().manual_seed(1)
         matrices = [name for name in model.weights.names() if ".0." in name and model.weight(name).ndim == 2]
@@ -153,7 +153,7 @@ class BackendContract(Contract):
     def test_every_kind_that_it_takes_has_its_effect(
         self, make_model: MakeModel, opened: Callable[[], _Opened], spec: BackendSpec, every_kind: Changes
     ) -> None:
-        """Thin, dense and vector changes of any weight have their effect, and leave nothing behind."""
+        """Factored, dense and vector changes of any weight have their effect, and leave nothing behind."""
         assert {change.kind for change in every_kind.values()} == spec.takes - {"attachment"}
         reference = make_model()
         base = logits_of(reference)
@@ -194,8 +194,8 @@ class BackendContract(Contract):
         batches: tuple[Changes, Changes, Changes],
         corpus: str,
     ) -> None:
-        """After other batches, weights and answers inside are those after ``apply``, to the bit: what is measured is
-        what is written."""
+        """After other batches, weights and answers on trial are those after ``apply``, to the bit, so what is measured
+        is what will be written."""
         a, b, c = batches
         model = make_model()
         model.hf.to(torch.bfloat16)
@@ -222,7 +222,7 @@ class BackendContract(Contract):
     def test_the_base_comes_back_to_the_bit(
         self, opened: Callable[[], _Opened], batches: tuple[Changes, Changes, Changes]
     ) -> None:
-        """``rebuild([])`` after any history."""
+        """``rebuild([])`` restores the base after any history."""
         made = opened()
         before = made.snapshot()
         made.apply(batches)
@@ -267,7 +267,7 @@ class BackendContract(Contract):
         batches: tuple[Changes, Changes, Changes],
         tmp_path: Path,
     ) -> None:
-        """Weights and logits, to the bit; and the next batch finds what it would have found."""
+        """Weights and logits stay, to the bit, and the next batch has the same result as without saving."""
         a, b, c = batches
         made = opened().apply([a, b])
         before = made.snapshot()
@@ -285,7 +285,7 @@ class BackendContract(Contract):
         batches: tuple[Changes, Changes, Changes],
         tmp_path: Path,
     ) -> None:
-        """``from_pretrained`` needs nothing of the backend: names are those of the base, and the edits are in the
+        """``from_pretrained`` loads it without the backend: names are those of the base, and the edits are in the
         weights."""
         base = make_model()
         made = opened().apply(batches)
@@ -307,7 +307,7 @@ def _backend(spec: BackendSpec, hparams: Mapping[str, object]) -> Backend:
 
 @dataclass(frozen=True)
 class _Opened:
-    """A model, the backend in charge of it, and the names that its weights had before."""
+    """A model, the backend that has opened it, and the names that its weights had before."""
 
     model: LanguageModel
     backend: Backend

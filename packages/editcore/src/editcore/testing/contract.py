@@ -49,7 +49,7 @@ MakeModel = Callable[[], LanguageModel]
 
 
 class Contract:
-    """The base of all suites: the usual fixtures, and the refusal of silent overrides."""
+    """The base of all suites: common fixtures, and the refusal of silent overrides."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -83,7 +83,7 @@ class Contract:
 
     @pytest.fixture
     def corpus(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-        """A text file behind the second moments, and a cache that no other test sees."""
+        """A text file for the second moments. The cache is a folder of this test alone."""
         monkeypatch.setenv("EDITCORE_CACHE", str(tmp_path / "cache"))
         words = " ".join(request.text for request in tiny_requests(80)).split()
         path = tmp_path / "corpus.txt"
@@ -135,11 +135,11 @@ def imports_nothing_heavy(registry: Plugins, kind: str, name: str, hparams: str 
 
 
 def in_new_process(code: str, environment: Mapping[str, str], *, doing: str) -> str:
-    """What ``code`` prints in a new process that imports from where this one does.
+    """The output of ``code`` in a new process with the import paths of this one.
 
     Args:
-        environment: variables that it has beside those of this process.
-        doing: what failed if it fails, for the message.
+        environment: environment variables to add to those of this process.
+        doing: what the code does, for the message if it fails.
     """
     path = os.pathsep.join(path for path in sys.path if path)
     everything = {**os.environ, "PYTHONPATH": path, **environment}
@@ -162,7 +162,7 @@ def survives_json(hparams: type[HParams], values: Mapping[str, object], owner: s
 
 @dataclass(frozen=True)
 class ModelState:
-    """Everything about a model that must not change unasked."""
+    """Everything about a model that must not change by accident."""
 
     tensors: Mapping[str, Tensor]
     flags: Mapping[str, object]
@@ -181,12 +181,12 @@ class ModelState:
         )
 
     def differences(self, other: ModelState) -> list[str]:
-        """The names of what differs in any bit."""
+        """The names of tensors and flags that differ in any bit."""
         flags = {name for name in {*self.flags, *other.flags} if self.flags.get(name) != other.flags.get(name)}
         return [*self.changed_tensors(other), *sorted(flags)]
 
     def changed_tensors(self, other: ModelState) -> list[str]:
-        """Names of tensors that differ, or that one of the two lacks."""
+        """Names of tensors that differ, or that only one of the two states has."""
         both = set(self.tensors) & set(other.tensors)
         changed = {name for name in both if not same_bits(self.tensors[name], other.tensors[name])}
         return sorted(changed | (set(self.tensors) ^ set(other.tensors)))
@@ -203,7 +203,7 @@ def _flags(module: nn.Module) -> Iterator[tuple[str, object]]:
 
 
 def renumbered(*sessions: EditSession) -> None:
-    """Give the next batch of all sessions the same number, because random draws depend on it."""
+    """Give the next batch the same index in all sessions, because random draws depend on it."""
     number = max(session.next_batch for session in sessions)
     for session in sessions:
         session.next_batch = number
@@ -225,7 +225,7 @@ def logits_of(model: LanguageModel) -> Tensor:
 
 
 class InjectedFailure(Exception):  # noqa: N818  stands for any failure
-    """Raised inside a forward pass, to find what an editor leaves behind."""
+    """Raised inside a forward pass, to test what is left behind after a failure."""
 
 
 @contextlib.contextmanager

@@ -23,8 +23,8 @@ Load = Callable[[], Sequence[FactRecord]]
 
 
 class DatasetContract(Contract):
-    """What every data set keeps. Give ``dataset_name``, and ``hparams`` where it has any that are required: the one
-    behind its argument is among them."""
+    """The contract of every data set. Give ``dataset_name``, and ``hparams`` if some are required. The hyperparameter
+    that its argument sets must be among them."""
 
     @pytest.fixture
     def dataset_name(self) -> str:
@@ -38,7 +38,7 @@ class DatasetContract(Contract):
 
     @pytest.fixture
     def load(self, spec: DatasetSpec, hparams: dict[str, object]) -> Load:
-        """Calls the data set."""
+        """Loads the data set."""
         target = resolve(spec.target)
         if spec.hparams is None:
             return lambda: target()
@@ -77,7 +77,8 @@ class DatasetContract(Contract):
         assert content_hash(found) == content_hash(expected)
 
     def test_it_is_a_sequence_of_fact_records(self, load: Load) -> None:
-        """One at least, and of that class itself: fields of a subclass would not come back from a run."""
+        """There is at least one, and all are of that class itself, because fields of a subclass would be lost in a
+        run."""
         records = load()
         assert isinstance(records, Sequence), f"{type(records).__name__} is no sequence"
         assert len(records), "there are no records"
@@ -85,7 +86,7 @@ class DatasetContract(Contract):
         assert not others, f"records are of the class {', '.join(sorted(others))}; fields of their own go into 'extra'"
 
     def test_ids_are_unique(self, load: Load) -> None:
-        """A run would give those that come again another one."""
+        """Otherwise a run would change ids that come again."""
         ids = [record.request.id for record in load()]
         several = sorted(identity for identity, count in Counter(ids).items() if count > 1)
         assert not several, f"ids that come more than once: {', '.join(several[:5])}"
@@ -99,8 +100,8 @@ class DatasetContract(Contract):
     def test_the_content_is_the_same_every_time(
         self, registry: Plugins, spec: DatasetSpec, hparams: dict[str, object], load: Load
     ) -> None:
-        """In this process and in another one, where sets of strings have another order: sweeps find what was run by
-        it."""
+        """It is the same in this process and in another one, where sets of strings have another order. Sweeps find
+        earlier runs by it."""
         first = content_hash(load())
         assert content_hash(load()) == first, "loaded again it has another content"
         code = (

@@ -60,7 +60,7 @@ class EditorContract(Contract):
 
     @pytest.fixture
     def requests_to_edit(self) -> tuple[EditRequest, ...]:
-        """Facts that do not contradict each other, more than one batch of two."""
+        """Facts that do not contradict each other; more than two."""
         return tiny_requests(5)
 
     @pytest.fixture
@@ -122,7 +122,7 @@ class EditorContract(Contract):
         survives_json(resolve(spec.hparams), hparams, spec.name)
 
     def test_propose_leaves_the_model_unchanged(self, prepared: Callable[[], _Prepared], batch: EditBatch) -> None:
-        """Weights, flags and hooks are as before, to the bit: applying is the backend's work."""
+        """Weights, flags and hooks are as before, to the bit, because only the backend applies changes."""
         made = prepared()
         before = ModelState.of(made.model)
         made.propose(batch)
@@ -176,7 +176,7 @@ class EditorContract(Contract):
     def test_a_proposal_can_be_applied_and_taken_back(
         self, prepared: Callable[[], _Prepared], batch: EditBatch
     ) -> None:
-        """Applying twice gives the same bits and answers, and undoing restores the first ones."""
+        """Applying twice gives the same bits and answers, and taking back restores the original ones."""
         made = prepared()
         written = made.propose(batch).written
         base, answers = ModelState.of(made.model), logits_of(made.model)
@@ -214,7 +214,8 @@ class EditorContract(Contract):
         _assert_same_bits(first, second)
 
     def test_the_target_becomes_likelier(self, prepared: Callable[[], _Prepared], batch: EditBatch) -> None:
-        """They do so in the geometric mean over the batch: on a random model, one fact may lose what another gains."""
+        """Targets become likelier in the geometric mean over the batch. On a random model, one fact may lose what
+        another gains."""
         made = prepared()
         before = _target_log_probabilities(made.model, batch.requests)
         made.edited.apply(made.propose(batch).written)
@@ -224,7 +225,7 @@ class EditorContract(Contract):
     def test_what_is_remembered_is_what_the_ledger_has(
         self, open_session: Callable[[], EditSession], batch: EditBatch, requests_to_edit: tuple[EditRequest, ...]
     ) -> None:
-        """After an undo and a redo the editor proposes what it proposes without them."""
+        """After an undo and a redo the editor proposes the same as without them."""
         more = requests_to_edit[len(batch) : len(batch) + 1]
         straight, detour = open_session(), open_session()
         for session in (straight, detour):
@@ -253,7 +254,7 @@ class EditorContract(Contract):
     def test_an_empty_batch_is_refused(
         self, prepared: Callable[[], _Prepared], open_session: Callable[[], EditSession]
     ) -> None:
-        """The session refuses it, and so does the editor, with an error that a user can read."""
+        """Session and editor both refuse it, with an error that a user can read."""
         with pytest.raises(RequestError, match="empty"):
             open_session().edit([])
         with pytest.raises(EditcoreError):

@@ -49,12 +49,12 @@ Observations = tuple[Observation, ...]
 class EvaluatorContract(Contract):
     """The contract of every evaluator.
 
-    Give ``evaluator_name``; ``hparams`` where some are required; and ``records`` where the evaluator asks for what
-    :func:`editcore.testing.tiny_records` do not have.
+    Give ``evaluator_name``; also ``hparams`` if some are required, and ``records`` if the evaluator needs something
+    that :func:`editcore.testing.tiny_records` do not have.
     """
 
     not_observed: ClassVar[frozenset[str]] = frozenset()
-    """Announced metrics of which ``records`` give no observation."""
+    """Announced metrics that have no observation on ``records``."""
 
     @pytest.fixture
     def evaluator_name(self) -> str:
@@ -80,7 +80,7 @@ class EvaluatorContract(Contract):
         make_model: MakeModel,
         records: Sequence[FactRecord],
     ) -> _Bench:
-        """Makes evaluators as a run does, and has them measure."""
+        """Makes evaluators as a run does, and measures with them."""
         return _Bench(
             make_evaluator=lambda: make_evaluators(registry, [spec.name], {spec.name: hparams})[0][1],
             make_model=make_model,
@@ -116,7 +116,7 @@ class EvaluatorContract(Contract):
             )
 
     def test_every_announced_metric_is_observed(self, bench: _Bench, spec: EvaluatorSpec) -> None:
-        """On the unedited model or the edited one, except for metrics in ``not_observed``."""
+        """Every metric but those in ``not_observed`` is observed on the unedited or the edited model."""
         unedited = bench.unedited()
         missing = _observed_metrics(spec) - {observation.metric for observation in (*unedited, *bench.edited(unedited))}
         assert missing == self.not_observed, f"not observed: {sorted(missing)}; so named: {sorted(self.not_observed)}"
@@ -143,7 +143,8 @@ class EvaluatorContract(Contract):
             assert found <= {record.request.id for record in asked}, "it observed facts that it was not asked"
 
     def test_the_same_question_has_the_same_answer(self, bench: _Bench) -> None:
-        """Whatever was measured before, and by another instance: a run that was killed and resumed asks again."""
+        """The answer does not depend on earlier measurements or on the instance, because a run that was killed and
+        resumed asks again."""
         evaluator, edited = bench.make_evaluator(), bench.make_edited()
         unedited = _ask(evaluator, bench.make_model(), bench.records)
         first = _ask(evaluator, edited, bench.records, unedited)
@@ -171,12 +172,12 @@ class EvaluatorContract(Contract):
             )
 
     def test_nothing_is_observed_of_no_records(self, bench: _Bench) -> None:
-        """With and without the unedited model's observations, of which there are none then."""
+        """Without records there are no observations, with and without (empty) observations of the unedited model."""
         for known in (None, ()):
             assert _ask(bench.make_evaluator(), bench.make_model(), [], known) == ()
 
     def test_records_that_lack_something_do_no_harm(self, bench: _Bench) -> None:
-        """Alone and among others: a true object, a subject, probes, answers, what a data set has in ``extra``."""
+        """Records may lack a true object, a subject, probes, answers or ``extra``, alone and among other records."""
         bare = _lacking(bench.records[0])
         model, edited, evaluator = bench.make_model(), bench.make_edited(), bench.make_evaluator()
         for asked in (*([record] for record in bare), [*bare, *bench.records]):
@@ -188,7 +189,7 @@ class EvaluatorContract(Contract):
                 )
 
     def test_composites_are_numbers(self, bench: _Bench, spec: EvaluatorSpec) -> None:
-        """Whatever their shares are; and a share lies between 0 and 100."""
+        """Composites are numbers for all values of their parts, and a share lies between 0 and 100."""
         measured = Measurement(measures=measures_of([spec]), observations={spec.name: bench.edited()})
         means = {name: average.mean for name, average in measured.summary.averages.items()}
         metrics = {metric.name: metric for metric in spec.metrics}
@@ -203,8 +204,8 @@ class EvaluatorContract(Contract):
                     assert 0 <= value <= 100, f"the share {composite.name} of {values} is {value}"
 
     def test_what_it_compares_with_is_announced(self, bench: _Bench, spec: EvaluatorSpec) -> None:
-        """An evaluator that ``compares`` reads the observations of the unedited model. Another must not depend on them,
-        because a run may not have them."""
+        """An evaluator that ``compares`` uses the observations of the unedited model. Other evaluators must not depend
+        on them, because a run may not have them."""
         alone, compared = bench.edited(), bench.edited(bench.unedited())
         if spec.compares:
             assert compared != bench.edited(alone), "it announces that it compares, and compares with nothing"
@@ -214,7 +215,7 @@ class EvaluatorContract(Contract):
     def test_what_it_compares_with_may_come_from_a_file(
         self, bench: _Bench, spec: EvaluatorSpec, tmp_path: Path
     ) -> None:
-        """A run that was killed and resumed reads there what its first process observed."""
+        """A run that was killed and resumed reads the observations of its first process from a file."""
         evaluator, measures = bench.make_evaluator(), measures_of([spec])
         unedited = _ask(evaluator, bench.make_model(), bench.records)
         live = _ask(evaluator, bench.make_edited(), bench.records, unedited)
@@ -224,7 +225,7 @@ class EvaluatorContract(Contract):
         assert bench.edited(kept) == live, "another evaluator, which has them from a file, observes something else"
 
     def test_what_tells_of_a_fact_tells_once(self, bench: _Bench, spec: EvaluatorSpec) -> None:
-        """A metric of ``retention`` or ``tally`` has one observation per fact: facts are counted by it."""
+        """A metric with ``retention`` or ``tally`` has one observation per fact, because it counts facts."""
         counted = {metric.name for metric in spec.metrics if metric.retention or metric.tally}
         unedited = bench.unedited()
         for observations in (unedited, bench.edited(unedited)):
@@ -246,15 +247,15 @@ class _Bench:
     records: tuple[FactRecord, ...]
 
     def make_edited(self) -> LanguageModel:
-        """The same model with other MLPs, whose answers all differ."""
+        """The same model with other MLPs, so that all answers differ."""
         return _edited(self.make_model())
 
     def unedited(self) -> Observations:
-        """What a new evaluator observes of the unedited model."""
+        """Observations of a new evaluator on the unedited model."""
         return _ask(self.make_evaluator(), self.make_model(), self.records)
 
     def edited(self, unedited: Sequence[Observation] | None = None) -> Observations:
-        """What a new evaluator observes of the edited model, with or without the observations of the unedited one."""
+        """Observations of a new evaluator on the edited model, with or without those of the unedited one."""
         return _ask(self.make_evaluator(), self.make_edited(), self.records, unedited)
 
 
@@ -264,7 +265,7 @@ def _ask(
     records: Sequence[FactRecord],
     unedited: Sequence[Observation] | None = None,
 ) -> Observations:
-    """What an evaluator observes. It is given the unedited model's observations of the records alone."""
+    """The observations of an evaluator. It is given the unedited model's observations of these records only."""
     asked = {record.request.id for record in records}
     known = (
         None if unedited is None else tuple(observation for observation in unedited if observation.request_id in asked)
@@ -283,7 +284,7 @@ def _finite(value: object) -> bool:
 
 @torch.no_grad()
 def _edited(model: LanguageModel) -> LanguageModel:
-    """The model with a random change, as large as the weight is, of every projection."""
+    """The model with a random change of every projection, as large as the weight."""
     generator = torch.Generator().manual_seed(0)
     for layer in range(model.layout.num_layers):
         weight = model.weight(model.layout.weight_name(layer))

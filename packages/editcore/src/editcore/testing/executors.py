@@ -14,15 +14,15 @@ from editcore.interfaces.protocols import Executor, Outcome
 from editcore.plugins.calls import resolve
 from editcore.plugins.registry import Plugins
 from editcore.testing.contract import Contract, imports_nothing_heavy, survives_json
-from editcore.testing.probe import Errand, Seen, make_runner
+from editcore.testing.probe import WorkItem, WorkResult, make_runner
 
 __all__ = ["ExecutorContract"]
 
 
 class ExecutorContract(Contract):
-    """What every executor keeps. Give ``executor_name``; ``hparams`` for two workers and one retry or more.
+    """The contract of every executor. Give ``executor_name``, and ``hparams`` for two workers and at least one retry.
 
-    Workers must run on this machine here, whatever they do elsewhere: they are killed and looked for.
+    In these tests the workers must run on this machine, because the tests kill them and look for them.
     """
 
     @pytest.fixture
@@ -32,7 +32,7 @@ class ExecutorContract(Contract):
 
     @pytest.fixture
     def executor(self, registry: Plugins, executor_name: str, hparams: dict[str, object]) -> Iterator[Executor]:
-        """One that is closed when the test is over."""
+        """An executor that is closed after the test."""
         made = make_executor(registry, executor_name, hparams)
         try:
             yield made
@@ -66,9 +66,10 @@ class ExecutorContract(Contract):
         assert _outcomes(executor, []) == ({}, [])
 
     def test_every_item_has_one_outcome_whatever_happens_to_others(self, executor: Executor, tmp_path: Path) -> None:
-        """Exceptions are outcomes, tried once; a lost worker costs its item another attempt, and no other anything."""
+        """An exception is an outcome, and is not tried again. If a worker is lost, its item is tried again, and no
+        other item is affected."""
         what = ["square", "refuse", "square", "stumble", "die once", "square", "square", "square"]
-        items = [Errand(number=number, what=fate, folder=tmp_path) for number, fate in enumerate(what)]  # type: ignore[arg-type]
+        items = [WorkItem(number=number, what=fate, folder=tmp_path) for number, fate in enumerate(what)]  # type: ignore[arg-type]
         outcomes, started = _outcomes(executor, items)
         assert sorted(outcomes) == list(range(len(items)))
         returned = {index: outcome.value.square for index, outcome in outcomes.items() if outcome.value is not None}
@@ -84,7 +85,7 @@ class ExecutorContract(Contract):
 
     def test_a_worker_keeps_what_it_made(self, executor: Executor) -> None:
         """The function is made once in each worker, and called with one item after the other."""
-        outcomes, _ = _outcomes(executor, [Errand(number=number) for number in range(9)])
+        outcomes, _ = _outcomes(executor, [WorkItem(number=number) for number in range(9)])
         calls: dict[int, list[int]] = {}
         for outcome in outcomes.values():
             assert outcome.value is not None
@@ -93,16 +94,18 @@ class ExecutorContract(Contract):
         assert all(sorted(numbers) == list(range(1, len(numbers) + 1)) for numbers in calls.values())
 
     def test_an_item_that_kills_every_worker_is_given_up(self, executor: Executor) -> None:
-        """With a reason; the others are done."""
-        outcomes, started = _outcomes(executor, [Errand(number=0, what="die"), Errand(number=1), Errand(number=2)])
+        """It is given up with a reason, and the other items are done."""
+        outcomes, started = _outcomes(
+            executor, [WorkItem(number=0, what="die"), WorkItem(number=1), WorkItem(number=2)]
+        )
         assert (outcomes[0].kind, outcomes[0].value) == ("WorkerLost", None)
         assert "lost" in outcomes[0].error
         assert outcomes[0].attempts == started.count(0) > 1
         assert all(outcomes[index].value is not None for index in (1, 2))
 
     def test_who_stops_asking_stops_the_workers(self, executor: Executor, tmp_path: Path) -> None:
-        """Nothing goes on behind the back of a caller that was interrupted."""
-        items = [Errand(number=0, what="sleep", folder=tmp_path), Errand(number=1), Errand(number=2)]
+        """No work continues after a caller stopped iterating."""
+        items = [WorkItem(number=0, what="sleep", folder=tmp_path), WorkItem(number=1), WorkItem(number=2)]
         outcomes = executor.map(make_runner, items, started=lambda _index: None)
         assert next(outcomes).index != 0
         word = tmp_path / "0-sleep"
@@ -112,7 +115,7 @@ class ExecutorContract(Contract):
         assert _soon(lambda: not _runs(int(word.read_text())))
 
 
-def _outcomes(executor: Executor, items: Sequence[Errand]) -> tuple[dict[int, Outcome[Seen]], list[int]]:
+def _outcomes(executor: Executor, items: Sequence[WorkItem]) -> tuple[dict[int, Outcome[WorkResult]], list[int]]:
     started: list[int] = []
     outcomes = list(executor.map(make_runner, items, started=started.append))
     assert len({outcome.index for outcome in outcomes}) == len(outcomes), "an item has two outcomes"
@@ -120,7 +123,7 @@ def _outcomes(executor: Executor, items: Sequence[Errand]) -> tuple[dict[int, Ou
 
 
 def _soon(condition: Callable[[], bool]) -> bool:
-    """Whether it comes true before long; no statement about how fast."""
+    """Whether the condition becomes true within two minutes."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         if condition():

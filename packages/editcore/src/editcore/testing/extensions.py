@@ -47,8 +47,8 @@ _STATISTIC = re.compile(r"[a-z][a-z0-9_]*")
 
 
 class ExtensionContract(Contract):
-    """What every extension keeps. Give ``extension_name``; ``hparams`` where it has any that are required, or where it
-    lets no batch of a tiny model in without; ``editor_name`` and ``editor_hparams`` where it needs a certain editor."""
+    """The contract of every extension. Give ``extension_name``; ``hparams`` if some are required, or if it would reject
+    all batches of a tiny model without them; ``editor_name`` and ``editor_hparams`` if it needs a certain editor."""
 
     @pytest.fixture
     def extension_name(self) -> str:
@@ -57,12 +57,12 @@ class ExtensionContract(Contract):
 
     @pytest.fixture
     def registry(self) -> Plugins:
-        """The plugins that are installed, and the suite's own editor."""
+        """The installed plugins and the suite's own editor."""
         return with_suite_editor()
 
     @pytest.fixture
     def editor_name(self) -> str:
-        """The editor of the sessions: a quick one that the suite brings."""
+        """The editor of the sessions: a quick one that comes with the suite."""
         return NAME
 
     @pytest.fixture
@@ -95,7 +95,7 @@ class ExtensionContract(Contract):
         editor_hparams: dict[str, object],
         corpus: str,
     ) -> SessionConfig:
-        """What the sessions are opened with."""
+        """The configuration of the sessions."""
         own = {spec.name: hparams} if spec.hparams is not None else {}
         return SessionConfig(
             editor=editor_name,
@@ -115,7 +115,8 @@ class ExtensionContract(Contract):
         records: Sequence[FactRecord],
         tmp_path: Path,
     ) -> Open:
-        """Opens a session with the extension on a new model, in a folder of that name: a new one, or as it is there."""
+        """Opens a session with the extension on a new model, in the folder of that name, which may have a session
+        already."""
 
         def make(folder: str) -> EditSession:
             directory = tmp_path / folder
@@ -128,7 +129,7 @@ class ExtensionContract(Contract):
 
     @pytest.fixture
     def reopen(self, open_session: Open, tmp_path: Path) -> Callable[[EditSession, str], EditSession]:
-        """Opens a copy of a session's folder, as a process that resumes the run does."""
+        """Opens a copy of a session's folder, as a process does that resumes the run."""
 
         def again(session: EditSession, folder: str) -> EditSession:
             assert session.ledger.directory is not None
@@ -138,7 +139,7 @@ class ExtensionContract(Contract):
         return again
 
     def test_is_announced(self, registry: Plugins, extension_name: str, hparams: dict[str, object]) -> None:
-        """The name is registered, and what it points to is made of hyperparameters and an ``ExtensionContext``."""
+        """The name is registered, and its target can be called with hyperparameters and an ``ExtensionContext``."""
         spec = registry.extension(extension_name)
         assert spec.name == extension_name
         assert spec.summary
@@ -175,13 +176,13 @@ class ExtensionContract(Contract):
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """Weights, hooks and flags stay, to the bit. Editors propose changes, and backends write them."""
-        lifecycles: list[_WatchedLifecycle] = []
+        lifecycles: list[_RecordingLifecycle] = []
 
-        def watch(instances: Mapping[str, object]) -> _WatchedLifecycle:
-            lifecycles.append(_WatchedLifecycle(lifecycle(instances)))
+        def recording(instances: Mapping[str, object]) -> _RecordingLifecycle:
+            lifecycles.append(_RecordingLifecycle(lifecycle(instances)))
             return lifecycles[-1]
 
-        monkeypatch.setattr("editcore.runs.session.lifecycle", watch)
+        monkeypatch.setattr("editcore.runs.session.lifecycle", recording)
         session = open_session("run")
         session.evaluate(records[:2], phase="before")
         edited = _edit(session, batches[:2])
@@ -191,7 +192,7 @@ class ExtensionContract(Contract):
         session.finish()
         reopen(session, "reopened")
         assert len(lifecycles) == 2
-        changed = [change for watched in lifecycles for change in watched.changed]
+        changed = [change for recorded in lifecycles for change in recorded.changed]
         assert not changed, "the model changed in a hook"
 
     def test_statistics_are_numbers(
@@ -201,8 +202,8 @@ class ExtensionContract(Contract):
         batches: Sequence[Sequence[EditRequest]],
         records: Sequence[FactRecord],
     ) -> None:
-        """By ``lower_case`` name, finite or ``None``, before the first batch and after the last; and asking changes
-        none."""
+        """Statistics have ``lower_case`` names and are finite or ``None``, before the first batch and after the last.
+        Asking does not change them."""
         session = open_session("run")
         extension = session.extensions[extension_name]
         if not isinstance(extension, ReportsStatistics):
@@ -214,7 +215,7 @@ class ExtensionContract(Contract):
         _check_statistics(extension)
 
     def test_what_it_adds_is_active(self, open_session: Open, batches: Sequence[Sequence[EditRequest]]) -> None:
-        """Requests that were edited and not undone, and keys of such batches."""
+        """It adds only requests that were edited and not undone, and keys of such batches."""
         session = open_session("run")
         [_, last] = _edit(session, batches[:2])
         session.undo(*_ids(last))
@@ -232,7 +233,7 @@ class ExtensionContract(Contract):
         extension_name: str,
         batches: Sequence[Sequence[EditRequest]],
     ) -> None:
-        """The same seed, the same facts: nothing is drawn from a generator of the process, and no clock decides."""
+        """The same seed and facts give the same result: no global random generator and no clock decides anything."""
         first, second = open_session("first"), open_session("second")
         for requests in batches:
             _assert_alike(first, second, extension_name, requests)
@@ -259,7 +260,8 @@ class ExtensionContract(Contract):
         extension_name: str,
         batches: Sequence[Sequence[EditRequest]],
     ) -> None:
-        """Of a whole batch; of a part of one, as a session is that begins with the rest."""
+        """After an undo of a whole batch; and of a part of one, compared with a session that is opened with the
+        rest."""
         plain, undone = open_session("plain"), open_session("undone")
         _edit(plain, batches[:1])
         [first, last] = _edit(undone, batches[:2])
@@ -272,7 +274,7 @@ class ExtensionContract(Contract):
     def test_after_a_redo_it_is_as_if_nothing_had_been_undone(
         self, open_session: Open, extension_name: str, batches: Sequence[Sequence[EditRequest]]
     ) -> None:
-        """Of one edit, and of all edits of a batch."""
+        """After an undo and redo of one edit, and of all edits of a batch."""
         plain, redone = open_session("plain"), open_session("redone")
         _edit(plain, batches[:2])
         first, last = _edit(redone, batches[:2])
@@ -296,7 +298,8 @@ class ExtensionContract(Contract):
     def test_conflicts_that_it_settles_are_settled(
         self, open_session: Open, spec: ExtensionSpec, batches: Sequence[Sequence[EditRequest]]
     ) -> None:
-        """One that announces it leaves at most one request per fact in a batch: a session refuses two."""
+        """An extension that announces this leaves at most one request per fact in a batch, because a session refuses
+        two."""
         if not spec.settles_conflicts:
             return
         [first, second] = batches[0]
@@ -307,8 +310,8 @@ class ExtensionContract(Contract):
             pytest.fail(f"it announces that it settles conflicts, and did not: {error}")
 
 
-class _WatchedLifecycle:
-    """Passes every event on, and notes the hooks that changed the model."""
+class _RecordingLifecycle:
+    """Passes every event on, and records the hooks that changed the model."""
 
     def __init__(self, inner: Lifecycle) -> None:
         self.inner = inner
@@ -331,7 +334,7 @@ def _made(registry: Plugins, spec: ExtensionSpec, hparams: Mapping[str, object])
 
 
 def _edit(session: EditSession, batches: Sequence[Sequence[EditRequest]]) -> list[BatchResult]:
-    """Edit them one after the other. Each must leave something to be undone."""
+    """Edit the batches one after the other. Each must write something that can be undone."""
     results = [session.edit(requests)[0] for requests in batches]
     assert all(result.applied for result in results), "it rejects whole batches; give hparams that let facts in"
     return results

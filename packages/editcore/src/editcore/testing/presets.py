@@ -1,4 +1,4 @@
-"""What the presets of every editor have to keep."""
+"""The contract of an editor's presets."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ __all__ = ["check_presets"]
 
 
 def check_presets(editor: str, published: Mapping[str, Mapping[str, object]] | None = None) -> None:
-    """Hold the presets of an installed editor to what users rely on.
+    """Check that the presets of an installed editor keep what users rely on.
 
-    Each is read by the editor's hyperparameters, begins with a comment that says where its numbers are from, and names
-    no model that another preset is for. Those in ``published`` are there and have the given values.
+    Each preset fits the editor's hyperparameters, begins with a comment that says where its numbers are from, and names
+    no model of another preset. The presets in ``published`` exist and have the given values.
 
     Raises:
-        AssertionError: naming the preset and what is wrong with it.
+        AssertionError: a preset is wrong; the message names it.
     """
     spec = Plugins.load().editor(editor)
     assert spec.presets is not None, f"the editor {editor} announces no package of presets"

@@ -1,4 +1,4 @@
-"""What the contract suite of executors has workers do. Imports no torch, so that workers start fast."""
+"""The work that workers do in the contract suite of executors. Imports no torch, so that workers start fast."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from typing import Literal
 
 from editcore.interfaces.errors import HParamsError
 
-__all__ = ["Errand", "Seen", "make_runner"]
+__all__ = ["WorkItem", "WorkResult", "make_runner"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Errand:
-    """One item."""
+class WorkItem:
+    """One item of work."""
 
     number: int
     what: Literal["square", "refuse", "stumble", "die once", "die", "sleep"] = "square"
     folder: Path | None = None
-    """Where a worker that dies once leaves word for its successor, and one that sleeps its process number."""
+    """A folder for marks: a worker that dies once marks that it did, and one that sleeps writes its process number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
-    """What comes back."""
+class WorkResult:
+    """The result of one item."""
 
     square: int
     process: int
@@ -36,28 +36,28 @@ class Seen:
     threads: str | None
 
 
-def make_runner() -> Callable[[Errand], Seen]:
+def make_runner() -> Callable[[WorkItem], WorkResult]:
     """A function that counts its calls."""
     calls = 0
 
-    def run(errand: Errand) -> Seen:
+    def run(item: WorkItem) -> WorkResult:
         nonlocal calls
         calls += 1
-        if errand.what == "refuse":
-            raise HParamsError(f"{errand.number} is refused.")
-        if errand.what == "stumble":
-            raise ZeroDivisionError(f"{errand.number} stumbles")
-        if errand.what == "die":
+        if item.what == "refuse":
+            raise HParamsError(f"{item.number} is refused.")
+        if item.what == "stumble":
+            raise ZeroDivisionError(f"{item.number} stumbles")
+        if item.what == "die":
             os.kill(os.getpid(), signal.SIGKILL)
-        if errand.folder is not None:
-            word = errand.folder / f"{errand.number}-{errand.what.replace(' ', '-')}"
-            if errand.what == "die once" and not word.exists():
+        if item.folder is not None:
+            word = item.folder / f"{item.number}-{item.what.replace(' ', '-')}"
+            if item.what == "die once" and not word.exists():
                 word.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
-            if errand.what == "sleep":
+            if item.what == "sleep":
                 word.write_text(str(os.getpid()), encoding="utf-8")
                 time.sleep(600)
         threads = os.environ.get("OMP_NUM_THREADS")
-        return Seen(square=errand.number**2, process=os.getpid(), call=calls, threads=threads)
+        return WorkResult(square=item.number**2, process=os.getpid(), call=calls, threads=threads)
 
     return run

@@ -1,6 +1,6 @@
-"""The editor that extensions are tested with: least squares at one layer. It is quick, and needs no corpus.
+"""An editor for tests of extensions: least squares at one layer. It is quick, and needs no corpus.
 
-It is announced in the contract suite of extensions alone.
+It is announced only in the contract suite of extensions.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NAME = "suite-editor"
 
 
 class SuiteHParams(LocateThenEditHParams):
-    """As every locate-then-edit method, with small numbers."""
+    """The hyperparameters of every locate-then-edit method, with small defaults."""
 
     layers: Annotated[tuple[int, ...], Field(min_length=1)] = (1,)
     """The second of the three blocks of a tiny model."""
@@ -62,6 +62,6 @@ def editcore_editors() -> list[EditorSpec]:
 
 
 def with_suite_editor() -> Plugins:
-    """What is installed, and the editor."""
+    """The installed plugins and the suite's editor."""
     installed = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
     return Plugins.load(entry_points=[*installed, EntryPoint(NAME, __name__, ENTRY_POINT_GROUP)])

@@ -1,6 +1,6 @@
 """Random models of the common architectures, with a tokenizer made in memory.
 
-They know nothing, but they have every part that a real one has: nothing is downloaded, nothing is mocked.
+They know no facts, but have every part of a real model. Nothing is downloaded or mocked.
 """
 
 from __future__ import annotations
@@ -127,14 +127,14 @@ _MOE: Mapping[str, Callable[[int, int], dict[str, Any]]] = {
 TINY_FAMILIES: tuple[str, ...] = tuple(_DENSE)
 """The ``config.model_type`` of every dense architecture that :func:`tiny_model` makes."""
 TINY_MOE_FAMILIES: tuple[str, ...] = tuple(_MOE)
-"""Mixtures of experts: :func:`tiny_hf_model` makes them, :func:`tiny_model` raises what a user would see."""
+"""Mixtures of experts. :func:`tiny_hf_model` makes them; :func:`tiny_model` raises the error that a user would see."""
 
 
 def tiny_tokenizer(*, bos: bool = True, padding_side: Literal["left", "right"] = "right") -> PreTrainedTokenizerFast:
     """A byte-level tokenizer with character offsets, the same in every process; subjects take about two tokens.
 
     Args:
-        bos: put ``<s>`` before every text, as Llama does; without it there is no such token, as in Qwen.
+        bos: whether to put ``<s>`` before every text, as Llama does. Otherwise there is no such token, as in Qwen.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -172,8 +172,8 @@ def tiny_hf_model(
     """A random transformers model of ``family``, 32 wide, whose logits vary from token to token.
 
     Args:
-        seed: of the weights; nothing outside is seeded.
-        d_ff: width of the MLP, where the architecture lets it be chosen (Bloom and MPT have 128).
+        seed: seed of the weights. The global generators are not changed.
+        d_ff: width of the MLP, if the architecture allows a choice (Bloom and MPT have 128).
         config: fields of the configuration that differ from the usual ones.
     """
     known = {**_DENSE, **_MOE}
@@ -196,7 +196,7 @@ def tiny_hf_model(
 
 @torch.no_grad()
 def _draw_weights(model: nn.Module, seed: int) -> None:
-    """Replace the usual initialisation, whose logits are nearly flat, by one where every part matters."""
+    """Replace the usual initialisation, whose logits are nearly flat, by one in which every part matters."""
     generator = torch.Generator().manual_seed(seed)
     drawn: set[int] = set()
     for module in model.modules():
@@ -253,7 +253,7 @@ def tiny_requests(n: int) -> tuple[EditRequest, ...]:
 
 
 def _request(index: int) -> EditRequest:
-    # Subject and relation both change from one request to the next; the round shifts their pairing.
+    # Subject and relation both change from one request to the next, and their pairing shifts with each round.
     number, turn = index % len(_SUBJECTS), index // len(_SUBJECTS)
     prompt, targets = _RELATIONS[(index + turn) % len(_RELATIONS)]
     return EditRequest(
@@ -266,7 +266,7 @@ def _request(index: int) -> EditRequest:
 
 
 def tiny_records(n: int) -> tuple[FactRecord, ...]:
-    """The facts of :func:`tiny_requests` as records, with two probes of every usual kind and an opening to go on from.
+    """The facts of :func:`tiny_requests` as records, with two probes of every usual kind and an opening for generation.
 
     >>> sorted({probe.kind.partition(".")[0] for probe in tiny_records(1)[0].probes})
     ['generation', 'locality', 'multihop', 'neighborhood', 'paraphrase', 'portability']
