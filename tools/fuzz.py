@@ -241,7 +241,7 @@ def _ledger(folder: Path) -> list[bytes]:
         )
     ledger.append(LedgerEntry(batch=2, requests=(), weights=(), num_new=0, scale=0))
     rest = {**changes, "w": FactoredDelta(thin.left[:, :1], thin.right[:1])}
-    ledger.revise(0, frozenset({facts[0].id}), Written(changes=rest, attachment=beside))
+    ledger.revise(0, frozenset({(0, facts[0].id)}), Written(changes=rest, attachment=beside))
     ledger.mark("undo", [(0, facts[0].id)])
     ledger.mark("redo", [(0, facts[0].id)])
     return [(folder / "ledger.jsonl").read_bytes()]

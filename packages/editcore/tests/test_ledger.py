@@ -172,7 +172,7 @@ def test_a_revision_may_hold_all_of_it(tmp_path: Path) -> None:
     )
     ledger = Ledger(tmp_path, HEADER)
     ledger.append(made)
-    ledger.revise(0, frozenset({"a"}), rest)
+    ledger.revise(0, frozenset({(0, "a")}), rest)
     ledger.mark("undo", [(0, "a")])
     expected = [ledger.history()[0], *Ledger.read(tmp_path).history()]
     for found in expected:

@@ -305,7 +305,7 @@ def test_verify_holds_the_tensors_of_one_file_at_a_time(tmp_path: Path, monkeypa
     for index in range(4):
         ledger.append(entry_of(model, index, FACTS[2 * index : 2 * index + 2]))
     left_out = FACTS[0].id
-    ledger.revise(0, frozenset({left_out}), ledger.entries[1].written)
+    ledger.revise(0, frozenset({(0, left_out)}), ledger.entries[1].written)
     read: list[weakref.ref[Any]] = []
     alive: list[int] = []
     load = safetensors.torch.load

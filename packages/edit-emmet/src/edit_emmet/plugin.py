@@ -13,6 +13,6 @@ def editcore_editors() -> list[EditorSpec]:
             hparams="edit_emmet.hparams:EmmetHParams",
             presets="edit_emmet.presets",
             summary="Write a batch of facts as equality constraints of one least-squares problem.",
-            capabilities=Capabilities(uses_held=True, multi_layer=True),
+            capabilities=Capabilities(rewrites_subject=True, uses_held=True, multi_layer=True),
         )
     ]

@@ -13,6 +13,6 @@ def editcore_editors() -> list[EditorSpec]:
             hparams="edit_memit.hparams:MemitHParams",
             presets="edit_memit.presets",
             summary="Spread a batch of facts over several layers, one ridge solve in each.",
-            capabilities=Capabilities(uses_held=True, multi_layer=True),
+            capabilities=Capabilities(rewrites_subject=True, uses_held=True, multi_layer=True),
         )
     ]

@@ -13,6 +13,6 @@ def editcore_editors() -> list[EditorSpec]:
             hparams="edit_rome.hparams:RomeHParams",
             presets="edit_rome.presets",
             summary="Write one fact at a time as a rank-one change of one layer.",
-            capabilities=Capabilities(max_batch=1, uses_held=True),
+            capabilities=Capabilities(rewrites_subject=True, max_batch=1, uses_held=True),
         )
     ]

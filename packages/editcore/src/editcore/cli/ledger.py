@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from editcore.interfaces.changes import Written
     from editcore.interfaces.history import LedgerEntry
-    from editcore.ledger.ledger import Ledger
+    from editcore.interfaces.values import EditBatch
+    from editcore.ledger.ledger import Edit, Ledger
     from editcore.runs.session import EditSession
 
 __all__ = ["app"]
@@ -297,8 +298,8 @@ def _change(ctx: typer.Context, kind: Literal["undo", "redo"], edits: list[str],
 
         return open_session(directory, plugins=loaded_plugins(ctx), progress=TerminalProgress())
 
-    def solve(entry: LedgerEntry, undone: frozenset[str]) -> Written:
-        return session().solve_without(entry, undone)
+    def solve(entry: LedgerEntry, out: frozenset[Edit]) -> tuple[Written, EditBatch | None]:
+        return session().solve_without(entry, out)
 
     with locked(directory):
         found = Ledger.read(directory)

@@ -60,6 +60,9 @@ class Capabilities:
     """The backend that it needs; a run gets it even if the user does not name it."""
     uses_held: bool = False
     """True if the solve leaves the keys in ``EditBatch.held`` alone."""
+    rewrites_subject: bool = False
+    """True if a new fact about a subject replaces what earlier edits made the model say of it, unless the batch has
+    their facts, too. The session then adds them to the batch (:attr:`EditBatch.requests`, behind the new ones)."""
     multi_layer: bool = False
     """True if one edit may touch several layers."""
 

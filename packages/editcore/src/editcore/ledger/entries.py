@@ -15,7 +15,7 @@ from editcore.interfaces.values import EditBatch, HeldKey, first_problem
 from editcore.ledger.lines import AttachmentLine, BatchLine, HeldLine, TensorFile
 from editcore.ledger.tensors import Lazy, StoredTensors
 
-__all__ = ["attachment_line", "batch_line", "entry_of", "entry_without"]
+__all__ = ["attachment_line", "batch_line", "entry_composed_anew", "entry_of", "entry_without"]
 
 _IN_OTHER_FORM = {"attachment", "held"}
 _ALIKE = tuple(
@@ -61,6 +61,16 @@ def entry_of(line: BatchLine, stored: StoredTensors, held: Sequence[HeldKey]) ->
 
 def _fields_alike(batch: LedgerEntry | BatchLine) -> dict[str, Any]:
     return {name: getattr(batch, name) for name in _ALIKE}
+
+
+def entry_composed_anew(entry: LedgerEntry, batch: EditBatch, written: Written) -> LedgerEntry:
+    """The entry with the requests and known targets of ``batch``. ``written`` is its solution."""
+    rest = entry_without(entry, {name for name in entry.new_ids if name not in _ids(batch)}, written)
+    return replace(rest, requests=batch.requests, weights=batch.weights, num_new=batch.num_new, known=batch.known)
+
+
+def _ids(batch: EditBatch) -> set[str]:
+    return {request.id for request in batch.requests}
 
 
 def entry_without(entry: LedgerEntry, undone: Collection[str], written: Written) -> LedgerEntry:

@@ -8,15 +8,15 @@ added. What is active is a function of the lines (:meth:`Ledger.history`).
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from editcore.interfaces.changes import Written
 from editcore.interfaces.errors import PluginError, RunError
 from editcore.interfaces.history import LedgerEntry
-from editcore.interfaces.values import EditRequest, HeldKey, KnownTarget
-from editcore.ledger.entries import attachment_line, batch_line, entry_of, entry_without
+from editcore.interfaces.values import EditBatch, EditRequest, HeldKey, KnownTarget
+from editcore.ledger.entries import attachment_line, batch_line, entry_composed_anew, entry_of, entry_without
 from editcore.ledger.file import DELTAS_NAME, LEDGER_NAME, LedgerFile
 from editcore.ledger.lines import BatchLine, HeaderLine, HeldLine, Line, RevisionLine, TensorFile, UndoLine
 from editcore.ledger.tensors import Lazy, StoredTensors, entry_tensors, written_tensors
@@ -24,7 +24,10 @@ from editcore.ledger.tensors import Lazy, StoredTensors, entry_tensors, written_
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Ledger", "write_ledger"]
+__all__ = ["Edit", "Ledger", "write_ledger"]
+
+Edit = tuple[int, str]
+"""Batch and id of an edit."""
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +47,7 @@ class Ledger:
         self.note = ""
         """A sentence on what could not be read; empty if the file was whole."""
         self._by_index: dict[int, LedgerEntry] = {}
-        self._revisions: dict[int, dict[frozenset[str], Written]] = {}
+        self._revisions: dict[int, dict[frozenset[Edit], LedgerEntry]] = {}
         self._undone: Mapping[int, frozenset[str]] = {}  # replaced, never changed
         self._undone_before: dict[
             int, Mapping[int, frozenset[str]]
@@ -117,17 +120,15 @@ class Ledger:
             elif isinstance(line, BatchLine):
                 self._add(self._entry(line, where))
             elif isinstance(line, RevisionLine):
-                self._add_revision(
-                    line.batch, frozenset(line.without), self._stored(line.file, where).written(line.attachment)
-                )
+                self._add_revision(line.batch, frozenset(line.without), self._revised(line, where))
             else:
-                self._undone = {**self._undone, **self._marked(line.kind, line.edits)}
+                self._undone = self._marked(line.kind, line.edits)
         except ValueError as error:
             raise RunError(f"{where}: {error}.") from error
 
     def tensors_of(self, line: BatchLine | RevisionLine, where: str) -> tuple[Written, Mapping[str, KnownTarget]]:
         """The tensors of a line. They are read on first use, and the ledger does not keep them."""
-        stored = self._stored(line.file, where, line.requests if isinstance(line, BatchLine) else ())
+        stored = self._stored(line.file, where, line.requests)
         return stored.written(line.attachment), stored.known
 
     @property
@@ -139,10 +140,17 @@ class Ledger:
         """The active batches, oldest first, without undone edits. Batches that have no active edit are left out."""
         return self._views(self.entries, self._undone)
 
-    def history_before(self, batch: int) -> tuple[LedgerEntry, ...]:
-        """The batches that were active when that batch was added, whatever was undone or redone since."""
-        earlier = (entry for entry in self.entries if entry.batch < batch)
-        return self._views(earlier, self._undone_before[batch])
+    def history_before(self, batch: int, out: Collection[Edit] = ()) -> tuple[LedgerEntry, ...]:
+        """What was active when that batch came, whatever was undone or redone since.
+
+        Args:
+            out: earlier edits that are left out of it, too.
+        """
+        undone = dict(self._undone_before[batch])
+        for index, name in out:
+            if index < batch:
+                undone[index] = undone.get(index, frozenset()) | {name}
+        return self._views((entry for entry in self.entries if entry.batch < batch), undone)
 
     def active(self) -> list[Written]:
         """What the active batches write, in order."""
@@ -190,15 +198,47 @@ class Ledger:
             found |= {(entry.batch, rejection.request.id): "rejected" for rejection in entry.rejected}
         return found
 
-    def revisions(self, batch: int) -> list[LedgerEntry]:
-        """The stored solutions of a batch without some of its edits, in use or not."""
-        entry = self._by_index[batch]
-        return [entry_without(entry, undone, written) for undone, written in self._revisions.get(batch, {}).items()]
+    def left_out(self, batch: int, undone: Mapping[int, frozenset[str]] | None = None) -> frozenset[Edit]:
+        """The edits without which a batch must be solved: its own that are undone, and those it builds on.
 
-    def is_solved(self, batch: int, undone: frozenset[str]) -> bool:
-        """Whether the ledger has a solution of a batch without the edits in ``undone``."""
-        whole_or_nothing = undone in (frozenset(), frozenset(self._by_index[batch].new_ids))
-        return whole_or_nothing or undone in self._revisions.get(batch, {})
+        Args:
+            undone: ids by batch; left out, what is undone now.
+        """
+        undone = self._undone if undone is None else undone
+        entry = self._by_index[batch]
+        own = {(batch, name) for name in undone.get(batch, ())}
+        return frozenset(own | {edit for edit in entry.builds_on if edit[1] in undone.get(edit[0], ())})
+
+    def undone_after(self, kind: Literal["undo", "redo"], edits: Iterable[Edit]) -> Mapping[int, frozenset[str]]:
+        """Ids of what would be undone, by batch, after undoing or redoing ``edits``.
+
+        Raises:
+            ValueError: there is no such edit, or it is so already.
+        """
+        changed: dict[int, frozenset[str]] = {}
+        for batch, name in edits:
+            entry = self._by_index.get(batch)
+            if entry is None or not entry.applied or name not in entry.new_ids:
+                raise ValueError(f"batch {batch} did not write an edit '{name}'")
+            undone = changed.get(batch, self.undone(batch))
+            if (name in undone) == (kind == "undo"):
+                raise ValueError(
+                    f"the edit '{name}' of batch {batch} is {'' if name in undone else 'not '}undone already"
+                )
+            changed[batch] = undone ^ {name}
+        return {**self._undone, **changed}
+
+    def revisions(self, batch: int) -> list[LedgerEntry]:
+        """The solutions of a batch without some edits, whether they are in use or not."""
+        return list(self._revisions.get(batch, {}).values())
+
+    def is_solved(self, batch: int, out: frozenset[Edit]) -> bool:
+        """Whether a batch has a solution without the edits ``out``."""
+        return not out or self._is_empty(batch, out) or out in self._revisions.get(batch, {})
+
+    def _is_empty(self, batch: int, out: frozenset[Edit]) -> bool:
+        """Whether nothing is left of a batch without the edits ``out``."""
+        return out >= {(batch, name) for name in self._by_index[batch].new_ids}
 
     def append(self, entry: LedgerEntry) -> None:
         """Add a batch. With a directory, it is made durable first.
@@ -213,31 +253,45 @@ class Ledger:
         self._write(lambda file: batch_line(entry, file, held), f"batch-{entry.batch:05d}.safetensors", tensors)
         self._add(entry)
 
-    def revise(self, batch: int, undone: frozenset[str], written: Written) -> None:
-        """Add the solution of a batch without some of its edits. It is not used before :meth:`mark`.
+    def revise(self, batch: int, out: frozenset[Edit], written: Written, anew: EditBatch | None = None) -> None:
+        """Keep the solution of a batch without some edits. Nothing changes before :meth:`mark`.
+
+        Args:
+            anew: what was solved, if the values of its requests were found anew; left out, the remaining requests of
+                the batch, with the values that it has.
 
         Raises:
             StorageError, RunError: as :meth:`append`.
         """
-        without = tuple(name for name in self._by_index[batch].new_ids if name in undone)
+        entry = self._by_index[batch]
+        own = {name for index, name in out if index == batch}
+        revised = entry_without(entry, own, written) if anew is None else entry_composed_anew(entry, anew, written)
         number = 1 + len(self._revisions.get(batch, {}))
 
         def line(file: TensorFile | None) -> Line:
-            return RevisionLine(batch=batch, without=without, file=file, attachment=attachment_line(written))
+            return RevisionLine(
+                batch=batch,
+                without=tuple(sorted(out)),
+                requests=() if anew is None else revised.requests,
+                weights=() if anew is None else revised.weights,
+                file=file,
+                attachment=attachment_line(written),
+            )
 
-        self._write(line, f"batch-{batch:05d}-{number}.safetensors", written_tensors(written))
-        self._add_revision(batch, undone, written)
+        tensors = written_tensors(written) if anew is None else entry_tensors(revised)
+        self._write(line, f"batch-{batch:05d}-{number}.safetensors", tensors)
+        self._add_revision(batch, out, revised)
 
-    def mark(self, kind: Literal["undo", "redo"], edits: Sequence[tuple[int, str]]) -> None:
-        """Write, in one line, that edits (batch and id of each) are undone or redone.
+    def mark(self, kind: Literal["undo", "redo"], edits: Sequence[Edit]) -> None:
+        """Note, in one line, that edits are undone or back.
 
         Raises:
             StorageError, RunError: as :meth:`append`.
-            ValueError: there is no such edit, it is in that state already, or its batch has no solution for it.
+            ValueError: there is no such edit, it is so already, or a batch was not solved for it.
         """
-        changed = self._marked(kind, edits)
+        undone = self._marked(kind, edits)
         self._write(lambda _file: UndoLine(kind=kind, edits=tuple(edits)))
-        self._undone = {**self._undone, **changed}
+        self._undone = undone
 
     # What the lines say
 
@@ -305,38 +359,53 @@ class Ledger:
         self._by_index[entry.batch] = entry
         self._undone_before[entry.batch] = self._undone
 
-    def _add_revision(self, batch: int, undone: frozenset[str], written: Written) -> None:
-        entry = self._by_index.get(batch)
-        if entry is None or not entry.applied or not undone < set(entry.new_ids):
-            raise ValueError(f"batch {batch} cannot be without {', '.join(sorted(undone))}")
-        self._revisions.setdefault(batch, {})[undone] = written
+    def _revised(self, line: RevisionLine, where: str) -> LedgerEntry:
+        entry = self._by_index.get(line.batch)
+        if entry is None or not entry.applied:
+            raise ValueError(f"batch {line.batch} was not applied and cannot be solved again")
+        own = {name for index, name in line.without if index == line.batch}
+        if not line.requests:
+            return entry_without(entry, own, self._stored(line.file, where).written(line.attachment))
+        stored = self._stored(line.file, where, line.requests)
+        anew = EditBatch(
+            index=line.batch,
+            requests=line.requests,
+            weights=line.weights,
+            num_new=sum(name not in own for name in entry.new_ids),
+            known=stored.known,
+        )
+        return entry_composed_anew(entry, anew, stored.written(line.attachment))
 
-    def _marked(self, kind: Literal["undo", "redo"], edits: Sequence[tuple[int, str]]) -> dict[int, frozenset[str]]:
-        changed: dict[int, frozenset[str]] = {}
-        for batch, name in edits:
-            entry = self._by_index.get(batch)
-            if entry is None or not entry.applied or name not in entry.new_ids:
-                raise ValueError(f"batch {batch} did not write an edit '{name}'")
-            undone = changed.get(batch, self.undone(batch))
-            if (name in undone) == (kind == "undo"):
-                raise ValueError(
-                    f"the edit '{name}' of batch {batch} is {'' if name in undone else 'not '}undone already"
-                )
-            changed[batch] = undone ^ {name}
-        for batch, undone in changed.items():
-            if not self.is_solved(batch, undone):
-                raise ValueError(f"batch {batch} was not solved without {', '.join(sorted(undone))}")
-        return changed
+    def _add_revision(self, batch: int, out: frozenset[Edit], revised: LedgerEntry) -> None:
+        entry = self._by_index.get(batch)
+        possible = set() if entry is None else {*entry.builds_on, *((batch, name) for name in entry.new_ids)}
+        if entry is None or not entry.applied or not out <= possible or not revised.num_new:
+            raise ValueError(f"batch {batch} cannot be without {', '.join(sorted(name for _, name in out))}")
+        self._revisions.setdefault(batch, {})[out] = revised
+
+    def _marked(self, kind: Literal["undo", "redo"], edits: Sequence[Edit]) -> Mapping[int, frozenset[str]]:
+        """What is undone, by batch, behind a line that says so.
+
+        Raises:
+            ValueError: there is no such edit, it is so already, or a batch was not solved for it.
+        """
+        undone = self.undone_after(kind, edits)
+        for entry in self.entries:
+            out = self.left_out(entry.batch, undone)
+            if not self.is_solved(entry.batch, out):
+                names = ", ".join(sorted(name for _, name in out))
+                raise ValueError(f"batch {entry.batch} was not solved without {names}")
+        return undone
 
     def _views(self, entries: Iterable[LedgerEntry], undone: Mapping[int, frozenset[str]]) -> tuple[LedgerEntry, ...]:
-        """The entries without the edits that are ``undone``. An entry that has no edit left is left out."""
+        """The entries without the edits in ``undone``. An entry that has no edit left is left out."""
         views: list[LedgerEntry] = []
         for entry in entries:
-            out = undone.get(entry.batch, frozenset())
+            out = self.left_out(entry.batch, undone)
             if not out:
                 views.append(entry)
-            elif out != set(entry.new_ids):
-                views.append(entry_without(entry, out, self._revisions[entry.batch][out]))
+            elif not self._is_empty(entry.batch, out):
+                views.append(self._revisions[entry.batch][out])
         return tuple(views)
 
     def _write(

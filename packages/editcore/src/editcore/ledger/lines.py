@@ -32,7 +32,7 @@ __all__ = [
     "is_whole",
 ]
 
-FORMAT = 2
+FORMAT = 3
 """It is increased when the meaning of a line or of a tensor file changes."""
 
 BatchIndex = Annotated[int, Field(ge=0)]
@@ -101,16 +101,22 @@ class BatchLine(_Model):
     notes: tuple[str, ...]
     reason: str
     verdicts: Mapping[str, Verdict]
+    builds_on: tuple[tuple[BatchIndex, str], ...] = ()
     rejected: tuple[RejectedRequest, ...] = ()
 
 
 class RevisionLine(_Model):
-    """A batch solved again without some of its edits. It changes nothing until a line says that they are undone."""
+    """A batch solved again without some edits. It changes nothing until a line says that they are undone."""
 
     kind: Literal["revision"] = "revision"
     batch: BatchIndex
-    without: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Ids of new requests of the batch."""
+    without: Annotated[tuple[tuple[BatchIndex, str], ...], Field(min_length=1)]
+    """Batch and id of each edit that is left out: the batch's own, and earlier ones that it builds on."""
+    requests: tuple[EditRequest, ...] = ()
+    """The requests that were solved, if their values were found anew; they are then in ``file``. Left out, they are the
+    remaining ones of the batch, with the values that it has."""
+    weights: tuple[float, ...] = ()
+    """One per request of ``requests``."""
     file: TensorFile | None
     attachment: AttachmentLine | None = None
 

@@ -13,13 +13,14 @@ from typing import Literal
 from editcore.interfaces.changes import Written
 from editcore.interfaces.errors import RunError
 from editcore.interfaces.history import LedgerEntry
-from editcore.interfaces.values import EditRequest
-from editcore.ledger.ledger import Ledger
+from editcore.interfaces.values import EditBatch, EditRequest
+from editcore.ledger.ledger import Edit, Ledger
 
 __all__ = ["Solver", "change"]
 
-Solver = Callable[[LedgerEntry, frozenset[str]], Written]
-"""``(batch, ids of edits to leave out)`` -> what the batch writes without them."""
+Solver = Callable[[LedgerEntry, frozenset[Edit]], tuple[Written, EditBatch | None]]
+"""``(batch, edits to leave out)`` -> what the batch writes without them, and what was solved for it
+(:meth:`Ledger.revise`)."""
 
 
 def change(
@@ -30,7 +31,8 @@ def change(
     Args:
         edits: ids of edits.
         batches: indices of batches; all their edits are meant.
-        solve: called for each batch that keeps some of its edits, unless the ledger has that solution already.
+        solve: called for each batch that keeps some of its edits, or builds on one of those meant, unless the ledger
+            has that solution already.
 
     Returns:
         The requests whose state was changed by this call.
@@ -46,11 +48,11 @@ def change(
     if not changed:
         state = "undone already" if kind == "undo" else "active"
         raise RunError(f"There is nothing to {kind}: {_named(meant)} {state}.")
-    entries = {entry.batch: entry for entry in ledger.entries}
-    for batch in dict.fromkeys(batch for batch, _ in changed):
-        undone = ledger.undone(batch) ^ {name for index, name in changed if index == batch}
-        if not ledger.is_solved(batch, undone):
-            ledger.revise(batch, undone, solve(entries[batch], undone))
+    undone = ledger.undone_after(kind, changed)
+    for entry in ledger.entries:  # a batch that builds on another one is solved behind it
+        out = ledger.left_out(entry.batch, undone)
+        if not ledger.is_solved(entry.batch, out):
+            ledger.revise(entry.batch, out, *solve(entry, out))
     ledger.mark(kind, changed)
     requests = {(entry.batch, request.id): request for entry in ledger.entries for request in entry.new_requests}
     return tuple(requests[edit] for edit in changed)

@@ -265,7 +265,7 @@ class LocateThenEdit:
                 raise NumericalError(f"The update of {name} holds NaN or Inf; nothing was applied.")
             changes[name] = update.delta
             solved.append(SolvedLayer(problem, activations, update, weight_norm))
-        return SolvedGroup(batch, targets, solved)
+        return SolvedGroup(batch, targets, solved, sum(len(rows) - 1 for rows in sharing))
 
     def _sharing(self, model: LanguageModel, group: _Group, context: EditContext) -> list[list[int]]:
         """Rows of a group's facts that share a key at its first layer; facts with a key of their own are left out."""

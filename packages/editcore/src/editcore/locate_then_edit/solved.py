@@ -64,18 +64,22 @@ class SolvedLayer:
             numbers["held_change"] = float((right @ delta.left.T.to(right)).square().sum(1).mean())
         return {f"layer_{self.problem.layer}_{key}": value for key, value in numbers.items()}
 
-    def notes(self, low_fraction_advice: str) -> Iterator[str]:
-        """Sentences that the user should know about a solve."""
+    def notes(self, low_fraction_advice: str, *, shared: int) -> Iterator[str]:
+        """Sentences that the user should know about a solve.
+
+        Args:
+            shared: how many facts have the key and the value of another one.
+        """
         median = float(self.update.fractions.median())
         if median < _LOW_FRACTION:
             yield (
                 f"The solve gives the median fact {median:.0%} of its residual: the second moment's weight "
                 f"({self.problem.moment_weight:g}) is large for this model's keys. {low_fraction_advice}".rstrip()
             )
-        if self.update.dependent:
+        if (dependent := self.update.dependent - shared) > 0:
             yield (
-                f"{self.update.dependent} of {len(self.problem.keys)} keys depend on the others (one subject twice?); "
-                "their facts share one value in the least-squares sense."
+                f"{dependent} of {len(self.problem.keys)} keys depend on the others; what their facts ask for "
+                "contradicts each other and is met in the least-squares sense only."
             )
 
     def warnings(self, hparams: LocateThenEditHParams) -> Iterator[str]:
@@ -95,6 +99,8 @@ class SolvedGroup:
     batch: EditBatch
     targets: BatchTargets
     layers: Sequence[SolvedLayer]
+    shared: int
+    """How many facts have the key and the value of another one."""
 
     @property
     def changes(self) -> dict[str, FactoredDelta]:
@@ -145,7 +151,7 @@ class SolvedGroup:
     def notes(self, hparams: LocateThenEditHParams, low_fraction_advice: str) -> Iterator[str]:
         """Sentences for the user."""
         yield from self.targets.notes()
-        yield from self.layers[0].notes(low_fraction_advice)
+        yield from self.layers[0].notes(low_fraction_advice, shared=self.shared)
         for layer in self.layers:
             yield from layer.warnings(hparams)
 

@@ -71,7 +71,7 @@ class BatchResult:
     def not_said(self) -> str:
         """A sentence about facts that were written and that the model still does not say to their bare prompts; empty
         if it says all of them."""
-        return not_said(self.batch.new_requests, self.proposal.evidence) if self.applied else ""
+        return not_said(self.batch.requests, self.proposal.evidence) if self.applied else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from editcore.interfaces.protocols import EditContext, Editor, Remembers, Resolv
 from editcore.interfaces.specs import EditorSpec
 from editcore.interfaces.values import EditBatch, Proposal, RejectedRequest, Verdict
 from editcore.ledger.entries import entry_without
-from editcore.ledger.ledger import Ledger
+from editcore.ledger.ledger import Edit, Ledger
 from editcore.models.edited import EditedModel
 from editcore.plugins.extensions import Lifecycle
 from editcore.runs.batches import (
@@ -25,7 +25,9 @@ from editcore.runs.batches import (
     on_cpu,
     rejected_by,
     scaled,
+    with_additions,
 )
+from editcore.runs.same_subject import FactsBySubject, with_common_subject
 
 __all__ = ["Proposer"]
 
@@ -36,6 +38,7 @@ class Proposer:
     def __init__(self, editor: Editor, spec: EditorSpec, edited: EditedModel, context: EditContext) -> None:
         self._editor, self._spec = editor, spec
         self._edited, self._context = edited, context
+        self._facts = FactsBySubject()
 
     def propose(self, batch: EditBatch) -> Proposal:
         """What the editor proposes for a batch.
@@ -84,51 +87,117 @@ class Proposer:
             yield
 
     def _propose_rest(self, batch: EditBatch, proposal: Proposal, rejected: Collection[str]) -> Proposal:
-        """The proposal for a batch without some of its new requests, with the targets that ``proposal`` found: nothing
-        is optimised again."""
-        rest = batch.without(rejected, proposal.known)
+        """The proposal for a batch without some of its new requests, with the targets that ``proposal`` found.
+
+        Only the values of facts that have a subject in common with a rejected one are optimised again: the rejected
+        fact may have shared them.
+        """
+        again = with_common_subject(batch.requests, rejected, ())
+        found = {name: target for name, target in proposal.known.items() if name not in again}
+        rest = batch.without(rejected, found)
         check_rejected(rest, batch, rejected)
-        again = self.propose(rest)
-        stages = [*proposal.seconds, *(name for name in again.seconds if name not in proposal.seconds)]
+        second = self.propose(rest)
+        stages = [*proposal.seconds, *(name for name in second.seconds if name not in proposal.seconds)]
         return replace(
-            again,
-            notes=tuple(dict.fromkeys([*proposal.notes, *again.notes])),
-            seconds={name: proposal.seconds.get(name, 0.0) + again.seconds.get(name, 0.0) for name in stages},
+            second,
+            notes=tuple(dict.fromkeys([*proposal.notes, *second.notes])),
+            seconds={name: proposal.seconds.get(name, 0.0) + second.seconds.get(name, 0.0) for name in stages},
         )
 
-    def solve_without(self, entry: LedgerEntry, undone: frozenset[str], ledger: Ledger) -> Written:
-        """What a batch writes without some of its new requests; the model is as before when this returns.
+    def solve_without(
+        self, entry: LedgerEntry, out: frozenset[Edit], ledger: Ledger
+    ) -> tuple[Written, EditBatch | None]:
+        """What a batch writes without some edits; the model is as before when this returns.
+
+        Args:
+            out: edits to leave out: new requests of the batch, or earlier ones that it builds on.
+
+        Returns:
+            What is written, and the batch that was solved for it; ``None`` for the remaining requests with the values
+            that they have.
 
         Raises:
             NumericalError: the rest cannot be solved.
         """
-        written = None
+        own = {name for index, name in out if index == entry.batch}
+        if subjects := self._subjects_to_solve_again(entry, out, own, ledger):
+            rest = self._composed_anew(entry, own, subjects, out, ledger)
+            batch, written = self._propose_again(entry, rest, out, ledger)
+            check_written(self._edited.model, written, self._spec, self._edited.spec)
+            return on_cpu(written), batch
+        solved = None
         if isinstance(self._editor, Resolves):
-            written = self._editor.resolve(self._edited.model, entry, entry.kept_rows(undone), self._context)
-        if written is None:
-            written = self._propose_again(entry_without(entry, undone, Written()), ledger)
-        check_written(self._edited.model, written, self._spec, self._edited.spec)
-        return on_cpu(written)
+            solved = self._editor.resolve(self._edited.model, entry, entry.kept_rows(own), self._context)
+        if solved is None:
+            rest = entry_without(entry, own, Written()).as_batch()
+            _, solved = self._propose_again(entry, rest, out, ledger)
+        check_written(self._edited.model, solved, self._spec, self._edited.spec)
+        return on_cpu(solved), None
 
-    def _propose_again(self, entry: LedgerEntry, ledger: Ledger) -> Written:
-        """Propose a batch with the targets that it had, on the model as it was when the batch came. What was undone
-        since makes no difference, so the order of undoing does not matter."""
-        earlier = ledger.history_before(entry.batch)
+    def _subjects_to_solve_again(
+        self, entry: LedgerEntry, out: frozenset[Edit], own: Collection[str], ledger: Ledger
+    ) -> set[str]:
+        """Subjects of a batch whose facts need another value without ``out``: those that they share with it."""
+        if not self._spec.capabilities.rewrites_subject:
+            return set()
+        removed = [request for request in entry.requests if request.id in own]
+        removed += [
+            request
+            for index, name in out
+            if index != entry.batch
+            for request in ledger.batch(index).new_requests
+            if request.id == name
+        ]
+        subjects = {request.subject_key for request in removed} - {""}
+        return subjects & {request.subject_key for request in entry.requests if request.id not in own}
+
+    def _composed_anew(
+        self, entry: LedgerEntry, own: Collection[str], subjects: Collection[str], out: frozenset[Edit], ledger: Ledger
+    ) -> EditBatch:
+        """The batch as it would have come without ``out``: the facts about ``subjects`` that it would have been given,
+        and no known value of one that was solved for what is left out."""
+        again = with_common_subject(entry.requests, (), subjects)
+        replayed = {request.id for request in entry.requests[entry.num_new :]} & again
+        batch = entry.as_batch().without({*own, *replayed})
+        batch = replace(batch, known={name: target for name, target in batch.known.items() if name not in again})
+        new = [request for request in batch.new_requests if request.subject_key in subjects]
+        earlier = FactsBySubject(ledger.history_before(entry.batch, out))
+        return with_additions(batch, [earlier.addition(new)])
+
+    def _propose_again(
+        self, entry: LedgerEntry, batch: EditBatch, out: frozenset[Edit], ledger: Ledger
+    ) -> tuple[EditBatch, Written]:
+        """Propose a batch on the model as it was when the batch came, without the earlier edits in ``out``. What else
+        was undone since makes no difference, so the order of undoing does not matter."""
+        earlier = ledger.history_before(entry.batch, out)
         try:
             self._edited.rebuild([past.written for past in earlier])
             self.recall(earlier)
-            proposal = self._editor.propose(self._edited.model, entry.as_batch(), self._context)
+            proposal = self._editor.propose(self._edited.model, batch, self._context)
         finally:
             self._edited.rebuild(ledger.active())
             self.recall(ledger.history())
-        return scaled(proposal.written, entry.scale)
+        known = {name: replace(target, figures={}) for name, target in proposal.known.items()}
+        return replace(batch, known=known), scaled(proposal.written, entry.scale)
+
+    def with_facts_of_its_subjects(self, batch: EditBatch) -> EditBatch:
+        """The batch with the active facts about its subjects, if the editor would otherwise overwrite them."""
+        if not self._spec.capabilities.rewrites_subject:
+            return batch
+        return with_additions(batch, [self._facts.addition(batch.new_requests)])
+
+    def edits_it_builds_on(self, batch: EditBatch) -> tuple[Edit, ...]:
+        """The earlier edits without which the batch would have to be solved again."""
+        return self._facts.edits_about(batch.new_requests) if self._spec.capabilities.rewrites_subject else ()
 
     def recall(self, history: Sequence[LedgerEntry]) -> None:
-        """Tell the editor which batches are active, if it remembers them."""
+        """Note which batches are active. The editor is told, if it remembers them."""
+        self._facts = FactsBySubject(history)
         if isinstance(self._editor, Remembers):
             self._editor.recall(history)
 
     def absorb(self, entry: LedgerEntry) -> None:
-        """Tell the editor which batch was just written, if it remembers batches."""
+        """Note the batch that was just written. The editor is told, if it remembers batches."""
+        self._facts.absorb(entry)
         if isinstance(self._editor, Remembers):
             self._editor.absorb(entry)

@@ -30,22 +30,27 @@ _NAMED = 3
 def with_said_figures(
     model: LanguageModel, batch: EditBatch, evidence: Sequence[EditEvidence]
 ) -> tuple[EditEvidence, ...]:
-    """The evidence with two more figures for each new fact, measured on the model in its present state.
+    """The evidence with two more figures for each new fact, and for each replayed one about a subject of a new fact,
+    measured on the model in its present state.
 
     ``said`` is 1 if every token of the target is the likeliest one after the bare prompt, else 0. ``said_probability``
     is exp of the mean log-probability of those tokens.
     """
-    new = batch.new_requests
-    joins = [request.join for request in new]
+    subjects = {request.subject_key for request in batch.new_requests} - {""}
+    replayed = batch.requests[batch.num_new :]
+    asked = [*batch.new_requests, *(request for request in replayed if request.subject_key in subjects)]
     targets = score_targets(
-        model, [request.text for request in new], [request.target_new for request in new], joins=joins
+        model,
+        [request.text for request in asked],
+        [request.target_new for request in asked],
+        joins=[request.join for request in asked],
     )
     found = {
         request.id: {"said": float(target.correct), "said_probability": math.exp(-target.nll)}
-        for request, target in zip(new, targets, strict=True)
+        for request, target in zip(asked, targets, strict=True)
     }
     known = {fact.request_id for fact in evidence}
-    more = [EditEvidence(request_id=request.id) for request in new if request.id not in known]
+    more = [EditEvidence(request_id=request.id) for request in batch.new_requests if request.id not in known]
     return tuple(
         replace(fact, figures={**fact.figures, **found.get(fact.request_id, {})}) for fact in (*evidence, *more)
     )
@@ -54,8 +59,8 @@ def with_said_figures(
 def not_said(requests: Iterable[EditRequest], evidence: Iterable[EditEvidence]) -> str:
     """A few sentences about facts that the model did not say right after they were written, and what may help; empty if
     there are none."""
-    figures = {fact.request_id: fact.figures for fact in evidence if not fact.replayed}
-    measured = [request for request in requests if "said" in figures.get(request.id, {})]
+    figures = {fact.request_id: fact.figures for fact in evidence if "said" in fact.figures}
+    measured = [request for request in requests if request.id in figures]
     missing = [request for request in measured if not figures[request.id]["said"]]
     if not missing:
         return ""
@@ -84,7 +89,4 @@ def not_said(requests: Iterable[EditRequest], evidence: Iterable[EditEvidence]) 
 
 
 _ENDED_LOW = "ended low, too: allow more steps or a larger change, choose other layers, or reword the prompt."
-_REACHED = (
-    "had reached the target in its contexts: the solve gave the fact less (facts of a batch may share a key; write "
-    "them in batches of their own), or the bare prompt has another effect than the prompt after a context."
-)
+_REACHED = "had reached the target in its contexts: the solve gave the fact less, or the bare prompt has another effect than the prompt after a context."

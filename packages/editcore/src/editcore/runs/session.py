@@ -38,7 +38,7 @@ from editcore.interfaces.values import (
     KnownTarget,
     Proposal,
 )
-from editcore.ledger.ledger import Ledger
+from editcore.ledger.ledger import Edit, Ledger
 from editcore.ledger.lines import HeaderLine
 from editcore.ledger.undo import change
 from editcore.models import LanguageModel
@@ -238,12 +238,13 @@ class EditSession:
         refuse_contradictions(batch.requests)
         if batch.num_new:
             batch = with_additions(batch, [addition for _, addition in additions])
+            batch = self._proposer.with_facts_of_its_subjects(batch)
             judged = self._propose(batch)
         else:
             judged = Judged(batch=batch, proposal=Proposal(), verdicts={}, rejected=())
         judged = replace(judged, rejected=(*withdrawn, *judged.rejected))
         scale, reason = judgement(judged.verdicts) if judged.batch.num_new else (0.0, "every request was rejected")
-        entry = entry_of(judged, scale, reason)
+        entry = replace(entry_of(judged, scale, reason), builds_on=self._proposer.edits_it_builds_on(judged.batch))
         _warn_of_rejections(entry)
         with uninterrupted():
             proposal, entry = self._write(judged, entry)
@@ -345,13 +346,17 @@ class EditSession:
             )
         return changed
 
-    def solve_without(self, entry: LedgerEntry, undone: frozenset[str]) -> Written:
-        """What a batch writes without some of its new requests; the model is as before when this returns.
+    def solve_without(self, entry: LedgerEntry, out: frozenset[Edit]) -> tuple[Written, EditBatch | None]:
+        """What a batch writes without some edits, and what was solved for it; the model is as before when this
+        returns.
+
+        Args:
+            out: new requests of the batch, or earlier edits that it builds on.
 
         Raises:
             NumericalError: the rest cannot be solved.
         """
-        return self._proposer.solve_without(entry, undone, self.ledger)
+        return self._proposer.solve_without(entry, out, self.ledger)
 
     @property
     def requests(self) -> tuple[EditRequest, ...]:

@@ -1,0 +1,65 @@
+"""The active facts by subject: a new fact is written together with those that the model was told about its subject."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from editcore.interfaces.events import BatchAddition
+from editcore.interfaces.history import LedgerEntry
+from editcore.interfaces.values import EditRequest
+
+__all__ = ["FactsBySubject", "with_common_subject"]
+
+
+class FactsBySubject:
+    """What is active about each subject, oldest first.
+
+    Args:
+        history: the active batches.
+    """
+
+    def __init__(self, history: Iterable[LedgerEntry] = ()) -> None:
+        self._edits: dict[str, list[tuple[int, EditRequest]]] = {}
+        self._latest: dict[str, LedgerEntry] = {}  # by id, the entry with its last known target
+        for entry in history:
+            self.absorb(entry)
+
+    def absorb(self, entry: LedgerEntry) -> None:
+        """Take a further batch into account."""
+        for request in entry.new_requests:
+            if request.subject:
+                self._edits.setdefault(request.subject_key, []).append((entry.batch, request))
+        self._latest |= {request.id: entry for request in entry.requests if request.subject}
+
+    def addition(self, requests: Sequence[EditRequest]) -> BatchAddition:
+        """The active facts about the subjects of ``requests``, which are new. A fact with the subject and the prompt of
+        a new one is corrected by it, and is left out."""
+        new = {request.fact_key for request in requests}
+        facts: dict[tuple[str, str], EditRequest] = {}
+        for subject in dict.fromkeys(request.subject_key for request in requests):
+            for _, request in self._edits.get(subject, ()):
+                facts.pop(request.fact_key, None)
+                facts[request.fact_key] = request
+        kept = tuple(request for key, request in facts.items() if key not in new)
+        known = {request.id: self._latest[request.id].known.get(request.id) for request in kept}
+        return BatchAddition(
+            requests=kept,
+            weights=(1.0,) * len(kept),
+            known={name: target for name, target in known.items() if target is not None},
+        )
+
+    def edits_about(self, requests: Sequence[EditRequest]) -> tuple[tuple[int, str], ...]:
+        """Batch and id of every active edit about the subjects of ``requests``, corrected ones too."""
+        subjects = dict.fromkeys(request.subject_key for request in requests)
+        return tuple((batch, request.id) for subject in subjects for batch, request in self._edits.get(subject, ()))
+
+
+def with_common_subject(requests: Sequence[EditRequest], ids: Iterable[str], subjects: Iterable[str]) -> set[str]:
+    """Ids of the requests that are about ``subjects``, or about a subject of one of ``ids``.
+
+    Args:
+        subjects: as they are compared (:attr:`EditRequest.subject_key`).
+    """
+    chosen = set(ids)
+    meant = {*subjects, *(request.subject_key for request in requests if request.id in chosen)} - {""}
+    return {request.id for request in requests if request.subject_key in meant}
