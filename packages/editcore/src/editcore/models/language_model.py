@@ -464,19 +464,11 @@ class LanguageModel:
         Numbers that are written inside the block are rounded to that type. If it is :attr:`saved_dtype`, weights that
         would lose digits keep their own type: the folder has them in another type, too.
         """
-        kept: list[tuple[Tensor, Tensor]] = []
-        weights = list(self.weights.parameters()) if dtype != self.dtype else []
-        all_of_them = dtype != self.saved_dtype
-        try:
-            for weight in weights:
-                rounded = weight.data.to(dtype)
-                if all_of_them or torch.equal(rounded.to(weight.dtype), weight.data):
-                    kept.append((weight, weight.data))
-                    weight.data = rounded
+        if dtype == self.dtype:
             yield
-        finally:
-            for weight, bits in kept:
-                weight.data = bits
+            return
+        with self.weights.held_as(dtype, only_lossless=dtype == self.saved_dtype):
+            yield
 
     def save(self, directory: Path | str) -> None:
         """Write model, tokenizer and a card into a folder for ``from_pretrained``: all of it or nothing.

@@ -17,9 +17,11 @@ from __future__ import annotations
 
 import difflib
 import re
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -91,6 +93,25 @@ class Weights:
     def parameters(self) -> Iterator[Tensor]:
         """Every parameter that holds floating-point numbers, each once."""
         return (entry.tensor for entry in self._parameters.values() if entry.tensor.is_floating_point())
+
+    @contextmanager
+    def held_as(self, dtype: torch.dtype, *, only_lossless: bool) -> Iterator[None]:
+        """The parameters in another type, inside the block only; afterwards they have their old bits.
+
+        Args:
+            only_lossless: parameters that would lose digits keep their own type.
+        """
+        kept: list[tuple[Tensor, Tensor]] = []
+        try:
+            for weight in self.parameters():
+                rounded = weight.data.to(dtype)
+                if not only_lossless or torch.equal(rounded.to(weight.dtype), weight.data):
+                    kept.append((weight, weight.data))
+                    weight.data = rounded
+            yield
+        finally:
+            for weight, bits in kept:
+                weight.data = bits
 
     def tied(self) -> Mapping[str, str]:
         """By the further names of tied parameters, the one under which they are addressed."""
