@@ -5,14 +5,12 @@ from .editors import EditorContract as EditorContract
 from .evaluators import EvaluatorContract as EvaluatorContract
 from .executors import ExecutorContract as ExecutorContract
 from .extensions import ExtensionContract as ExtensionContract
+from .facts import three_facts as three_facts, tiny_records as tiny_records, tiny_requests as tiny_requests
 from .presets import check_presets as check_presets
 from .tiny import (
     TINY_FAMILIES as TINY_FAMILIES,
     TINY_MOE_FAMILIES as TINY_MOE_FAMILIES,
-    three_facts as three_facts,
     tiny_hf_model as tiny_hf_model,
     tiny_model as tiny_model,
-    tiny_records as tiny_records,
-    tiny_requests as tiny_requests,
     tiny_tokenizer as tiny_tokenizer,
 )

@@ -17,7 +17,7 @@ from editcore.plugins.calls import resolve
 from editcore.plugins.registry import Plugins
 from editcore.runs.backends import RawBackend
 from editcore.testing.contract import Contract, MakeModel, ModelState, imports_nothing_heavy, same_bits
-from editcore.testing.tiny import tiny_requests
+from editcore.testing.facts import tiny_requests
 
 __all__ = ["AttachmentContract"]
 

@@ -24,7 +24,8 @@ from editcore.plugins.installed import DISABLE_VARIABLE
 from editcore.plugins.registry import Plugins
 from editcore.runs.session import EditSession
 from editcore.settings.hparams import HParams, build
-from editcore.testing.tiny import tiny_model, tiny_requests
+from editcore.testing.facts import tiny_requests
+from editcore.testing.tiny import tiny_model
 
 __all__ = [
     "CORPUS_TOKENS",

@@ -40,7 +40,7 @@ from editcore.testing.contract import (
     same_bits,
     survives_json,
 )
-from editcore.testing.tiny import tiny_requests
+from editcore.testing.facts import tiny_requests
 
 __all__ = ["EditorContract"]
 

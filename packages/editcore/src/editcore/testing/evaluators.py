@@ -36,7 +36,7 @@ from editcore.testing.contract import (
     imports_nothing_heavy,
     survives_json,
 )
-from editcore.testing.tiny import tiny_records
+from editcore.testing.facts import tiny_records
 
 __all__ = ["EvaluatorContract"]
 

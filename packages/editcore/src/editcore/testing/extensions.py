@@ -36,8 +36,8 @@ from editcore.testing.contract import (
     renumbered,
     survives_json,
 )
+from editcore.testing.facts import tiny_records
 from editcore.testing.suite_editor import NAME, with_suite_editor
-from editcore.testing.tiny import tiny_records
 
 __all__ = ["ExtensionContract"]
 

@@ -5,6 +5,9 @@ They know no facts, but have every part of a real model. Nothing is downloaded o
 
 from __future__ import annotations
 
+import copy
+import functools
+import json
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -15,17 +18,14 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.pytorch_utils import Conv1D
 
-from editcore.interfaces.values import EditRequest, FactRecord, Probe
 from editcore.models import LanguageModel
+from editcore.testing.facts import RELATIONS, SUBJECTS
 
 __all__ = [
     "TINY_FAMILIES",
     "TINY_MOE_FAMILIES",
-    "three_facts",
     "tiny_hf_model",
     "tiny_model",
-    "tiny_records",
-    "tiny_requests",
     "tiny_tokenizer",
 ]
 
@@ -33,17 +33,6 @@ _D_MODEL = 32
 _POSITIONS = 256
 _VOCABULARY = 640
 
-_SUBJECTS = (
-    "Marie Curie", "Isaac Newton", "Ada Lovelace", "Alan Turing", "Rosa Parks", "Niels Bohr", "Emmy Noether",
-    "Leonhard Euler", "Grace Hopper", "Max Planck", "Jane Austen", "Victor Hugo", "Frida Kahlo", "Claude Monet",
-    "Nina Simone", "Bob Dylan", "Greta Garbo", "Bruce Lee", "Diego Rivera", "Sophie Germain",
-)  # fmt: skip
-_RELATIONS = (
-    ("{} was born in", ("Paris", "London", "Rome", "Berlin", "Madrid", "Vienna")),
-    ("The mother tongue of {} is", ("French", "English", "Italian", "German", "Spanish", "Polish")),
-    ("{} works as a", ("painter", "doctor", "singer", "lawyer", "teacher", "pilot")),
-    ("{} plays the sport of", ("tennis", "football", "hockey", "chess", "rugby", "golf")),
-)
 _MORE_WORDS = "The capital of France is a city. It is in the north and has many people who live there. My name is"
 
 
@@ -136,16 +125,7 @@ def tiny_tokenizer(*, bos: bool = True, padding_side: Literal["left", "right"] =
     Args:
         bos: whether to put ``<s>`` before every text, as Llama does. Otherwise there is no such token, as in Qwen.
     """
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=_VOCABULARY,
-        special_tokens=["<pad>", "</s>", "<s>"],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(_corpus(), trainer=trainer)
+    tokenizer = Tokenizer.from_str(_trained_tokenizer())
     if bos:
         tokenizer.post_processor = processors.TemplateProcessing(
             single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
@@ -158,6 +138,22 @@ def tiny_tokenizer(*, bos: bool = True, padding_side: Literal["left", "right"] =
         padding_side=padding_side,
         model_max_length=_POSITIONS,
     )
+
+
+@functools.cache
+def _trained_tokenizer() -> str:
+    """The merges, learned once in a process, as JSON."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=_VOCABULARY,
+        special_tokens=["<pad>", "</s>", "<s>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_corpus(), trainer=trainer)
+    return tokenizer.to_str()
 
 
 def tiny_hf_model(
@@ -225,76 +221,31 @@ def tiny_model(
 ) -> LanguageModel:
     """A :class:`LanguageModel` around :func:`tiny_hf_model` and :func:`tiny_tokenizer`, with its layout checked.
 
+    Each call gives a model of its own. With the tokenizer left out it is a copy: finding the layout takes ten times
+    longer than copying, so an original of each kind is made once in a process.
+
     Args:
         tokenizer: left out, ``tiny_tokenizer()``.
 
     >>> tiny_model("gpt2").layout.projection
     'transformer.h.{}.mlp.c_proj'
     """
+    if tokenizer is None:
+        return copy.deepcopy(_original(family, seed, num_layers, dtype, json.dumps(dict(config or {}))))
     hf = tiny_hf_model(family, seed=seed, num_layers=num_layers, dtype=dtype, config=config)
-    return LanguageModel.wrap(hf, tokenizer or tiny_tokenizer(), name=f"tiny-{family}")
+    return LanguageModel.wrap(hf, tokenizer, name=f"tiny-{family}")
 
 
-def three_facts() -> tuple[EditRequest, ...]:
-    """Three requests about three people and three relations."""
-    return tiny_requests(3)
-
-
-def tiny_requests(n: int) -> tuple[EditRequest, ...]:
-    """``n`` requests that do not contradict each other, each with a ``target_true``; at most 80.
-
-    >>> tiny_requests(1)[0].text
-    'Marie Curie was born in'
-    """
-    most = len(_SUBJECTS) * len(_RELATIONS)
-    if not 0 <= n <= most:
-        raise ValueError(f"there are {most} tiny requests, asked for {n}")
-    return tuple(_request(index) for index in range(n))
-
-
-def _request(index: int) -> EditRequest:
-    # Subject and relation both change from one request to the next, and their pairing shifts with each round.
-    number, turn = index % len(_SUBJECTS), index // len(_SUBJECTS)
-    prompt, targets = _RELATIONS[(index + turn) % len(_RELATIONS)]
-    return EditRequest(
-        subject=_SUBJECTS[number],
-        prompt=prompt,
-        target_new=targets[index % len(targets)],
-        target_true=targets[(index + 1 + turn) % len(targets)],
-        id=f"tiny-{index}",
-    )
-
-
-def tiny_records(n: int) -> tuple[FactRecord, ...]:
-    """The facts of :func:`tiny_requests` as records, with two probes of every usual kind and an opening for generation.
-
-    >>> sorted({probe.kind.partition(".")[0] for probe in tiny_records(1)[0].probes})
-    ['generation', 'locality', 'multihop', 'neighborhood', 'paraphrase', 'portability']
-    """
-    return tuple(
-        FactRecord(request=request, relation=request.prompt, probes=_probes(request, number))
-        for number, request in enumerate(tiny_requests(n))
-    )
-
-
-def _probes(request: EditRequest, number: int) -> tuple[Probe, ...]:
-    assert request.target_true is not None
-    new, true = (request.target_new,), (request.target_true,)
-    others = [_SUBJECTS[(number + step) % len(_SUBJECTS)] for step in (1, 2)]
-    asked = [
-        *(("paraphrase", f"{opening} {request.text}", new) for opening in ("It is known that", "It is a city where")),
-        *(("neighborhood", request.prompt.replace("{}", other), true) for other in others),
-        *(("portability.reasoning", f"{other} knows that {request.text}", new) for other in others),
-        *(("multihop", f"The city of {other} and what {request.text}", new) for other in others),
-        *(("locality.relation_specificity", f"The capital of {other} is", true) for other in others),
-        ("generation", request.subject, ()),
-    ]
-    return tuple(Probe(kind=kind, prompt=prompt, answers=answers) for kind, prompt, answers in asked)
+@functools.cache
+def _original(family: str, seed: int, num_layers: int, dtype: torch.dtype, config: str) -> LanguageModel:
+    """The model that :func:`tiny_model` copies. ``config`` is JSON, because a cache takes only what can be hashed."""
+    hf = tiny_hf_model(family, seed=seed, num_layers=num_layers, dtype=dtype, config=json.loads(config))
+    return LanguageModel.wrap(hf, tiny_tokenizer(), name=f"tiny-{family}")
 
 
 def _corpus() -> list[str]:
     texts = [_MORE_WORDS]
-    for prompt, targets in _RELATIONS:
-        texts += [prompt.replace("{}", subject) for subject in _SUBJECTS]
-        texts += [f"{subject} {target}" for subject in _SUBJECTS for target in targets]
+    for prompt, targets in RELATIONS:
+        texts += [prompt.replace("{}", subject) for subject in SUBJECTS]
+        texts += [f"{subject} {target}" for subject in SUBJECTS for target in targets]
     return texts
