@@ -23,6 +23,10 @@ TrustOf = Callable[[EditSession], TrustExtension]
 
 FACTS = tiny_requests(12)
 BAD = FACTS[2]
+UNSAID = FACTS[0]
+"""The unedited tiny model prefers its true object."""
+SAID = (FACTS[1], FACTS[5])
+"""The unedited tiny model prefers their new objects."""
 
 
 def bits(session: EditSession) -> dict[str, Tensor]:
@@ -166,6 +170,21 @@ def test_a_search_that_runs_out_of_looks_leaves_out_what_it_did_not_clear(
     assert {one.id for one in FACTS[:3]} <= rejected(session).keys()
     assert len(sizes) <= 1 + 3 + 1
     assert set(session.requests) <= set(FACTS[3:8])
+
+
+def test_a_fact_that_the_model_does_not_say_is_the_first_suspect(
+    open_session: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One look finds it, although its score is the best: a value that moves nothing costs nothing."""
+    known = stretched(open_session, UNSAID, 0.0)
+    sizes = harms(monkeypatch, [UNSAID])
+    session = open_session(trust={"trust_looks": 1, "trust_weights": [0.0, 1.0]})
+    [result] = session.edit([UNSAID, *SAID], known=known)
+    assert list(rejected(session)) == [UNSAID.id]
+    assert sizes[:2] == [3, 2]
+    assert result.rejected[0].figures["efficacy"] == pytest.approx(2 / 3), "the model should say the others"
+    accepted = session.ledger.batches[0].verdicts["trust"].figures
+    assert result.rejected[0].figures["score"] > accepted["least_score"]
 
 
 def test_a_batch_is_scaled_once_and_kept_if_it_passes_then(open_session: Open) -> None:
