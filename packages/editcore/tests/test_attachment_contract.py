@@ -21,7 +21,7 @@ PROMPTS = tuple(request.text for request in tiny_requests(2))
 def shift(seed: int, **fields: Any) -> Attachment:
     vocab = tiny_model().layout.vocab_size
     value = torch.randn(vocab, generator=torch.Generator().manual_seed(seed))
-    return Attachment(kind="toy-logits", tensors={"shift": value}, fields=fields)
+    return Attachment(kind="toy-logits", tensors={"shift": value, "and": torch.zeros(1)}, fields=fields)
 
 
 @pytest.mark.usefixtures("toys")
@@ -78,6 +78,15 @@ class Leaving(Honest):
         model.hf.eval().get_output_embeddings().register_forward_hook(lambda *_: None)
 
 
+class Rewriting(Honest):
+    """Leaves a way of asking behind, which is no module and no hook."""
+
+    def install(self, model: LanguageModel, attachments: Sequence[Attachment]) -> None:
+        super().install(model, attachments)
+        asked = model.asked
+        model.asked = lambda prompt: asked(f"So. {prompt.removeprefix('So. ')}")  # type: ignore[method-assign]
+
+
 class Counting(Honest):
     def change(self, _module: nn.Module, _inputs: tuple[Tensor, ...], logits: Tensor) -> Tensor:
         asked = getattr(self.model, "asked_so_far", 0)
@@ -91,13 +100,21 @@ class Live(Honest):
         return shifted * (1 + sum(isinstance(one.fields["pair"], tuple) for one in self.attachments))
 
 
+class Ordered(Honest):
+    def change(self, _module: nn.Module, _inputs: tuple[Tensor, ...], logits: Tensor) -> Tensor:
+        first = [next(iter(one.tensors)) for one in self.attachments]
+        return super().change(_module, _inputs, logits) * (1 + first.count("shift"))
+
+
 BROKEN = {
     Honest: set(),
     Idle: {"test_it_changes_answers"},
     Writing: {"test_weights_stay_as_they_are"},
     Leaving: {"test_it_is_taken_out_without_a_trace"},
+    Rewriting: {"test_it_is_taken_out_without_a_trace"},
     Counting: {"test_answers_are_a_function_of_what_is_active"},
     Live: {"test_it_survives_the_ledger"},
+    Ordered: {"test_it_survives_the_ledger"},
 }
 
 

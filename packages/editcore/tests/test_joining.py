@@ -24,13 +24,21 @@ from editcore.testing import tiny_model
 SPACED = [
     "The Louvre is in", "Answer:", "He said “yes”", 'He said "yes"', "f(x)", "don't", "James'", "the `code`", "It is 5",
     "« Oui »", "„Ja“", "»Ja«", "”Hej”", "대한민국의 수도는", "Столица — это город", "राजधानी", "well, yes.", "a/",
+    "„ Ja “", "‚ a ‘", "‘ a ’", "» Ja «", "‹ a ›", "› a ‹", "« a » « b »",
 ]  # fmt: skip
 JOINED = [
     "### Response:\n", "It is ", "key\t", "full\u3000", "no\u00a0", '{"country": "', '{"country":"', "x = '",
     "He said “", "Er sagte: „", "Er sagte: »", "Il dit : «", "Han sa ”", "the `", "(", "a [", "¿", "—“", '("',
     "卢浮宫位于", "ルーブルは「", "「ルーブル」", "首都：", "พิพิธภัณฑ์ลูฟวร์ตั้งอยู่ที่", "ປະເທດ", "រាជធានី", "မြို့တော်",
-    "ក\u200b", "",
+    "ក\u200b", "", "¡", "« a » «", *(f"x{before}'" for before in ":=,-–—"),
 ]  # fmt: skip
+
+
+WITHOUT_SPACES = (
+    "\u0e01\u0e81\u1000\u1780\u19e0\u2e80\u3042\u3105\u3190\u3400\u4e00\ua9e0\uaa60\uf900\ufe30\uff21"
+    "\U0001b000\U00020000"
+)
+"""A character of each script that writes words without spaces, and of each later addition to it."""
 
 
 @pytest.mark.parametrize("text", SPACED)
@@ -41,6 +49,11 @@ def test_a_space_follows_scripts_that_separate_words(text: str) -> None:
 @pytest.mark.parametrize("text", JOINED)
 def test_nothing_follows_white_space_what_opens_and_scripts_without_spaces(text: str) -> None:
     assert separator(text) == ""
+
+
+@pytest.mark.parametrize("character", WITHOUT_SPACES, ids=lambda character: f"{ord(character):x}")
+def test_nothing_follows_a_character_of_a_script_without_spaces(character: str) -> None:
+    assert separator(f"is {character}") == ""
 
 
 # Requests
