@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from editcore import EditSession, SessionConfig
+from editcore import EditSession, LanguageModel, SessionConfig
 from editcore.testing import tiny_model, tiny_requests
 
 TOOLS = Path(__file__).resolve().parent.parent / "tools"
@@ -58,7 +58,11 @@ def test_its_figures(tiny_folder: Path, tiny_facts: Path, tmp_path: Path, monkey
     options = ["--model", tiny_folder, "--dataset", tiny_facts, "--edits", 3, "--plain-edits", 2, "--json", file]
     monkeypatch.setattr(sys, "argv", ["bench.py", *map(str, options), "--ladder", "--curve", "1", "3", "--solve"])
     monkeypatch.setattr(bench, "SOLVES", (1, 10))
+    load, loaded = LanguageModel.load, []
+    monkeypatch.setattr(LanguageModel, "load", lambda *given, **more: loaded.append(load(*given, **more)) or loaded[0])
     bench.main()
+    [model] = loaded
+    assert model.fingerprint() == load(str(tiny_folder)).fingerprint(), "each way starts from the unedited model"
     found = json.loads(file.read_text())
     assert [mode["name"] for mode in found["modes"]] == ["plain", "exact", "default"]
     assert [mode["edits"] for mode in found["modes"]] == [2, 3, 3]
@@ -66,8 +70,14 @@ def test_its_figures(tiny_folder: Path, tiny_facts: Path, tmp_path: Path, monkey
         assert {"ES", "PS", "NS", "score"} <= mode["scores"].keys()
         assert "facts_said" not in mode["scores"], "free generation would take time that is not compared with before"
     assert found["min_cosine"] >= 0.9999
-    plain, exact, _ = (mode["seconds_per_fact"] for mode in found["modes"])
+    plain, exact, default = (mode["seconds_per_fact"] for mode in found["modes"])
     assert found["ratio_exact"] == pytest.approx(plain / exact)
+    assert found["ratio_default"] == pytest.approx(plain / default)
+    steps = {mode["name"]: mode["mean_steps"] for mode in found["modes"]}
+    assert steps["plain"] == steps["exact"] == bench.EXACT["v_num_grad_steps"] - 1
+    assert [rung["name"] for rung in found["ladder"]] == [
+        "needed logits only", "facts side by side", "cached prefixes", *(name for name, _ in bench.LADDER)
+    ]  # fmt: skip
     assert [row["edits"] for row in found["curve"]] == [1, 3]
     assert [row["keys"] for row in found["solve"]] == [1, 10]
     pictures = list(tmp_path.glob("*.png"))
