@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
@@ -10,16 +11,22 @@ import pytest
 os.environ.pop("COLUMNS", None)
 
 LONGEST = (
-    "test_docs.py",
     "test_wheels.py",
     "test_third_party.py",
-    "test_contracts.py",
     "test_resume.py",
+    "test_more_contracts.py",
+    "test_contracts.py",
     "test_new.py",
+    "test_docs.py",
+    "test_main_job.py",
     "test_cli_run.py",
+    "test_ship_an_edit.py",
+    "test_sweeps.py",
+    "test_run_directory.py",
+    "test_undo_order.py",
 )
-"""Files whose tests take half a minute and more. They come first, so that no process works at one when the others have
-nothing left to do."""
+"""Files whose tests take twenty seconds and more, the longest first. They come before all others, so that no process
+works at one when the others have nothing left to do."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -31,3 +38,20 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that take longest; the others keep their order."""
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+@pytest.fixture
+def plain_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures hold what they show, and are not drawn: drawing takes longer than a run of a tiny model."""
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+    from matplotlib.text import Text
+
+    def shown(figure: Figure) -> bytes:
+        texts = [text.get_text() for text in figure.findobj(Text)]
+        lines = [line.get_xydata().tolist() for line in figure.findobj(Line2D)]
+        patches = [patch.get_path().vertices.tolist() for patch in figure.findobj(Patch)]
+        return b"\x89PNG" + json.dumps([texts, lines, patches]).encode()
+
+    monkeypatch.setattr("editcore.figures.style.png", shown)

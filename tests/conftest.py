@@ -88,23 +88,6 @@ def editctl(
     return call
 
 
-@pytest.fixture
-def plain_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures hold what they show, and are not drawn: drawing takes longer than a run of a tiny model."""
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
-    from matplotlib.text import Text
-
-    def shown(figure: Figure) -> bytes:
-        texts = [text.get_text() for text in figure.findobj(Text)]
-        lines = [line.get_xydata().tolist() for line in figure.findobj(Line2D)]
-        patches = [patch.get_path().vertices.tolist() for patch in figure.findobj(Patch)]
-        return b"\x89PNG" + json.dumps([texts, lines, patches]).encode()
-
-    monkeypatch.setattr("editcore.figures.style.png", shown)
-
-
 # What a stranger has: an environment, and wheels
 
 

@@ -26,7 +26,7 @@ from editcore.testing import tiny_model
 
 Call = Callable[..., SimpleNamespace]
 
-pytestmark = pytest.mark.usefixtures("toys")
+pytestmark = pytest.mark.usefixtures("toys", "plain_pictures")
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from editcore.sweeps import UNEDITED, Plan, SweepFile, load_sweep, make_comparis
 
 Call = Callable[..., SimpleNamespace]
 
-pytestmark = pytest.mark.usefixtures("toys")
+pytestmark = pytest.mark.usefixtures("toys", "plain_pictures")
 
 AN_EDITOR = "the name of an editor"
 LAYERS = {"layers": [1]}

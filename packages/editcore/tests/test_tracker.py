@@ -14,7 +14,7 @@ from editcore.testing import tiny_requests
 
 Call = Callable[..., SimpleNamespace]
 
-pytestmark = pytest.mark.usefixtures("toys")
+pytestmark = pytest.mark.usefixtures("toys", "plain_pictures")
 
 
 @pytest.fixture
