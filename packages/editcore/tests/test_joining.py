@@ -24,7 +24,7 @@ from editcore.testing import tiny_model
 SPACED = [
     "The Louvre is in", "Answer:", "He said “yes”", 'He said "yes"', "f(x)", "don't", "James'", "the `code`", "It is 5",
     "« Oui »", "„Ja“", "»Ja«", "”Hej”", "대한민국의 수도는", "Столица — это город", "राजधानी", "well, yes.", "a/",
-    "„ Ja “", "‚ a ‘", "‘ a ’", "» Ja «", "‹ a ›", "› a ‹", "« a » « b »",
+    "“ yes ”", "„ Ja “", "‚ a ‘", "‘ a ’", "» Ja «", "‹ a ›", "› a ‹", "« a » « b »",
 ]  # fmt: skip
 JOINED = [
     "### Response:\n", "It is ", "key\t", "full\u3000", "no\u00a0", '{"country": "', '{"country":"', "x = '",
