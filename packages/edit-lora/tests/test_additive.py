@@ -105,7 +105,7 @@ def test_every_setting_of_peft_is_read_or_harmless_or_refused(tmp_path: Path) ->
     good = json.loads(path.read_text())
     for name in (*NOT_PLAIN, "of_tomorrow"):
         path.write_text(json.dumps({**good, name: "all" if name == "bias" else [[0, 2]]}))
-        with pytest.raises(ModelError, match=rf"no plain LoRA adapter: it uses {name}, which adds something else"):
+        with pytest.raises(ModelError, match=rf"not a plain LoRA adapter: it uses {name}, which adds something else"):
             Adapter.read(tmp_path / "adapter")
     path.write_text(json.dumps({**good, "of_tomorrow": None}))
     Adapter.read(tmp_path / "adapter")

@@ -206,9 +206,9 @@ def test_no_change_is_a_term_of_zeros() -> None:
 def test_thin_changes_are_taken_as_they_are_and_vectors_not_at_all() -> None:
     one = delta(0, 4, 6, 2)
     assert factored(one) is one
-    with pytest.raises(ModelError, match="a vector such as a bias or the scale of a norm is no product"):
+    with pytest.raises(ModelError, match="a vector such as a bias or the scale of a norm is not a product"):
         factored(VectorDelta(torch.zeros(4)))
-    with pytest.raises(ModelError, match="a parameter with 3 axes is no product of two matrices"):
+    with pytest.raises(ModelError, match="a parameter with 3 axes is not a product of two matrices"):
         factored(DenseDelta(torch.zeros(2, 3, 4)))
 
 

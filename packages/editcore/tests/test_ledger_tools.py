@@ -154,7 +154,7 @@ def test_what_cannot_be_searched_is_said() -> None:
     [said] = model.generate(["Emmy Noether"], max_new_tokens=3)
     with pytest.raises(RequestError, match="There is nothing to search for: the model says"):
         bisect(edited, history, "Emmy Noether", said)
-    with pytest.raises(RequestError, match=r"no state to search from .* no batch wrote this fact"):
+    with pytest.raises(RequestError, match=r"No known state of the model says 'Zzyzx' .* no batch wrote this fact"):
         bisect(edited, history, "Emmy Noether", "Zzyzx")
     with pytest.raises(RequestError, match="--expect is empty"):
         bisect(edited, history, "Emmy Noether", " ")

@@ -433,7 +433,7 @@ def test_a_folder_of_something_else_is_left_alone(editctl: Call, write: Callable
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "letter.txt").write_text("dear")
     done = editctl("sweep", write(), "--out", tmp_path / "out")
-    assert (done.code, "no sweep" in done.err) == (2, True)
+    assert (done.code, "not a sweep" in done.err) == (2, True)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["letter.txt"]
 
 

@@ -1,4 +1,4 @@
-"""The editor: EMMET's solve inside the shared way of locate-then-edit methods."""
+"""The editor: EMMET's solve, within the steps that all locate-then-edit methods share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class EmmetEditor(LocateThenEdit):
     second moment of the unedited model's keys. With λ = 0 this is the paper's closed form (eq. 13).
 
     Departures from the reference code: λ is the same for one fact and for many; the residual is measured where the
-    projection writes, before any norm behind it; C' is factorised, never inverted.
+    projection writes, before any norm that follows; C' is factorised, never inverted.
     """
 
     name = "emmet"

@@ -1,8 +1,8 @@
 """A LoRA adapter as a value: read from and written to the folder that peft reads and writes.
 
-What an adapter adds to a module is kept as one thin product in (out, in) orientation, its scaling inside; ranks, alphas
-and paddings are matters of the files. So is that peft keeps the factors of an embedding, ``B [d_model, rank]`` and
-``A [rank, vocab]``, under names of their own.
+What an adapter adds to a module is kept as one product of two factors, oriented (out, in), with its scaling multiplied
+in. Ranks, alphas and padding exist in the files only. So do the other names that peft gives to the factors of an
+embedding, ``B [d_model, rank]`` and ``A [rank, vocab]``.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ EDITS = "edits"
 """Name of the adapter that holds a session's edits."""
 WEIGHTS_NAME = "adapter_model.safetensors"
 ORIGIN_NAME = "base.json"
-"""Beside peft's two files: the fingerprint of the base, for which peft has no field."""
+"""A file next to peft's two, with the fingerprint of the base: peft has no field for it."""
 _PREFIX = "base_model.model."  # of every module, in peft's files
 _FACTOR = re.compile(re.escape(_PREFIX) + r"(?P<path>.+)\.lora_(?:(?P<side>[AB])\.weight|embedding_(?P<row_side>[AB]))")
 _COPY = re.compile(re.escape(_PREFIX) + r"(?P<path>.+)\.base_layer\.weight")
@@ -48,22 +48,22 @@ class Adapter:
     """What an adapter adds to a base model."""
 
     factors: Mapping[str, FactoredDelta]
-    """By module path: the change of its weight, float64, (out, in) whatever the module stores."""
+    """The change of each module's weight by module path: float64 and (out, in), however the module stores it."""
     base_model: str
     """Name, folder or hub id of the base, as editcore loads it."""
     base_hub: str | None = None
-    """Hub id of the base, where that is another name: peft's files say it, since everybody can resolve it."""
+    """Hub id of the base if ``base_model`` is another name. peft's files hold this one, since everybody can load it."""
     base_revision: str | None = None
     """Commit of the base on the hub, where it is known."""
     base_fingerprint: str | None = None
-    """Of the base's weights; ``None`` if whoever made the adapter did not say."""
+    """Fingerprint of the base's weights; ``None`` if the adapter's files do not give it."""
     in_out: bool = False
-    """True if there are modules that store (in, out), as ``Conv1D`` does; peft's ``fan_in_fan_out``."""
+    """True if any of the modules stores its weight (in, out), as ``Conv1D`` does; peft's ``fan_in_fan_out``."""
     embeddings: frozenset[str] = frozenset()
     """Paths of those modules that are embeddings: their factors are ``[d_model, rank]`` and ``[rank, vocab]``."""
     copies: Mapping[str, Tensor] = field(default_factory=dict)
-    """By module path: weights of the base as peft puts them beside the factors of embeddings and heads. They are held
-    against the base and never put in its place."""
+    """Weights of the base by module path, as peft saves them along with the factors of embeddings and heads. They are
+    compared with the base's and never replace them."""
 
     @property
     def rank(self) -> int:
@@ -72,8 +72,7 @@ class Adapter:
 
     @property
     def source(self) -> str:
-        """Where the base is loaded from: a folder that is not here is looked for on the hub, if its name there is
-        known."""
+        """Where the base is loaded from. For a folder that does not exist here it is the hub id, if that is known."""
         gone = Path(self.base_model).is_absolute() and not Path(self.base_model).is_dir()
         return self.base_hub if gone and self.base_hub is not None else self.base_model
 
@@ -99,7 +98,7 @@ class Adapter:
                 copies[match["path"]] = tensor
             else:
                 raise ModelError(
-                    f"{directory} is no plain LoRA adapter of linear modules and embeddings: it holds '{key}'."
+                    f"{directory} is not a plain LoRA adapter of linear modules and embeddings: it holds '{key}'."
                 )
         factors = {}
         for path, pair in sorted(pairs.items()):
@@ -124,8 +123,8 @@ class Adapter:
         )
 
     def write(self, directory: Path, *, rank: int | None = None) -> None:
-        """Write configuration and weights into a folder that is there, as ``PeftModel.save_pretrained`` does: float32,
-        one rank for all modules (the largest, or ``rank``), α equal to it, modules by their full path."""
+        """Write configuration and weights into an existing folder, as ``PeftModel.save_pretrained`` does: float32, one
+        rank for all modules (the largest, or ``rank``), α equal to that rank, modules named by their full path."""
         rank = self.rank if rank is None else rank
         config = LoraConfig(
             r=rank,
@@ -160,7 +159,7 @@ class Adapter:
         return replace(self, factors=factors)
 
     def check_base(self, name: str, fingerprint: str, *, force: bool = False) -> None:
-        """Refuse a base that the adapter was not made for, where the adapter says what it was made for.
+        """Refuse a base that the adapter was not made for. An adapter without a fingerprint fits every base.
 
         Raises:
             ModelError: the fingerprints differ.
@@ -177,8 +176,8 @@ class Adapter:
         """Refuse a model whose modules the factors do not fit.
 
         Raises:
-            ModelError: a module is missing, of a class that takes no adapter, or of another shape; or the adapter
-                brings a weight for it that is not its own.
+            ModelError: a module is missing, is of a class that takes no adapter, or has another shape; or the adapter
+                brings a copy of its weight that differs from the model's.
         """
         for path, delta in self.factors.items():
             target = targets.find(path)
@@ -199,14 +198,14 @@ class Adapter:
             if weight.shape != copy.shape or not torch.equal(weight.detach().to(copy), copy):
                 raise ModelError(
                     f"The adapter brings a weight of its own for '{path}', and it is not that of the base: it was "
-                    "trained or resized with the adapter. Such an adapter is no difference to the base alone."
+                    "trained or resized with the adapter. Such an adapter changes more than its factors say."
                 )
 
 
 def combine(adapters: Sequence[Adapter], weights: Sequence[float], *, force: bool = False) -> Adapter:
-    """One adapter that does what all do together, each times its weight: peft's ``cat``.
+    """One adapter with the effect of all the given ones, each times its weight: peft's ``cat``.
 
-    Ranks add up, to the width of the module at the most.
+    Its rank is the sum of their ranks, at most the width of the module.
 
     Raises:
         ModelError: the adapters were made for different bases (``force`` overrides), or for other shapes.
@@ -216,7 +215,7 @@ def combine(adapters: Sequence[Adapter], weights: Sequence[float], *, force: boo
     }
     if len(made_for) > 1 and not force:
         bases = " and ".join(f"{name} ({fingerprint[:12]})" for fingerprint, name in made_for.items())
-        raise ModelError(f"The adapters were made for different bases, {bases}. --force combines them all the same.")
+        raise ModelError(f"The adapters were made for different bases, {bases}. --force combines them anyway.")
     scaled = [adapter.scaled(weight) for adapter, weight in zip(adapters, weights, strict=True)]
     parts: dict[str, list[FactoredDelta]] = {}
     for adapter in scaled:
@@ -244,19 +243,19 @@ def combine(adapters: Sequence[Adapter], weights: Sequence[float], *, force: boo
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that peft's module dictionaries or a folder would not take, and that of the edits.
+    """Refuse a name that peft's module dictionaries or a folder would not take, and the name of the edits' own adapter.
 
     Raises:
         HParamsError: it is ``edits``, or has other characters than letters, digits, hyphens and underscores.
     """
     if name == EDITS:
-        raise HParamsError(f"The name '{EDITS}' is taken: it is that of the edits themselves. Give another.")
+        raise HParamsError(f"The name '{EDITS}' is taken: the run's own edits have it. Give another.")
     if re.fullmatch(r"[A-Za-z0-9_-]+", name) is None:
-        raise HParamsError(f"An adapter's name is made of letters, digits, '-' and '_'; found '{name}'.")
+        raise HParamsError(f"An adapter's name has only letters, digits, '-' and '_'; found '{name}'.")
 
 
 def _read_origin(path: Path) -> dict[str, str]:
-    """What :meth:`Adapter.write` says of the base beside peft's files; nothing for adapters of others."""
+    """What :meth:`Adapter.write` recorded of the base; empty for an adapter that something else wrote."""
     if not path.exists():
         return {}
     try:

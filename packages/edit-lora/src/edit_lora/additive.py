@@ -1,9 +1,9 @@
 """Which of peft's configurations add a product of two factors to each module, and nothing else.
 
-Some adapters are more than their factors. PiSSA and its kin take a part of the base's own weights away when they begin,
-so that their factors are a difference to other weights than the base's; DoRA scales the weights; others train biases or
-tokens. Here is what is known to be a plain sum: a setting or a way to begin that is not listed is refused, so that one
-which peft learns tomorrow is not read wrongly.
+Some adapters do more than add their factors. PiSSA and its kin start by subtracting a part of the base's own weights,
+so their factors belong to weights that are not the base's. DoRA scales the weights, and others train biases or tokens.
+This module lists the settings and initialisations that are known to give a plain sum. Any other is refused, so that a
+new one of peft is not read wrongly.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from peft.tuners.tuners_utils import check_target_module_exists
 __all__ = ["ADDITIVE_BEGINNINGS", "HANDLED", "WITHOUT_EFFECT", "check_additive", "check_targets"]
 
 ADDITIVE_BEGINNINGS = ("gaussian", "eva", "orthogonal", "mica")
-"""Beside true and false, the values of ``init_lora_weights`` which leave the base's weights as they are. Not among
-them: ``pissa``, ``olora``, ``corda``, ``loftq`` and ``lora_ga`` change them (``LoraLayer.update_layer`` in peft)."""
+"""The values of ``init_lora_weights``, apart from true and false, that leave the base's weights as they are. ``pissa``,
+``olora``, ``corda``, ``loftq`` and ``lora_ga`` change them (``LoraLayer.update_layer`` in peft)."""
 HANDLED = frozenset(
     {
         "peft_type", "init_lora_weights", "base_model_name_or_path", "revision", "r", "lora_alpha", "use_rslora",
@@ -27,14 +27,15 @@ HANDLED = frozenset(
         "layers_pattern",
     }
 )  # fmt: skip
-"""Fields that are read: they say what the factors are multiplied by and which modules they are for."""
+"""Fields that are read: what the factors are multiplied by, and which modules they are for."""
 WITHOUT_EFFECT = frozenset(
     {
         "task_type", "auto_mapping", "peft_version", "inference_mode", "lora_dropout", "runtime_config",
         "megatron_core", "qalora_group_size", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
     }
 )  # fmt: skip
-"""Fields that say how an adapter is trained or begun, or nothing without another field that is refused."""
+"""Fields that are ignored: they only say how an adapter is trained or initialised, or matter only along with a field
+that is refused."""
 
 
 def check_additive(config: Mapping[str, Any], *, where: object) -> None:
@@ -45,7 +46,7 @@ def check_additive(config: Mapping[str, Any], *, where: object) -> None:
         where: its folder, for the message.
 
     Raises:
-        ModelError: it is begun in a way that changes the base, or a field is set that is not known to be harmless.
+        ModelError: its initialisation changes the base, or a field is set that is not known to be harmless.
     """
     beginning = config.get("init_lora_weights", True)
     if isinstance(beginning, str) and beginning.lower() not in ADDITIVE_BEGINNINGS:
@@ -62,19 +63,19 @@ def check_additive(config: Mapping[str, Any], *, where: object) -> None:
     ]
     if more:
         raise ModelError(
-            f"{where} is no plain LoRA adapter: it uses {', '.join(more)}, which adds something else than a product of "
-            "two factors to each module, or is not known here. Merge it with peft."
+            f"{where} is not a plain LoRA adapter: it uses {', '.join(more)}, which adds something else than a product "
+            "of two factors to each module, or is not known here. Merge it with peft."
         )
 
 
 def check_targets(config: Mapping[str, Any], paths: list[str], *, where: object) -> None:
-    """Refuse factors which the configuration does not speak of: peft would leave them out.
+    """Refuse factors of modules that the configuration does not choose: peft would ignore them.
 
     Args:
         paths: of the modules that the file has factors for.
 
     Raises:
-        ModelError: there are such, or the fields that choose modules are damaged.
+        ModelError: there are such factors, or the fields that choose modules are damaged.
     """
     chosen = config.get("target_modules")
     if not chosen or chosen == "all-linear":  # nothing is said of single modules

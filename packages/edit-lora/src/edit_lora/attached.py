@@ -22,17 +22,17 @@ _LIST = "attached.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptAdapter:
-    """One adapter of a run directory."""
+    """One adapter in the list of a run directory."""
 
     directory: Path
     source: str
-    """Where it was copied from."""
+    """The folder it was copied from."""
     scale: float
     forced: bool
     """True if it was attached although it was made for another base."""
 
     def adapter(self) -> Adapter:
-        """Its factors."""
+        """Read its factors."""
         return Adapter.read(self.directory)
 
 
@@ -99,7 +99,7 @@ def rescale(run: Path, name: str, scale: float) -> None:
 
 
 def remove(run: Path, name: str) -> None:
-    """Take an adapter off a run directory, its copy with it.
+    """Detach an adapter from a run directory, and delete its copy.
 
     Raises:
         UnknownNameError: there is none of that name.

@@ -1,4 +1,4 @@
-"""The backend: active edits as one adapter beside the weights, and other adapters beside it."""
+"""The backend: the active edits form one adapter beside the weights, and other adapters can be attached."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ if TYPE_CHECKING:
 __all__ = ["Attached", "LoraBackend"]
 
 _UntiedEnd = tuple[Target, Target, list[FactoredDelta]]
-"""Of a tied weight: the end that names it, another end, and the changes of that other end alone."""
+"""Two ends of a tied weight, the first of which names it, and the changes that only the second one has."""
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Attached:
-    """An adapter beside the edits."""
+    """An adapter that is attached beside the edits, and its strength."""
 
     adapter: Adapter
     scale: float
@@ -69,15 +69,17 @@ class LoraBackend:
         self._active: list[Changes] = []
         self._held: dict[str, Reduction] = {}
         self._base: dict[str, Tensor] = {}
-        """Bits of the weights that hold their edits themselves."""
+        """The original values of those weights that the edits were written into (``allow_fallback``)."""
         self._attached: dict[str, Attached] = {}
         self._factors: dict[int, tuple[WeightChange, FactoredDelta]] = {}
-        """The factors of dense changes by their id, with the change, which keeps its id its own."""
+        """The factors of dense changes by the change's id. The change is kept too, so that no other object gets its
+        id."""
         self._warned = False
-        """Whether the user was warned that a cut is not made as the settings say."""
+        """Whether :func:`without_moment` was already logged."""
 
     def take(self, context: BackendContext) -> None:
-        """Keep the second moments for a bounded rank, and the run directory, where attached adapters are."""
+        """Keep the context: it gives second moments, for a bounded rank, and the run directory with the attached
+        adapters."""
         self._context = context
 
     def open(self, model: LanguageModel) -> None:
@@ -97,7 +99,7 @@ class LoraBackend:
 
         Raises:
             ModelError: an adapter cannot hold one of them: it changes a vector, a slice of a stack, or a weight of a
-                module that is no ``nn.Linear``, ``Conv1D`` or ``nn.Embedding``; the model is as it was.
+                module that is not an ``nn.Linear``, ``Conv1D`` or ``nn.Embedding``; the model is as it was.
             NumericalError: a rank leaves out too much (``lora_residual_threshold``); the model is as it was.
         """
         self._set_active([*self._active, changes], changes)
@@ -112,7 +114,7 @@ class LoraBackend:
 
     @contextmanager
     def trial(self, changes: Changes) -> Iterator[None]:
-        """Add ``changes`` to the edits, inside the block only, as an adapter that is cut as it would be.
+        """Add ``changes`` to the edits, inside the block only, with the adapter cut as :meth:`apply` would cut it.
 
         Raises:
             ModelError, NumericalError: as :meth:`apply`.
@@ -129,7 +131,7 @@ class LoraBackend:
                     self._put(name, found)
 
     def statistics(self) -> dict[str, float | int | None]:
-        """For results: ranks, and the least share of a change that any weight keeps, by each measure.
+        """For results: ranks, and by each measure the smallest share of a change that is kept at any weight.
 
         A measure that is not known at every weight is ``None``.
         """
@@ -150,7 +152,7 @@ class LoraBackend:
 
         Each weight is the base's plus all changes, summed in float64 and rounded once. Where attached adapters change
         the ends of a tied weight differently, each end has a weight of its own inside the block. An adapter at the
-        output head alone does so.
+        output head alone is such a case.
         """
         attached, untied = self._attached_to_weights()
         names = sorted({*self._held, *attached})
@@ -219,7 +221,7 @@ class LoraBackend:
         """Put an adapter beside the edits.
 
         Raises:
-            HParamsError: the name is taken or not one that peft takes.
+            HParamsError: the name is taken, or peft does not allow it.
             ModelError: the adapter was made for another base (``force`` overrides), or does not fit the modules.
         """
         self._check_free(name, self._attached)
@@ -297,7 +299,7 @@ class LoraBackend:
         self._ends(name)
 
     def _ends(self, name: str) -> tuple[Target, ...]:
-        """The modules that need an adapter for a change of a weight; the module that names the weight comes first."""
+        """The modules that need an adapter if a weight changes; the module that names the weight comes first."""
         self._model.weight(name)  # refuses what is not there
         return self._targets.of_weight(name)
 
@@ -346,8 +348,8 @@ class LoraBackend:
             self._restore({name: self._base.pop(name)})
 
     def _in_weight(self, name: str, found: Reduction) -> list[WeightChange]:
-        """What to add to a weight. Where nothing is cut, it is the changes themselves, so that the sum has raw's
-        bits."""
+        """What to add to a weight. Where nothing is cut, these are the changes themselves, so that the sum has the same
+        bits as with the backend raw."""
         changes: list[WeightChange] = [found.delta]
         if found.whole:
             changes = [active[name] for active in self._active if name in active]
@@ -362,7 +364,7 @@ class LoraBackend:
         if layer not in self._metrics:
             if self._context is None:
                 raise PluginError("lora: a bounded rank needs second moments, and the backend was given no context.")
-            with ExitStack() as stack:  # what is not cached is computed by running the unedited model
+            with ExitStack() as stack:  # moments that are not cached are computed by running the unedited model
                 now = {name: self._model.weight(name).detach().clone() for name in self._base}
                 stack.callback(self._restore, now)
                 self._restore(self._base)

@@ -22,26 +22,26 @@ from edit_lora.reduction import Reduction
 __all__ = ["AdapterCard"]
 
 _MAX_ROWS = 200
-"""Facts listed; a card is for reading."""
+"""The most facts that a card lists."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterCard:
-    """What the card of an adapter is made of."""
+    """What an adapter's README says."""
 
     title: str
     record: RunRecord
-    """Of the run whose edits the adapter has."""
+    """The record of the run whose edits the adapter has."""
     entries: Sequence[LedgerEntry]
     """The active batches."""
     begun: Collection[str]
-    """Ids of what the run was asked to edit; what is active beside it was added by sessions."""
+    """Ids of the facts that the run was asked to edit. Other active facts were added by sessions."""
     modules: Mapping[str, Reduction]
-    """What is kept, by weight name."""
+    """What the adapter keeps at each weight, by weight name."""
     rank: int
-    """In the files."""
+    """The rank in the files."""
     shared: Sequence[str] = ()
-    """Paths of modules that have one weight between them and an adapter each."""
+    """Paths of modules that share a weight: each has an adapter of its own."""
 
     def text(self) -> str:
         """Markdown, with the front matter that hubs read."""
@@ -86,7 +86,7 @@ def _template() -> Template:
 
 
 def _front_matter(hub_id: str | None) -> str:
-    """YAML.
+    """The front matter in YAML.
 
     Args:
         hub_id: the base's name on the hub; ``None`` for one that is not there.

@@ -64,7 +64,7 @@ EDITS_FOLDER = "edits"
 _log = logging.getLogger(__name__)
 
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM takes as ``--max-lora-rank``, but for 1 (``vllm.config.lora.MaxLoRARanks``)."""
+"""The values of vLLM's ``--max-lora-rank``, except 1 (``vllm.config.lora.MaxLoRARanks``)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,11 +72,11 @@ class AdapterSize:
     """How large an exported adapter may be."""
 
     rank: int | None = None
-    """Largest rank; left out, as the run's own ``lora`` settings say, and exact without them."""
+    """Largest rank. ``None``: as in the run's own ``lora`` settings, and exact if it has none."""
     criterion: str | None = None
-    """What a bounded rank keeps, as ``lora_criterion``; left out, as the run's settings say."""
+    """What a bounded rank keeps (``lora_criterion``). ``None``: as in the run's settings."""
     pad_for: str | None = None
-    """The engine that serves it: zeros fill it up to a rank that the engine takes."""
+    """The engine that will serve the adapter: zeros fill it up to a rank that the engine takes."""
 
 
 AS_THE_RUN_SAYS = AdapterSize()
@@ -89,9 +89,9 @@ class Exported:
     rank: int
     """Rank in the files."""
     modules: Mapping[str, Reduction]
-    """By weight name: what its adapter keeps."""
+    """What the adapter keeps at each weight, by weight name."""
     edits: int
-    """Facts in it."""
+    """Number of facts in the adapter."""
 
 
 def export_adapter(
@@ -153,7 +153,7 @@ def export_merged(
     """Write the run's edited model, edits in its weights, as a folder that ``from_pretrained`` loads.
 
     Args:
-        dtype: of the weights in the folder; left out, as in the folder of the base.
+        dtype: type of the weights in the folder; ``None``: as in the folder of the base.
 
     Raises:
         RunError: there is no run, or its model is not the one at hand.
@@ -173,9 +173,9 @@ def _refuse_attachments(record: RunRecord, entries: Sequence[LedgerEntry], what:
 
 
 def _hparams(record: RunRecord, size: AdapterSize) -> LoraHParams:
-    """The settings that a run's adapter is made with: its own if its backend is this one, with what is given over them.
+    """The settings for a run's adapter: the run's own if its backend is ``lora``, overridden by ``size``.
 
-    A run that fell back to raw somewhere is exported with those projections exact.
+    Weights at which the run fell back to raw are exported exactly.
     """
     own = dict(record.settings.get("lora", {})) if record.config.backend == "lora" else {}
     if size.rank is not None:
@@ -189,20 +189,20 @@ class ExportedAs(BaseModel):
     """The adapter that the edits of a run were exported as."""
 
     adapter_sha256: str
-    """Of its file of weights."""
+    """SHA-256 of the adapter's file of weights."""
 
 
 class ExportedRecord(RunRecord):
     """``run.json`` inside the folder of an adapter."""
 
     exported: ExportedAs | None = None
-    """What lies beside the edits."""
+    """The adapter in the same folder."""
 
 
 class _LazyBase:
     """The run's unedited model, loaded when it is first needed.
 
-    MLP output projections are known by name, so an adapter of them alone does not load it.
+    The record names the MLP output projections, so an adapter that changes only these does not load the model.
     """
 
     def __init__(self, record: RunRecord, plugins: Plugins | None, progress: Progress) -> None:
@@ -215,11 +215,11 @@ class _LazyBase:
         self._in_out = layout.orientation == "in_out"
 
     def layer(self, name: str) -> int | None:
-        """The block whose MLP output projection has that weight; ``None`` for any other weight."""
+        """The index of the block whose MLP output projection has that weight; ``None`` for any other weight."""
         return self._projections.get(name.removesuffix(".weight"))
 
     def ends(self, name: str) -> tuple[Target, ...]:
-        """The modules that need an adapter for a change of a weight; the module that names the weight comes first.
+        """The modules that need an adapter if a weight changes; the module that names the weight comes first.
 
         Raises:
             RunError: the model is not the run's any more.
@@ -279,10 +279,10 @@ def _reduce_all(
 def _adapter(
     record: RunRecord, modules: Mapping[str, Reduction], ends: Mapping[str, Sequence[Target]], *, scale: float
 ) -> Adapter:
-    """The adapter of changes of weights: at each module that has one of them, as that module sees it.
+    """The adapter that makes the given changes of weights, each at all modules that have the weight.
 
     Args:
-        ends: by weight name, the modules that have it.
+        ends: by weight name, the modules that have that weight.
     """
     factors, embeddings = {}, set()
     for name, reduction in modules.items():
@@ -315,7 +315,7 @@ def _served_rank(rank: int) -> int:
 
 
 def _write_edits(folder: Path, run: Path, record: RunRecord, ledger: Ledger, hparams: LoraHParams) -> None:
-    """The run directory inside the adapter's folder: what it takes to go on from the edits."""
+    """Write the run directory inside the adapter's folder, from which 'editctl import' takes the edits."""
     inside = folder / EDITS_FOLDER
     entries = ledger.history()
     assert ledger.header is not None
@@ -351,5 +351,5 @@ def _write_edits(folder: Path, run: Path, record: RunRecord, ledger: Ledger, hpa
 
 
 def _recorded(run: Path) -> list[FactRecord]:
-    """What the run was asked to edit; nothing for one whose facts are not known."""
+    """The facts that the run was asked to edit; empty for a run of an imported adapter, whose facts are not known."""
     return read_requests(run) if (run / REQUESTS_NAME).exists() else []

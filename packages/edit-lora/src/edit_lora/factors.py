@@ -1,7 +1,7 @@
-"""Thin factors of a change: joined, balanced, and cut to a rank.
+"""The two factors of a change: joined, balanced, and cut to a rank.
 
 A change Δ is a product ``left @ right``, float64. A dense one is decomposed once, in :func:`factored`; every other
-decomposition here is of thin factors and small cores.
+decomposition here is of factors and small cores.
 
 Shapes: ``left [d_out, rank]``, ``right [rank, d_in]``; a metric is given by L with L Lᵀ = C, ``[d_in, d_in]``.
 """
@@ -32,8 +32,8 @@ __all__ = [
 def join(deltas: Sequence[FactoredDelta]) -> FactoredDelta:
     """The sum of changes: their factors side by side, in the given order.
 
-    Where that is more than the narrower side of the weight, an orthonormal basis of that side takes their place: no
-    change of a weight has a higher rank.
+    No change of a weight has a higher rank than its narrower side is wide. Where the factors side by side have one, an
+    orthonormal basis of that side takes their place.
     """
     left = torch.cat([delta.left.double() for delta in deltas], dim=1)
     right = torch.cat([delta.right.double() for delta in deltas], dim=0)
@@ -47,10 +47,10 @@ def join(deltas: Sequence[FactoredDelta]) -> FactoredDelta:
 
 
 def check_factors(changes: Changes, *, whose: str) -> None:
-    """Refuse changes that are no product of two factors.
+    """Refuse changes that are not a product of two factors.
 
     Args:
-        whose: they are, for the message.
+        whose: the start of the message, such as "The edits of RUN".
 
     Raises:
         ModelError: one of them changes a vector, or a parameter of three or more axes.
@@ -59,7 +59,7 @@ def check_factors(changes: Changes, *, whose: str) -> None:
         if len(change.shape) != 2:
             raise ModelError(
                 f"{whose} cannot be kept as an adapter: they change '{address}', {_in_words(change)}, and an adapter "
-                "holds products of two thin matrices alone. The backend raw writes such changes into the weights."
+                "holds only products of two matrices. The backend raw writes such changes into the weights."
             )
 
 
@@ -70,19 +70,19 @@ def _in_words(change: WeightChange) -> str:
 
 
 def factored(change: WeightChange) -> FactoredDelta:
-    """A thin or dense change of a matrix as factors.
+    """A factored or dense change of a matrix as factors.
 
-    A thin one is answered as it is. A dense one becomes its singular values and vectors, float64: the trailing ones
-    that are rounding together are left out, those that make up less of ‖Δ‖ than √min(d_out, d_in) rounding errors of
-    its type (of float32, if that is finer). At least one term is kept, so that no change at all is a term of zeros.
+    A factored one is returned as it is. A dense one is decomposed into singular values and vectors, in float64. The
+    trailing ones are left out if together they are rounding only: less of ‖Δ‖ than √min(d_out, d_in) rounding errors
+    of the change's type (of float32, if that is finer). At least one term is kept; for a change of zeros it is zero.
 
     Raises:
-        ModelError: it changes no matrix.
+        ModelError: the change is not of a matrix.
     """
     if isinstance(change, FactoredDelta):
         return change if change.rank else _zeros(change)
     if len(change.shape) != 2:
-        raise ModelError(f"A change of {_in_words(change)} is no product of two matrices.")
+        raise ModelError(f"A change of {_in_words(change)} is not a product of two matrices.")
     left, values, right = torch.linalg.svd(change.value.double(), full_matrices=False)
     epsilon = min(torch.finfo(change.value.dtype).eps, torch.finfo(torch.float32).eps)
     tails = values.square().flip(0).cumsum(0).flip(0).sqrt()  # what leaving out a value and all smaller ones costs
@@ -97,10 +97,10 @@ def _zeros(change: FactoredDelta) -> FactoredDelta:
 
 
 def balanced(delta: FactoredDelta) -> FactoredDelta:
-    """The same change with each rank-one term's length shared alike, so that neither factor leaves a narrow type's
-    range: ‖column of left‖ = ‖row of right‖."""
+    """The same change with ‖column of left‖ = ‖row of right‖ in every rank-one term, so that neither factor leaves the
+    range of a narrow type."""
     tall, wide = delta.left.norm(dim=0), delta.right.norm(dim=1)  # [rank]
-    zero = (tall == 0) | (wide == 0)  # of a term without effect nothing is kept
+    zero = (tall == 0) | (wide == 0)  # a term without effect becomes zeros
     ratio = (wide / tall.masked_fill(zero, 1.0)).sqrt().masked_fill(zero, 1.0)
     left, right = delta.left * ratio, delta.right / ratio[:, None]
     return FactoredDelta(left.masked_fill(zero, 0.0), right.masked_fill(zero[:, None], 0.0))
@@ -165,7 +165,7 @@ def dual_keys(right: Tensor, moment: Tensor) -> Tensor:
     """
     seen = right @ moment  # [rank, d_in]
     gram = seen @ right.T
-    scale = gram.diagonal().clamp_min(1e-300).rsqrt()  # to unit diagonal: keys differ in length by orders
+    scale = gram.diagonal().clamp_min(1e-300).rsqrt()  # to unit diagonal: keys may be of very different lengths
     inverse = torch.linalg.pinv(scale[:, None] * (gram + gram.T) / 2 * scale, hermitian=True, rtol=1e-12)
     keys: Tensor = scale[:, None] * (inverse @ (scale[:, None] * seen))
     return keys
@@ -176,8 +176,8 @@ def refine(
 ) -> FactoredDelta:
     """Lower ‖(Δ − BA)Kᵀ‖² / ‖ΔKᵀ‖² + ‖(Δ − BA)L‖² / ‖ΔL‖² from where ``found`` stands, by L-BFGS.
 
-    The second term keeps what the cut kept away from the keys ``K [n, d_in]``. B stays within the span of the exact
-    change's outputs, where its gradient lies. The best point seen is answered, so the sum never rises.
+    The second term preserves what the cut keeps on inputs other than the keys ``K [n, d_in]``. B stays within the span
+    of the exact change's outputs, where its gradient lies. ``found`` is returned if the steps did not lower the sum.
     """
     basis, core = torch.linalg.qr(exact.left.double())
     start = balanced(found)

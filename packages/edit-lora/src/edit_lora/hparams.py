@@ -11,7 +11,7 @@ __all__ = ["LoraHParams"]
 
 
 class LoraHParams(HParams):
-    """How edits become an adapter. As it is, the adapter is exact and its rank grows with the edits."""
+    """How edits become an adapter. By default the adapter is exact, and its rank grows with the edits."""
 
     lora_rank: Annotated[int, Field(ge=1)] | None = None
     """Largest rank of the adapter at a weight. ``none``: the rank of the active edits. With a number, the adapter is an
@@ -20,7 +20,7 @@ class LoraHParams(HParams):
     """α of the adapter. Its factors are divided by α/r, so it does not change the effect of the adapter.
     ``none`` is the rank, for a scaling of 1."""
     lora_scale: Annotated[float, Field(ge=0)] = 1.0
-    """Strength of all edits together: 1 as they were solved, 0 none."""
+    """Strength of all edits together: at 1 they act as they were solved, at 0 they have no effect."""
     lora_criterion: Literal["weighted", "frobenius"] = "weighted"
     """Error that an approximation BA of a change Δ minimises. ``weighted``: ‖(Δ − BA) C^½‖, the error of the
     projection's output on ordinary text (C: second moment of its inputs). ``frobenius``: ‖Δ − BA‖, which is also used

@@ -1,4 +1,4 @@
-"""An adapter folder as a run directory: its edits one by one if it carries them, else one batch of unknown facts."""
+"""Makes a run directory of an adapter folder: its edits one by one if it has them, else one batch of unknown facts."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ __all__ = ["ImportOptions", "Imported", "import_adapter"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportOptions:
-    """What an adapter does not say, or says otherwise than its user."""
+    """What the adapter's files do not say, or what overrides them."""
 
     model: str | None = None
-    """The base; left out, the one that the adapter names."""
+    """The base; ``None``: the one that the adapter names."""
     editor: str | None = None
-    """What further edits are made with, for an adapter that does not say; left out, the default for the model."""
+    """The editor of further edits, for an adapter that names none; ``None``: the default for the model."""
     force: bool = False
-    """Take a base with another fingerprint, or weights that are not those which the edits were exported as."""
+    """Accept a base with another fingerprint, and adapter weights that differ from the exported ones."""
 
 
 AS_THE_ADAPTER_SAYS = ImportOptions()
@@ -66,8 +66,8 @@ def import_adapter(
     """Make a run directory of an adapter folder, its base checked by fingerprint.
 
     Raises:
-        ModelError: there is no adapter, it was made for another base, or it changes modules as no edit can: one end of
-            a tied weight alone.
+        ModelError: there is no adapter, it was made for another base, or it makes a change that no edit can make: of
+            one end of a tied weight alone.
         StorageError: ``out`` is there already, or cannot be written.
     """
     refuse_existing(out)
@@ -148,10 +148,11 @@ def _check_weights(directory: Path, expected: str | None) -> None:
 
 
 def _as_edits(adapter: Adapter, model: LanguageModel) -> dict[str, FactoredDelta]:
-    """The adapter's factors by the weight names that edits go by; a weight that modules share has one.
+    """The adapter's factors by weight name, once for a weight that several modules share.
 
     Raises:
-        ModelError: the model has no such modules, in other shapes, or they share a weight and are changed differently.
+        ModelError: the model lacks one of the modules or has it in another shape, or modules that share a weight are
+            changed differently.
     """
     targets = Targets(model.hf)
     adapter.check_modules(targets)
@@ -159,10 +160,10 @@ def _as_edits(adapter: Adapter, model: LanguageModel) -> dict[str, FactoredDelta
 
 
 def _check_fit(changes: Changes, model: LanguageModel) -> None:
-    """Refuse changes of weights that the model has not, or has in another shape.
+    """Refuse changes that do not fit the model.
 
     Raises:
-        ModelError: it is so.
+        ModelError: the model lacks one of the weights, or has it in another shape.
     """
     for name, found, expected in misfits(model, changes):
         raise ModelError(

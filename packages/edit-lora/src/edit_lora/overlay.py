@@ -1,8 +1,8 @@
 """Adapters on the modules of a model in memory, by peft's own layers.
 
 A module with an adapter is wrapped in a ``LoraLayer`` at its place in the model, so that whatever calls it or hooks
-onto it sees the adapter's effect. Its weight stays the same parameter object, and when the last adapter leaves, so does
-the wrapper.
+onto it sees the adapter's effect. Its weight stays the same parameter object, and the wrapper is removed with the last
+adapter.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Overlay:
     """Named adapters on one model; all of them are active.
 
     Args:
-        targets: of the model, made while it had no adapter.
+        targets: the model's modules, listed while it had no adapter.
     """
 
     def __init__(self, hf: nn.Module, targets: Targets) -> None:
@@ -42,7 +42,8 @@ class Overlay:
 
         Args:
             delta: as the module sees its weight, (out, in): ``[d_model, vocab]`` of an embedding.
-            alpha: α of the adapter, its rank if left out. The factors are divided by α/r, so the product stays.
+            alpha: α of the adapter; its rank if left out. The factors are divided by α/r, so the product does not
+                depend on it.
 
         Raises:
             ModelError: there is no such module, or it takes no adapter.
@@ -82,7 +83,7 @@ class Overlay:
         layer.eval()
 
     def rescale(self, adapter: str, path: str, scale: float) -> None:
-        """Change the strength of an adapter that is there."""
+        """Change the strength of an existing adapter."""
         layer = self._layers[path]
         layer.scaling[adapter] = scale * layer.lora_alpha[adapter] / layer.r[adapter]
 

@@ -26,7 +26,7 @@ def editcore_components() -> list[ComponentSpec]:
 
 @hookimpl
 def editcore_commands() -> list[CommandSpec]:
-    """From runs to adapters and back."""
+    """The commands that turn runs into adapters and back."""
     module = "edit_lora.commands"
     return [
         CommandSpec("export", f"{module}:export_app", summary="Write a run's edits as a LoRA adapter or a model."),

@@ -1,4 +1,4 @@
-"""From the active changes of one weight to the adapter that stands for them."""
+"""Makes the adapter for the active changes of one weight, cut to a rank if asked."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class Reduction:
     kept_frobenius: float = 1.0
     """1 − ‖Δ − BA‖² / ‖Δ‖²."""
     kept_weighted: float | None = 1.0
-    """1 − ‖(Δ − BA) C^½‖² / ‖Δ C^½‖²: of the mean squared change of the projection's output on ordinary text. ``None``
-    where C is not known: of a change that was cut anywhere but at an MLP output projection."""
+    """1 − ‖(Δ − BA) C^½‖² / ‖Δ C^½‖²: the share that is kept of the mean squared change of the projection's output on
+    ordinary text. ``None`` where C is not known: for a cut at any weight but an MLP output projection."""
     kept_keys: float | None = 1.0
-    """1 − ‖(Δ − BA) Kᵀ‖² / ‖ΔKᵀ‖², over the keys of the edits (:func:`edit_lora.factors.dual_keys`); ``None`` like
-    ``kept_weighted``."""
+    """1 − ‖(Δ − BA) Kᵀ‖² / ‖ΔKᵀ‖², over the keys of the edits (:func:`edit_lora.factors.dual_keys`); ``None`` where
+    ``kept_weighted`` is."""
     fell_back: bool = False
-    """True if the cut left too much out, and ``delta`` is the exact change after all."""
+    """True if the cut would have left out too much, so that ``delta`` is the exact change."""
 
     @property
     def whole(self) -> bool:
@@ -47,11 +47,11 @@ def reduce(
 ) -> Reduction:
     """The adapter for the sum of ``deltas``: exact where their rank allows it, else cut as ``hparams`` say.
 
-    A function of its arguments alone: equal deltas give equal bits.
+    It depends on its arguments alone: equal deltas give equal bits.
 
     Args:
-        metric: gives the second moment of the module's inputs; asked only when there is something to cut. ``None``
-            where there is none: then the cut keeps the most of ‖Δ‖, and there are no keys to fit it at
+        metric: gives the second moment of the module's inputs; called only when there is something to cut. ``None``
+            where that moment is not known: then the cut keeps the most of ‖Δ‖ and is not fitted at the keys
             (:func:`without_moment`).
 
     Raises:
@@ -77,7 +77,8 @@ def reduce(
 
 
 def without_moment(hparams: LoraHParams, name: str) -> str | None:
-    """What to tell of a cut at a module whose inputs have no second moment; ``None`` if it is what was asked for."""
+    """The warning about a cut at a module whose inputs have no second moment; ``None`` if the settings ask for no
+    more."""
     if hparams.lora_criterion == "frobenius" and not hparams.lora_fit_steps:
         return None
     fit = " and is not fitted at the edited keys" if hparams.lora_fit_steps else ""

@@ -1,8 +1,8 @@
 """Which modules of a model can take an adapter, and which of them share one weight.
 
-An adapter goes onto ``nn.Linear``, ``Conv1D`` and ``nn.Embedding``. Where the input embedding and the output head are
-tied, a change of their weight needs an adapter at both ends: an embedding sees the weight as ``[d_model, vocab]`` (out,
-in), the head as ``[vocab, d_model]``.
+``nn.Linear``, ``Conv1D`` and ``nn.Embedding`` can. Where the input embedding and the output head are tied, a change of
+their weight needs an adapter at both of these ends. To the embedding the weight is ``[d_model, vocab]`` (out, in), to
+the head ``[vocab, d_model]``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["Target", "Targets", "seen_from"]
 Kind = Literal["linear", "conv1d", "embedding"]
 
 _SAME = 1e-10
-"""‖difference‖² / ‖change‖² up to which the factors at two ends of a weight are one change: float32 rounding."""
+"""‖difference‖² / ‖change‖² up to which the factors at two ends of a weight count as one change: float32 rounding."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,19 +34,19 @@ class Target:
 
     path: str
     shape: tuple[int, int]
-    """``(d_out, d_in)``, whatever the module stores; of an embedding ``(d_model, vocab)``."""
+    """``(d_out, d_in)``, however the module stores it; for an embedding ``(d_model, vocab)``."""
     kind: Kind
 
 
 def seen_from(delta: FactoredDelta, here: Target, there: Target) -> FactoredDelta:
-    """A change of a weight as one module sees it, (out, in), as another module that has the same weight does."""
+    """Turn a change of a shared weight from the orientation (out, in) of one module to that of another."""
     if (here.kind == "linear") == (there.kind == "linear"):
         return delta
     return FactoredDelta(delta.right.T, delta.left.T)
 
 
 class Targets:
-    """The modules of a model as they are at the time of making: without any adapter."""
+    """The modules of a model. Made while the model has no adapter."""
 
     def __init__(self, hf: Any) -> None:
         self._name = type(hf).__name__
@@ -81,15 +81,15 @@ class Targets:
         return Target(path=path, shape=(rows, columns) if kind == "linear" else (columns, rows), kind=kind)
 
     def module(self, path: str) -> Any:
-        """The module itself, without what may be wrapped around it."""
+        """The module itself, without a wrapper that was put around it since."""
         return self._modules[path]
 
     def places(self, path: str) -> Sequence[str]:
-        """Every path under which the module of that path stands in the model."""
+        """Every path of the module: one object may stand in several places of the model."""
         return self._places[id(self._modules[path])]
 
     def ends(self, path: str) -> tuple[Target, ...]:
-        """The modules that have the weight of the module of that path, one of them itself; the input embedding first.
+        """The module of that path and all that share its weight; the input embedding comes first.
 
         Raises:
             ModelError: one of them takes no adapter.
@@ -98,7 +98,7 @@ class Targets:
         return tuple(self.find(other) for other in self._sharing[id(self._modules[path].weight)])
 
     def of_weight(self, address: str) -> tuple[Target, ...]:
-        """The modules that need an adapter for a change of a weight; the module that names the weight comes first.
+        """The modules that need an adapter if a weight changes; the module that names the weight comes first.
 
         Raises:
             ModelError: an adapter cannot change that weight.
@@ -119,11 +119,11 @@ class Targets:
         )
 
     def by_module(self, factors: Mapping[str, FactoredDelta]) -> dict[str, FactoredDelta]:
-        """Changes of modules by the first path of each, for modules that stand at several places."""
+        """Changes by the first path of each module, for modules that stand in several places."""
         return {self.places(path)[0]: delta for path, delta in factors.items()}
 
     def changed_alike(self, factors: Mapping[str, FactoredDelta], ends: Sequence[Target]) -> bool:
-        """Whether changes of modules are one change of the weight that these modules share."""
+        """Whether the changes at all ends of a shared weight are the same change of that weight."""
         first = factors.get(ends[0].path)
         return (
             first is not None
@@ -132,13 +132,13 @@ class Targets:
         )
 
     def one_per_weight(self, factors: Mapping[str, FactoredDelta]) -> dict[str, FactoredDelta]:
-        """The changes of modules as changes of weights: of the modules that share one, the first end alone.
+        """The changes with one for each weight: of modules that share a weight only the first is kept.
 
         Args:
             factors: by module path.
 
         Raises:
-            ModelError: ends of one weight are changed differently, or one of them only, which no weight can hold.
+            ModelError: the ends of one weight are changed differently, or only one of them is.
         """
         found: dict[str, FactoredDelta] = {}
         factors = self.by_module(factors)
@@ -175,7 +175,7 @@ def _kind(module: Any) -> Kind | None:
         return None
     if isinstance(module, nn.Linear):
         plain = type(module) is nn.Linear or _answers(module, weight.T)
-        called = not isinstance(module, NonDynamicallyQuantizableLinear)  # attention of torch reads its weight
+        called = not isinstance(module, NonDynamicallyQuantizableLinear)  # torch's attention does not call it
         return "linear" if plain and called else None
     if isinstance(module, Conv1D):
         return "conv1d" if type(module) is Conv1D or _answers(module, weight) else None
@@ -196,8 +196,8 @@ def _answers(module: Any, matrix: Tensor) -> bool:
 
 
 def _looks_up(module: Any) -> bool:
-    """Whether a subclass of an embedding gives rows of its weight, times ``embed_scale`` if it has that: peft knows no
-    other. Embeddings of positions often count the positions themselves."""
+    """Whether a subclass of an embedding returns rows of its weight, times ``embed_scale`` if it has that, as peft
+    takes it to do. Embeddings of positions often ignore the ids and count positions themselves."""
     ids = torch.arange(min(4, module.weight.shape[0]), device=module.weight.device)
     return _gives(module, ids[None], module.weight[ids][None] * getattr(module, "embed_scale", 1.0))
 
@@ -206,7 +206,7 @@ def _looks_up(module: Any) -> bool:
 def _gives(module: Any, inputs: Tensor, expected: Tensor) -> bool:
     try:
         found = module.forward(inputs)
-    except Exception:  # noqa: BLE001  whatever a foreign module says to arguments that it does not expect
+    except Exception:  # noqa: BLE001  any error of a foreign module called with unexpected arguments
         return False
     close: bool = (
         isinstance(found, Tensor)

@@ -1,4 +1,4 @@
-"""The editor: MEMIT's solve inside the shared way of locate-then-edit methods."""
+"""The editor: MEMIT's solve, within the steps that all locate-then-edit methods share."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ __all__ = ["MemitEditor"]
 class MemitEditor(LocateThenEdit):
     """Mass editing over several layers: in each, ΔW = R Kᵀ (w·C + KKᵀ)⁻¹, MEMIT's equation 14.
 
-    ``R`` holds an equal share of what is left of each fact's residual for this layer and those above it, ``K`` the mean
-    keys over the context templates, both measured with the layers below already changed; ``C`` is the second moment of
-    the unedited model's keys.
+    ``R`` holds a share of what each fact's residual still lacks: 1/n of it where this layer and those above it are n.
+    ``K`` holds the mean keys over the context templates. Both are measured with the layers below already changed. ``C``
+    is the second moment of the unedited model's keys.
 
-    Departures from the reference code: the residual is measured where the projection writes, before any norm behind it;
-    the n × n form of the same solve is used while a batch is smaller than the projection is wide.
+    Departures from the reference code: the residual is measured where the projection writes, before any norm that
+    follows; the n × n form of the same solve is used for a batch of fewer facts than the projection is wide.
     """
 
     name = "memit"
@@ -26,5 +26,5 @@ class MemitEditor(LocateThenEdit):
 
     @property
     def ridge(self) -> float:
-        """1: MEMIT's strength is in the weight of C alone, ``mom2_update_weight``."""
+        """1: MEMIT is regularised by the weight of C alone, ``mom2_update_weight``."""
         return 1.0

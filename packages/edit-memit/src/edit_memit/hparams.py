@@ -12,7 +12,7 @@ __all__ = ["MemitHParams"]
 
 
 class MemitHParams(LocateThenEditHParams):
-    """MEMIT (arXiv 2210.07229). Shared fields keep their meaning."""
+    """MEMIT (arXiv 2210.07229). The fields it shares with other methods keep their meaning."""
 
     left_to_code: ClassVar[Mapping[str, tuple[object, str]]] = {
         **LocateThenEditHParams.left_to_code,

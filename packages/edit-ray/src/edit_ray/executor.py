@@ -1,4 +1,4 @@
-"""The executor ``ray``: an actor per worker, which keeps its model from one trial to the next."""
+"""The executor ``ray``: each worker is an actor, which keeps its model from one trial to the next."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _START_FAILURES = 5
-"""Workers in a row that may fail to start before the sweep is given up."""
+"""The sweep ends after this many workers in a row have failed to start."""
 
 
 class RayExecutor:
-    """Actors of a Ray cluster. An item whose actor was lost, with its machine or alone, is tried again.
+    """Runs items on actors of a Ray cluster. An item is tried again if its actor was lost, with its machine or alone.
 
-    An actor gets its first item once it runs. So an actor that waits for room holds no item back.
+    An actor gets its first item when it has started, so no item waits for an actor that has no room yet.
     """
 
     def __init__(self, hparams: RayHParams) -> None:
@@ -118,7 +118,7 @@ class RayExecutor:
             self._connected = False
 
     def _connect(self) -> None:
-        if ray.is_initialized():  # by whoever uses the executor from Python
+        if ray.is_initialized():  # by the program that uses the executor from Python
             return
         try:
             ray.init(address=self.hparams.address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
@@ -128,10 +128,10 @@ class RayExecutor:
         self._connected = True
 
     def _room(self, gpus: float) -> int:
-        """How many workers the cluster has room for.
+        """How many workers to start: ``workers`` of the settings, or as many as the cluster has room for.
 
         Raises:
-            RunError: not one fits.
+            RunError: there is no room for even one.
         """
         has = ray.cluster_resources()
         needs = {"CPU": float(self.hparams.cpus), "GPU": gpus, "memory": 1e9 * (self.hparams.memory_gb or 0.0)}
@@ -144,7 +144,7 @@ class RayExecutor:
 
     def _start(self, make: Callable[[], Callable[[T], R]], gpus: float) -> Any:
         memory = None if self.hparams.memory_gb is None else int(1e9 * self.hparams.memory_gb)
-        # With num_cpus given, Ray sets OMP_NUM_THREADS to it in the worker, unless it is set there.
+        # Ray sets OMP_NUM_THREADS of the worker to num_cpus, unless the variable is already set there.
         actor = ray.remote(num_cpus=self.hparams.cpus, num_gpus=gpus, memory=memory, max_restarts=0)(_Actor)
         self._actors.append(actor.remote(make))
         return self._actors[-1]
@@ -152,11 +152,11 @@ class RayExecutor:
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """What an actor was asked to do."""
+    """A pending call to an actor."""
 
     actor: Any
     index: int | None = None
-    """``None`` while it starts."""
+    """Index of the item; ``None`` for the call that waits for the actor's start."""
 
 
 class _Actor:
@@ -167,7 +167,7 @@ class _Actor:
         self._function: Callable[[Any], Any] | None = None
 
     def ready(self) -> None:
-        """Answers when the worker runs."""
+        """Return once the worker has started."""
 
     def attempt(self, index: int, item: Any) -> Outcome[Any]:
         return attempt(self._work, index, item)
@@ -178,6 +178,6 @@ class _Actor:
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of what Ray says."""
+    """The first line of Ray's error."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__

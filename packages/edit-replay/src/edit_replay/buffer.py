@@ -1,4 +1,4 @@
-"""The memory of replay: a bounded set of edited facts. Torch appears in annotations only."""
+"""The buffer of replay: a bounded set of edited facts. Torch appears in annotations only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from editcore import EditRequest, KnownTarget
 __all__ = ["BufferStatistics", "EditRecord", "ReplayBuffer", "compute_edit_priority"]
 
 PASSED = 0.5
-"""A check with less than this success is one that failed."""
+"""A check fails if its success is less than this."""
 
 
 def compute_edit_priority(success: float | None, importance: float = 1.0) -> float:
@@ -21,7 +21,7 @@ def compute_edit_priority(success: float | None, importance: float = 1.0) -> flo
     0.5
 
     Args:
-        success: of the last check, from 0 (nothing left of the edit) to 1 (held exactly).
+        success: success of the last check, from 0 (nothing is left of the edit) to 1 (it holds exactly).
     """
     return importance * (1.0 - (success or 0.0))
 
@@ -32,28 +32,28 @@ class EditRecord:
 
     request: EditRequest
     known: KnownTarget
-    """The value it was solved for when it was optimised last, and its key as of the last batch it was part of. Without
-    tensors if its editor does not keep them."""
+    """The value from its last optimisation, and its key in the last batch it was part of. Empty if its editor keeps
+    neither."""
     batch: int
-    """Index of the batch that edited it: its timestamp. No clock is read, so that a run can be repeated."""
+    """Index of the batch that edited it. This is its age: no clock is read, so that a run can be repeated."""
     order: int
     """Position among all facts edited in the run, from 0."""
     sources: Mapping[str, int] = field(default_factory=dict)
-    """By weight name, the batch whose ledger entry has the key."""
+    """The batch whose ledger entry has the key, by weight name."""
     importance: float = 1.0
     reached: float | None = None
     """Probability per target token at which the optimisation of its value ended; ``None`` if it had none."""
     access_count: int = 0
     """Times it was replayed."""
     strength: float | None = None
-    """How well the projection held its value when last checked, 1 − ‖Wk − v‖ / ‖v‖, not below 0; ``None`` if it never
-    was."""
+    """How well the projection gave its value at the last check: 1 − ‖Wk − v‖ / ‖v‖, at least 0; ``None`` if it was
+    never checked."""
     success: float | None = None
-    """Probability per target token that the model gave it when last measured; ``None`` if it never was."""
+    """Probability per target token that the model gave it at the last check; ``None`` if it was never measured."""
 
     @property
     def checked(self) -> float | None:
-        """Success of the last check: as measured on the model, else the strength."""
+        """Success of the last check: as measured on the model, or else the strength."""
         return self.strength if self.success is None else self.success
 
     @property
@@ -74,17 +74,17 @@ class BufferStatistics:
     size: int
     unique_subjects: int
     hits: int
-    """Facts replayed, each time counted."""
+    """Replays: a fact counts each time it is replayed."""
     refreshed: int
-    """Of these, facts that were optimised anew."""
+    """Those of them in which the fact was optimised anew."""
     evictions: int
     """Facts dropped because the buffer was full."""
     replacements: int
-    """Facts dropped because they, or in a buffer by subject their subject, were edited anew."""
+    """Facts dropped because they were edited anew, or their subject was, if the buffer keeps one fact per subject."""
 
 
 class ReplayBuffer:
-    """Edited facts by subject, or by subject and prompt, ``capacity`` at most.
+    """At most ``capacity`` edited facts, by subject or by subject and prompt.
 
     A newer fact replaces the older record of its subject (``duplicates = "subject"``) or of the same prompt
     (``"fact"``). A full buffer drops the record that was edited longest ago (``fifo``), or edited or replayed longest
@@ -116,7 +116,7 @@ class ReplayBuffer:
 
     @property
     def statistics(self) -> BufferStatistics:
-        """Counts as of now."""
+        """The counts so far."""
         return BufferStatistics(
             size=len(self),
             unique_subjects=len({record.request.subject for record in self._records.values()} - {""}),
@@ -131,7 +131,7 @@ class ReplayBuffer:
         return request.subject if self.duplicates == "subject" and request.subject else request.fact_key
 
     def get(self, request: EditRequest) -> EditRecord | None:
-        """The record of exactly this request; ``None`` if its fact is not kept, or with another target."""
+        """The record of exactly this request; ``None`` if its fact is not kept, or is kept with another target."""
         record = self._records.get(self.key(request))
         return record if record is not None and record.request == request else None
 
@@ -175,8 +175,8 @@ class ReplayBuffer:
     ) -> None:
         """Note that a kept fact was replayed in ``batch``, at the keys of ``known``.
 
-        The value stays the one it was first solved for: measuring it anew each time would let rounding accumulate. A
-        fact that was optimised anew (``refreshed``) has a new one, and a new probability ``reached``.
+        Its value stays: measuring it anew each time would let rounding accumulate. Only a fact that was optimised anew
+        (``refreshed``) gets a new value, and a new probability ``reached``.
         """
         values = {**record.known.values, **known.values} if refreshed else record.known.values
         updated = replace(

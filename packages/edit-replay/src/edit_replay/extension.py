@@ -1,4 +1,4 @@
-"""The extension: adds earlier facts to each batch and keeps what the batch solved.
+"""The extension: adds earlier facts to each batch, and keeps the facts of the batch for later ones.
 
 Its state is a function of the ledger and the model: a resumed run goes on as if it had not been interrupted.
 """
@@ -48,12 +48,12 @@ _NOTHING = KnownTarget(keys={}, values={})
 
 
 class ReplayExtension:
-    """Replays edited facts: a sample of the buffer joins each batch, with the values it was solved for, and the keys of
-    the others are handed to the editor to be left alone.
+    """Replays edited facts. A sample of the buffer joins each batch with the values that its facts were solved for; the
+    keys of the other facts go to the editor, whose change should leave them alone.
 
-    Nothing is optimised for a replayed fact, unless the model no longer says it although its value holds. After each
+    A replayed fact is not optimised again, unless the model no longer says it although its value holds. After each
     batch every kept fact is checked, in closed form (how far the projection's output at its key is from its value) or
-    on the model. ``priority`` reads that.
+    on the model. The strategy ``priority`` uses these checks.
     """
 
     def __init__(self, hparams: ReplayHParams, context: ExtensionContext) -> None:
@@ -96,13 +96,13 @@ class ReplayExtension:
 
     @hookimpl
     def editcore_after_batch(self, event: AfterBatch) -> None:
-        """Keep what the batch solved, and check what the model holds now."""
+        """Keep the facts of the batch, and check how well the model holds all kept facts."""
         self._absorb(event.entry)
         self._check(event.model)
 
     @hookimpl
     def editcore_after_undo(self, event: AfterUndo) -> None:
-        """Rebuild the buffer from what is active now: facts that are undone are no longer replayed."""
+        """Rebuild the buffer from the facts that are still active, so that undone facts are no longer replayed."""
         self._rebuild(event)
 
     def statistics(self) -> dict[str, float | int | None]:
@@ -133,16 +133,17 @@ class ReplayExtension:
         return chosen
 
     def _wanted(self, num_new: int, kept: int) -> int:
-        rate = Decimal(str(self.hparams.replay_rate))  # exact: 0.55 · 100 is 55.00000000000001 in floating point
+        rate = Decimal(str(self.hparams.replay_rate))  # exact; in floating point 0.55 · 100 is 55.00000000000001
         if not self.hparams.replay_adaptive:
             return math.ceil(rate * num_new)
         wanted = math.ceil(rate * Decimal(num_new * kept).sqrt())
         return max(self.hparams.adaptive_min, min(wanted, self.hparams.adaptive_max))
 
     def _stale(self, model: LanguageModel, chosen: Sequence[EditRecord]) -> set[int]:
-        """The records whose value holds, but no longer makes the model say the target as it once did, by ``order``.
+        """Records whose value holds, but no longer makes the model say the target, by ``order``.
 
-        Where the value has drifted it is aimed at again first; whether it still serves is seen when it holds.
+        A record whose value has drifted is not among them: it is solved for the same value again, and only a value
+        that holds can be found stale.
         """
         if self.hparams.replay_refresh == 0:
             return set()
@@ -159,7 +160,7 @@ class ReplayExtension:
         }
 
     def _held_keys(self, record: EditRecord) -> list[HeldKey]:
-        """A held key for each batch that has keys of the fact: several only where layers are drawn at random."""
+        """A held key for each batch that has keys of the fact. There are several only if layers are drawn at random."""
         keys: dict[int, dict[str, Tensor]] = defaultdict(dict)
         for name, key in record.known.keys.items():
             keys[record.sources[name]][name] = key
@@ -185,7 +186,7 @@ class ReplayExtension:
         self._check(event.model)
 
     def _absorb(self, entry: LedgerEntry) -> None:
-        # Replayed facts first: the batch has used them, so under lru its own new facts must not push them out.
+        # Replayed facts come first: they were used in this batch, so with lru its new facts must not push them out.
         fresh = [evidence for evidence in entry.evidence if "target_loss" in evidence.figures]
         optimised = {evidence.request_id: evidence.figures.get("target_probability") for evidence in fresh}
         for request in entry.requests[entry.num_new :]:

@@ -12,12 +12,13 @@ __all__ = ["ReplayHParams"]
 
 
 class ReplayHParams(HParams):
-    """How earlier facts are kept: which join a batch, how much they count, and what new updates leave alone."""
+    """How earlier facts are protected: which of them join a batch, how much they count, and which keys a batch should
+    leave alone."""
 
     replay_mode: Literal["requests", "statistics", "both"] = "both"
-    """``requests``: earlier facts join the batch and are solved for again. ``statistics``: keys of earlier facts join
-    the second moment, C + μ Σ kkᵀ, so that the update avoids them without solving for them. ``both``: a sample is
-    solved for again, the other facts are avoided."""
+    """``requests``: earlier facts join the batch and are solved for again. ``statistics``: keys of earlier facts are
+    added to the second moment, C + μ Σ kkᵀ, so that the update changes little at them. ``both``: a sample is solved for
+    again, and the keys of the other facts are added."""
     replay_rate: Annotated[float, Field(ge=0)] = 0.5
     """Replayed facts per new fact of a batch, rounded up: 0.3 adds 3 to a batch of 10, 2 adds 20, 0 adds none. The
     buffer size is the limit."""
@@ -35,11 +36,11 @@ class ReplayHParams(HParams):
     """Which facts are replayed: ``random``, ``priority`` (first those that failed their last check, then those with the
     lowest strength), ``recent``, or the name of a ``replay.strategy`` that another package offers."""
     replay_weight: Annotated[float, Field(gt=0)] = 1.0
-    """Weight w of a replayed fact's squared error, where a new fact has 1. It enters ridge solves only (MEMIT, and
-    EMMET with λ > 0: D + λ·diag(1/w)); at λ = 0 every fact is a constraint that holds exactly, and weights have no
+    """Weight w of a replayed fact's squared error; a new fact has 1. It matters in ridge solves only: in MEMIT, and in
+    EMMET with λ > 0 (D + λ·diag(1/w)). At λ = 0 every fact is a constraint that holds exactly, and weights have no
     effect."""
     replay_statistics_weight: Annotated[float, Field(ge=0)] = 0.01
-    """Weight μ of an earlier fact in the second moment: the objective gets μ·‖Δk‖² for each, beside the mean of ‖Δk‖²
+    """Weight μ of an earlier fact in the second moment: μ·‖Δk‖² for each is added in the objective to the mean of ‖Δk‖²
     over the text."""
     replay_importance: Mapping[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
     """Importance of facts by tag, such as { capital = 2.0 }, 1 without one; a fact with several has their product. Read

@@ -1,4 +1,5 @@
-"""Which facts are replayed. A strategy is a function of the records alone, and of the generator it is handed.
+"""Which facts are replayed. A strategy is a function that depends only on the records and the random generator it is
+given.
 
 Another package offers one as a component of kind ``replay.strategy`` whose target is such a function.
 """
@@ -13,12 +14,12 @@ from edit_replay.buffer import EditRecord
 __all__ = ["Strategy", "priority", "random", "recent"]
 
 Strategy = Callable[[Sequence[EditRecord], int, Random], list[EditRecord]]
-"""``(records, count, rng)``: ``count`` different ones of ``records``, which come in the order in which they were edited
-and are at least ``count``."""
+"""``(records, count, rng)``: returns ``count`` different ones of ``records``, which are in the order in which they were
+edited and at least ``count`` in number."""
 
 
 def random(records: Sequence[EditRecord], count: int, rng: Random) -> list[EditRecord]:
-    """Uniformly, without repeats."""
+    """Facts drawn uniformly, without repeats."""
     return rng.sample(records, count)
 
 
@@ -33,5 +34,5 @@ def priority(records: Sequence[EditRecord], count: int, rng: Random) -> list[Edi
 
 
 def recent(records: Sequence[EditRecord], count: int, rng: Random) -> list[EditRecord]:
-    """Latest edited first."""
+    """The facts edited last, the latest first."""
     return sorted(records, key=lambda record: -record.order)[:count]

@@ -1,4 +1,4 @@
-"""The editor: ROME's rank-one change inside the shared way of locate-then-edit methods."""
+"""The editor: ROME's rank-one change, within the steps that all locate-then-edit methods share."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class RomeEditor(LocateThenEdit):
     """Rank-one model editing: ΔW = r (C⁻¹k)ᵀ / (k'ᵀC⁻¹k), ROME's equation 2.
 
     ``r`` is what the fact asks of the projection's output, ``C`` the second moment of the unedited model's keys. ``k``
-    and ``k'`` are one key, but for ``key_mode = "original"``: there ``k`` is the mean over the contexts and ``k'`` the
-    bare prompt's key, as in the reference code and unlike the paper.
+    and ``k'`` are the same key, except with ``key_mode = "original"``. There ``k`` is the mean over the contexts and
+    ``k'`` the bare prompt's key, as in the reference code and unlike the paper.
 
-    Departure from the reference code: C⁻¹k is solved for, C is never inverted.
+    Departure from the reference code: C⁻¹k is found by a solve, and C is never inverted.
     """
 
     name = "rome"
@@ -51,13 +51,14 @@ class RomeEditor(LocateThenEdit):
         return replace(proposal, notes=(*proposal.notes, *self._warnings(proposal.diagnostics)))
 
     def _warnings(self, diagnostics: Mapping[str, float]) -> Iterator[str]:
-        """Signs of an edit after which the model no longer speaks (arXiv 2403.07175, section 3)."""
+        """Warnings of an edit that may disable the model, so that it generates no sensible text (arXiv 2403.07175,
+        section 3)."""
         for name, number in diagnostics.items():
             if name.endswith("relative_change") and number > self.hparams.warn_relative_change:
                 yield (
                     f"This edit may disable the model: its change is {number:.3g} times as long as the weight "
                     f"(warn_relative_change is {self.hparams.warn_relative_change:g}). Lower clamp_norm_factor, edit "
-                    "another layer, or take it back."
+                    "another layer, or undo it."
                 )
             if name.endswith("key_alignment") and number < self.hparams.warn_key_alignment:
                 yield (

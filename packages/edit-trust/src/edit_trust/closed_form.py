@@ -1,4 +1,4 @@
-"""The first level: what the solve itself says of each fact, without running the model.
+"""The first level of judgement: a score for each fact from the figures of the solve, without running the model.
 
 A fact i of a batch asks for the residual rᵢ at its key, and gets the share fᵢ of it. Its gain is
 
@@ -15,9 +15,9 @@ and its score, with weights w₁ + w₂ = 1,
 
     scoreᵢ = gᵢ^w₁ · hᵢ^w₂ .
 
-The two distances are the terms of EMMET's objective (arXiv 2403.14236, eq. 9); putting them into one number per fact is
-this project's. A product, because neither makes up for a lack of the other; the run's own median, because the scale of
-C differs between models and layers.
+Gain and cost are the two terms of EMMET's objective (arXiv 2403.14236, eq. 9). Combining them into one number per fact
+is this project's idea. The score is a product because neither term makes up for a lack of the other. The cost is
+compared with the run's own median because the scale of C differs between models and layers.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class FactScore:
     preservation: float
     score: float
     cost_ratio: float
-    """Its preservation cost over the median one."""
+    """Its preservation cost divided by the median one."""
 
     def figures(self) -> dict[str, float]:
-        """By name."""
+        """The terms by name."""
         return {
             "score": self.score,
             "gain": self.gain,
@@ -69,7 +69,7 @@ def score_facts(
     cost_ratio: float,
     scale: float = 1.0,
 ) -> Mapping[str, FactScore]:
-    """The score of each fact, by request id. A figure that an editor does not give counts as the best: a probability,
+    """The score of each fact, by request id. A figure that the editor does not give counts as the best: a probability,
     a share or a preservation of 1.
 
     Args:

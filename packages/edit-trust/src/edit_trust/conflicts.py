@@ -1,4 +1,5 @@
-"""Checks before anything is computed: requests for facts that are active, or asked for twice in one batch."""
+"""Checks before anything is computed: which requests are for facts that are already active, or that the batch asks for
+twice."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ __all__ = ["Active", "Settled", "settle"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Active:
-    """A fact that is in the model."""
+    """A fact that is in the model, and the batch that edited it."""
 
     request: EditRequest
     batch: int
@@ -21,12 +22,12 @@ class Active:
 
 @dataclass(slots=True)
 class Settled:
-    """What becomes of a batch's conflicts."""
+    """How the conflicts of a batch were settled."""
 
     withdrawn: dict[str, Rejection] = field(default_factory=dict)
-    """By request id."""
+    """The requests that are left out, by request id."""
     notes: list[str] = field(default_factory=list)
-    """A sentence per conflict with an active fact that is replaced."""
+    """One sentence for each active fact that is replaced."""
 
 
 def settle(

@@ -46,18 +46,18 @@ RECORD_NAME = "trust.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Assessment:
-    """What a proposal was found to do."""
+    """The judgement of a proposal."""
 
     scores: Mapping[str, FactScore]
-    """Of the new facts, by request id."""
+    """Scores of the new facts, by request id."""
     low: tuple[str, ...]
-    """Those below the threshold."""
+    """Ids of the facts that score below the threshold."""
     measured: Measurement | None
     failures: tuple[str, ...]
-    """Everything that is wrong, in words; empty if it passes."""
+    """The limits that the proposal breaks, in words; empty if it passes."""
 
     def figures(self) -> dict[str, float]:
-        """By name: the least of each closed-form term, and what was measured."""
+        """The smallest of each closed-form term and the measured figures, by name."""
         scores = [score.figures() for score in self.scores.values()]
         least = {
             f"least_{name}": min(figures[name] for figures in scores) for name in ("score", "gain", "preservation")
@@ -66,10 +66,10 @@ class _Assessment:
 
 
 class TrustExtension:
-    """Keeps what an edit is worth: scores every new fact in closed form, measures the batch on trial, and leaves out
-    the facts that fail or make it fail.
+    """Judges every batch: it scores each new fact in closed form, measures the batch on trial, and leaves out
+    the facts that fail or make the batch fail.
 
-    Nothing is optimised twice: parts of a batch are solved again with the targets that it has.
+    Nothing is optimised twice: parts of a batch are solved again with the values already found.
     """
 
     def __init__(self, hparams: TrustHParams, context: ExtensionContext) -> None:
@@ -83,7 +83,7 @@ class TrustExtension:
 
     @hookimpl
     def editcore_before_run(self, event: BeforeRun) -> None:
-        """Take up the facts that are active, and keep on record what batches are measured on."""
+        """Note the active facts, and record in the run directory what batches are measured on."""
         self._rebuild(event.history)
         if self._probe is None:
             return
@@ -124,16 +124,16 @@ class TrustExtension:
 
     @hookimpl
     def editcore_after_batch(self, event: AfterBatch) -> None:
-        """Take up the facts of the batch."""
+        """Note the facts of the batch as active."""
         self._absorb(event.entry)
 
     @hookimpl
     def editcore_after_undo(self, event: AfterUndo) -> None:
-        """Take up what is active now: facts that are undone conflict with nothing."""
+        """Note the facts that are still active: those that are undone no longer conflict."""
         self._rebuild(event.history)
 
     def _noted(self, reason: str) -> str:
-        """A reason, and the active facts that the batch replaces."""
+        """The reason, followed by the sentences about active facts that the batch replaces."""
         return "; ".join([reason, *self._notes])
 
     def _rebuild(self, history: Sequence[LedgerEntry]) -> None:
@@ -143,7 +143,7 @@ class TrustExtension:
 
     def _absorb(self, entry: LedgerEntry) -> None:
         for request in entry.new_requests:
-            self._active.pop(request.fact_key, None)  # so that it counts where it was edited last
+            self._active.pop(request.fact_key, None)  # so that it goes to the end, as the fact edited last
             self._active[request.fact_key] = Active(request=request, batch=entry.batch)
         for evidence in entry.evidence:
             if not evidence.replayed and "preservation_cost" in evidence.figures:
@@ -152,11 +152,11 @@ class TrustExtension:
     def _assess(
         self, event: BeforeApply, proposal: Proposal, new: Sequence[EditRequest], *, scale: float = 1.0
     ) -> _Assessment:
-        """Both levels. The second one costs more: it is left out where the first one fails."""
+        """Judge a proposal on both levels. The second one costs more, and is left out where the first one fails."""
         hparams = self.hparams
         given = {evidence.request_id: evidence for evidence in proposal.evidence}
         evidence = [given.get(request.id, EditEvidence(request_id=request.id)) for request in new]
-        # The reference is that of the change as it was asked for: scaling must not move what it is held against.
+        # The reference is that of the unscaled change: scaling must not move what the change is compared with.
         reference = reference_cost([*self._costs, *(fact.figures.get("preservation_cost", 0.0) for fact in evidence)])
         scores = score_facts(
             evidence,
@@ -171,7 +171,7 @@ class TrustExtension:
         if self._probe is not None and not low:
             if self._baseline is None:
                 active = [fact.request for fact in self._active.values()]
-                # Kept for the whole batch: what the search leaves out must not change what it is measured on.
+                # Kept for the whole batch: it must not depend on which facts the search leaves out.
                 self._baseline = self._probe.baseline(event.model, new, active, batch=event.batch.index)
             changes = {address: change.scaled(scale) for address, change in proposal.changes.items()}
             trial = event.trial(proposal, scale)
@@ -180,7 +180,7 @@ class TrustExtension:
         return _Assessment(scores=scores, low=low, measured=measured, failures=tuple(failures))
 
     def _low(self, assessment: _Assessment) -> dict[str, Rejection]:
-        """Facts that fail in closed form."""
+        """The facts that fail in closed form, each with a reason."""
         threshold = self.hparams.trust_threshold
         return {
             name: Rejection(
@@ -195,11 +195,12 @@ class TrustExtension:
         }
 
     def _harmful(self, event: BeforeApply, assessment: _Assessment) -> dict[str, Rejection]:
-        """Facts that make the batch fail when it is measured."""
+        """The facts that make the batch fail when it is measured, each with a reason."""
         assert assessment.measured is not None
         unsaid = assessment.measured.unsaid
         new = {request.id: request for request in event.batch.new_requests}
-        # Suspects last: what the model does not say in spite of the change, then what scores low.
+        # The most suspect last: facts that the model does not say in spite of the change, and among them those that
+        # score low.
         order = sorted(new, key=lambda name: (name in unsaid, -assessment.scores[name].score))
 
         def passes(kept: Sequence[str]) -> bool:

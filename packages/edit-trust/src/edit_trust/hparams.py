@@ -14,7 +14,7 @@ _Weight = Annotated[float, Field(ge=0)]
 
 
 class TrustHParams(HParams):
-    """What a fact and a batch must show before they are kept, and what becomes of those that do not."""
+    """What a fact and a batch must reach to be kept, and what happens to those that do not."""
 
     trust_enable: bool = True
     """False accepts every batch without a check; ``on_conflict`` still applies."""
@@ -23,7 +23,7 @@ class TrustHParams(HParams):
     trust_weights: Annotated[tuple[_Weight, ...], Field(min_length=2, max_length=2)] = (0.5, 0.5)
     """Weights of gain and preservation in the score; they are divided by their sum."""
     trust_cost_ratio: Annotated[float, Field(gt=0)] = 10.0
-    """Preservation cost, in units of the run's median fact, at which a fact's preservation is one half."""
+    """Preservation cost, in multiples of the run's median cost, at which a fact's preservation is one half."""
     trust_action: Literal["rollback", "scale"] = "rollback"
     """What happens to a batch that fails: ``rollback`` searches for the harmful facts and leaves them out;
     ``scale`` first tries the whole batch with its change scaled by ``trust_scale``."""

@@ -1,4 +1,4 @@
-"""The second level: a proposal is applied on trial, measured, and taken out again to the bit."""
+"""The second level of judgement: a proposal is applied on trial and measured; then the model is restored to the bit."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ __all__ = ["Baseline", "Measurement", "Probe"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """What a batch did. A figure is ``None`` where there was nothing to measure."""
+    """The measured effect of a batch. A figure is ``None`` where there was nothing to measure."""
 
     efficacy: float | None
     """Share of the new facts that the model says."""
     retention: float | None
-    """Share of the earlier facts that the model still says, of those sampled that it said before."""
+    """Share of the sampled earlier facts that the model still says, among those that it said before."""
     kl: float | None
-    """Mean KL(before ‖ after) of the next token behind held-out prompts, in nats."""
+    """Mean KL(before ‖ after) of the next token after held-out prompts, in nats."""
     perplexity_ratio: float | None
-    """Perplexity of the text, after over before."""
+    """Perplexity of the text after the batch divided by that before it."""
     norm_growth: float
-    """Largest ‖W + Δ‖ / ‖W‖ − 1 of an edited weight; a weight that is all zero, as many biases are, has none."""
+    """Largest ‖W + Δ‖ / ‖W‖ − 1 of an edited weight; a weight that is all zero, as many biases are, is not counted."""
     unsaid: frozenset[str]
     """Ids of the new facts that the model does not say."""
 
     def figures(self) -> dict[str, float]:
-        """What was measured, by name."""
+        """The figures that were measured, by name."""
         named = {
             "efficacy": self.efficacy,
             "retention": self.retention,
@@ -53,7 +53,7 @@ class Measurement:
         return {name: number for name, number in named.items() if number is not None}
 
     def failures(self, hparams: TrustHParams) -> list[str]:
-        """The limits that it breaks, in words. NaN breaks every limit."""
+        """The broken limits, in words. NaN breaks every limit."""
         limits = [
             ("efficacy", self.efficacy, ">=", hparams.trust_min_efficacy),
             ("retention", self.retention, ">=", hparams.trust_min_retention),
@@ -70,7 +70,7 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Baseline:
-    """What the model says before a batch: of prompts and facts that the batch is not about."""
+    """Measurements before a batch, on prompts and facts that the batch is not about."""
 
     prompts: tuple[str, ...]
     log_probabilities: Tensor | None
@@ -83,9 +83,9 @@ class Baseline:
 class Probe:
     """Held-out prompts and a text, drawn once for a run, and the measurements on them.
 
-    A baseline reads each prompt, each sampled earlier fact and the text once, a measurement the same and the new facts:
-    with the default settings about 700 tokens each, for a batch of ten facts. The optimisation of a single fact's
-    target reads some thousands, forwards and backwards.
+    A baseline reads each prompt, each sampled earlier fact and the text once. A measurement reads the new facts too.
+    With the default settings and a batch of ten facts, each reads about 700 tokens. Optimising the target of a single
+    fact reads some thousands, forwards and backwards.
 
     Raises:
         UnknownNameError, DatasetError, StatisticsError: there are no such records, or no such text.
@@ -97,14 +97,14 @@ class Probe:
         self.seed = seed
         self.prompts = _held_out(hparams, plugins, seed)
         self.text = ""
-        """What perplexity is taken of, once it was read."""
+        """The text that perplexity is measured on; empty until :meth:`read_text`."""
         self._corpus = open_corpus(hparams.trust_text, seed=seed)
 
     def read_text(self, model: LanguageModel) -> None:
         """Take the text's first tokens, as the model's tokenizer counts them.
 
         Raises:
-            StatisticsError: the text cannot be read, or has fewer.
+            StatisticsError: the text cannot be read, or has too few tokens.
         """
         tokens = self.hparams.trust_text_tokens
         if tokens:
@@ -117,10 +117,10 @@ class Probe:
         """Measure the model before a batch.
 
         Args:
-            new: the facts of the batch. Prompts that speak of their subjects are left out; where a fact has none, those
-                that contain its prompt.
-            active: earlier facts, of which some are drawn, other than those edited anew.
-            batch: its index, which decides with the seed what is drawn.
+            new: the facts of the batch. Prompts that contain one of their subjects are left out, and for a fact without
+                a subject those that contain its prompt.
+            active: earlier facts. Some are drawn of those that the batch does not edit anew.
+            batch: index of the batch. Together with the seed it decides what is drawn.
         """
         spoken_of = {request.subject or request.text for request in new}
         prompts = tuple(prompt for prompt in self.prompts if not any(words in prompt for words in spoken_of))
@@ -145,11 +145,11 @@ class Probe:
         changes: Changes,
         trial: AbstractContextManager[None],
     ) -> Measurement:
-        """Measure the model with a proposal in it; it is as before, to the bit, when this returns or raises.
+        """Measure the model with a proposal applied. The model is as before, to the bit, when this returns or raises.
 
         Args:
-            changes: those of the proposal, for the growth of weights.
-            trial: puts the proposal into the model.
+            changes: the proposal's changes, for the growth of weights.
+            trial: applies the proposal inside its block.
         """
         growth = max(
             (_growth(model, *change) for change in changes.items() if model.weight(change[0]).any()), default=0.0
@@ -187,8 +187,8 @@ def _held_out(hparams: TrustHParams, plugins: Plugins, seed: int) -> tuple[str, 
 
 
 def _says(model: LanguageModel, requests: Sequence[EditRequest]) -> list[bool]:
-    """Whether each fact's target is more probable than its true one, or, where none is given, the most probable of all:
-    the success that ES counts."""
+    """Whether the model says each fact, as ES counts it: the target is more probable than the true one, or, where no
+    true one is given, the most probable of all."""
     asked = [(request, request.target_new) for request in requests]
     asked += [(request, request.target_true) for request in requests if request.target_true is not None]
     scores = score_targets(
@@ -207,7 +207,7 @@ def _says(model: LanguageModel, requests: Sequence[EditRequest]) -> list[bool]:
 def _perplexity(model: LanguageModel, text: str) -> float:
     try:
         return perplexity(model, text)
-    except OverflowError:  # of a change that disables the model
+    except OverflowError:  # with a change that disables the model
         return math.inf
 
 

@@ -10,27 +10,28 @@ __all__ = ["Found", "split"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """What a batch was split into; every item is in one of the three."""
+    """The result of a search; every item is in one of the three groups."""
 
     kept: tuple[str, ...]
-    """They pass together."""
+    """Items that pass together."""
     culprits: tuple[str, ...]
-    """Each fails with those kept before it, which pass without it."""
+    """Items each of which fails together with the items kept before it, which pass without it."""
     unexamined: tuple[str, ...]
-    """Nothing is known of them: the search ended before."""
+    """Items that the search did not come to."""
 
 
 def split(items: Sequence[str], passes: Callable[[Sequence[str]], bool], *, looks: int) -> Found:
     """Split items that fail together.
 
-    The items kept so far pass. Of those that wait, a beginning is looked for that fails with them and passes without
-    its last item; that one is a culprit, what stands before it is kept, and the rest goes on waiting. The search
-    gallops from the end, where the suspects are: one culprit in the last place takes one look, any other about 2 log₂
-    of its distance from the end.
+    The items kept so far pass together. Among the waiting items, the search looks for the one whose addition makes them
+    fail: the kept items and all waiting ones before it pass, and with it they fail. That item is a culprit; the items
+    before it are kept, and those after it go on waiting. The search gallops from the end, where the suspects are: to
+    find a single culprit takes one look if it is the last item, else about 2 log₂ of its distance from the end.
 
     Args:
         items: the most suspect last.
-        passes: whether items pass together; no items do. Asked ``looks`` times at most, never for all ``items``.
+        passes: whether the given items pass together. It is called at most ``looks`` times, and never for no items or
+            for all.
     """
     kept: list[str] = []
     culprits: list[str] = []
@@ -55,7 +56,7 @@ def split(items: Sequence[str], passes: Callable[[Sequence[str]], bool], *, look
                 waiting = []
                 break
             bad, step = len(waiting), 1
-            while bad > 0 and step < bad:  # gallop: the last one, two, four, ... left out
+            while bad > 0 and step < bad:  # gallop: leave out the last one, three, seven, ...
                 if passes_with(bad - step):
                     good = bad - step
                     break
@@ -74,4 +75,4 @@ def split(items: Sequence[str], passes: Callable[[Sequence[str]], bool], *, look
 
 
 class _OutOfLooksError(Exception):
-    """Ends a search."""
+    """Raised when all looks are used, to end the search."""

@@ -89,4 +89,7 @@ def not_said(requests: Iterable[EditRequest], evidence: Iterable[EditEvidence]) 
 
 
 _ENDED_LOW = "ended low, too: allow more steps or a larger change, choose other layers, or reword the prompt."
-_REACHED = "had reached the target in its contexts: the solve gave the fact less, or the bare prompt has another effect than the prompt after a context."
+_REACHED = (
+    "had reached the target in its contexts: the solve gave the fact less, or the bare prompt has another effect than "
+    "the prompt after a context."
+)
