@@ -10,23 +10,28 @@ paraphrases, neighbours) follows from the seed, so the same tables and seed give
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
-import tomllib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from random import Random
-from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-FACTS = ROOT / "tools" / "worldfacts" / "facts"
-OUTPUT = ROOT / "packages" / "editcore" / "src" / "editcore" / "datasets" / "worldfacts.jsonl"
+from fact_tables import (
+    Facts,
+    FactsError,
+    Record,
+    check_facts,
+    check_prompts,
+    check_templates,
+    contains,
+    facts_of,
+    make,
+    read_table,
+    take_least_used,
+)
 
-DEFAULT_SEED = 0
+FACTS = Path(__file__).resolve().parent / "worldfacts" / "facts"
+
 NEIGHBOURS = 10
 PARAPHRASES = 2
 MAX_PER_RELATION = 24
@@ -45,12 +50,6 @@ LEAD_INS = (
 )
 """Sentences that say nothing about any subject; some paraphrases start with one."""
 
-Record = dict[str, Any]
-
-
-class FactsError(ValueError):
-    """A fact table that cannot be turned into records, with the file and the reason."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Relation:
@@ -60,23 +59,18 @@ class Relation:
     prompt: str
     paraphrases: tuple[str, ...]
     generation: tuple[str, ...]
-    facts: dict[str, tuple[str, ...]]
-
-
-def contains(text: str, part: str) -> bool:
-    """Whether ``part`` occurs in ``text``, letter case aside; inside a longer word counts too."""
-    return part.casefold() in text.casefold()
+    facts: Facts
 
 
 def load_relation(path: Path) -> Relation:
     """Read and check one fact table; the file's stem is the relation id."""
-    table = tomllib.loads(path.read_text(encoding="utf-8"))
+    table = read_table(path)
     relation = Relation(
         name=path.stem,
         prompt=table["prompt"],
         paraphrases=tuple(table["paraphrases"]),
         generation=tuple(table["generation"]),
-        facts={target: tuple(subjects) for target, subjects in table["facts"].items()},
+        facts=facts_of(table),
     )
     check_relation(relation)
     return relation
@@ -85,26 +79,10 @@ def load_relation(path: Path) -> Relation:
 def check_relation(relation: Relation) -> None:
     """Raise `FactsError` for a table that would give ambiguous, leaking or too few prompts."""
     where = f"{relation.name}.toml"
-    for template in (relation.prompt, *relation.paraphrases, *relation.generation):
-        if template.count("{}") != 1 or template != template.strip():
-            raise FactsError(f"{where}: {template!r} needs exactly one {{}} and no outer space.")
+    check_templates((relation.prompt, *relation.paraphrases, *relation.generation), where=where)
     if len(relation.paraphrases) < 4 or len(relation.generation) < 3:
         raise FactsError(f"{where}: needs at least 4 paraphrases and 3 generation templates.")
-    if len(relation.facts) < 3:
-        raise FactsError(f"{where}: has {len(relation.facts)} objects; at least 3 are needed.")
-    for target, subjects in relation.facts.items():
-        if len(subjects) <= NEIGHBOURS:
-            raise FactsError(
-                f"{where}: {target!r} has {len(subjects)} subjects; an edit and its neighbours "
-                f"need at least {NEIGHBOURS + 1}."
-            )
-    subjects_of_all = list(chain.from_iterable(relation.facts.values()))
-    for subject, count in Counter(subjects_of_all).items():
-        if count > 1:
-            raise FactsError(f"{where}: {subject!r} is listed {count} times; one object each.")
-        for target in relation.facts:
-            if contains(subject, target):
-                raise FactsError(f"{where}: the subject {subject!r} gives away {target!r}.")
+    check_facts(relation.facts, neighbours=NEIGHBOURS, where=where)
 
 
 def choose_edited(relation: Relation, rng: Random, *, limit: int) -> list[tuple[str, str]]:
@@ -148,9 +126,7 @@ def build_relation(relation: Relation, *, seed: int) -> list[Record]:
     records: list[Record] = []
     for subject, true in edited:
         others = [target for target in relation.facts if target != true]
-        # Least used first, random among equals: every object is asked for about equally often.
-        new = min(others, key=lambda target: (used_as_new[target], rng.random()))
-        used_as_new[new] += 1
+        new = take_least_used(others, used_as_new, rng)
         pool = [s for s in relation.facts[true] if s not in edited_subjects]
         neighbours = [relation.prompt.format(s) for s in rng.sample(pool, NEIGHBOURS)]
         paraphrases = choose_paraphrases(relation, subject, rng)
@@ -167,25 +143,15 @@ def build_relation(relation: Relation, *, seed: int) -> list[Record]:
             "neighborhood_prompts": neighbours,
             "generation_prompts": [template.format(subject) for template in relation.generation],
         }
-        check_record(record)
+        check_prompts(
+            subject,
+            answers=(new, true),
+            own=(relation.prompt.format(subject), *paraphrases, *record["generation_prompts"]),
+            neighbours=neighbours,
+            where=f"{relation.name}.toml",
+        )
         records.append(record)
     return records
-
-
-def check_record(record: Record) -> None:
-    """Raise `FactsError` if a prompt gives an answer away or a neighbour names the subject."""
-    rewrite = record["requested_rewrite"]
-    subject, relation = rewrite["subject"], rewrite["relation_id"]
-    answers = [rewrite["target_new"]["str"], rewrite["target_true"]["str"]]
-    neighbours = record["neighborhood_prompts"]
-    own = [rewrite["prompt"].format(subject), *record["paraphrase_prompts"]]
-    for prompt in [*own, *neighbours, *record["generation_prompts"]]:
-        for answer in answers:
-            if contains(prompt, answer):
-                raise FactsError(f"{relation}.toml: the prompt {prompt!r} contains {answer!r}.")
-    for prompt in neighbours:
-        if contains(prompt, subject):
-            raise FactsError(f"{relation}.toml: the neighbour {prompt!r} names {subject!r}.")
 
 
 def build(relations: Sequence[Relation], *, seed: int) -> list[Record]:
@@ -209,42 +175,15 @@ def build(relations: Sequence[Relation], *, seed: int) -> list[Record]:
     return records
 
 
-def render(records: Sequence[Record]) -> str:
-    """One JSON object per line, UTF-8 characters kept."""
-    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+def build_all(folder: Path, seed: int) -> tuple[list[Record], str]:
+    """The records that the tables in a folder give, and what they are over."""
+    relations = [load_relation(path) for path in sorted(folder.glob("*.toml"))]
+    return build(relations, seed=seed), f"{len(relations)} relations"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write or check the data set; the exit status is 0 when the file is (now) right."""
-    parser = argparse.ArgumentParser(description="Build the worldfacts data set.")
-    parser.add_argument("--facts", type=Path, default=FACTS, help="folder of fact tables")
-    parser.add_argument("--output", type=Path, default=OUTPUT, help="JSONL file to write")
-    parser.add_argument("--seed", type=int, default=DEFAULT_SEED)
-    parser.add_argument("--check", action="store_true", help="compare, write nothing")
-    args = parser.parse_args(argv)
-
-    try:
-        relations = [load_relation(path) for path in sorted(args.facts.glob("*.toml"))]
-        records = build(relations, seed=args.seed)
-    except FactsError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    text = render(records)
-    summary = f"{len(records)} records over {len(relations)} relations"
-    if args.check:
-        found = args.output.read_text(encoding="utf-8") if args.output.exists() else ""
-        if found != text:
-            sys.stderr.write(
-                f"{args.output} is not what the tables and seed {args.seed} give ({summary}). "
-                "Run python tools/make_worldfacts.py and commit the result.\n"
-            )
-            return 1
-        sys.stdout.write(f"{args.output.name} is up to date: {summary}\n")
-        return 0
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(text, encoding="utf-8", newline="\n")
-    sys.stdout.write(f"wrote {args.output.name}: {summary}\n")
-    return 0
+    return make(argv, build_all, name="worldfacts", tables=FACTS)
 
 
 if __name__ == "__main__":
