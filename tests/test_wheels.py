@@ -171,7 +171,7 @@ def test_a_wheel_holds_the_whole_source_and_no_more(wheels: dict[str, Path], pac
     module = package.name.replace("-", "_")
     assert f"{module}/py.typed" in found
     if package.name == "editcore":
-        assert "editcore/datasets/worldfacts.jsonl" in found
+        assert {"editcore/datasets/worldfacts.jsonl", "editcore/datasets/profiles.jsonl"} <= found
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.name)

@@ -36,6 +36,16 @@ class TestWorldfactsContract(DatasetContract):
         return "worldfacts"
 
 
+class TestProfilesContract(DatasetContract):
+    @pytest.fixture
+    def dataset_name(self) -> str:
+        return "profiles"
+
+    @pytest.fixture
+    def hparams(self) -> dict[str, object]:
+        return {"facts_per_subject": 4, "order": "shuffled"}
+
+
 class TestJsonlContract(ExtensionContract):
     @pytest.fixture
     def extension_name(self) -> str:

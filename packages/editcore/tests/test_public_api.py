@@ -143,8 +143,8 @@ ROOMS = {
         TerminalProgress loaded_plugins make_console print_table
     """,
     "datasets": """
-        KnownFact Selection check_records check_requests content_hash dataset_name dataset_settings is_path
-        load_known_facts load_records load_worldfacts parse_record short_name
+        KnownFact ProfilesHParams Selection check_records check_requests content_hash dataset_name dataset_settings
+        is_path load_known_facts load_profiles load_records load_worldfacts parse_record short_name
     """,
     "evaluation": """
         Average COUNTERFACT CounterFactEvaluator DEFAULT_EVALUATORS GENERATION GenerationEvaluator

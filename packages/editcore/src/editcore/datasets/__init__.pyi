@@ -13,3 +13,4 @@ from .names import (
     is_path as is_path,
     short_name as short_name,
 )
+from .profiles import ProfilesHParams as ProfilesHParams, load_profiles as load_profiles

@@ -28,7 +28,16 @@ from editcore.interfaces.errors import DatasetError, RequestError
 from editcore.interfaces.values import EditRequest, FactRecord, first_problem
 from editcore.plugins.calls import boundary, resolve
 
-__all__ = ["Loaded", "Selection", "content_hash", "load", "load_records", "load_worldfacts", "read_each"]
+__all__ = [
+    "Loaded",
+    "Selection",
+    "content_hash",
+    "load",
+    "load_records",
+    "load_worldfacts",
+    "read_each",
+    "records_of_editcore",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -79,9 +88,14 @@ class Loaded:
 
 def load_worldfacts() -> list[FactRecord]:
     """The data set that comes with editcore: counterfactual edits of facts that small models know."""
-    resource = resources.files("editcore.datasets") / "worldfacts.jsonl"
-    entries = json_lines(resource.read_text(encoding="utf-8"), "worldfacts.jsonl")
-    return list(_from_file(entries, "worldfacts.jsonl", Selection(strict=True)).records)
+    return records_of_editcore("worldfacts.jsonl")
+
+
+def records_of_editcore(name: str) -> list[FactRecord]:
+    """All records of a file that comes with editcore."""
+    resource = resources.files("editcore.datasets") / name
+    entries = json_lines(resource.read_text(encoding="utf-8"), name)
+    return list(_from_file(entries, name, Selection(strict=True)).records)
 
 
 def load_records(

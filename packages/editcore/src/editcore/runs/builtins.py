@@ -36,7 +36,14 @@ def editcore_datasets() -> list[DatasetSpec]:
             "worldfacts",
             target="editcore.datasets:load_worldfacts",
             summary="Counterfactual edits of facts that small models know, in the CounterFact schema.",
-        )
+        ),
+        DatasetSpec(
+            "profiles",
+            target="editcore.datasets:load_profiles",
+            hparams="editcore.datasets:ProfilesHParams",
+            argument="facts_per_subject",
+            summary="Several facts about each of 40 subjects, invented ones and known ones.",
+        ),
     ]
 
 
