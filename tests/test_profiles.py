@@ -216,7 +216,7 @@ def test_rounds_have_each_subject_once() -> None:
     assert [subject_of(record) for record in chosen] == names * 3
 
 
-@pytest.mark.parametrize(("facts_per_subject", "gap"), [(2, 2), (3, 3), (5, 10)])
+@pytest.mark.parametrize(("facts_per_subject", "gap"), [(2, 2), (3, 4), (5, 10)])
 def test_shuffled_facts_of_a_subject_are_far_apart(facts_per_subject: int, gap: int) -> None:
     chosen = load_profiles(ProfilesHParams(facts_per_subject=facts_per_subject, order="shuffled"))
     places: dict[str, list[int]] = {}
