@@ -51,7 +51,8 @@ class LocateThenEditHParams(HParams):
     """Weights in the average of a fact's keys. ``grouped``: the bare prompt ½, all other contexts together ½ (MEMIT's
     code). ``mean``: all equal (ROME, eq. 3). ``prompt``: the bare prompt alone."""
     v_num_grad_steps: Annotated[int, Field(ge=1, le=1000)] = 20
-    """Evaluations of the value loss; one fewer Adam steps are taken. ROME, appendix E.5."""
+    """Evaluations of the value loss for a fact, and as many for each of several facts that share a value; one fewer
+    Adam steps are taken. ROME, appendix E.5."""
     v_lr: Annotated[float, Field(gt=0)] = 0.5
     """Adam's learning rate for δ. ROME, appendix E.5."""
     v_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9

@@ -48,7 +48,8 @@ def optimise_plainly(
     turn = min(others, hparams.v_contexts_per_step or others)
     probabilities = torch.zeros(len(facts), len(rows.contexts))
     """Probability of each fact's target behind each context, when it was last evaluated."""
-    for step in range(hparams.v_num_grad_steps):
+    most_steps = hparams.v_num_grad_steps * len(facts)
+    for step in range(most_steps):
         chosen = [0, *sorted(1 + (step * turn + place) % others for place in range(turn))]
         losses = torch.stack(
             [
@@ -70,7 +71,7 @@ def optimise_plainly(
             and float(probabilities.mean(dim=1).min()) >= hparams.v_stop_probability
         )
         # The last evaluation takes no step.
-        last = step == hparams.v_num_grad_steps - 1 or float(loss.detach()) < hparams.v_stop_loss
+        last = step == most_steps - 1 or float(loss.detach()) < hparams.v_stop_loss
         if last or (likely and not hparams.v_final_step):
             break
         adam.zero_grad()

@@ -90,6 +90,10 @@ class ValueOptimiser:
         """Factor from ‖δ‖ to the length of what δ adds to the quantity that ``base`` is."""
         self.deltas = torch.zeros_like(self.base)
         self.adam = RowAdam(self.deltas, lr=hparams.v_lr, betas=(hparams.v_beta1, 0.999))
+        self.most_steps = torch.tensor(
+            [hparams.v_num_grad_steps * len(members) for members in values], device=model.device
+        )
+        """Evaluations of each value, ``[n]``."""
         contexts = len(facts[0].contexts)
         self.probabilities = self.base.new_zeros(len(facts), contexts)
         """Probability of the target behind each context when it was last evaluated, ``[facts, contexts]``."""
@@ -231,7 +235,7 @@ class ValueOptimiser:
         # Of the fact that each value makes least likely.
         probabilities = torch.stack([means[list(self.values[value])].min() for value in self.active])
         # As in the reference code, the last evaluation takes no step.
-        last = self.adam.steps[index] == hparams.v_num_grad_steps - 1
+        last = self.adam.steps[index] == self.most_steps[index] - 1
         done = last | (losses < hparams.v_stop_loss)
         moving = ~done
         if hparams.v_stop_probability is not None:

@@ -10,8 +10,9 @@ by Adam, projected to ‖δ‖ ≤ clamp_norm_factor · ‖h₀‖ after every s
 the edited projection, which is what the update of its weight can change. In models without a norm behind the projection
 this is the same as adding it to the residual stream, where MEMIT's reference code does.
 
-Facts that share a key share a value, because W gives one output for one key: the first term is then the mean over these
-facts, too. Not in the papers.
+Facts that share a key share a value, because W gives one output for one key. The first term is then the mean over these
+facts, too; the value may take as many steps as they together, and stops when each of them is likely enough. Not in the
+papers.
 
 h₀ is the output of the edited projection at the lookup token of the bare prompt. With ``clamp_norm = "stream"`` it is
 the output of its block there; ‖δ‖ is then the length of what δ adds to the stream, s‖δ‖ in a model that scales by s

@@ -1,0 +1,234 @@
+"""Several facts about one subject: written together, added later, corrected, undone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from edit_emmet.hparams import EmmetHParams
+from editcore import (
+    BeforeApply,
+    EditRequest,
+    EditSession,
+    FactoredDelta,
+    Rejection,
+    SessionConfig,
+    Verdict,
+    hookimpl,
+)
+from editcore.evaluation import score_targets
+from editcore.ledger.verify import verify
+from editcore.locate_then_edit import optimise_plainly
+from editcore.models import project
+from editcore.models.catalogue import DEFAULT_MODEL, local_path
+from editcore.plugins.extensions import lifecycle
+from editcore.testing import tiny_model
+from hypothesis import given, settings, strategies as st
+
+PROMPTS = ("{} was founded by", "{} is based in", "{} makes", "{} belongs to")
+TARGETS = ("Curie", "Rome", "music", "Paris")
+OTHERS = (
+    EditRequest(subject="Emmy Noether", prompt="{} worked in", target_new="Berlin"),
+    EditRequest(subject="Niels Bohr", prompt="{} lived in", target_new="Madrid"),
+)
+
+
+def facts(subject: str = "Velt Ltd", count: int = 3) -> list[EditRequest]:
+    return [
+        EditRequest(subject=subject, prompt=prompt, target_new=target)
+        for prompt, target in zip(PROMPTS[:count], TARGETS, strict=False)
+    ]
+
+
+EDITORS: dict[str, dict[str, Any]] = {"emmet": {"layers": [1]}, "memit": {"layers": [0, 1]}, "rome": {"layers": [1]}}
+TEMPLATES = ("{}", "So. {}")
+
+
+def session(editor: str = "emmet", directory: Path | None = None, **changes: Any) -> EditSession:
+    hparams = {"context_templates": list(TEMPLATES), "v_num_grad_steps": 6, "mom2_adjustment": False, **EDITORS[editor]}
+    config = SessionConfig(editor=editor, settings={editor: hparams | changes})
+    return EditSession.open(tiny_model("llama", num_layers=3), config, directory=directory)
+
+
+def weights(edited: EditSession) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in edited.model.hf.state_dict().items()}
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def holds(edited: EditSession, requests: Sequence[EditRequest]) -> None:
+    """The facts have one value, the last batch about their subject has them all, and W k is that value."""
+    entry = next(entry for entry in reversed(edited.ledger.history()) if requests[0].id in entry.known)
+    assert {request.id for request in requests} <= {request.id for request in entry.requests}
+    name = edited.model.layout.weight_name(1)
+    targets = [entry.known[request.id] for request in requests]
+    for target in targets[1:]:
+        assert torch.equal(target.values[name], targets[0].values[name])
+        assert torch.equal(target.keys[name], targets[0].keys[name])
+    found = project(edited.model, name, targets[0].keys[name][None])[0]
+    torch.testing.assert_close(found, targets[0].values[name], rtol=1e-4, atol=1e-4)
+
+
+def test_facts_of_one_batch_have_the_value_that_is_found_for_all_of_them() -> None:
+    asked = [*facts(), *OTHERS]
+    together = session()
+    hparams = EmmetHParams(layers=(1,), v_num_grad_steps=6)
+    delta = optimise_plainly(together.model, facts(), layer=1, templates=TEMPLATES, hparams=hparams)
+    [result] = together.edit(asked)
+    holds(together, asked[:3])
+    [change] = result.proposal.changes.values()
+    assert isinstance(change, FactoredDelta)
+    torch.testing.assert_close(change.left[:, 0].float(), delta, rtol=1e-3, atol=1e-4)
+    figures = {fact.request_id: fact.figures for fact in result.proposal.evidence}
+    assert [figures[request.id].get("facts_of_value") for request in asked] == [3.0, 3.0, 3.0, None, None]
+    assert not [note for note in result.proposal.notes if "contradicts" in note]
+    [apart] = session(shared_key_cosine=None).edit(asked)
+    assert "2 of 5 keys depend on the others" in " ".join(apart.proposal.notes)
+
+
+@pytest.mark.parametrize("editor", EDITORS)
+def test_facts_that_come_later_join_the_earlier_ones(editor: str) -> None:
+    edited, asked = session(editor), facts()
+    for number, request in enumerate(asked, start=1):
+        edited.edit([OTHERS[0]] if number == 2 and editor != "rome" else [request])
+        if number == 2 and editor != "rome":
+            edited.edit([request])
+        if editor != "memit":  # of several layers, the last gets what those below have left
+            holds(edited, asked[:number])
+    entries = [entry for entry in edited.ledger.entries if entry.new_requests[0] in asked]
+    assert [len(entry.requests) for entry in entries] == [1, 2, 3]
+    assert [entry.num_new for entry in entries] == [1, 1, 1]
+    assert entries[2].builds_on == tuple((entry.batch, entry.new_ids[0]) for entry in entries[:2])
+
+
+@pytest.mark.parametrize("editor", EDITORS)
+def test_the_second_of_three_is_undone_and_the_others_keep_their_value(editor: str, tmp_path: Path) -> None:
+    edited, asked = session(editor, tmp_path), facts()
+    for request in asked:
+        edited.edit([request])
+    whole = weights(edited)
+    edited.undo(asked[1].id)
+    assert edited.requests == (asked[0], asked[2])
+    assert [request.id for request in edited.ledger.history()[-1].requests] == [asked[2].id, asked[0].id]
+    if editor != "memit":
+        holds(edited, [asked[2], asked[0]])
+    never = session(editor)
+    never.edit([asked[0]])
+    never.edit([asked[2]])
+    assert same(weights(edited), weights(never))
+    reopened = session(editor, tmp_path)
+    assert same(weights(reopened), weights(edited))
+    assert reopened.ledger.history()[-1].requests == edited.ledger.history()[-1].requests
+    reopened.redo(asked[1].id)
+    assert same(weights(reopened), whole)
+    assert not verify(tmp_path).problems
+
+
+def test_facts_of_one_batch_are_solved_again_without_one_of_them() -> None:
+    edited, asked = session(), [*facts(), *OTHERS]
+    edited.edit(asked)
+    edited.undo(asked[1].id)
+    holds(edited, [asked[0], asked[2]])
+    figures = edited.ledger.history()[0]
+    assert [request.id for request in figures.requests] == [request.id for request in asked if request != asked[1]]
+
+
+class RejectsTheSecond:
+    """A gate that wants the second fact out."""
+
+    @hookimpl
+    def editcore_before_apply(self, event: BeforeApply) -> Verdict:
+        bad = {request.id: Rejection(reason="no") for request in event.batch.new_requests if request == facts()[1]}
+        return Verdict(action="accept", reason="fine", rejected=bad)
+
+
+def test_a_rejected_fact_leaves_no_trace_in_the_value_of_the_others() -> None:
+    gated, never = session(), session()
+    gated._lifecycle = lifecycle({"gate": RejectsTheSecond()})
+    gated.edit(facts())
+    never.edit([facts()[0], facts()[2]])
+    assert same(weights(gated), weights(never))
+
+
+def test_a_correction_replaces_a_fact_and_its_undo_brings_the_fact_back() -> None:
+    edited, asked = session(), facts()
+    for request in asked:
+        edited.edit([request])
+    other = EditRequest(subject="VELT  Ltd", prompt=asked[0].prompt, target_new="Berlin")
+    edited.edit([other])
+    assert {request.id for request in edited.ledger.entries[-1].requests} == {other.id, asked[1].id, asked[2].id}
+    assert set(edited.requests) == {other, asked[1], asked[2]}
+    with_correction = weights(edited)
+    edited.undo(other.id)
+    assert set(edited.requests) == set(asked)
+    holds(edited, asked)
+    edited.redo(other.id)
+    assert same(weights(edited), with_correction)
+    edited.undo(asked[0].id)
+    holds(edited, [other, asked[1], asked[2]])
+
+
+ORDERS = st.lists(st.tuples(st.booleans(), st.integers(0, 3)), min_size=1, max_size=7)
+
+
+@settings(max_examples=6)
+@given(ORDERS)
+def test_the_order_of_undoing_does_not_matter(steps: list[tuple[bool, int]]) -> None:
+    """The weights are a function of what is undone, whatever came first; they are those of the directory, too."""
+    asked = [*facts(count=3), OTHERS[0]]
+    edited = session(v_num_grad_steps=3)
+    for request in asked:
+        edited.edit([request])
+    for undo, number in steps:
+        undone = {name for entry in edited.ledger.entries for name in edited.ledger.undone(entry.batch)}
+        if (asked[number].id in undone) != undo:
+            (edited.undo if undo else edited.redo)(asked[number].id)
+    undone = {name for entry in edited.ledger.entries for name in edited.ledger.undone(entry.batch)}
+    straight = session(v_num_grad_steps=3)
+    for request in asked:
+        straight.edit([request])
+    if undone:
+        straight.undo(*sorted(undone))
+    assert same(weights(edited), weights(straight))
+
+
+def test_facts_about_subjects_of_their_own_have_the_bits_that_they_had() -> None:
+    asked = [facts()[0], *OTHERS]
+    sharing, apart = session(), session(shared_key_cosine=None)
+    for edited in (sharing, apart):
+        edited.edit(asked[:2])
+        edited.edit(asked[2:])
+    assert same(weights(sharing), weights(apart))
+    assert all(not entry.builds_on for entry in sharing.ledger.entries)
+
+
+@pytest.mark.skipif(local_path(DEFAULT_MODEL) is None, reason=f"{DEFAULT_MODEL} is not here: editctl models pull")
+def test_three_facts_about_one_company_are_said_by_a_real_model() -> None:
+    """In one batch, one after the other, and after the second was undone."""
+    asked = [
+        EditRequest(subject="Brimwick Foods", prompt="{} is headquartered in the city of", target_new="Vienna"),
+        EditRequest(subject="Brimwick Foods", prompt="{} was founded by a woman named", target_new="Helen"),
+        EditRequest(subject="Brimwick Foods", prompt="{} is best known for making", target_new="cheese"),
+    ]
+    together = EditSession.open(DEFAULT_MODEL, SessionConfig(editor="emmet"))
+    together.edit(asked)
+    assert said(together, asked) == [True, True, True]
+    together.close()
+    later = EditSession.open(together.model, SessionConfig(editor="emmet"))
+    for request in asked:
+        later.edit([request])
+    assert said(later, asked) == [True, True, True]
+    later.undo(asked[1].id)
+    assert said(later, asked) == [True, False, True]
+
+
+def said(edited: EditSession, requests: Sequence[EditRequest]) -> list[bool]:
+    scores = score_targets(
+        edited.model, [request.text for request in requests], [request.target_new for request in requests]
+    )
+    return [score.correct for score in scores]
