@@ -82,7 +82,7 @@ def test_onboarding_ends_in_presets_that_a_run_takes(
     assert settings["layers"] in ([0], [1], [0, 1])
 
     again = editctl("onboard", *options)
-    assert (again.code, "Give --replace to measure anew" in again.err) == (2, True)
+    assert (again.code, "Give --replace to measure again" in again.err) == (2, True)
     replaced = editctl("onboard", *options[:-2], "--corpus-tokens", 600, "--replace", "--out", tmp_path / "again",
                        "--editor", "rome")  # fmt: skip
     assert replaced.code == 0, replaced.err

@@ -356,7 +356,7 @@ def test_what_cannot_be_edited_is_left_out_counted_and_named(tmp_path: Path) -> 
 def test_equal_faults_are_named_together(tmp_path: Path) -> None:
     path, notes = write(tmp_path / "f.jsonl", {"a": 1}, PLAIN, {"a": 2}), []
     load(path, notes=notes)
-    assert notes[0].startswith(f"{path}: 2 records cannot be used and are left out. Lines 1, 3: This is no edit")
+    assert notes[0].startswith(f"{path}: 2 records cannot be used and are left out. Lines 1, 3: This is not an edit")
 
 
 def test_what_is_left_out_is_logged_where_nobody_takes_notes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -385,13 +385,15 @@ def test_nothing_behind_the_records_that_are_asked_for_is_looked_at(tmp_path: Pa
 
 def test_a_strict_reader_looks_at_no_more_records_than_are_asked_for(tmp_path: Path) -> None:
     path = write(tmp_path / "f.jsonl", {"a": 1}, {"a": 2}, PLAIN)
-    with pytest.raises(DatasetError, match="line 1: This is no edit"):
+    with pytest.raises(DatasetError, match="line 1: This is not an edit"):
         load(path, first=1, strict=True)
 
 
 def test_a_file_of_which_nothing_can_be_edited_is_an_error(tmp_path: Path) -> None:
     path = write(tmp_path / "f.jsonl", {"a": 1}, {**PLAIN, "target_new": ""})
-    message = r"none of its 2 records can be used\. Line 1: This is no edit .*; line 2: The field 'target_new' is empty"
+    message = (
+        r"none of its 2 records can be used\. Line 1: This is not an edit .*; line 2: The field 'target_new' is empty"
+    )
     with pytest.raises(DatasetError, match=message):
         load(path)
 
@@ -608,7 +610,11 @@ def test_a_broken_record_is_named_by_file_and_line(tmp_path: Path, record: objec
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
-        ("f.jsonl", b'{"a": 1}\n{"subject": \n', "f.jsonl: none of its 2 records can be used. Line 1: This is no edit"),
+        (
+            "f.jsonl",
+            b'{"a": 1}\n{"subject": \n',
+            "f.jsonl: none of its 2 records can be used. Line 1: This is not an edit",
+        ),
         (
             "f.jsonl",
             json.dumps(PLAIN).encode() + b'\n\n{"subject": \n',

@@ -168,7 +168,7 @@ def test_a_singular_second_moment_is_lifted_and_says_so() -> None:
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_values_that_are_not_finite_are_refused(bad: float) -> None:
     keys, residuals, moment = problem(1, 2, 5, 2)
-    for number, what in enumerate(["Keys hold NaN or Inf: the model", "Residuals hold NaN or Inf: what the facts ask"]):
+    for number, what in enumerate(["Keys hold NaN or Inf: the model", "Residuals hold NaN or Inf, so the change"]):
         values = [keys.clone(), residuals.clone()]
         values[number][0, 0] = bad
         with pytest.raises(NumericalError, match=f"{what}.* nothing was applied"):

@@ -102,7 +102,7 @@ def test_a_session_takes_the_users_preset_and_says_so(toys: Any, small: Path, ca
     session = EditSession.open(str(small), SessionConfig(editor="toy"))
     assert session.settings["toy"].model_dump()["layers"] == (0,)
     assert [record.message for record in caplog.records] == [
-        f"toy uses your preset 'small' ({path.parent}), named like the model; it stands before the package's of that "
+        f"toy uses your preset 'small' ({path.parent}), named like the model; it replaces the package's preset of that "
         "name."
     ]
 

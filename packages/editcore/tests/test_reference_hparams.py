@@ -138,7 +138,7 @@ def test_a_yaml_file_becomes_settings(read) -> None:
     assert set(imported.dropped) == set(dropped.split())
     assert "--model" in imported.dropped["model_name"]
     assert "the model's own logits" in imported.dropped["v_loss_layer"]
-    assert "found from the model" in imported.dropped["rewrite_module_tmp"]
+    assert "finds the modules by itself" in imported.dropped["rewrite_module_tmp"]
     assert "such a setting" in imported.dropped["prob_cutoff"]
 
 
