@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -110,3 +112,35 @@ def test_where_nothing_is_rounded_nothing_is_measured(dtype: torch.dtype, backen
     assert result.applied
     assert not any("fraction_written" in one.figures for one in result.proposal.evidence)
     assert not [note for note in result.proposal.notes if "digits" in note]
+
+
+def test_a_type_that_is_slow_here_is_computed_in_float32_and_written_as_itself(corpus: Path, tmp_path: Path) -> None:
+    """The numbers are those of bfloat16, whoever opens the run; only the arithmetic is float32's."""
+    narrow, wide = (tiny_model("gpt2", dtype=torch.bfloat16) for _ in range(2))
+    wide.compute_in_float32()
+    assert (wide.dtype, wide.compute_dtype, narrow.compute_dtype) == (torch.bfloat16, torch.float32, torch.bfloat16)
+    assert wide.base_fingerprint == narrow.base_fingerprint
+    assert all(torch.equal(wide.weight(name), narrow.weight(name).float()) for name in narrow.weights.names())
+    assert wide.hf(input_ids=torch.tensor([[5, 6, 7]])).logits.dtype == torch.float32
+    before = weights(wide)
+    with opened_in(tmp_path / "run", wide, corpus) as session:
+        [result] = session.edit(FACTS)
+        assert figures(result) != [1.0] * len(FACTS), "what rounding leaves of an edit is measured"
+        edited = weights(wide)
+        assert any(not torch.equal(before[name], edited[name]) for name in before)
+        assert all(torch.equal(tensor, tensor.bfloat16().float()) for tensor in edited.values())
+        session.save(tmp_path / "of-wide")
+    with opened_in(tmp_path / "run", narrow, corpus) as session:
+        assert all(torch.equal(narrow.weight(name).float(), edited[name]) for name in edited)
+        session.save(tmp_path / "of-narrow")
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("of-wide", "of-narrow")]
+    assert files[0] == files[1]
+
+
+@contextmanager
+def opened_in(directory: Path, model: LanguageModel, corpus: Path) -> Iterator[EditSession]:
+    settings = {"layers": [0, 1], "context_templates": ["{}"], "v_num_grad_steps": 3}
+    config = SessionConfig(editor="emmet", settings={"emmet": settings}, corpus=str(corpus), corpus_tokens=1024)
+    session = EditSession.open(model, config, directory=directory)
+    yield session
+    session.close()

@@ -275,7 +275,7 @@ def test_a_slice_is_written_where_it_is() -> None:
 
     class Model:
         def __init__(self, weights: Weights) -> None:
-            self.weight, self.as_out_in = weights.stored, weights.as_out_in
+            self.weights, self.weight, self.as_out_in = weights, weights.stored, weights.as_out_in
 
     stack = Stack(True)
     model = Model(weights_of(stack=stack))

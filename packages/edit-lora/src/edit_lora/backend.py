@@ -206,7 +206,8 @@ class LoraBackend:
         for delta in deltas:
             total = total + in_float64(delta, total)
         own = total if end.kind == "linear" else total.T
-        module.weight = nn.Parameter(rounded(own, shared.dtype).contiguous(), requires_grad=False)
+        own = rounded(own, self._model.weights.type_of(name)).to(shared.dtype)
+        module.weight = nn.Parameter(own.contiguous(), requires_grad=False)
         try:
             yield
         finally:

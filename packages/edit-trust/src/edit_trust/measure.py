@@ -13,6 +13,7 @@ import torch
 from editcore import Changes, EditRequest, HParamsError, WeightChange
 from editcore.datasets import load_records
 from editcore.evaluation import kl_divergences, next_token_log_probabilities, perplexity, score_targets
+from editcore.models import rounded
 from editcore.second_moments import open_corpus
 
 from edit_trust.hparams import TrustHParams
@@ -216,5 +217,5 @@ def _growth(model: LanguageModel, address: str, change: WeightChange) -> float:
     """‖W + Δ‖ / ‖W‖ − 1, with W + Δ rounded as it would be written."""
     weight = model.weight(address)
     before = model.as_out_in(address, weight).double()
-    after = (before + change.to(weight.device).dense().double()).to(weight.dtype)
+    after = rounded(before + change.to(weight.device).dense().double(), model.weights.type_of(address))
     return float(after.double().norm() / before.norm()) - 1

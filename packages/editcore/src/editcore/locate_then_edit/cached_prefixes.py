@@ -242,7 +242,7 @@ def prefixes_fit(model: LanguageModel, contexts: Mapping[int, Sequence[TokenRow]
                 return False
             spread = (expected.max() - expected.min()).clamp_min(1e-6)
             off, rounding = ((logits - expected).abs().max() / spread for logits in (found, torch.cat(again)))
-            tolerance = max(1e-4, 4 * max(float(rounding), torch.finfo(model.dtype).eps / 2))
+            tolerance = max(1e-4, 4 * max(float(rounding), torch.finfo(model.compute_dtype).eps / 2))
             if not bool(off < tolerance):  # also true for NaN
                 return False
     return True

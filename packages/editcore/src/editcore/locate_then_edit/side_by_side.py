@@ -301,7 +301,7 @@ class ValueOptimiser:
                 "v_lr."
             )
         asked = self.hparams.compute_dtype
-        kind: str = str(self.model.dtype).removeprefix("torch.") if asked == "model" else asked
+        kind: str = str(self.model.compute_dtype).removeprefix("torch.") if asked == "model" else asked
         raise NumericalError(
             f"{self.model.name} gives NaN or Inf for '{text}' before anything is changed; nothing was applied. It "
             f"computes in {kind}: "

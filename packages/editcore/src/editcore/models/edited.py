@@ -149,7 +149,7 @@ class EditedModel:
     @contextmanager
     def _held_as(self, dtype: torch.dtype) -> Iterator[None]:
         """The edited model with its weights in another type, inside the block only."""
-        if dtype == self.model.dtype:
+        if dtype == self.model.dtype == self.model.compute_dtype:
             yield
             return
         active = self._active

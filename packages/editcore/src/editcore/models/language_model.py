@@ -28,6 +28,7 @@ from editcore.models.layout_check import check_layout
 from editcore.models.loading import (
     device_of,
     dtype_of,
+    is_slow,
     load_config,
     load_tokenizer,
     load_weights,
@@ -38,7 +39,6 @@ from editcore.models.loading import (
     refuse_without_float64,
     source_of,
     stored_dtype,
-    warn_of_slow,
 )
 from editcore.models.options import LoadOptions, Sampling
 from editcore.models.positions import position_limit
@@ -124,8 +124,9 @@ class LanguageModel:
         options, name = options or LoadOptions(), str(name_or_path)
         device = None if options.device == "auto" else device_of(options.device)
         dtype = dtype_of(options.dtype)
+        slow = False
         if device is not None and device.type == "cpu":
-            warn_of_slow(dtype, options.dtype)
+            slow = is_slow(dtype, options.dtype)
         source = source_of(name, progress)
         config = load_config(source, name)
         refuse_quantised(config, name)
@@ -140,7 +141,10 @@ class LanguageModel:
         )
         if device is not None:
             hf = put_on(hf, device, name=name)
-        model = cls.wrap(hf, tokenizer, name=name, families=families)
+        model = cls.wrap(hf, tokenizer, name=name, families=families, check=not slow)
+        if slow:
+            model.compute_in_float32()
+            check_layout(hf, model.layout)
         model.prompt_form = form
         model._base_config = config
         model.hub = hub_model(name, getattr(hf.config, "_commit_hash", None))
@@ -194,8 +198,23 @@ class LanguageModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of the first projection's weight."""
+        """The type whose numbers the weights have, as the first projection shows it."""
+        return self.weights.type_of(self.layout.weight_name(0))
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The type that the model computes in: that of the first projection's tensor. It is not :attr:`dtype` after
+        :meth:`compute_in_float32`."""
         return self.weight(self.layout.weight_name(0)).dtype
+
+    def compute_in_float32(self) -> None:
+        """Compute in float32 with weights of a smaller type: what is written into them is rounded to that type, and
+        :meth:`save` writes it. The tensors take the memory of float32."""
+        _ = self.base_fingerprint  # of the weights in their own type
+        self.weights.widen()
+        for buffer in self.hf.buffers():
+            if buffer.is_floating_point():
+                buffer.data = buffer.data.to(torch.promote_types(buffer.dtype, torch.float32))
 
     @property
     def pad_id(self) -> int:
@@ -424,8 +443,8 @@ class LanguageModel:
         filled = [list(row) or [int(start)] for row in rows]
         stop = StopRule(limits=self._within_positions(filled, limits), at_end_token=stop_at_end, enough=enough)
         writer = Writer(
-            hf=self.hf, device=self.device, dtype=self.dtype, vocab_size=self.layout.vocab_size, pad_id=self.pad_id,
-            end_ids=self.end_ids, cache_argument=self.cache_argument, positions=self.positions,
+            hf=self.hf, device=self.device, dtype=self.compute_dtype, vocab_size=self.layout.vocab_size,
+            pad_id=self.pad_id, end_ids=self.end_ids, cache_argument=self.cache_argument, positions=self.positions,
         )  # fmt: skip
         return continue_rows(writer, filled, stop=stop, sampling=sampling, advance=advance)
 
@@ -464,7 +483,7 @@ class LanguageModel:
         Numbers that are written inside the block are rounded to that type. If it is :attr:`saved_dtype`, weights that
         would lose digits keep their own type: the folder has them in another type, too.
         """
-        if dtype == self.dtype:
+        if dtype == self.dtype == self.compute_dtype:
             yield
             return
         with self.weights.held_as(dtype, only_lossless=dtype == self.saved_dtype):

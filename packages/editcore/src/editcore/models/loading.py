@@ -33,6 +33,7 @@ __all__ = [
     "DTYPES",
     "device_of",
     "dtype_of",
+    "is_slow",
     "load_config",
     "load_tokenizer",
     "load_weights",
@@ -43,7 +44,6 @@ __all__ = [
     "refuse_without_float64",
     "source_of",
     "stored_dtype",
-    "warn_of_slow",
 ]
 
 _log = logging.getLogger(__name__)
@@ -134,15 +134,18 @@ def _product_seconds(dtype: torch.dtype) -> float:
     return min(taken)
 
 
-def warn_of_slow(dtype: torch.dtype, name: str) -> None:
-    """Warn if this processor computes slowly in a type."""
-    if (times := _times_slower(dtype)) > _SLOW:
+def is_slow(dtype: torch.dtype, name: str) -> bool:
+    """Whether this processor computes slowly in a type. If so, it is told what is done about it."""
+    times = _times_slower(dtype)
+    if times > _SLOW:
         _log.warning(
-            "%s is %.0f times slower than float32 on this processor, which has no instructions for it. "
-            "--dtype float32 takes twice the memory.",
+            "%s is %.0f times slower than float32 on this processor, which has no instructions for it. The model "
+            "computes in float32, with weights that hold the numbers of %s; they take the memory of float32.",
             name,
             times,
+            name,
         )
+    return times > _SLOW
 
 
 def put_on(hf: Any, device: torch.device, *, name: str) -> Any:

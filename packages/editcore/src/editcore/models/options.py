@@ -18,7 +18,8 @@ class LoadOptions:
     """As torch names it; or ``auto``: all accelerators, block by block, as the ``device_map`` of transformers spreads
     them."""
     dtype: str = "float32"
-    """Type of the weights, one of :data:`DTYPE_NAMES`. A warning tells of one that the processor computes slowly in."""
+    """Type of the weights, one of :data:`DTYPE_NAMES`. With one that the processor computes slowly in, the
+    model computes in float32, and a warning says so."""
     chat_template: bool = False
     """Whether prompts are the user's turns of a chat; see ``LanguageModel.use_chat_template``."""
     trust_remote_code: bool = False

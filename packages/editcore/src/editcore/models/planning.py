@@ -86,7 +86,7 @@ class PassBudget:
             memory = max(_CPU_ACTIVATION_BYTES // 2, left)
         else:
             memory = free_memory_bytes(model.device) // 2
-        per_token = (layout.num_layers - layer) * numbers_per_token(model) * model.dtype.itemsize
+        per_token = (layout.num_layers - layer) * numbers_per_token(model) * model.compute_dtype.itemsize
         return cls(
             tokens=max(1, min(device.backward_tokens, memory // per_token)),
             logits=device.backward_logits,

@@ -85,6 +85,7 @@ class Weights:
                     self._parameters[name] = _Parameter(parameter, module)
                 else:
                     self._tied[name] = canonical
+        self._types = {name: entry.tensor.dtype for name, entry in self._parameters.items()}
 
     def names(self) -> tuple[str, ...]:
         """The name of every parameter."""
@@ -94,6 +95,21 @@ class Weights:
         """Every parameter that holds floating-point numbers, each once."""
         return (entry.tensor for entry in self._parameters.values() if entry.tensor.is_floating_point())
 
+    def type_of(self, address: str) -> torch.dtype:
+        """The type whose numbers a parameter has, and to which what is written is rounded. Its tensor may be of a
+        larger type (:meth:`widen`).
+
+        Raises:
+            ModelError: as :meth:`stored`.
+        """
+        self.stored(address)
+        return self._types[split_address(address)[0]]
+
+    def widen(self) -> None:
+        """Put parameters of fewer digits than float32 into float32. They keep their numbers and :meth:`type_of`."""
+        for weight in self.parameters():
+            weight.data = weight.data.to(torch.promote_types(weight.dtype, torch.float32))
+
     @contextmanager
     def held_as(self, dtype: torch.dtype, *, only_lossless: bool) -> Iterator[None]:
         """The parameters in another type, inside the block only; afterwards they have their old bits.
@@ -102,14 +118,20 @@ class Weights:
             only_lossless: parameters that would lose digits keep their own type.
         """
         kept: list[tuple[Tensor, Tensor]] = []
+        types = dict(self._types)
         try:
-            for weight in self.parameters():
+            for name, entry in self._parameters.items():
+                weight = entry.tensor
+                if not weight.is_floating_point():
+                    continue
                 rounded = weight.data.to(dtype)
                 if not only_lossless or torch.equal(rounded.to(weight.dtype), weight.data):
                     kept.append((weight, weight.data))
                     weight.data = rounded
+                    self._types[name] = dtype
             yield
         finally:
+            self._types = types
             for weight, bits in kept:
                 weight.data = bits
 

@@ -35,7 +35,7 @@ def add_changes(model: LanguageModel, address: str, changes: Sequence[WeightChan
     total = model.as_out_in(address, weight).double()
     for change in changes:
         total = total + in_float64(change, total)
-    weight.copy_(rounded(model.as_out_in(address, total), weight.dtype))
+    weight.copy_(rounded(model.as_out_in(address, total), model.weights.type_of(address)))
 
 
 def rounded(total: Tensor, dtype: torch.dtype) -> Tensor:

@@ -205,7 +205,7 @@ class RawBackend:
                     total = base.to(torch.float64, copy=True)
                 place = total if other == address else total[index]
                 place += model.as_out_in(other, in_float64(change, total))
-        weight.copy_(base if total is None else rounded(total, weight.dtype))
+        weight.copy_(base if total is None else rounded(total, model.weights.type_of(address)))
         if total is None or not keep:
             return
         if total.nbytes + sum(kept.nbytes for _, kept in self._sums.values()) <= self._max_sum_bytes:

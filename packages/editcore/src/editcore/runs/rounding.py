@@ -63,7 +63,7 @@ class RoundingCheck:
         narrow = [
             address
             for address in proposal.changes
-            if edited.model.weight(address).dtype.itemsize < torch.float32.itemsize
+            if edited.model.weights.type_of(address).itemsize < torch.float32.itemsize
         ]
         found = {address: _facts_at(edited.model, address, known) for address in narrow}
         self._at = {address: facts for address, facts in found.items() if facts is not None}
@@ -148,7 +148,7 @@ def _facts_at(model: LanguageModel, address: str, known: Mapping[str, KnownTarge
         torch.stack([named[address].to(weight.device, torch.float64) for named in tensors])
         for tensors in ([target.keys for target in here.values()], [target.values for target in here.values()])
     )
-    noise = (2 * torch.finfo(weight.dtype).eps * values.norm(dim=1)).square()
+    noise = (2 * torch.finfo(model.weights.type_of(address)).eps * values.norm(dim=1)).square()
     return _FactsAtWeight(
         tuple(here), keys, values - project(model, address, keys), noise, _outputs(model, address, keys)
     )

@@ -167,7 +167,7 @@ class StatisticsStore:
             corpus=self.corpus.identity(),
             tokens=self.tokens,
             sequence_length=self._sequence_length,
-            dtype=str(self.model.dtype).removeprefix("torch."),
+            dtype=str(self.model.compute_dtype).removeprefix("torch."),
         )
 
     def path(self, layer: int) -> Path:
