@@ -227,6 +227,7 @@ def test_a_missing_file_and_a_wrong_layer_are_told_before_torch_is_imported(tiny
         f"stats compute --model {tiny_folder} --layer 99": "layer 99 does not exist in",
         "sweep none": "Cannot read the sweep file none",
         "trace none": "There is no model 'none'",
+        f"trace {tiny_folder} --facts none.jsonl": "none.jsonl",
         "onboard none": "There is no model 'none'",
         f"pack none {out}": "none is not a run directory",
         "report none": "none is neither a run",

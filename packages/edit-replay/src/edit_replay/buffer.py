@@ -96,7 +96,7 @@ class ReplayBuffer:
         capacity: int,
         *,
         eviction: Literal["fifo", "lru"] = "fifo",
-        duplicates: Literal["subject", "fact"] = "subject",
+        duplicates: Literal["subject", "fact"] = "fact",
     ) -> None:
         if capacity < 1:
             raise ValueError(f"capacity must be at least 1, found {capacity}")
@@ -128,7 +128,7 @@ class ReplayBuffer:
 
     def key(self, request: EditRequest) -> Hashable:
         """What a newer request shares with the record that it replaces."""
-        return request.subject if self.duplicates == "subject" and request.subject else request.fact_key
+        return request.subject_key if self.duplicates == "subject" and request.subject else request.fact_key
 
     def get(self, request: EditRequest) -> EditRecord | None:
         """The record of exactly this request; ``None`` if its fact is not kept, or is kept with another target."""

@@ -47,7 +47,7 @@ class ReplayHParams(HParams):
     by ``priority``: importance · (1 − success)."""
     replay_eviction: Literal["fifo", "lru"] = "fifo"
     """Which fact leaves a full buffer: the one edited longest ago, or the one edited or replayed longest ago."""
-    replay_duplicates: Literal["subject", "fact"] = "subject"
+    replay_duplicates: Literal["subject", "fact"] = "fact"
     """What a newer fact replaces in the buffer: every older fact of its subject, or only one with the same prompt."""
     replay_check: Literal["value", "model"] = "value"
     """How the strength of a fact is measured. ``value``: in closed form, from its stored key and value. ``model``: by

@@ -53,21 +53,24 @@ def trace(
     check_dtype(dtype)
 
     from editcore._util.paths import fresh_directory
-    from editcore.cli.console import TerminalProgress
     from editcore.datasets import load_known_facts
+    from editcore.settings.presets import model_stem
+
+    plugins = loaded_plugins(ctx)
+    notes: list[str] = []
+    known = load_known_facts(facts, plugins=plugins, notes=notes, strict=bool(strict))
+    directory = fresh_directory(out, f"trace-{model_stem(model)}")
+
+    from editcore.cli.console import TerminalProgress
     from editcore.interfaces.errors import ModelError
     from editcore.locate_then_edit.located import store_tracing
     from editcore.models import LanguageModel, LoadOptions
-    from editcore.onboarding.causal_tracing import TracingOptions, trace as trace_model
-    from editcore.settings.presets import model_stem
+    from editcore.onboarding.causal_tracing import trace as trace_model
 
     options = TracingOptions(num=num, draws=draws, noise=noise, window=window, seed=seed)
-    plugins, progress = loaded_plugins(ctx), TerminalProgress()
-    notes: list[str] = []
-    known = load_known_facts(facts, plugins=plugins, notes=notes, strict=bool(strict))
+    progress = TerminalProgress()
     for note in notes:
         typer.echo(f"Note: {note}")
-    directory = fresh_directory(out, f"trace-{model_stem(model)}")
     loaded = LanguageModel.load(
         model,
         LoadOptions(device=device, dtype=dtype, chat_template=chat_template),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 
 from editcore._util.words import counted
@@ -46,7 +47,22 @@ def records_of(
     if any(plugins.extension(name).settles_conflicts for name in config.plugins):
         return records, notes
     kept, more = check_records(records)
-    return kept, [*notes, *more]
+    return kept, [*notes, *more, *_several_facts(kept, config, plugins)]
+
+
+def _several_facts(records: Sequence[FactRecord], config: RunConfig, plugins: Plugins) -> list[str]:
+    """A sentence on subjects with several facts, if the editor writes at the subject."""
+    if not plugins.editor(config.editor).capabilities.rewrites_subject:
+        return []
+    counts = Counter(record.request.subject_key for record in records if record.request.subject)
+    several = [count for count in counts.values() if count > 1]
+    if not several:
+        return []
+    have = "1 subject has" if len(several) == 1 else f"{len(several)} subjects have"
+    return [
+        f"{have} several facts, {sum(several)} of the {len(records)}. Facts with the same text up to the end of the "
+        "subject share a value, which is optimised for all of them."
+    ]
 
 
 def refuse_other_records(records: Sequence[FactRecord], planned: str, config: RunConfig) -> None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from editcore.interfaces.changes import Written
-from editcore.interfaces.events import BeforeApply
+from editcore.interfaces.events import BatchAddition, BeforeApply
 from editcore.interfaces.history import LedgerEntry
 from editcore.interfaces.protocols import EditContext, Editor, Remembers, Resolves
 from editcore.interfaces.specs import EditorSpec
@@ -180,11 +180,11 @@ class Proposer:
         known = {name: replace(target, figures={}) for name, target in proposal.known.items()}
         return replace(batch, known=known), scaled(proposal.written, entry.scale)
 
-    def with_facts_of_its_subjects(self, batch: EditBatch) -> EditBatch:
-        """The batch with the active facts about its subjects, if the editor would otherwise overwrite them."""
+    def facts_of_its_subjects(self, batch: EditBatch) -> BatchAddition:
+        """The active facts about the subjects of a batch, if the editor would otherwise overwrite them."""
         if not self._spec.capabilities.rewrites_subject:
-            return batch
-        return with_additions(batch, [self._facts.addition(batch.new_requests)])
+            return BatchAddition()
+        return self._facts.addition(batch.new_requests)
 
     def edits_it_builds_on(self, batch: EditBatch) -> tuple[Edit, ...]:
         """The earlier edits without which the batch would have to be solved again."""

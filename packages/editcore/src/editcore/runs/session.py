@@ -237,8 +237,8 @@ class EditSession:
         batch = batch.without(ids_of(withdrawn))
         refuse_contradictions(batch.requests)
         if batch.num_new:
-            batch = with_additions(batch, [addition for _, addition in additions])
-            batch = self._proposer.with_facts_of_its_subjects(batch)
+            own = self._proposer.facts_of_its_subjects(batch)
+            batch = with_additions(batch, [*(addition for _, addition in additions), own])
             judged = self._propose(batch)
         else:
             judged = Judged(batch=batch, proposal=Proposal(), verdicts={}, rejected=())
