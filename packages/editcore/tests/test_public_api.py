@@ -163,10 +163,10 @@ ROOMS = {
         write_ledger
     """,
     "locate_then_edit": """
-        KeyWeighting LayerProblem LocateThenEdit LocateThenEditHParams OPENINGS Prepared ROLES ResidualKey ResidualKind
-        Targets Tracing FactRows
-        optimise_plainly optimise_targets prefixes_can_be_cached sample_context_templates store_tracing stored_tracing
-        traced_layer fact_rows
+        FactRows KeyWeighting LayerProblem LocateThenEdit LocateThenEditHParams OPENINGS Prepared ROLES ResidualKey
+        ResidualKind Targets Tracing
+        fact_rows optimise_plainly optimise_targets prefixes_can_be_cached sample_context_templates store_tracing
+        stored_tracing traced_layer
     """,
     "models": """
         CATALOGUE CHECKS Captured CatalogueEntry DEFAULT_MODEL DTYPES EditedModel Encoded FactToken

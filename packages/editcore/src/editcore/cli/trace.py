@@ -65,7 +65,7 @@ def trace(
     from editcore.interfaces.errors import ModelError
     from editcore.locate_then_edit.located import store_tracing
     from editcore.models import LanguageModel, LoadOptions
-    from editcore.onboarding.causal_tracing import trace as trace_model
+    from editcore.onboarding.causal_tracing import TracingOptions, trace as trace_model
 
     options = TracingOptions(num=num, draws=draws, noise=noise, window=window, seed=seed)
     progress = TerminalProgress()

@@ -4,7 +4,7 @@ Every value takes its own steps and stops by itself. As many values as fill a fe
 done leaves, and once half of the room is free the next values from the queue become active. A value's δ does not depend
 on its neighbours.
 
-A value belongs to one fact, or to several that share a key (:func:`editcore.locate_then_edit.facts_by_key`). It is then
+A value belongs to one fact, or to several that share a key (:mod:`editcore.locate_then_edit.shared_keys`). It is then
 done when each of its facts is.
 
 Shapes: ``facts`` and ``n`` values in all, ``active`` values optimised now, ``d_out`` the width of the edited
