@@ -232,3 +232,12 @@ def said(edited: EditSession, requests: Sequence[EditRequest]) -> list[bool]:
         edited.model, [request.text for request in requests], [request.target_new for request in requests]
     )
     return [score.correct for score in scores]
+
+
+def test_subjects_with_several_facts_are_told_before(editctl: Any, tmp_path: Path) -> None:
+    lines = [request.model_dump_json(include={"subject", "prompt", "target_new"}) for request in [*facts(), *OTHERS]]
+    (tmp_path / "facts.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    tiny_model("llama").save(tmp_path / "tiny")
+    options = ["--model", tmp_path / "tiny", "--dataset", tmp_path / "facts.jsonl", "--set", "layers=[1]", "--dry-run"]
+    done = editctl("run", "--editor", "emmet", *options)
+    assert "1 subject has several facts, 3 of the 5." in done.out, done.err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -135,6 +136,9 @@ def run(
     resume: Annotated[
         bool, typer.Option("--resume", help="Resume the run in --out; begin it if there is none.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, and say what would be edited; load and write nothing.")
+    ] = False,
 ) -> None:
     """Edit many facts, measure before and after, keep a record.
 
@@ -173,6 +177,9 @@ def run(
     refuse_used_save(save, save_dtype)
     if begun is None:
         check_run(resolved, plugins)
+    if dry_run:
+        _say_what_would_be_done(resolved, plugins, begun=begun is not None)
+        return
 
     from editcore.cli.console import TerminalProgress
     from editcore.figures.runs import draw_run
@@ -225,6 +232,25 @@ def _config(
             {name: value for name, value in given.items() if name not in resolved or resolved[name] != value}
         )
     return RunConfig.create({**base, **values, "settings": settings}, plugins)
+
+
+def _say_what_would_be_done(config: RunConfig, plugins: Plugins, *, begun: bool) -> None:
+    from editcore._util.words import counted
+    from editcore.interfaces.errors import HParamsError
+    from editcore.runs.facts import records_of
+
+    if begun:
+        raise HParamsError("--dry-run is for a new run; 'editctl ledger RUN show' says what a begun one has written.")
+    records, notes = records_of(config, plugins)
+    size = min(config.batch_size, plugins.editor(config.editor).capabilities.max_batch or config.batch_size)
+    batches = math.ceil(len(records) / size)
+    beside = f" with {', '.join(config.plugins)}" if config.plugins else ""
+    typer.echo(
+        f"{config.editor}{beside} would write {counted(len(records), 'fact')} of {config.dataset} into {config.model}, "
+        f"in {batches} {'batch' if batches == 1 else 'batches'}. Nothing was written."
+    )
+    for note in notes:
+        typer.echo(f"Note: {note}")
 
 
 def _say_how_to_go_on(directory: Path, *, interrupted: bool) -> None:
