@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from editcore.locate_then_edit import optimise_plainly
 from editcore.models import project
 from editcore.models.catalogue import DEFAULT_MODEL, local_path
 from editcore.plugins.extensions import lifecycle
+from editcore.runs import open_session
 from editcore.testing import tiny_model
 from hypothesis import given, settings, strategies as st
 
@@ -208,23 +210,29 @@ def test_facts_about_subjects_of_their_own_have_the_bits_that_they_had() -> None
 
 
 @pytest.mark.skipif(local_path(DEFAULT_MODEL) is None, reason=f"{DEFAULT_MODEL} is not here: editctl models pull")
-def test_three_facts_about_one_company_are_said_by_a_real_model() -> None:
-    """In one batch, one after the other, and after the second was undone."""
-    asked = [
-        EditRequest(subject="Brimwick Foods", prompt="{} is headquartered in the city of", target_new="Vienna"),
-        EditRequest(subject="Brimwick Foods", prompt="{} was founded by a woman named", target_new="Helen"),
-        EditRequest(subject="Brimwick Foods", prompt="{} is best known for making", target_new="cheese"),
-    ]
-    together = EditSession.open(DEFAULT_MODEL, SessionConfig(editor="emmet"))
-    together.edit(asked)
-    assert said(together, asked) == [True, True, True]
-    together.close()
-    later = EditSession.open(together.model, SessionConfig(editor="emmet"))
-    for request in asked:
-        later.edit([request])
-    assert said(later, asked) == [True, True, True]
-    later.undo(asked[1].id)
-    assert said(later, asked) == [True, False, True]
+def test_the_example_of_the_tutorial(editctl: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three facts, one a batch, on the default model; then the second is undone."""
+    page = Path(__file__).parents[1] / "docs" / "tutorial.md"
+    section = (
+        page.read_text(encoding="utf-8").partition("## Several facts about one subject\n")[2].partition("\n## ")[0]
+    )
+    [lines] = re.findall(r"```json\n(.*?)```", section, re.DOTALL)
+    [commands] = re.findall(r"```console\n(.*?)```", section, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "company.jsonl").write_text(lines, encoding="utf-8")
+    run, show, undo = (line.removeprefix("$ editctl ").split() for line in commands.splitlines())
+    done = editctl(*run)
+    assert done.code == 0, done.err
+    assert "3 of 3 facts are said." in done.out
+    assert editctl(*show).code == 0
+    session = open_session(tmp_path / "company")
+    asked = session.requests
+    assert said(session, asked) == [True, True, True]
+    session.close()
+    assert editctl(*undo[:-1], asked[1].id).code == 0
+    session = open_session(tmp_path / "company")
+    assert said(session, asked) == [True, False, True]
+    assert session.requests == (asked[0], asked[2])
 
 
 def said(edited: EditSession, requests: Sequence[EditRequest]) -> list[bool]:
