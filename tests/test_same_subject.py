@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,10 +24,12 @@ from editcore import (
 from editcore.evaluation import score_targets
 from editcore.ledger.verify import verify
 from editcore.locate_then_edit import optimise_plainly
+from editcore.locate_then_edit.shared_keys import facts_by_key
 from editcore.models import project
 from editcore.models.catalogue import DEFAULT_MODEL, local_path
 from editcore.plugins.extensions import lifecycle
 from editcore.runs import open_session
+from editcore.second_moments import Metric
 from editcore.testing import tiny_model
 from hypothesis import given, settings, strategies as st
 
@@ -197,6 +200,31 @@ def test_the_order_of_undoing_does_not_matter(steps: list[tuple[bool, int]]) -> 
     if undone:
         straight.undo(*sorted(undone))
     assert same(weights(edited), weights(straight))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.floats(0.3, 1.0))
+def test_keys_are_compared_in_the_metric_of_the_solve(seed: int, cosine: float) -> None:
+    """Against the inverse itself: each fact is with the first earlier one whose key is as its own, or by itself."""
+    generator = torch.Generator().manual_seed(seed)
+    root = torch.randn(5, 5, generator=generator, dtype=torch.float64)
+    metric = root @ root.T + 0.1 * torch.eye(5, dtype=torch.float64)
+    centres = torch.randn(3, 5, generator=generator, dtype=torch.float64)
+    keys = centres[torch.tensor([0, 1, 0, 2, 1, 0])]
+    keys = keys + 0.1 * torch.randn(keys.shape, generator=generator, dtype=torch.float64)
+    inverse = torch.linalg.inv(metric)
+
+    def alike(one: int, other: int) -> bool:
+        product = float(keys[one] @ inverse @ keys[other])
+        return product >= cosine * math.sqrt(
+            float(keys[one] @ inverse @ keys[one]) * float(keys[other] @ inverse @ keys[other])
+        )
+
+    first: dict[int, list[int]] = {}
+    for fact in range(len(keys)):
+        group = next((leader for leader in first if alike(leader, fact)), fact)
+        first.setdefault(group, []).append(fact)
+    assert facts_by_key(keys, Metric(metric), cosine=cosine) == list(first.values())
 
 
 def test_facts_about_subjects_of_their_own_have_the_bits_that_they_had() -> None:

@@ -246,7 +246,8 @@ FIELDS = {
     "BeforeBatch": "batch model",
     "BeforeRun": "directory history model records",
     "Capabilities": """
-        gives max_batch multi_layer needs_backend needs_plugins needs_subject uses_held
+        gives max_batch multi_layer needs_backend needs_plugins needs_subject rewrites_subject
+        uses_held
     """,
     "CommandSpec": "name summary target",
     "ComponentSpec": "kind name summary target",
@@ -267,8 +268,8 @@ FIELDS = {
     "HeldKey": "batch keys request_id weight",
     "KnownTarget": "figures keys values",
     "LedgerEntry": """
-        attachment batch changes diagnostics evidence held known memory notes num_new reason rejected requests
-        scale verdicts weights
+        attachment batch builds_on changes diagnostics evidence held known memory notes num_new reason rejected
+        requests scale verdicts weights
     """,
     "LoadOptions": "chat_template device dtype trust_remote_code",
     "MetricSpec": """
