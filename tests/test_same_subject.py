@@ -253,12 +253,12 @@ def test_the_example_of_the_tutorial(editctl: Any, tmp_path: Path, monkeypatch: 
     assert done.code == 0, done.err
     assert "3 of 3 facts are said." in done.out
     assert editctl(*show).code == 0
-    session = open_session(tmp_path / "company")
+    session = open_session(tmp_path / "RUN")
     asked = session.requests
     assert said(session, asked) == [True, True, True]
     session.close()
     assert editctl(*undo[:-1], asked[1].id).code == 0
-    session = open_session(tmp_path / "company")
+    session = open_session(tmp_path / "RUN")
     assert said(session, asked) == [True, False, True]
     assert session.requests == (asked[0], asked[2])
 
