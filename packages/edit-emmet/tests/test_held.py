@@ -141,10 +141,10 @@ def test_a_batch_without_one_of_its_facts_still_leaves_the_keys_alone(
     session.edit(REQUESTS[:2])
     session.edit(REQUESTS[2:5])
     first, whole = session.ledger.entries
-    gone = frozenset({REQUESTS[3].id})
-    found = session.solve_without(whole, gone).changes
+    gone = frozenset({(whole.batch, REQUESTS[3].id)})
+    found = session.solve_without(whole, gone)[0].changes
     reopened = open_session(directory=tmp_path / "run", layers=layers)
-    again = reopened.solve_without(reopened.ledger.entries[1], gone).changes
+    again = reopened.solve_without(reopened.ledger.entries[1], gone)[0].changes
     fresh = open_session(Holder(replay=replay), layers=layers)
     fresh.edit(first.requests, known=first.known)
     fresh.edit([REQUESTS[2], REQUESTS[4]], known=whole.known)

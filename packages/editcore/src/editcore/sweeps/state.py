@@ -61,11 +61,11 @@ def refuse_other(directory: Path) -> None:
     """Refuse a folder with something else in it.
 
     Raises:
-        RunError: it is not empty, and no sweep.
+        RunError: it is not empty, and not a sweep.
     """
     if directory.exists() and not directory.is_dir():
         raise RunError(f"The output {directory} is a file; give a directory.")
     if directory.is_dir() and any(directory.iterdir()) and not (directory / PLAN_NAME).exists():
         begun = {path.name for path in directory.iterdir() if not path.name.startswith(".")}
         if begun - {"run.lock", "sweep.toml"}:  # what a sweep writes before its plan
-            raise RunError(f"{directory} has something in it that is no sweep; give another --out.")
+            raise RunError(f"{directory} has something in it that is not a sweep; give another --out.")
