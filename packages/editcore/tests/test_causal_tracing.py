@@ -116,7 +116,7 @@ def test_a_restored_run_may_start_half_way_up(family: str) -> None:
     with torch.inference_mode(), fact._keeping_entering(), fact._corrupted(1):
         fact._probabilities(2)
     with torch.inference_mode():
-        assert fact._may_stand_aside()
+        assert fact._can_start_at_a_block()
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3_text"])

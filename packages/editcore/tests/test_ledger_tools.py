@@ -361,8 +361,8 @@ def test_verify_names_every_damage(tmp_path: Path) -> None:
     ("body", "message"),
     [
         (
-            {"kind": "header", "format": 3, "new": True},
-            "the ledger has format 3, this version of editcore reads format 2",
+            {"kind": "header", "format": 4, "new": True},
+            "the ledger has format 4, this version of editcore reads format 3",
         ),
         ({"kind": "header", "format": 99, "model": "a", "fingerprint": "b", "editor": "c"}, "the ledger has format 99"),
         ({"kind": "batch"}, r"this is not a line of a ledger \(batch\.batch: Field required\)"),

@@ -241,7 +241,7 @@ def test_presets_say_what_they_reached_and_are_found(toys: Any, small: Path) -> 
     found = preset_for(spec, str(small))
     assert found is not None
     assert (found.own, dict(found.values())) == (True, {"layers": [0]})
-    with pytest.raises(RunError, match=r"presets of yours for .*small already.*Give --replace"):
+    with pytest.raises(RunError, match=r"You already have presets for .*small.*Give --replace"):
         preset_paths([spec], str(small), replace=False)
     assert preset_paths([spec], str(small), replace=True) == paths
 

@@ -97,7 +97,7 @@ def test_a_batch_costs_one_batch_and_gives_the_bits_of_all(room: int, monkeypatc
     """Where the sum has room, the batches before it are not multiplied out again; undoing is summing anew."""
     model = tiny_model(dtype=torch.bfloat16)
     backend = opened(model)
-    backend._room = room
+    backend._max_sum_bytes = room
     multiplied = []
     monkeypatch.setattr(
         backends,

@@ -53,7 +53,7 @@ def test_sharded_moments_are_those_of_one_pass(small: Path) -> None:
     for layer, moment in whole.items():
         assert torch.equal(found[0][layer], found[1][layer])
         torch.testing.assert_close(found[0][layer], moment, rtol=1e-13, atol=1e-15)
-    with pytest.raises(RunError, match="another model for the worker"):
+    with pytest.raises(RunError, match="another model on the worker"):
         sharded_moments(source, sequences, [0], Shuffled(1), fingerprint="0" * 64)
 
 

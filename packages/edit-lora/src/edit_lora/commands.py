@@ -125,7 +125,7 @@ def import_(
     An adapter of 'editctl export' brings its edits one by one. Any other plain LoRA of linear modules and embeddings
     becomes one batch of unknown facts.
     """
-    from editcore.models.sources import look_at
+    from editcore.models import look_at
     from editcore.runs import refuse_existing
 
     from edit_lora.config_file import read_config
@@ -284,7 +284,7 @@ def merge(
     force: Force = False,
 ) -> None:
     """Write a whole model with adapters in its weights."""
-    from editcore.models.sources import check_dtype, look_at
+    from editcore.models import check_dtype, look_at
     from editcore.runs import refuse_existing
 
     refuse_existing(out)

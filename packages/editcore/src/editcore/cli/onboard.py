@@ -15,7 +15,7 @@ from editcore.cli.options import ChatTemplate, Corpus, CorpusSeed, Device, Dtype
 if TYPE_CHECKING:
     from editcore.interfaces.specs import EditorSpec
     from editcore.locate_then_edit.located import Tracing
-    from editcore.models import LanguageModel, LoadOptions
+    from editcore.models import LanguageModel
     from editcore.onboarding.onboard import Bench, Trial
     from editcore.second_moments.statistics import StatisticsStore
 
@@ -81,7 +81,7 @@ def onboard(
     from editcore.cli.console import TerminalProgress
     from editcore.datasets import Selection, check_records, load_known_facts, load_records, short_name
     from editcore.evaluation.measures import retention_of
-    from editcore.models import LanguageModel
+    from editcore.models import LanguageModel, LoadOptions
     from editcore.onboarding.causal_tracing import TracingOptions, trace as trace_model
     from editcore.onboarding.onboard import Bench, candidate_layers, preset_paths, tunable_editors, write_presets
     from editcore.runs.fit import subject_refusal

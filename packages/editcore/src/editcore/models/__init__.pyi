@@ -28,7 +28,7 @@ from .options import LoadOptions as LoadOptions, Sampling as Sampling
 from .passes import skip_first_blocks as skip_first_blocks, stop_after as stop_after
 from .planning import PassBudget as PassBudget, plan_passes as plan_passes
 from .prompt_form import PromptForm as PromptForm
-from .sources import HubModel as HubModel
+from .sources import HubModel as HubModel, check_dtype as check_dtype, look_at as look_at
 from .tokens import (
     FactToken as FactToken,
     TokenRow as TokenRow,
