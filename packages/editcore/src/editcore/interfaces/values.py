@@ -250,7 +250,8 @@ class EditBatch:
     index: int
     """Position of the batch in the run, from 0."""
     requests: tuple[EditRequest, ...]
-    """New requests first, then those that extensions added."""
+    """New requests first. Behind them are earlier ones: those that extensions added, and the facts about the subjects
+    of the new ones, if the editor rewrites subjects (``Capabilities.rewrites_subject``)."""
     weights: tuple[float, ...]
     """One weight per request: 1.0 for a new one; a ridge solve multiplies its squared error by it."""
     num_new: int
@@ -333,7 +334,7 @@ class EditEvidence:
     request_id: str
     """The id of the request that it is about."""
     replayed: bool = False
-    """True if the fact was added by an extension."""
+    """True if the fact was edited before, and was added to the batch."""
     figures: Mapping[str, float] = field(default_factory=dict)
     """Numbers by ``lower_case`` name. Each editor has its own; a figure that does not apply to the fact is left out.
     Some names mean the same for every editor: ``target_probability``, the probability of the target at the end of the
