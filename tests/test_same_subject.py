@@ -178,6 +178,21 @@ def test_a_correction_replaces_a_fact_and_its_undo_brings_the_fact_back() -> Non
     holds(edited, [other, asked[1], asked[2]])
 
 
+def test_a_fact_that_comes_back_joins_those_that_came_meanwhile() -> None:
+    edited, asked = session(), facts()
+    edited.edit([asked[0]])
+    edited.edit([asked[1]])
+    edited.undo(asked[0].id)
+    edited.edit([asked[2]])
+    holds(edited, [asked[2], asked[1]])
+    without = weights(edited)
+    edited.redo(asked[0].id)
+    holds(edited, [asked[2], asked[0], asked[1]])
+    assert set(edited.requests) == set(asked)
+    edited.undo(asked[0].id)
+    assert same(weights(edited), without)
+
+
 ORDERS = st.lists(st.tuples(st.booleans(), st.integers(0, 3)), min_size=1, max_size=7)
 
 

@@ -62,7 +62,7 @@ class LedgerEntry:
     """Facts of earlier batches whose keys the update left alone."""
     builds_on: tuple[tuple[int, str], ...] = ()
     """Batch and id of each earlier edit about a subject of this batch, if the editor rewrites subjects
-    (``Capabilities.rewrites_subject``). When one of them is undone, the batch is solved again."""
+    (``Capabilities.rewrites_subject``). When one of them is undone or redone, the batch is solved again."""
     rejected: tuple[RejectedRequest, ...] = ()
     """New requests that were left out, in the order in which they were rejected; they are not among ``requests``."""
 

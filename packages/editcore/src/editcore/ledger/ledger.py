@@ -144,12 +144,12 @@ class Ledger:
         """What was active when that batch came, whatever was undone or redone since.
 
         Args:
-            out: earlier edits that are left out of it, too.
+            out: earlier edits that were active then and are left out, or were undone then and are taken in.
         """
         undone = dict(self._undone_before[batch])
         for index, name in out:
             if index < batch:
-                undone[index] = undone.get(index, frozenset()) | {name}
+                undone[index] = undone.get(index, frozenset()) ^ {name}
         return self._views((entry for entry in self.entries if entry.batch < batch), undone)
 
     def active(self) -> list[Written]:
@@ -199,7 +199,8 @@ class Ledger:
         return found
 
     def left_out(self, batch: int, undone: Mapping[int, frozenset[str]] | None = None) -> frozenset[Edit]:
-        """The edits without which a batch must be solved: its own that are undone, and those it builds on.
+        """What makes a batch need another solution than its first: its own edits that are undone, and those it builds
+        on whose state is another one than when it came.
 
         Args:
             undone: ids by batch; left out, what is undone now.
@@ -207,7 +208,23 @@ class Ledger:
         undone = self._undone if undone is None else undone
         entry = self._by_index[batch]
         own = {(batch, name) for name in undone.get(batch, ())}
-        return frozenset(own | {edit for edit in entry.builds_on if edit[1] in undone.get(edit[0], ())})
+        then = self._undone_before[batch]
+        changed = {
+            (index, name)
+            for index, name in entry.builds_on
+            if (name in undone.get(index, ())) != (name in then.get(index, ()))
+        }
+        return frozenset(own | changed)
+
+    def edits_about(self, requests: Iterable[EditRequest]) -> tuple[Edit, ...]:
+        """Every edit so far about the subjects of ``requests``, whatever is undone."""
+        subjects = {request.subject_key for request in requests} - {""}
+        return tuple(
+            (entry.batch, request.id)
+            for entry in self.entries
+            for request in entry.new_requests
+            if request.subject_key in subjects
+        )
 
     def undone_after(self, kind: Literal["undo", "redo"], edits: Iterable[Edit]) -> Mapping[int, frozenset[str]]:
         """Ids of what would be undone, by batch, after undoing or redoing ``edits``.

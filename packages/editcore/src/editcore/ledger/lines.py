@@ -111,7 +111,8 @@ class RevisionLine(_Model):
     kind: Literal["revision"] = "revision"
     batch: BatchIndex
     without: Annotated[tuple[tuple[BatchIndex, str], ...], Field(min_length=1)]
-    """Batch and id of each edit that is left out: the batch's own, and earlier ones that it builds on."""
+    """Batch and id of each edit that is otherwise than when the batch came: its own that are left out, and earlier ones
+    that it builds on and that were undone or redone since."""
     requests: tuple[EditRequest, ...] = ()
     """The requests that were solved, if their values were found anew; they are then in ``file``. Left out, they are the
     remaining ones of the batch, with the values that it has."""

@@ -110,7 +110,8 @@ class Proposer:
         """What a batch writes without some edits; the model is as before when this returns.
 
         Args:
-            out: edits to leave out: new requests of the batch, or earlier ones that it builds on.
+            out: new requests of the batch to leave out, and earlier edits that it builds on whose state is another
+                one than when it came.
 
         Returns:
             What is written, and the batch that was solved for it; ``None`` for the remaining requests with the values
@@ -137,7 +138,7 @@ class Proposer:
     def _subjects_to_solve_again(
         self, entry: LedgerEntry, out: frozenset[Edit], own: Collection[str], ledger: Ledger
     ) -> set[str]:
-        """Subjects of a batch whose facts need another value without ``out``: those that they share with it."""
+        """Subjects of a batch whose facts need another value: those that they share with an edit in ``out``."""
         if not self._spec.capabilities.rewrites_subject:
             return set()
         removed = [request for request in entry.requests if request.id in own]
@@ -154,8 +155,8 @@ class Proposer:
     def _composed_anew(
         self, entry: LedgerEntry, own: Collection[str], subjects: Collection[str], out: frozenset[Edit], ledger: Ledger
     ) -> EditBatch:
-        """The batch as it would have come without ``out``: the facts about ``subjects`` that it would have been given,
-        and no known value of one that was solved for what is left out."""
+        """The batch as it would have come: with the facts about ``subjects`` that it would have been given, and without
+        the values that were found together with others."""
         again = with_common_subject(entry.requests, (), subjects)
         replayed = {request.id for request in entry.requests[entry.num_new :]} & again
         batch = entry.as_batch().without({*own, *replayed})
@@ -167,8 +168,8 @@ class Proposer:
     def _propose_again(
         self, entry: LedgerEntry, batch: EditBatch, out: frozenset[Edit], ledger: Ledger
     ) -> tuple[EditBatch, Written]:
-        """Propose a batch on the model as it was when the batch came, without the earlier edits in ``out``. What else
-        was undone since makes no difference, so the order of undoing does not matter."""
+        """Propose a batch on the model as it was when the batch came, but for the earlier edits in ``out``. Whatever
+        else was undone since makes no difference, so the order of undoing does not matter."""
         earlier = ledger.history_before(entry.batch, out)
         try:
             self._edited.rebuild([past.written for past in earlier])
@@ -185,10 +186,6 @@ class Proposer:
         if not self._spec.capabilities.rewrites_subject:
             return BatchAddition()
         return self._facts.addition(batch.new_requests)
-
-    def edits_it_builds_on(self, batch: EditBatch) -> tuple[Edit, ...]:
-        """The earlier edits without which the batch would have to be solved again."""
-        return self._facts.edits_about(batch.new_requests) if self._spec.capabilities.rewrites_subject else ()
 
     def recall(self, history: Sequence[LedgerEntry]) -> None:
         """Note which batches are active. The editor is told, if it remembers them."""

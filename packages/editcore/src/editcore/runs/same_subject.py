@@ -19,7 +19,7 @@ class FactsBySubject:
     """
 
     def __init__(self, history: Iterable[LedgerEntry] = ()) -> None:
-        self._edits: dict[str, list[tuple[int, EditRequest]]] = {}
+        self._facts: dict[str, list[EditRequest]] = {}
         self._latest: dict[str, LedgerEntry] = {}  # by id, the entry with its last known target
         for entry in history:
             self.absorb(entry)
@@ -28,7 +28,7 @@ class FactsBySubject:
         """Take a further batch into account."""
         for request in entry.new_requests:
             if request.subject:
-                self._edits.setdefault(request.subject_key, []).append((entry.batch, request))
+                self._facts.setdefault(request.subject_key, []).append(request)
         self._latest |= {request.id: entry for request in entry.requests if request.subject}
 
     def addition(self, requests: Sequence[EditRequest]) -> BatchAddition:
@@ -37,7 +37,7 @@ class FactsBySubject:
         new = {request.fact_key for request in requests}
         facts: dict[tuple[str, str], EditRequest] = {}
         for subject in dict.fromkeys(request.subject_key for request in requests):
-            for _, request in self._edits.get(subject, ()):
+            for request in self._facts.get(subject, ()):
                 facts.pop(request.fact_key, None)
                 facts[request.fact_key] = request
         kept = tuple(request for key, request in facts.items() if key not in new)
@@ -47,11 +47,6 @@ class FactsBySubject:
             weights=(1.0,) * len(kept),
             known={name: target for name, target in known.items() if target is not None},
         )
-
-    def edits_about(self, requests: Sequence[EditRequest]) -> tuple[tuple[int, str], ...]:
-        """Batch and id of every active edit about the subjects of ``requests``, corrected ones too."""
-        subjects = dict.fromkeys(request.subject_key for request in requests)
-        return tuple((batch, request.id) for subject in subjects for batch, request in self._edits.get(subject, ()))
 
 
 def with_common_subject(requests: Sequence[EditRequest], ids: Iterable[str], subjects: Iterable[str]) -> set[str]:

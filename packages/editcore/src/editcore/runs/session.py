@@ -244,7 +244,7 @@ class EditSession:
             judged = Judged(batch=batch, proposal=Proposal(), verdicts={}, rejected=())
         judged = replace(judged, rejected=(*withdrawn, *judged.rejected))
         scale, reason = judgement(judged.verdicts) if judged.batch.num_new else (0.0, "every request was rejected")
-        entry = replace(entry_of(judged, scale, reason), builds_on=self._proposer.edits_it_builds_on(judged.batch))
+        entry = replace(entry_of(judged, scale, reason), builds_on=self._builds_on(judged.batch))
         _warn_of_rejections(entry)
         with uninterrupted():
             proposal, entry = self._write(judged, entry)
@@ -266,6 +266,12 @@ class EditSession:
         )
         _warn(entry.batch, [result.not_said] if result.not_said else [])
         return result
+
+    def _builds_on(self, batch: EditBatch) -> tuple[Edit, ...]:
+        """The earlier edits whose undo or redo changes what the batch must be."""
+        if not self._editor_spec.capabilities.rewrites_subject:
+            return ()
+        return self.ledger.edits_about(batch.new_requests)
 
     def _propose(self, batch: EditBatch) -> Judged:
         """What the editor proposes, and what the gates leave of it."""
@@ -351,7 +357,8 @@ class EditSession:
         returns.
 
         Args:
-            out: new requests of the batch, or earlier edits that it builds on.
+            out: new requests of the batch to leave out, and earlier edits that it builds on whose state is another
+                one than when it came.
 
         Raises:
             NumericalError: the rest cannot be solved.
