@@ -52,9 +52,11 @@ EDITORS: dict[str, dict[str, Any]] = {"emmet": {"layers": [1]}, "memit": {"layer
 TEMPLATES = ("{}", "So. {}")
 
 
-def session(editor: str = "emmet", directory: Path | None = None, **changes: Any) -> EditSession:
+def session(
+    editor: str = "emmet", directory: Path | None = None, *, backend: str = "raw", **changes: Any
+) -> EditSession:
     hparams = {"context_templates": list(TEMPLATES), "v_num_grad_steps": 6, "mom2_adjustment": False, **EDITORS[editor]}
-    config = SessionConfig(editor=editor, settings={editor: hparams | changes})
+    config = SessionConfig(editor=editor, backend=backend, settings={editor: hparams | changes})
     return EditSession.open(tiny_model("llama", num_layers=3), config, directory=directory)
 
 
@@ -132,6 +134,22 @@ def test_the_second_of_three_is_undone_and_the_others_keep_their_value(editor: s
     reopened.redo(asked[1].id)
     assert same(weights(reopened), whole)
     assert not verify(tmp_path).problems
+
+
+def test_edits_beside_the_weights_join_and_are_undone_alike(tmp_path: Path) -> None:
+    """The ledger of a run with the backend ``lora`` is that of one with ``raw``, solve by solve."""
+    found = {}
+    for backend in ("raw", "lora"):
+        edited, asked = session("emmet", tmp_path / backend, backend=backend), facts()
+        for request in asked:
+            edited.edit([request])
+        edited.undo(asked[1].id)
+        found[backend] = session("emmet", tmp_path / backend, backend=backend).ledger.history()
+    for raw, lora in zip(found["raw"], found["lora"], strict=True):
+        assert raw.requests == lora.requests
+        for name, change in raw.changes.items():
+            # Another order of sums: base + Δ in one weight, or two products.
+            torch.testing.assert_close(lora.changes[name].dense(), change.dense(), rtol=1e-3, atol=1e-4)
 
 
 def test_facts_of_one_batch_are_solved_again_without_one_of_them() -> None:

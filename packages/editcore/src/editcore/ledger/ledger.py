@@ -49,9 +49,9 @@ class Ledger:
         self._by_index: dict[int, LedgerEntry] = {}
         self._revisions: dict[int, dict[frozenset[Edit], LedgerEntry]] = {}
         self._undone: Mapping[int, frozenset[str]] = {}  # replaced, never changed
-        self._undone_before: dict[
-            int, Mapping[int, frozenset[str]]
-        ] = {}  # the value of _undone when each batch was added
+        # By batch, the value of _undone when it was added.
+        self._undone_before: dict[int, Mapping[int, frozenset[str]]] = {}
+        self._by_subject: dict[str, list[Edit]] = {}
         self._file = None if directory is None else LedgerFile(directory)
 
     @classmethod
@@ -218,13 +218,8 @@ class Ledger:
 
     def edits_about(self, requests: Iterable[EditRequest]) -> tuple[Edit, ...]:
         """Every edit so far about the subjects of ``requests``, whatever is undone."""
-        subjects = {request.subject_key for request in requests} - {""}
-        return tuple(
-            (entry.batch, request.id)
-            for entry in self.entries
-            for request in entry.new_requests
-            if request.subject_key in subjects
-        )
+        subjects = {request.subject_key for request in requests}
+        return tuple(sorted(edit for subject in subjects for edit in self._by_subject.get(subject, ())))
 
     def undone_after(self, kind: Literal["undo", "redo"], edits: Iterable[Edit]) -> Mapping[int, frozenset[str]]:
         """Ids of what would be undone, by batch, after undoing or redoing ``edits``.
@@ -375,6 +370,9 @@ class Ledger:
         self.batches.append(entry)
         self._by_index[entry.batch] = entry
         self._undone_before[entry.batch] = self._undone
+        for request in entry.new_requests if entry.applied else ():
+            if request.subject:
+                self._by_subject.setdefault(request.subject_key, []).append((entry.batch, request.id))
 
     def _revised(self, line: RevisionLine, where: str) -> LedgerEntry:
         entry = self._by_index.get(line.batch)

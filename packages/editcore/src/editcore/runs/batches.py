@@ -180,8 +180,8 @@ def with_additions(batch: EditBatch, additions: Sequence[BatchAddition]) -> Edit
             weights.append(weight)
             if request.id in addition.known:
                 known[request.id] = addition.known[request.id]
-    held: dict[tuple[int, str], HeldKey] = {(key.batch, key.request_id): key for key in batch.held}
-    for key in (key for addition in additions for key in addition.held):
+    held: dict[tuple[int, str], HeldKey] = {}
+    for key in (*batch.held, *(key for addition in additions for key in addition.held)):
         other = held.get((key.batch, key.request_id))
         if key.request_id not in taken and (other is None or key.weight > other.weight):
             held[key.batch, key.request_id] = key

@@ -27,7 +27,7 @@ from editcore.runs.batches import (
     scaled,
     with_additions,
 )
-from editcore.runs.same_subject import FactsBySubject, with_common_subject
+from editcore.runs.same_subject import FactsBySubject, ids_about
 
 __all__ = ["Proposer"]
 
@@ -92,7 +92,7 @@ class Proposer:
         Only the values of facts that have a subject in common with a rejected one are optimised again: the rejected
         fact may have shared them.
         """
-        again = with_common_subject(batch.requests, rejected, ())
+        again = ids_about((request.subject_key for request in batch.requests if request.id in rejected), batch.requests)
         found = {name: target for name, target in proposal.known.items() if name not in again}
         rest = batch.without(rejected, found)
         check_rejected(rest, batch, rejected)
@@ -157,7 +157,7 @@ class Proposer:
     ) -> EditBatch:
         """The batch as it would have come: with the facts about ``subjects`` that it would have been given, and without
         the values that were found together with others."""
-        again = with_common_subject(entry.requests, (), subjects)
+        again = ids_about(subjects, entry.requests)
         replayed = {request.id for request in entry.requests[entry.num_new :]} & again
         batch = entry.as_batch().without({*own, *replayed})
         batch = replace(batch, known={name: target for name, target in batch.known.items() if name not in again})

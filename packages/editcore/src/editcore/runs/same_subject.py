@@ -8,7 +8,7 @@ from editcore.interfaces.events import BatchAddition
 from editcore.interfaces.history import LedgerEntry
 from editcore.interfaces.values import EditRequest
 
-__all__ = ["FactsBySubject", "with_common_subject"]
+__all__ = ["FactsBySubject", "ids_about"]
 
 
 class FactsBySubject:
@@ -49,12 +49,7 @@ class FactsBySubject:
         )
 
 
-def with_common_subject(requests: Sequence[EditRequest], ids: Iterable[str], subjects: Iterable[str]) -> set[str]:
-    """Ids of the requests that are about ``subjects``, or about a subject of one of ``ids``.
-
-    Args:
-        subjects: as they are compared (:attr:`EditRequest.subject_key`).
-    """
-    chosen = set(ids)
-    meant = {*subjects, *(request.subject_key for request in requests if request.id in chosen)} - {""}
+def ids_about(subjects: Iterable[str], requests: Iterable[EditRequest]) -> set[str]:
+    """Ids of the requests that are about ``subjects``, as they are compared (:attr:`EditRequest.subject_key`)."""
+    meant = set(subjects) - {""}
     return {request.id for request in requests if request.subject_key in meant}
