@@ -23,7 +23,7 @@ from editcore import (
 )
 from editcore.evaluation import score_targets
 from editcore.ledger.verify import verify
-from editcore.locate_then_edit import optimise_plainly
+from editcore.locate_then_edit import fact_rows, optimise_plainly, optimise_targets
 from editcore.locate_then_edit.shared_keys import facts_by_key
 from editcore.models import project
 from editcore.models.catalogue import DEFAULT_MODEL, local_path
@@ -96,6 +96,33 @@ def test_facts_of_one_batch_have_the_value_that_is_found_for_all_of_them() -> No
     assert not [note for note in result.proposal.notes if "contradicts" in note]
     [apart] = session(shared_key_cosine=None).edit(asked)
     assert "2 of 5 keys depend on the others" in " ".join(apart.proposal.notes)
+
+
+def test_keys_that_count_as_one_are_one_constraint() -> None:
+    """Two keys that are alike, but not to the last bit, get their mean."""
+    asked = [facts()[0], EditRequest(subject="Velt Ltd", prompt="So {} was founded by", target_new="Rome")]
+    edited = session(shared_key_cosine=0.05)
+    [result] = edited.edit(asked)
+    assert all(fact.figures["facts_of_value"] == 2 for fact in result.proposal.evidence)
+    holds(edited, asked)
+    apart = session()
+    apart.edit(asked)
+    first, second = (apart.ledger.entries[0].known[request.id].keys for request in asked)
+    assert not any(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("cache_prefixes", [True, False])
+def test_a_shared_value_stops_when_its_least_likely_fact_does(cache_prefixes: bool) -> None:
+    model, asked = tiny_model("llama", num_layers=3), facts()
+    start = [math.exp(-score.nll) for score in score_targets(model, *texts_and_targets(asked))]
+    threshold = math.sqrt(min(start) * max(start))  # the likeliest one is there from the start
+    hparams = EmmetHParams(layers=(0,), v_num_grad_steps=8, v_stop_probability=threshold, v_final_step=False)
+    rows = fact_rows(model, asked, ("{}",), hparams)
+    found = optimise_targets(model, [rows], layer=0, hparams=hparams, cache_prefixes=cache_prefixes)
+    expected = optimise_plainly(model, asked, layer=0, templates=("{}",), hparams=hparams)
+    assert min(found.steps) > 0
+    for delta in found.deltas:
+        torch.testing.assert_close(delta, expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("editor", EDITORS)
@@ -297,10 +324,11 @@ def test_the_example_of_the_tutorial(editctl: Any, tmp_path: Path, monkeypatch: 
 
 
 def said(edited: EditSession, requests: Sequence[EditRequest]) -> list[bool]:
-    scores = score_targets(
-        edited.model, [request.text for request in requests], [request.target_new for request in requests]
-    )
-    return [score.correct for score in scores]
+    return [score.correct for score in score_targets(edited.model, *texts_and_targets(requests))]
+
+
+def texts_and_targets(requests: Sequence[EditRequest]) -> tuple[list[str], list[str]]:
+    return [request.text for request in requests], [request.target_new for request in requests]
 
 
 def test_subjects_with_several_facts_are_told_before(editctl: Any, tmp_path: Path) -> None:

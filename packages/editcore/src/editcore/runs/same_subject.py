@@ -32,19 +32,17 @@ class FactsBySubject:
         self._latest |= {request.id: entry for request in entry.requests if request.subject}
 
     def addition(self, requests: Sequence[EditRequest]) -> BatchAddition:
-        """The active facts about the subjects of ``requests``, which are new. A fact with the subject and the prompt of
-        a new one is corrected by it, and is left out."""
-        new = {request.fact_key for request in requests}
+        """The active facts about the subjects of ``requests``, which are new, with their known targets. A fact that one
+        of ``requests`` corrects is among them; it is not added to a batch that edits it."""
         facts: dict[tuple[str, str], EditRequest] = {}
         for subject in dict.fromkeys(request.subject_key for request in requests):
             for request in self._facts.get(subject, ()):
                 facts.pop(request.fact_key, None)
                 facts[request.fact_key] = request
-        kept = tuple(request for key, request in facts.items() if key not in new)
-        known = {request.id: self._latest[request.id].known.get(request.id) for request in kept}
+        known = {request.id: self._latest[request.id].known.get(request.id) for request in facts.values()}
         return BatchAddition(
-            requests=kept,
-            weights=(1.0,) * len(kept),
+            requests=tuple(facts.values()),
+            weights=(1.0,) * len(facts),
             known={name: target for name, target in known.items() if target is not None},
         )
 
