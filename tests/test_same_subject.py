@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ import pytest
 import torch
 from edit_emmet.hparams import EmmetHParams
 from editcore import (
+    BatchAddition,
     BeforeApply,
+    EditBatch,
     EditRequest,
     EditSession,
     FactoredDelta,
+    HeldKey,
     Rejection,
     SessionConfig,
     Verdict,
@@ -29,6 +33,7 @@ from editcore.models import project
 from editcore.models.catalogue import DEFAULT_MODEL, local_path
 from editcore.plugins.extensions import lifecycle
 from editcore.runs import open_session
+from editcore.runs.batches import with_additions
 from editcore.second_moments import Metric
 from editcore.testing import tiny_model
 from hypothesis import given, settings, strategies as st
@@ -236,6 +241,16 @@ def test_a_fact_that_comes_back_joins_those_that_came_meanwhile() -> None:
     assert set(edited.requests) == set(asked)
     edited.undo(asked[0].id)
     assert same(weights(edited), without)
+
+
+def test_a_fact_that_joins_a_batch_is_not_held_beside_it() -> None:
+    older, newer = facts(count=2)
+    held = HeldKey(batch=0, request_id=older.id, keys={}, weight=1.0)
+    batch = replace(EditBatch.of((newer,), index=1), held=(held,))
+    joined = with_additions(batch, [BatchAddition(requests=(older,), weights=(1.0,))])
+    assert joined.requests == (newer, older)
+    assert joined.held == ()
+    assert with_additions(batch, []).held == (held,)
 
 
 ORDERS = st.lists(st.tuples(st.booleans(), st.integers(0, 3)), min_size=1, max_size=7)
