@@ -130,12 +130,14 @@ def _write_provenance(entry: CatalogueEntry, gguf: Path, folder: Path) -> None:
 
 @contextlib.contextmanager
 def _reading_gguf_once() -> Iterator[None]:
-    """transformers opens the file three times, for tokenizer, configuration and weights, which takes seconds each."""
+    """transformers opens the file three times and makes the table of names once per module; each takes seconds."""
     import gguf
 
-    reader = gguf.GGUFReader
-    gguf.GGUFReader = functools.cache(reader)
+    kept = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
+    for name, found in kept.items():
+        setattr(gguf, name, functools.cache(found))
     try:
         yield
     finally:
-        gguf.GGUFReader = reader
+        for name, found in kept.items():
+            setattr(gguf, name, found)
