@@ -254,7 +254,7 @@ FIELDS = {
     "DatasetSpec": "argument hparams name summary target",
     "DenseDelta": "value",
     "EditBatch": "held index known num_new requests weights",
-    "EditContext": "plugins progress records seed statistics trial",
+    "EditContext": "learnt plugins progress records seed statistics trial",
     "EditEvidence": "figures replayed request_id",
     "EditRequest": "id join prompt subject tags target_new target_true",
     "EditorSpec": "capabilities hparams name presets summary target",
@@ -269,7 +269,7 @@ FIELDS = {
     "KnownTarget": "figures keys values",
     "LedgerEntry": """
         attachment batch builds_on changes diagnostics evidence held known memory notes num_new reason rejected
-        requests scale verdicts weights
+        requests scale signature verdicts weights
     """,
     "LoadOptions": "chat_template device dtype trust_remote_code",
     "MetricSpec": """
@@ -287,6 +287,7 @@ FIELDS = {
     "RejectedRequest": "by figures reason request",
     "Rejection": "figures reason",
     "Sampling": "seed temperature top_k",
+    "Signature": "author note time",
     "SessionConfig": """
         backend chat_template corpus corpus_seed corpus_tokens device dtype editor evaluators plugins preset seed
         settings

@@ -33,7 +33,7 @@ from .interfaces.events import (
     BeforeRun as BeforeRun,
     Registration as Registration,
 )
-from .interfaces.history import LedgerEntry as LedgerEntry
+from .interfaces.history import LedgerEntry as LedgerEntry, Signature as Signature
 from .interfaces.hookspecs import hookimpl as hookimpl
 from .interfaces.metrics import (
     EvaluationContext as EvaluationContext,

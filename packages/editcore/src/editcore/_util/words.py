@@ -7,13 +7,13 @@ from typing import Literal
 __all__ = ["counted", "counted_of", "cut", "quoted", "roughly", "with_article", "with_full_stop"]
 
 
-def counted(count: int, noun: str) -> str:
+def counted(count: int, noun: str, plural: str | None = None) -> str:
     """A number with its noun.
 
-    >>> counted(1, "fact"), counted(2000, "fact")
-    ('1 fact', '2,000 facts')
+    >>> counted(1, "fact"), counted(2000, "fact"), counted(2, "batch", "batches")
+    ('1 fact', '2,000 facts', '2 batches')
     """
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {plural or noun + 's'}"
 
 
 def cut(text: str, most: int = 60, *, keep: Literal["start", "end"] = "start") -> str:

@@ -1,8 +1,10 @@
-"""``editctl edit``: writes one fact and shows what changes."""
+"""``editctl edit``: writes facts into a directory, or tries one on a model."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,16 +21,41 @@ from editcore.cli.options import (
     refuse_used_save,
 )
 
+if TYPE_CHECKING:
+    from editcore.interfaces.values import EditRequest, FactRecord
+    from editcore.runs.batches import BatchResult
+    from editcore.runs.planned_edit import PlannedEdit
+    from editcore.runs.record import RunRecord
+
 __all__ = ["app"]
 
 app = typer.Typer()
+
+_OF_A_DIRECTORY = (
+    "editor", "model", "dtype", "preset", "chat_template", "corpus", "corpus_seed", "seed", "assignments", "tokens",
+    "save", "save_dtype",
+)  # fmt: skip
+"""Parameters that a directory decides, or that it has no use for."""
+_WITHOUT_A_DIRECTORY = ("facts", "note", "author", "again", "dry_run")
+"""Parameters that need a directory."""
+_SHOWN = 20
+"""Most facts that a table lists."""
 
 
 @app.command()
 def edit(
     ctx: typer.Context,
-    prompt: Annotated[str, typer.Option(help="A sentence opening with {} for the subject: '{} is a city in'.")],
-    target: Annotated[str, typer.Option(help="Text that should follow the prompt.")],
+    directory: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[DIR]",
+            help="A run directory that keeps the facts, of 'editctl run' or 'editctl init'. [default: nothing is kept]",
+        ),
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="A sentence opening with {} for the subject: '{} is a city in'.")
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="Text that should follow the prompt.")] = None,
     join: Annotated[
         str | None,
         typer.Option(
@@ -39,6 +66,19 @@ def edit(
     subject: Annotated[
         str, typer.Option(help="The entity that {} stands for. [default: none, for editors that need none]")
     ] = "",
+    facts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Facts to write into DIR: .jsonl, .json or .csv.")
+    ] = None,
+    note: Annotated[str, typer.Option(metavar="TEXT", help="Why, for 'editctl log DIR'.")] = "",
+    author: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Who, for 'editctl log DIR'. [default: your user name]")
+    ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Write facts into DIR that are active with the same target already.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be written into DIR, and load and write nothing.")
+    ] = False,
     editor: Annotated[
         str | None, typer.Option(help="The editing method. [default: the first that has a preset for the model]")
     ] = None,
@@ -57,15 +97,35 @@ def edit(
     save: Save = None,
     save_dtype: SaveDtype = None,
 ) -> None:
-    """Write one fact and compare what the model says."""
+    """Write facts into a directory, or try one on a model.
+
+    With DIR, facts are kept there, with its model, its editor and its settings. Without DIR, one fact is written into a
+    model in memory, and its answers before and after are shown.
+    """
+    from editcore.interfaces.errors import HParamsError
+
+    kept, quick = (_given(ctx, names) for names in (_OF_A_DIRECTORY, _WITHOUT_A_DIRECTORY))
+    if directory is not None and kept:
+        raise HParamsError(
+            f"{', '.join(kept)}: {directory} has its own model and settings, and keeps what is written. Leave it out."
+        )
+    if directory is None and quick:
+        raise HParamsError(f"{', '.join(quick)}: this is for a directory. 'editctl init DIR' makes one.")
+    fact = [] if facts is not None and subject == "" and prompt is None and target is None else [(prompt, target)]
+    if facts is not None and fact:
+        raise HParamsError("--facts FILE and a fact on the command line were both given; give one of them.")
+    requests = [_request(subject, text, object_, join) for text, object_ in fact]
+    if directory is not None:
+        _edit_directory(ctx, directory, requests, facts, device=device if _given(ctx, ["device"]) else None)
+        return
+    (request,) = requests
+
     from editcore.cli.run import settings_from
-    from editcore.interfaces.values import EditRequest
     from editcore.runs.config import SessionConfig
     from editcore.runs.early import check_session
     from editcore.runs.fit import check_savable, check_subjects, with_needed_parts
     from editcore.runs.resolved import default_editor
 
-    request = EditRequest.create(subject=subject, prompt=prompt, target_new=target, join=join)
     refuse_used_save(save, save_dtype)
     plugins = loaded_plugins(ctx)
     editor = editor or default_editor(plugins, model)
@@ -105,8 +165,131 @@ def edit(
         + (f"; probability of '{request.target_new}' when its optimisation ended: {found:.2f}" if found else "")
         + (f"; after the prompt, as the model is now: {said:.2f}" if said is not None else "")
     )
-    for note in filter(None, [*result.proposal.notes, result.not_said]):
-        typer.echo(f"Note: {note}")
+    for text in filter(None, [*result.proposal.notes, result.not_said]):
+        typer.echo(f"Note: {text}")
     if save is not None:
         session.save(save, dtype=save_dtype)
         typer.echo(f"Edited model: {save}")
+
+
+def _given(ctx: typer.Context, names: Iterable[str]) -> list[str]:
+    """The options among these that stand on the command line."""
+    spelling = {parameter.name: parameter.opts[0] for parameter in ctx.command.params}
+    sources = {name: ctx.get_parameter_source(name) for name in names}
+    return [spelling[name] for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+
+
+def _request(subject: str, prompt: str | None, target: str | None, join: str | None) -> EditRequest:
+    from editcore.interfaces.errors import HParamsError
+    from editcore.interfaces.values import EditRequest
+
+    if prompt is None or target is None:
+        missing = "--prompt" if prompt is None else "--target"
+        raise HParamsError(
+            f"{missing} is missing. A fact has --prompt and --target, and most editors need --subject; "
+            "'editctl edit DIR --facts FILE' reads facts from a file."
+        )
+    return EditRequest.create(subject=subject, prompt=prompt, target_new=target, join=join)
+
+
+def _edit_directory(
+    ctx: typer.Context, directory: Path, requests: Sequence[EditRequest], facts: Path | None, *, device: str | None
+) -> None:
+    from editcore.interfaces.values import FactRecord
+    from editcore.ledger.ledger import Ledger
+    from editcore.runs.fit import check_subjects
+    from editcore.runs.planned_edit import plan_edit
+    from editcore.runs.record import RunRecord
+    from editcore.runs.workspace import refuse_unfinished, signed, workspace
+
+    plugins, values = loaded_plugins(ctx), ctx.params
+    record = RunRecord.read(directory)
+    refuse_unfinished(directory, record)
+    records = [FactRecord(request=request) for request in requests] if facts is None else _records(ctx, facts)
+    check_subjects([fact.request for fact in records], plugins.editor(record.config.editor))
+    planned = plan_edit(Ledger.read(directory), records, again=values["again"])
+    _show_plan(planned, record, directory, dry_run=values["dry_run"])
+    if values["dry_run"] or not planned.records:
+        return
+    signature = signed(values["note"], values["author"])
+
+    from editcore.cli.console import TerminalProgress
+
+    with workspace(directory, device=device, plugins=plugins, progress=TerminalProgress()) as opened:
+        planned = opened.plan(records, again=values["again"])  # another process may have written meanwhile
+        results = opened.write(planned, signature)
+        active = len(opened.ledger.facts())
+    _show_results(results)
+    typer.echo(f"Active facts: {active}. 'editctl check {directory}' asks all of them again.")
+
+
+def _records(ctx: typer.Context, facts: Path) -> list[FactRecord]:
+    from editcore.datasets import load_records
+
+    notes: list[str] = []
+    records = load_records(facts, plugins=loaded_plugins(ctx), notes=notes)
+    for text in notes:
+        typer.echo(f"Note: {text}")
+    return records
+
+
+def _show_plan(planned: PlannedEdit, record: RunRecord, directory: Path, *, dry_run: bool) -> None:
+    """What is about to be written, and which active facts it concerns."""
+    from editcore._util.words import counted
+    from editcore.cli.console import print_table
+    from editcore.runs.log import read_batches
+    from editcore.runs.outcome import seconds_per_edit
+
+    if planned.active_already:
+        facts = counted(len(planned.active_already), "fact")
+        be, it = ("is", "is") if len(planned.active_already) == 1 else ("are", "are")
+        typer.echo(f"{facts} {be} active already and {it} not written again (--again writes it).")
+    if dry_run and planned.records:
+        config = record.config
+        each = seconds_per_edit(read_batches(directory))
+        takes = f", in about {max(1, round(each * len(planned.records)))} s beside loading the model" if each else ""
+        typer.echo(
+            f"{config.method} would write {counted(len(planned.records), 'fact')} into {config.model}, "
+            f"{config.batch_size} at a time{takes}. Nothing was loaded or written."
+        )
+    if planned.corrections:
+        print_table(
+            ("prompt", "now", "corrected to"),
+            [(old.text, old.target_new, new.target_new) for old, new in planned.corrections[:_SHOWN]],
+            title="Corrections of active facts",
+        )
+    if planned.same_subject:
+        print_table(
+            ("new", "active"),
+            [
+                (f"{new.text} → {new.target_new}", "; ".join(f"{one.text} → {one.target_new}" for one in others))
+                for new, others in planned.same_subject[:_SHOWN]
+            ],
+            title="Active facts about the same subjects",
+        )
+
+
+def _show_results(results: Sequence[BatchResult]) -> None:
+    from editcore.cli.console import print_table
+
+    rows = []
+    for result in results:
+        said = {evidence.request_id: evidence.figures.get("said_probability") for evidence in result.proposal.evidence}
+        for request in result.batch.new_requests:
+            probability = said.get(request.id)
+            shown = "" if probability is None else f"{probability:.2f}"
+            state = "written" if result.applied else f"rejected: {result.reason}"
+            rows.append((request.id, request.text, request.target_new, shown, state))
+        rows += [
+            (left.request.id, left.request.text, left.request.target_new, "", f"rejected: {left.reason}")
+            for left in result.rejected
+        ]
+    print_table(
+        ("edit", "prompt", "edited to", "probability", "state"),
+        rows[:_SHOWN],
+        title=None if len(rows) <= _SHOWN else f"{_SHOWN} of {len(rows)} facts",
+        right=("probability",),
+    )
+    for result in results:
+        for text in filter(None, [*result.proposal.notes, result.not_said]):
+            typer.echo(f"Note: {text}")

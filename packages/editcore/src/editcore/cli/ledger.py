@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from editcore.cli.lazy import loaded_plugins
-from editcore.cli.options import AsJson, RunDevice
+from editcore.cli.options import AsJson, RunDevice, with_options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -133,19 +134,43 @@ def diff(
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Meant:
+    """The options that say which edits are meant, who changes them, and why."""
+
+    batches: Batches = None
+    subject: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="All edits about a subject; may be given several times.")
+    ] = None
+    since: Annotated[
+        str | None,
+        typer.Option(metavar="DATE", help="All edits that 'editctl edit' wrote on that day (UTC) or later."),
+    ] = None
+    file: Annotated[Path | None, typer.Option(metavar="FACTS", help="The facts in a file: .jsonl, .json or .csv.")] = (
+        None
+    )
+    note: Annotated[str, typer.Option(metavar="TEXT", help="Why, for 'editctl log RUN'.")] = ""
+    author: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Who, for 'editctl log RUN'. [default: your user name]")
+    ] = None
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would change, and change nothing.")] = False
+
+
 @app.command()
-def undo(ctx: typer.Context, edits: Ids = None, batches: Batches = None) -> None:
+@with_options(_Meant)
+def undo(ctx: typer.Context, options: _Meant, edits: Ids = None) -> None:
     """Undo edits: their changes are left out of the model.
 
     A batch that keeps some of its edits is solved again without the others; later batches stay as they were solved.
     """
-    _change(ctx, "undo", edits or [], batches or [])
+    _change(ctx, "undo", edits or [], options)
 
 
 @app.command()
-def redo(ctx: typer.Context, edits: Ids = None, batches: Batches = None) -> None:
+@with_options(_Meant)
+def redo(ctx: typer.Context, options: _Meant, edits: Ids = None) -> None:
     """Redo edits that were undone."""
-    _change(ctx, "redo", edits or [], batches or [])
+    _change(ctx, "redo", edits or [], options)
 
 
 @app.command()
@@ -281,13 +306,14 @@ def _run(ctx: typer.Context) -> Path:
     return directory
 
 
-def _change(ctx: typer.Context, kind: Literal["undo", "redo"], edits: list[str], batches: list[int]) -> None:
+def _change(ctx: typer.Context, kind: Literal["undo", "redo"], edits: list[str], options: _Meant) -> None:
     """Change the ledger alone. The model is loaded only if a batch must be solved again."""
     from editcore._util.lock import locked
     from editcore.cli.console import TerminalProgress, print_table
     from editcore.ledger.ledger import Ledger
-    from editcore.ledger.undo import change
+    from editcore.ledger.undo import change, requests_of
     from editcore.runs.record import RunRecord
+    from editcore.runs.workspace import signed
 
     directory = _run(ctx)
     RunRecord.read(directory)
@@ -301,12 +327,45 @@ def _change(ctx: typer.Context, kind: Literal["undo", "redo"], edits: list[str],
     def solve(entry: LedgerEntry, out: frozenset[Edit]) -> tuple[Written, EditBatch | None]:
         return session().solve_without(entry, out)
 
-    with locked(directory):
+    if options.dry_run:
         found = Ledger.read(directory)
-        changed = change(found, kind, edits, batches, solve=solve)
-    rows = [(request.id, request.text, request.target_new) for request in changed]
-    print_table(("edit", "prompt", "edited to"), rows, title="Undone" if kind == "undo" else "Active again")
-    typer.echo(f"Active facts: {len(found.facts())}.")
+        meant = _meant(ctx, found, kind, edits, options)
+        again = found.unsolved(found.undone_after(kind, meant))
+        changed, title = requests_of(found, meant), "Would be undone" if kind == "undo" else "Would be active again"
+    else:
+        with locked(directory):
+            found = Ledger.read(directory)
+            meant = _meant(ctx, found, kind, edits, options)
+            changed = change(found, kind, meant, solve=solve, signature=signed(options.note, options.author))
+        title = "Undone" if kind == "undo" else "Active again"
+    print_table(
+        ("edit", "prompt", "edited to"),
+        [(request.id, request.text, request.target_new) for request in changed],
+        title=title,
+    )
+    if options.dry_run:
+        typer.echo(f"Batches that would be solved again: {', '.join(map(str, again)) or 'none'}. Nothing was changed.")
+    else:
+        typer.echo(f"Active facts: {len(found.facts())}.")
+
+
+def _meant(
+    ctx: typer.Context, found: Ledger, kind: Literal["undo", "redo"], edits: list[str], options: _Meant
+) -> tuple[Edit, ...]:
+    """The edits that arguments and options name, and whose state would change."""
+    from editcore.datasets import load_records
+    from editcore.ledger.finding import edits_of_facts, edits_of_subject, edits_since, moment
+    from editcore.ledger.undo import changing, edits_named
+
+    meant = [*edits_named(found, edits, options.batches or [])]
+    for subject in options.subject or []:
+        meant += edits_of_subject(found, subject)
+    if options.since is not None:
+        meant += edits_since(found, moment(options.since))
+    if options.file is not None:
+        records = load_records(options.file, plugins=loaded_plugins(ctx))
+        meant += edits_of_facts(found, [record.request for record in records])
+    return changing(found, kind, meant)
 
 
 def _batch_rows(found: Ledger) -> Iterator[dict[str, object]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -79,15 +79,20 @@ def refuse_used_save(save: Path | None, dtype: str | None = None) -> None:
         dtype_of(dtype)
 
 
-def with_options(options: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def with_options(
+    options: type[Any], *, without: Collection[str] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the fields of a dataclass as options, in place of its parameter ``options``.
 
     A parameter of the command replaces the field of the same name. The command is called with an object of the class.
+
+    Args:
+        without: fields that the command does not offer; they keep their defaults.
     """
 
     def decorated(command: Callable[..., None]) -> Callable[..., None]:
         own = inspect.signature(command, eval_str=True).parameters
-        shared = {name: option for name, option in _parameters(options).items() if name not in own}
+        shared = {name: option for name, option in _parameters(options).items() if name not in {*own, *without}}
 
         def called(**values: Any) -> None:
             given = options(**{name: values.pop(name) for name in shared})

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from editcore.runs.record import RunRecord
     from editcore.runs.results import RunResult
 
-__all__ = ["app", "settings_from"]
+__all__ = ["RunOptions", "app", "settings_from"]
 
 app = typer.Typer()
 
@@ -31,7 +31,7 @@ _MOST_REJECTIONS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _RunOptions:
+class RunOptions:
     """The options that make a :class:`RunConfig`. ``None`` means that an option was not given."""
 
     editor: Annotated[str | None, typer.Option(help="The editing method; 'editctl editors' lists them.")] = None
@@ -111,10 +111,10 @@ class _RunOptions:
 
 
 @app.command()
-@with_options(_RunOptions)
+@with_options(RunOptions)
 def run(
     ctx: typer.Context,
-    options: _RunOptions,
+    options: RunOptions,
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A TOML file with these options and a table per plugin.")
     ] = None,
@@ -183,15 +183,15 @@ def run(
 
     from editcore.cli.console import TerminalProgress
     from editcore.figures.runs import draw_run
-    from editcore.runs.job import RunOptions, default_directory, run as run_job
+    from editcore.runs import job
 
-    directory = out or default_directory(resolved)
+    directory = out or job.default_directory(resolved)
     ours = resume or not has_begun(directory)
     try:
-        result = run_job(
+        result = job.run(
             resolved,
             directory,
-            RunOptions(
+            job.RunOptions(
                 plugins=plugins,
                 progress=TerminalProgress(),
                 command=["editctl", *sys.argv[1:]],

@@ -30,9 +30,13 @@ def check_records(records: Iterable[FactRecord]) -> tuple[list[FactRecord], list
     return _keep_last(records, lambda record: record.request)
 
 
-def with_unique_ids(records: Iterable[FactRecord]) -> Iterator[FactRecord]:
-    """The records, in their order. An id that comes again gets the suffix ``-2``, ``-3``, ...."""
-    taken: set[str] = set()
+def with_unique_ids(records: Iterable[FactRecord], taken: Iterable[str] = ()) -> Iterator[FactRecord]:
+    """The records, in their order. An id that comes again gets the suffix ``-2``, ``-3``, ....
+
+    Args:
+        taken: ids that the records must not have.
+    """
+    taken = set(taken)
     for record in records:
         identity, count = record.request.id, 1
         while identity in taken:

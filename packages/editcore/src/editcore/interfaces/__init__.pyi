@@ -33,7 +33,7 @@ from .events import (
     BeforeRun as BeforeRun,
     Registration as Registration,
 )
-from .history import LedgerEntry as LedgerEntry
+from .history import LedgerEntry as LedgerEntry, Signature as Signature
 from .hookspecs import LifecycleHooks as LifecycleHooks, RegistrationHooks as RegistrationHooks, hookimpl as hookimpl
 from .metrics import (
     EvaluationContext as EvaluationContext,

@@ -21,7 +21,25 @@ from editcore.interfaces.values import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["LedgerEntry"]
+__all__ = ["LedgerEntry", "Signature"]
+
+
+@documented
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signature:
+    """Who changed what a model knows, when, and why."""
+
+    author: str
+    """A name."""
+    time: str
+    """In UTC, as ISO 8601 writes it, to the second."""
+    note: str = ""
+    """Why, in the author's words."""
+
+    @property
+    def day(self) -> str:
+        """The date, ``YYYY-MM-DD``."""
+        return self.time[:10]
 
 
 @documented
@@ -65,6 +83,8 @@ class LedgerEntry:
     (``Capabilities.rewrites_subject``). When one of them is undone or redone, the batch is solved again."""
     rejected: tuple[RejectedRequest, ...] = ()
     """New requests that were left out, in the order in which they were rejected; they are not among ``requests``."""
+    signature: Signature | None = None
+    """Who wrote the batch; ``None`` for the batches of a run, whose record says when it was made."""
 
     @property
     def applied(self) -> bool:

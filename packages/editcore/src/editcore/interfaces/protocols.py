@@ -69,6 +69,9 @@ class EditContext:
     """The installed plugins, for an editor that uses parts of others."""
     records: Mapping[str, FactRecord] = field(default_factory=dict)
     """The records behind the requests, by request id; empty in a session that has none."""
+    learnt: Mapping[str, Any] = field(default_factory=dict)
+    """What :meth:`Editor.prepare` returned when it was first called with this model, these settings and this seed, as
+    JSON reads it; empty if that is now. What is in it need not be learnt again."""
     seed: int = 0
     """Seed of everything random in the edit."""
     progress: Progress = silent

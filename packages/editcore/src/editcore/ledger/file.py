@@ -73,22 +73,31 @@ class LedgerFile:
             RunError: another process has changed them meanwhile.
         """
         self._refuse_foreign(self.directory / LEDGER_NAME)
+        first = [header] if self._size == 0 else []
         if not tensors:
-            self._append(header, line_of(None))
+            self._append(*first, line_of(None))
             return
         path = self.directory / DELTAS_NAME / name
         write_tensors(path, tensors, {})
         try:
             raw = path.read_bytes()
-            self._append(header, line_of(TensorFile(name=name, size=len(raw), sha256=hashlib.sha256(raw).hexdigest())))
+            file = TensorFile(name=name, size=len(raw), sha256=hashlib.sha256(raw).hexdigest())
+            self._append(*first, line_of(file))
         except Exception:
             path.unlink(missing_ok=True)  # no line names the file
             raise
 
-    def _append(self, header: HeaderLine, line: Line) -> None:
-        first = encode(header) if self._size == 0 else b""
+    def begin(self, header: HeaderLine) -> None:
+        """Write the first line of a new file.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        self._append(header)
+
+    def _append(self, *lines: Line) -> None:
         try:
-            self._append_bytes(first + encode(line))
+            self._append_bytes(b"".join(map(encode, lines)))
         except OSError as error:
             raise StorageError(
                 f"Cannot write {self.directory / LEDGER_NAME}: {error.strerror}. The ledger is as it was."

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from editcore.interfaces.changes import Written
 from editcore.interfaces.errors import PluginError, RunError
-from editcore.interfaces.history import LedgerEntry
+from editcore.interfaces.history import LedgerEntry, Signature
 from editcore.interfaces.values import EditBatch, EditRequest, HeldKey, KnownTarget
 from editcore.ledger.entries import attachment_line, batch_line, entry_composed_anew, entry_of, entry_without
 from editcore.ledger.file import DELTAS_NAME, LEDGER_NAME, LedgerFile
@@ -44,6 +44,8 @@ class Ledger:
         self.header = header
         self.batches: list[LedgerEntry] = []
         """Every batch, rejected ones too."""
+        self.events: list[LedgerEntry | UndoLine] = []
+        """Every batch, and every time that edits were undone or redone, in the order in which it happened."""
         self.note = ""
         """A sentence on what could not be read; empty if the file was whole."""
         self._by_index: dict[int, LedgerEntry] = {}
@@ -123,6 +125,7 @@ class Ledger:
                 self._add_revision(line.batch, frozenset(line.without), self._revised(line, where))
             else:
                 self._undone = self._marked(line.kind, line.edits)
+                self.events.append(line)
         except ValueError as error:
             raise RunError(f"{where}: {error}.") from error
 
@@ -248,6 +251,15 @@ class Ledger:
         """Whether a batch has a solution without the edits ``out``."""
         return not out or self._is_empty(batch, out) or out in self._revisions.get(batch, {})
 
+    def unsolved(self, undone: Mapping[int, frozenset[str]]) -> list[int]:
+        """The batches that have no solution yet for what would be undone, oldest first.
+
+        Args:
+            undone: ids by batch, as :meth:`undone_after` gives them.
+        """
+        batches = [entry.batch for entry in self.entries]
+        return [batch for batch in batches if not self.is_solved(batch, self.left_out(batch, undone))]
+
     def _is_empty(self, batch: int, out: frozenset[Edit]) -> bool:
         """Whether nothing is left of a batch without the edits ``out``."""
         return out >= {(batch, name) for name in self._by_index[batch].new_ids}
@@ -294,16 +306,18 @@ class Ledger:
         self._write(line, f"batch-{batch:05d}-{number}.safetensors", tensors)
         self._add_revision(batch, out, revised)
 
-    def mark(self, kind: Literal["undo", "redo"], edits: Sequence[Edit]) -> None:
-        """Note, in one line, that edits are undone or back.
+    def mark(self, kind: Literal["undo", "redo"], edits: Sequence[Edit], signature: Signature | None = None) -> None:
+        """Note, in one line, that edits are undone or back, and who made them so.
 
         Raises:
             StorageError, RunError: as :meth:`append`.
             ValueError: there is no such edit, it is so already, or a batch was not solved for it.
         """
         undone = self._marked(kind, edits)
-        self._write(lambda _file: UndoLine(kind=kind, edits=tuple(edits)))
+        line = UndoLine(kind=kind, edits=tuple(edits), signature=signature)
+        self._write(lambda _file: line)
         self._undone = undone
+        self.events.append(line)
 
     # What the lines say
 
@@ -368,6 +382,7 @@ class Ledger:
     def _add(self, entry: LedgerEntry) -> None:
         self._check(entry)
         self.batches.append(entry)
+        self.events.append(entry)
         self._by_index[entry.batch] = entry
         self._undone_before[entry.batch] = self._undone
         for request in entry.new_requests if entry.applied else ():
@@ -439,12 +454,15 @@ def _keys_of(entry: LedgerEntry, request_id: str) -> Mapping[str, Tensor]:
 
 
 def write_ledger(directory: Path | str, entries: Iterable[LedgerEntry], header: HeaderLine) -> None:
-    """Write a new ledger with batches that were made elsewhere.
+    """Write a new ledger, with batches that were made elsewhere or with none.
 
     Raises:
         StorageError: it cannot be written.
     """
     directory = Path(directory)
+    batches = list(entries)
+    if not batches:
+        LedgerFile(directory).begin(header)
     ledger = Ledger(directory, header)
-    for entry in entries:
+    for entry in batches:
         ledger.append(entry)

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import RunError
+from editcore.interfaces.history import Signature
 from editcore.interfaces.values import EditEvidence, EditRequest, RejectedRequest, Verdict, first_problem
 
 __all__ = [
@@ -103,6 +104,7 @@ class BatchLine(_Model):
     verdicts: Mapping[str, Verdict]
     builds_on: tuple[tuple[BatchIndex, str], ...] = ()
     rejected: tuple[RejectedRequest, ...] = ()
+    signature: Signature | None = None
 
 
 class RevisionLine(_Model):
@@ -128,6 +130,8 @@ class UndoLine(_Model):
     kind: Literal["undo", "redo"]
     edits: Annotated[tuple[tuple[BatchIndex, str], ...], Field(min_length=1)]
     """Batch and id of each edit."""
+    signature: Signature | None = None
+    """Who changed it."""
 
 
 Line = HeaderLine | BatchLine | RevisionLine | UndoLine

@@ -7,55 +7,96 @@ batch that wrote it.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 from editcore.interfaces.changes import Written
 from editcore.interfaces.errors import RunError
-from editcore.interfaces.history import LedgerEntry
+from editcore.interfaces.history import LedgerEntry, Signature
 from editcore.interfaces.values import EditBatch, EditRequest
 from editcore.ledger.ledger import Edit, Ledger
 
-__all__ = ["Solver", "change"]
+__all__ = ["Solver", "change", "changing", "edits_named", "named", "requests_of"]
 
 Solver = Callable[[LedgerEntry, frozenset[Edit]], tuple[Written, EditBatch | None]]
 """``(batch, edits to leave out)`` -> what the batch writes without them, and what was solved for it
 (:meth:`Ledger.revise`)."""
 
 
-def change(
-    ledger: Ledger, kind: Literal["undo", "redo"], edits: Sequence[str], batches: Sequence[int], *, solve: Solver
-) -> tuple[EditRequest, ...]:
-    """Undo or redo edits in the ledger. The change is durable, and the model is not touched.
+def named(
+    ledger: Ledger, kind: Literal["undo", "redo"], edits: Sequence[str], batches: Sequence[int] = ()
+) -> tuple[Edit, ...]:
+    """The edits that ids and batches name, and whose state ``kind`` would change.
 
     Args:
         edits: ids of edits.
         batches: indices of batches; all their edits are meant.
-        solve: called for each batch that keeps some of its edits, or builds on one of those meant, unless the ledger
-            has that solution already.
-
-    Returns:
-        The requests whose state was changed by this call.
 
     Raises:
         RunError: there is no such edit or batch, or nothing would change.
-        NumericalError, StorageError: nothing was changed.
     """
-    meant = dict.fromkeys([*_by_id(ledger, edits), *_by_batch(ledger, batches)])
+    return changing(ledger, kind, edits_named(ledger, edits, batches))
+
+
+def edits_named(ledger: Ledger, edits: Sequence[str], batches: Sequence[int] = ()) -> tuple[Edit, ...]:
+    """Every edit that ids and batches name, whatever is undone.
+
+    Raises:
+        RunError: there is no such edit or batch.
+    """
+    return (*_by_id(ledger, edits), *_by_batch(ledger, batches))
+
+
+def changing(ledger: Ledger, kind: Literal["undo", "redo"], edits: Iterable[Edit]) -> tuple[Edit, ...]:
+    """Those of the edits whose state ``kind`` would change, each once.
+
+    Raises:
+        RunError: there is none.
+    """
+    meant = dict.fromkeys(edits)
     if not meant:
         raise RunError(f"There is nothing to {kind}: no edit was named.")
-    changed = [(entry, name) for entry, name in meant if (name in ledger.undone(entry)) == (kind == "redo")]
+    changed = tuple((batch, name) for batch, name in meant if (name in ledger.undone(batch)) == (kind == "redo"))
     if not changed:
         state = "undone already" if kind == "undo" else "active"
-        raise RunError(f"There is nothing to {kind}: {_named(meant)} {state}.")
-    undone = ledger.undone_after(kind, changed)
-    for entry in ledger.entries:  # a batch that builds on another one is solved behind it
-        out = ledger.left_out(entry.batch, undone)
-        if not ledger.is_solved(entry.batch, out):
-            ledger.revise(entry.batch, out, *solve(entry, out))
-    ledger.mark(kind, changed)
+        raise RunError(f"There is nothing to {kind}: {_in_words(meant)} {state}.")
+    return changed
+
+
+def change(
+    ledger: Ledger,
+    kind: Literal["undo", "redo"],
+    edits: Sequence[Edit],
+    *,
+    solve: Solver,
+    signature: Signature | None = None,
+) -> tuple[EditRequest, ...]:
+    """Undo or redo edits in the ledger. The change is durable, and the model is not touched.
+
+    Args:
+        edits: as :func:`named` finds them.
+        solve: called for each batch that keeps some of its edits, or builds on one of those meant, unless the ledger
+            has that solution already.
+        signature: who changes them, and why.
+
+    Returns:
+        The requests of ``edits``.
+
+    Raises:
+        NumericalError, StorageError: nothing was changed.
+    """
+    undone = ledger.undone_after(kind, edits)
+    for batch in ledger.unsolved(undone):  # a batch that builds on another one is solved behind it
+        entry, out = ledger.batch(batch), ledger.left_out(batch, undone)
+        ledger.revise(batch, out, *solve(entry, out))
+    ledger.mark(kind, edits, signature)
+    return requests_of(ledger, edits)
+
+
+def requests_of(ledger: Ledger, edits: Iterable[Edit]) -> tuple[EditRequest, ...]:
+    """The requests of edits, in their order."""
     requests = {(entry.batch, request.id): request for entry in ledger.entries for request in entry.new_requests}
-    return tuple(requests[edit] for edit in changed)
+    return tuple(requests[edit] for edit in edits)
 
 
 def _by_id(ledger: Ledger, edits: Sequence[str]) -> Iterator[tuple[int, str]]:
@@ -89,6 +130,6 @@ def _no_edit(ledger: Ledger, name: str) -> str:
     return f"There is no edit '{name}' in the ledger.{hint}"
 
 
-def _named(edits: Mapping[tuple[int, str], None]) -> str:
+def _in_words(edits: Mapping[tuple[int, str], None]) -> str:
     (_, first), *rest = edits
     return f"'{first}' is" if not rest else f"all {len(edits)} edits are"

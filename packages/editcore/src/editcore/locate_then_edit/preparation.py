@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Prepared", "first_token_metric", "prepare"]
 
+CONTEXTS = "context_templates"
+"""Name of the context templates in what a run records."""
+
 
 @documented
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,7 @@ class Prepared:
 
     def provenance(self) -> dict[str, Any]:
         """What a run records of it, JSON-able."""
-        return {"context_templates": list(self.templates), "layers": list(self.layers)}
+        return {CONTEXTS: list(self.templates), "layers": list(self.layers)}
 
 
 def prepare(model: LanguageModel, hparams: LocateThenEditHParams, context: EditContext, *, owner: str) -> Prepared:
@@ -75,7 +78,9 @@ def prepare(model: LanguageModel, hparams: LocateThenEditHParams, context: EditC
     if hparams.layer_selection == "traced":
         layers = (traced_layer(model, layers, owner=owner),)
     templates = hparams.context_templates
-    if templates is None:
+    if templates is None and CONTEXTS in context.learnt:
+        templates = tuple(context.learnt[CONTEXTS])
+    elif templates is None:
         templates = sample_context_templates(
             model, seed=context.seed, count=hparams.context_count, length=hparams.context_length
         )

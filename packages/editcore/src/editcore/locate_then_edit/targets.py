@@ -57,6 +57,7 @@ from editcore.interfaces.progress import Progress, silent
 from editcore.locate_then_edit.cached_prefixes import prefixes_fit
 from editcore.locate_then_edit.side_by_side import ValueOptimiser, rows_by_context
 from editcore.locate_then_edit.token_rows import ESSENCE, FactRows
+from editcore.models.verdicts import kept_verdict
 
 if TYPE_CHECKING:
     from editcore.locate_then_edit.hparams import LocateThenEditHParams
@@ -141,11 +142,11 @@ def optimise_targets(
 def prefixes_can_be_cached(model: LanguageModel, fact: FactRows, *, layer: int) -> bool:
     """Whether cached prefixes reproduce this model's logits, tested on one fact.
 
-    One row of every kind is tested: the bare prompt, a context, the essence prompt.
+    One row of every kind is tested: the bare prompt, a context, the essence prompt. The outcome is kept for the model.
     """
     kinds = {0, min(1, len(fact.contexts) - 1), ESSENCE}
     rows = {context: rows for context, rows in rows_by_context([fact]).items() if context in kinds}
-    return prefixes_fit(model, rows, layer=layer)
+    return kept_verdict(model, f"cached prefixes, block {layer}", lambda: prefixes_fit(model, rows, layer=layer))
 
 
 def _notes_on_shortened(model: LanguageModel, facts: Sequence[FactRows]) -> Iterator[str]:

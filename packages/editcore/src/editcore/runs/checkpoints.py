@@ -23,6 +23,7 @@ from editcore.interfaces.metrics import HOLDS
 from editcore.runs.checkpoint_history import FORGETTING_NAME, Checkpoint, CheckpointHistory, read_checkpoint_history
 from editcore.runs.forgetting import Sighting, ages, forgetting, sample_by_age
 from editcore.runs.held_out import HeldOutText
+from editcore.runs.sizes import RelativeChanges
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,7 +74,7 @@ class Checkpoints:
         self._before = before
         self._schedule = schedule
         self._directory = directory
-        self._norms: dict[str, float] = {}
+        self._sizes = RelativeChanges(session.edited)
         self._found = {checkpoint.batch: checkpoint for checkpoint in self._read()}
         self._frames = self._read_frames()
 
@@ -128,7 +129,7 @@ class Checkpoints:
 
         session, text = self._session, self._schedule.text
         value = perplexity(session.model, text.ids, window=text.window, progress=session.context.progress)
-        change = self._relative_change()
+        change = self._sizes.of(session.ledger.active())
         now = measured.summary
         self._frames[batch] = _frame(measured, batch, session)
         self._found[batch] = Checkpoint(
@@ -144,22 +145,6 @@ class Checkpoints:
             seconds=time.perf_counter() - start,
         )
         return self._frames[batch]
-
-    def _relative_change(self) -> dict[str, float]:
-        from editcore.second_moments.linalg import norm_of_sum
-
-        session = self._session
-        active = session.ledger.active()
-        names = sorted({address for written in active for address in written.changes})
-        if new := [name for name in names if name not in self._norms]:
-            weight = session.model.weight
-            self._norms |= session.without_edits(lambda: {name: float(weight(name).double().norm()) for name in new})
-        return {
-            name: norm_of_sum([written.changes[name] for written in active if name in written.changes])
-            / self._norms[name]
-            for name in names
-            if self._norms[name] > 0  # a weight of zeros has no relative change
-        }
 
     # On disk
 

@@ -25,11 +25,13 @@ from editcore.models.catalogue import CATALOGUE
 from editcore.models.prompt_form import PromptForm
 from editcore.models.sources import HubModel
 from editcore.plugins.registry import Plugins
+from editcore.runs.added import read_added
 from editcore.runs.config import RunConfig, SessionConfig
 
 if TYPE_CHECKING:
     from editcore.ledger.ledger import Ledger
     from editcore.models import LanguageModel
+    from editcore.runs.resolved import Resolved
     from editcore.runs.session import EditSession
     from editcore.second_moments.statistics import StatisticsStore
     from editcore.settings.hparams import HParams
@@ -43,6 +45,7 @@ __all__ = [
     "facts_of",
     "folder_of",
     "installed_versions",
+    "learnt_before",
     "read_requests",
 ]
 
@@ -155,7 +158,7 @@ class RunRecord(Record):
     settings: Mapping[str, Mapping[str, Any]]
     """Every hyperparameter, by the name of editor, backend, extension, evaluator or data set."""
     dataset: DatasetRecord | None = None
-    """The records that were edited; ``None`` for a run that was made from an adapter."""
+    """The records that were edited; ``None`` for a directory that was begun without edits, or made from an adapter."""
     provenance: Mapping[str, Any]
     """What the editor learnt from the unedited model, such as its context templates."""
     model: ModelRecord
@@ -185,7 +188,7 @@ class RunRecord(Record):
         session: EditSession,
         config: RunConfig,
         *,
-        records: Sequence[FactRecord],
+        records: Sequence[FactRecord] | None,
         data_settings: Mapping[str, HParams] | None = None,
         command: Sequence[str] = (),
         notes: Sequence[str] = (),
@@ -193,7 +196,7 @@ class RunRecord(Record):
         """The record of a run that begins now.
 
         Args:
-            records: what the run edits.
+            records: what the run edits; ``None`` for a directory that is begun without edits.
             data_settings: hyperparameters of the data set, by its name.
         """
         settings = {**session.settings, **(data_settings or {})}
@@ -201,7 +204,9 @@ class RunRecord(Record):
         return cls(
             config=config,
             settings={name: hparams.model_dump(mode="json") for name, hparams in settings.items()},
-            dataset=DatasetRecord(name=config.dataset, records=len(records), hash=content_hash(records)),
+            dataset=None
+            if records is None
+            else DatasetRecord(name=config.dataset, records=len(records), hash=content_hash(records)),
             provenance=dict(session.provenance),
             model=ModelRecord.of(session.model, config.model, prompt_form=session.model.prompt_form),
             statistics=StatisticsRecord(corpus=statistics.corpus.identity(), tokens=statistics.tokens),
@@ -315,6 +320,24 @@ class RunRecord(Record):
             _log.warning("The editor now learns something else from the unedited model than when the run began.")
 
 
+def learnt_before(
+    directory: Path | str | None, resolved: Resolved, model: LanguageModel, *, seed: int
+) -> Mapping[str, Any]:
+    """What the editor learnt from the unedited model when the run in a directory began; empty if there is none, or if
+    its model, its seed or the editor's settings are not these.
+
+    Raises:
+        RunError: the record of the run is damaged.
+    """
+    if directory is None or not (Path(directory) / RUN_NAME).exists():
+        return {}
+    record, editor = RunRecord.read(directory), resolved.editor.name
+    own = resolved.settings.get(editor)
+    now = (editor, {} if own is None else own.model_dump(mode="json"), seed, model.base_fingerprint)
+    then = (record.config.editor, record.settings.get(editor, {}), record.seed, record.model.fingerprint)
+    return record.provenance if now == then else {}
+
+
 def read_requests(directory: Path | str) -> list[FactRecord]:
     """The records that the run began with."""
     directory = Path(directory)
@@ -328,16 +351,24 @@ def read_requests(directory: Path | str) -> list[FactRecord]:
 
 
 def facts_of(directory: Path, ledger: Ledger) -> list[FactRecord]:
-    """The records that the run began with, then the facts that sessions have added since.
+    """The records that the run began with, then the facts that were added since, with the probes that they have.
 
     Raises:
         RunError: the records cannot be read.
     """
     begun = read_requests(directory)
     known = {fact.request.id for fact in begun}
+    added = {fact.request.id: fact for fact in read_added(directory)}
     edited = (
         request
         for entry in ledger.batches
         for request in (*entry.new_requests, *(left.request for left in entry.rejected))
     )
-    return [*begun, *(FactRecord(request=request) for request in dict.fromkeys(edited) if request.id not in known)]
+    return [
+        *begun,
+        *(
+            added.get(request.id, FactRecord(request=request))
+            for request in dict.fromkeys(edited)
+            if request.id not in known
+        ),
+    ]

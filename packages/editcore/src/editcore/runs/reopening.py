@@ -10,6 +10,7 @@ from editcore.ledger.ledger import Ledger
 from editcore.models import LanguageModel
 from editcore.models.edited import EditedModel
 from editcore.plugins.registry import Plugins
+from editcore.runs.added import read_added
 from editcore.runs.backends import open_backend, rebuild
 from editcore.runs.parts import make_backend
 from editcore.runs.record import RunRecord, read_requests
@@ -63,19 +64,28 @@ def open_run(
     return edited, ledger
 
 
-def open_session(directory: Path | str, *, plugins: Plugins | None = None, progress: Progress = silent) -> EditSession:
+def open_session(
+    directory: Path | str,
+    record: RunRecord | None = None,
+    *,
+    plugins: Plugins | None = None,
+    progress: Progress = silent,
+) -> EditSession:
     """The session of a run, with the extensions and settings that it had.
+
+    Args:
+        record: of the run, if it was read already.
 
     Raises:
         RunError: as for :func:`open_run`; or the second moments are of another text than the run's.
     """
     directory = Path(directory)
     plugins = plugins or Plugins.load()
-    record = RunRecord.read(directory)
+    record = record or RunRecord.read(directory)
     session = EditSession.open(
         record.source,
         record.session,
-        records=read_requests(directory),
+        records=[*read_requests(directory), *read_added(directory)],
         directory=directory,
         registry=plugins,
         progress=progress,

@@ -24,7 +24,7 @@ from editcore.interfaces.events import (
     BeforeBatch,
     BeforeRun,
 )
-from editcore.interfaces.history import LedgerEntry
+from editcore.interfaces.history import LedgerEntry, Signature
 from editcore.interfaces.progress import Progress, silent
 from editcore.interfaces.protocols import (
     Backend,
@@ -40,7 +40,7 @@ from editcore.interfaces.values import (
 )
 from editcore.ledger.ledger import Edit, Ledger
 from editcore.ledger.lines import HeaderLine
-from editcore.ledger.undo import change
+from editcore.ledger.undo import change, named
 from editcore.models import LanguageModel
 from editcore.models.edited import EditedModel
 from editcore.models.sources import look_at
@@ -65,6 +65,7 @@ from editcore.runs.fit import check_subjects
 from editcore.runs.observing import Observer
 from editcore.runs.parts import Parts, make_parts
 from editcore.runs.proposing import Proposer
+from editcore.runs.record import learnt_before
 from editcore.runs.resolved import resolve_session
 from editcore.runs.rounding import RoundingCheck
 from editcore.runs.saying import with_said_figures
@@ -177,6 +178,7 @@ class EditSession:
                 trial=edited.trial_of,
                 plugins=registry,
                 records={record.request.id: record for record in records},
+                learnt=learnt_before(directory, resolved, model, seed=config.seed),
                 seed=config.seed,
                 progress=progress,
             ),
@@ -190,12 +192,14 @@ class EditSession:
         *,
         batch_size: int | None = None,
         known: Mapping[str, KnownTarget] | None = None,
+        signature: Signature | None = None,
     ) -> list[BatchResult]:
         """Write facts, ``batch_size`` at a time (all at once if left out). Each batch is durable before the next one
         starts.
 
         Args:
             known: by request id, keys and values that need no optimisation.
+            signature: who writes them, and why, for the ledger.
 
         Raises:
             RequestError: there is no request, a request is longer than the model's positions, or two requests of one
@@ -210,7 +214,8 @@ class EditSession:
             raise RequestError(f"A batch has at least one request; batch_size is {batch_size}.")
         size = min(number for number in (batch_size, self.max_batch, len(requests)) if number is not None)
         starts = range(0, len(requests), size)
-        return [self._edit_batch(tuple(requests[start : start + size]), known or {}) for start in starts]
+        batches = (tuple(requests[start : start + size]) for start in starts)
+        return [self._edit_batch(batch, known or {}, signature) for batch in batches]
 
     @property
     def backend(self) -> Backend:
@@ -227,7 +232,9 @@ class EditSession:
         """Most requests that the editor solves together; ``None`` for no limit."""
         return self._editor_spec.capabilities.max_batch
 
-    def _edit_batch(self, requests: tuple[EditRequest, ...], known: Mapping[str, KnownTarget]) -> BatchResult:
+    def _edit_batch(
+        self, requests: tuple[EditRequest, ...], known: Mapping[str, KnownTarget], signature: Signature | None
+    ) -> BatchResult:
         start = time.perf_counter()
         refuse_equal_ids(requests)
         targets = {request.id: known[request.id] for request in requests if request.id in known}
@@ -244,7 +251,7 @@ class EditSession:
             judged = Judged(batch=batch, proposal=Proposal(), verdicts={}, rejected=())
         judged = replace(judged, rejected=(*withdrawn, *judged.rejected))
         scale, reason = judgement(judged.verdicts) if judged.batch.num_new else (0.0, "every request was rejected")
-        entry = replace(entry_of(judged, scale, reason), builds_on=self._builds_on(judged.batch))
+        entry = replace(entry_of(judged, scale, reason), builds_on=self._builds_on(judged.batch), signature=signature)
         _warn_of_rejections(entry)
         with uninterrupted():
             proposal, entry = self._write(judged, entry)
@@ -308,7 +315,9 @@ class EditSession:
             raise
         return proposal, entry
 
-    def undo(self, *edits: str, batches: Sequence[int] = ()) -> tuple[EditRequest, ...]:
+    def undo(
+        self, *edits: str, batches: Sequence[int] = (), signature: Signature | None = None
+    ) -> tuple[EditRequest, ...]:
         """Take edits out by id or by batch, in any order. The model is then as if they had never been made.
 
         A batch that keeps some of its edits is solved again without the others, from its tensors in the ledger. For an
@@ -321,18 +330,21 @@ class EditSession:
             RunError: there is no such edit or batch, or all are undone already.
             StorageError: the ledger cannot be written; nothing was changed.
         """
-        return self._change("undo", edits, batches)
+        return self.change("undo", named(self.ledger, "undo", edits, batches), signature)
 
-    def redo(self, *edits: str, batches: Sequence[int] = ()) -> tuple[EditRequest, ...]:
-        """Put undone edits back. A batch that is complete again has its original bits. Otherwise as :meth:`undo`."""
-        return self._change("redo", edits, batches)
-
-    def _change(
-        self, kind: Literal["undo", "redo"], edits: Sequence[str], batches: Sequence[int]
+    def redo(
+        self, *edits: str, batches: Sequence[int] = (), signature: Signature | None = None
     ) -> tuple[EditRequest, ...]:
+        """Put undone edits back. A batch that is complete again has its original bits. Otherwise as :meth:`undo`."""
+        return self.change("redo", named(self.ledger, "redo", edits, batches), signature)
+
+    def change(
+        self, kind: Literal["undo", "redo"], edits: Sequence[Edit], signature: Signature | None = None
+    ) -> tuple[EditRequest, ...]:
+        """Undo or redo edits by batch and id, as :func:`editcore.ledger.undo.named` finds them."""
         with uninterrupted():
             before = {entry.batch: self.ledger.undone(entry.batch) for entry in self.ledger.entries}
-            changed = change(self.ledger, kind, edits, batches, solve=self.solve_without)
+            changed = change(self.ledger, kind, edits, solve=self.solve_without, signature=signature)
             history = self.ledger.history()
             try:
                 self.edited.rebuild([entry.written for entry in history])
