@@ -102,7 +102,8 @@ def status(ctx: typer.Context, directory: Directory, as_json: AsJson = False) ->
         ("method", record.config.method),
         (
             "facts",
-            f"{found.facts} active, in {counted(found.batches, 'batch', 'batches')}; {found.undone} undone, {found.rejected} rejected",
+            f"{found.facts} active, in {counted(found.batches, 'batch', 'batches')}; {found.undone} undone, "
+            f"{found.rejected} rejected",
         ),
     ]
     if found.last is not None:

@@ -69,7 +69,8 @@ def refuse_unlike(record: RunRecord, config: RunConfig, directory: Path) -> None
         if was != wanted:
             option = "--set" if name == "settings" else f"--{name.replace('_', '-')}"
             way_out = (
-                "It is finished, and nothing can be changed in it; start a new run with another --out."
+                f"It is finished. 'editctl edit {directory} --facts FILE' writes more facts into its model; for other "
+                "settings, start a new run with another --out."
                 if is_finished(directory)
                 else "A resumed run takes everything from its run.json; leave the option out, or start a new run with "
                 "another --out."

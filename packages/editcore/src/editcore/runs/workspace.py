@@ -145,7 +145,6 @@ class Workspace:
         written = {name for entry in session.ledger.batches for name in entry.new_ids}
         with_probes = [record for record in planned.records if record.probes or record.relation or record.extra]
         if with_probes:
-            if with_probes:
             keep_added(self.directory, with_probes, written=written)
         session.context = replace(
             session.context,
