@@ -365,7 +365,8 @@ def test_everything_comes_from_the_run(
     assert (other.code, other.out) == (2, "")
     assert other.err == (
         f"Error: --dataset: {tmp_path / 'other.jsonl'} was asked for, but the run in {stopped} has "
-        f"{tiny_facts}. It is finished, and nothing can be changed in it; start a new run with another --out.\n"
+        f"{tiny_facts}. It is finished. 'editctl edit {stopped} --facts FILE' writes more facts into its model; for "
+        "other settings, start a new run with another --out.\n"
     )
     with pytest.raises(RunError, match="is finished; there is nothing to resume"):
         run(RunRecord.read(stopped).config, stopped, RunOptions(plugins=Plugins.load(), resume=True))
@@ -444,3 +445,12 @@ def test_kills_at_random_moments(tmp_path: Path) -> None:
     done = subprocess.run(tool, capture_output=True, text=True, env=environment, timeout=600)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("4 processes killed in ")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "kill_test.py"), "--single", "--kills", "5"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("5 processes killed while "), done.stdout

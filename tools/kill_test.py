@@ -2,17 +2,21 @@
 
 Every process is a child with ``editctl run ... --resume``, ended by SIGKILL after a random time, again and again until
 one comes to its end. What it leaves must then be, byte for byte, what an uninterrupted run leaves, but for times.
+
+With ``--single``, facts are written one by one with ``editctl edit DIR``, each call again until it succeeds. Every fact
+must then be there once, and the weights must be those of the same calls that nothing ended.
+
 Needs a system with fork, which spares each of them the imports.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -26,6 +30,8 @@ TIMES = {"seconds", "seconds_per_edit", "peak_memory_bytes", "stages", "started"
 """Fields that may differ."""
 _HEAVY = (
     "editcore.runs.job",
+    "editcore.runs.begin",
+    "editcore.runs.workspace",
     "editcore.figures.runs",
     "matplotlib.backends.backend_agg",
     "pandas",
@@ -40,11 +46,61 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", metavar="NAME", help="a real model with its data set, instead of a tiny random one")
     parser.add_argument("--batches", type=int, default=20, metavar="N", help="batches of two facts")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--single", action="store_true", help="single edits of a directory, instead of a run")
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         command = [*_command(folder, given.model), "--edits", str(2 * given.batches), "--batch-size", "2"]
+        if given.single:
+            return _kill_single_edits(folder, command, given.kills, random.Random(given.seed))
         return _kill(folder, command, given.kills, random.Random(given.seed))
+
+
+def _kill_single_edits(folder: Path, options: Sequence[str], kills: int, rng: random.Random) -> int:
+    from editcore.ledger.ledger import Ledger
+    from editcore.testing import tiny_requests
+
+    log, facts = folder / "log", tiny_requests(40)
+    begun, whole, killed = folder / "begun", folder / "whole", folder / "killed"
+    start = _started(["init", str(begun), *_without_facts(options)], log)
+    if _ended(start, None) != 0:
+        print(log.read_text(), file=sys.stderr)
+        return 1
+    for directory in (whole, killed):
+        shutil.copytree(begun, directory)
+    done, written, length = 0, 0, 0.0
+    for fact in facts:
+        if done >= kills:
+            break
+        written += 1
+        words = ["--subject", fact.subject, "--prompt", fact.prompt, "--target", fact.target_new]
+        start_time = time.monotonic()
+        if _ended(_started(["edit", str(whole), *words], log), None) != 0:
+            print(log.read_text(), file=sys.stderr)
+            return 1
+        length = max(length, time.monotonic() - start_time)
+        for attempt in range(-(-kills // len(facts)) + 1):
+            limit = rng.uniform(0, length) if attempt < -(-kills // len(facts)) and done < kills else None
+            code = _ended(_started(["edit", str(killed), *words], log), limit)
+            done += code is None
+            if code not in (None, 0):
+                print(f"edit {written}: ended with {code}\n{log.read_text()}", file=sys.stderr)
+                return 1
+    expected = [(fact.text, fact.target_new) for fact in facts[:written]]
+    ledger = Ledger.read(killed)
+    found = [(request.text, request.target_new) for request in ledger.written()]
+    if found != expected or _contents(killed)["weights"] != _contents(whole)["weights"]:
+        print(f"{len(found)} edits are in the ledger, {len(expected)} were made, or weights differ.", file=sys.stderr)
+        return 1
+    print(f"{done} processes killed while {written} facts were written one by one; each is there once.")
+    return 0
+
+
+def _without_facts(options: Sequence[str]) -> list[str]:
+    """The options of a run that 'editctl init' has, too."""
+    pairs = list(zip(options[::2], options[1::2], strict=True))
+    unknown = ("--dataset", "--edits", "--eval-every", "--eval-sample", "--eval-text")
+    return [word for pair in pairs if pair[0] not in unknown for word in pair]
 
 
 def _kill(folder: Path, command: Sequence[str], kills: int, rng: random.Random) -> int:
@@ -113,6 +169,11 @@ def _plain(line: dict[str, object]) -> dict[str, object]:
 
 def _start(command: Sequence[str], directory: Path, log: Path) -> int:
     """``editctl run`` in a child, its output in a file; its process id."""
+    return _started(["run", *command, "--out", str(directory), "--resume"], log)
+
+
+def _started(arguments: Sequence[str], log: Path) -> int:
+    """``editctl`` in a child, its output in a file; its process id."""
     import editcore.cli
 
     for module in _HEAVY:  # the parent imports once for all children
@@ -126,10 +187,11 @@ def _start(command: Sequence[str], directory: Path, log: Path) -> int:
         handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(handle, 1)
         os.dup2(handle, 2)
-        sys.argv = ["editctl", "run", *command, "--out", str(directory), "--resume"]
-        with contextlib.suppress(SystemExit):
+        sys.argv = ["editctl", *arguments]
+        try:
             editcore.cli.main()
-        code = int((directory / "summary.json").exists() is False)
+        except SystemExit as ended:
+            code = int(ended.code or 0)
     finally:
         os._exit(code)
 

@@ -89,6 +89,7 @@ PUBLIC = [
     "RunError",
     "Sampling",
     "SessionConfig",
+    "Signature",
     "StatisticsError",
     "StorageError",
     "SubjectNotFoundError",
@@ -98,9 +99,11 @@ PUBLIC = [
     "VectorDelta",
     "Verdict",
     "WeightChange",
+    "Workspace",
     "Written",
     "as_change",
     "hookimpl",
+    "workspace",
 ]
 
 

@@ -91,6 +91,7 @@ from .models.options import LoadOptions as LoadOptions, Sampling as Sampling
 from .plugins.registry import Plugins as Plugins
 from .runs.config import SessionConfig as SessionConfig
 from .runs.session import EditSession as EditSession
+from .runs.workspace import Workspace as Workspace, workspace as workspace
 from .settings.hparams import HParams as HParams
 
 __version__: str

@@ -77,12 +77,12 @@ def _refuse_contradictions(records: Iterable[FactRecord]) -> None:
     facts: dict[tuple[str, str], EditRequest] = {}
     for record in records:
         request = record.request
-        other = facts.setdefault(request.fact_key, request)
-        if other is not request:
+        if (other := facts.get(request.fact_key)) is not None:
             what = f"'{request.text}' is to be continued by '{other.target_new}' and by '{request.target_new}'"
             if other.continuation == request.continuation:
                 what = f"'{request.text}' → '{request.target_new}' is there twice"
             raise RequestError(f"{what}. Give each fact once.")
+        facts[request.fact_key] = request
 
 
 def _with_new_ids(ledger: Ledger, records: Iterable[FactRecord]) -> list[FactRecord]:

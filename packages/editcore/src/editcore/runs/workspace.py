@@ -230,6 +230,7 @@ class Workspace:
     def close(self) -> None:
         """Give the model its base bits back."""
         if self._session is not None:
+            self._ledger = self._session.ledger
             self._session.close()
             self._session = None
 
