@@ -386,6 +386,43 @@ def test_a_pack_is_checked_as_its_run_is(called: Run, directory: Path, tmp_path:
     assert (refused.code, "--model is for a pack" in refused.err) == (2, True)
 
 
+def test_a_pack_is_read_and_planned_before_it_is_applied(called: Run, directory: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(directory, tmp_path / "other")
+    with editcore.workspace(directory) as ws:
+        ws.edit(FACTS[:3])
+    with editcore.workspace(other) as ws:
+        ws.edit([FACTS[0], FACTS[1].model_copy(update={"target_new": "Oslo"})])
+    pack = tmp_path / "facts.editpack"
+    assert called("pack", directory, pack).code == 0
+    listed = called("pack", "--list", pack).out.splitlines()
+    assert listed[0].startswith("3 edits of ")
+    assert ") by emmet, in 2 batches; 0." in listed[0]
+    assert listed[1:] == [f"  {fact.text} → {fact.target_new}" for fact in FACTS[:3]]
+    dry = called("apply", pack, "--into", other, "--dry-run")
+    assert dry.code == 0, dry.err
+    lines = dry.out.splitlines()
+    assert lines[0].startswith("3 facts in ")
+    assert lines[1] == "1 fact is active already and is not written again (--again writes it)."
+    assert "would write 2 facts into" in lines[2]
+    assert lines[3] == "Corrections of active facts"
+    assert len(Ledger.read(other).batches) == 1
+    done = called("apply", pack, "--into", other, "--note", "from the other")
+    assert done.code == 0, done.err
+    assert {(fact.text, fact.target_new) for fact in Ledger.read(other).facts()} == {
+        (fact.text, fact.target_new) for fact in FACTS[:3]
+    }
+    assert Ledger.read(other).batches[-1].signature.note == "from the other"
+    for wrong, says in (
+        (["pack", "--list", directory, pack], "2 paths given; 'editctl pack RUN FILE' takes two"),
+        (["pack", directory], "1 path given"),
+        (["apply", pack, "--dry-run"], "--dry-run: this is for --into DIR."),
+        (["apply", pack, "--into", other, "--save", "x", "--force"], "--force, --save: "),
+    ):
+        found = called(*wrong)
+        assert (found.code, found.out) == (2, ""), wrong
+        assert says in found.err
+
+
 def test_limits_are_told_one_by_one() -> None:
     lost = LostFact(id="a", prompt="p", target_new="t", probability=0.1, said="x", in_answer=False)
     found = CheckRecord(

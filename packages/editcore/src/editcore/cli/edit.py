@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,7 +19,9 @@ from editcore.cli.options import (
     ModelOption,
     Save,
     SaveDtype,
+    options_given,
     refuse_used_save,
+    with_options,
 )
 
 if TYPE_CHECKING:
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
     from editcore.runs.planned_edit import PlannedEdit
     from editcore.runs.record import RunRecord
 
-__all__ = ["app"]
+__all__ = ["WriteOptions", "app", "write_into"]
 
 app = typer.Typer()
 
@@ -42,7 +45,24 @@ _SHOWN = 20
 """Most facts that a table lists."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteOptions:
+    """How facts are written into a directory."""
+
+    note: Annotated[str, typer.Option(metavar="TEXT", help="Why, for 'editctl log DIR'.")] = ""
+    author: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Who, for 'editctl log DIR'. [default: your user name]")
+    ] = None
+    again: Annotated[
+        bool, typer.Option("--again", help="Write facts into DIR that are active with the same target already.")
+    ] = False
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be written into DIR, and load and write nothing.")
+    ] = False
+
+
 @app.command()
+@with_options(WriteOptions)
 def edit(
     ctx: typer.Context,
     directory: Annotated[
@@ -69,16 +89,7 @@ def edit(
     facts: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Facts to write into DIR: .jsonl, .json or .csv.")
     ] = None,
-    note: Annotated[str, typer.Option(metavar="TEXT", help="Why, for 'editctl log DIR'.")] = "",
-    author: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Who, for 'editctl log DIR'. [default: your user name]")
-    ] = None,
-    again: Annotated[
-        bool, typer.Option("--again", help="Write facts into DIR that are active with the same target already.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be written into DIR, and load and write nothing.")
-    ] = False,
+    options: WriteOptions = WriteOptions(),
     editor: Annotated[
         str | None, typer.Option(help="The editing method. [default: the first that has a preset for the model]")
     ] = None,
@@ -103,8 +114,10 @@ def edit(
     model in memory, and its answers before and after are shown.
     """
     from editcore.interfaces.errors import HParamsError
+    from editcore.interfaces.values import FactRecord
+    from editcore.runs.record import RunRecord
 
-    kept, quick = (_given(ctx, names) for names in (_OF_A_DIRECTORY, _WITHOUT_A_DIRECTORY))
+    kept, quick = (options_given(ctx, names) for names in (_OF_A_DIRECTORY, _WITHOUT_A_DIRECTORY))
     if directory is not None and kept:
         raise HParamsError(
             f"{', '.join(kept)}: {directory} has its own model and settings, and keeps what is written. Leave it out."
@@ -116,7 +129,9 @@ def edit(
         raise HParamsError("--facts FILE and a fact on the command line were both given; give one of them.")
     requests = [_request(subject, text, object_, join) for text, object_ in fact]
     if directory is not None:
-        _edit_directory(ctx, directory, requests, facts, device=device if _given(ctx, ["device"]) else None)
+        RunRecord.read(directory)  # an error here is told before one in the facts
+        records = [FactRecord(request=request) for request in requests] if facts is None else _records(ctx, facts)
+        write_into(ctx, directory, records, options, device=device if options_given(ctx, ["device"]) else None)
         return
     (request,) = requests
 
@@ -172,13 +187,6 @@ def edit(
         typer.echo(f"Edited model: {save}")
 
 
-def _given(ctx: typer.Context, names: Iterable[str]) -> list[str]:
-    """The options among these that stand on the command line."""
-    spelling = {parameter.name: parameter.opts[0] for parameter in ctx.command.params}
-    sources = {name: ctx.get_parameter_source(name) for name in names}
-    return [spelling[name] for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
-
-
 def _request(subject: str, prompt: str | None, target: str | None, join: str | None) -> EditRequest:
     from editcore.interfaces.errors import HParamsError
     from editcore.interfaces.values import EditRequest
@@ -192,31 +200,35 @@ def _request(subject: str, prompt: str | None, target: str | None, join: str | N
     return EditRequest.create(subject=subject, prompt=prompt, target_new=target, join=join)
 
 
-def _edit_directory(
-    ctx: typer.Context, directory: Path, requests: Sequence[EditRequest], facts: Path | None, *, device: str | None
+def write_into(
+    ctx: typer.Context,
+    directory: Path,
+    records: Sequence[FactRecord],
+    options: WriteOptions,
+    *,
+    device: str | None = None,
 ) -> None:
-    from editcore.interfaces.values import FactRecord
+    """Write facts into a directory, and say what was written; or, for a dry run, what would be."""
     from editcore.ledger.ledger import Ledger
     from editcore.runs.fit import check_subjects
     from editcore.runs.planned_edit import plan_edit
     from editcore.runs.record import RunRecord
     from editcore.runs.workspace import refuse_unfinished, signed, workspace
 
-    plugins, values = loaded_plugins(ctx), ctx.params
+    plugins = loaded_plugins(ctx)
     record = RunRecord.read(directory)
     refuse_unfinished(directory, record)
-    records = [FactRecord(request=request) for request in requests] if facts is None else _records(ctx, facts)
     check_subjects([fact.request for fact in records], plugins.editor(record.config.editor))
-    planned = plan_edit(Ledger.read(directory), records, again=values["again"])
-    _show_plan(planned, record, directory, dry_run=values["dry_run"])
-    if values["dry_run"] or not planned.records:
+    planned = plan_edit(Ledger.read(directory), records, again=options.again)
+    _show_plan(planned, record, directory, dry_run=options.dry_run)
+    if options.dry_run or not planned.records:
         return
-    signature = signed(values["note"], values["author"])
+    signature = signed(options.note, options.author)
 
     from editcore.cli.console import TerminalProgress
 
     with workspace(directory, device=device, plugins=plugins, progress=TerminalProgress()) as opened:
-        planned = opened.plan(records, again=values["again"])  # another process may have written meanwhile
+        planned = opened.plan(records, again=options.again)  # another process may have written meanwhile
         results = opened.write(planned, signature)
         active = len(opened.ledger.facts())
     _show_results(results)

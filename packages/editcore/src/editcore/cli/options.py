@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -24,6 +24,7 @@ __all__ = [
     "Save",
     "SaveDtype",
     "Strict",
+    "options_given",
     "refuse_used_save",
     "with_options",
 ]
@@ -77,6 +78,13 @@ def refuse_used_save(save: Path | None, dtype: str | None = None) -> None:
         from editcore.models.loading import dtype_of
 
         dtype_of(dtype)
+
+
+def options_given(ctx: typer.Context, names: Iterable[str]) -> list[str]:
+    """The parameters among ``names`` that stand on the command line, as they are spelt there."""
+    spelling = {parameter.name: parameter.opts[0] for parameter in ctx.command.params}
+    sources = {name: ctx.get_parameter_source(name) for name in names}
+    return [spelling[name] for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
 
 
 def with_options(

@@ -53,7 +53,7 @@ class EditPack:
     @property
     def requests(self) -> tuple[EditRequest, ...]:
         """The facts that it writes, oldest first."""
-        return tuple(request for batch in self.manifest.batches for request in batch.requests[: batch.num_new])
+        return self.manifest.requests
 
     def apply(self, model: LanguageModel, plugins: Plugins, *, force: bool = False) -> EditedModel:
         """Put the edits into an unedited model. Its weights then have the bits of the packed run.

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from editcore.interfaces.errors import RunError
-from editcore.interfaces.values import first_problem
+from editcore.interfaces.values import EditRequest, first_problem
 from editcore.ledger.lines import BatchLine
 from editcore.runs.record import RUN_NAME
 
@@ -34,6 +34,11 @@ class Manifest(BaseModel):
     versions: Mapping[str, str]
     batches: tuple[BatchLine, ...]
     """As in a ledger, without files, and without the edits that were undone."""
+
+    @property
+    def requests(self) -> tuple[EditRequest, ...]:
+        """The facts that it writes, oldest first."""
+        return tuple(request for batch in self.batches for request in batch.requests[: batch.num_new])
 
 
 def read_manifest(path: Path | str) -> Manifest:
