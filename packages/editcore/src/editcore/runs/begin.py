@@ -13,6 +13,7 @@ from editcore.ledger.lines import HeaderLine
 from editcore.plugins.registry import Plugins
 from editcore.runs.config import RunConfig
 from editcore.runs.record import REQUESTS_NAME, RunRecord
+from editcore.runs.recording import record_of
 from editcore.runs.resume import refuse_used
 
 __all__ = ["begin"]
@@ -45,7 +46,7 @@ def begin(
         session = EditSession.open(
             config.model, config.session, directory=directory, registry=plugins, progress=progress
         )
-        record = RunRecord.of(session, config, records=None, command=command)
+        record = record_of(session, config, records=None, command=command)
         write_text(directory / REQUESTS_NAME, "")
         header = HeaderLine(model=session.model.name, fingerprint=session.model.base_fingerprint, editor=config.editor)
         write_ledger(directory, [], header)

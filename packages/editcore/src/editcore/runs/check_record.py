@@ -119,16 +119,16 @@ def perplexity_in_words(ratio: float) -> str:
     """A perplexity ratio in a word or two.
 
     >>> perplexity_in_words(1.004), perplexity_in_words(1.04), perplexity_in_words(1.5)
-    ('unchanged', 'slightly worse', 'badly worse')
+    ('as before', 'slightly worse', 'badly worse')
     """
     if ratio != ratio:
         return "not a number"
-    if ratio <= _UNCHANGED:
-        return "unchanged"
+    if ratio <= _AS_BEFORE:
+        return "as before"
     return "slightly worse" if ratio <= _SLIGHTLY else "badly worse"
 
 
-_UNCHANGED, _SLIGHTLY = 1.01, 1.1
+_AS_BEFORE, _SLIGHTLY = 1.01, 1.1
 
 
 def _percent(part: int, whole: int, *, otherwise: float) -> float:

@@ -185,7 +185,7 @@ def _kept(directory: Path) -> _Unedited:
 
 def _lost(model: LanguageModel, facts: Sequence[FactRecord], progress: Progress) -> tuple[LostFact, ...]:
     requests = [fact.request for fact in facts]
-    scores = score_targets(
+    found = score_targets(
         model,
         [request.text for request in requests],
         [request.target_new for request in requests],
@@ -193,7 +193,7 @@ def _lost(model: LanguageModel, facts: Sequence[FactRecord], progress: Progress)
         progress=progress,
         description="Asking the facts",
     )
-    lost = [(request, score) for request, score in zip(requests, scores, strict=True) if not score.correct]
+    lost = [(request, target) for request, target in zip(requests, found, strict=True) if not target.correct]
     if not lost:
         return ()
     answers = model.generate([request.text for request, _ in lost], max_new_tokens=2 * _ANSWER_TOKENS)
@@ -202,11 +202,11 @@ def _lost(model: LanguageModel, facts: Sequence[FactRecord], progress: Progress)
             id=request.id,
             prompt=request.text,
             target_new=request.target_new,
-            probability=math.exp(-score.nll),
+            probability=math.exp(-target.nll),
             said=answer,
             in_answer=is_said([request.target_new], answer),
         )
-        for (request, score), answer in zip(lost, answers, strict=True)
+        for (request, target), answer in zip(lost, answers, strict=True)
     )
 
 

@@ -19,6 +19,7 @@ from editcore.interfaces.values import EditRequest, FactRecord, KnownTarget
 from editcore.ledger.ledger import Ledger
 from editcore.plugins.registry import Plugins
 from editcore.runs.record import REQUESTS_NAME, RunRecord, read_requests
+from editcore.runs.recording import record_of
 from editcore.runs.session import EditSession
 
 __all__ = ["Composition", "Conflict", "compose"]
@@ -125,7 +126,7 @@ def compose(
         }
         results = session.edit(requests, known=known)
         write_text(out / REQUESTS_NAME, "".join(f"{record.model_dump_json()}\n" for record in joined))
-        made = RunRecord.of(session, config, records=joined, command=command)
+        made = record_of(session, config, records=joined, command=command)
         made.model_copy(update={"composed_of": tuple(run.resolve() for run in directories)}).write(out)
     notes = dict.fromkeys(note for result in results for note in result.proposal.notes)
     return Composition(directory=out, edits=len(requests), conflicts=tuple(conflicts), notes=tuple(notes))

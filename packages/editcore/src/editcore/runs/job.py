@@ -31,6 +31,7 @@ from editcore.runs.fit import check_savable, check_subjects
 from editcore.runs.log import BatchLog
 from editcore.runs.outcome import notes_of, seconds_per_edit, tallies_of, title_of
 from editcore.runs.record import REQUESTS_NAME, RunRecord, read_requests
+from editcore.runs.recording import record_of, warn_of_differences
 from editcore.runs.resolved import resolve_dataset
 from editcore.runs.results import FIGURES_NAME, RunResult, Sample, write_observations, write_summary
 from editcore.runs.resume import has_begun, refuse_finished, refuse_unlike, refuse_used
@@ -150,12 +151,12 @@ def _run(
     if record is None:
         before.write(directory)
         write_text(directory / REQUESTS_NAME, "".join(f"{fact.model_dump_json()}\n" for fact in records))
-        begun = RunRecord.of(
+        begun = record_of(
             session, config, records=records, data_settings=data_settings, command=options.command, notes=notes
         )
         begun.write(directory)  # last: once it is there, the run can be resumed
     else:
-        record.compare(session)
+        warn_of_differences(record, session)
         warn_of_other_records(record, records, plugins)
     log = BatchLog(directory, session.ledger)
     checkpoints = _checkpoints(session, records, before, config, directory)

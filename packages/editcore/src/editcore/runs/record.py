@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import platform
-import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
-from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import ValidationError
 
-from editcore._util.files import json_text
 from editcore._util.records import Record
-from editcore.datasets import content_hash, short_name
+from editcore.datasets import short_name
 from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import RunError
 from editcore.interfaces.values import FactRecord, first_problem
@@ -32,9 +27,7 @@ if TYPE_CHECKING:
     from editcore.ledger.ledger import Ledger
     from editcore.models import LanguageModel
     from editcore.runs.resolved import Resolved
-    from editcore.runs.session import EditSession
     from editcore.second_moments.statistics import StatisticsStore
-    from editcore.settings.hparams import HParams
 
 __all__ = [
     "REQUESTS_NAME",
@@ -183,44 +176,6 @@ class RunRecord(Record):
     """When it began, in UTC."""
 
     @classmethod
-    def of(
-        cls,
-        session: EditSession,
-        config: RunConfig,
-        *,
-        records: Sequence[FactRecord] | None,
-        data_settings: Mapping[str, HParams] | None = None,
-        command: Sequence[str] = (),
-        notes: Sequence[str] = (),
-    ) -> RunRecord:
-        """The record of a run that begins now.
-
-        Args:
-            records: what the run edits; ``None`` for a directory that is begun without edits.
-            data_settings: hyperparameters of the data set, by its name.
-        """
-        settings = {**session.settings, **(data_settings or {})}
-        statistics = session.context.statistics
-        return cls(
-            config=config,
-            settings={name: hparams.model_dump(mode="json") for name, hparams in settings.items()},
-            dataset=None
-            if records is None
-            else DatasetRecord(name=config.dataset, records=len(records), hash=content_hash(records)),
-            provenance=dict(session.provenance),
-            model=ModelRecord.of(session.model, config.model, prompt_form=session.model.prompt_form),
-            statistics=StatisticsRecord(corpus=statistics.corpus.identity(), tokens=statistics.tokens),
-            versions=installed_versions(session.plugins),
-            python=platform.python_version(),
-            platform=platform.platform(),
-            seed=config.seed,
-            notes=tuple(notes),
-            composed_of=(),
-            command=shlex.join(command) if command else None,
-            started=datetime.now(UTC).isoformat(timespec="seconds"),
-        )
-
-    @classmethod
     def read(cls, directory: Path | str) -> Self:
         """The record of a run directory.
 
@@ -303,21 +258,6 @@ class RunRecord(Record):
                 f"--corpus-seed {self.config.corpus_seed} is {text} now; one run cannot mix edits solved with both. "
                 "Restore the text, or start a new run with another --out."
             )
-
-    def compare(self, session: EditSession) -> None:
-        """Warn of differences through which a resumed run may not have the bits of an uninterrupted one.
-
-        Raises:
-            RunError: the model has other weights than the run's, or the second moments are of another text.
-        """
-        self.check(session.model)
-        self.check_text(session.context.statistics)
-        now = installed_versions(session.plugins)
-        for name, version_then in self.versions.items():
-            if now.get(name) != version_then:
-                _log.warning("%s was %s when the run began and is %s now.", name, version_then, now.get(name))
-        if json.loads(json_text(dict(session.provenance))) != self.provenance:
-            _log.warning("The editor now learns something else from the unedited model than when the run began.")
 
 
 def learnt_before(
