@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -261,6 +263,38 @@ def test_a_directory_from_beginning_to_end_at_the_terminal(
     last = called("log", place).out.splitlines()
     assert [line.split()[3] for line in last[1:]] == ["wrote", "wrote", "wrote", "undid", "undid", "redid"]
     assert last[4].rstrip().endswith("mistaken")
+
+
+def test_what_only_reads_needs_no_torch(directory: Path) -> None:
+    with editcore.workspace(directory) as ws:
+        ws.edit(FACTS[:1])
+    fact = FACTS[1]
+    calls = [
+        ["status", str(directory)],
+        ["log", str(directory)],
+        ["edit", str(directory), *words(fact), "--dry-run"],
+        ["ledger", str(directory), "undo", "--batch", "0", "--dry-run"],
+        ["ledger", str(directory), "undo", "--batch", "0"],
+    ]
+    code = (
+        "import json, sys\n"
+        "class Refused:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        assert name != 'torch', 'torch is imported'\n"
+        "sys.meta_path.insert(0, Refused())\n"
+        "from editcore.cli import main\n"
+        "for call in json.load(sys.stdin):\n"
+        "    sys.argv = ['editctl', *call]\n"
+        "    try:\n"
+        "        main()\n"
+        "    except SystemExit as left:\n"
+        "        print('code', left.code)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], input=json.dumps(calls), capture_output=True, text=True)
+    assert done.stderr == ""
+    codes = [line for line in done.stdout.splitlines() if line.startswith("code ")]
+    assert codes in (["code 0"] * 5, ["code None"] * 5), done.stdout
+    assert not Ledger.read(directory).facts()
 
 
 @pytest.mark.parametrize(
