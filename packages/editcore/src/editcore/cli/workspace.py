@@ -169,6 +169,7 @@ def check(
     max_moved: Annotated[float, typer.Option(metavar="PERCENT", help="Neighbours that may move.")] = 5.0,
     neighbours: Annotated[int, typer.Option(min=1, metavar="N", help="Prompts about other subjects to ask.")] = 100,
     text: Annotated[str, typer.Option(help="Text for the perplexity: docs, self, hf:NAME or a file.")] = "docs",
+    text_tokens: Annotated[int, typer.Option(min=256, metavar="N", help="Tokens of that text.")] = 2048,
     device: RunDevice = None,
     as_json: AsJson = False,
 ) -> None:
@@ -190,7 +191,7 @@ def check(
     from editcore.runs.checking import CheckOptions, check_pack
     from editcore.runs.workspace import workspace
 
-    options, progress = CheckOptions(neighbours=neighbours, text=text), TerminalProgress()
+    options, progress = CheckOptions(neighbours=neighbours, text=text, text_tokens=text_tokens), TerminalProgress()
     plugins = loaded_plugins(ctx)
     if manifest is not None:
         found = check_pack(
