@@ -1,3 +1,4 @@
+from .accumulator import Accumulator as Accumulator, SubspaceMetric as SubspaceMetric
 from .corpora import Corpus as Corpus, open_corpus as open_corpus
 from .linalg import (
     Metric as Metric,

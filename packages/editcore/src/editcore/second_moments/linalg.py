@@ -41,6 +41,9 @@ class Metric:
 
     matrix: Tensor
     """C', ``[m, m]`` float64."""
+    subspace: tuple[Tensor, Metric] | None = None
+    """Where a change may act: orthonormal columns U ``[m, r]`` and the price in the coordinates Uᵀk; ``None`` for all
+    directions."""
 
     def __init__(self, matrix: Tensor, *, factor: tuple[Tensor, float] | None = None) -> None:
         """``factor``: ``(L, jitter)`` with ``L Lᵀ = C' + jitter · I``, if it is known already."""
@@ -76,18 +79,41 @@ class Metric:
         """``C' + Σ wᵢ kᵢkᵢᵀ``, which also prices what a change does to these keys.
 
         For h ≤ m/2 keys the Cholesky factor of C' is reused by Woodbury's identity, with m²h + mh² + h³/3 operations.
-        For more keys a new factor is computed, with m²h + m³/3 operations.
+        For more keys a new factor is computed, with m²h + m³/3 operations. If keys were added to C' before, h counts
+        those since its last factor, and only the new ones cost m² operations each.
 
         Args:
             keys: ``[h, m]``
             weights: ``[h]``, not negative.
         """
-        rows = weights.to(self.matrix).clamp_min(0.0).sqrt()[:, None] * keys.to(self.matrix)  # √W Kᵀ, [h, m]
+        rows = self._weighted(keys, weights)
         if not len(rows):
             return self
         if 2 * len(rows) > self.width:
             return Metric(self.matrix + rows.T @ rows)
         return _Raised(self, rows)
+
+    def minus(self, keys: Tensor, weights: Tensor) -> Metric:
+        """``C' − Σ wᵢ kᵢkᵢᵀ``, for keys that are in C'. A new factor is computed.
+
+        Args:
+            keys: ``[h, m]``
+            weights: ``[h]``, not negative.
+
+        Raises:
+            NumericalError: the difference is not positive definite, so these keys are not in C'.
+        """
+        rows = self._weighted(keys, weights)
+        if not len(rows):
+            return self
+        left = torch.eye(len(rows), dtype=rows.dtype, device=rows.device) - rows @ self.inverse_times(rows.T)
+        if int(torch.linalg.cholesky_ex((left + left.T) / 2).info):
+            raise NumericalError("The keys to be forgotten are not part of this sum; nothing was changed.")
+        return Metric(self.matrix - rows.T @ rows)
+
+    def _weighted(self, keys: Tensor, weights: Tensor) -> Tensor:
+        """√W Kᵀ, ``[h, m]``."""
+        return weights.to(self.matrix).clamp_min(0.0).sqrt()[:, None] * keys.to(self.matrix)
 
     def to(self, device: torch.device) -> Metric:
         """The same on ``device``."""
@@ -156,11 +182,26 @@ class _Raised(Metric):
     jitter of C'. ``matrix`` and ``factor`` are computed on first use.
     """
 
-    def __init__(self, base: Metric, rows: Tensor) -> None:
+    def __init__(self, base: Metric, rows: Tensor, *, whitened: Tensor | None = None) -> None:
+        """``whitened``: L⁻¹Uᵀ of the first rows, ``[m, ≤ h]``, if it is known already."""
         self._base, self._rows = base, rows
-        self._whitened = torch.linalg.solve_triangular(base.factor[0], rows.T, upper=False)  # B, [m, h]
+        known = 0 if whitened is None else whitened.shape[1]
+        self._whitened = torch.linalg.solve_triangular(base.factor[0], rows[known:].T, upper=False)  # B, [m, h]
+        if whitened is not None:
+            self._whitened = torch.cat([whitened, self._whitened], dim=1)
         gram = self._whitened.T @ self._whitened
         self._inner = torch.linalg.cholesky(gram + torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
+
+    def plus(self, keys: Tensor, weights: Tensor) -> Metric:
+        new = self._weighted(keys, weights)
+        if not len(new):
+            return self
+        if 2 * (len(self._rows) + len(new)) > self.width:
+            return Metric(self.matrix + new.T @ new)
+        return _Raised(self._base, torch.cat([self._rows, new]), whitened=self._whitened)
+
+    def _weighted(self, keys: Tensor, weights: Tensor) -> Tensor:
+        return self._base._weighted(keys, weights)  # needs no matrix of its own
 
     @cached_property
     def matrix(self) -> Tensor:  # type: ignore[override]  # made when asked for
@@ -264,7 +305,7 @@ def solve_update(
     is solved; its condition number is then at most 1 + n/τ for weights of 1.
 
     The n × n form is solved if n ≤ m, otherwise the m × m form. There, without ridge and tikhonov, ``dependent`` is n −
-    m.
+    m. On a subspace (:class:`SubspaceMetric`) the solve is the same in its coordinates.
 
     Args:
         keys: ``[n, m]``
@@ -275,6 +316,10 @@ def solve_update(
         NumericalError: keys or residuals are not finite.
     """
     keys, residuals = keys.double(), residuals.double()
+    if metric.subspace is not None:
+        basis, inner = metric.subspace
+        update = solve_update(keys @ basis, residuals, inner, ridge=ridge, tikhonov=tikhonov, weights=weights)
+        return replace(update, delta=FactoredDelta(update.delta.left, update.delta.right @ basis.T))
     if not torch.isfinite(keys).all():
         raise NumericalError(
             "Keys hold NaN or Inf: the model itself gives them for these facts; nothing was applied. Compute in "
