@@ -12,9 +12,9 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 
@@ -26,11 +26,13 @@ from editcore.interfaces.values import EditBatch, EditEvidence, HeldKey, KnownTa
 from editcore.locate_then_edit.activations import ActivationReader, KeyWeighting, ResidualKey, kept_keys
 from editcore.locate_then_edit.batch_targets import BatchTargets, ResidualKind
 from editcore.locate_then_edit.hparams import LocateThenEditHParams
+from editcore.locate_then_edit.key_memory import FactKey, KeyMemory
 from editcore.locate_then_edit.preparation import Prepared, first_token_metric, prepare
 from editcore.locate_then_edit.problem import FactsAtLayer, LayerProblem, held_keys_at, moment_weight
 from editcore.locate_then_edit.shared_keys import facts_by_key, requests_by_value, rows_with_a_subject_in_common
 from editcore.locate_then_edit.solved import SolvedGroup, SolvedLayer, joined_evidence, joined_targets
 from editcore.models.tokens import lookup_row
+from editcore.second_moments.accumulator import Accumulator
 from editcore.second_moments.linalg import Metric, Update, hold_at, solve_update
 
 if TYPE_CHECKING:
@@ -74,6 +76,8 @@ class LocateThenEdit:
         self._prepared: Prepared | None = None
         self._written: frozenset[str] = frozenset()
         """Names of the weights that this run's active edits change."""
+        # The solve's facts have weight 1/λ beside the price; with λ = 0 no finite weight is like theirs.
+        self._memory = KeyMemory(weight=1 / (self.ridge or 1.0)) if hparams.memory == "keys" else None
 
     # A method may override these.
 
@@ -92,6 +96,15 @@ class LocateThenEdit:
     def ridge(self) -> float:
         """λ of the solve; 0 makes every fact a constraint. ``mom2_update_weight = "auto"`` depends on it, too."""
         return 0.0
+
+    @property
+    def prior_weight(self) -> float | Literal["auto"]:
+        """w of the prior w·C; ``auto``: found from the keys of the first batch, or of every batch without a memory."""
+        return self.hparams.mom2_update_weight
+
+    def prior(self, model: LanguageModel, layer: int, context: EditContext) -> Metric:
+        """What the prior weighs with w: the second moment C of the layer's keys."""
+        return self.moment(model, layer, context)
 
     @property
     def key_weighting(self) -> KeyWeighting:
@@ -136,12 +149,16 @@ class LocateThenEdit:
         return self._prepared
 
     def recall(self, history: Sequence[LedgerEntry]) -> None:
-        """See :class:`editcore.Remembers`: which weights have been written."""
+        """See :class:`editcore.Remembers`: which weights have been written, and at which keys."""
         self._written = frozenset(name for entry in history for name in entry.changes)
+        if self._memory is not None:
+            self._memory.recall(history)
 
     def absorb(self, entry: LedgerEntry) -> None:
         """See :class:`editcore.Remembers`: one more batch has been written."""
         self._written |= entry.changes.keys()
+        if self._memory is not None:
+            self._memory.absorb(entry)
 
     def propose(self, model: LanguageModel, batch: EditBatch, context: EditContext) -> Proposal:
         """Solve one batch, layer by layer. The model has its old bits again when this returns or raises.
@@ -189,14 +206,14 @@ class LocateThenEdit:
         layers, and its prompt behind a context at the usual layers.
         """
         prepared = self.prepared(model, context)
-        ids = {request.id for request in batch.requests}
+        ids, facts = {request.id for request in batch.requests}, [request.fact_key for request in batch.requests]
         first = {
             request.id
             for request in batch.requests
             if prepared.first_token and lookup_row(model, request, fact_token=self.hparams.fact_token).lookup == 0
         }
         if first:
-            yield _Group(batch.without(ids - first), prepared.first_token, "prompt")
+            yield _Group(batch.without(ids - first), prepared.first_token, "prompt", facts)
         usual = batch
         if len(prepared.templates) == 1:
             usual = batch.without(first)
@@ -211,7 +228,9 @@ class LocateThenEdit:
             usual = replace(batch, requests=tuple(requests))
         if usual.requests:
             layers = _chosen_layers(self.hparams.layer_selection, prepared.layers, batch, context.seed)
-            yield _Group(usual, layers, self.key_weighting)
+            # BLUE: every layer has a value of its own, found with the layers below already changed.
+            for own in [(layer,) for layer in layers] if self.hparams.layer_rule == "blue" else [layers]:
+                yield _Group(usual, own, self.key_weighting, facts)
 
     def _solve_group(
         self,
@@ -223,11 +242,12 @@ class LocateThenEdit:
     ) -> SolvedGroup:
         """Solve the facts of one group, on a model that has the changes ``below`` in place."""
         hparams, prepared, batch, layers = self.hparams, self.prepared(model, context), group.batch, group.layers
-        with clock.stage("keys"):
-            sharing = self._sharing(model, group, context)
-        with clock.stage("targets"):
-            values = requests_by_value(batch, {model.layout.weight_name(layer) for layer in layers}, sharing)
-            targets = BatchTargets.of(model, values, layers[-1], hparams, prepared, context)
+        with context.trial(below) if hparams.layer_rule == "blue" else nullcontext():
+            with clock.stage("keys"):
+                sharing = self._sharing(model, group, context)
+            with clock.stage("targets"):
+                values = requests_by_value(batch, {model.layout.weight_name(layer) for layer in layers}, sharing)
+                targets = BatchTargets.of(model, values, layers[-1], hparams, prepared, context)
         weights = torch.tensor(batch.weights, dtype=torch.float64)
         changes = dict(below)
         solved: list[SolvedLayer] = []
@@ -256,7 +276,12 @@ class LocateThenEdit:
                 )
                 weight_norm = float(model.weight(name).float().norm())
             with clock.stage("solve"):
-                facts = FactsAtLayer(keys=activations.keys, residuals=residuals, weights=weights.to(activations.keys))
+                facts = FactsAtLayer(
+                    keys=activations.keys,
+                    residuals=residuals,
+                    weights=weights.to(activations.keys),
+                    rewritten=group.facts,
+                )
                 problem = self._problem(model, layer, facts, batch.held, context)
                 update = self.solve(problem)
                 if self.residual_key == "prompt":
@@ -283,12 +308,11 @@ class LocateThenEdit:
         )
         alike = batch.without({request.id for row, request in enumerate(batch.requests) if row not in rows})
         keys = reader.read(alike, layer, deepest=layer, kept={}).keys
-        groups = facts_by_key(keys, self._metric(model, layer, context), cosine=self.hparams.shared_key_cosine)
+        groups = facts_by_key(keys, self.moment(model, layer, context), cosine=self.hparams.shared_key_cosine)
         return [[rows[member] for member in members] for members in groups if len(members) > 1]
 
-    def _metric(self, model: LanguageModel, layer: int, context: EditContext) -> Metric:
-        """The metric that prices a change of a layer. At a first-token layer it is computed when a fact first needs
-        it."""
+    def moment(self, model: LanguageModel, layer: int, context: EditContext) -> Metric:
+        """C, the second moment of a layer's keys. At a first-token layer it is computed when a fact first needs it."""
         prepared = self.prepared(model, context)
         if layer not in prepared.metrics:
             prepared.metrics[layer] = first_token_metric(model, layer, self.hparams, context)
@@ -320,9 +344,10 @@ class LocateThenEdit:
 
         Returns:
             ``None`` if keys of upper layers depend on changes of lower layers that would differ. This is so for facts
-            of several layers, and if a fact that is left out was written below others.
+            of several layers, and if a fact that is left out was written below others. With a memory, too: the batch
+            then depends on what was active when it came.
         """
-        if not self.right_from_keys or self.residual_key == "prompt":
+        if not self.right_from_keys or self.residual_key == "prompt" or self._memory is not None:
             return None
         ids, wanted = [request.id for request in entry.requests], set(rows)
         if any(name not in entry.known or len(entry.known[name].keys) != 1 for name in ids):
@@ -357,22 +382,33 @@ class LocateThenEdit:
         held: Sequence[HeldKey],
         context: EditContext,
     ) -> LayerProblem:
-        text, name = self._metric(model, layer, context), model.layout.weight_name(layer)
-        weight = moment_weight(self.hparams, facts.keys, text, self.ridge)
-        priced = text.scaled(weight=weight, ridge=self.hparams.update_norm_lambda)
-        held_keys, held_weights = held_keys_at(held, name, text.width)
+        base, name = self.prior(model, layer, context), model.layout.weight_name(layer)
+        memory, weight = self._memory, None if self._memory is None else self._memory.moment_weight(layer)
+        if weight is None:
+            weight = moment_weight(self.prior_weight, facts.keys, base, self.ridge, self.hparams.mom2_auto_fraction)
+
+        def priced() -> Metric:
+            return base.scaled(weight=weight, ridge=self.hparams.update_norm_lambda)
+
+        if memory is None:
+            prior = metric = priced()
+        else:
+            prior, metric = memory.sum_at(name, weight, priced, rewritten=facts.rewritten)
+            held = [key for key in held if key.request_id not in memory.ids]
+        held_keys, held_weights = held_keys_at(held, name, base.width)
+        # w·(C + Σ μ kkᵀ) + …: besides w times its mean over text, the objective has w Σ μ ‖Δk‖² over the held facts.
+        accumulator = Accumulator(metric)
+        accumulator.update(held_keys, weight * held_weights)
         return LayerProblem(
             layer=layer,
             name=name,
             keys=facts.keys,
             residuals=facts.residuals,
             weights=facts.weights,
-            text=text,
+            text=self.moment(model, layer, context),
             moment_weight=weight,
-            priced=priced,
-            # w·(C + Σ μ kkᵀ) + …: besides w times its mean over text, the objective has w Σ μ ‖Δk‖² over the held
-            # facts.
-            metric=priced.plus(held_keys, weight * held_weights) if len(held_keys) else priced,
+            priced=prior,
+            metric=accumulator.metric,
             held_keys=held_keys,
             held_weights=held_weights,
         )
@@ -385,6 +421,8 @@ class _Group:
     batch: EditBatch
     layers: tuple[int, ...]
     key_weighting: KeyWeighting
+    facts: Sequence[FactKey]
+    """All facts of the batch, as ``EditRequest.fact_key``."""
 
 
 def _chosen_layers(selection: str, layers: tuple[int, ...], batch: EditBatch, seed: int) -> tuple[int, ...]:

@@ -34,6 +34,10 @@ class LocateThenEditHParams(HParams):
     """``all`` edits every layer in ``layers``; ``random`` draws one of them per batch with the run's seed; ``traced``
     takes the one whose MLP has the greatest effect at the subject's last token in causal tracing (run ``editctl trace
     MODEL`` first)."""
+    layer_rule: Literal["spread", "blue"] = "spread"
+    """How ``layers`` share a fact. ``spread``: a value is optimised at the last one, and each layer takes an equal part
+    of what is left of it (MEMIT, section 4.3). ``blue``: the first and the last layer alone; a value is optimised at
+    each, with the layers below already changed, and is asked for in full (BLUE, arXiv 2502.03748)."""
     fact_token: Literal["subject_last", "subject_first", "subject_first_after_last", "last"] = "subject_last"
     """Token whose representation is rewritten. ROME, section 2: the subject's last."""
     shared_key_cosine: Annotated[float, Field(gt=0, le=1)] | None = 0.99
@@ -100,7 +104,13 @@ class LocateThenEditHParams(HParams):
     """Fraction of its residual that the median fact, edited alone, reaches with ``mom2_update_weight = "auto"``:
     q/(q + λw)."""
     update_norm_lambda: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of ‖ΔW‖² in the objective. EMMET's reference code: 0."""
+    """Weight of ‖ΔW‖² in the objective. EMMET's reference code: 0. ENCORE (arXiv 2502.01636): 10 for gpt2-xl and
+    Llama-2, 20 for Llama-3, with ``memory = "keys"``."""
+    memory: Literal["none", "keys"] = "none"
+    """What a batch knows of earlier ones. ``keys``: the key k of every fact that is written and not undone adds
+    ‖Δk‖² to the objective, with the weight that a fact of the batch has (with λ = 0: weight 1 beside w·C). With a ridge
+    term the batches of a run then give the change that one batch of all their facts would, for the same keys and values
+    (MEMIT_seq, arXiv 2605.26670). ``mom2_update_weight = "auto"`` keeps the number of the first batch."""
     tikhonov: Annotated[float, Field(ge=0)] = 0.0
     """Tikhonov term τ of the edit system in units of each fact's own entry, q = kᵀC'⁻¹k: a fact alone gets 1/(1 + τ/w)
     of its residual, and the condition number stays below 1 + n/τ for n facts. For batches whose keys are nearly
@@ -116,6 +126,11 @@ class LocateThenEditHParams(HParams):
     def _check(self) -> LocateThenEditHParams:
         if list(self.layers) != sorted(set(self.layers)):
             raise ValueError(f"layers must ascend without repeats, found {list(self.layers)}")
+        if self.layer_rule == "blue" and (len(self.layers) < 2 or self.layer_selection != "all"):
+            raise ValueError(
+                'layer_rule = "blue" writes the first and the last of at least two layers, with layer_selection = '
+                f'"all"; found layers {list(self.layers)} and "{self.layer_selection}"'
+            )
         first = self.first_token_layers
         if first is not None and list(first) != sorted(set(first)):
             raise ValueError(f"first_token_layers must ascend without repeats, found {list(first)}")

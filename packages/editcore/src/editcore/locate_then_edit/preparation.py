@@ -64,7 +64,8 @@ def prepare(model: LanguageModel, hparams: LocateThenEditHParams, context: EditC
     first_token = hparams.first_token_layers or ()
     for layer in (*hparams.layers, *first_token):
         model.check_layer(layer, setting=owner)
-    if len(hparams.layers) > 1 and hparams.layer_selection == "all" and model.layout.norm_placement == "post":
+    spread = len(hparams.layers) > 1 and hparams.layer_selection == "all" and hparams.layer_rule == "spread"
+    if spread and model.layout.norm_placement == "post":
         raise HParamsError(
             f"{owner}: layers is {list(hparams.layers)}, but in {model.name} a norm follows the edited projection, so "
             "a residual cannot be spread over several layers. Give one layer, such as --set layers=[1]."
@@ -77,6 +78,8 @@ def prepare(model: LanguageModel, hparams: LocateThenEditHParams, context: EditC
     layers = hparams.layers
     if hparams.layer_selection == "traced":
         layers = (traced_layer(model, layers, owner=owner),)
+    if hparams.layer_rule == "blue":
+        layers = (layers[0], layers[-1])
     templates = hparams.context_templates
     if templates is None and CONTEXTS in context.learnt:
         templates = tuple(context.learnt[CONTEXTS])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,10 +12,8 @@ from torch import Tensor
 from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import NumericalError
 from editcore.interfaces.values import HeldKey
+from editcore.locate_then_edit.key_memory import FactKey
 from editcore.second_moments.linalg import Metric
-
-if TYPE_CHECKING:
-    from editcore.locate_then_edit.hparams import LocateThenEditHParams
 
 __all__ = ["FactsAtLayer", "LayerProblem", "held_keys_at", "moment_weight"]
 
@@ -38,11 +36,11 @@ class LayerProblem:
     text: Metric
     """C, the second moment of the unedited model's keys."""
     moment_weight: float
-    """w, ``mom2_update_weight`` as a number."""
+    """w, the prior's weight as a number."""
     priced: Metric
-    """w·C + ``update_norm_lambda``·I."""
+    """The prior, w·C + ``update_norm_lambda``·I; a method may have another one in place of C."""
     metric: Metric
-    """C', the price of a change: ``priced`` + w Σ μ kkᵀ over the held keys."""
+    """C', the price of a change: ``priced`` + Σ kkᵀ over the facts in memory + w Σ μ kkᵀ over the held keys."""
     held_keys: Tensor
     """Keys of earlier facts that the change should leave alone, ``[h, d_in]``."""
     held_weights: Tensor
@@ -59,6 +57,8 @@ class FactsAtLayer:
     """``[n, d_out]``"""
     weights: Tensor
     """``[n]``"""
+    rewritten: Sequence[FactKey] = ()
+    """Facts of the whole batch; the keys that a memory has of them do not count."""
 
 
 def held_keys_at(held: Sequence[HeldKey], name: str, width: int) -> tuple[Tensor, Tensor]:
@@ -81,13 +81,12 @@ def held_keys_at(held: Sequence[HeldKey], name: str, width: int) -> tuple[Tensor
     return torch.stack([fact.keys[name].double() for fact in here]), weights
 
 
-def moment_weight(hparams: LocateThenEditHParams, keys: Tensor, text: Metric, ridge: float) -> float:
-    """w of C' = wC. With ``auto``, the w at which the median key, alone, reaches the fraction f = q/(q + λw) of its
-    residual."""
-    if hparams.mom2_update_weight != "auto":
-        return hparams.mom2_update_weight
+def moment_weight(weight: float | Literal["auto"], keys: Tensor, prior: Metric, ridge: float, fraction: float) -> float:
+    """w of a prior w·C. With ``auto``, the w at which the median key, alone, reaches the fraction f = q/(q + λw) of its
+    residual, where q = kᵀC⁻¹k."""
+    if weight != "auto":
+        return weight
     if ridge == 0:
         return 1.0  # the scale of C cancels
-    energies = (keys * text.inverse_times(keys.T).T).sum(1)  # q = kᵀC⁻¹k, [n]
-    fraction = hparams.mom2_auto_fraction
+    energies = (keys * prior.inverse_times(keys.T).T).sum(1)  # q, [n]
     return float(energies.median()) * (1 - fraction) / (fraction * ridge)

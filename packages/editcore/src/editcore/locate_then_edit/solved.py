@@ -43,6 +43,8 @@ class SolvedLayer:
             "moment_weight": self.problem.moment_weight,
             "relative_change": self.update.delta.norm() / self.weight_norm,
         }
+        if (subspace := self.problem.priced.subspace) is not None:
+            numbers["subspace_share"] = subspace[0].shape[1] / self.problem.priced.width
         if self.update.alignments is not None:
             numbers["key_alignment"] = float(self.update.alignments.abs().min())
         return {f"layer_{self.problem.layer}_{key}": value for key, value in numbers.items()}
