@@ -36,3 +36,20 @@ class TestMemitWithAWeightContract(TestMemitContract):
             "v_num_grad_steps": 20,
             "context_templates": ["{}", "Yes, yes. {}"],
         }
+
+
+class TestMemitSeqContract(TestMemitContract):
+    """A memory of earlier keys, and a norm term."""
+
+    @pytest.fixture
+    def editor_name(self) -> str:
+        return "memit-seq"
+
+    @pytest.fixture
+    def hparams(self) -> dict[str, object]:
+        return {
+            "layers": [0, 1],
+            "update_norm_lambda": 0.1,
+            "v_num_grad_steps": 20,
+            "context_templates": ["{}"],
+        }

@@ -9,7 +9,7 @@ import pytest
 import torch
 from edit_memit.editor import MemitEditor
 from edit_memit.hparams import MemitHParams
-from editcore import EditBatch, EditContext, EditRequest, LanguageModel, Plugins, Proposal
+from editcore import EditBatch, EditContext, EditRequest, EditSession, LanguageModel, Plugins, Proposal, SessionConfig
 from editcore.locate_then_edit import fact_rows, optimise_targets
 from editcore.models.tokens import lookup_row
 from editcore.runs import RawBackend
@@ -126,3 +126,53 @@ def test_a_heavier_fact_gets_more_of_its_residual(corpus: Path) -> None:
         for weight in (1.0, 10.0)
     )
     assert heavy > light
+
+
+@pytest.mark.parametrize("norm_weight", [0.0, 2.0])
+def test_a_sequence_is_that_of_a_slow_loop(
+    norm_weight: float, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """memit-seq: Δ_t = R_t K_tᵀ (w·C + λI + Σ_{s≤t} K_sK_sᵀ)⁻¹, with R_t measured behind the batches before.
+
+    At one layer, the sum of the three changes is also the one change of all six facts, for the keys and values that
+    they had.
+    """
+    monkeypatch.setenv("EDITCORE_CACHE", str(tmp_path / "cache"))
+    layer, weight = 1, 3.0
+    settings = {
+        "layers": [layer],
+        "v_num_grad_steps": 3,
+        "v_lr": 0.1,
+        "context_templates": TEMPLATES,
+        "mom2_update_weight": weight,
+        "update_norm_lambda": norm_weight,
+        "first_token_layers": None,
+    }
+    config = SessionConfig(editor="memit-seq", settings={"memit-seq": settings}, corpus=str(corpus), corpus_tokens=2000)
+    session = EditSession.open(tiny_model("llama", num_layers=4, dtype=torch.float64), config)
+    session.edit(tiny_requests(6), batch_size=2)
+    model = tiny_model("llama", num_layers=4, dtype=torch.float64)
+    name = model.layout.weight_name(layer)
+    start = model.weight(name).detach().numpy().copy()
+    width = start.shape[1]
+    prior = weight * session.context.statistics.moments([layer])[layer].numpy() + norm_weight * np.eye(width)
+    now, system, all_keys, all_values = start.copy(), prior.copy(), [], []
+    for entry in session.ledger.entries:
+        keys = []
+        for request in entry.requests:  # no layer below is edited, so keys are those of the unedited model
+            bare, *others = [see(model, request, template, layer)[0] for template in TEMPLATES]
+            keys.append(bare / 2 + sum(others) / (2 * len(others)))
+        columns = np.stack(keys).T
+        values = np.stack([entry.known[request.id].values[name].numpy() for request in entry.requests]).T
+        system += columns @ columns.T
+        expected = np.linalg.solve(system, columns @ (values - now @ columns).T).T
+        assert np.linalg.norm(expected) > 1e-3, "the edit must ask for something"
+        found = entry.changes[name].dense().numpy()
+        assert np.linalg.norm(found - expected) <= 1e-8 * np.linalg.norm(expected), f"batch {entry.batch}"
+        now += expected
+        all_keys.append(columns)
+        all_values.append(values)
+    columns, values = np.concatenate(all_keys, axis=1), np.concatenate(all_values, axis=1)
+    at_once = np.linalg.solve(prior + columns @ columns.T, columns @ (values - start @ columns).T).T
+    found = session.model.weight(name).detach().numpy() - start
+    assert np.linalg.norm(found - at_once) <= 1e-8 * np.linalg.norm(at_once)

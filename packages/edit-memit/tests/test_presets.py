@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from editcore import Plugins
-from editcore.settings import import_file
+from editcore.settings import import_file, preset_for
 from editcore.testing import check_presets
 
 FIELDS = (
@@ -27,6 +27,8 @@ PUBLISHED = {
     "qwen2-7b": ((4, 5, 6, 7, 8), 25, 0.5, 4, 0.001, 15000),
     "qwen2.5-7b": ((4, 5, 6, 7, 8), 25, 0.5, 4, 0.001, 15000),
 }
+NORM_WEIGHTS = {"gpt2-xl": 10, "llama-2-7b": 10, "llama-3-8b": 20}
+"""ENCORE's λ, by model."""
 COMMON = {
     "clamp_norm": "stream",
     "kl_factor": 0.0625,
@@ -43,6 +45,18 @@ def test_presets() -> None:
         "memit",
         {name: dict(zip(FIELDS, values, strict=True)) | COMMON for name, values in PUBLISHED.items()},
     )
+
+
+def test_presets_of_a_sequence_with_a_norm_term() -> None:
+    """They are those of the same model with λ and a memory, and no model gets one unasked."""
+    expected = {
+        f"encore-{model}": dict(zip(FIELDS, PUBLISHED[model], strict=True))
+        | COMMON
+        | {"update_norm_lambda": weight, "memory": "keys"}
+        for model, weight in NORM_WEIGHTS.items()
+    }
+    check_presets("memit-seq", expected)
+    assert preset_for(Plugins.load().editor("memit-seq"), "openai-community/gpt2-xl").name == "gpt2-xl"
 
 
 def test_a_file_of_the_reference_code_measures_by_the_stream(tmp_path: Path) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from editcore.locate_then_edit import LocateThenEdit
 
-from edit_memit.hparams import MemitHParams
+from edit_memit.hparams import MemitHParams, MemitSeqHParams
 
-__all__ = ["MemitEditor"]
+__all__ = ["MemitEditor", "MemitSeqEditor"]
 
 
 class MemitEditor(LocateThenEdit):
@@ -28,3 +28,16 @@ class MemitEditor(LocateThenEdit):
     def ridge(self) -> float:
         """1: MEMIT is regularised by the weight of C alone, ``mom2_update_weight``."""
         return 1.0
+
+
+class MemitSeqEditor(MemitEditor):
+    """MEMIT in sequence: ΔW = R Kᵀ (w·C + λI + Σ KKᵀ)⁻¹, the sum over all batches up to this one.
+
+    ``R`` is measured with all earlier batches in place. For one layer, and for the same keys and values, the batches
+    give what one batch of all their facts would (arXiv 2605.26670).
+
+    Departures from the reference code: those of MEMIT.
+    """
+
+    name = "memit-seq"
+    hparams: MemitSeqHParams

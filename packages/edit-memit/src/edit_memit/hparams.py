@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from editcore.locate_then_edit import LocateThenEditHParams
 from pydantic import Field
 
-__all__ = ["MemitHParams"]
+__all__ = ["MemitHParams", "MemitSeqHParams"]
 
 
 class MemitHParams(LocateThenEditHParams):
@@ -23,3 +23,11 @@ class MemitHParams(LocateThenEditHParams):
     """Weight w of the second moment in w·C + KKᵀ: each fact is weighed against w tokens of ordinary text. A fact alone
     gets the share q/(q + w) of its residual, q = kᵀC⁻¹k, so a good number depends on the model (published: 15,000 and
     20,000). ``auto`` takes the w at which the batch's median key reaches ``mom2_auto_fraction``."""
+
+
+class MemitSeqHParams(MemitHParams):
+    """MEMIT_seq (arXiv 2605.26670): MEMIT with a memory. With ``update_norm_lambda`` above 0, the solve is that of
+    ENCORE (arXiv 2502.01636) and RLSEdit (arXiv 2601.15686)."""
+
+    memory: Literal["none", "keys"] = "keys"
+    """``keys``: the keys of all facts that are written and not undone enter the solve, R Kᵀ (w·C + Σ KKᵀ)⁻¹."""
