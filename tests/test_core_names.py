@@ -16,7 +16,7 @@ import pytest
 from editcore import Plugins
 
 CORE = Path(editcore.__file__).parent
-FIELD = {"alphaedit", "grace", "ike", "memoir", "mend", "pmet", "r-rome", "serac", "simie", "ultraedit", "wise"}
+FIELD = {"grace", "ike", "memoir", "mend", "pmet", "r-rome", "serac", "simie", "ultraedit", "wise"}
 """Methods that are not among the packages here."""
 _WORD = r"(?<![\w-]){}(?![\w-])"
 
