@@ -196,8 +196,8 @@ ROOMS = {
         write_batches write_pack write_tensors write_text
     """,
     "second_moments": """
-        Corpus CorpusOptions Metric MomentKey StatisticsStore Update cached_moments hold_at norm_of_sum open_corpus
-        second_moments solve_update
+        Accumulator Corpus CorpusOptions Metric MomentKey StatisticsStore SubspaceMetric Update cached_moments hold_at
+        norm_of_sum open_corpus second_moments solve_update
     """,
     "settings": """
         HParams Imported Layer Preset Setting build describe get_preset import_file layers_named list_presets
@@ -380,7 +380,7 @@ def test_help_has_every_field_of_a_public_class_with_its_meaning() -> None:
 @pytest.mark.parametrize(
     ("room", "name", "fields"),
     [
-        ("second_moments", "Metric", {"matrix"}),
+        ("second_moments", "Metric", {"matrix", "subspace"}),
         (
             "models",
             "LanguageModel",

@@ -38,8 +38,8 @@ class SubspaceMetric(Metric):
     """A price for changes that act inside a subspace alone, Δ = ΔUUᵀ; any other change costs infinitely much.
 
     Args:
-        basis: U, orthonormal columns, ``[m, r]``.
-        inner: the price in the coordinates Uᵀk, of width ``r``; left out, the identity.
+        basis: U, orthonormal columns, ``[m, rank]``.
+        inner: the price in the coordinates Uᵀk, of width ``rank``; left out, the identity.
     """
 
     def __init__(self, basis: Tensor, inner: Metric | None = None) -> None:

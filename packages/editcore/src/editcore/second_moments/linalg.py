@@ -42,8 +42,8 @@ class Metric:
     matrix: Tensor
     """C', ``[m, m]`` float64."""
     subspace: tuple[Tensor, Metric] | None = None
-    """Where a change may act: orthonormal columns U ``[m, r]`` and the price in the coordinates Uᵀk; ``None`` for all
-    directions."""
+    """Where a change may act: orthonormal columns U ``[m, rank]``, and the price in the coordinates Uᵀk; ``None`` for
+    all directions."""
 
     def __init__(self, matrix: Tensor, *, factor: tuple[Tensor, float] | None = None) -> None:
         """``factor``: ``(L, jitter)`` with ``L Lᵀ = C' + jitter · I``, if it is known already."""
