@@ -182,15 +182,18 @@ class _Raised(Metric):
     jitter of C'. ``matrix`` and ``factor`` are computed on first use.
     """
 
-    def __init__(self, base: Metric, rows: Tensor, *, whitened: Tensor | None = None) -> None:
-        """``whitened``: L⁻¹Uᵀ of the first rows, ``[m, ≤ h]``, if it is known already."""
+    def __init__(self, base: Metric, rows: Tensor, *, before: _Raised | None = None) -> None:
+        """``before``: ``base`` with the rows that come before these, of which everything is known."""
         self._base, self._rows = base, rows
-        known = 0 if whitened is None else whitened.shape[1]
-        self._whitened = torch.linalg.solve_triangular(base.factor[0], rows[known:].T, upper=False)  # B, [m, h]
-        if whitened is not None:
-            self._whitened = torch.cat([whitened, self._whitened], dim=1)
-        gram = self._whitened.T @ self._whitened
-        self._inner = torch.linalg.cholesky(gram + torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
+        self._whitened = torch.linalg.solve_triangular(base.factor[0], rows.T, upper=False)  # B, [m, h]
+        self._gram = self._whitened.T @ self._whitened
+        if before is not None:
+            cross = before._whitened.T @ self._whitened
+            self._gram = torch.cat([torch.cat([before._gram, cross], dim=1), torch.cat([cross.T, self._gram], dim=1)])
+            self._rows = torch.cat([before._rows, rows])
+            self._whitened = torch.cat([before._whitened, self._whitened], dim=1)
+        identity = torch.eye(len(self._gram), dtype=rows.dtype, device=rows.device)
+        self._inner = torch.linalg.cholesky(self._gram + identity)
 
     def plus(self, keys: Tensor, weights: Tensor) -> Metric:
         new = self._weighted(keys, weights)
@@ -198,7 +201,7 @@ class _Raised(Metric):
             return self
         if 2 * (len(self._rows) + len(new)) > self.width:
             return Metric(self.matrix + new.T @ new)
-        return _Raised(self._base, torch.cat([self._rows, new]), whitened=self._whitened)
+        return _Raised(self._base, new, before=self)
 
     def _weighted(self, keys: Tensor, weights: Tensor) -> Tensor:
         return self._base._weighted(keys, weights)  # needs no matrix of its own
