@@ -172,6 +172,15 @@ def test_a_null_space_without_a_direction_is_refused(open_session: Open) -> None
         open_session(nullspace_threshold=1e-12)
 
 
+def test_a_null_space_of_nearly_everything_or_nothing_is_said(
+    open_session: Open, caplog: pytest.LogCaptureFixture
+) -> None:
+    open_session()
+    assert "null space of layer" not in caplog.text
+    open_session(nullspace_threshold=1e6)
+    assert "the null space of layer 2 has 64 of 64 dimensions" in caplog.text
+
+
 def test_it_needs_second_moments() -> None:
     with pytest.raises(ValueError, match="null space is that of the second moment"):
         AlphaEditHParams(layers=(0,), mom2_adjustment=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
     from editcore import LanguageModel
 
 __all__ = ["AlphaEditEditor", "null_dimensions"]
+
+_log = logging.getLogger(__name__)
+
+_FEW, _MANY = 0.05, 0.98
+"""Shares of the dimensions outside which a null space is reported."""
 
 
 class AlphaEditEditor(LocateThenEdit):
@@ -62,14 +68,18 @@ class AlphaEditEditor(LocateThenEdit):
         Raises:
             HParamsError: a null space has no dimension.
         """
-        found = super().prepare(model, context)
+        found, width = super().prepare(model, context), model.layout.d_ff
         layers = self.prepared(model, context).layers
-        kept = {layer: self.prior(model, layer, context).subspace for layer in layers}
-        return {
-            **found,
-            "null_space_dimensions": {str(layer): len(space[0].T) for layer, space in kept.items() if space},
-            "dimensions": model.layout.d_ff,
-        }
+        spaces = {layer: self.prior(model, layer, context).subspace for layer in layers}
+        kept = {str(layer): space[0].shape[1] for layer, space in spaces.items() if space is not None}
+        for layer, count in kept.items():
+            if not _FEW * width <= count <= _MANY * width:
+                _log.warning(
+                    "%s: the null space of layer %s has %d of %d dimensions. With few of them facts are hardly "
+                    "written, with nearly all of them text is not protected: set nullspace_ratio.",
+                    self.name, layer, count, width,
+                )  # fmt: skip
+        return {**found, "null_space_dimensions": kept, "dimensions": width}
 
     def prior(self, model: LanguageModel, layer: int, context: EditContext) -> Metric:
         """I in the null space of C, infinite outside."""

@@ -75,7 +75,7 @@ class SolvedLayer:
         median = float(self.update.fractions.median())
         if median < _LOW_FRACTION:
             yield (
-                f"The solve gives the median fact {median:.0%} of its residual: the second moment's weight "
+                f"The solve gives the median fact {median:.0%} of its residual: the prior's weight "
                 f"({self.problem.moment_weight:g}) is large for this model's keys. {low_fraction_advice}".rstrip()
             )
         if (dependent := self.update.dependent - shared) > 0:

@@ -86,9 +86,9 @@ class Metric:
             keys: ``[h, m]``
             weights: ``[h]``, not negative.
         """
-        rows = self._weighted(keys, weights)
-        if not len(rows):
+        if not len(keys):
             return self
+        rows = self._weighted(keys, weights)
         if 2 * len(rows) > self.width:
             return Metric(self.matrix + rows.T @ rows)
         return _Raised(self, rows)
@@ -103,9 +103,9 @@ class Metric:
         Raises:
             NumericalError: the difference is not positive definite, so these keys are not in C'.
         """
-        rows = self._weighted(keys, weights)
-        if not len(rows):
+        if not len(keys):
             return self
+        rows = self._weighted(keys, weights)
         left = torch.eye(len(rows), dtype=rows.dtype, device=rows.device) - rows @ self.inverse_times(rows.T)
         if int(torch.linalg.cholesky_ex((left + left.T) / 2).info):
             raise NumericalError("The keys to be forgotten are not part of this sum; nothing was changed.")
@@ -196,9 +196,9 @@ class _Raised(Metric):
         self._inner = torch.linalg.cholesky(self._gram + identity)
 
     def plus(self, keys: Tensor, weights: Tensor) -> Metric:
-        new = self._weighted(keys, weights)
-        if not len(new):
+        if not len(keys):
             return self
+        new = self._weighted(keys, weights)
         if 2 * (len(self._rows) + len(new)) > self.width:
             return Metric(self.matrix + new.T @ new)
         return _Raised(self._base, new, before=self)
