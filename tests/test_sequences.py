@@ -209,12 +209,14 @@ def test_blue_writes_the_first_and_the_last_layer_in_full(
     """At each of the two, a value is optimised with the layer below already changed, and asked for in full."""
     deltas: list[Tensor] = []
     layers: list[int] = []
+    first_weight: list[Tensor] = []
     optimise = batch_targets.optimise_targets
 
     def optimised(*args: Any, **options: Any) -> Targets:
         targets = optimise(*args, **options)
         deltas.append(targets.deltas.double())
         layers.append(options["layer"])
+        first_weight.append(args[0].weight(args[0].layout.weight_name(0)).clone())
         return targets
 
     monkeypatch.setattr(batch_targets, "optimise_targets", optimised)
@@ -224,6 +226,8 @@ def test_blue_writes_the_first_and_the_last_layer_in_full(
     assert layers == [0, 2]
     names = [model.layout.weight_name(layer) for layer in layers]
     assert list(result.proposal.changes) == names
+    change = result.proposal.changes[names[0]].dense().float()
+    torch.testing.assert_close(first_weight[1] - first_weight[0], change, rtol=0, atol=1e-6)
     session.undo(batches=[0])
     rows = [lookup_row(model, one) for one in FACTS[:3]]
     below: dict[str, Any] = {}
