@@ -22,6 +22,7 @@ from editcore.runs.check_record import CheckLimits, CheckRecord, LostFact
 from editcore.runs.config import RunConfig
 from editcore.runs.planned_edit import plan_edit
 from editcore.runs.record import RunRecord
+from editcore.runs.workspace import signed
 from editcore.testing import tiny_requests
 
 FACTS = tiny_requests(6)
@@ -150,7 +151,7 @@ def test_undo_loads_no_model_where_none_is_needed_and_is_signed(directory: Path)
         ws.edit([FACTS[0]])
         ws.edit(FACTS[1:3])
     with editcore.workspace(directory) as ws:
-        (undone,) = ws.change("undo", [(0, FACTS[0].id)], note="wrong", author="Ada")
+        (undone,) = ws.change("undo", [(0, FACTS[0].id)], signed("wrong", "Ada"))
         assert ws._session is None
         assert undone.text == FACTS[0].text
     assert Ledger.read(directory).events[-1].signature.note == "wrong"

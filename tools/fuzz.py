@@ -214,6 +214,7 @@ def _ledger(folder: Path) -> list[bytes]:
     from editcore.interfaces.history import LedgerEntry
     from editcore.ledger.ledger import Ledger
     from editcore.ledger.lines import HeaderLine
+    from editcore.ledger.states import LeftOut
     from editcore.testing import tiny_requests
 
     facts = tiny_requests(4)
@@ -241,7 +242,7 @@ def _ledger(folder: Path) -> list[bytes]:
         )
     ledger.append(LedgerEntry(batch=2, requests=(), weights=(), num_new=0, scale=0))
     rest = {**changes, "w": FactoredDelta(thin.left[:, :1], thin.right[:1])}
-    ledger.revise(0, frozenset({(0, facts[0].id)}), Written(changes=rest, attachment=beside))
+    ledger.revise(0, LeftOut(frozenset({(0, facts[0].id)})), Written(changes=rest, attachment=beside))
     ledger.mark("undo", [(0, facts[0].id)])
     ledger.mark("redo", [(0, facts[0].id)])
     return [(folder / "ledger.jsonl").read_bytes()]

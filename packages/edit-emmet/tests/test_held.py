@@ -20,6 +20,7 @@ from editcore import (
     hookimpl,
 )
 from editcore.ledger.ledger import Ledger
+from editcore.ledger.states import LeftOut
 from editcore.testing import tiny_model, tiny_requests
 from torch import Tensor
 
@@ -141,7 +142,7 @@ def test_a_batch_without_one_of_its_facts_still_leaves_the_keys_alone(
     session.edit(REQUESTS[:2])
     session.edit(REQUESTS[2:5])
     first, whole = session.ledger.entries
-    gone = frozenset({(whole.batch, REQUESTS[3].id)})
+    gone = LeftOut(frozenset({(whole.batch, REQUESTS[3].id)}))
     found = session.solve_without(whole, gone)[0].changes
     reopened = open_session(directory=tmp_path / "run", layers=layers)
     again = reopened.solve_without(reopened.ledger.entries[1], gone)[0].changes

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from editcore import Changes, EditSession, Resolves, SessionConfig
+from editcore.ledger.states import LeftOut
 from editcore.testing import tiny_model, tiny_requests
 
 REQUESTS = tiny_requests(6)
@@ -54,7 +55,7 @@ def test_the_rest_of_a_batch_is_what_it_would_have_been(open_session: Open, emme
     first, whole = session.ledger.entries
     for gone in ({REQUESTS[2].id}, {REQUESTS[3].id, REQUESTS[5].id}):
         rows = whole.kept_rows(gone)
-        found = session.solve_without(whole, frozenset((whole.batch, name) for name in gone))[0].changes
+        found = session.solve_without(whole, LeftOut(frozenset((whole.batch, name) for name in gone)))[0].changes
         fresh = open_session(**emmet)
         fresh.edit(first.requests, known=first.known)
         rest = [whole.requests[row] for row in rows]
@@ -89,7 +90,7 @@ def test_several_layers_are_proposed_again(open_session: Open) -> None:
     editor = session._editor
     assert isinstance(editor, Resolves)
     assert editor.resolve(session.model, second, [0], session.context) is None
-    found = session.solve_without(second, frozenset({(second.batch, REQUESTS[3].id)}))[0].changes
+    found = session.solve_without(second, LeftOut(frozenset({(second.batch, REQUESTS[3].id)})))[0].changes
     fresh = open_session(layers=[0, 1])
     fresh.edit(first.requests, known=first.known)
     fresh.edit([REQUESTS[2], REQUESTS[4]], known=second.known)

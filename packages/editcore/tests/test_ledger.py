@@ -26,6 +26,7 @@ from editcore._util.files import remove_leftovers, replacing
 from editcore.interfaces.history import LedgerEntry
 from editcore.ledger.ledger import Ledger
 from editcore.ledger.lines import HeaderLine
+from editcore.ledger.states import LeftOut
 
 HEADER = HeaderLine(model="tiny", fingerprint="f" * 64, editor="toy")
 WEIGHT = "model.layers.1.mlp.down_proj.weight"
@@ -172,7 +173,7 @@ def test_a_revision_may_hold_all_of_it(tmp_path: Path) -> None:
     )
     ledger = Ledger(tmp_path, HEADER)
     ledger.append(made)
-    ledger.revise(0, frozenset({(0, "a")}), rest)
+    ledger.revise(0, LeftOut(frozenset({(0, "a")})), rest)
     ledger.mark("undo", [(0, "a")])
     expected = [ledger.history()[0], *Ledger.read(tmp_path).history()]
     for found in expected:

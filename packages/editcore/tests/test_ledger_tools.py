@@ -30,6 +30,7 @@ from editcore.ledger.blame import blame
 from editcore.ledger.compare import compare
 from editcore.ledger.ledger import Ledger
 from editcore.ledger.lines import HeaderLine, encode
+from editcore.ledger.states import LeftOut
 from editcore.ledger.verify import verify
 from editcore.models import EditedModel
 from editcore.report import make_report
@@ -305,7 +306,7 @@ def test_verify_holds_the_tensors_of_one_file_at_a_time(tmp_path: Path, monkeypa
     for index in range(4):
         ledger.append(entry_of(model, index, FACTS[2 * index : 2 * index + 2]))
     left_out = FACTS[0].id
-    ledger.revise(0, frozenset({(0, left_out)}), ledger.entries[1].written)
+    ledger.revise(0, LeftOut(frozenset({(0, left_out)})), ledger.entries[1].written)
     read: list[weakref.ref[Any]] = []
     alive: list[int] = []
     load = safetensors.torch.load

@@ -56,6 +56,7 @@ from .interfaces.protocols import (
     ReportsStatistics as ReportsStatistics,
     Resolves as Resolves,
     RewritesPrompts as RewritesPrompts,
+    SolvesAtStoredKeys as SolvesAtStoredKeys,
     TakesContext as TakesContext,
     Trial as Trial,
 )

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from editcore.interfaces.changes import Written
     from editcore.interfaces.history import LedgerEntry
     from editcore.interfaces.values import EditBatch
-    from editcore.ledger.ledger import Edit, Ledger
+    from editcore.ledger.ledger import Ledger
+    from editcore.ledger.states import Edit, LeftOut
     from editcore.runs.session import EditSession
 
 __all__ = ["app"]
@@ -158,12 +159,25 @@ class _Meant:
 
 @app.command()
 @with_options(_Meant)
-def undo(ctx: typer.Context, options: _Meant, edits: Ids = None) -> None:
+def undo(
+    ctx: typer.Context,
+    options: _Meant,
+    edits: Ids = None,
+    as_if_never: Annotated[
+        bool,
+        typer.Option(
+            "--as-if-never",
+            help="Solve later batches again, for the keys and values that they have: as if the edits had never been "
+            "solved. [default: later batches stay as they were solved]",
+        ),
+    ] = False,
+) -> None:
     """Undo edits: their changes are left out of the model.
 
-    A batch that keeps some of its edits is solved again without the others; later batches stay as they were solved.
+    A batch that keeps some of its edits is solved again without the others; later batches stay as they were solved,
+    unless --as-if-never is given.
     """
-    _change(ctx, "undo", edits or [], options)
+    _change(ctx, "undo", edits or [], options, as_if_never=as_if_never)
 
 
 @app.command()
@@ -306,7 +320,14 @@ def _run(ctx: typer.Context) -> Path:
     return directory
 
 
-def _change(ctx: typer.Context, kind: Literal["undo", "redo"], edits: list[str], options: _Meant) -> None:
+def _change(
+    ctx: typer.Context,
+    kind: Literal["undo", "redo"],
+    edits: list[str],
+    options: _Meant,
+    *,
+    as_if_never: bool = False,
+) -> None:
     """Change the ledger alone. The model is loaded only if a batch must be solved again."""
     from editcore._util.lock import locked
     from editcore.cli.console import TerminalProgress, print_table
@@ -324,19 +345,20 @@ def _change(ctx: typer.Context, kind: Literal["undo", "redo"], edits: list[str],
 
         return open_session(directory, plugins=loaded_plugins(ctx), progress=TerminalProgress())
 
-    def solve(entry: LedgerEntry, out: frozenset[Edit]) -> tuple[Written, EditBatch | None]:
+    def solve(entry: LedgerEntry, out: LeftOut) -> tuple[Written, EditBatch | None]:
         return session().solve_without(entry, out)
 
     if options.dry_run:
         found = Ledger.read(directory)
         meant = _meant(ctx, found, kind, edits, options)
-        again = found.unsolved(found.undone_after(kind, meant))
+        again = found.unsolved(found.state_after(kind, meant, as_if_never=as_if_never))
         changed, title = requests_of(found, meant), "Would be undone" if kind == "undo" else "Would be active again"
     else:
         with locked(directory):
             found = Ledger.read(directory)
             meant = _meant(ctx, found, kind, edits, options)
-            changed = change(found, kind, meant, solve=solve, signature=signed(options.note, options.author))
+            signature = signed(options.note, options.author)
+            changed = change(found, kind, meant, solve=solve, signature=signature, as_if_never=as_if_never)
         title = "Undone" if kind == "undo" else "Active again"
     print_table(
         ("edit", "prompt", "edited to"),

@@ -15,6 +15,8 @@ from editcore.interfaces.progress import Progress, silent
 from editcore.interfaces.values import EditBatch, FactRecord, Proposal
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from editcore.interfaces.history import LedgerEntry
     from editcore.models import LanguageModel
     from editcore.plugins.registry import Plugins
@@ -37,6 +39,7 @@ __all__ = [
     "ReportsStatistics",
     "Resolves",
     "RewritesPrompts",
+    "SolvesAtStoredKeys",
     "TakesContext",
     "Trial",
 ]
@@ -174,6 +177,39 @@ class Resolves(Protocol):
         Returns:
             What is written, scaled as the batch was; or ``None`` if the ledger does not have enough to tell (several
             layers).
+        """
+        ...
+
+
+@runtime_checkable
+class SolvesAtStoredKeys(Protocol):
+    """An editor whose batches are solves for keys and values, so that one can be solved again for other weights.
+
+    This makes it possible to undo an edit as if it had never been solved: every later batch is solved again for the
+    keys and values that the ledger has, on the weights that it would have met.
+    """
+
+    def solve_at_stored_keys(
+        self,
+        model: LanguageModel,
+        entry: LedgerEntry,
+        rows: Sequence[int],
+        missing: Mapping[str, Tensor],
+        context: EditContext,
+    ) -> Written | None:
+        """What the editor would have written for some requests of a batch, for the keys and values that the ledger has.
+
+        The result must not depend on the model's present weights. An editor that :class:`Remembers` batches has been
+        told those that were before this one.
+
+        Args:
+            entry: the batch as it was solved, and scaled, without held keys that count no more.
+            rows: indices of the requests that stay, in ascending order; at least one.
+            missing: by address, what the weight had when the batch came and would not have had, ``[d_out, d_in]``
+                float64: a value v asks for v − (W − missing) k.
+
+        Returns:
+            What is written, scaled as the batch was; ``None`` if its changes are not solves for stored keys.
         """
         ...
 

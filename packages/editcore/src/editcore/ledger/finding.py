@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 
 from editcore.interfaces.errors import RequestError, RunError
 from editcore.interfaces.values import EditRequest
-from editcore.ledger.ledger import Edit, Ledger
+from editcore.ledger.ledger import Ledger
+from editcore.ledger.states import Edit
 
 __all__ = ["edits_of_facts", "edits_of_subject", "edits_since", "moment"]
 

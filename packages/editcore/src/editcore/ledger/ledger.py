@@ -8,7 +8,7 @@ added. What is active is a function of the lines (:meth:`Ledger.history`).
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -19,6 +19,7 @@ from editcore.interfaces.values import EditBatch, EditRequest, HeldKey, KnownTar
 from editcore.ledger.entries import attachment_line, batch_line, entry_composed_anew, entry_of, entry_without
 from editcore.ledger.file import DELTAS_NAME, LEDGER_NAME, LedgerFile
 from editcore.ledger.lines import BatchLine, HeaderLine, HeldLine, Line, RevisionLine, TensorFile, UndoLine
+from editcore.ledger.states import Edit, LeftOut, State
 from editcore.ledger.tensors import Lazy, StoredTensors, entry_tensors, written_tensors
 
 if TYPE_CHECKING:
@@ -26,9 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Edit", "Ledger", "write_ledger"]
 
-Edit = tuple[int, str]
-"""Batch and id of an edit."""
-
+_NOTHING = LeftOut()
 _log = logging.getLogger(__name__)
 
 
@@ -49,10 +48,10 @@ class Ledger:
         self.note = ""
         """A sentence on what could not be read; empty if the file was whole."""
         self._by_index: dict[int, LedgerEntry] = {}
-        self._revisions: dict[int, dict[frozenset[Edit], LedgerEntry]] = {}
-        self._undone: Mapping[int, frozenset[str]] = {}  # replaced, never changed
-        # By batch, the value of _undone when it was added.
-        self._undone_before: dict[int, Mapping[int, frozenset[str]]] = {}
+        self._revisions: dict[int, dict[LeftOut, LedgerEntry]] = {}
+        self._state = State()
+        # By batch, the state when it was added.
+        self._state_before: dict[int, State] = {}
         self._by_subject: dict[str, list[Edit]] = {}
         self._file = None if directory is None else LedgerFile(directory)
 
@@ -122,9 +121,10 @@ class Ledger:
             elif isinstance(line, BatchLine):
                 self._add(self._entry(line, where))
             elif isinstance(line, RevisionLine):
-                self._add_revision(line.batch, frozenset(line.without), self._revised(line, where))
+                out = LeftOut(frozenset(line.without), frozenset(line.never))
+                self._add_revision(line.batch, out, self._revised(line, where))
             else:
-                self._undone = self._marked(line.kind, line.edits)
+                self._state = self._marked(line.kind, line.edits, as_if_never=line.as_if_never)
                 self.events.append(line)
         except ValueError as error:
             raise RunError(f"{where}: {error}.") from error
@@ -141,19 +141,17 @@ class Ledger:
 
     def history(self) -> tuple[LedgerEntry, ...]:
         """The active batches, oldest first, without undone edits. Batches that have no active edit are left out."""
-        return self._views(self.entries, self._undone)
+        return self._views(self.entries, self._state)
 
-    def history_before(self, batch: int, out: Collection[Edit] = ()) -> tuple[LedgerEntry, ...]:
+    def history_before(self, batch: int, out: LeftOut = _NOTHING) -> tuple[LedgerEntry, ...]:
         """What was active when that batch came, whatever was undone or redone since.
 
         Args:
-            out: earlier edits that were active then and are left out, or were undone then and are taken in.
+            out: of earlier edits, those that were active then and are left out, and those that were undone then and are
+                taken in.
         """
-        undone = dict(self._undone_before[batch])
-        for index, name in out:
-            if index < batch:
-                undone[index] = undone.get(index, frozenset()) ^ {name}
-        return self._views((entry for entry in self.entries if entry.batch < batch), undone)
+        state = self._state_before[batch].without(out, before=batch)
+        return self._views((entry for entry in self.entries if entry.batch < batch), state)
 
     def active(self) -> list[Written]:
         """What the active batches write, in order."""
@@ -180,7 +178,7 @@ class Ledger:
 
     def undone(self, batch: int) -> frozenset[str]:
         """Ids of the edits of a batch that are undone."""
-        return self._undone.get(batch, frozenset())
+        return self._state.undone.get(batch, frozenset())
 
     def state(self, entry: LedgerEntry) -> str:
         """The state of a batch: ``active``, ``partly undone``, ``undone`` or ``rejected``."""
@@ -201,36 +199,34 @@ class Ledger:
             found |= {(entry.batch, rejection.request.id): "rejected" for rejection in entry.rejected}
         return found
 
-    def left_out(self, batch: int, undone: Mapping[int, frozenset[str]] | None = None) -> frozenset[Edit]:
-        """What makes a batch need another solution than its first: its own edits that are undone, and those it builds
-        on whose state is another one than when it came.
+    def left_out(self, batch: int, state: State | None = None) -> LeftOut:
+        """What makes a batch need another solution than its first.
 
         Args:
-            undone: ids by batch; left out, what is undone now.
+            state: what is undone; left out, as it is now.
         """
-        undone = self._undone if undone is None else undone
-        entry = self._by_index[batch]
-        own = {(batch, name) for name in undone.get(batch, ())}
-        then = self._undone_before[batch]
-        changed = {
-            (index, name)
-            for index, name in entry.builds_on
-            if (name in undone.get(index, ())) != (name in then.get(index, ()))
-        }
-        return frozenset(own | changed)
+        state, then = state or self._state, self._state_before[batch]
+        own = {(batch, name) for name in state.undone.get(batch, ())}
+        changed = {edit for edit in self._by_index[batch].builds_on if state.has(edit) != then.has(edit)}
+        never = {edit for edit in state.never if edit[0] == batch or (edit[0] < batch and not then.has(edit))}
+        return LeftOut(frozenset(own | changed), frozenset(never))
 
     def edits_about(self, requests: Iterable[EditRequest]) -> tuple[Edit, ...]:
         """Every edit so far about the subjects of ``requests``, whatever is undone."""
         subjects = {request.subject_key for request in requests}
         return tuple(sorted(edit for subject in subjects for edit in self._by_subject.get(subject, ())))
 
-    def undone_after(self, kind: Literal["undo", "redo"], edits: Iterable[Edit]) -> Mapping[int, frozenset[str]]:
-        """Ids of what would be undone, by batch, after undoing or redoing ``edits``.
+    def state_after(self, kind: Literal["undo", "redo"], edits: Iterable[Edit], *, as_if_never: bool = False) -> State:
+        """What would be undone after undoing or redoing ``edits``.
+
+        Args:
+            as_if_never: whether they are undone as if they had never been solved.
 
         Raises:
             ValueError: there is no such edit, or it is so already.
         """
         changed: dict[int, frozenset[str]] = {}
+        edits = tuple(edits)
         for batch, name in edits:
             entry = self._by_index.get(batch)
             if entry is None or not entry.applied or name not in entry.new_ids:
@@ -241,28 +237,35 @@ class Ledger:
                     f"the edit '{name}' of batch {batch} is {'' if name in undone else 'not '}undone already"
                 )
             changed[batch] = undone ^ {name}
-        return {**self._undone, **changed}
+        never = self._state.never | set(edits) if as_if_never else self._state.never - set(edits)
+        return State({**self._state.undone, **changed}, never)
 
     def revisions(self, batch: int) -> list[LedgerEntry]:
         """The solutions of a batch without some edits, whether they are in use or not."""
         return list(self._revisions.get(batch, {}).values())
 
-    def is_solved(self, batch: int, out: frozenset[Edit]) -> bool:
+    def is_solved(self, batch: int, out: LeftOut) -> bool:
         """Whether a batch has a solution without the edits ``out``."""
         return not out or self._is_empty(batch, out) or out in self._revisions.get(batch, {})
 
-    def unsolved(self, undone: Mapping[int, frozenset[str]]) -> list[int]:
+    def unsolved(self, state: State) -> list[int]:
         """The batches that have no solution yet for what would be undone, oldest first.
 
         Args:
-            undone: ids by batch, as :meth:`undone_after` gives them.
+            state: as :meth:`state_after` gives it.
         """
         batches = [entry.batch for entry in self.entries]
-        return [batch for batch in batches if not self.is_solved(batch, self.left_out(batch, undone))]
+        return [batch for batch in batches if not self.is_solved(batch, self.left_out(batch, state))]
 
-    def _is_empty(self, batch: int, out: frozenset[Edit]) -> bool:
+    def needed_for(self, batch: int, out: LeftOut) -> list[tuple[int, LeftOut]]:
+        """What must be solved of earlier batches before :meth:`history_before` can be told, oldest first."""
+        state = self._state_before[batch].without(out, before=batch)
+        needed = ((entry.batch, self.left_out(entry.batch, state)) for entry in self.entries if entry.batch < batch)
+        return [(earlier, without) for earlier, without in needed if not self.is_solved(earlier, without)]
+
+    def _is_empty(self, batch: int, out: LeftOut) -> bool:
         """Whether nothing is left of a batch without the edits ``out``."""
-        return out >= {(batch, name) for name in self._by_index[batch].new_ids}
+        return out.own(batch) >= set(self._by_index[batch].new_ids)
 
     def append(self, entry: LedgerEntry) -> None:
         """Add a batch. With a directory, it is made durable first.
@@ -277,25 +280,27 @@ class Ledger:
         self._write(lambda file: batch_line(entry, file, held), f"batch-{entry.batch:05d}.safetensors", tensors)
         self._add(entry)
 
-    def revise(self, batch: int, out: frozenset[Edit], written: Written, anew: EditBatch | None = None) -> None:
+    def revise(self, batch: int, out: LeftOut, written: Written, anew: EditBatch | None = None) -> None:
         """Keep the solution of a batch without some edits. Nothing changes before :meth:`mark`.
 
         Args:
-            anew: what was solved, if the values of its requests were found anew; left out, the remaining requests of
-                the batch, with the values that it has.
+            anew: what was solved, if the values of its requests were found anew or replayed requests were left out;
+                otherwise it is the remaining requests of the batch, with the values that it has.
 
         Raises:
             StorageError, RunError: as :meth:`append`.
         """
         entry = self._by_index[batch]
-        own = {name for index, name in out if index == batch}
-        revised = entry_without(entry, own, written) if anew is None else entry_composed_anew(entry, anew, written)
+        revised = (
+            entry_without(entry, out.own(batch), written) if anew is None else entry_composed_anew(entry, anew, written)
+        )
         number = 1 + len(self._revisions.get(batch, {}))
 
         def line(file: TensorFile | None) -> Line:
             return RevisionLine(
                 batch=batch,
-                without=tuple(sorted(out)),
+                without=tuple(sorted(out.edits)),
+                never=tuple(sorted(out.never)),
                 requests=() if anew is None else revised.requests,
                 weights=() if anew is None else revised.weights,
                 file=file,
@@ -306,17 +311,27 @@ class Ledger:
         self._write(line, f"batch-{batch:05d}-{number}.safetensors", tensors)
         self._add_revision(batch, out, revised)
 
-    def mark(self, kind: Literal["undo", "redo"], edits: Sequence[Edit], signature: Signature | None = None) -> None:
+    def mark(
+        self,
+        kind: Literal["undo", "redo"],
+        edits: Sequence[Edit],
+        signature: Signature | None = None,
+        *,
+        as_if_never: bool = False,
+    ) -> None:
         """Note, in one line, that edits are undone or back, and who made them so.
+
+        Args:
+            as_if_never: whether they are undone as if they had never been solved.
 
         Raises:
             StorageError, RunError: as :meth:`append`.
             ValueError: there is no such edit, it is so already, or a batch was not solved for it.
         """
-        undone = self._marked(kind, edits)
-        line = UndoLine(kind=kind, edits=tuple(edits), signature=signature)
+        state = self._marked(kind, edits, as_if_never=as_if_never)
+        line = UndoLine(kind=kind, edits=tuple(edits), as_if_never=as_if_never, signature=signature)
         self._write(lambda _file: line)
-        self._undone = undone
+        self._state = state
         self.events.append(line)
 
     # What the lines say
@@ -384,7 +399,7 @@ class Ledger:
         self.batches.append(entry)
         self.events.append(entry)
         self._by_index[entry.batch] = entry
-        self._undone_before[entry.batch] = self._undone
+        self._state_before[entry.batch] = self._state
         for request in entry.new_requests if entry.applied else ():
             if request.subject:
                 self._by_subject.setdefault(request.subject_key, []).append((entry.batch, request.id))
@@ -406,32 +421,33 @@ class Ledger:
         )
         return entry_composed_anew(entry, anew, stored.written(line.attachment))
 
-    def _add_revision(self, batch: int, out: frozenset[Edit], revised: LedgerEntry) -> None:
+    def _add_revision(self, batch: int, out: LeftOut, revised: LedgerEntry) -> None:
         entry = self._by_index.get(batch)
         possible = set() if entry is None else {*entry.builds_on, *((batch, name) for name in entry.new_ids)}
-        if entry is None or not entry.applied or not out <= possible or not revised.num_new:
-            raise ValueError(f"batch {batch} cannot be without {', '.join(sorted(name for _, name in out))}")
+        late = any(index > batch for index, _ in out.never)
+        if entry is None or not entry.applied or not out.edits <= possible or late or not revised.num_new:
+            named = ", ".join(sorted(name for _, name in out.edits | out.never))
+            raise ValueError(f"batch {batch} cannot be without {named}")
         self._revisions.setdefault(batch, {})[out] = revised
 
-    def _marked(self, kind: Literal["undo", "redo"], edits: Sequence[Edit]) -> Mapping[int, frozenset[str]]:
-        """What is undone, by batch, behind a line that says so.
+    def _marked(self, kind: Literal["undo", "redo"], edits: Sequence[Edit], *, as_if_never: bool) -> State:
+        """What is undone behind a line that says so.
 
         Raises:
             ValueError: there is no such edit, it is so already, or a batch was not solved for it.
         """
-        undone = self.undone_after(kind, edits)
-        for entry in self.entries:
-            out = self.left_out(entry.batch, undone)
-            if not self.is_solved(entry.batch, out):
-                names = ", ".join(sorted(name for _, name in out))
-                raise ValueError(f"batch {entry.batch} was not solved without {names}")
-        return undone
+        state = self.state_after(kind, edits, as_if_never=as_if_never)
+        for batch in self.unsolved(state):
+            out = self.left_out(batch, state)
+            names = ", ".join(sorted(name for _, name in out.edits | out.never))
+            raise ValueError(f"batch {batch} was not solved without {names}")
+        return state
 
-    def _views(self, entries: Iterable[LedgerEntry], undone: Mapping[int, frozenset[str]]) -> tuple[LedgerEntry, ...]:
-        """The entries without the edits in ``undone``. An entry that has no edit left is left out."""
+    def _views(self, entries: Iterable[LedgerEntry], state: State) -> tuple[LedgerEntry, ...]:
+        """The entries without the edits that are undone. An entry that has no edit left is left out."""
         views: list[LedgerEntry] = []
         for entry in entries:
-            out = self.left_out(entry.batch, undone)
+            out = self.left_out(entry.batch, state)
             if not out:
                 views.append(entry)
             elif not self._is_empty(entry.batch, out):

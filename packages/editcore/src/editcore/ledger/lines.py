@@ -112,12 +112,15 @@ class RevisionLine(_Model):
 
     kind: Literal["revision"] = "revision"
     batch: BatchIndex
-    without: Annotated[tuple[tuple[BatchIndex, str], ...], Field(min_length=1)]
+    without: tuple[tuple[BatchIndex, str], ...] = ()
     """Batch and id of each edit that is otherwise than when the batch came: its own that are left out, and earlier ones
     that it builds on and that were undone or redone since."""
+    never: tuple[tuple[BatchIndex, str], ...] = ()
+    """Batch and id of each edit, of this batch or of an earlier one, that is left out as if it had never been
+    solved."""
     requests: tuple[EditRequest, ...] = ()
-    """The requests that were solved, if their values were found anew; they are then in ``file``. Left out, they are the
-    remaining ones of the batch, with the values that it has."""
+    """The requests that were solved, if their values were found anew or replayed ones were left out; their values are
+    then in ``file``. Left out, they are the remaining ones of the batch, with the values that it has."""
     weights: tuple[float, ...] = ()
     """One per request of ``requests``."""
     file: TensorFile | None
@@ -130,6 +133,8 @@ class UndoLine(_Model):
     kind: Literal["undo", "redo"]
     edits: Annotated[tuple[tuple[BatchIndex, str], ...], Field(min_length=1)]
     """Batch and id of each edit."""
+    as_if_never: bool = False
+    """Whether they are undone as if they had never been solved."""
     signature: Signature | None = None
     """Who changed it."""
 

@@ -14,12 +14,13 @@ from editcore.interfaces.changes import Written
 from editcore.interfaces.errors import RunError
 from editcore.interfaces.history import LedgerEntry, Signature
 from editcore.interfaces.values import EditBatch, EditRequest
-from editcore.ledger.ledger import Edit, Ledger
+from editcore.ledger.ledger import Ledger
+from editcore.ledger.states import Edit, LeftOut
 
 __all__ = ["Solver", "change", "changing", "edits_named", "named", "requests_of"]
 
-Solver = Callable[[LedgerEntry, frozenset[Edit]], tuple[Written, EditBatch | None]]
-"""``(batch, edits to leave out)`` -> what the batch writes without them, and what was solved for it
+Solver = Callable[[LedgerEntry, LeftOut], tuple[Written, EditBatch | None]]
+"""``(batch, what to leave out)`` -> what the batch writes without them, and what was solved for it
 (:meth:`Ledger.revise`)."""
 
 
@@ -70,14 +71,16 @@ def change(
     *,
     solve: Solver,
     signature: Signature | None = None,
+    as_if_never: bool = False,
 ) -> tuple[EditRequest, ...]:
     """Undo or redo edits in the ledger. The change is durable, and the model is not touched.
 
     Args:
         edits: as :func:`named` finds them.
-        solve: called for each batch that keeps some of its edits, or builds on one of those meant, unless the ledger
-            has that solution already.
+        solve: called for each batch that keeps some of its edits, builds on one of those meant, or comes after one that
+            is undone as if it had never been solved, unless the ledger has that solution already.
         signature: who changes them, and why.
+        as_if_never: whether later batches become what they would have been if the edits had never been solved.
 
     Returns:
         The requests of ``edits``.
@@ -85,12 +88,20 @@ def change(
     Raises:
         NumericalError, StorageError: nothing was changed.
     """
-    undone = ledger.undone_after(kind, edits)
-    for batch in ledger.unsolved(undone):  # a batch that builds on another one is solved behind it
-        entry, out = ledger.batch(batch), ledger.left_out(batch, undone)
-        ledger.revise(batch, out, *solve(entry, out))
-    ledger.mark(kind, edits, signature)
+    state = ledger.state_after(kind, edits, as_if_never=as_if_never)
+    for batch in ledger.unsolved(state):  # a batch that builds on another one is solved behind it
+        _solve(ledger, batch, ledger.left_out(batch, state), solve)
+    ledger.mark(kind, edits, signature, as_if_never=as_if_never)
     return requests_of(ledger, edits)
+
+
+def _solve(ledger: Ledger, batch: int, out: LeftOut, solve: Solver) -> None:
+    """Solve a batch without some edits; before it, what it needs of the batches before it."""
+    if ledger.is_solved(batch, out):
+        return
+    for earlier, without in ledger.needed_for(batch, out):
+        _solve(ledger, earlier, without, solve)
+    ledger.revise(batch, out, *solve(ledger.batch(batch), out))
 
 
 def requests_of(ledger: Ledger, edits: Iterable[Edit]) -> tuple[EditRequest, ...]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
+from torch import Tensor
 
 from editcore.interfaces.changes import FactoredDelta, Written
 from editcore.interfaces.documented import documented
@@ -28,7 +29,13 @@ from editcore.locate_then_edit.batch_targets import BatchTargets, ResidualKind
 from editcore.locate_then_edit.hparams import LocateThenEditHParams
 from editcore.locate_then_edit.key_memory import FactKey, KeyMemory
 from editcore.locate_then_edit.preparation import Prepared, first_token_metric, prepare
-from editcore.locate_then_edit.problem import FactsAtLayer, LayerProblem, held_keys_at, moment_weight
+from editcore.locate_then_edit.problem import (
+    FactsAtLayer,
+    LayerProblem,
+    held_keys_at,
+    moment_weight,
+    moment_weight_name,
+)
 from editcore.locate_then_edit.shared_keys import facts_by_key, requests_by_value, rows_with_a_subject_in_common
 from editcore.locate_then_edit.solved import SolvedGroup, SolvedLayer, joined_evidence, joined_targets
 from editcore.models.tokens import lookup_row
@@ -355,9 +362,44 @@ class LocateThenEdit:
         depths = [max(map(model.layout.layer_of, entry.known[name].keys)) for name in ids]
         if any(depth < max(depths) for row, depth in enumerate(depths) if row not in wanted):
             return None
+        return self._solve_stored(model, entry, rows, {}, context)
+
+    def solve_at_stored_keys(
+        self,
+        model: LanguageModel,
+        entry: LedgerEntry,
+        rows: Sequence[int],
+        missing: Mapping[str, Tensor],
+        context: EditContext,
+    ) -> Written | None:
+        """See :class:`editcore.SolvesAtStoredKeys`. The left factor in the ledger is R = V − W K, scaled as the batch
+        was; on weights without M it is R + M K. The prior keeps the weight that it had.
+
+        Returns:
+            ``None`` if the solve is not of the form that :meth:`resolve` needs.
+        """
+        if not self.right_from_keys or self.residual_key == "prompt":
+            return None
+        return self._solve_stored(model, entry, rows, missing, context, same_prior=True)
+
+    def _solve_stored(
+        self,
+        model: LanguageModel,
+        entry: LedgerEntry,
+        rows: Sequence[int],
+        missing: Mapping[str, Tensor],
+        context: EditContext,
+        *,
+        same_prior: bool = False,
+    ) -> Written | None:
+        """
+        Args:
+            same_prior: whether the prior keeps the weight that it had; otherwise it is found from the remaining keys.
+        """
+        ids, wanted = [request.id for request in entry.requests], set(rows)
         changes: dict[str, FactoredDelta] = {}
         for weight, change in entry.changes.items():
-            members = [row for row, name in enumerate(ids) if weight in entry.known[name].keys]
+            members = [row for row, name in enumerate(ids) if name in entry.known and weight in entry.known[name].keys]
             if not isinstance(change, FactoredDelta) or change.rank != len(members):
                 return None
             columns = [column for column, row in enumerate(members) if row in wanted]
@@ -365,13 +407,20 @@ class LocateThenEdit:
                 continue
             layer = model.layout.layer_of(weight)
             place, chosen = model.place(layer), [members[column] for column in columns]
+            keys = torch.stack([entry.known[ids[row]].keys[weight] for row in chosen]).to(place)
+            left = change.left[:, columns].to(place)
+            if weight in missing:
+                left = left.double() + entry.scale * (missing[weight].to(place) @ keys.double().T)
             facts = FactsAtLayer(
-                keys=torch.stack([entry.known[ids[row]].keys[weight] for row in chosen]).to(place),
-                residuals=change.left.T[columns].to(place),
+                keys=keys,
+                residuals=left.T,
                 weights=torch.tensor([entry.weights[row] for row in chosen], dtype=torch.float64, device=place),
+                rewritten=[entry.requests[row].fact_key for row in rows],
             )
-            right = self.solve(self._problem(model, layer, facts, entry.held, context)).delta.right
-            changes[weight] = FactoredDelta(change.left[:, columns].to(right), right)
+            recorded = entry.diagnostics.get(moment_weight_name(layer)) if same_prior else None
+            problem = self._problem(model, layer, facts, entry.held, context, prior_weight=recorded)
+            right = self.solve(problem).delta.right
+            changes[weight] = FactoredDelta(left.to(right), right)
         return Written(changes=changes)
 
     def _problem(
@@ -381,9 +430,13 @@ class LocateThenEdit:
         facts: FactsAtLayer,
         held: Sequence[HeldKey],
         context: EditContext,
+        *,
+        prior_weight: float | None = None,
     ) -> LayerProblem:
         base, name = self.prior(model, layer, context), model.layout.weight_name(layer)
-        memory, weight = self._memory, None if self._memory is None else self._memory.moment_weight(layer)
+        memory, weight = self._memory, prior_weight
+        if weight is None and memory is not None:
+            weight = memory.moment_weight(layer)
         if weight is None:
             weight = moment_weight(self.prior_weight, facts.keys, base, self.ridge, self.hparams.mom2_auto_fraction)
 

@@ -15,7 +15,7 @@ from editcore.interfaces.values import HeldKey
 from editcore.locate_then_edit.key_memory import FactKey
 from editcore.second_moments.linalg import Metric
 
-__all__ = ["FactsAtLayer", "LayerProblem", "held_keys_at", "moment_weight"]
+__all__ = ["FactsAtLayer", "LayerProblem", "held_keys_at", "moment_weight", "moment_weight_name"]
 
 
 @documented
@@ -79,6 +79,11 @@ def held_keys_at(held: Sequence[HeldKey], name: str, width: int) -> tuple[Tensor
     if not here:
         return torch.empty(0, width, dtype=torch.float64), weights
     return torch.stack([fact.keys[name].double() for fact in here]), weights
+
+
+def moment_weight_name(layer: int) -> str:
+    """The name of w of a layer among the diagnostics of a batch."""
+    return f"layer_{layer}_moment_weight"
 
 
 def moment_weight(weight: float | Literal["auto"], keys: Tensor, prior: Metric, ridge: float, fraction: float) -> float:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
+import torch
+from torch import Tensor
+
 from editcore.interfaces.changes import Written
+from editcore.interfaces.errors import RunError
 from editcore.interfaces.events import BatchAddition, BeforeApply
 from editcore.interfaces.history import LedgerEntry
-from editcore.interfaces.protocols import EditContext, Editor, Remembers, Resolves
+from editcore.interfaces.protocols import EditContext, Editor, Remembers, Resolves, SolvesAtStoredKeys
 from editcore.interfaces.specs import EditorSpec
 from editcore.interfaces.values import EditBatch, Proposal, RejectedRequest, Verdict
 from editcore.ledger.entries import entry_without
-from editcore.ledger.ledger import Edit, Ledger
+from editcore.ledger.ledger import Ledger
+from editcore.ledger.states import LeftOut
 from editcore.models.edited import EditedModel
+from editcore.models.writing import in_float64
 from editcore.plugins.extensions import Lifecycle
 from editcore.runs.batches import (
     Judged,
@@ -39,6 +45,7 @@ class Proposer:
         self._editor, self._spec = editor, spec
         self._edited, self._context = edited, context
         self._facts = FactsBySubject()
+        self._missing = _Difference()
 
     def propose(self, batch: EditBatch) -> Proposal:
         """What the editor proposes for a batch.
@@ -104,14 +111,12 @@ class Proposer:
             seconds={name: proposal.seconds.get(name, 0.0) + second.seconds.get(name, 0.0) for name in stages},
         )
 
-    def solve_without(
-        self, entry: LedgerEntry, out: frozenset[Edit], ledger: Ledger
-    ) -> tuple[Written, EditBatch | None]:
+    def solve_without(self, entry: LedgerEntry, out: LeftOut, ledger: Ledger) -> tuple[Written, EditBatch | None]:
         """What a batch writes without some edits; the model is as before when this returns.
 
         Args:
-            out: new requests of the batch to leave out, and earlier edits that it builds on whose state is another
-                one than when it came.
+            out: new requests of the batch to leave out, earlier edits that it builds on whose state is another one than
+                when it came, and edits that are to be as if they had never been solved.
 
         Returns:
             What is written, and the batch that was solved for it; ``None`` for the remaining requests with the values
@@ -119,13 +124,18 @@ class Proposer:
 
         Raises:
             NumericalError: the rest cannot be solved.
+            RunError: an edit is to be as if it had never been, and the editor cannot do that.
         """
-        own = {name for index, name in out if index == entry.batch}
+        own = out.own(entry.batch)
         if subjects := self._subjects_to_solve_again(entry, out, own, ledger):
             rest = self._composed_anew(entry, own, subjects, out, ledger)
             batch, written = self._propose_again(entry, rest, out, ledger)
             check_written(self._edited.model, written, self._spec, self._edited.spec)
             return on_cpu(written), batch
+        if out.never:
+            written, remaining = self._solve_as_if_never(entry, out, ledger)
+            check_written(self._edited.model, written, self._spec, self._edited.spec)
+            return on_cpu(written), remaining
         solved = None
         if isinstance(self._editor, Resolves):
             solved = self._editor.resolve(self._edited.model, entry, entry.kept_rows(own), self._context)
@@ -136,7 +146,7 @@ class Proposer:
         return on_cpu(solved), None
 
     def _subjects_to_solve_again(
-        self, entry: LedgerEntry, out: frozenset[Edit], own: Collection[str], ledger: Ledger
+        self, entry: LedgerEntry, out: LeftOut, own: Collection[str], ledger: Ledger
     ) -> set[str]:
         """Subjects of a batch whose facts need another value: those that they share with an edit in ``out``."""
         if not self._spec.capabilities.rewrites_subject:
@@ -144,7 +154,7 @@ class Proposer:
         removed = [request for request in entry.requests if request.id in own]
         removed += [
             request
-            for index, name in out
+            for index, name in out.edits
             if index != entry.batch
             for request in ledger.batch(index).new_requests
             if request.id == name
@@ -153,7 +163,7 @@ class Proposer:
         return subjects & {request.subject_key for request in entry.requests if request.id not in own}
 
     def _composed_anew(
-        self, entry: LedgerEntry, own: Collection[str], subjects: Collection[str], out: frozenset[Edit], ledger: Ledger
+        self, entry: LedgerEntry, own: Collection[str], subjects: Collection[str], out: LeftOut, ledger: Ledger
     ) -> EditBatch:
         """The batch as it would have come: with the facts about ``subjects`` that it would have been given, and without
         the values that were found together with others."""
@@ -166,7 +176,7 @@ class Proposer:
         return with_additions(batch, [earlier.addition(new)])
 
     def _propose_again(
-        self, entry: LedgerEntry, batch: EditBatch, out: frozenset[Edit], ledger: Ledger
+        self, entry: LedgerEntry, batch: EditBatch, out: LeftOut, ledger: Ledger
     ) -> tuple[EditBatch, Written]:
         """Propose a batch on the model as it was when the batch came, but for the earlier edits in ``out``. Whatever
         else was undone since makes no difference, so the order of undoing does not matter."""
@@ -180,6 +190,29 @@ class Proposer:
             self.recall(ledger.history())
         known = {name: replace(target, figures={}) for name, target in proposal.known.items()}
         return replace(batch, known=known), scaled(proposal.written, entry.scale)
+
+    def _solve_as_if_never(self, entry: LedgerEntry, out: LeftOut, ledger: Ledger) -> tuple[Written, EditBatch | None]:
+        """A batch solved for the keys and values that the ledger has, on the weights that it would have met if some
+        earlier edits had never been. Replayed requests and held keys of these edits are left out, too."""
+        if not isinstance(self._editor, SolvesAtStoredKeys):
+            raise RunError(_no_never(self._spec.name))
+        gone = {name for index, name in out.never if index < entry.batch}
+        replayed = {request.id for request in entry.requests[entry.num_new :]} & gone
+        left = {*out.own(entry.batch), *replayed}
+        rows = [row for row, request in enumerate(entry.requests) if request.id not in left]
+        held = tuple(key for key in entry.held if (key.batch, key.request_id) not in out.never)
+        before = ledger.history_before(entry.batch, LeftOut(never=out.never))
+        missing = self._missing.between(ledger.history_before(entry.batch), before, entry.changes)
+        try:
+            self.recall(before)
+            solved = self._editor.solve_at_stored_keys(
+                self._edited.model, replace(entry, held=held), rows, missing, self._context
+            )
+        finally:
+            self.recall(ledger.history())
+        if solved is None:
+            raise RunError(_no_never(self._spec.name))
+        return solved, entry.as_batch().without(left) if replayed else None
 
     def facts_of_its_subjects(self, batch: EditBatch) -> BatchAddition:
         """The active facts about the subjects of a batch, if the editor would otherwise overwrite them."""
@@ -198,3 +231,44 @@ class Proposer:
         self._facts.absorb(entry)
         if isinstance(self._editor, Remembers):
             self._editor.absorb(entry)
+
+
+class _Difference:
+    """How the weights of two histories differ. Batches that were compared already are not read again."""
+
+    def __init__(self) -> None:
+        self._compared: list[tuple[LedgerEntry | None, LedgerEntry | None]] = []
+        self._sums: dict[str, Tensor] = {}
+
+    def between(
+        self, first: Sequence[LedgerEntry], second: Sequence[LedgerEntry], addresses: Collection[str]
+    ) -> Mapping[str, Tensor]:
+        """By address, what the changes of ``first`` have more than those of ``second``, ``[d_out, d_in]`` float64."""
+        by_batch = [{entry.batch: entry for entry in history} for history in (first, second)]
+        batches = sorted({*by_batch[0], *by_batch[1]})
+        pairs = [(by_batch[0].get(batch), by_batch[1].get(batch)) for batch in batches]
+        known = self._compared
+        same = len(known) <= len(pairs) and all(
+            ours[0] is theirs[0] and ours[1] is theirs[1] for ours, theirs in zip(known, pairs, strict=False)
+        )
+        if not same:
+            known, self._sums = [], {}
+        for pair in pairs[len(known) :]:
+            if pair[0] is not pair[1]:
+                self._add(pair[0], 1.0)
+                self._add(pair[1], -1.0)
+        self._compared = pairs
+        return {address: self._sums[address] for address in addresses if address in self._sums}
+
+    def _add(self, entry: LedgerEntry | None, sign: float) -> None:
+        for address, change in ({} if entry is None else entry.changes).items():
+            if address not in self._sums:
+                self._sums[address] = torch.zeros(change.shape, dtype=torch.float64)
+            self._sums[address] += sign * in_float64(change, self._sums[address])
+
+
+def _no_never(editor: str) -> str:
+    return (
+        f"What '{editor}' wrote cannot be solved again without an earlier edit: the ledger does not have the keys and "
+        "values of its batches. Undo it without --as-if-never, which leaves later batches as they were solved."
+    )

@@ -38,8 +38,9 @@ from editcore.interfaces.values import (
     KnownTarget,
     Proposal,
 )
-from editcore.ledger.ledger import Edit, Ledger
+from editcore.ledger.ledger import Ledger
 from editcore.ledger.lines import HeaderLine
+from editcore.ledger.states import Edit, LeftOut
 from editcore.ledger.undo import change, named
 from editcore.models import LanguageModel
 from editcore.models.edited import EditedModel
@@ -316,12 +317,20 @@ class EditSession:
         return proposal, entry
 
     def undo(
-        self, *edits: str, batches: Sequence[int] = (), signature: Signature | None = None
+        self,
+        *edits: str,
+        batches: Sequence[int] = (),
+        signature: Signature | None = None,
+        as_if_never: bool = False,
     ) -> tuple[EditRequest, ...]:
-        """Take edits out by id or by batch, in any order. The model is then as if they had never been made.
+        """Take edits out by id or by batch, in any order.
 
         A batch that keeps some of its edits is solved again without the others, from its tensors in the ledger. For an
         editor of one layer this is what the batch would have been without them. Later batches stay as they were solved.
+
+        Args:
+            as_if_never: whether later batches are solved again, too, for the keys and values that they have. The
+                weights are then those of a sequence in which these edits were never solved.
 
         Returns:
             The requests that this call took out.
@@ -330,7 +339,8 @@ class EditSession:
             RunError: there is no such edit or batch, or all are undone already.
             StorageError: the ledger cannot be written; nothing was changed.
         """
-        return self.change("undo", named(self.ledger, "undo", edits, batches), signature)
+        meant = named(self.ledger, "undo", edits, batches)
+        return self.change("undo", meant, signature, as_if_never=as_if_never)
 
     def redo(
         self, *edits: str, batches: Sequence[int] = (), signature: Signature | None = None
@@ -339,12 +349,19 @@ class EditSession:
         return self.change("redo", named(self.ledger, "redo", edits, batches), signature)
 
     def change(
-        self, kind: Literal["undo", "redo"], edits: Sequence[Edit], signature: Signature | None = None
+        self,
+        kind: Literal["undo", "redo"],
+        edits: Sequence[Edit],
+        signature: Signature | None = None,
+        *,
+        as_if_never: bool = False,
     ) -> tuple[EditRequest, ...]:
         """Undo or redo edits by batch and id, as :func:`editcore.ledger.undo.named` finds them."""
         with uninterrupted():
             before = {entry.batch: self.ledger.undone(entry.batch) for entry in self.ledger.entries}
-            changed = change(self.ledger, kind, edits, solve=self.solve_without, signature=signature)
+            changed = change(
+                self.ledger, kind, edits, solve=self.solve_without, signature=signature, as_if_never=as_if_never
+            )
             history = self.ledger.history()
             try:
                 self.edited.rebuild([entry.written for entry in history])
@@ -364,7 +381,7 @@ class EditSession:
             )
         return changed
 
-    def solve_without(self, entry: LedgerEntry, out: frozenset[Edit]) -> tuple[Written, EditBatch | None]:
+    def solve_without(self, entry: LedgerEntry, out: LeftOut) -> tuple[Written, EditBatch | None]:
         """What a batch writes without some edits, and what was solved for it; the model is as before when this
         returns.
 

@@ -16,7 +16,8 @@ from editcore.interfaces.errors import RunError
 from editcore.interfaces.history import Signature
 from editcore.interfaces.progress import Progress, silent
 from editcore.interfaces.values import EditRequest, FactRecord
-from editcore.ledger.ledger import Edit, Ledger
+from editcore.ledger.ledger import Ledger
+from editcore.ledger.states import Edit, LeftOut
 from editcore.ledger.undo import change
 from editcore.plugins.registry import Plugins
 from editcore.runs.added import keep_added
@@ -163,12 +164,19 @@ class Workspace:
         return results
 
     def change(
-        self, kind: Literal["undo", "redo"], edits: Collection[Edit], *, note: str = "", author: str | None = None
+        self,
+        kind: Literal["undo", "redo"],
+        edits: Collection[Edit],
+        signature: Signature | None = None,
+        *,
+        as_if_never: bool = False,
     ) -> tuple[EditRequest, ...]:
         """Undo or redo edits. The model is loaded only if a batch must be solved again.
 
         Args:
-            edits: as :func:`editcore.ledger.undo.named` and :func:`editcore.ledger.finding.found` give them.
+            edits: as :mod:`editcore.ledger.undo` and :mod:`editcore.ledger.finding` find them.
+            signature: who changes them, and why; see :func:`signed`.
+            as_if_never: as in :meth:`EditSession.undo`.
 
         Returns:
             The requests whose state was changed.
@@ -176,18 +184,18 @@ class Workspace:
         Raises:
             NumericalError, StorageError: nothing was changed.
         """
-        signature = signed(note, author)
+        signature = signature or signed("")
         if self._session is not None:
-            changed = self._session.change(kind, tuple(edits), signature)
-        else:
-            changed = change(self._ledger, kind, tuple(edits), solve=self._solve, signature=signature)
-            if self._session is not None:  # it was opened for a solve, and its model has the edits of before
-                self._session.close()
-                self._session = None
-                self._ledger = Ledger.read(self.directory)
+            return self._session.change(kind, tuple(edits), signature, as_if_never=as_if_never)
+        changed = change(
+            self._ledger, kind, tuple(edits), solve=self._solve, signature=signature, as_if_never=as_if_never
+        )
+        if self._session is not None:  # it was opened for a solve, and its model has the edits of before
+            self._session.close()
+            self._session, self._ledger = None, Ledger.read(self.directory)
         return changed
 
-    def _solve(self, entry: LedgerEntry, out: frozenset[Edit]) -> tuple[Written, EditBatch | None]:
+    def _solve(self, entry: LedgerEntry, out: LeftOut) -> tuple[Written, EditBatch | None]:
         return self.session.solve_without(entry, out)
 
     def check(self, options: CheckOptions | None = None) -> CheckRecord:
