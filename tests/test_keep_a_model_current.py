@@ -48,8 +48,9 @@ def test_every_command_of_the_page_works(
     [log] = [out for line, out in said.items() if line == "$ editctl log RUN"]
     assert log.count("wrote batch") == 5
     assert "asked by support" in log
-    assert [type(event).__name__ for event in ledger.events[-2:]] == ["UndoLine", "UndoLine"]
-    assert ledger.events[-2].signature.note == "was about somebody else"
+    assert [type(event).__name__ for event in ledger.events[-4:]] == ["UndoLine"] * 4
+    assert ledger.events[-4].signature.note == "was about somebody else"
+    assert [event.as_if_never for event in ledger.events[-4:]] == [False, False, True, False]
 
 
 @pytest.fixture

@@ -90,6 +90,7 @@ PUBLIC = [
     "Sampling",
     "SessionConfig",
     "Signature",
+    "SolvesAtStoredKeys",
     "StatisticsError",
     "StorageError",
     "SubjectNotFoundError",
