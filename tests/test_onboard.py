@@ -65,11 +65,12 @@ def test_onboarding_ends_in_presets_that_a_run_takes(
     assert {path.name for path in (tmp_path / "onboard").rglob("*") if path.is_file()} == {"trials.csv", "layers.png"}
     rows = list(csv.DictReader((tmp_path / "onboard" / "trials.csv").open()))
     assert [row["settings"].split(", context")[0] for row in rows[:2]] == ["layers=[0]", "layers=[1]"]
-    assert {row["editor"] for row in rows} == {"emmet", "memit", "rome"}
+    editors = ["alphaedit", "emmet", "memit", "memit-seq", "rome"]
+    assert sorted({row["editor"] for row in rows}) == editors
     presets = sorted((tmp_path / "cache" / "presets").rglob("*.toml"))
     assert [path.relative_to(tmp_path / "cache" / "presets").as_posix() for path in presets] == [
-        "emmet/tiny-qwen3.toml", "memit/tiny-qwen3.toml", "rome/tiny-qwen3.toml",
-    ]  # fmt: skip
+        f"{editor}/tiny-qwen3.toml" for editor in editors
+    ]
     assert "tiny-qwen3 (yours)" in editctl("editors").out
 
     [line] = [line for line in done.out.splitlines() if line.startswith("Next: editctl run ")]

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from editcore import EditRequest, EditSession, KnownTarget, LanguageModel, OverlaysWeights, SessionConfig
+from editcore import EditRequest, EditSession, HParamsError, KnownTarget, LanguageModel, OverlaysWeights, SessionConfig
 from editcore.locate_then_edit import Targets, batch_targets
 from editcore.locate_then_edit.key_memory import KeyMemory
+from editcore.models import project
 from editcore.models.capture import capture
 from editcore.models.tokens import lookup_row
 from editcore.second_moments import Metric
@@ -87,10 +88,12 @@ def same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
     return all(torch.equal(first[name], second[name]) for name in first)
 
 
-def edited(world: World, editor: str, facts: Any = FACTS, **options: Any) -> dict[str, Tensor]:
-    """The weights after facts in batches of three."""
+def edited(
+    world: World, editor: str, facts: Sequence[EditRequest] = FACTS, *, known_of: str = "", **options: Any
+) -> dict[str, Tensor]:
+    """The weights after facts in batches of three, with the values that the editor ``known_of`` found for them."""
     session = world.open(editor, **options)
-    session.edit(facts, batch_size=BATCH, known=world.known(editor))
+    session.edit(facts, batch_size=BATCH, known=world.known(known_of or editor))
     found = bits(session.model)
     session.close()
     return found
@@ -100,6 +103,16 @@ def edited(world: World, editor: str, facts: Any = FACTS, **options: Any) -> dic
 def test_a_memory_changes_later_batches_and_not_the_first(world: World, editor: str) -> None:
     assert same(edited(world, editor, FACTS[:3]), edited(world, editor, FACTS[:3], memory="none"))
     assert not same(edited(world, editor), edited(world, editor, memory="none"))
+
+
+def test_a_remembered_fact_counts_as_a_fact_of_the_batch_does(world: World) -> None:
+    """At λ the facts of a batch have weight 1/λ beside the price: EMMET at λ and w is MEMIT_seq with λ·w."""
+    first = edited(world, "memit-seq", known_of="emmet", layers=[1], mom2_update_weight=3.0)
+    second = edited(world, "emmet", emmet_lambda=0.5, mom2_update_weight=6.0)
+    forgetful = edited(world, "emmet", emmet_lambda=0.5, mom2_update_weight=6.0, memory="none")
+    name = "model.layers.1.mlp.down_proj.weight"
+    torch.testing.assert_close(second[name], first[name], rtol=1e-5, atol=1e-6)
+    assert (forgetful[name] - first[name]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("editor", EDITORS)
@@ -242,7 +255,22 @@ def test_blue_writes_the_first_and_the_last_layer_in_full(
     session.close()
 
 
+@pytest.mark.parametrize("family", ["olmo2", "gemma3_text"])
+def test_blue_holds_where_a_norm_follows_the_projection(world: World, family: str) -> None:
+    """Such a model takes no residual that is spread, but a value at each of two layers."""
+    model = tiny_model(family, num_layers=4)
+    with pytest.raises(HParamsError, match="--set layer_rule=blue"):
+        world.open("emmet", layers=[0, 2], model=model)
+    session = world.open("emmet", layers=[0, 2], layer_rule="blue", model=model)
+    [result] = session.edit(FACTS[:3])
+    name = model.layout.weight_name(2)
+    known = [result.proposal.known[one.id] for one in FACTS[:3]]
+    found = project(model, name, torch.stack([one.keys[name] for one in known]))
+    torch.testing.assert_close(found, torch.stack([one.values[name] for one in known]), rtol=1e-4, atol=1e-5)
+    session.close()
+
+
 def test_blue_needs_two_layers_and_all_of_them(world: World) -> None:
     for wrong in ({"layers": [1]}, {"layers": [0, 1], "layer_selection": "random"}):
-        with pytest.raises(Exception, match='layer_rule = "blue" writes the first and the last'):
+        with pytest.raises(HParamsError, match='layer_rule = "blue" writes the first and the last'):
             world.open("memit-seq", layer_rule="blue", **wrong)

@@ -24,7 +24,8 @@ from editcore.testing import tiny_model
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = sorted(path.parent for path in ROOT.glob("packages/*/pyproject.toml"))
 PLUGINS = [package.name for package in PACKAGES if package.name != "editcore"]
-EDITORS = {"emmet", "memit", "rome"}
+EDITORS = {"alphaedit": {"alphaedit"}, "emmet": {"emmet"}, "memit": {"memit", "memit-seq"}, "rome": {"rome"}}
+"""Editors by plugin."""
 USE = ROOT / "tests" / "use_plugins.py"
 GUIDE = ROOT / "docs" / "plugins" / "write-a-plugin.md"
 
@@ -105,7 +106,7 @@ def test_a_plugin_works_beside_editcore_alone(
     found = json.loads(run(fresh / "python", USE, tiny_corpus, cwd=fresh, EDITCORE_CACHE=str(fresh.parent / "cache")))
     [site] = fresh.parent.glob("lib/python*/site-packages")
     assert found["imported"] == {package.replace("-", "_"): str(site)}
-    assert found["edited"] == ({name: works({name})} if name in EDITORS else {})
+    assert found["edited"] == {editor: works({name}) for editor in EDITORS.get(name, ())}
 
 
 def works(plugins: set[str]) -> dict[str, object]:
@@ -137,7 +138,8 @@ def test_without_any_one_plugin_the_others_work(
         rest = names - {name}
         blocked = {name: "blocked"} if how == "disabled" else {}
         assert line["status"] == {**dict.fromkeys(("builtin", *rest), "active"), **blocked}
-        assert line["edited"] == {editor: works(rest) for editor in EDITORS & rest}
+        left = set().union(*(EDITORS.get(plugin, ()) for plugin in rest))
+        assert line["edited"] == {editor: works(rest) for editor in left}
         assert line["imported"] == {f"edit_{one}": str(sites[one]) for one in rest}
 
 
@@ -239,7 +241,7 @@ def test_the_guide_leads_from_nothing_to_a_comparison(
     [summary] = folder.glob("runs/my-method-*/summary.json")
     assert json.loads(summary.read_text(encoding="utf-8"))["edits"] == 10
     table = pd.read_csv(folder / "runs" / "compare" / "comparison" / "comparison_mean.csv")
-    assert table["arm"].tolist() == ["unedited", "emmet", "memit", "my-method", "rome"]
+    assert table["arm"].tolist() == ["unedited", "emmet", "memit", "memit-seq", "my-method", "rome"]
     assert table["score"].notna().all()
     page = (folder / "runs" / "compare" / "report" / "index.html").read_text(encoding="utf-8")
     assert "my-method" in page

@@ -24,8 +24,10 @@ from editcore.testing import tiny_model, tiny_requests
 
 QUICK = {"layers": [1], "context_templates": ["{}"], "v_num_grad_steps": 5}
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    "alphaedit": QUICK,
     "emmet": QUICK,
     "memit": QUICK,
+    "memit-seq": QUICK,
     "rome": QUICK,
     "trust": {"trust_threshold": 0.0, "trust_measure": False},
     "replay": {"replay_rate": 1.0},

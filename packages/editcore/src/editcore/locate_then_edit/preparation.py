@@ -68,7 +68,8 @@ def prepare(model: LanguageModel, hparams: LocateThenEditHParams, context: EditC
     if spread and model.layout.norm_placement == "post":
         raise HParamsError(
             f"{owner}: layers is {list(hparams.layers)}, but in {model.name} a norm follows the edited projection, so "
-            "a residual cannot be spread over several layers. Give one layer, such as --set layers=[1]."
+            "a residual cannot be spread over several layers. Give one layer, such as --set layers=[1], or a value to "
+            "each of two with --set layer_rule=blue."
         )
     if hparams.clamp_norm == "stream" and model.layout.norm_placement == "post":
         raise HParamsError(
