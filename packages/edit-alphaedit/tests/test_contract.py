@@ -33,7 +33,7 @@ class TestPublishedAlphaEditContract(TestAlphaEditContract):
         return {
             "layers": [0, 1],
             "layer_rule": "blue",
-            "nullspace_threshold": 0.02,
+            "nullspace_threshold": 0.3,
             "L2": 0.01,
             "v_num_grad_steps": 20,
             "context_templates": ["{}", "Yes, yes. {}"],
