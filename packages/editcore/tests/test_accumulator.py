@@ -150,3 +150,11 @@ def test_few_keys_reuse_the_factor_and_many_make_a_new_one(monkeypatch: pytest.M
         columns = random(generator, 40, 2)
         torch.testing.assert_close(accumulator.metric.inverse_times(columns), torch.linalg.solve(dense, columns))
     assert factored.count(40) == 2, "after 24 and 48 keys"
+
+
+def test_without_a_key_nothing_is_computed() -> None:
+    """A price that depends on no text needs no matrix, which would not fit into memory here."""
+    accumulator = Accumulator(Metric.identity(1_000_000))
+    accumulator.update(torch.empty(0, 1_000_000))
+    accumulator.downdate(torch.empty(0, 1_000_000))
+    assert accumulator.metric is accumulator.prior
