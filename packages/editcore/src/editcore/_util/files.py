@@ -38,12 +38,13 @@ _LEFTOVER = re.compile(r"\..+(\.\w+)\.[a-z0-9_]{8}\1|\.tmp[A-Za-z0-9]{6}")
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path | str) -> Iterator[Path]:
     """A temporary file beside ``path`` to write to. When the block ends, it is flushed to disk and renamed to ``path``.
 
     Raises:
         StorageError: the disk is full, the folder read-only, ...; ``path`` is as it was and nothing is left behind.
     """
+    path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)

@@ -1,5 +1,9 @@
 from .counterfact import COUNTERFACT as COUNTERFACT, CounterFactEvaluator as CounterFactEvaluator
-from .divergence import kl_divergences as kl_divergences, next_token_log_probabilities as next_token_log_probabilities
+from .divergence import (
+    kl_divergences as kl_divergences,
+    log_probabilities_after as log_probabilities_after,
+    next_token_log_probabilities as next_token_log_probabilities,
+)
 from .generation import (
     GENERATION as GENERATION,
     GenerationEvaluator as GenerationEvaluator,

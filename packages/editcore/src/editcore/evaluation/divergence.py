@@ -19,7 +19,7 @@ from editcore.models.planning import PassBudget, plan_passes
 if TYPE_CHECKING:
     from editcore.models import LanguageModel
 
-__all__ = ["kl_divergences", "next_token_log_probabilities"]
+__all__ = ["kl_divergences", "log_probabilities_after", "next_token_log_probabilities"]
 
 
 def next_token_log_probabilities(model: LanguageModel, prompts: Sequence[str]) -> Tensor:
@@ -27,7 +27,11 @@ def next_token_log_probabilities(model: LanguageModel, prompts: Sequence[str]) -
 
     There must be at least one prompt.
     """
-    rows = [model.read_prompt(model.asked(prompt))[0] for prompt in prompts]
+    return log_probabilities_after(model, [model.read_prompt(model.asked(prompt))[0] for prompt in prompts])
+
+
+def log_probabilities_after(model: LanguageModel, rows: Sequence[Sequence[int]]) -> Tensor:
+    """:func:`next_token_log_probabilities` after token ids, of which no row is empty."""
     found: dict[int, Tensor] = {}
 
     def run(chunk: Sequence[int]) -> list[tuple[int, Tensor]]:

@@ -12,6 +12,7 @@ from .directories import (
     new_folder as new_folder,
     record_text as record_text,
     refuse_existing as refuse_existing,
+    replacing as replacing,
     write_tensors as write_tensors,
     write_text as write_text,
 )

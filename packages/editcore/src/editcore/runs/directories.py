@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from editcore._util.files import json_text, write_tensors, write_text
+from editcore._util.files import json_text, replacing, write_tensors, write_text
 from editcore._util.folders import new_folder, refuse_existing
 from editcore._util.records import record_text
 
-__all__ = ["json_text", "new_folder", "record_text", "refuse_existing", "write_tensors", "write_text"]
+__all__ = ["json_text", "new_folder", "record_text", "refuse_existing", "replacing", "write_tensors", "write_text"]
