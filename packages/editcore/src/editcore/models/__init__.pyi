@@ -8,11 +8,12 @@ from .catalogue import (
     DEFAULT_MODEL as DEFAULT_MODEL,
     CatalogueEntry as CatalogueEntry,
     Wheel as Wheel,
+    local_gguf as local_gguf,
     local_path as local_path,
 )
 from .edited import EditedModel as EditedModel, attached_reason as attached_reason
 from .encoding import Encoded as Encoded, pad_rows as pad_rows
-from .fetching import pull as pull
+from .fetching import pull as pull, pull_gguf as pull_gguf
 from .forward import logits_at as logits_at
 from .gradients import asking_for_gradients as asking_for_gradients, target_losses as target_losses
 from .language_model import LanguageModel as LanguageModel

@@ -16,7 +16,17 @@ from editcore._util.paths import cache_dir
 from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import UnknownNameError
 
-__all__ = ["CATALOGUE", "DEFAULT_MODEL", "CatalogueEntry", "Wheel", "catalogue_entry", "local_path", "model_folder"]
+__all__ = [
+    "CATALOGUE",
+    "DEFAULT_MODEL",
+    "CatalogueEntry",
+    "Wheel",
+    "catalogue_entry",
+    "gguf_path",
+    "local_gguf",
+    "local_path",
+    "model_folder",
+]
 
 
 @documented
@@ -134,6 +144,12 @@ def local_path(name: str) -> Path | None:
     return folder if (folder / PROVENANCE_FILE).is_file() else None
 
 
+def local_gguf(name: str) -> Path | None:
+    """The GGUF file that a catalogue model was made from, in the cache, or ``None`` if it has not been fetched."""
+    path = gguf_path(catalogue_entry(name))
+    return path if path.is_file() else None
+
+
 def catalogue_entry(name: str) -> CatalogueEntry:
     """The model of a catalogue name.
 
@@ -148,3 +164,8 @@ def catalogue_entry(name: str) -> CatalogueEntry:
 def model_folder(entry: CatalogueEntry) -> Path:
     """Where a model of the catalogue is in the cache, once it has been fetched."""
     return cache_dir() / "models" / entry.name
+
+
+def gguf_path(entry: CatalogueEntry) -> Path:
+    """Where the GGUF file of a model is in the cache, once it has been fetched."""
+    return cache_dir() / "gguf" / entry.gguf

