@@ -764,10 +764,17 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
     empty = without(editctl, raw_run, tmp_path / "one", 0)
     without(editctl, raw_run, tmp_path / "none", 0, 1, 2)
     ok(editctl("export", empty, tmp_path / "adapter"))
+    gguf = ("export", raw_run, tmp_path / "x", "--format", "gguf")
     for arguments, complaint in [
         (("export", tmp_path, tmp_path / "x"), "is not a run directory"),
         (("export", raw_run, tmp_path / "full"), "is already there"),
-        (("export", raw_run, tmp_path / "x", "--format", "gguf"), "Unknown format 'gguf'. Available: merged, peft"),
+        (("export", raw_run, tmp_path / "x", "--format", "ggml"), "Unknown format 'ggml'. Available: gguf, gguf-model"),
+        ((*gguf, "--dtype", "q8_0"), "Unknown type 'q8_0'. Available: f16, f32"),
+        ((*gguf, "--pad-for", "vllm"), "--pad-for is for --format peft; llama.cpp serves any rank"),
+        (("export", raw_run, tmp_path / "x", "--dtype", "f16"), "--dtype is for --format merged and gguf"),
+        ((*gguf[:-1], "gguf-model"), "--format gguf-model needs the base as a GGUF file: --base-gguf FILE"),
+        ((*gguf, "--base-gguf", tmp_path / "no"), "There is no file"),
+        ((*gguf, "--base-gguf", tmp_path / "full" / "file"), "is not a GGUF file"),
         (("export", raw_run, tmp_path / "x", "--pad-for", "vlm"), "Did you mean 'vllm'?"),
         (("export", raw_run, tmp_path / "x", "--criterion", "best"), "Unknown criterion 'best'"),
         (("export", raw_run, tmp_path / "x", "--format", "merged", "--rank", 4), "--rank is for --format peft"),

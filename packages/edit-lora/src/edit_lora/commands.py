@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,13 +12,29 @@ from editcore.cli import TerminalProgress, loaded_plugins, print_table
 if TYPE_CHECKING:
     from edit_lora.export import Exported
 
-__all__ = ["adapters_app", "export_app", "import_app"]
+__all__ = ["adapters_app", "check_run", "export_app", "import_app"]
 
 export_app = typer.Typer()
 import_app = typer.Typer()
 adapters_app = typer.Typer(no_args_is_help=True)
 
-_FORMATS, _CRITERIA, _ENGINES = ("peft", "merged"), ("weighted", "frobenius"), ("vllm",)
+_FORMATS, _CRITERIA, _ENGINES = ("peft", "merged", "gguf", "gguf-model"), ("weighted", "frobenius"), ("vllm",)
+_OPTIONS = {
+    "peft": ("rank", "criterion", "pad-for"),
+    "merged": ("dtype",),
+    "gguf": ("rank", "criterion", "dtype", "base-gguf"),
+    "gguf-model": ("dtype", "base-gguf"),
+}
+"""The options that each format has."""
+_NOT_FOR = {
+    "peft": "a peft adapter is float32 and needs no GGUF file",
+    "merged": "a merged model has the run's edits as they are",
+    "gguf": "llama.cpp serves any rank",
+    "gguf-model": "the model has the run's edits as they are",
+}
+"""Why a format does not have the others."""
+_TYPES = {"gguf": ("f32", "f16"), "gguf-model": ("f32", "f16", "q8_0")}
+"""What is written into GGUF files."""
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 Folder = Annotated[Path, typer.Argument(metavar="ADAPTER", help="A folder with adapter_config.json.")]
@@ -30,9 +47,16 @@ Force = Annotated[bool, typer.Option("--force", help="Accept a base that the ada
 def export(
     ctx: typer.Context,
     run: Run,
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="What to write; it must not exist yet.")],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="What to write: a folder, or for GGUF a file. It must not exist yet.")
+    ],
     form: Annotated[
-        str, typer.Option("--format", help="peft: a LoRA adapter. merged: the whole edited model.")
+        str,
+        typer.Option(
+            "--format",
+            help="peft: a LoRA adapter. merged: the whole edited model. gguf, gguf-model: these two for llama.cpp, as "
+            "one file.",
+        ),
     ] = "peft",
     rank: Annotated[
         int | None,
@@ -47,45 +71,83 @@ def export(
     ] = None,
     dtype: Annotated[
         str | None,
-        typer.Option(metavar="TYPE", help="Type of a merged model's weights. [default: that of the base's folder]"),
+        typer.Option(
+            metavar="TYPE",
+            help="Type of a merged model's weights. gguf: f32 or f16. gguf-model: f32, f16 or q8_0, for the edited "
+            "weights. [default: that of the base; gguf: f32]",
+        ),
+    ] = None,
+    base_gguf: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The base as a GGUF file: needed by gguf-model, checked by gguf."),
     ] = None,
 ) -> None:
-    """Write a run's edits as a LoRA adapter that peft loads, or as a whole model.
+    """Write a run's edits as a LoRA adapter, or as a whole model.
 
-    The adapter is exact unless its rank is bounded. It can be loaded without editcore, and contains the single
+    An adapter is exact unless its rank is bounded. It can be loaded without editcore. One for peft contains the single
     edits for 'editctl import'.
     """
-    from editcore import HParamsError, UnknownNameError
+    from editcore import UnknownNameError
     from editcore.runs import refuse_existing
 
-    _check_run(run)
-    refuse_existing(directory)
+    check_run(run)
+    refuse_existing(out)
     choices = {"format": (form, _FORMATS), "criterion": (criterion, _CRITERIA), "engine": (pad_for, _ENGINES)}
     for kind, (asked, known) in choices.items():
         if asked is not None and asked not in known:
             raise UnknownNameError(kind, asked, known)
-    if form == "merged":
-        given = {"--rank": rank, "--criterion": criterion, "--pad-for": pad_for}
-        if used := [option for option, value in given.items() if value is not None]:
-            raise HParamsError(f"{used[0]} is for --format peft; a merged model has the run's edits as they are.")
-        from edit_lora.export import export_merged
+    options = {"rank": rank, "criterion": criterion, "pad-for": pad_for, "dtype": dtype, "base-gguf": base_gguf}
+    _check_options(form, options)
+    plugins, progress = loaded_plugins(ctx), TerminalProgress()
+    match form:
+        case "merged":
+            from edit_lora.export import export_merged
 
-        export_merged(run, directory, dtype=dtype, plugins=loaded_plugins(ctx), progress=TerminalProgress())
-        typer.echo(f"Edited model: {directory}")
-        return
-    if dtype is not None:
-        raise HParamsError("--dtype is for --format merged; an adapter is float32.")
-    from edit_lora.export import AdapterSize, export_adapter
+            export_merged(run, out, dtype=dtype, plugins=plugins, progress=progress)
+            typer.echo(f"Edited model: {out}")
+        case "gguf-model":
+            from edit_lora.gguf_model import export_gguf_model
 
-    done = export_adapter(
-        run,
-        directory,
-        size=AdapterSize(rank=rank, criterion=criterion, pad_for=pad_for),
-        plugins=loaded_plugins(ctx),
-        progress=TerminalProgress(),
-    )
-    _print_exported(done)
-    typer.echo(f"Adapter of rank {done.rank} with {_edits(done.edits)}: {directory}")
+            assert base_gguf is not None
+            replaced = export_gguf_model(run, out, base=base_gguf, dtype=dtype, plugins=plugins, progress=progress)
+            print_table(
+                ("tensor", "was", "is", "rounding of the edit"),
+                [(tensor.name, tensor.was, tensor.now, f"{tensor.rounding:.1%}") for tensor in replaced],
+                right=("rounding of the edit",),
+            )
+            typer.echo(f"Edited model: {out}")
+        case _:
+            from edit_lora.export import AdapterSize, export_adapter
+
+            size = AdapterSize(rank=rank, criterion=criterion, pad_for=pad_for)
+            if form == "gguf":
+                from edit_lora.gguf_export import export_gguf
+
+                done = export_gguf(
+                    run, out, size=size, half=dtype == "f16", base=base_gguf, plugins=plugins, progress=progress
+                )
+            else:
+                done = export_adapter(run, out, size=size, plugins=plugins, progress=progress)
+            _print_exported(done)
+            typer.echo(f"Adapter of rank {done.rank} with {_edits(done.edits)}: {out}")
+
+
+def _check_options(form: str, options: Mapping[str, object]) -> None:
+    """Refuse options that a format does not have, and types and files that it cannot take."""
+    from editcore import HParamsError, UnknownNameError
+
+    if used := [option for option, value in options.items() if value is not None and option not in _OPTIONS[form]]:
+        takers = [name for name, known in _OPTIONS.items() if used[0] in known]
+        raise HParamsError(f"--{used[0]} is for --format {' and '.join(takers)}; {_NOT_FOR[form]}.")
+    if options["dtype"] is not None and form in _TYPES and options["dtype"] not in _TYPES[form]:
+        raise UnknownNameError("type", str(options["dtype"]), _TYPES[form])
+    base = options["base-gguf"]
+    if form == "gguf-model" and base is None:
+        raise HParamsError("--format gguf-model needs the base as a GGUF file: --base-gguf FILE.")
+    if isinstance(base, Path):
+        from edit_lora.gguf_kind import open_gguf
+
+        open_gguf(base)
 
 
 def _print_exported(done: Exported) -> None:
@@ -160,7 +222,7 @@ def adapters() -> None:
 @adapters_app.command("list")
 def list_(run: Run) -> None:
     """List the adapters that are attached to a run."""
-    _check_run(run)
+    check_run(run)
 
     from edit_lora.attached import read_attached
 
@@ -203,7 +265,7 @@ def attach(
 
     The run keeps a copy. 'editctl generate' and whatever else opens the run sees it.
     """
-    _check_run(run)
+    check_run(run)
     _check_adapters([adapter])
 
     from edit_lora.adapter import Adapter, check_name
@@ -220,7 +282,7 @@ def attach(
 @adapters_app.command()
 def detach(run: Run, name: Name) -> None:
     """Remove an adapter from a run."""
-    _check_run(run)
+    check_run(run)
 
     from edit_lora.attached import remove
 
@@ -233,7 +295,7 @@ def scale(
     run: Run, name: Name, strength: Annotated[float, typer.Argument(metavar="STRENGTH", help="0 switches it off.")]
 ) -> None:
     """Set the strength of an attached adapter."""
-    _check_run(run)
+    check_run(run)
 
     from edit_lora.attached import rescale
 
@@ -325,7 +387,7 @@ def _weights(given: list[float] | None, count: int) -> list[float]:
     return given if given is not None else [1.0] * count
 
 
-def _check_run(run: Path) -> None:
+def check_run(run: Path) -> None:
     """What is wrong with files is told before torch is imported, which takes seconds."""
     from editcore.runs import RunRecord
 

@@ -53,8 +53,11 @@ __all__ = [
     "EDITS_FOLDER",
     "VLLM_RANKS",
     "AdapterSize",
+    "BuiltAdapter",
     "Exported",
     "ExportedRecord",
+    "LazyBase",
+    "build_adapter",
     "export_adapter",
     "export_merged",
 ]
@@ -94,6 +97,38 @@ class Exported:
     """Number of facts in the adapter."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuiltAdapter:
+    """The adapter of a run's active edits, and what it was made from."""
+
+    record: RunRecord
+    ledger: Ledger
+    hparams: LoraHParams
+    """The settings of the adapter."""
+    base: LazyBase
+    """The run's unedited model."""
+    modules: Mapping[str, Reduction]
+    """What the adapter keeps at each weight, by weight name."""
+    ends: Mapping[str, Sequence[Target]]
+    """By weight name, the modules that have that weight."""
+    adapter: Adapter
+
+    @property
+    def entries(self) -> Sequence[LedgerEntry]:
+        """The active batches."""
+        return self.ledger.history()
+
+    @property
+    def edits(self) -> int:
+        """Number of facts in the adapter."""
+        return sum(entry.num_new for entry in self.entries)
+
+    @property
+    def shared(self) -> list[str]:
+        """Paths of modules that share a weight: each has factors of its own."""
+        return [end.path for targets in self.ends.values() if len(targets) > 1 for end in targets]
+
+
 def export_adapter(
     run: Path,
     out: Path,
@@ -112,34 +147,54 @@ def export_adapter(
         HParamsError: no rank that the engine serves is large enough.
         StorageError: ``out`` is there already, or cannot be written.
     """
-    record, ledger = RunRecord.read(run), Ledger.read(run)
     refuse_existing(out)
+    built = build_adapter(run, size=size, plugins=plugins, progress=progress)
+    rank = _served_rank(built.adapter.rank) if size.pad_for == "vllm" else built.adapter.rank
+    with new_folder(out) as folder:
+        built.adapter.write(folder, rank=rank)
+        _write_edits(folder, run, built.record, built.ledger, built.hparams)
+        card = AdapterCard(
+            title=out.name,
+            record=built.record,
+            entries=built.entries,
+            begun={fact.request.id for fact in _recorded(run)},
+            modules=built.modules,
+            rank=rank,
+            shared=built.shared,
+        )
+        write_text(folder / "README.md", card.text())
+    return Exported(rank=rank, modules=built.modules, edits=built.edits)
+
+
+def build_adapter(
+    run: Path, *, size: AdapterSize = AS_THE_RUN_SAYS, plugins: Plugins | None = None, progress: Progress = silent
+) -> BuiltAdapter:
+    """The adapter of a run's active edits, in memory.
+
+    Raises:
+        RunError: there is no run, or it has no active edits.
+        ModelError: some of its edits cannot be in an adapter.
+    """
+    record, ledger = RunRecord.read(run), Ledger.read(run)
     entries = ledger.history()
     _refuse_attachments(record, entries, "exported")
     if not any(entry.changes for entry in entries):
         raise RunError(f"{run} has no active edits; there is nothing to export.")
     for entry in entries:
         check_factors(entry.changes, whose=f"The edits of {run}")
-    base = _LazyBase(record, plugins, progress)
+    base = LazyBase(record, plugins, progress)
     ends = {name: base.ends(name) for name in sorted({name for entry in entries for name in entry.changes})}
     hparams = _hparams(record, size)
     modules = _reduce_all(entries, list(ends), hparams, base)
-    adapter = _adapter(record, modules, ends, scale=hparams.lora_scale)
-    written_rank = _served_rank(adapter.rank) if size.pad_for == "vllm" else adapter.rank
-    with new_folder(out) as folder:
-        adapter.write(folder, rank=written_rank)
-        _write_edits(folder, run, record, ledger, hparams)
-        card = AdapterCard(
-            title=out.name,
-            record=record,
-            entries=entries,
-            begun={fact.request.id for fact in _recorded(run)},
-            modules=modules,
-            rank=written_rank,
-            shared=[end.path for targets in ends.values() if len(targets) > 1 for end in targets],
-        )
-        write_text(folder / "README.md", card.text())
-    return Exported(rank=written_rank, modules=modules, edits=sum(entry.num_new for entry in entries))
+    return BuiltAdapter(
+        record=record,
+        ledger=ledger,
+        hparams=hparams,
+        base=base,
+        modules=modules,
+        ends=ends,
+        adapter=_adapter(record, modules, ends, scale=hparams.lora_scale),
+    )
 
 
 def export_merged(
@@ -199,7 +254,7 @@ class ExportedRecord(RunRecord):
     """The adapter in the same folder."""
 
 
-class _LazyBase:
+class LazyBase:
     """The run's unedited model, loaded when it is first needed.
 
     The record names the MLP output projections, so an adapter that changes only these does not load the model.
@@ -228,7 +283,7 @@ class _LazyBase:
         if self.layer(name) is not None:
             kind: Literal["conv1d", "linear"] = "conv1d" if self._in_out else "linear"
             return (Target(path=name.removesuffix(".weight"), shape=self._shape, kind=kind),)
-        self._model.weight(name)  # refuses what is not there
+        self.model.weight(name)  # refuses what is not there
         return self._targets.of_weight(name)
 
     def metric(self, layer: int) -> Metric:
@@ -237,11 +292,16 @@ class _LazyBase:
         Raises:
             RunError: the model is not the run's any more.
         """
-        store = statistics_of(self._record.config, self._model, progress=self._progress)
+        store = statistics_of(self._record.config, self.model, progress=self._progress)
         return store.metrics([layer])[layer]
 
     @cached_property
-    def _model(self) -> LanguageModel:
+    def model(self) -> LanguageModel:
+        """The model itself.
+
+        Raises:
+            RunError: the model is not the run's any more.
+        """
         config = self._record.config
         model = LanguageModel.load(
             self._record.source,
@@ -254,11 +314,11 @@ class _LazyBase:
 
     @cached_property
     def _targets(self) -> Targets:
-        return Targets(self._model.hf)
+        return Targets(self.model.hf)
 
 
 def _reduce_all(
-    entries: Sequence[LedgerEntry], names: Sequence[str], hparams: LoraHParams, base: _LazyBase
+    entries: Sequence[LedgerEntry], names: Sequence[str], hparams: LoraHParams, base: LazyBase
 ) -> dict[str, Reduction]:
     """What the adapter keeps at each weight, by name."""
     modules = {}

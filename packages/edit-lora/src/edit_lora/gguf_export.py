@@ -1,0 +1,103 @@
+"""A run's edits as a llama.cpp adapter: one GGUF file.
+
+llama.cpp adds ``scale · α / r · B (A x)`` to what a projection gives, with r the rows of A and one α for all tensors.
+So all tensors get one rank, filled up with zeros, and α is that rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from editcore import HParamsError, ModelError, Plugins, Progress
+from editcore.interfaces import silent
+from editcore.runs import replacing
+
+from edit_lora.adapter import Adapter
+from edit_lora.export import AS_THE_RUN_SAYS, AdapterSize, BuiltAdapter, Exported, build_adapter
+from edit_lora.factors import balanced, padded
+from edit_lora.gguf_file import GgufFile, check_base, gguf_writer, refuse_existing_file
+from edit_lora.gguf_names import GgufLayout
+from edit_lora.targets import Target
+
+__all__ = ["export_gguf"]
+
+
+def export_gguf(
+    run: Path,
+    out: Path,
+    *,
+    size: AdapterSize = AS_THE_RUN_SAYS,
+    half: bool = False,
+    base: Path | None = None,
+    plugins: Plugins | None = None,
+    progress: Progress = silent,
+) -> Exported:
+    """Write a run's active edits as an adapter that ``llama-server --lora`` loads.
+
+    Args:
+        half: keep the factors in float16 rather than in float32.
+        base: the GGUF file that the adapter will be used with. It is compared with the run's base.
+
+    Raises:
+        RunError: there is no run, or it has no active edits.
+        ModelError: llama.cpp has no place for some of the edits, or ``base`` is another model.
+        HParamsError: a factor does not fit float16.
+        StorageError: ``out`` is there already, or cannot be written.
+    """
+    refuse_existing_file(out)
+    file = None if base is None else GgufFile.read(base)
+    built = build_adapter(run, size=size, plugins=plugins, progress=progress)
+    layout = GgufLayout.of(built.base.model.hf.config)
+    ends = [end for targets in built.ends.values() for end in targets]
+    _refuse_embeddings(ends)
+    if file is not None:
+        model = built.base.model
+        weights = {name: model.as_out_in(name, model.weight(name)).double() for name in built.ends}
+        check_base(file, layout, weights)
+    tensors = _tensors(built.adapter, layout, ends, half=half)
+    with replacing(out) as temporary, gguf_writer(temporary, layout.architecture) as writer:
+        writer.add_type(gguf.GGUFType.ADAPTER)
+        writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+        writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(built.adapter.rank))
+        writer.add_name(out.stem)
+        _add_origin(writer, built)
+        for name, tensor in tensors.items():
+            writer.add_tensor(name, tensor)
+    return Exported(rank=built.adapter.rank, modules=built.modules, edits=built.edits)
+
+
+def _refuse_embeddings(ends: Sequence[Target]) -> None:
+    if found := next((end.path for end in ends if end.kind == "embedding"), None):
+        raise ModelError(
+            f"The edits change '{found}', and adapters for llama.cpp are written for linear modules only. Write the "
+            "whole model with --format gguf-model."
+        )
+
+
+def _tensors(adapter: Adapter, layout: GgufLayout, ends: Sequence[Target], *, half: bool) -> dict[str, Any]:
+    tensors = {}
+    for end in sorted(ends, key=lambda end: end.path):
+        address = f"{end.path}.weight"
+        even = padded(balanced(adapter.factors[end.path]), adapter.rank)
+        factors = {"lora_a": even.right, "lora_b": layout.reordered(address, even.left)}
+        for side, factor in factors.items():
+            tensor = factor.numpy().astype(np.float16 if half else np.float32)
+            if not np.isfinite(tensor).all():
+                raise HParamsError(f"The edits of '{end.path}' are too large for f16; take --dtype f32.")
+            tensors[f"{layout.name(address)}.{side}"] = tensor
+    return tensors
+
+
+def _add_origin(writer: gguf.GGUFWriter, built: BuiltAdapter) -> None:
+    """Say in the file which base the adapter is for."""
+    model = built.record.model
+    writer.add_base_model_count(1)
+    writer.add_base_model_name(0, model.name if model.hub is None else model.hub.id)
+    if model.hub is not None:
+        writer.add_base_model_repo_url(0, f"https://huggingface.co/{model.hub.id}")
+    writer.add_string("editcore.base_fingerprint", model.fingerprint)
+    writer.add_uint32("editcore.edits", built.edits)
