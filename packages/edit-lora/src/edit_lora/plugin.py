@@ -27,9 +27,12 @@ def editcore_components() -> list[ComponentSpec]:
 @hookimpl
 def editcore_commands() -> list[CommandSpec]:
     """The commands that turn runs into adapters and back."""
-    module = "edit_lora.commands"
-    return [
-        CommandSpec("export", f"{module}:export_app", summary="Write a run's edits as a LoRA adapter or a model."),
-        CommandSpec("import", f"{module}:import_app", summary="Read an adapter back into a run directory."),
-        CommandSpec("adapters", f"{module}:adapters_app", summary="Attach, scale, combine and merge LoRA adapters."),
-    ]
+    return [CommandSpec(name, f"edit_lora.{target}", summary=summary) for name, target, summary in _COMMANDS]
+
+
+_COMMANDS = (
+    ("export", "commands:export_app", "Write a run's edits as a LoRA adapter or a model."),
+    ("import", "commands:import_app", "Read an adapter back into a run directory."),
+    ("adapters", "commands:adapters_app", "Attach, scale, combine and merge LoRA adapters."),
+    ("verify-served", "serving_commands:verify_app", "Compare what is served with a run's own answers."),
+)

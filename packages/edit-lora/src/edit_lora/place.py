@@ -1,0 +1,81 @@
+"""Where edits are served, and how much is asked there. Checked without torch."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from editcore import ModelError
+
+from edit_lora.config_file import CONFIG_NAME
+from edit_lora.gguf_kind import kind_of
+from edit_lora.http_json import RefusedError, Server
+from edit_lora.llama_server import check_installed
+
+__all__ = ["Place", "Sample", "check_place"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """What is to be verified, and where."""
+
+    target: str
+    """The address of a server, a GGUF file, or a folder that peft reads."""
+    name: str | None = None
+    """The adapter, as a server calls it; without adapters, the model."""
+    base: str | None = None
+    """The model without the edits, as a server calls it."""
+    base_gguf: Path | None = None
+    """The base as a GGUF file."""
+    merged: bool = False
+    """The model of a llama-server has the edits in its weights."""
+    key: str | None = None
+    """Sent to a server as a bearer token."""
+    timeout: float = 60.0
+    """Seconds that an answer may take."""
+
+    @property
+    def server(self) -> Server:
+        """The server at that address."""
+        return Server(url=self.target.rstrip("/").removesuffix("/v1"), key=self.key, timeout=self.timeout)
+
+    @property
+    def is_url(self) -> bool:
+        """Whether it is the address of a server."""
+        return self.target.startswith(("http://", "https://"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """How much is asked."""
+
+    facts: int = 40
+    neighbours: int = 40
+    tokens: int = 8
+    """The most tokens of an answer."""
+
+
+def check_place(place: Place) -> None:
+    """Refuse a place that is not one, before a model is loaded.
+
+    Raises:
+        ModelError: there is no such file or folder, the base or llama.cpp is missing, or no server answers.
+    """
+    if place.is_url:
+        with contextlib.suppress(RefusedError):  # not every server lists its models
+            place.server.get("/v1/models")
+        return
+    path = Path(place.target)
+    if (path / CONFIG_NAME).is_file():
+        return
+    if not path.is_file():
+        raise ModelError(
+            f"'{place.target}' is neither the address of a server (http://...), nor a GGUF file, nor a folder with "
+            f"{CONFIG_NAME}."
+        )
+    if kind_of(path) == "adapter" and place.base_gguf is None:
+        raise ModelError(f"{path} is an adapter; name the GGUF file of its base, too: --base-gguf FILE.")
+    check_installed()
+    if place.base_gguf is not None and kind_of(place.base_gguf) == "adapter":
+        raise ModelError(f"{place.base_gguf} is an adapter; --base-gguf is the file of the model that it is for.")

@@ -1,0 +1,149 @@
+"""``editctl verify-served``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from editcore.cli import TerminalProgress, loaded_plugins, print_table
+
+if TYPE_CHECKING:
+    from edit_lora.comparison import Compared, Stage
+    from edit_lora.verify import Report
+
+__all__ = ["verify_app"]
+
+verify_app = typer.Typer()
+
+
+@verify_app.command("verify-served")
+def verify_served(
+    ctx: typer.Context,
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="TARGET", help="The address of a server (http://...), a GGUF file, or a folder that peft reads."
+        ),
+    ],
+    run: Annotated[Path, typer.Option(metavar="RUN", help="The run directory whose edits are served.")],
+    name: Annotated[
+        str | None,
+        typer.Option(help="The adapter or merged model, as the server calls it. [default: the only adapter]"),
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="The model without the edits, as the server calls it. [default: the adapter's]")
+    ] = None,
+    base_gguf: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The base of a GGUF file, as a GGUF file.")
+    ] = None,
+    merged: Annotated[bool, typer.Option("--merged", help="The llama-server's model has the edits in it.")] = False,
+    facts: Annotated[int, typer.Option(min=1, help="Facts that are asked.")] = 40,
+    neighbours: Annotated[int, typer.Option(min=0, help="Neighbours of facts that are asked.")] = 40,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 8,
+    key_variable: Annotated[
+        str | None,
+        typer.Option("--key-from", metavar="VARIABLE", help="The environment variable with the server's API key."),
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that an answer may take.")] = 60.0,
+) -> None:
+    """Compare what is served with a run's own answers.
+
+    First with the adapter off, because a wrong base is not a wrong adapter; then on. Facts, their neighbours and some
+    text are answered greedily. Exit code 1 if the answers differ by more than rounding.
+    """
+    from edit_lora.commands import check_run
+
+    check_run(run)
+    key = None if key_variable is None else read_key(key_variable)
+
+    from edit_lora.place import Place, Sample, check_place
+
+    place = Place(
+        target=target, name=name, base=base, base_gguf=base_gguf, merged=merged, key=key, timeout=timeout
+    )  # fmt: skip
+    check_place(place)
+
+    from edit_lora.verify import verify
+
+    report = verify(
+        run,
+        place,
+        sample=Sample(facts=facts, neighbours=neighbours, tokens=tokens),
+        plugins=loaded_plugins(ctx),
+        progress=TerminalProgress(),
+    )
+    print_report(report)
+    if report.grade == "different":
+        raise typer.Exit(1)
+
+
+def read_key(variable: str) -> str:
+    """The API key in an environment variable.
+
+    Raises:
+        HParamsError: it is not set.
+    """
+    from editcore import HParamsError
+
+    found = os.environ.get(variable)
+    if not found:
+        raise HParamsError(f"--key-from names the environment variable with the API key, and {variable} is not set.")
+    return found
+
+
+def print_report(report: Report) -> None:
+    """Print what a verification found."""
+    stages = [stage for stage in (report.base, report.edited) if stage is not None]
+    print_table(
+        ("", "prompts", "same tokens", "equal", "close", "different", "log p differs by"),
+        [row for stage in stages for row in _rows(stage)],
+        right=("prompts", "same tokens", "equal", "close", "different", "log p differs by"),
+    )
+    for stage in stages:
+        if stage.grade != "equal":
+            typer.echo(f"Worst {_state(stage)}: {_case(stage.worst)}")
+    typer.echo(_conclusion(report))
+
+
+def _rows(stage: Stage) -> list[tuple[str, ...]]:
+    rows = []
+    for kind in ("fact", "neighbour", "text"):
+        part = [one for one in stage.compared if one.prompt.kind == kind]
+        told = [one.deviation for one in part if one.deviation is not None]
+        if part:
+            rows.append(
+                (
+                    f"{kind}s {_state(stage)}",
+                    str(len(part)),
+                    f"{sum(one.same_text for one in part) / len(part):.1%}",
+                    *(str(sum(one.grade == grade for one in part)) for grade in ("equal", "close", "different")),
+                    f"{max(told):.2g}" if told else "-",
+                )
+            )
+    return rows
+
+
+def _state(stage: Stage) -> str:
+    return "with the edits" if stage.edited else "without"
+
+
+def _case(one: Compared) -> str:
+    deviation = "" if one.deviation is None else f", log p differs by {one.deviation:.2g}"
+    undecided = "" if one.gap is None else f"; the run prefers its token by {one.gap:.2g} nats"
+    return f"'{one.prompt.text}' → '{one.found.text}', the run says '{one.expected.text}'{deviation}{undecided}"
+
+
+def _conclusion(report: Report) -> str:
+    if report.edited is None:
+        return "Different: the base that is served is not the run's base, so its adapter was not tried."
+    unknown = "" if report.base is not None else " The base is not served, so it was not compared."
+    match report.grade:
+        case "equal":
+            return f"Equal: what is served answers as the run does.{unknown}"
+        case "close":
+            return f"Close: what is served answers as the run does, up to rounding.{unknown}"
+        case _:
+            cause = report.fault or "No single fault of the adapter explains it."
+            return f"Different: what is served does not answer as the run does. {cause}{unknown}"

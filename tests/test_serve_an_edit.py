@@ -1,0 +1,366 @@
+"""Edits in engines that serve models: llama.cpp itself, peft, and stand-ins for servers with OpenAI's API."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from edit_lora.llama_server import llama_server
+from editcore import Changes, FactoredDelta, LanguageModel, Plugins, VectorDelta
+from editcore.ledger import DELTAS_NAME, LEDGER_NAME, Ledger, write_ledger
+from editcore.models import add_changes
+from editcore.runs import RunConfig
+from editcore.runs.job import RunOptions, run
+from editcore.testing import tiny_model, tiny_requests
+
+Editctl = Callable[..., SimpleNamespace]
+
+needs_llama_cpp = pytest.mark.skipif(
+    importlib.util.find_spec("xllamacpp") is None, reason="llama.cpp is not here: pip install xllamacpp"
+)
+PROMPTS = [request.text for request in tiny_requests(4)]
+
+
+def ok(called: SimpleNamespace) -> str:
+    assert called.code == 0, called.out + called.err
+    return str(called.out)
+
+
+def differs(called: SimpleNamespace) -> str:
+    """What a verification prints that found a difference."""
+    assert called.code == 1, called.out + called.err
+    return str(called.out)
+
+
+def refused(called: SimpleNamespace) -> str:
+    """The one paragraph that the user sees."""
+    assert called.code == 2, called.out
+    assert called.err.startswith("Error: ")
+    assert "Traceback" not in called.err
+    return str(called.err)
+
+
+# Bases as llama.cpp's converter writes them
+
+ARCHITECTURES = {"gemma3_text": "gemma3"}
+SETTINGS = {"gemma3_text": {"query_pre_attn_scalar": 8}}  # llama.cpp scales by the width of a head
+
+
+def write_base(model: LanguageModel, path: Path) -> None:
+    """A tiny model as a GGUF file in float32. Its tokens have names that are text, whatever bytes they stand for."""
+    config = model.hf.config
+    family, heads = config.model_type, config.num_attention_heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    architecture = ARCHITECTURES.get(family, family)
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_context_length(256)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(model.layout.d_ff)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv_heads)
+    writer.add_key_length(head_width)
+    writer.add_value_length(head_width)
+    if family == "gpt2":
+        writer.add_layer_norm_eps(config.layer_norm_epsilon)
+    else:
+        rope = config.rope_parameters
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+        writer.add_rope_freq_base(rope.get("full_attention", rope)["rope_theta"])
+        writer.add_rope_dimension_count(head_width)
+    if family == "gemma3_text":
+        writer.add_sliding_window(config.sliding_window)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list([f"t{token}" for token in range(config.vocab_size)])
+    writer.add_token_types([3 if token < 3 else 1 for token in range(config.vocab_size)])
+    writer.add_token_merges(["t 1"])
+    writer.add_pad_token_id(0)
+    writer.add_eos_token_id(1)
+    writer.add_bos_token_id(2)
+    [known] = [kind for kind, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture]
+    names = gguf.get_tensor_name_map(known, config.num_hidden_layers)
+    for name in model.weights.names():
+        embedding = any(part in name for part in ("embed_tokens", "wte", "wpe"))
+        weight = model.weight(name) if embedding else model.as_out_in(name, model.weight(name))
+        if family == "llama" and ("q_proj" in name or "k_proj" in name):
+            weight = rotated_in_pairs(weight, heads if "q_proj" in name else kv_heads)
+        if family == "gemma3_text" and name.endswith("norm.weight"):
+            weight = weight + 1
+        writer.add_tensor(names.get_name(name, (".weight", ".bias")), weight.contiguous().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def rotated_in_pairs(weight: torch.Tensor, heads: int) -> torch.Tensor:
+    """transformers rotates row j of a head with row j + half; llama.cpp rotates rows 2j and 2j + 1."""
+    half = weight.shape[0] // heads // 2
+    order = [head * 2 * half + part * half + index for head in range(heads) for index in range(half) for part in (0, 1)]
+    return weight[order]
+
+
+# Runs
+
+
+@dataclass(frozen=True)
+class Held:
+    """A run whose one batch changes every matrix of a block, with its base in both forms and its adapter."""
+
+    run: Path
+    folder: Path
+    base: Path
+    changes: Changes
+    adapter: Path
+
+    def model(self, *, edited: bool) -> LanguageModel:
+        model = LanguageModel.load(str(self.folder))
+        for address, change in self.changes.items() if edited else ():
+            add_changes(model, address, [change])
+        return model
+
+
+def drawn(model: LanguageModel, names: list[str]) -> Changes:
+    generator = torch.Generator().manual_seed(0)
+    shapes = {name: model.as_out_in(name, model.weight(name)).shape for name in names}
+    return {
+        name: FactoredDelta(
+            0.2 * torch.randn(shape[0], rank, generator=generator, dtype=torch.float64),
+            0.2 * torch.randn(rank, shape[1], generator=generator, dtype=torch.float64),
+        )
+        for rank, (name, shape) in enumerate(shapes.items(), start=1)
+    }
+
+
+def holding(source: Path, folder: Path, changes: Changes) -> Path:
+    """A copy of a run whose first batch puts something else into the model than what its editor solved."""
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns(LEDGER_NAME, DELTAS_NAME))
+    ledger = Ledger.read(source)
+    assert ledger.header is not None
+    write_ledger(folder, [replace(ledger.entries[0], changes=changes)], ledger.header)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def held(tmp_path_factory: pytest.TempPathFactory, tiny_facts: Path, tiny_corpus: Path) -> Callable[[str], Held]:
+    """Makes such a run of a family, once."""
+    from edit_lora.gguf_export import export_gguf
+
+    made: dict[str, Held] = {}
+
+    def make(family: str) -> Held:
+        if family in made:
+            return made[family]
+        folder = tmp_path_factory.mktemp(family)
+        model = tiny_model(family, config=SETTINGS.get(family, {}))
+        model.save(folder / "base")
+        write_base(model, folder / "base.gguf")
+        values = {
+            "editor": "emmet", "model": str(folder / "base"), "dataset": str(tiny_facts), "edits": 2,
+            "corpus": str(tiny_corpus), "corpus_tokens": 512,
+            "settings": {"emmet": {"layers": [1], "v_num_grad_steps": 1, "context_templates": ["{}"]}},
+        }  # fmt: skip
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("EDITCORE_CACHE", str(tmp_path_factory.mktemp("cache")))
+            plugins = Plugins.load()
+            run(RunConfig.create(values, plugins), folder / "solved", RunOptions(plugins=plugins))
+        changes = drawn(
+            model, [name for name in model.weights.names() if ".1." in name and model.weight(name).ndim == 2]
+        )
+        holding(folder / "solved", folder / "run", changes)
+        export_gguf(folder / "run", folder / "adapter.gguf", base=folder / "base.gguf")
+        made[family] = Held(folder / "run", folder / "base", folder / "base.gguf", changes, folder / "adapter.gguf")
+        return made[family]
+
+    return make
+
+
+def tensors_of(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+    return {tensor.name: np.array(tensor.data) for tensor in gguf.GGUFReader(path).tensors}
+
+
+def log_probabilities(model: LanguageModel, ids: list[int]) -> torch.Tensor:
+    with torch.inference_mode():
+        return model.hf(input_ids=torch.tensor([ids])).logits[0, -1].double().log_softmax(-1)
+
+
+# llama.cpp
+
+
+def completion(url: str, ids: list[int], **fields: object) -> dict[int, float]:
+    """The 20 likeliest tokens that llama.cpp itself gives."""
+    body = {"prompt": ids, "n_predict": 1, "temperature": 0, "n_probs": 20, "cache_prompt": False, **fields}
+    request = urllib.request.Request(
+        f"{url}/completion", data=json.dumps(body).encode(), headers={"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        [step] = json.load(answer)["completion_probabilities"]
+    return {top["id"]: top["logprob"] for top in step["top_logprobs"]}
+
+
+@needs_llama_cpp
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3", "gemma3_text"])
+def test_llama_cpp_with_the_adapter_is_the_edited_model(held: Callable[[str], Held], family: str) -> None:
+    made = held(family)
+    base, edited = made.model(edited=False), made.model(edited=True)
+    with llama_server(made.base, made.adapter) as url:
+        for prompt in PROMPTS:
+            ids = list(base.read_prompt(prompt)[0])
+            for strength, model in ((0.0, base), (1.0, edited)):
+                expected = log_probabilities(model, ids)
+                found = completion(url, ids, lora=[{"id": 0, "scale": strength}])
+                assert len(found) == 20
+                # llama.cpp reads GELU from a table in float16; the other parts agree to 1e-5.
+                assert sorted(found.values()) == pytest.approx(sorted(expected.topk(20).values.tolist()), abs=5e-3)
+                assert list(found.values()) == pytest.approx([float(expected[token]) for token in found], abs=5e-3)
+            assert float((log_probabilities(base, ids) - log_probabilities(edited, ids)).abs().max()) > 0.3
+
+
+def test_the_adapter_has_one_rank_and_alpha_equal_to_it(held: Callable[[str], Held]) -> None:
+    made = held("llama")
+    fields = gguf.GGUFReader(made.adapter).fields
+    assert fields["general.type"].contents() == "adapter"
+    assert fields["adapter.type"].contents() == "lora"
+    assert fields["general.architecture"].contents() == "llama"
+    most = max(change.rank for change in made.changes.values())
+    assert fields["adapter.lora.alpha"].contents() == most == 7
+    for name, tensor in tensors_of(made.adapter).items():
+        assert tensor.dtype == np.float32
+        assert tensor.shape[0 if name.endswith("lora_a") else 1] == most
+
+
+def test_an_adapter_in_float16_is_half_as_large(editctl: Editctl, held: Callable[[str], Held], tmp_path: Path) -> None:
+    made = held("llama")
+    ok(editctl("export", made.run, tmp_path / "half.gguf", "--format", "gguf", "--dtype", "f16"))
+    whole, half = tensors_of(made.adapter), tensors_of(tmp_path / "half.gguf")
+    assert whole.keys() == half.keys()
+    for name, tensor in half.items():
+        assert tensor.dtype == np.float16
+        np.testing.assert_allclose(tensor, whole[name], rtol=1e-3, atol=1e-6)
+
+
+@needs_llama_cpp
+@pytest.mark.parametrize(("dtype", "grade"), [("f32", "Equal"), ("q8_0", "Close")])
+def test_a_whole_model_for_llama_cpp_is_the_edited_model(
+    editctl: Editctl, held: Callable[[str], Held], tmp_path: Path, dtype: str, grade: str
+) -> None:
+    made = held("llama")
+    out = tmp_path / "edited.gguf"
+    command = ("export", made.run, out, "--format", "gguf-model", "--base-gguf", made.base, "--dtype", dtype)
+    printed = ok(editctl(*command))
+    assert printed.count("blk.1.") == len(made.changes)
+    before, after = tensors_of(made.base), tensors_of(out)
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert changed == {name for name in before if name.startswith("blk.1.") and "norm" not in name}
+    printed = ok(editctl("verify-served", out, "--base-gguf", made.base, "--run", made.run))
+    assert printed.splitlines()[-1].startswith(grade)
+
+
+def test_a_vector_is_written_into_a_whole_model(editctl: Editctl, held: Callable[[str], Held], tmp_path: Path) -> None:
+    """Gemma's norms are kept with 1 added."""
+    made = held("gemma3_text")
+    name, shift = "model.layers.1.input_layernorm.weight", torch.linspace(-0.2, 0.2, 32, dtype=torch.float64)
+    holding(made.run, tmp_path / "run", {name: VectorDelta(shift)})
+    command = ("export", tmp_path / "run", tmp_path / "x.gguf")
+    assert "a vector" in refused(editctl(*command, "--format", "gguf"))
+    ok(editctl(*command, "--format", "gguf-model", "--base-gguf", made.base))
+    before, after = tensors_of(made.base), tensors_of(tmp_path / "x.gguf")
+    np.testing.assert_allclose(after["blk.1.attn_norm.weight"] - before["blk.1.attn_norm.weight"], shift, atol=1e-6)
+
+
+# Verified
+
+
+def planted(made: Held, path: Path, fault: Callable[[dict[str, np.ndarray[Any, Any]]], float]) -> Path:
+    """A copy of the adapter after ``fault`` changed its tensors; it returns the factor of α."""
+    tensors = tensors_of(made.adapter)
+    factor = fault(tensors)
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", 7 * factor)
+    for name, tensor in tensors.items():
+        writer.add_tensor(name, tensor)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def wrong_alpha(tensors: dict[str, np.ndarray[Any, Any]]) -> float:
+    return 0.4
+
+
+def dropped(tensors: dict[str, np.ndarray[Any, Any]]) -> float:
+    for side in "ab":
+        del tensors[f"blk.1.ffn_down.weight.lora_{side}"]
+    return 1.0
+
+
+def transposed(tensors: dict[str, np.ndarray[Any, Any]]) -> float:
+    first, second = (f"blk.1.attn_output.weight.lora_{side}" for side in "ab")
+    tensors[first], tensors[second] = tensors[second].T.copy(), tensors[first].T.copy()
+    return 1.0
+
+
+@needs_llama_cpp
+@pytest.mark.parametrize(
+    ("fault", "sentence"),
+    [
+        (wrong_alpha, "The edits are 0.40 times as strong as they should be: compare α, rank and scale."),
+        (dropped, "The edit of model.layers.1.mlp.down_proj.weight is missing."),
+        (transposed, "The edit of model.layers.1.self_attn.o_proj.weight is transposed."),
+    ],
+)
+def test_a_planted_fault_is_found_and_named(
+    editctl: Editctl,
+    held: Callable[[str], Held],
+    tmp_path: Path,
+    fault: Callable[[dict[str, np.ndarray[Any, Any]]], float],
+    sentence: str,
+) -> None:
+    made = held("llama")
+    path = planted(made, tmp_path / "faulty.gguf", fault)
+    printed = differs(editctl("verify-served", path, "--base-gguf", made.base, "--run", made.run))
+    assert printed.splitlines()[-1] == (f"Different: what is served does not answer as the run does. {sentence}")
+    assert "Worst with the edits: '" in printed
+
+
+@needs_llama_cpp
+def test_a_wrong_base_is_not_a_wrong_adapter(editctl: Editctl, held: Callable[[str], Held], tmp_path: Path) -> None:
+    made = held("llama")
+    write_base(tiny_model("llama", seed=1), tmp_path / "other.gguf")
+    printed = differs(editctl("verify-served", made.adapter, "--base-gguf", tmp_path / "other.gguf", "--run", made.run))
+    assert "with the edits" not in printed
+    assert printed.splitlines()[-1] == (
+        "Different: the base that is served is not the run's base, so its adapter was not tried."
+    )
+    complaint = refused(editctl("export", made.run, tmp_path / "x.gguf", "--format", "gguf", "--base-gguf",
+                                tmp_path / "other.gguf"))  # fmt: skip
+    assert "is not the run's base" in complaint
+    assert not (tmp_path / "x.gguf").exists()
+
+
+def test_a_folder_for_peft_is_verified(editctl: Editctl, held: Callable[[str], Held], tmp_path: Path) -> None:
+    made = held("gpt2")
+    ok(editctl("export", made.run, tmp_path / "adapter"))
+    printed = ok(editctl("verify-served", tmp_path / "adapter", "--run", made.run, "--facts", 1))
+    assert printed.splitlines()[-1] == "Equal: what is served answers as the run does."
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 2 * config["r"]}))
+    printed = differs(editctl("verify-served", tmp_path / "adapter", "--run", made.run))
+    assert "2.00 times as strong" in printed
