@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from editcore.models import DEFAULT_MODEL, local_path
+from editcore.models import DEFAULT_MODEL, local_gguf, local_path
+from editcore.runs import read_requests
 
 COUNTERFACT = Path(__file__).parents[2] / "shared" / "data" / "counterfact_dev.jsonl.gz"
 
@@ -79,6 +81,39 @@ def test_the_edited_model_says_the_new_fact_and_the_original_does_not(finished: 
     assert sample["target_new"] in edited
     assert sample["target_new"] not in original
     assert " ".join(sample["after"].split()) in " ".join(edited.split())
+
+
+@pytest.mark.skipif(importlib.util.find_spec("xllamacpp") is None, reason="llama.cpp is not here: xllamacpp")
+@pytest.mark.skipif(
+    local_gguf(DEFAULT_MODEL) is None, reason=f"its GGUF file is not here: editctl models pull {DEFAULT_MODEL} --gguf"
+)
+def test_llama_cpp_on_the_models_own_file_says_what_the_run_says(finished: tuple[Path, str], tmp_path: Path) -> None:
+    """The file has 4-bit weights, of which the run's are the exact numbers. llama.cpp rounds the inputs of its products
+    to 8 bits; this moves log-probabilities by up to half a nat, with the adapter and without."""
+    from edit_lora.gguf_export import export_gguf
+    from edit_lora.place import Place, Sample
+    from edit_lora.verify import verify
+
+    base = local_gguf(DEFAULT_MODEL)
+    adapter = tmp_path / "adapter.gguf"
+    export_gguf(finished[0], adapter, base=base)
+    report = verify(
+        finished[0], Place(target=str(adapter), base_gguf=base), sample=Sample(facts=20, neighbours=20, tokens=3)
+    )
+    assert report.base is not None
+    assert report.edited is not None
+    assert report.grade == "close"
+    for stage in (report.base, report.edited):
+        asked = [one for one in stage.compared if one.prompt.kind != "text"]
+        assert len(asked) == 40
+        parted = [one for one in asked if one.found.tokens[:1] != one.expected.tokens[:1]]
+        assert len(parted) <= 2
+        assert all(one.grade != "different" for one in stage.compared)
+        assert all(one.gap is not None and one.gap < 0.6 for one in asked if not one.same_text), "near ties alone"
+    facts = [one for one in report.edited.compared if one.prompt.kind == "fact"]
+    records = {record.request.text: record.request for record in read_requests(finished[0])}
+    said = [one.found.text.strip().startswith(records[one.prompt.text].target_new[:4]) for one in facts]
+    assert sum(said) >= 19
 
 
 @pytest.mark.skipif(not COUNTERFACT.exists(), reason="../shared/data/counterfact_dev.jsonl.gz is not here")

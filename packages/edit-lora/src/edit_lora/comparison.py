@@ -12,9 +12,9 @@ from editcore.evaluation import log_probabilities_after
 
 from edit_lora.answers import Answer, Served, answers_of
 
-__all__ = ["Compared", "Grade", "Prompt", "Stage", "compare"]
+__all__ = ["EXACT", "Compared", "Grade", "Prompt", "Stage", "compare"]
 
-_EXACT = 0.02
+EXACT = 0.02
 """Difference of a log-probability, in nats, that two programs have on the same float32 weights at the most."""
 _COMPARED = 5
 """Of the run's likeliest first tokens: those whose log-probabilities are compared."""
@@ -66,7 +66,7 @@ class Stage:
     edited: bool
     compared: Sequence[Compared]
     limit: float
-    """The difference up to which two answers count as equal, in nats."""
+    """The difference up to which two answers count as close, in nats."""
 
     @property
     def grade(self) -> Grade:
@@ -75,10 +75,9 @@ class Stage:
         worst: Grade = "different" if "different" in grades else "close" if "close" in grades else "equal"
         if self.edited or worst != "different":
             return worst
-        middle = self.quantile(0.5)
-        if middle is None:
+        if self.usual is None:
             return "close" if self.same >= len(self.compared) / 2 else "different"
-        return "close" if middle <= _ANOTHER_MODEL else "different"
+        return "close" if self.usual <= _ANOTHER_MODEL else "different"
 
     @property
     def same(self) -> int:
@@ -91,12 +90,11 @@ class Stage:
         order = ("equal", "close", "different")
         return max(self.compared, key=lambda one: (order.index(one.grade), one.gap or 0.0, one.deviation or 0.0))
 
-    def quantile(self, share: float) -> float | None:
-        """A quantile of the deviations; ``None`` where the server gives no log-probabilities."""
-        found = sorted(one.deviation for one in self.compared if one.deviation is not None)
-        if not found:
-            return None
-        return statistics.median(found) if share == 0.5 else found[min(int(share * len(found)), len(found) - 1)]
+    @property
+    def usual(self) -> float | None:
+        """The median deviation; ``None`` where the server gives no log-probabilities."""
+        told = [one.deviation for one in self.compared if one.deviation is not None]
+        return statistics.median(told) if told else None
 
 
 def compare(
@@ -119,25 +117,37 @@ def compare(
     rows = [prompt.row for prompt in prompts]
     expected = answers_of(model, rows, tokens=tokens)
     found = served.answers(rows, tokens=tokens, edited=edited)
-    limit = _EXACT
-    if base is not None and (usual := base.quantile(_QUANTILE)) is not None:
-        limit = max(_EXACT, 2 * usual)
+    deviations = [_deviation(ours, theirs) for ours, theirs in zip(expected, found, strict=True)]
+    limit = base.limit if base is not None else _limit(deviations, edited=edited)
     gaps = _gaps(model, rows, expected, found)
-    compared = []
-    for prompt, ours, theirs, gap in zip(prompts, expected, found, gaps, strict=True):
-        deviation = _deviation(ours, theirs)
-        grade = _grade(_same(ours, theirs), deviation, gap, limit)
-        compared.append(Compared(prompt=prompt, expected=ours, found=theirs, deviation=deviation, gap=gap, grade=grade))
+    compared = [
+        Compared(
+            prompt=prompt,
+            expected=ours,
+            found=theirs,
+            deviation=deviation,
+            gap=gap,
+            grade=_grade(_same(ours, theirs), deviation, gap, limit),
+        )
+        for prompt, ours, theirs, deviation, gap in zip(prompts, expected, found, deviations, gaps, strict=True)
+    ]
     return Stage(edited=edited, compared=compared, limit=limit)
 
 
+def _limit(deviations: Sequence[float | None], *, edited: bool) -> float:
+    """What counts as close. The rounding of a quantised base is measured without the edits."""
+    told = sorted(deviation for deviation in deviations if deviation is not None)
+    if edited or not told or statistics.median(told) > _ANOTHER_MODEL:
+        return _CLOSE
+    return max(_CLOSE, 2 * told[min(int(_QUANTILE * len(told)), len(told) - 1)])
+
+
 def _grade(same: bool, deviation: float | None, gap: float | None, limit: float) -> Grade:
-    close = max(_CLOSE, 2 * limit)
-    if (deviation or 0.0) > close:
+    if (deviation or 0.0) > limit:
         return "different"
     if same:
-        return "equal" if (deviation or 0.0) <= limit else "close"
-    return "close" if gap is not None and gap <= close else "different"
+        return "equal" if (deviation or 0.0) <= EXACT else "close"
+    return "close" if gap is not None and gap <= limit else "different"
 
 
 def _same(ours: Answer, theirs: Answer) -> bool:

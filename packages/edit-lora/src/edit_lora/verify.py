@@ -12,7 +12,7 @@ from editcore.interfaces import silent
 from editcore.runs import RunRecord, open_run, read_requests
 
 from edit_lora.answers import Answer, PeftFolder, Served
-from edit_lora.comparison import Grade, Prompt, Stage, compare
+from edit_lora.comparison import EXACT, Grade, Prompt, Stage, compare
 from edit_lora.diagnosis import diagnose
 from edit_lora.endpoints import open_endpoint
 from edit_lora.export import build_adapter
@@ -81,9 +81,15 @@ def verify(
                 return Report(base=base, edited=None)
         stage = compare(edited.model, served, prompts=prompts, tokens=sample.tokens, edited=True, base=base)
     fault = None
-    if stage.grade != "equal":
+    if stage.grade == "different" or _deviates_more(stage, base):
         fault = diagnose(edited, _changes(run, plugins, progress), stage, base)
     return Report(base=base, edited=stage, fault=fault)
+
+
+def _deviates_more(stage: Stage, base: Stage | None) -> bool:
+    """Whether the answers with the edits deviate more than rounding and those without explain."""
+    noise = 0.0 if base is None or base.usual is None else base.usual
+    return stage.usual is not None and stage.usual > max(EXACT, 1.5 * noise)
 
 
 @contextlib.contextmanager
