@@ -247,6 +247,8 @@ def test_a_missing_file_and_a_wrong_layer_are_told_before_torch_is_imported(tiny
         "ledger none blame Who": "none is not a run directory",
         "ledger none bisect --failing Who --expect I": "none is not a run directory",
         f"ledger none compose none --out {out}": "none is not a run directory",
+        "verify-served http://localhost:1 --run none": "none is not a run directory",
+        "deploy none http://localhost:1": "none is not a run directory",
         f"import none --out {out}": "none is no adapter",
         "adapters show none": "none is no adapter",
         "adapters list none": "none is not a run directory",

@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import threading
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -364,3 +366,257 @@ def test_a_folder_for_peft_is_verified(editctl: Editctl, held: Callable[[str], H
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 2 * config["r"]}))
     printed = differs(editctl("verify-served", tmp_path / "adapter", "--run", made.run))
     assert "2.00 times as strong" in printed
+
+
+# Servers with OpenAI's API
+
+
+class StandIn:
+    """A server that answers from models in memory, as vLLM does or as one that knows text alone.
+
+    ``loads`` is what it makes of the folder of an adapter: the model that answers under the new name.
+    """
+
+    def __init__(self, models: dict[str, LanguageModel], *, knows: str = "everything") -> None:
+        self.models, self.knows = models, knows
+        self.parents: dict[str, str] = {}
+        self.loads: Callable[[str], LanguageModel] | None = None
+        self.refuses: tuple[int, str] | None = None
+        self.asked: list[tuple[str, Any]] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                listed = [{"id": name, "parent": outer.parents.get(name)} for name in outer.models]
+                self.say(*((200, {"data": listed}) if self.path == "/v1/models" else (404, {"detail": "Not Found"})))
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                outer.asked.append((self.path, body))
+                self.say(*outer.answer(self.path, body))
+
+            def say(self, status: int, answer: object) -> None:
+                data = json.dumps(answer).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._http.server_port}"
+        threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True).start()
+
+    def close(self) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+
+    def answer(self, path: str, body: dict[str, Any]) -> tuple[int, object]:
+        if path == "/v1/completions":
+            return self.complete(body)
+        if self.loads is None:
+            return 404, {"detail": "Not Found"}
+        if self.refuses is not None:
+            return self.refuses[0], {"error": {"message": self.refuses[1], "type": "BadRequestError"}}
+        if path == "/v1/load_lora_adapter":
+            self.models[body["lora_name"]] = self.loads(body["lora_path"])
+            self.parents[body["lora_name"]] = "base"
+        elif path == "/v1/unload_lora_adapter":
+            del self.models[body["lora_name"]]
+        return 200, "Success"
+
+    def complete(self, body: dict[str, Any]) -> tuple[int, object]:
+        model = self.models[body["model"]]
+        text_alone = self.knows == "text"
+        if text_alone and (not isinstance(body["prompt"], str) or "logprobs" in body):
+            return 400, {"error": {"message": "prompt must be a string, without logprobs"}}
+        ids = list(model.read_text(body["prompt"], opening=True)) if text_alone else list(body["prompt"])
+        new: list[int] = []
+        first: dict[str, float] = {}
+        for _ in range(body["max_tokens"]):
+            values = log_probabilities(model, ids + new)
+            best = values.topk(20).indices.tolist()
+            first = first or {f"token_id:{token}": float(values[token]) for token in best}
+            new.append(best[0])
+        choice: dict[str, Any] = {"text": model.tokenizer.decode(new)}
+        if not text_alone:
+            choice |= {"token_ids": new, "logprobs": {"top_logprobs": [first]}}
+        return 200, {"choices": [choice]}
+
+
+@pytest.fixture
+def stand_in(held: Callable[[str], Held]) -> Iterator[Callable[..., StandIn]]:
+    """Starts such a server with the base of the Llama run, and what else is given."""
+    started: list[StandIn] = []
+
+    def start(knows: str = "everything", **models: LanguageModel) -> StandIn:
+        server = StandIn({"base": held("llama").model(edited=False), **models}, knows=knows)
+        started.append(server)
+        return server
+
+    yield start
+    for server in started:
+        server.close()
+
+
+@pytest.fixture
+def few(held: Callable[[str], Held], monkeypatch: pytest.MonkeyPatch) -> Held:
+    """The Llama run. A verification asks it for three texts, because the stand-in answers slowly."""
+    monkeypatch.setattr("edit_lora.verify._TEXTS", ("The capital of France is", "My name is", "It is"))
+    return held("llama")
+
+
+def test_a_server_with_adapters_is_verified(editctl: Editctl, few: Held, stand_in: Callable[..., StandIn]) -> None:
+    server = stand_in(edits=few.model(edited=True))
+    server.parents["edits"] = "base"
+    printed = ok(editctl("verify-served", f"{server.url}/v1/", "--run", few.run, "--tokens", 2))
+    assert printed.splitlines()[-1] == "Equal: what is served answers as the run does."
+    assert {body["model"] for _, body in server.asked} == {"base", "edits"}
+    assert all(isinstance(body["prompt"][0], int) for _, body in server.asked)
+    lacking = few.model(edited=False)
+    for address, change in few.changes.items():
+        if "gate_proj" not in address:
+            add_changes(lacking, address, [change])
+    server.models["edits"] = lacking
+    printed = differs(editctl("verify-served", server.url, "--run", few.run, "--tokens", 2))
+    assert printed.splitlines()[-1].endswith("The edit of model.layers.1.mlp.gate_proj.weight is missing.")
+    server.models["edits"] = server.models["base"]
+    printed = differs(editctl("verify-served", server.url, "--run", few.run, "--tokens", 2))
+    assert printed.splitlines()[-1].endswith("The edits are not there: the server answers as the base does.")
+
+
+def test_a_server_that_knows_text_alone_is_verified_by_text(
+    editctl: Editctl, few: Held, stand_in: Callable[..., StandIn]
+) -> None:
+    server = stand_in("text", edits=few.model(edited=True))
+    command = ("verify-served", server.url, "--run", few.run, "--tokens", 2, "--name", "edits")
+    printed = ok(editctl(*command))
+    assert printed.splitlines()[-1] == (
+        "Equal: what is served answers as the run does. The base is not served, so it was not compared."
+    )
+    assert "facts without" not in printed
+    assert "facts without" in ok(editctl(*command, "--base", "base"))
+    server.models["edits"] = server.models["base"]
+    assert "No single fault" in differs(editctl(*command, "--base", "base"))
+
+
+def peft_model(made: Held, folder: str) -> LanguageModel:
+    from peft import PeftModel
+
+    model = made.model(edited=False)
+    PeftModel.from_pretrained(model.hf, folder)
+    return model
+
+
+def test_vllm_gets_the_adapter_and_gives_it_back(editctl: Editctl, few: Held, stand_in: Callable[..., StandIn]) -> None:
+    server = stand_in()
+    server.loads = lambda folder: peft_model(few, folder)
+    command = ("deploy", few.run, server.url, "--to", "vllm", "--name", "edits")
+    printed = ok(editctl(*command))
+    assert "Equal: what is served answers as the run does." in printed
+    assert server.asked[0] == (
+        "/v1/load_lora_adapter",
+        {"lora_name": "edits", "lora_path": str(Path("edits").resolve())},
+    )
+    assert (Path("edits") / "adapter_model.safetensors").is_file()
+    assert "serves 'edits' already" in refused(editctl(*command))
+    assert "switched off" in ok(editctl(*command, "--undo"))
+    assert server.asked[-1] == ("/v1/unload_lora_adapter", {"lora_name": "edits"})
+    assert "edits" not in server.models
+    assert "does not serve 'edits'; it serves base" in refused(editctl(*command, "--undo"))
+
+    server.loads = lambda folder: few.model(edited=False)
+    printed = differs(editctl(*command))
+    assert "answers as the base does" in printed
+    assert printed.splitlines()[-1] == f"edits was switched off again at {server.url}"
+    assert list(server.models) == ["base"]
+
+
+def test_what_a_server_refuses_is_one_sentence(editctl: Editctl, few: Held, stand_in: Callable[..., StandIn]) -> None:
+    server = stand_in()
+    command = ("deploy", few.run, server.url, "--to", "vllm", "--name", "edits")
+    assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True" in refused(editctl(*command))
+    server.loads = lambda folder: few.model(edited=True)
+    for refusal, sentence in (
+        ((400, "LoRA rank 7 is greater than max_lora_rank 4."), "does not take an adapter of rank 7"),
+        ((404, "No adapter found for '/there'"), "say where that is with --seen-as"),
+        ((500, "Out of memory."), "refuses the adapter: Out of memory."),
+    ):
+        server.refuses = refusal
+        assert sentence in refused(editctl(*command))
+    server.models = {"base": tiny_model("llama", seed=1)}
+    server.refuses = None
+    printed = differs(editctl(*command))
+    assert "the base that is served is not the run's base" in printed
+    assert "edits" not in server.models
+
+
+def test_bad_places_are_one_sentence(editctl: Editctl, few: Held, stand_in: Callable[..., StandIn]) -> None:
+    server = stand_in(first=few.model(edited=True), second=few.model(edited=True))
+    url, run = server.url, few.run
+    slow = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)  # takes connections, and does not answer
+    silent = f"http://127.0.0.1:{slow.server_port}"
+    for arguments, complaint in [
+        (
+            ("verify-served", "http://127.0.0.1:9", "--run", run),
+            "No server answers at http://127.0.0.1:9 (Connection",
+        ),
+        (("verify-served", "http:/x", "--run", run), "is neither the address of a server"),
+        (("verify-served", "nothing", "--run", run), "is neither the address of a server"),
+        (("verify-served", silent, "--run", run, "--timeout", 0.2), "did not answer within 0.2 seconds"),
+        (("verify-served", url, "--run", run), "has the models base, first, second. Say which has the edits: --name"),
+        (("verify-served", url, "--run", run, "--name", "third"), "has no model 'third'; it has base, first, second"),
+        (("verify-served", url, "--run", "none"), "none is not a run directory"),
+        (("verify-served", url, "--run", run, "--key-from", "NO_SUCH"), "NO_SUCH is not set"),
+        (("verify-served", few.adapter, "--run", run), "name the GGUF file of its base"),
+        (
+            ("verify-served", few.base, "--base-gguf", few.adapter, "--run", run),
+            "is an adapter; --base-gguf",
+        ),
+        (("deploy", run, "--name", "x"), "Which server? Give its URL"),
+        (("deploy", run, "x", "--name", "x"), "'x' is not the address of a server"),
+        (("deploy", run, url, "--to", "tgi"), "Unknown engine 'tgi'. Available: llama-cpp, vllm"),
+        (("deploy", run, url, "--to", "llama-cpp"), "is no llama-server"),
+    ]:
+        assert complaint in refused(editctl(*arguments)), arguments
+    slow.server_close()
+    assert not list(Path.cwd().iterdir())
+
+
+def test_llama_cpp_is_asked_for_only_where_it_is_needed(
+    editctl: Editctl, few: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edit_lora.llama_server.find_spec", lambda name: None)
+    complaint = refused(editctl("verify-served", few.adapter, "--base-gguf", few.base, "--run", few.run))
+    assert "pip install edit-lora[llama-cpp]" in complaint
+
+
+@needs_llama_cpp
+def test_a_running_llama_server_gets_its_adapter_switched_on_and_off(editctl: Editctl, few: Held) -> None:
+    printed = ok(editctl("deploy", few.run, "--to", "llama-cpp", "--name", "edits"))
+    assert "llama-server --model BASE.gguf --lora edits.gguf --lora-init-without-apply --cache-ram 0" in printed
+
+    def scale() -> float:
+        with urllib.request.urlopen(f"{url}/lora-adapters", timeout=60) as answer:
+            return float(json.load(answer)[0]["scale"])
+
+    with llama_server(few.base, Path("edits.gguf")) as url:
+        command = ("deploy", few.run, url, "--to", "llama-cpp", "--name", "edits")
+        assert "Equal: what is served answers as the run does." in ok(editctl(*command))
+        assert scale() == 1.0
+        assert "Equal" in ok(editctl("verify-served", url, "--run", few.run))
+        assert "switched off" in ok(editctl(*command, "--undo"))
+        assert scale() == 0.0
+        absent = refused(editctl("deploy", few.run, url, "--to", "llama-cpp", "--name", "others"))
+        assert "loads adapters only when it starts: llama-server --model" in absent
+        other = refused(editctl("verify-served", url, "--run", few.run, "--name", "x"))
+        assert "has the adapters edits, and not one 'x'" in other
+    planted(few, Path("faulty.gguf"), dropped)
+    with llama_server(few.base, Path("faulty.gguf")) as url:
+        printed = differs(editctl("deploy", few.run, url, "--to", "llama-cpp", "--name", "faulty"))
+        assert "down_proj.weight is missing" in printed
+        assert scale() == 0.0
+    with llama_server(few.base) as url:
+        assert "has no adapter loaded" in refused(editctl("verify-served", url, "--run", few.run))

@@ -93,7 +93,7 @@ def _strength(changes: Mapping[str, FactoredDelta], left: Callable[[Changes], fl
         low, high = (low, second) if at(first) <= at(second) else (first, high)
     found = min((best, (low + high) / 2), key=at)
     yield at(0.0), "The edits are not there: the server answers as the base does."
-    if abs(found - 1) > _NOTICED:
+    if found > _NOTICED and abs(found - 1) > _NOTICED:
         yield at(found), f"The edits are {found:.2f} times as strong as they should be: compare α, rank and scale."
 
 

@@ -14,11 +14,11 @@ from editcore import LanguageModel, ModelError
 
 from edit_lora.answers import LIKELIEST, Answer, before_special
 from edit_lora.http_json import RefusedError, Server
+from edit_lora.llama_adapters import find_adapter, loaded_adapters
 
-__all__ = ["LlamaServer", "OpenAIServer", "loaded_adapters", "open_endpoint"]
+__all__ = ["LlamaServer", "OpenAIServer", "open_endpoint"]
 
 _BAD_REQUEST = (400, 422)
-_NOT_THERE = (404, 405, 501)
 
 
 def open_endpoint(
@@ -45,45 +45,6 @@ def open_endpoint(
         own = None if merged else find_adapter(adapters, name, url=server.url)
         return LlamaServer(server=server, model=model, adapters=adapters, own=own)
     return OpenAIServer.choose(server, model, name=name, base=base)
-
-
-def loaded_adapters(server: Server) -> list[Mapping[str, Any]] | None:
-    """The adapters of a llama-server; ``None`` for another server.
-
-    Raises:
-        ModelError: the server does not answer.
-    """
-    try:
-        found = server.get("/lora-adapters")
-    except RefusedError as error:
-        if error.status in _NOT_THERE:
-            return None
-        raise
-    return list(found) if isinstance(found, list) else None
-
-
-def adapter_name(adapter: Mapping[str, Any]) -> str:
-    """The name of a llama-server's adapter: that of its file."""
-    return str(adapter.get("path", "")).replace("\\", "/").rpartition("/")[2].removesuffix(".gguf")
-
-
-def find_adapter(adapters: Sequence[Mapping[str, Any]], name: str | None, *, url: str) -> Mapping[str, Any]:
-    """The adapter of that name, or the only one.
-
-    Raises:
-        ModelError: there is none, or it is not clear which.
-    """
-    names = [adapter_name(adapter) for adapter in adapters]
-    fitting = [adapter for adapter in adapters if name in (None, adapter_name(adapter), adapter.get("path"))]
-    if len(fitting) == 1:
-        return fitting[0]
-    if not adapters:
-        raise ModelError(
-            f"The llama-server at {url} has no adapter loaded. Start it with --lora FILE --lora-init-without-apply "
-            "(FILE is of 'editctl export --format gguf'), or say --merged if the edits are in its model's weights."
-        )
-    asked = "it was not said which is meant" if name is None else f"not one '{name}'"
-    raise ModelError(f"The llama-server at {url} has the adapters {', '.join(names)}, and {asked}: --name NAME.")
 
 
 @dataclass(slots=True, kw_only=True)

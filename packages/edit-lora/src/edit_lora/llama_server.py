@@ -7,12 +7,12 @@ fit. As a script, this module is that process: it prints the address of the serv
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from editcore import ModelError
@@ -29,7 +29,7 @@ def check_installed() -> None:
     Raises:
         ModelError: it is.
     """
-    if importlib.util.find_spec("xllamacpp") is None:
+    if find_spec("xllamacpp") is None:
         raise ModelError(
             "GGUF files are run with llama.cpp, of the package xllamacpp: pip install edit-lora[llama-cpp]"
         )

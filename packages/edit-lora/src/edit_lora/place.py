@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from edit_lora.gguf_kind import kind_of
 from edit_lora.http_json import RefusedError, Server
 from edit_lora.llama_server import check_installed
 
-__all__ = ["Place", "Sample", "check_place"]
+__all__ = ["Place", "Sample", "check_address", "check_place"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +64,7 @@ def check_place(place: Place) -> None:
         ModelError: there is no such file or folder, the base or llama.cpp is missing, or no server answers.
     """
     if place.is_url:
+        check_address(place.target)
         with contextlib.suppress(RefusedError):  # not every server lists its models
             place.server.get("/v1/models")
         return
@@ -79,3 +81,14 @@ def check_place(place: Place) -> None:
     check_installed()
     if place.base_gguf is not None and kind_of(place.base_gguf) == "adapter":
         raise ModelError(f"{place.base_gguf} is an adapter; --base-gguf is the file of the model that it is for.")
+
+
+def check_address(url: str) -> None:
+    """Refuse what is no address.
+
+    Raises:
+        ModelError: it names no server.
+    """
+    found = urllib.parse.urlsplit(url)
+    if found.scheme not in ("http", "https") or not found.hostname:
+        raise ModelError(f"'{url}' is not the address of a server; one looks like http://localhost:8000.")

@@ -20,8 +20,7 @@ def editcore_backends() -> list[BackendSpec]:
 @hookimpl
 def editcore_components() -> list[ComponentSpec]:
     """The study of the adapter's rank."""
-    study = "Rank, fit steps and truncation of the adapter."
-    return [ComponentSpec("lora", "edit_lora.studies:lora.toml", kind="study", summary=study)]
+    return [ComponentSpec("lora", "edit_lora.studies:lora.toml", kind="study", summary="Rank and fit of the adapter.")]
 
 
 @hookimpl
@@ -34,5 +33,6 @@ _COMMANDS = (
     ("export", "commands:export_app", "Write a run's edits as a LoRA adapter or a model."),
     ("import", "commands:import_app", "Read an adapter back into a run directory."),
     ("adapters", "commands:adapters_app", "Attach, scale, combine and merge LoRA adapters."),
+    ("deploy", "serving_commands:deploy_app", "Give a run's adapter to a running server."),
     ("verify-served", "serving_commands:verify_app", "Compare what is served with a run's own answers."),
 )

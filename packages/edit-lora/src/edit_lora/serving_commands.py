@@ -1,4 +1,4 @@
-"""``editctl verify-served``."""
+"""``editctl verify-served`` and ``deploy``."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ if TYPE_CHECKING:
     from edit_lora.comparison import Compared, Stage
     from edit_lora.verify import Report
 
-__all__ = ["verify_app"]
+__all__ = ["deploy_app", "verify_app"]
 
 verify_app = typer.Typer()
+deploy_app = typer.Typer()
+
+_ENGINES = ("vllm", "llama-cpp")
 
 
 @verify_app.command("verify-served")
@@ -77,6 +80,98 @@ def verify_served(
     print_report(report)
     if report.grade == "different":
         raise typer.Exit(1)
+
+
+@deploy_app.command()
+def deploy(
+    ctx: typer.Context,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    url: Annotated[
+        str | None, typer.Argument(metavar="[URL]", help="The server, such as http://localhost:8000.")
+    ] = None,
+    engine: Annotated[str, typer.Option("--to", help="What the server is: vllm or llama-cpp.")] = "vllm",
+    name: Annotated[str | None, typer.Option(help="The adapter's name on the server. [default: the run's]")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH", help="The adapter's folder or GGUF file; written unless it is there. [default: NAME]"
+        ),
+    ] = None,
+    seen_as: Annotated[
+        str | None, typer.Option(metavar="PATH", help="That folder, as a vLLM server elsewhere sees it.")
+    ] = None,
+    rank: Annotated[int | None, typer.Option(min=1, help="Largest rank of the adapter.")] = None,
+    off: Annotated[bool, typer.Option("--undo", help="Switch the adapter off again.")] = False,
+    key_variable: Annotated[
+        str | None,
+        typer.Option("--key-from", metavar="VARIABLE", help="The environment variable with the server's API key."),
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that an answer may take.")] = 60.0,
+) -> None:
+    """Give a run's adapter to a running server, and verify what it answers.
+
+    If the answers differ from the run's, the adapter is switched off again, and the exit code is 1. llama.cpp loads
+    adapters when it starts: without a URL, the adapter is written and the way to start is printed.
+    """
+    from editcore import HParamsError, UnknownNameError
+
+    from edit_lora.commands import check_run
+    from edit_lora.deploy import Deployment, check_llama_server, check_vllm, deploy, start_line, undo
+    from edit_lora.place import Place, check_address
+
+    check_run(run)
+    if engine not in _ENGINES:
+        raise UnknownNameError("engine", engine, _ENGINES)
+    if url is None and (engine == "vllm" or off):
+        raise HParamsError("Which server? Give its URL, such as http://localhost:8000.")
+    name = name if name is not None else run.resolve().name
+    path = out if out is not None else Path(name if engine == "vllm" else f"{name}.gguf")
+    key = None if key_variable is None else read_key(key_variable)
+    if url is None:
+        _write_adapter(ctx, run, path, engine=engine, rank=rank)
+        typer.echo(f"Start llama.cpp with it: {start_line(path)}")
+        return
+    check_address(url)
+    place = Place(target=url, name=name, key=key, timeout=timeout)
+    deployment = Deployment(engine=engine, server=place.server, name=name, path=path, seen_as=seen_as)
+    if off:
+        undo(deployment)
+        typer.echo(f"{name} is switched off at {url}")
+        return
+    (check_vllm if engine == "vllm" else check_llama_server)(deployment)
+    _write_adapter(ctx, run, path, engine=engine, rank=rank)
+    deploy(deployment)
+
+    from edit_lora.verify import verify
+
+    kept = False
+    try:
+        report = verify(run, place, plugins=loaded_plugins(ctx), progress=TerminalProgress())
+        kept = report.grade != "different"
+    finally:
+        if not kept:
+            undo(deployment)
+    print_report(report)
+    if not kept:
+        typer.echo(f"{name} was switched off again at {url}")
+        raise typer.Exit(1)
+    typer.echo(f"{name} is served at {url}. The same command with --undo switches it off.")
+
+
+def _write_adapter(ctx: typer.Context, run: Path, path: Path, *, engine: str, rank: int | None) -> None:
+    if path.exists():
+        typer.echo(f"{path} is there already and is taken as it is")
+        return
+    from edit_lora.export import AdapterSize, export_adapter
+
+    size, plugins, progress = AdapterSize(rank=rank), loaded_plugins(ctx), TerminalProgress()
+    if engine == "vllm":
+        done = export_adapter(run, path, size=size, plugins=plugins, progress=progress)
+    else:
+        from edit_lora.gguf_export import export_gguf
+
+        done = export_gguf(run, path, size=size, plugins=plugins, progress=progress)
+    typer.echo(f"Adapter of rank {done.rank}: {path}")
 
 
 def read_key(variable: str) -> str:
