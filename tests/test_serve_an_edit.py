@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shlex
 import shutil
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -620,3 +622,33 @@ def test_a_running_llama_server_gets_its_adapter_switched_on_and_off(editctl: Ed
         assert scale() == 0.0
     with llama_server(few.base) as url:
         assert "has no adapter loaded" in refused(editctl("verify-served", url, "--run", few.run))
+
+
+# The page
+
+
+@needs_llama_cpp
+def test_the_page_does_what_it_says(editctl: Editctl, few: Held, stand_in: Callable[..., StandIn]) -> None:
+    """Its commands in their order, on a tiny run and with servers of our own."""
+    page = Path(__file__).parent.parent / "docs" / "how-to" / "serve-an-edit.md"
+    lines = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("$ editctl ")]
+    Path("runs").mkdir()
+    shutil.copytree(few.run, "runs/forty")
+    shutil.copy(few.base, "base.gguf")
+    vllm = stand_in()
+    vllm.loads = lambda folder: few.model(edited=True)
+    ended = {}
+    with ExitStack() as stack:
+        for line in lines:
+            words = shlex.split(line)[2:]
+            if words[0] == "run":
+                continue
+            if "http://localhost:8080" in words and "http://localhost:8080" not in ended:
+                ended["http://localhost:8080"] = stack.enter_context(
+                    llama_server(Path("base.gguf"), Path("forty.gguf"))
+                )
+            if words[0] == "verify-served":
+                vllm.answer("/v1/load_lora_adapter", {"lora_name": "forty", "lora_path": "adapters/forty"})
+            places = {**ended, "http://localhost:8000": vllm.url}
+            ok(editctl(*(places.get(word, word) for word in words)))
+    assert len(lines) == 12

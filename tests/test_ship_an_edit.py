@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -751,6 +752,26 @@ def test_adapters_are_combined_and_merged(editctl: Editctl, lora_run: Path, tiny
     ok(editctl("adapters", "merge", tmp_path / "nothing", "--out", tmp_path / "merged-nothing"))
     base = LanguageModel.load(str(tiny_folder))
     torch.testing.assert_close(logits(LanguageModel.load(str(tmp_path / "merged-nothing"))), logits(base))
+
+
+# The page
+
+
+def test_the_page_does_what_it_says(
+    editctl: Editctl, raw_run: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its commands in their order, on a tiny run."""
+    page = Path(__file__).parent.parent / "docs" / "how-to" / "ship-an-edit.md"
+    lines = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("$ editctl ")]
+    monkeypatch.setattr("edit_lora.verify._TEXTS", ("My name is",))
+    Path("runs").mkdir()
+    shutil.copytree(raw_run, "runs/forty")
+    ok(editctl("export", without(editctl, raw_run, Path("less"), 1), "adapters/style"))
+    for line in lines:
+        words = [{"BASE_FOLDER": str(tiny_folder), "16": "3"}.get(word, word) for word in shlex.split(line)[2:]]
+        if words[0] != "run":
+            ok(editctl(*words))
+    assert len(lines) == 14
 
 
 # Bad input
