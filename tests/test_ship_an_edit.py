@@ -176,6 +176,15 @@ def test_the_card_names_base_fingerprint_edits_and_evidence(editctl: Editctl, lo
     assert card.count("\n| ") > 6
     assert "all: exact to float32 rounding" in card
     assert "| facts | 6 of facts.jsonl |" in card
+    assert 'BASE = "..."  # the folder of tiny: no name of it on a hub is known' in card
+    assert "| its licence | see the card of the base model |" in card
+    summary = json.loads((lora_run / "summary.json").read_text())
+    assert f"| Efficacy (ES) in % | {summary['before']['ES']:.1f} | {summary['after']['ES']:.1f} |" in card
+    assert "--max-lora-rank 8 --lora-modules adapter=adapter" in card
+    assert "ADAPTER ./adapter.gguf" in card
+    less = without(editctl, lora_run, tmp_path / "less", 1)
+    ok(editctl("export", less, tmp_path / "smaller"))
+    assert "## Checks" not in (tmp_path / "smaller" / "README.md").read_text(encoding="utf-8"), "not of these facts"
 
 
 def test_the_card_says_what_the_directory_holds(
@@ -221,7 +230,7 @@ def test_an_adapter_names_a_base_that_everybody_can_resolve(
     assert (config["base_model_name_or_path"], config["revision"]) == ("tiny-org/tiny-name", "607a30d")
     card = (tmp_path / "adapter" / "README.md").read_text(encoding="utf-8")
     assert "\nbase_model: tiny-org/tiny-name\n" in card
-    assert 'from_pretrained("tiny-org/tiny-name", revision="607a30d")' in card
+    assert 'from_pretrained("tiny-org/tiny-name", revision="607a30d", dtype=torch.float32)' in card
     here = Path(json.loads((snapshot_run / "run.json").read_text())["model"]["folder"])
     assert json.loads((tmp_path / "adapter" / "base.json").read_text())["base_model"] == str(here)
     ok(editctl("import", tmp_path / "adapter", "--out", tmp_path / "imported"))  # from the folder, no hub is asked

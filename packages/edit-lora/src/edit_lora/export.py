@@ -43,7 +43,7 @@ from editcore.settings import build
 from pydantic import BaseModel
 
 from edit_lora.adapter import WEIGHTS_NAME, Adapter
-from edit_lora.card import AdapterCard
+from edit_lora.card import VLLM_RANKS, AdapterCard, Check
 from edit_lora.factors import check_factors, factored
 from edit_lora.hparams import LoraHParams
 from edit_lora.reduction import Reduction, reduce, without_moment
@@ -51,7 +51,6 @@ from edit_lora.targets import Target, Targets, seen_from
 
 __all__ = [
     "EDITS_FOLDER",
-    "VLLM_RANKS",
     "AdapterSize",
     "BuiltAdapter",
     "Exported",
@@ -65,9 +64,6 @@ __all__ = [
 EDITS_FOLDER = "edits"
 """Inside an adapter folder: the run directory that it came from, with the active batches only. peft ignores it."""
 _log = logging.getLogger(__name__)
-
-VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""The values of vLLM's ``--max-lora-rank``, except 1 (``vllm.config.lora.MaxLoRARanks``)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +157,7 @@ def export_adapter(
             modules=built.modules,
             rank=rank,
             shared=built.shared,
+            checks=Check.all_of(run, built.edits),
         )
         write_text(folder / "README.md", card.text())
     return Exported(rank=rank, modules=built.modules, edits=built.edits)
