@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -763,6 +766,97 @@ def test_adapters_are_combined_and_merged(editctl: Editctl, lora_run: Path, tiny
     torch.testing.assert_close(logits(LanguageModel.load(str(tmp_path / "merged-nothing"))), logits(base))
 
 
+# The hub
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub of our own, which huggingface_hub takes for the real one."""
+    made = Hub()
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", made.url)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", "a-token")
+    yield made
+    made.close()
+
+
+class Hub:
+    """Repositories with their files, behind the part of the hub's API that uploads use."""
+
+    def __init__(self) -> None:
+        self.repositories: dict[str, dict[str, bytes]] = {}
+        self.private: dict[str, bool] = {}
+        self.refuses: str | None = None
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.say(404, {"error": "not here"})
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                self.say(*outer.answer(self.path, body))
+
+            def say(self, status: int, answer: object) -> None:
+                data = json.dumps(answer).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._http.server_port}"
+        threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True).start()
+
+    def close(self) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+
+    def answer(self, path: str, body: bytes) -> tuple[int, object]:
+        if self.refuses is not None:
+            return 403, {"error": self.refuses}
+        if path == "/api/repos/create":
+            asked = json.loads(body)
+            name = f"{asked.get('organization', 'me')}/{asked['name']}"
+            self.repositories[name], self.private[name] = {}, asked["visibility"] == "private"
+            return 200, {"url": f"{self.url}/{name}", "name": name}
+        if path.endswith("/preupload/main"):
+            files = json.loads(body)["files"]
+            return 200, {
+                "files": [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in files]
+            }
+        if path.endswith("/commit/main"):
+            name = path.removeprefix("/api/models/").removesuffix("/commit/main")
+            for line in body.splitlines():
+                if (step := json.loads(line))["key"] == "file":
+                    self.repositories[name][step["value"]["path"]] = base64.b64decode(step["value"]["content"])
+            return 200, {"commitUrl": f"{self.url}/{name}/commit/0", "commitOid": "0", "pullRequestUrl": None}
+        return 200, {}
+
+
+def test_an_adapter_is_put_onto_the_hub_and_is_private(
+    editctl: Editctl, raw_run: Path, tmp_path: Path, hub: Hub
+) -> None:
+    printed = ok(editctl("export", raw_run, tmp_path / "adapter", "--push-to-hub", "me/facts"))
+    assert printed.splitlines()[-1] == f"On the hub, private if it is new: {hub.url}/me/facts"
+    assert hub.private == {"me/facts": True}
+    found = hub.repositories["me/facts"]
+    assert set(found) == {"README.md", "adapter_config.json", WEIGHTS}, "nothing that names folders of this machine"
+    for name in ("README.md", WEIGHTS):
+        assert found[name] == (tmp_path / "adapter" / name).read_bytes()
+    ok(editctl("export", raw_run, tmp_path / "open", "--push-to-hub", "me/open", "--public"))
+    assert hub.private["me/open"] is False
+    hub.refuses = "You have no rights to write here."
+    complaint = refused(editctl("export", raw_run, tmp_path / "kept", "--push-to-hub", "other/facts"))
+    assert "kept is written, but the hub did not take it" in complaint
+    assert "You have no rights to write here." in complaint
+    assert (tmp_path / "kept" / WEIGHTS).is_file()
+
+
 # The page
 
 
@@ -799,6 +893,9 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
         (("export", tmp_path, tmp_path / "x"), "is not a run directory"),
         (("export", raw_run, tmp_path / "full"), "is already there"),
         (("export", raw_run, tmp_path / "x", "--format", "ggml"), "Unknown format 'ggml'. Available: gguf, gguf-model"),
+        ((*gguf, "--push-to-hub", "me/x"), "--push-to-hub is for --format peft"),
+        ((*gguf[:3], "--push-to-hub", "a//b"), "--push-to-hub takes the name of a repository, such as user/name"),
+        ((*gguf[:3], "--public"), "--public is for --push-to-hub NAME"),
         ((*gguf, "--dtype", "q8_0"), "Unknown type 'q8_0'. Available: f16, f32"),
         ((*gguf, "--pad-for", "vllm"), "--pad-for is for --format peft; llama.cpp serves any rank"),
         (("export", raw_run, tmp_path / "x", "--dtype", "f16"), "--dtype is for --format merged and gguf"),

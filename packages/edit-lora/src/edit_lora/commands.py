@@ -20,7 +20,7 @@ adapters_app = typer.Typer(no_args_is_help=True)
 
 _FORMATS, _CRITERIA, _ENGINES = ("peft", "merged", "gguf", "gguf-model"), ("weighted", "frobenius"), ("vllm",)
 _OPTIONS = {
-    "peft": ("rank", "criterion", "pad-for"),
+    "peft": ("rank", "criterion", "pad-for", "push-to-hub", "public"),
     "merged": ("dtype",),
     "gguf": ("rank", "criterion", "dtype", "base-gguf"),
     "gguf-model": ("dtype", "base-gguf"),
@@ -77,6 +77,13 @@ def export(
             "weights. [default: that of the base; gguf: f32]",
         ),
     ] = None,
+    repository: Annotated[
+        str | None,
+        typer.Option("--push-to-hub", metavar="NAME", help="Put the adapter into this repository of the hub, too."),
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="A new repository is for everybody to see, not private.")
+    ] = False,
     base_gguf: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="The base as a GGUF file: needed by gguf-model, checked by gguf."),
@@ -96,7 +103,10 @@ def export(
     for kind, (asked, known) in choices.items():
         if asked is not None and asked not in known:
             raise UnknownNameError(kind, asked, known)
-    options = {"rank": rank, "criterion": criterion, "pad-for": pad_for, "dtype": dtype, "base-gguf": base_gguf}
+    options = {
+        "rank": rank, "criterion": criterion, "pad-for": pad_for, "dtype": dtype, "base-gguf": base_gguf,
+        "push-to-hub": repository, "public": public or None,
+    }  # fmt: skip
     _check_options(form, options)
     plugins, progress = loaded_plugins(ctx), TerminalProgress()
     match form:
@@ -130,6 +140,11 @@ def export(
                 done = export_adapter(run, out, size=size, plugins=plugins, progress=progress)
             _print_exported(done)
             typer.echo(f"Adapter of rank {done.rank} with {_edits(done.edits)}: {out}")
+            if repository is not None:
+                from edit_lora.hub import push
+
+                address = push(out, repository, public=public)
+                typer.echo(f"On the hub, {'public' if public else 'private'} if it is new: {address}")
 
 
 def _check_options(form: str, options: Mapping[str, object]) -> None:
@@ -144,6 +159,12 @@ def _check_options(form: str, options: Mapping[str, object]) -> None:
     base = options["base-gguf"]
     if form == "gguf-model" and base is None:
         raise HParamsError("--format gguf-model needs the base as a GGUF file: --base-gguf FILE.")
+    if isinstance(repository := options["push-to-hub"], str):
+        from edit_lora.hub import check_repository
+
+        check_repository(repository)
+    elif options["public"]:
+        raise HParamsError("--public is for --push-to-hub NAME.")
     if isinstance(base, Path):
         from edit_lora.gguf_kind import open_gguf
 
