@@ -6,6 +6,7 @@ that edit transposed. The fault whose model answers as the server does is named.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -82,6 +83,7 @@ def _strength(changes: Mapping[str, FactoredDelta], left: Callable[[Changes], fl
     """How much the strength of all edits together that explains most leaves, by golden-section search. Nothing if that
     strength is the right one."""
 
+    @functools.cache
     def at(strength: float) -> float:
         return left({name: delta.scaled(strength) for name, delta in changes.items()} if strength else {})
 

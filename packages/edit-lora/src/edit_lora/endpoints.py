@@ -77,7 +77,9 @@ class LlamaServer:
             return 0.0
         return float(adapter.get("scale") or 1.0)
 
-    def _read(self, answer: Mapping[str, Any]) -> Answer:
+    def _read(self, answer: Any) -> Answer:
+        if not isinstance(answer, Mapping) or "tokens" not in answer:
+            raise ModelError(f"{self.server.url} does not say which tokens it wrote; it is too old a llama-server.")
         ids = [int(token) for token in answer["tokens"]]
         steps = answer.get("completion_probabilities") or []
         # A token that ends within a character has no step of its own.

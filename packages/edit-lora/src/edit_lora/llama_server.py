@@ -92,7 +92,6 @@ def _serve(arguments: Sequence[str]) -> None:
     parameters.n_gpu_layers = 0
     parameters.cache_type_k = parameters.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     parameters.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    parameters.cache_ram_mib = 0
     parameters.port = 0
     parameters.cpuparams.n_threads = int(threads)
     parameters.cpuparams_batch.n_threads = int(threads)

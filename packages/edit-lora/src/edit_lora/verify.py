@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from editcore import FactoredDelta, LanguageModel, LoadOptions, Plugins, Progress
+from editcore import FactoredDelta, LanguageModel, LoadOptions, ModelError, Plugins, Progress
 from editcore.interfaces import silent
 from editcore.runs import RunRecord, open_run, read_requests
 
@@ -154,7 +154,10 @@ def _prompts(run: Path, model: LanguageModel, sample: Sample) -> list[Prompt]:
 
 
 def _changes(run: Path, plugins: Plugins | None, progress: Progress) -> dict[str, FactoredDelta]:
-    """What the run's adapter changes, by weight."""
-    built = build_adapter(run, plugins=plugins, progress=progress)
+    """What the run's adapter changes, by weight; nothing if the edits cannot be in an adapter."""
+    try:
+        built = build_adapter(run, plugins=plugins, progress=progress)
+    except ModelError:
+        return {}
     scale = built.hparams.lora_scale
     return {name: reduction.delta.scaled(scale) for name, reduction in built.modules.items()}
