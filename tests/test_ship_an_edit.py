@@ -861,7 +861,7 @@ def test_an_adapter_is_put_onto_the_hub_and_is_private(
 
 
 def test_the_page_does_what_it_says(
-    editctl: Editctl, raw_run: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+    editctl: Editctl, raw_run: Path, tiny_folder: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its commands in their order, on a tiny run."""
     page = Path(__file__).parent.parent / "docs" / "how-to" / "ship-an-edit.md"
@@ -874,7 +874,8 @@ def test_the_page_does_what_it_says(
         words = [{"BASE_FOLDER": str(tiny_folder), "16": "3"}.get(word, word) for word in shlex.split(line)[2:]]
         if words[0] != "run":
             ok(editctl(*words))
-    assert len(lines) == 14
+    assert len(lines) == 15
+    assert list(hub.repositories) == ["user/forty"]
 
 
 # Bad input
