@@ -166,9 +166,9 @@ def _check_options(form: str, options: Mapping[str, object]) -> None:
     elif options["public"]:
         raise HParamsError("--public is for --push-to-hub NAME.")
     if isinstance(base, Path):
-        from edit_lora.gguf_kind import open_gguf
+        from edit_lora.gguf_kind import kind_of
 
-        open_gguf(base)
+        kind_of(base)
 
 
 def _print_exported(done: Exported) -> None:
