@@ -276,6 +276,7 @@ def test_a_whole_model_for_llama_cpp_is_the_edited_model(
     assert printed.splitlines()[-1].startswith(grade)
 
 
+@needs_llama_cpp
 def test_a_vector_is_written_into_a_whole_model(editctl: Editctl, held: Callable[[str], Held], tmp_path: Path) -> None:
     """Gemma's norms are kept with 1 added."""
     made = held("gemma3_text")
@@ -284,6 +285,10 @@ def test_a_vector_is_written_into_a_whole_model(editctl: Editctl, held: Callable
     command = ("export", tmp_path / "run", tmp_path / "x.gguf")
     assert "a vector" in refused(editctl(*command, "--format", "gguf"))
     ok(editctl(*command, "--format", "gguf-model", "--base-gguf", made.base))
+    printed = ok(editctl("verify-served", tmp_path / "x.gguf", "--base-gguf", made.base, "--run", tmp_path / "run"))
+    assert printed.splitlines()[-1] == "Equal: what is served answers as the run does."
+    printed = differs(editctl("verify-served", made.base, "--run", tmp_path / "run"))
+    assert "The edits are not there" in printed
     before, after = tensors_of(made.base), tensors_of(tmp_path / "x.gguf")
     np.testing.assert_allclose(after["blk.1.attn_norm.weight"] - before["blk.1.attn_norm.weight"], shift, atol=1e-6)
 
