@@ -378,6 +378,16 @@ def test_a_folder_for_peft_is_verified(editctl: Editctl, held: Callable[[str], H
     assert "2.00 times as strong" in printed
 
 
+def test_a_whole_model_is_verified(editctl: Editctl, held: Callable[[str], Held], tmp_path: Path) -> None:
+    made = held("gpt2")
+    ok(editctl("export", made.run, tmp_path / "merged", "--format", "merged"))
+    printed = ok(editctl("verify-served", tmp_path / "merged", "--run", made.run))
+    assert printed.splitlines()[-1] == (
+        "Equal: what is served answers as the run does. The base is not served, so it was not compared."
+    )
+    assert "The edits are not there" in differs(editctl("verify-served", made.folder, "--run", made.run))
+
+
 # Servers with OpenAI's API
 
 

@@ -12,7 +12,7 @@ import torch
 from editcore import LanguageModel, ModelError
 from editcore.evaluation import log_probabilities_after
 
-__all__ = ["LIKELIEST", "Answer", "PeftFolder", "Served", "answers_of"]
+__all__ = ["LIKELIEST", "Answer", "ModelFolder", "PeftFolder", "Served", "answers_of"]
 
 LIKELIEST = 20
 """Tokens whose log-probabilities are compared; vLLM gives no more unless it is told to."""
@@ -64,6 +64,19 @@ def before_special(tokens: Sequence[int], special: frozenset[int]) -> tuple[int,
     """The tokens up to the first special one, where engines differ in what they write on."""
     end = next((index for index, token in enumerate(tokens) if token in special), len(tokens))
     return tuple(tokens[:end])
+
+
+class ModelFolder:
+    """A model with the edits in its weights, as transformers loads it."""
+
+    has_base = False
+
+    def __init__(self, model: LanguageModel) -> None:
+        self._model = model
+
+    def answers(self, rows: Sequence[Row], *, tokens: int, edited: bool) -> list[Answer]:
+        """See :class:`Served`."""
+        return answers_of(self._model, rows, tokens=tokens)
 
 
 class PeftFolder:

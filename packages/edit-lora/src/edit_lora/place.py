@@ -22,7 +22,7 @@ class Place:
     """What is to be verified, and where."""
 
     target: str
-    """The address of a server, a GGUF file, or a folder that peft reads."""
+    """The address of a server, a GGUF file, or the folder of an adapter or a model."""
     name: str | None = None
     """The adapter, as a server calls it; without adapters, the model."""
     base: str | None = None
@@ -69,12 +69,12 @@ def check_place(place: Place) -> None:
             place.server.get("/v1/models")
         return
     path = Path(place.target)
-    if (path / CONFIG_NAME).is_file():
+    if (path / CONFIG_NAME).is_file() or (path / "config.json").is_file():
         return
     if not path.is_file():
         raise ModelError(
-            f"'{place.target}' is neither the address of a server (http://...), nor a GGUF file, nor a folder with "
-            f"{CONFIG_NAME}."
+            f"'{place.target}' is neither the address of a server (http://...), nor a GGUF file, nor the folder of "
+            f"an adapter ({CONFIG_NAME}) or of a model (config.json)."
         )
     if kind_of(path) == "adapter" and place.base_gguf is None:
         raise ModelError(f"{path} is an adapter; name the GGUF file of its base, too: --base-gguf FILE.")

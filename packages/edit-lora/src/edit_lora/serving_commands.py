@@ -27,7 +27,8 @@ def verify_served(
     target: Annotated[
         str,
         typer.Argument(
-            metavar="TARGET", help="The address of a server (http://...), a GGUF file, or a folder that peft reads."
+            metavar="TARGET",
+            help="The address of a server (http://...), a GGUF file, or the folder of an adapter or a model.",
         ),
     ],
     run: Annotated[Path, typer.Option(metavar="RUN", help="The run directory whose edits are served.")],

@@ -11,8 +11,9 @@ from editcore import FactoredDelta, LanguageModel, LoadOptions, ModelError, Plug
 from editcore.interfaces import silent
 from editcore.runs import RunRecord, open_run, read_requests
 
-from edit_lora.answers import Answer, PeftFolder, Served
+from edit_lora.answers import Answer, ModelFolder, PeftFolder, Served
 from edit_lora.comparison import EXACT, Grade, Prompt, Stage, compare
+from edit_lora.config_file import CONFIG_NAME
 from edit_lora.diagnosis import diagnose
 from edit_lora.endpoints import open_endpoint
 from edit_lora.export import build_adapter
@@ -104,7 +105,10 @@ def _served(
         record = RunRecord.read(run)
         options = LoadOptions(device=record.config.device, dtype=record.config.dtype)
         families = (plugins or Plugins.load()).family_paths()
-        yield PeftFolder(path, LanguageModel.load(record.source, options, families=families, progress=progress))
+        is_adapter = (path / CONFIG_NAME).is_file()
+        source = record.source if is_adapter else str(path)
+        loaded = LanguageModel.load(source, options, families=families, progress=progress)
+        yield PeftFolder(path, loaded) if is_adapter else ModelFolder(loaded)
         return
     if kind_of(path) == "adapter":
         assert place.base_gguf is not None
