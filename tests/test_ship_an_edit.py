@@ -897,6 +897,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
         ((*gguf, "--push-to-hub", "me/x"), "--push-to-hub is for --format peft"),
         ((*gguf[:3], "--push-to-hub", "a//b"), "--push-to-hub takes the name of a repository, such as user/name"),
         ((*gguf[:3], "--public"), "--public is for --push-to-hub NAME"),
+        ((*gguf[:2], tmp_path / "full" / "file", *gguf[3:]), "is already there; give a file that does not exist yet"),
         ((*gguf, "--dtype", "q8_0"), "Unknown type 'q8_0'. Available: f16, f32"),
         ((*gguf, "--pad-for", "vllm"), "--pad-for is for --format peft; llama.cpp serves any rank"),
         (("export", raw_run, tmp_path / "x", "--dtype", "f16"), "--dtype is for --format merged and gguf"),

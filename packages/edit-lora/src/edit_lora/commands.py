@@ -97,8 +97,10 @@ def export(
     from editcore import UnknownNameError
     from editcore.runs import refuse_existing
 
+    from edit_lora.gguf_kind import refuse_existing_file
+
     check_run(run)
-    refuse_existing(out)
+    (refuse_existing_file if form in _TYPES else refuse_existing)(out)
     choices = {"format": (form, _FORMATS), "criterion": (criterion, _CRITERIA), "engine": (pad_for, _ENGINES)}
     for kind, (asked, known) in choices.items():
         if asked is not None and asked not in known:

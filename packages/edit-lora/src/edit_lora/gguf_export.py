@@ -19,7 +19,8 @@ from editcore.runs import replacing
 from edit_lora.adapter import Adapter
 from edit_lora.export import AS_THE_RUN_SAYS, AdapterSize, BuiltAdapter, Exported, build_adapter
 from edit_lora.factors import balanced, padded
-from edit_lora.gguf_file import GgufFile, check_base, gguf_writer, refuse_existing_file
+from edit_lora.gguf_file import GgufFile, check_base, gguf_writer
+from edit_lora.gguf_kind import refuse_existing_file
 from edit_lora.gguf_names import GgufLayout
 from edit_lora.targets import Target
 

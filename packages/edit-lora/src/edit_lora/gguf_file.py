@@ -11,13 +11,13 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
-from editcore import ModelError, StorageError
+from editcore import ModelError
 from torch import Tensor
 
 from edit_lora.gguf_kind import field_of, open_gguf
 from edit_lora.gguf_names import GgufLayout
 
-__all__ = ["GgufFile", "Tensors", "check_base", "gguf_writer", "refuse_existing_file"]
+__all__ = ["GgufFile", "Tensors", "check_base", "gguf_writer"]
 
 Tensors = Mapping[str, tuple[Any, gguf.GGMLQuantizationType]]
 """Tensors by name as numpy arrays, with the type that they are stored in."""
@@ -121,13 +121,3 @@ def gguf_writer(path: Path, architecture: str) -> Iterator[gguf.GGUFWriter]:
         writer.write_tensors_to_file()
     finally:
         writer.close()
-
-
-def refuse_existing_file(path: Path) -> None:
-    """Refuse a path for a new file if something is there.
-
-    Raises:
-        StorageError: something is.
-    """
-    if path.exists() or path.is_symlink():
-        raise StorageError(f"{path} is already there; give a file that does not exist yet.")

@@ -1,4 +1,4 @@
-"""What a GGUF file is: a model or an adapter. Read without torch."""
+"""What a GGUF file is: a model or an adapter, and whether one is in the way. Told without torch."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import gguf
-from editcore import ModelError
+from editcore import ModelError, StorageError
 
-__all__ = ["field_of", "kind_of", "open_gguf"]
+__all__ = ["field_of", "kind_of", "open_gguf", "refuse_existing_file"]
 
 
 _HEAD = 1 << 16
@@ -50,3 +50,13 @@ def open_gguf(path: Path) -> gguf.GGUFReader:
 def field_of(fields: Mapping[str, Any], name: str) -> Any:
     """What the metadata says; ``None`` where it does not."""
     return fields[name].contents() if name in fields else None
+
+
+def refuse_existing_file(path: Path) -> None:
+    """Refuse a path for a new file if something is there.
+
+    Raises:
+        StorageError: something is.
+    """
+    if path.exists() or path.is_symlink():
+        raise StorageError(f"{path} is already there; give a file that does not exist yet.")

@@ -15,7 +15,8 @@ from editcore.models import EditedModel, split_address
 from editcore.runs import RunRecord, open_run, replacing
 from torch import Tensor
 
-from edit_lora.gguf_file import GgufFile, check_base, refuse_existing_file
+from edit_lora.gguf_file import GgufFile, check_base
+from edit_lora.gguf_kind import refuse_existing_file
 from edit_lora.gguf_names import GgufLayout
 
 __all__ = ["ReplacedTensor", "export_gguf_model"]
