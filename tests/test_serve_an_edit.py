@@ -710,4 +710,4 @@ def test_the_page_does_what_it_says(editctl: Editctl, few: Held, stand_in: Calla
                 vllm.answer("/v1/load_lora_adapter", {"lora_name": "forty", "lora_path": "adapters/forty"})
             places = {**ended, "http://localhost:8000": vllm.url}
             ok(editctl(*(places.get(word, word) for word in words)))
-    assert len(lines) == 12
+    assert len(lines) == 13

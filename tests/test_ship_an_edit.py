@@ -766,6 +766,17 @@ def test_adapters_are_combined_and_merged(editctl: Editctl, lora_run: Path, tiny
     torch.testing.assert_close(logits(LanguageModel.load(str(tmp_path / "merged-nothing"))), logits(base))
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_sixteen_bits_say_what_they_cost(editctl: Editctl, raw_run: Path, tmp_path: Path, dtype: str) -> None:
+    ok(editctl("export", raw_run, tmp_path / "exact", "--verify"))
+    printed = ok(editctl("export", raw_run, tmp_path / "rounded", "--dtype", dtype, "--verify"))
+    exact, rounded = (load_file(tmp_path / name / WEIGHTS) for name in ("exact", "rounded"))
+    assert {str(tensor.dtype) for tensor in rounded.values()} == {f"torch.{dtype}"}
+    assert all(torch.equal(tensor, exact[name].to(tensor.dtype)) for name, tensor in rounded.items())
+    deviation = float(re.findall(r"^facts with the edits .* (\S+)$", printed, re.MULTILINE)[0])
+    assert 1e-5 < deviation < 0.2
+
+
 # The hub
 
 
@@ -900,7 +911,9 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
         ((*gguf[:2], tmp_path / "full" / "file", *gguf[3:]), "is already there; give a file that does not exist yet"),
         ((*gguf, "--dtype", "q8_0"), "Unknown type 'q8_0'. Available: f16, f32"),
         ((*gguf, "--pad-for", "vllm"), "--pad-for is for --format peft; llama.cpp serves any rank"),
-        (("export", raw_run, tmp_path / "x", "--dtype", "f16"), "--dtype is for --format merged and gguf"),
+        ((*gguf[:3], "--dtype", "f16"), "Unknown type 'f16'. Available: bfloat16, float16, float32"),
+        ((*gguf[:3], "--base-gguf", "x"), "--base-gguf is for --format gguf and gguf-model; peft reads no GGUF files"),
+        ((*gguf, "--verify"), "--verify runs the adapter on its base: --base-gguf FILE"),
         ((*gguf[:-1], "gguf-model"), "--format gguf-model needs the base as a GGUF file: --base-gguf FILE"),
         ((*gguf, "--base-gguf", tmp_path / "no"), "There is no file"),
         ((*gguf, "--base-gguf", tmp_path / "full" / "file"), "is not a GGUF file"),

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from editcore import FactoredDelta, HParamsError, ModelError
+from editcore.models import dtype_of
 from editcore.runs import json_text, write_tensors, write_text
 from peft import LoraConfig
 from peft.utils.other import get_pattern_key
@@ -122,9 +123,17 @@ class Adapter:
             copies=copies,
         )
 
-    def write(self, directory: Path, *, rank: int | None = None) -> None:
-        """Write configuration and weights into an existing folder, as ``PeftModel.save_pretrained`` does: float32, one
-        rank for all modules (the largest, or ``rank``), α equal to that rank, modules named by their full path."""
+    def write(self, directory: Path, *, rank: int | None = None, dtype: str = "float32") -> None:
+        """Write configuration and weights into an existing folder, as ``PeftModel.save_pretrained`` does: one rank for
+        all modules (the largest, or ``rank``), α equal to that rank, modules named by their full path.
+
+        Args:
+            dtype: of the factors: float32, or a type to which engines with 16 bits round them.
+
+        Raises:
+            HParamsError: a factor is too large for the type.
+        """
+        kind = dtype_of(dtype)
         rank = self.rank if rank is None else rank
         config = LoraConfig(
             r=rank,
@@ -145,8 +154,10 @@ class Adapter:
             name = f"{_PREFIX}{path}.lora_{{}}.weight"
             if path in self.embeddings:
                 name = f"{_PREFIX}{path}.lora_embedding_{{}}"
-            tensors[name.format("A")] = even.right.float().contiguous()
-            tensors[name.format("B")] = even.left.float().contiguous()
+            tensors[name.format("A")] = even.right.to(kind).contiguous()
+            tensors[name.format("B")] = even.left.to(kind).contiguous()
+            if not all(tensors[name.format(side)].isfinite().all() for side in "AB"):
+                raise HParamsError(f"The edits of '{path}' are too large for {dtype}; take another --dtype.")
         tensors |= {f"{_PREFIX}{path}.base_layer.weight": copy for path, copy in self.copies.items()}
         write_tensors(directory / WEIGHTS_NAME, tensors, {"format": "pt"})
         if self.base_fingerprint is not None:

@@ -20,21 +20,21 @@ adapters_app = typer.Typer(no_args_is_help=True)
 
 _FORMATS, _CRITERIA, _ENGINES = ("peft", "merged", "gguf", "gguf-model"), ("weighted", "frobenius"), ("vllm",)
 _OPTIONS = {
-    "peft": ("rank", "criterion", "pad-for", "push-to-hub", "public"),
+    "peft": ("rank", "criterion", "pad-for", "dtype", "push-to-hub", "public"),
     "merged": ("dtype",),
     "gguf": ("rank", "criterion", "dtype", "base-gguf"),
     "gguf-model": ("dtype", "base-gguf"),
 }
 """The options that each format has."""
 _NOT_FOR = {
-    "peft": "a peft adapter is float32 and needs no GGUF file",
+    "peft": "peft reads no GGUF files",
     "merged": "a merged model has the run's edits as they are",
     "gguf": "llama.cpp serves any rank",
     "gguf-model": "the model has the run's edits as they are",
 }
 """Why a format does not have the others."""
-_TYPES = {"gguf": ("f32", "f16"), "gguf-model": ("f32", "f16", "q8_0")}
-"""What is written into GGUF files."""
+_TYPES = {"peft": ("float32", "float16", "bfloat16"), "gguf": ("f32", "f16"), "gguf-model": ("f32", "f16", "q8_0")}
+"""The types that are written; those of merged models are checked where they are written."""
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 Folder = Annotated[Path, typer.Argument(metavar="ADAPTER", help="A folder with adapter_config.json.")]
@@ -73,8 +73,8 @@ def export(
         str | None,
         typer.Option(
             metavar="TYPE",
-            help="Type of a merged model's weights. gguf: f32 or f16. gguf-model: f32, f16 or q8_0, for the edited "
-            "weights. [default: that of the base; gguf: f32]",
+            help="Type of a merged model's weights, or of an adapter's factors: float32, float16, bfloat16. gguf: f32, "
+            "f16. gguf-model: f32, f16 or q8_0, for the edited weights. [default: that of the base; adapters: float32]",
         ),
     ] = None,
     repository: Annotated[
@@ -83,6 +83,9 @@ def export(
     ] = None,
     public: Annotated[
         bool, typer.Option("--public", help="A new repository is for everybody to see, not private.")
+    ] = False,
+    verified: Annotated[
+        bool, typer.Option("--verify", help="Compare what was written with the run: what rank and type cost.")
     ] = False,
     base_gguf: Annotated[
         Path | None,
@@ -94,13 +97,13 @@ def export(
     An adapter is exact unless its rank is bounded. It can be loaded without editcore. One for peft contains the single
     edits for 'editctl import'.
     """
-    from editcore import UnknownNameError
+    from editcore import HParamsError, UnknownNameError
     from editcore.runs import refuse_existing
 
     from edit_lora.gguf_kind import refuse_existing_file
 
     check_run(run)
-    (refuse_existing_file if form in _TYPES else refuse_existing)(out)
+    (refuse_existing_file if form.startswith("gguf") else refuse_existing)(out)
     choices = {"format": (form, _FORMATS), "criterion": (criterion, _CRITERIA), "engine": (pad_for, _ENGINES)}
     for kind, (asked, known) in choices.items():
         if asked is not None and asked not in known:
@@ -110,6 +113,8 @@ def export(
         "push-to-hub": repository, "public": public or None,
     }  # fmt: skip
     _check_options(form, options)
+    if verified and form == "gguf" and base_gguf is None:
+        raise HParamsError("--verify runs the adapter on its base: --base-gguf FILE.")
     plugins, progress = loaded_plugins(ctx), TerminalProgress()
     match form:
         case "merged":
@@ -139,7 +144,7 @@ def export(
                     run, out, size=size, half=dtype == "f16", base=base_gguf, plugins=plugins, progress=progress
                 )
             else:
-                done = export_adapter(run, out, size=size, plugins=plugins, progress=progress)
+                done = export_adapter(run, out, size=size, dtype=dtype or "float32", plugins=plugins, progress=progress)
             _print_exported(done)
             typer.echo(f"Adapter of rank {done.rank} with {_edits(done.edits)}: {out}")
             if repository is not None:
@@ -147,6 +152,11 @@ def export(
 
                 address = push(out, repository, public=public)
                 typer.echo(f"On the hub, {'public' if public else 'private'} if it is new: {address}")
+    if verified:
+        from edit_lora.place import Place
+        from edit_lora.serving_commands import verify_and_print
+
+        verify_and_print(ctx, run, Place(target=str(out), base_gguf=base_gguf))
 
 
 def _check_options(form: str, options: Mapping[str, object]) -> None:

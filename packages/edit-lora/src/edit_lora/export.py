@@ -130,6 +130,7 @@ def export_adapter(
     out: Path,
     *,
     size: AdapterSize = AS_THE_RUN_SAYS,
+    dtype: str = "float32",
     plugins: Plugins | None = None,
     progress: Progress = silent,
 ) -> Exported:
@@ -137,17 +138,20 @@ def export_adapter(
 
     The run may have had any backend.
 
+    Args:
+        dtype: of the factors.
+
     Raises:
         RunError: there is no run, or it has no active edits.
         ModelError: some of its edits cannot be in an adapter; nothing is written.
-        HParamsError: no rank that the engine serves is large enough.
+        HParamsError: no rank that the engine serves is large enough, or a factor is too large for ``dtype``.
         StorageError: ``out`` is there already, or cannot be written.
     """
     refuse_existing(out)
     built = build_adapter(run, size=size, plugins=plugins, progress=progress)
     rank = _served_rank(built.adapter.rank) if size.pad_for == "vllm" else built.adapter.rank
     with new_folder(out) as folder:
-        built.adapter.write(folder, rank=rank)
+        built.adapter.write(folder, rank=rank, dtype=dtype)
         _write_edits(folder, run, built.record, built.ledger, built.hparams)
         card = AdapterCard(
             title=out.name,

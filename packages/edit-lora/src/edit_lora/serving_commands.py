@@ -11,9 +11,10 @@ from editcore.cli import TerminalProgress, loaded_plugins, print_table
 
 if TYPE_CHECKING:
     from edit_lora.comparison import Compared, Stage
+    from edit_lora.place import Place, Sample
     from edit_lora.verify import Report
 
-__all__ = ["deploy_app", "verify_app"]
+__all__ = ["deploy_app", "verify_and_print", "verify_app"]
 
 verify_app = typer.Typer()
 deploy_app = typer.Typer()
@@ -69,18 +70,7 @@ def verify_served(
     )  # fmt: skip
     check_place(place)
 
-    from edit_lora.verify import verify
-
-    report = verify(
-        run,
-        place,
-        sample=Sample(facts=facts, neighbours=neighbours, tokens=tokens),
-        plugins=loaded_plugins(ctx),
-        progress=TerminalProgress(),
-    )
-    print_report(report)
-    if report.grade == "different":
-        raise typer.Exit(1)
+    verify_and_print(ctx, run, place, Sample(facts=facts, neighbours=neighbours, tokens=tokens))
 
 
 @deploy_app.command()
@@ -173,6 +163,16 @@ def _write_adapter(ctx: typer.Context, run: Path, path: Path, *, engine: str, ra
 
         done = export_gguf(run, path, size=size, plugins=plugins, progress=progress)
     typer.echo(f"Adapter of rank {done.rank}: {path}")
+
+
+def verify_and_print(ctx: typer.Context, run: Path, place: Place, sample: Sample | None = None) -> None:
+    """Compare what is served with a run, and end with exit code 1 if it differs."""
+    from edit_lora.verify import verify
+
+    report = verify(run, place, sample=sample, plugins=loaded_plugins(ctx), progress=TerminalProgress())
+    print_report(report)
+    if report.grade == "different":
+        raise typer.Exit(1)
 
 
 def read_key(variable: str) -> str:
