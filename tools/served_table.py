@@ -30,6 +30,7 @@ from edit_lora.gguf_export import export_gguf
 from edit_lora.gguf_file import GgufFile
 from edit_lora.http_json import RefusedError, Server
 from edit_lora.place import Place
+from edit_lora.serving_commands import print_report
 from edit_lora.verify import Report, verify
 from editcore import ModelError
 from editcore.models import local_path
@@ -72,9 +73,8 @@ def _in_vllm(run: Path, python: Path, dtypes: Sequence[str], folder: Path) -> li
             undo(deployment)
             left = [model["id"] for model in server.get("/v1/models")["data"]]
         rows += _rows(f"vLLM, {dtype}", report)
-        print(
-            f"{dtype}: loaded, verified ({report.fault or report.grade}), unloaded; left: {', '.join(left)}", flush=True
-        )
+        print_report(report)
+        print(f"{dtype}: loaded, {report.fault or report.grade}, unloaded; left: {', '.join(left)}", flush=True)
     return rows
 
 

@@ -17,7 +17,9 @@ __all__ = ["EXACT", "Compared", "Grade", "Prompt", "Stage", "compare"]
 EXACT = 0.02
 """Difference of a log-probability, in nats, that two programs have on the same float32 weights at the most."""
 _COMPARED = 5
-"""Of the run's likeliest first tokens: those whose log-probabilities are compared."""
+"""Of the run's likeliest first tokens: those whose log-probabilities are compared, if they are likely at all."""
+_LIKELY = -4.0
+"""Log-probability of a token from which on it is likely. Rounding moves others by more, and no answer needs them."""
 _CLOSE = 0.25
 """Difference, in nats, that the rounding of a 16-bit or 8-bit engine may make."""
 _ANOTHER_MODEL = 0.7
@@ -46,7 +48,7 @@ class Compared:
     found: Answer
     """The server's."""
     deviation: float | None
-    """Largest difference, in nats, of a log-probability of the run's likeliest first tokens; ``None`` where the server
+    """Largest difference, in nats, of a log-probability of the run's likely first tokens; ``None`` where the server
     gives none."""
     gap: float | None
     """Where the tokens part: by how much the run prefers its own token, in nats. ``None`` if they do not, or the server
@@ -147,7 +149,8 @@ def _grade(same: bool, deviation: float | None, gap: float | None, limit: float)
         return "different"
     if same:
         return "equal" if (deviation or 0.0) <= EXACT else "close"
-    return "close" if gap is not None and gap <= limit else "different"
+    # Both log-probabilities of a choice may be off by the limit.
+    return "close" if gap is not None and gap <= 2 * limit else "different"
 
 
 def _same(ours: Answer, theirs: Answer) -> bool:
@@ -157,15 +160,15 @@ def _same(ours: Answer, theirs: Answer) -> bool:
 
 
 def _deviation(ours: Answer, theirs: Answer) -> float | None:
-    """The largest difference at the run's likeliest tokens. One that the server does not list is less likely there than
+    """The largest difference at the run's likely tokens. One that the server does not list is less likely there than
     those that it lists."""
     if ours.likeliest is None or not theirs.likeliest:
         return None
     least = min(theirs.likeliest.values())
-    best = sorted(ours.likeliest.items(), key=lambda item: -item[1])[:_COMPARED]
+    first, *others = sorted(ours.likeliest.items(), key=lambda item: -item[1])[:_COMPARED]
     return max(
         abs(value - theirs.likeliest[token]) if token in theirs.likeliest else max(0.0, value - least)
-        for token, value in best
+        for token, value in (first, *(item for item in others if item[1] >= _LIKELY))
     )
 
 
