@@ -142,7 +142,7 @@ def test_looking_around_imports_nothing_heavy(arguments: tuple[str, ...]) -> Non
         ("run --editor toy --set layers=[1] --dataset nowhere.jsonl", "There is no file nowhere.jsonl."),
         (
             "run --editor toy --set layers=[1] --dataset ./counterfact.json",
-            "where its authors publish it. Available here: ",
+            "'editctl data pull counterfact' fetches it to ",
         ),
         ("stats compute --layer 1 --corpus nowhere.txt", "Corpus 'nowhere.txt' is neither"),
         ("onboard ./nowhere", "There is no model folder './nowhere'."),

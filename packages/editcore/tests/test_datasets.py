@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from editcore import (
+    ComponentSpec,
     DatasetError,
     DatasetSpec,
     EditRequest,
@@ -77,6 +78,9 @@ class Registry:
             raise UnknownNameError("data set", name, self._specs)
         return self._specs[name]
 
+    def components(self, kind: str) -> Mapping[str, ComponentSpec]:
+        return {}
+
 
 REGISTRY = Registry(worldfacts="editcore.datasets:load_worldfacts")
 
@@ -122,7 +126,11 @@ def test_mquake_gives_one_record_per_edit_and_asks_the_chain_of_the_last() -> No
             "questions": ["Who founded the maker of the Porsche 911?", "Whose is it?"],
             "new_answer": "Soichiro Honda",
             "new_answer_alias": ["Honda Soichiro", "Soichiro Honda"],
-            "new_single_hops": [{"question": "Who makes it?", "answer": "Honda", "answer_alias": ["Honda Motor"]}],
+            "new_single_hops": [
+                {"question": "Who makes the Porsche 911?", "answer": "Honda", "answer_alias": ["Honda Motor"]},
+                {"question": "Made by?", "cloze": "Porsche 911, created by", "answer": "Honda"},
+                {"question": "Who founded Honda?", "cloze": "Honda was founded by", "answer": "Soichiro Honda"},
+            ],
         }
     )
     assert [first.request.id, last.request.id] == ["7-0", "7-1"]
@@ -131,7 +139,9 @@ def test_mquake_gives_one_record_per_edit_and_asks_the_chain_of_the_last() -> No
     assert last.probes == (
         Probe(kind="multihop", prompt="Who founded the maker of the Porsche 911?", answers=answers),
         Probe(kind="multihop", prompt="Whose is it?", answers=answers),
-        Probe(kind="multihop.single", prompt="Who makes it?", answers=("Honda", "Honda Motor")),
+        Probe(kind="multihop.single.edited", prompt="Who makes the Porsche 911?", answers=("Honda", "Honda Motor")),
+        Probe(kind="multihop.single.edited", prompt="Made by?", answers=("Honda",)),
+        Probe(kind="multihop.single.unedited", prompt="Who founded Honda?", answers=("Soichiro Honda",)),
     )
     assert last.of_kind("multihop") == last.probes
     assert last.of_kind("multi") == ()
@@ -557,9 +567,9 @@ BROKEN: list[tuple[object, str]] = [
     ({**PLAIN, "target_new": " "}, "The field 'target_new' is empty."),
     ({**PLAIN, "target_new": None}, "The field 'target_new' is empty."),
     (
-        {"subject": "Rome", "prompt": "{} is in", "attribute": "x"},
+        {"subject": "Rome", "prompt": "{} is in", "colour": "x"},
         "There is no target; with 'prompt' it should be in target_new, target or labels; the fields with "
-        "something in them are: subject, prompt, attribute.",
+        "something in them are: subject, prompt, colour.",
     ),
     (
         {"src": "Where is Rome?", "subject": "Rome"},
@@ -890,7 +900,7 @@ def test_loading_needs_no_torch() -> None:
             0,
             300,
         ),
-        ("mquake_dev", 800, {"paraphrase.question": 800, "multihop": 600, "multihop.single": 800}, 0, None),
+        ("mquake_dev", 800, {"paraphrase.question": 800, "multihop": 600, "multihop.single.edited": 800}, 0, None),
         ("qaedit_dev", 500, {"paraphrase": 500, "locality": 2_500}, 0, 500),
         ("wikibigedit_dev", 750, {"paraphrase": 750, "locality": 750}, 0, 750),
     ],

@@ -147,8 +147,9 @@ ROOMS = {
         TerminalProgress loaded_plugins make_console print_table
     """,
     "datasets": """
-        KnownFact ProfilesHParams Selection check_records check_requests content_hash dataset_name dataset_settings
-        is_path load_known_facts load_profiles load_records load_worldfacts parse_record short_name
+        FORMAT Fields Finding Findings Format KnownFact ProfilesHParams Published Pulled Selection
+        check_records check_requests content_hash dataset_name dataset_settings find_published findings_in is_path
+        load_known_facts load_profiles load_records load_worldfacts parse_record published_files pull_file short_name
     """,
     "evaluation": """
         Average COUNTERFACT CounterFactEvaluator DEFAULT_EVALUATORS GENERATION GenerationEvaluator

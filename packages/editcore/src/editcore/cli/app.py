@@ -38,6 +38,7 @@ COMMANDS = (
     CommandRow("onboard", "editcore.cli.onboard:app", "Find settings for a new model, and write its presets."),
     CommandRow("trace", "editcore.cli.trace:app", "Find the layers that recall facts (causal tracing)."),
     CommandRow("models", "editcore.cli.models:app", "List, fetch and inspect models."),
+    CommandRow("data", "editcore.cli.data:app", "List, check, fetch and convert data sets."),
     CommandRow("hparams", "editcore.cli.hparams:app", "Import hyperparameters from other frameworks."),
     CommandRow("stats", "editcore.cli.stats:app", "Compute and list second moments of activations."),
     CommandRow("new", "editcore.cli.new:app", "Start a plugin package of your own."),

@@ -1,5 +1,8 @@
 from .check import check_records as check_records, check_requests as check_requests
-from .formats import parse_record as parse_record
+from .fields import Fields as Fields
+from .findings import Finding as Finding, Findings as Findings, findings_in as findings_in
+from .form import Format as Format
+from .formats import FORMAT as FORMAT, parse_record as parse_record
 from .known import KnownFact as KnownFact, load_known_facts as load_known_facts
 from .load import (
     Selection as Selection,
@@ -14,3 +17,5 @@ from .names import (
     short_name as short_name,
 )
 from .profiles import ProfilesHParams as ProfilesHParams, load_profiles as load_profiles
+from .published import Published as Published, find_published as find_published, published_files as published_files
+from .pulling import Pulled as Pulled, pull_file as pull_file

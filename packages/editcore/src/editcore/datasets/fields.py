@@ -10,7 +10,16 @@ from typing import Any
 from editcore._util.words import quoted
 from editcore.interfaces.errors import RequestError
 
-__all__ = ["Fields", "Unread", "accepted_answers", "as_object", "join_of", "listed"]
+__all__ = [
+    "Fields",
+    "Unread",
+    "accepted_answers",
+    "as_object",
+    "identity_of",
+    "join_of",
+    "listed",
+    "without_last_space",
+]
 
 _EMPTY: tuple[Any, ...] = (None, "", [], {})
 
@@ -187,6 +196,18 @@ def join_of(fields: Mapping[str, Any]) -> str | None:
     if value is not None and not isinstance(value, str):
         raise RequestError(f'The field \'join\' is {_described(value)}; expected text, such as "" or " ".')
     return value
+
+
+def identity_of(fields: Mapping[str, Any]) -> str:
+    """The id of a record; empty if it has none."""
+    value = next((fields[name] for name in ("id", "case_id") if fields.get(name) not in (None, "")), "")
+    return str(value)
+
+
+def without_last_space(prompt: str) -> str:
+    """A prompt of CounterFact, zsRE or ``known_1000`` without the space at its end, which is the space before the
+    answer."""
+    return prompt.rstrip(" ")
 
 
 def listed(names: Iterable[str]) -> str:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from editcore.datasets.fields import join_of
+from editcore.datasets.fields import join_of, without_last_space
 from editcore.datasets.files import read_entries
-from editcore.datasets.formats import parse_record, without_last_space
+from editcore.datasets.formats import parse_record
 from editcore.datasets.load import Selection, load_records, read_each
 from editcore.datasets.names import Registry, is_path, missing_file
 from editcore.interfaces.documented import documented

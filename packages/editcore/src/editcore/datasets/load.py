@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -21,7 +22,8 @@ from editcore._util.words import counted
 from editcore.datasets.check import with_unique_ids
 from editcore.datasets.fields import Unread
 from editcore.datasets.files import Entries, json_lines, read_entries
-from editcore.datasets.formats import parse_record
+from editcore.datasets.form import Format
+from editcore.datasets.formats import BUILT_IN, formats_of, parse_record
 from editcore.datasets.names import Registry, dataset_settings, is_path, missing_file
 from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import DatasetError, RequestError
@@ -83,7 +85,8 @@ class Loaded:
     left_out: str
     """A sentence on the records that cannot be edited; empty if all can."""
     notes: Sequence[str]
-    """That sentence, and sentences on respelt subjects and on fields that are not used."""
+    """That sentence, and sentences on respelt subjects, on fields that are not used, and on conventions of the
+    format."""
 
 
 def load_worldfacts() -> list[FactRecord]:
@@ -116,7 +119,7 @@ def load_records(
     Args:
         settings: hyperparameters by the name of their owner; those of the data set are used.
         notes: a list to which sentences for the user are added: on records that are left out, respelt subjects, and
-            fields of a file that are not used. Without it they are logged.
+            fields of a file that are not used, and on conventions of its format. Without it they are logged.
         selection: which records to take.
 
     Raises:
@@ -149,7 +152,7 @@ def load(
     path = Path(name_or_path).expanduser()
     if not path.is_file():
         raise DatasetError(missing_file(path, name, plugins))
-    return _from_file(read_entries(path), str(path), selection)
+    return _from_file(read_entries(path), str(path), selection, formats_of(plugins))
 
 
 def content_hash(records: Iterable[FactRecord]) -> str:
@@ -186,15 +189,17 @@ def _from_plugin(
     return Loaded(records=list(with_unique_ids(found)), left_out=left_out, notes=[left_out] if left_out else [])
 
 
-def _from_file(entries: Entries, name: str, selection: Selection) -> Loaded:
+def _from_file(entries: Entries, name: str, selection: Selection, formats: Sequence[Format] = BUILT_IN) -> Loaded:
     unread = Unread()
+    seen: Counter[Format] = Counter()
     respelt: list[tuple[int, str, str]] = []
 
     def parse(line: int, fields: Any) -> list[FactRecord]:
         if not isinstance(fields, dict):
             raise RequestError(f"A record must be an object, found {type(fields).__name__}.")
         unread_here, respelt_here = Unread(), None if selection.strict else list[tuple[str, str]]()
-        records = selection.checked(parse_record(fields, unread_here, respelt=respelt_here))
+        records = parse_record(fields, unread_here, respelt=respelt_here, formats=formats, seen=seen)
+        records = selection.checked(records)
         unread.update(unread_here)
         respelt.extend((line, subject, spelling) for subject, spelling in respelt_here or ())
         return records
@@ -212,6 +217,7 @@ def _from_file(entries: Entries, name: str, selection: Selection) -> Loaded:
     if unread:
         fields = ", ".join(f"{field} (in {count})" for field, count in sorted(unread.items()))
         notes.append(f"{name}: fields that are not used: {fields}.")
+    notes += [f"{name}: {form.caution}" for form in formats if seen[form] and form.caution]
     return Loaded(records=list(with_unique_ids(found)), left_out=left_out, notes=notes)
 
 

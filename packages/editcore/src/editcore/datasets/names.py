@@ -8,20 +8,19 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from editcore.datasets.files import SUFFIXES
+from editcore.datasets.published import published_files, published_path
 from editcore.interfaces.errors import HParamsError, UnknownNameError
-from editcore.interfaces.specs import DatasetSpec
+from editcore.interfaces.specs import ComponentSpec, DatasetSpec
 from editcore.plugins.calls import resolve
 from editcore.settings.hparams import HParams, build, describe, parse_assignment
 
 __all__ = ["Registry", "dataset_name", "dataset_settings", "is_path", "missing_file", "short_name"]
 
-_PUBLISHED_ELSEWHERE = ("counterfact", "multi_counterfact", "known_1000", "zsre_mend_eval")
-"""Names of published files that users may expect, but that do not come with editcore."""
 _WITH_ARGUMENT = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*:.*")
 
 
 class Registry(Protocol):
-    """The part of :class:`editcore.Plugins` that has the data sets."""
+    """The part of :class:`editcore.Plugins` that has the data sets and their formats."""
 
     def datasets(self) -> Mapping[str, DatasetSpec]:
         """The registered data sets, by name."""
@@ -29,6 +28,10 @@ class Registry(Protocol):
 
     def dataset(self, name: str) -> DatasetSpec:
         """The data set of that name; :class:`UnknownNameError` says what is installed."""
+        ...
+
+    def components(self, kind: str) -> Mapping[str, ComponentSpec]:
+        """The parts offered for one extension point."""
         ...
 
 
@@ -101,10 +104,10 @@ def missing_file(path: Path, name: str, plugins: Registry) -> str:
     names = plugins.datasets()
     head, colon, _ = name.partition(":")
     asked = head if colon else path.name.split(".")[0]
-    if asked in _PUBLISHED_ELSEWHERE:
+    if (entry := published_files().get(asked)) is not None:
         return (
-            f"There is no file {name}. That data set does not come with editcore; docs/reference/datasets.md says, "
-            f"under Files, where its authors publish it. Available here: {', '.join(sorted(names))}."
+            f"There is no file {name}. That data set does not come with editcore: 'editctl data pull {asked}' fetches "
+            f"it to {published_path(entry)}. Available here: {', '.join(sorted(names))}."
         )
     hint = str(UnknownNameError("data set", asked, names)).partition(". ")[2]
     return f"There is no file {name}. {hint}" if hint else f"There is no file {name}."

@@ -6,9 +6,25 @@ import re
 import unicodedata
 
 from editcore._util.words import quoted
+from editcore.datasets.fields import Fields
 from editcore.interfaces.errors import RequestError
 
-__all__ = ["mention_of"]
+__all__ = ["mention_of", "mentions", "with_placeholder"]
+
+
+def with_placeholder(fields: Fields, subject: str, prompt: str) -> tuple[str, str]:
+    """The subject as the prompt spells it, and the prompt with ``{}`` in its place.
+
+    Raises:
+        RequestError: the subject is not in the prompt.
+    """
+    if not subject or "{}" in prompt:
+        return subject, prompt
+    start, end = mention_of(subject, prompt, respell=fields.respelt is not None)
+    spelling = prompt[start:end]
+    if fields.respelt is not None and spelling != subject:
+        fields.respelt.append((subject, spelling))
+    return spelling, f"{prompt[:start]}{{}}{prompt[end:]}"
 
 
 def mention_of(subject: str, prompt: str, *, respell: bool) -> tuple[int, int]:
@@ -33,6 +49,16 @@ def mention_of(subject: str, prompt: str, *, respell: bool) -> tuple[int, int]:
             "it as it is there."
         )
     return respelt
+
+
+def mentions(text: str, phrase: str) -> bool:
+    """Whether a text contains a phrase as whole words, whatever its case.
+
+    >>> mentions("Made by Ford Motor", "ford"), mentions("Oxford is old", "ford")
+    (True, False)
+    """
+    # The quick look first: whole data sets are searched.
+    return phrase.casefold() in text.casefold() and _respelt_mention(phrase, text) is not None
 
 
 def _respelt_mention(subject: str, prompt: str) -> tuple[int, int] | None:

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from editcore.interfaces.hookspecs import hookimpl
-from editcore.interfaces.specs import BackendSpec, DatasetSpec, EvaluatorSpec, ExecutorSpec, ExtensionSpec
+from editcore.interfaces.specs import (
+    BackendSpec,
+    ComponentSpec,
+    DatasetSpec,
+    EvaluatorSpec,
+    ExecutorSpec,
+    ExtensionSpec,
+)
 
 
 @hookimpl
@@ -70,4 +77,29 @@ def editcore_executors() -> list[ExecutorSpec]:
             hparams="editcore.execution.executors:LocalHParams",
             summary="Processes of this machine, one to a core or a GPU.",
         )
+    ]
+
+
+@hookimpl
+def editcore_components() -> list[ComponentSpec]:
+    """The formats of published facts."""
+    formats = {
+        "run": ("flat:RUN", "The records of a run, in editcore's own form."),
+        "counterfact": ("rewrites:COUNTERFACT", "CounterFact and multi_counterfact."),
+        "mquake": ("rewrites:MQUAKE", "MQuAKE's chains of edits with multi-hop questions."),
+        "rippleedits": ("ripple:RIPPLEEDITS", "RippleEdits: edits with tests that have conditions."),
+        "hallueditbench": ("question_sets:HALLUEDITBENCH", "HalluEditBench: a question with ten others about it."),
+        "unke": ("question_sets:UNKE", "UnKE and EditEverything: questions with long answers."),
+        "zsre-true": ("flat:ZSRE_TRUE", "zsRE without counterfactual answers."),
+        "zsre": ("flat:ZSRE", "zsRE with counterfactual answers."),
+        "wikibigedit": ("flat:WIKIBIGEDIT", "WikiBigEdit as it was published."),
+        "knowedit": ("flat:KNOWEDIT", "KnowEdit: lists of portability and locality by kind."),
+        "qaedit": ("flat:QAEDIT", "QAEdit: a question with several about other things."),
+        "fastedit": ("flat:FASTEDIT", "FastEdit's facts with queries."),
+        "easyedit": ("flat:EASYEDIT", "EasyEdit's flat records, also of CounterFact and WikiBigEdit."),
+        "plain": ("flat:PLAIN", "A prompt with its target, and whatever else is known."),
+    }
+    return [
+        ComponentSpec(name, f"editcore.datasets.{target}", kind="dataset.format", summary=summary)
+        for name, (target, summary) in formats.items()
     ]
