@@ -14,8 +14,18 @@ from typing import Any
 import pytest
 import torch
 from editcore import FactRecord, LanguageModel, Plugins
-from editcore.datasets import load_records
-from editcore.evaluation import COUNTERFACT, GENERATION, CounterFactEvaluator, GenerationEvaluator, GenerationHParams
+from editcore.datasets import Selection, load_records
+from editcore.evaluation import (
+    COUNTERFACT,
+    GENERATION,
+    MULTIHOP,
+    TEACHER_FORCED,
+    CounterFactEvaluator,
+    GenerationEvaluator,
+    GenerationHParams,
+    MultihopEvaluator,
+    TeacherForcedEvaluator,
+)
 from editcore.evaluation.generation import answer_of, is_said
 from editcore.evaluation.measuring import measure
 from editcore.models import local_path
@@ -114,3 +124,46 @@ def test_generation_is_what_transformers_generates(model: LanguageModel, records
             assert one.value == is_said([target], str(one.text))
             seen.add(one.metric)
     assert seen == {"facts_said", "paraphrases_said"}
+
+
+# Data sets with other questions
+
+QUESTIONS = ("zsre_mend", "knowedit_wiki_counterfact", "mquake")
+
+
+@torch.no_grad()
+def tokens_right(model: LanguageModel, prompt: str, answer: str) -> float:
+    """The share of the tokens of " answer" that are the likeliest, each in a forward pass of its own."""
+    ids = list(model.tokenizer(prompt)["input_ids"])
+    wanted = model.tokenizer(f"{prompt} {answer}")["input_ids"][len(ids) :]
+    hits = 0
+    for token in wanted:
+        hits += int(model.hf(input_ids=torch.tensor([ids])).logits[0, -1].argmax()) == token
+        ids.append(token)
+    return hits / len(wanted)
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_teacher_forcing_and_chains_are_what_one_prompt_at_a_time_gives(name: str) -> None:
+    if local_path("smollm2-135m") is None:
+        pytest.skip("smollm2-135m is not on this machine: editctl models pull smollm2-135m")
+    model = LanguageModel.load("smollm2-135m")
+    facts = load_records(DATA.with_name(f"{name}_dev.jsonl.gz"), plugins=Plugins.load(), selection=Selection(first=4))
+    asked = facts[-1:]  # of MQuAKE the last edit of the first chain, which has its questions
+    evaluators = [(TEACHER_FORCED, TeacherForcedEvaluator()), (MULTIHOP, MultihopEvaluator())]
+    found = measure(evaluators, model, asked).observations
+    scored = [one for one in found["teacher-forced"] if one.metric.endswith("_tokens")]
+    answers = {probe.prompt: probe.answers[0] for probe in asked[0].probes if probe.answers}
+    answers[asked[0].request.text] = asked[0].request.target_new
+    assert {one.prompt for one in scored} >= {asked[0].request.text, *answers} - {
+        probe.prompt for probe in asked[0].of_kind("multihop.single")
+    }
+    for one in scored:
+        assert one.value == pytest.approx(tokens_right(model, one.prompt, answers[one.prompt])), one
+    chains = [one for one in found["multihop"] if one.metric == "chains_answered"]
+    assert len(chains) == (name == "mquake")
+    for one in chains:
+        questions = [probe for probe in asked[0].probes if probe.kind == "multihop"]
+        texts = [answer_of(written(model, f"Q: {probe.prompt}\nA:", 16), (".", "\n")) for probe in questions]
+        assert one.text == " | ".join(texts)
+        assert one.value == any(is_said(questions[0].answers, text) for text in texts)

@@ -22,6 +22,7 @@ EVALUATORS: Broken = {
         "test_what_it_compares_with_may_come_from_a_file",  # there it has no name
     },
     "silent": {"test_every_announced_metric_is_observed"},
+    "unsaid": {"test_what_a_metric_needs_is_said"},
     "modest": {"test_every_announced_metric_is_observed"},
     "boastful": {"test_values_are_finite_and_shares_are_parts_of_1"},
     "endless": {
@@ -37,7 +38,10 @@ EVALUATORS: Broken = {
     "turning": {"test_the_model_stays_as_it_is"},
     "careless": {"test_a_failed_measurement_leaves_the_model_as_it_is"},
     "crashing": {"test_nothing_is_observed_of_no_records"},
-    "demanding": {"test_records_that_lack_something_do_no_harm"},
+    "demanding": {
+        "test_records_that_lack_something_do_no_harm",
+        "test_what_a_metric_needs_is_said",  # asked of a request alone
+    },
     "dividing": {"test_composites_are_numbers"},
     "subtracting": {"test_composites_are_numbers"},
     "uncomparing": {"test_what_it_compares_with_is_announced"},
@@ -48,6 +52,7 @@ EVALUATORS: Broken = {
         # What another evaluator observed is nothing to it.
         "test_what_it_compares_with_may_come_from_a_file",
         "test_every_announced_metric_is_observed",
+        "test_what_a_metric_needs_is_said",
         "test_the_same_question_has_the_same_answer",
     },
     "wordy": {"test_what_tells_of_a_fact_tells_once"},

@@ -152,10 +152,11 @@ ROOMS = {
         load_known_facts load_profiles load_records load_worldfacts parse_record published_files pull_file short_name
     """,
     "evaluation": """
-        Average COUNTERFACT CounterFactEvaluator DEFAULT_EVALUATORS GENERATION GenerationEvaluator
-        GenerationHParams Measure Measurement Summary TargetScore average_of kl_divergences legend
-        log_probabilities_after measure measures_of next_token_log_probabilities objectives_of perplexity retention_of
-        score_targets shown
+        Average COUNTERFACT Chain ChainQuestion CounterFactEvaluator DEFAULT_EVALUATORS GENERATION GenerationEvaluator
+        GenerationHParams LONG_ANSWERS LongAnswersEvaluator LongAnswersHParams MULTIHOP Measure Measurement
+        MultihopEvaluator MultihopHParams Summary TEACHER_FORCED TargetScore TeacherForcedEvaluator average_of
+        chains_of kl_divergences legend log_probabilities_after measure measures_of next_token_log_probabilities
+        objectives_of perplexity retention_of rouge_l_recall score_targets shown
     """,
     "execution": """
         LOST LocalExecutor LocalHParams ModelSource attempt lost make_executor sharded_moments
@@ -279,7 +280,8 @@ FIELDS = {
     """,
     "LoadOptions": "chat_template device dtype trust_remote_code",
     "MetricSpec": """
-        average better combine instead_of keep label meaning name objective of retention show signed tally unit
+        average better caution combine instead_of keep label meaning name needs objective of retention show signed
+        tally unit
     """,
     "ModelFamilySpec": "model_types name paths summary target",
     "ModelLayout": """

@@ -36,19 +36,24 @@ def oracle(model: LanguageModel, prompt: str, target: str) -> TargetScore:
     continuation = model.tokenizer(" " + target, add_special_tokens=False)["input_ids"]
     ids = context + continuation
     logits = model.hf(input_ids=torch.tensor([ids])).logits[0].double()
-    total, correct = 0.0, True
+    total, predicted = 0.0, []
     for place in range(len(context), len(ids)):
         row = logits[place - 1].tolist()
         largest = max(row)
         log_z = largest + math.log(sum(math.exp(value - largest) for value in row))
         total += log_z - row[ids[place]]
-        correct = correct and row[ids[place]] == largest
-    return TargetScore(nll=total / len(continuation), correct=correct, num_tokens=len(continuation))
+        predicted.append(row.index(largest))
+    hits = sum(token == other for token, other in zip(predicted, continuation, strict=True))
+    length = len(continuation)
+    return TargetScore(
+        nll=total / length, correct=hits == length, num_tokens=length, hits=hits, predicted=tuple(predicted)
+    )
 
 
 def assert_close(found: list[TargetScore], expected: list[TargetScore], *, within: float = 1e-5) -> None:
     assert [score.num_tokens for score in found] == [score.num_tokens for score in expected]
     assert [score.correct for score in found] == [score.correct for score in expected]
+    assert [(score.hits, score.predicted) for score in found] == [(one.hits, one.predicted) for one in expected]
     assert [score.nll for score in found] == pytest.approx([score.nll for score in expected], abs=within)
 
 

@@ -9,6 +9,12 @@ from .generation import (
     GenerationEvaluator as GenerationEvaluator,
     GenerationHParams as GenerationHParams,
 )
+from .long_answers import (
+    LONG_ANSWERS as LONG_ANSWERS,
+    LongAnswersEvaluator as LongAnswersEvaluator,
+    LongAnswersHParams as LongAnswersHParams,
+    rouge_l_recall as rouge_l_recall,
+)
 from .measures import (
     DEFAULT_EVALUATORS as DEFAULT_EVALUATORS,
     Measure as Measure,
@@ -19,6 +25,14 @@ from .measures import (
     shown as shown,
 )
 from .measuring import measure as measure
+from .multihop import (
+    MULTIHOP as MULTIHOP,
+    Chain as Chain,
+    ChainQuestion as ChainQuestion,
+    MultihopEvaluator as MultihopEvaluator,
+    MultihopHParams as MultihopHParams,
+    chains_of as chains_of,
+)
 from .scoring import TargetScore as TargetScore, score_targets as score_targets
 from .summaries import (
     Average as Average,
@@ -26,4 +40,5 @@ from .summaries import (
     Summary as Summary,
     average_of as average_of,
 )
+from .teacher_forced import TEACHER_FORCED as TEACHER_FORCED, TeacherForcedEvaluator as TeacherForcedEvaluator
 from .text import perplexity as perplexity

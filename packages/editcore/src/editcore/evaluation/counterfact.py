@@ -34,13 +34,22 @@ class _Names:
     nll_new: str
     nll_true: str
     label: str
+    needs: str
 
 
 _NAMES = {
-    REWRITE: _Names("ES", "EM", "rewrite_acc", "rewrite_nll_new", "rewrite_nll_true", "Efficacy"),
-    _PARAPHRASE: _Names("PS", "PM", "paraphrase_acc", "paraphrase_nll_new", "paraphrase_nll_true", "Paraphrase"),
+    REWRITE: _Names("ES", "EM", "rewrite_acc", "rewrite_nll_new", "rewrite_nll_true", "Efficacy", ""),
+    _PARAPHRASE: _Names(
+        "PS", "PM", "paraphrase_acc", "paraphrase_nll_new", "paraphrase_nll_true", "Paraphrase", "paraphrases"
+    ),
     _NEIGHBORHOOD: _Names(
-        "NS", "NM", "neighborhood_acc", "neighborhood_nll_new", "neighborhood_nll_true", "Neighbourhood"
+        "NS",
+        "NM",
+        "neighborhood_acc",
+        "neighborhood_nll_new",
+        "neighborhood_nll_true",
+        "Neighbourhood",
+        "neighbourhood prompts",
     ),
 }
 _MEANINGS = {
@@ -59,6 +68,7 @@ def _metrics() -> Iterator[MetricSpec]:
             meaning=_MEANINGS[kind],
             keep=kind == _NEIGHBORHOOD,
             retention=kind == REWRITE,
+            needs=_compared(names),
         )
     successes = tuple(names.success for names in _NAMES.values())
     yield MetricSpec(
@@ -77,6 +87,7 @@ def _metrics() -> Iterator[MetricSpec]:
             "positive if the wanted object is likelier.",
             signed=True,
             show="report",
+            needs=_compared(names),
         )
     for kind, names in _NAMES.items():
         yield MetricSpec(
@@ -88,6 +99,7 @@ def _metrics() -> Iterator[MetricSpec]:
             # Without a true object there is nothing to compare with, and only this can be measured.
             instead_of=(names.success,),
             tally="are what the model finds likeliest" if kind == REWRITE else "",
+            needs=_compared(names) if kind == _NEIGHBORHOOD else names.needs,
         )
     magnitudes = tuple(names.magnitude for names in _NAMES.values())
     yield MetricSpec(
@@ -109,7 +121,13 @@ def _metrics() -> Iterator[MetricSpec]:
                 unit="nats",
                 better="lower" if (of == "true") == (kind == _NEIGHBORHOOD) else "higher",
                 show="data",
+                needs=_compared(names) if of == "true" else names.needs,
             )
+
+
+def _compared(names: _Names) -> str:
+    """What a record needs for a comparison of the new object with the true one."""
+    return " and ".join(filter(None, (names.needs, "a true object")))
 
 
 def harmonic_mean(*values: float) -> float:

@@ -58,12 +58,14 @@ GENERATION = EvaluatorSpec(
             name="paraphrases_said",
             label="Paraphrases said",
             meaning="The share of paraphrases to which the model's own answer contains the new object.",
+            needs="paraphrases",
         ),
         MetricSpec(
             name="consequences_said",
             label="Consequences said",
             meaning="The share of questions that follow from the edited facts (portability, multi-hop) to which the "
             "answer contains a right one.",
+            needs="questions that follow from the facts (portability, multi-hop)",
         ),
         MetricSpec(
             name="unchanged",
@@ -71,6 +73,7 @@ GENERATION = EvaluatorSpec(
             meaning="The share of questions about other things to which the answer is exactly that of the unedited "
             "model.",
             keep=True,
+            needs="questions about other things",
         ),
         MetricSpec(
             name="distinct_bigrams",
@@ -78,12 +81,14 @@ GENERATION = EvaluatorSpec(
             meaning="The share of different pairs among the pairs of neighbouring words in a free continuation: low if "
             "the text repeats itself. Compare it with the value before the edits.",
             keep=True,
+            needs="a continuation of two words or more",
         ),
         MetricSpec(
             name="elsewhere_answered",
             label="Answered elsewhere",
             meaning="The share of questions about other things to which there is an answer at all.",
             show="data",
+            needs="questions about other things",
         ),
         MetricSpec(
             name="facts_said_first",
@@ -96,6 +101,7 @@ GENERATION = EvaluatorSpec(
             label="Paraphrases said at once",
             meaning="The share of paraphrases to which the answer begins with the new object.",
             show="report",
+            needs="paraphrases",
         ),
     ),
 )

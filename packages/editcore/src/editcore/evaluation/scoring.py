@@ -51,6 +51,10 @@ class TargetScore:
     """True if every token of the target is the most probable one at its position (teacher forcing)."""
     num_tokens: int
     """Number of tokens of the target, its leading space included."""
+    hits: int
+    """How many of them are the most probable one at their position (teacher forcing)."""
+    predicted: tuple[int, ...]
+    """The most probable token at the position of each of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,17 +165,25 @@ def _score_pass(
     logits = logits_at(model, input_ids, mask, where[:, 0], where[:, 1]).float()  # [slots, vocab]
     slots = torch.tensor([slot_of[row, position] for row, position, _ in wanted], device=logits.device)
     tokens = torch.tensor([token for _, _, token in wanted], device=logits.device)
-    losses, hits = token_losses(logits, slots, tokens)
+    losses, best = token_losses(logits, slots, tokens)
+    hits = best == tokens.cpu()
     lengths = [len(pair.ids) - pair.start for pair in pairs]
+    parts = (torch.split(values, lengths) for values in (losses, best, hits))
     return [
-        TargetScore(nll=float(loss.mean()), correct=bool(hit.all()), num_tokens=length)
-        for loss, hit, length in zip(torch.split(losses, lengths), torch.split(hits, lengths), lengths, strict=True)
+        TargetScore(
+            nll=float(loss.mean()),
+            correct=bool(hit.all()),
+            num_tokens=len(hit),
+            hits=int(hit.sum()),
+            predicted=tuple(token.tolist()),
+        )
+        for loss, token, hit in zip(*parts, strict=True)
     ]
 
 
 def token_losses(logits: Tensor, slots: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """``(−log p, is argmax)`` of ``tokens[i]`` under ``logits[slots[i]]``: float64 and bool on the CPU."""
+    """``(−log p of tokens[i], argmax)`` under ``logits[slots[i]]``: float64 and int64 on the CPU."""
     log_z = logits.logsumexp(dim=-1)  # [slots]
     best = logits.argmax(dim=-1)  # [slots]
     losses = log_z[slots] - logits[slots, tokens]
-    return losses.double().cpu(), (best[slots] == tokens).cpu()
+    return losses.double().cpu(), best[slots].cpu()

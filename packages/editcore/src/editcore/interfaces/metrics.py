@@ -71,6 +71,13 @@ class MetricSpec:
     observations, one per fact, mean yes or no as for ``retention``. The tally of a metric whose ``show`` is not
     ``always`` is printed only if no metric with ``show="always"`` has one."""
 
+    needs: str = ""
+    """What a record must have to be measured by it, in words: ``paraphrases``, ``a true object``. A run in which the
+    metric has no value says that no record has it. Empty if every record can be measured."""
+    caution: str = ""
+    """A sentence on a convention without which its value is misread. A run in which the metric has a value prints
+    it."""
+
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
             raise ValueError(f"the metric's name {self.name!r} is not made of letters, digits and underscores")

@@ -28,11 +28,14 @@ def editcore_backends() -> list[BackendSpec]:
 
 @hookimpl
 def editcore_evaluators() -> list[EvaluatorSpec]:
-    """CounterFact's measurement, and free generation."""
+    """CounterFact's measurement, free generation, teacher forcing, chains and long answers."""
     from editcore.evaluation.counterfact import COUNTERFACT
     from editcore.evaluation.generation import GENERATION
+    from editcore.evaluation.long_answers import LONG_ANSWERS
+    from editcore.evaluation.multihop import MULTIHOP
+    from editcore.evaluation.teacher_forced import TEACHER_FORCED
 
-    return [COUNTERFACT, GENERATION]
+    return [COUNTERFACT, GENERATION, TEACHER_FORCED, MULTIHOP, LONG_ANSWERS]
 
 
 @hookimpl

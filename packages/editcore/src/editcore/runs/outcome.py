@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from editcore._util.words import counted
-from editcore.evaluation.summaries import Measurement
+from editcore.evaluation.measures import Measure
+from editcore.evaluation.summaries import Measurement, Summary
 from editcore.interfaces.values import FactRecord
 from editcore.runs.config import RunConfig
 from editcore.runs.log import BatchRecord
@@ -51,6 +52,7 @@ def notes_of(
     """
     notes = [*first, *(note for entry in session.ledger.batches for note in entry.notes)]
     notes += _silent_evaluators(found, records)
+    notes += _conventions(found.summary)
     notes += _not_said(session)
     return tuple(dict.fromkeys(notes))
 
@@ -59,6 +61,33 @@ def _silent_evaluators(found: Measurement, records: Sequence[FactRecord]) -> lis
     """A sentence for each evaluator that observed nothing, which must not look like success."""
     silent = [name for name, observations in found.observations.items() if records and not observations]
     return [f"The evaluator '{name}' observed nothing of the {counted(len(records), 'fact')}." for name in silent]
+
+
+def _conventions(summary: Summary) -> list[str]:
+    """What must be known about the metrics: why some of those in the report have no value, and how others are read."""
+    known = summary.values()
+    missing: dict[tuple[str, str], list[str]] = {}
+    for measure in summary.measures:
+        if measure.key not in known and measure.show != "data" and measure.evaluator in summary.facts:
+            missing.setdefault((measure.evaluator, _reason(measure, summary)), []).append(measure.key)
+    sentences = [
+        f"{evaluator}: {_listed(keys)} {'is' if len(keys) == 1 else 'are'} not computed{reason}."
+        for (evaluator, reason), keys in missing.items()
+    ]
+    return [*sentences, *(measure.caution for measure in summary.measures if measure.caution and measure.key in known)]
+
+
+def _reason(measure: Measure, summary: Summary) -> str:
+    """Why a metric has no value, as the end of a sentence."""
+    if measure.of:
+        own = {other.name: other.key for other in summary.measures if other.evaluator == measure.evaluator}
+        unknown = [own[name] for name in measure.of if own[name] not in summary.averages]
+        return f" without {_listed(unknown)}" if unknown else ""
+    return f": no record that was asked has {measure.needs}" if measure.needs else ""
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _not_said(session: EditSession) -> list[str]:

@@ -121,6 +121,16 @@ class EvaluatorContract(Contract):
         missing = _observed_metrics(spec) - {observation.metric for observation in (*unedited, *bench.edited(unedited))}
         assert missing == self.not_observed, f"not observed: {sorted(missing)}; so named: {sorted(self.not_observed)}"
 
+    def test_what_a_metric_needs_is_said(self, bench: _Bench, spec: EvaluatorSpec) -> None:
+        """A metric that is not observed of a request alone has ``needs``, so that a run can say why it has no value."""
+        request = bench.records[0].request.model_copy(update={"target_true": None})
+        bare = [FactRecord(request=request)]
+        unedited = _ask(bench.make_evaluator(), bench.make_model(), bare)
+        edited = _ask(bench.make_evaluator(), bench.make_edited(), bare, unedited)
+        seen = {observation.metric for observation in (*unedited, *edited)}
+        unsaid = [metric.name for metric in spec.metrics if not (metric.of or metric.needs or metric.name in seen)]
+        assert not unsaid, f"metrics that need more than a request, and do not say what: {', '.join(unsaid)}"
+
     def test_values_are_finite_and_shares_are_parts_of_1(self, bench: _Bench, spec: EvaluatorSpec) -> None:
         """A metric without a value has no observation."""
         shares = {metric.name for metric in spec.metrics if metric.share}

@@ -62,6 +62,16 @@ class Alone(Honest):
         return super().evaluate(model, records, dataclasses.replace(context, unedited=None))
 
 
+class Unsaid(Honest):
+    """Does not say that one of its metrics needs paraphrases."""
+
+    def evaluate(self, model: LanguageModel, records: Sequence[FactRecord], context: EvaluationContext) -> Found:
+        found = super().evaluate(model, records, context)
+        edited = {record.request.text for record in records}
+        wordings = [one for one in found if one.metric == "cost" and one.prompt not in edited]
+        return [*found, *(dataclasses.replace(one, metric="wording") for one in wordings)]
+
+
 class Secret(Honest):
     """Observes what nobody knows of."""
 

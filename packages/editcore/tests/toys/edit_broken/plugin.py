@@ -7,7 +7,8 @@ HPARAMS = "edit_broken.hparams:{}HParams"
 COST = MetricSpec(name="cost", label="Cost", unit="nats", better="lower")
 LIKELY = MetricSpec(name="likely", label="Likely", retention=True, tally="are likely")
 CHEAPER = MetricSpec(name="cheaper", label="Cheaper")
-NEVER = MetricSpec(name="never", label="Never")
+NEVER = MetricSpec(name="never", label="Never", needs="what nobody has")
+WORDING = MetricSpec(name="wording", label="Wording", unit="nats")
 
 
 def balance(function: str) -> MetricSpec:
@@ -37,6 +38,7 @@ def editcore_evaluators() -> list[EvaluatorSpec]:
     )  # fmt: skip
     return [
         *(evaluator(name) for name in classes),
+        evaluator("unsaid", CHEAPER, WORDING),
         evaluator("alone", NEVER, compares=False),
         evaluator("silent", CHEAPER, NEVER, target="Honest"),
         evaluator("dividing", CHEAPER, balance("harmonic"), target="Honest"),

@@ -33,6 +33,7 @@ def editcore_evaluators() -> list[EvaluatorSpec]:
                     label="Consistent answers",
                     meaning="The share of questions that follow from the facts whose answer is likelier than before.",
                     retention=True,
+                    needs="questions that follow from it",
                 ),
                 MetricSpec(
                     name="surprise",
@@ -40,12 +41,14 @@ def editcore_evaluators() -> list[EvaluatorSpec]:
                     meaning="What an answer that follows from a fact costs, per token.",
                     unit="nats",
                     better="lower",
+                    needs="questions that follow from it",
                 ),
                 MetricSpec(
                     name="unchanged",
                     label="Unchanged answers",
                     meaning="The share of questions about other things with the answer of the unedited model.",
                     keep=True,
+                    needs="questions about other things",
                 ),
                 MetricSpec(
                     name="balance",
