@@ -228,10 +228,11 @@ def test_an_interrupted_fetch_is_continued(server: Any, tmp_path: Path) -> None:
     assert left_in(tmp_path) == ["facts.json"]
 
 
-@pytest.mark.parametrize("tag", ['"two"', None])
-def test_a_fetch_begins_again_if_the_file_may_have_changed(server: Any, tmp_path: Path, tag: str | None) -> None:
-    path, server.cut = tmp_path / "facts.json", 100_000
-    server.tag = '"one"' if tag else None
+@pytest.mark.parametrize(("first", "tag"), [('"one"', '"two"'), (None, None), ('W/"one"', 'W/"one"')])
+def test_a_fetch_begins_again_if_the_file_may_have_changed(
+    server: Any, tmp_path: Path, first: str | None, tag: str | None
+) -> None:
+    path, server.cut, server.tag = tmp_path / "facts.json", 100_000, first
     with pytest.raises(DatasetError):
         pull_file(entry_of(server), path)
     server.cut, server.tag, server.content = None, tag, CONTENT[::-1]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 from editcore import FactRecord, Probe
 from editcore.testing import DatasetContract, EvaluatorContract, ExtensionContract, tiny_model, tiny_records
@@ -92,6 +95,37 @@ class TestLongAnswersContract(EvaluatorContract):
             )
             for record in records
         )
+
+
+class TestCapabilityContract(EvaluatorContract):
+    """With tasks of which the tiny model solves one of each kind."""
+
+    @pytest.fixture
+    def evaluator_name(self) -> str:
+        return "capability"
+
+    @pytest.fixture
+    def hparams(self, tmp_path: Path) -> dict[str, object]:
+        kinds = ("arithmetic", "copying", "instructions", "facts")
+        prompts = [f"The {kind} of a" for kind in kinds]
+        said = tiny_model().generate(prompts, max_new_tokens=2, raw=True)
+        items = [
+            {"kind": kind, "prompt": prompt, "answer": text.strip().split("\n")[0].strip().removesuffix(".").strip()}
+            for kind, prompt, text in zip(kinds, prompts, said, strict=True)
+        ]
+        path = tmp_path / "tasks.jsonl"
+        path.write_text("".join(f"{json.dumps(item)}\n" for item in items), encoding="utf-8")
+        return {"items": str(path), "answer_tokens": 2}
+
+
+class TestDamageContract(EvaluatorContract):
+    @pytest.fixture
+    def evaluator_name(self) -> str:
+        return "damage"
+
+    @pytest.fixture
+    def hparams(self) -> dict[str, object]:
+        return {"prompts": 3, "continuations": 2, "continuation_tokens": 12}
 
 
 class TestWorldfactsContract(DatasetContract):

@@ -152,11 +152,13 @@ ROOMS = {
         load_known_facts load_profiles load_records load_worldfacts parse_record published_files pull_file short_name
     """,
     "evaluation": """
-        Average COUNTERFACT Chain ChainQuestion CounterFactEvaluator DEFAULT_EVALUATORS GENERATION GenerationEvaluator
+        Average CAPABILITY COUNTERFACT CapabilityEvaluator CapabilityHParams CapabilityItem Chain ChainQuestion
+        CounterFactEvaluator DAMAGE DEFAULT_EVALUATORS DamageEvaluator DamageHParams GENERATION GenerationEvaluator
         GenerationHParams LONG_ANSWERS LongAnswersEvaluator LongAnswersHParams MULTIHOP Measure Measurement
         MultihopEvaluator MultihopHParams Summary TEACHER_FORCED TargetScore TeacherForcedEvaluator average_of
-        chains_of kl_divergences legend log_probabilities_after measure measures_of next_token_log_probabilities
-        objectives_of perplexity retention_of rouge_l_recall score_targets shown
+        capability_items chains_of kl_divergences legend log_probabilities_after measure measures_of
+        next_token_log_probabilities ngram_entropy objectives_of perplexity retention_of rouge_l_recall score_targets
+        shown
     """,
     "execution": """
         LOST LocalExecutor LocalHParams ModelSource attempt lost make_executor sharded_moments

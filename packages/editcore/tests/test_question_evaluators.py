@@ -179,6 +179,7 @@ def test_a_chain_is_answered_by_any_of_its_questions() -> None:
         "a2?": " It is the Andes. Peru",
         "b1?": " Peru\n",
         "a edited?": " Eve",
+        "c edited?": " Eve",
         "a kept?": " Lima",
         "b kept?": " Lima",
     }
@@ -189,7 +190,7 @@ def test_a_chain_is_answered_by_any_of_its_questions() -> None:
         ("chains_answered_known", "a1?"): 1, ("chains_answered_known", "c1?"): 0,
         ("chains_known", "a1?"): 1, ("chains_known", "b1?"): 0, ("chains_known", "c1?"): 1,
         ("edited_hops_answered", "a edited?"): 1, ("edited_hops_answered", "b edited?"): 0,
-        ("edited_hops_answered", "c edited?"): 0,
+        ("edited_hops_answered", "c edited?"): 1,
         ("unedited_hops_answered", "a kept?"): 1, ("unedited_hops_answered", "b kept?"): 1,
         ("unedited_hops_answered", "c kept?"): 0,
         ("all_hops_answered", "a1?"): 1, ("all_hops_answered", "b1?"): 0, ("all_hops_answered", "c1?"): 0,
@@ -286,21 +287,31 @@ def test_long_answers_are_as_long_as_the_right_one() -> None:
 # What a run says
 
 
-def told(found: Mapping[str, Sequence[Observation]], specs: Sequence[Any]) -> tuple[str, ...]:
-    session: Any = SimpleNamespace(ledger=SimpleNamespace(batches=(), entries=()), requests=())
-    return notes_of(session, Measurement(measures=measures_of(specs), observations=found), [fact("a")], first=())
+def told(
+    found: Mapping[str, Sequence[Observation]],
+    specs: Sequence[Any],
+    records: Sequence[FactRecord] = (fact("a"),),
+    *,
+    batches: int = 0,
+) -> tuple[str, ...]:
+    ledger = SimpleNamespace(batches=[SimpleNamespace(notes=())] * batches, entries=())
+    session: Any = SimpleNamespace(ledger=ledger, requests=())
+    return notes_of(session, Measurement(measures=measures_of(specs), observations=found), records, first=())
 
 
 def test_a_run_says_why_a_metric_is_not_computed() -> None:
     seen = Observation(request_id="a", metric="rewrite_acc", value=1.0)
     assert told({"counterfact": [seen]}, [COUNTERFACT]) == (
-        "counterfact: ES and EM are not computed: no record that was asked has a true object.",
-        "counterfact: PS and PM are not computed: no record that was asked has paraphrases and a true object.",
-        "counterfact: NS, NM and neighborhood_acc are not computed: no record that was asked has neighbourhood prompts "
-        "and a true object.",
-        "counterfact: score is not computed without ES, PS and NS.",
-        "counterfact: paraphrase_acc is not computed: no record that was asked has paraphrases.",
-        "counterfact: margin is not computed without EM, PM and NM.",
+        "counterfact could not compute ES (no record that was asked has a true object); PS (no record that was asked "
+        "has paraphrases and a true object); NS (no record that was asked has neighbourhood prompts and a true "
+        "object); score (needs ES, PS and NS).",
+    )
+
+
+def test_a_run_says_why_an_evaluator_observed_nothing() -> None:
+    assert told({"multihop": []}, [MULTIHOP]) == (
+        "The evaluator 'multihop' observed nothing of the 1 fact: no record that was asked has multi-hop questions "
+        "with an answer.",
     )
 
 
@@ -315,3 +326,19 @@ def test_a_run_tells_conventions_of_what_it_measured() -> None:
 def test_what_a_metric_needs_is_said_in_words(spec: Any) -> None:
     metrics: Sequence[MetricSpec] = spec.metrics
     assert all(metric.needs or metric.of or metric.name.startswith("rewrite_") for metric in metrics)
+
+
+def test_a_run_tells_what_is_left_of_the_facts_that_were_written_first() -> None:
+    records = [fact(str(number)) for number in range(10)]
+    seen = [
+        Observation(request_id=str(number), metric="rewrite_exact", value=float(number in (1, 3, 6, 7, 8)))
+        for number in range(9)
+    ]
+    notes = told({"teacher-forced": seen}, [TEACHER_FORCED], records, batches=2)
+    assert notes[-1] == (
+        "Of the 5 facts that were written first, 2 hold at the end by rewrite_exact; of the 5 that were written last, "
+        "3 of 4 that were asked."
+    )
+    for others, batches in ((records, 1), (records[:9], 2)):
+        found = told({"teacher-forced": seen}, [TEACHER_FORCED], others, batches=batches)
+        assert not any("written first" in note for note in found)

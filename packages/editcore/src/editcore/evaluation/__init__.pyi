@@ -1,4 +1,17 @@
+from .capability import (
+    CAPABILITY as CAPABILITY,
+    CapabilityEvaluator as CapabilityEvaluator,
+    CapabilityHParams as CapabilityHParams,
+    CapabilityItem as CapabilityItem,
+    capability_items as capability_items,
+)
 from .counterfact import COUNTERFACT as COUNTERFACT, CounterFactEvaluator as CounterFactEvaluator
+from .damage import (
+    DAMAGE as DAMAGE,
+    DamageEvaluator as DamageEvaluator,
+    DamageHParams as DamageHParams,
+    ngram_entropy as ngram_entropy,
+)
 from .divergence import (
     kl_divergences as kl_divergences,
     log_probabilities_after as log_probabilities_after,

@@ -166,15 +166,17 @@ class TeacherForcedEvaluator:
             description="Scoring answers",
         )
         found: list[Observation] = []
-        for question, score in zip(questions, scores, strict=True):
+        for question, scored in zip(questions, scores, strict=True):
             if question.family is _LOCALITY:
                 earlier = before.get((question.record.request.id, question.kind, question.prompt))
-                found += _of_locality(question, score, model.tokenizer.convert_ids_to_tokens(score.predicted), earlier)
+                found += _of_locality(
+                    question, scored, model.tokenizer.convert_ids_to_tokens(scored.predicted), earlier
+                )
             else:
                 name = question.family.name
-                found.append(_observed(question, f"{name}_tokens", score.hits / score.num_tokens))
-                found.append(_observed(question, f"{name}_exact", float(score.correct)))
-                found.append(_observed(question, f"{name}_probability", math.exp(-score.nll)))
+                found.append(_observed(question, f"{name}_tokens", scored.hits / scored.num_tokens))
+                found.append(_observed(question, f"{name}_exact", float(scored.correct)))
+                found.append(_observed(question, f"{name}_probability", math.exp(-scored.nll)))
         return found
 
 
@@ -196,10 +198,10 @@ def _answer(record: FactRecord, probe: Probe) -> str:
 
 
 def _of_locality(
-    question: _Question, score: TargetScore, predicted: Sequence[str], earlier: str | None
+    question: _Question, scored: TargetScore, predicted: Sequence[str], earlier: str | None
 ) -> Iterator[Observation]:
     """Compared with the data set, and with the tokens that the unedited model predicted."""
-    yield _observed(question, _TRUE, score.hits / score.num_tokens, json.dumps(predicted))
+    yield _observed(question, _TRUE, scored.hits / scored.num_tokens, json.dumps(predicted))
     if earlier is not None:
         same = [one == other for one, other in zip(predicted, json.loads(earlier), strict=True)]
         yield _observed(question, _SAME, sum(same) / len(same))

@@ -28,14 +28,16 @@ def editcore_backends() -> list[BackendSpec]:
 
 @hookimpl
 def editcore_evaluators() -> list[EvaluatorSpec]:
-    """CounterFact's measurement, free generation, teacher forcing, chains and long answers."""
+    """CounterFact's measurement, free generation, teacher forcing, chains, long answers, and damage."""
+    from editcore.evaluation.capability import CAPABILITY
     from editcore.evaluation.counterfact import COUNTERFACT
+    from editcore.evaluation.damage import DAMAGE
     from editcore.evaluation.generation import GENERATION
     from editcore.evaluation.long_answers import LONG_ANSWERS
     from editcore.evaluation.multihop import MULTIHOP
     from editcore.evaluation.teacher_forced import TEACHER_FORCED
 
-    return [COUNTERFACT, GENERATION, TEACHER_FORCED, MULTIHOP, LONG_ANSWERS]
+    return [COUNTERFACT, GENERATION, TEACHER_FORCED, MULTIHOP, LONG_ANSWERS, CAPABILITY, DAMAGE]
 
 
 @hookimpl

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from editcore._util.words import counted
-from editcore.evaluation.measures import Measure
+from editcore.evaluation.measures import Measure, retention_of
 from editcore.evaluation.summaries import Measurement, Summary
+from editcore.interfaces.metrics import HOLDS
 from editcore.interfaces.values import FactRecord
 from editcore.runs.config import RunConfig
 from editcore.runs.log import BatchRecord
@@ -53,37 +54,69 @@ def notes_of(
     notes = [*first, *(note for entry in session.ledger.batches for note in entry.notes)]
     notes += _silent_evaluators(found, records)
     notes += _conventions(found.summary)
+    if len(session.ledger.batches) > 1:
+        notes += _first_and_last(found, records)
     notes += _not_said(session)
     return tuple(dict.fromkeys(notes))
 
 
 def _silent_evaluators(found: Measurement, records: Sequence[FactRecord]) -> list[str]:
     """A sentence for each evaluator that observed nothing, which must not look like success."""
-    silent = [name for name, observations in found.observations.items() if records and not observations]
-    return [f"The evaluator '{name}' observed nothing of the {counted(len(records), 'fact')}." for name in silent]
+    sentences = []
+    for name in (name for name, observations in found.observations.items() if records and not observations):
+        needs = next((measure.needs for measure in found.measures if measure.evaluator == name and measure.needs), "")
+        why = f": no record that was asked has {needs}" if needs else ""
+        sentences.append(f"The evaluator '{name}' observed nothing of the {counted(len(records), 'fact')}{why}.")
+    return sentences
 
 
 def _conventions(summary: Summary) -> list[str]:
-    """What must be known about the metrics: why some of those in the report have no value, and how others are read."""
+    """What must be known about the metrics: why some of those in tables have no value, and how others are read."""
     known = summary.values()
-    missing: dict[tuple[str, str], list[str]] = {}
+    missing: dict[str, dict[str, list[str]]] = {}
     for measure in summary.measures:
-        if measure.key not in known and measure.show != "data" and measure.evaluator in summary.facts:
-            missing.setdefault((measure.evaluator, _reason(measure, summary)), []).append(measure.key)
+        if measure.key not in known and measure.show == "always" and measure.evaluator in summary.facts:
+            missing.setdefault(measure.evaluator, {}).setdefault(_reason(measure, summary), []).append(measure.key)
     sentences = [
-        f"{evaluator}: {_listed(keys)} {'is' if len(keys) == 1 else 'are'} not computed{reason}."
-        for (evaluator, reason), keys in missing.items()
+        f"{evaluator} could not compute {'; '.join(f'{_listed(keys)} ({reason})' for reason, keys in reasons.items())}."
+        for evaluator, reasons in missing.items()
     ]
     return [*sentences, *(measure.caution for measure in summary.measures if measure.caution and measure.key in known)]
 
 
+_MOST_FIRST = 100
+"""Facts from the front whose retention is told."""
+_LEAST_FIRST = 5
+"""Fewer facts tell nothing."""
+
+
+def _first_and_last(found: Measurement, records: Sequence[FactRecord]) -> list[str]:
+    """How many of the facts that were written first hold at the end, beside those that were written last."""
+    measure = retention_of(found.measures, set(found.summary.averages))
+    count = min(_MOST_FIRST, len(records) // 2)
+    if measure is None or count < _LEAST_FIRST:
+        return []
+    values = {observation.request_id: observation.value for observation in found.of(measure)}
+    parts = []
+    for group in (records[:count], records[-count:]):
+        known = [values[record.request.id] for record in group if record.request.id in values]
+        if not known:
+            return []
+        asked = "" if len(known) == count else f" of {len(known)} that were asked"
+        parts.append(f"{sum(value >= HOLDS for value in known)}{asked}")
+    return [
+        f"Of the {count} facts that were written first, {parts[0]} hold at the end by {measure.key}; of the {count} "
+        f"that were written last, {parts[1]}."
+    ]
+
+
 def _reason(measure: Measure, summary: Summary) -> str:
-    """Why a metric has no value, as the end of a sentence."""
+    """Why a metric has no value."""
     if measure.of:
         own = {other.name: other.key for other in summary.measures if other.evaluator == measure.evaluator}
         unknown = [own[name] for name in measure.of if own[name] not in summary.averages]
-        return f" without {_listed(unknown)}" if unknown else ""
-    return f": no record that was asked has {measure.needs}" if measure.needs else ""
+        return f"needs {_listed(unknown)}" if unknown else "it has no value for these"
+    return f"no record that was asked has {measure.needs}" if measure.needs else "nothing was observed"
 
 
 def _listed(names: Sequence[str]) -> str:
