@@ -119,6 +119,7 @@ SHARED = {"test_announcement_imports_no_torch", "test_hparams_survive_json_and_r
 """What every suite has; ``test_contracts.py`` has those that break it."""
 
 INSEPARABLE = {
+    "test_records_that_lack_something_do_no_harm",
     "test_it_observes_what_it_announces",
     "test_it_observes_only_what_it_was_asked",
     "test_after_an_undo_it_is_as_if_the_edits_had_never_been_made",
