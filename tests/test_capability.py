@@ -193,6 +193,8 @@ def test_a_sample_is_spread_over_the_tasks(tmp_path: Path) -> None:
 def test_a_file_that_has_no_tasks_is_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "t.jsonl").write_text(text, encoding="utf-8")
     with pytest.raises(DatasetError, match=message):
-        CapabilityEvaluator(CapabilityHParams(items=str(tmp_path / "t.jsonl")))
+        capability_items(tmp_path / "t.jsonl")
+    with pytest.raises(ValueError, match=message):  # before a model is loaded
+        CapabilityHParams(items=str(tmp_path / "t.jsonl"))
     with pytest.raises(DatasetError, match="cannot be read"):
         capability_items(tmp_path / "gone.jsonl")

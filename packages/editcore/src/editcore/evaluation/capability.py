@@ -20,7 +20,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from editcore.datasets.subjects import mentions
 from editcore.interfaces.documented import documented
@@ -75,18 +75,6 @@ CAPABILITY = EvaluatorSpec(
 )
 
 
-class CapabilityHParams(HParams):
-    """Which tasks are asked."""
-
-    items: str | None = None
-    """A file with tasks of your own: JSON lines with ``kind``, ``prompt`` and ``answer``; left out, those that come
-    with editcore."""
-    sample: Annotated[int, Field(ge=1)] | None = None
-    """Tasks that are asked, evenly spread over the file; none for all."""
-    answer_tokens: Annotated[int, Field(ge=1)] = 12
-    """Longest answer, in tokens."""
-
-
 @documented
 class CapabilityItem(BaseModel):
     """A task with its one right answer."""
@@ -113,7 +101,7 @@ def capability_items(path: Path | str | None = None) -> list[CapabilityItem]:
         try:
             text, name = Path(path).expanduser().read_text(encoding="utf-8"), str(path)
         except (OSError, UnicodeDecodeError) as error:
-            raise DatasetError(f"{path}: the tasks cannot be read ({error}).") from error
+            raise DatasetError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}).") from error
     items = []
     for number, line in enumerate(text.splitlines(), start=1):
         try:
@@ -125,6 +113,27 @@ def capability_items(path: Path | str | None = None) -> list[CapabilityItem]:
     if not items:
         raise DatasetError(f"{name}: there are no tasks in it.")
     return items
+
+
+def _has_tasks(path: str | None) -> str | None:
+    """The path, whose file has tasks; so that a wrong one is told before a model is loaded."""
+    try:
+        capability_items(path)
+    except DatasetError as error:
+        raise ValueError(str(error).removesuffix(".")) from error
+    return path
+
+
+class CapabilityHParams(HParams):
+    """Which tasks are asked."""
+
+    items: Annotated[str | None, AfterValidator(_has_tasks)] = None
+    """A file with tasks of your own: JSON lines with ``kind``, ``prompt`` and ``answer``; left out, those that come
+    with editcore."""
+    sample: Annotated[int, Field(ge=1)] | None = None
+    """Tasks that are asked, evenly spread over the file; none for all."""
+    answer_tokens: Annotated[int, Field(ge=1)] = 12
+    """Longest answer, in tokens."""
 
 
 class CapabilityEvaluator:
