@@ -13,7 +13,6 @@ import importlib
 import importlib.util
 import json
 import os
-import runpy
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +24,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from editcore import LanguageModel
-from editcore.testing import tiny_model, tiny_requests
+from editcore.testing import repeating_model, tiny_model, tiny_requests
 
 HERE = Path(__file__).resolve().parent / "third_party"
 PACKAGES = sorted(path.parent for path in HERE.glob("third-*/pyproject.toml"))
@@ -52,7 +51,7 @@ class Case:
 FINETUNE = Case("finetune", "llama", ("weight=model.layers.1.mlp.up_proj.weight", "steps=3"))
 ATTENTION = Case("attention", "gpt2", ("layer=1", "module=attn.c_proj", "steps=3", "rank=3"))
 MEMORY = Case("gated-memory", "llama", ("layer=1", "steps=4", "clamp_norm_factor=0.1"), attachment=True)
-RETRIEVAL = Case("retrieval", "repeating", (), attachment=True)
+RETRIEVAL = Case("statements", "repeating", (), attachment=True)
 CASES = (FINETUNE, ATTENTION, MEMORY, RETRIEVAL)
 ATTACHED = (MEMORY, RETRIEVAL)
 NUM_FACTS, BATCH = 6, 2
@@ -71,8 +70,7 @@ class World:
         self.folder, self.python = folder, python
         for family in ("gpt2", "llama"):
             tiny_model(family).save(folder / family)
-        made = runpy.run_path(str(HERE / "third-retrieval" / "tests" / "test_contract.py"))
-        made["repeating_model"]().save(folder / "repeating")
+        repeating_model().save(folder / "repeating")
         self.prompts = self._write_facts()
         (folder / "cache").mkdir()
         self.environment = {

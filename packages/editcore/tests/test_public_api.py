@@ -217,8 +217,8 @@ ROOMS = {
     """,
     "testing": """
         AttachmentContract BackendContract DatasetContract EditorContract EvaluatorContract ExecutorContract
-        ExtensionContract TINY_FAMILIES TINY_MOE_FAMILIES check_presets three_facts tiny_hf_model tiny_model
-        tiny_records tiny_requests tiny_tokenizer
+        ExtensionContract TINY_FAMILIES TINY_MOE_FAMILIES check_presets repeating_model three_facts tiny_hf_model
+        tiny_model tiny_records tiny_requests tiny_tokenizer
     """,
 }
 """By room, what it lists: a name that is here is a promise (docs/explanation/compatibility.md)."""

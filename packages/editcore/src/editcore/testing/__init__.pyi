@@ -10,6 +10,7 @@ from .presets import check_presets as check_presets
 from .tiny import (
     TINY_FAMILIES as TINY_FAMILIES,
     TINY_MOE_FAMILIES as TINY_MOE_FAMILIES,
+    repeating_model as repeating_model,
     tiny_hf_model as tiny_hf_model,
     tiny_model as tiny_model,
     tiny_tokenizer as tiny_tokenizer,

@@ -24,6 +24,7 @@ from editcore.testing.facts import RELATIONS, SUBJECTS
 __all__ = [
     "TINY_FAMILIES",
     "TINY_MOE_FAMILIES",
+    "repeating_model",
     "tiny_hf_model",
     "tiny_model",
     "tiny_tokenizer",
@@ -241,6 +242,25 @@ def _original(family: str, seed: int, num_layers: int, dtype: torch.dtype, confi
     """The model that :func:`tiny_model` copies. ``config`` is JSON, because a cache takes only what can be hashed."""
     hf = tiny_hf_model(family, seed=seed, num_layers=num_layers, dtype=dtype, config=json.loads(config))
     return LanguageModel.wrap(hf, tiny_tokenizer(), name=f"tiny-{family}")
+
+
+def repeating_model() -> LanguageModel:
+    """A random model whose first attention hands on what it reads, so that words of the prompt become likelier.
+
+    It is for attachments that put text before a prompt.
+    """
+    model = tiny_model("gpt2")
+    width = model.layout.d_model
+    with torch.no_grad():
+        model.weight("transformer.wpe.weight").mul_(0.1)
+        for layer in range(model.layout.num_layers):
+            model.weight(model.layout.weight_name(layer)).mul_(0.5)
+            model.weight(f"transformer.h.{layer}.attn.c_proj.weight").mul_(0.5)
+        queries_keys_values = model.weight("transformer.h.0.attn.c_attn.weight")  # [d_model, 3 * d_model]
+        queries_keys_values[:, :width].mul_(0.1)  # it reads everything alike
+        queries_keys_values[:, 2 * width :] = torch.eye(width)
+        model.weight("transformer.h.0.attn.c_proj.weight").copy_(2 * torch.eye(width))
+    return model
 
 
 def _corpus() -> list[str]:

@@ -33,7 +33,7 @@ class RetrievalEditor:
     def propose(self, model: LanguageModel, batch: EditBatch, context: EditContext) -> Proposal:
         """One statement per request."""
         if not batch.requests:
-            raise RequestError("retrieval: the batch is empty; give it a request.")
+            raise RequestError("statements: the batch is empty; give it a request.")
         statements = [f"{one.text} {one.target_new}" for one in batch.requests]
         return Proposal(
             attachment=Attachment(

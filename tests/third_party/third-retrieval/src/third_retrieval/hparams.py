@@ -1,4 +1,4 @@
-"""Hyperparameters of ``retrieval``; imports no torch."""
+"""Hyperparameters of ``statements``; imports no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Announces the editor ``retrieval`` and the attachment ``retrieved-context``; imports no torch."""
+"""Announces the editor ``statements`` and the attachment ``retrieved-context``; imports no torch."""
 
 from editcore import AttachmentSpec, Capabilities, EditorSpec, hookimpl
 
@@ -8,7 +8,7 @@ def editcore_editors() -> list[EditorSpec]:
     """The editor, with its hyperparameters."""
     return [
         EditorSpec(
-            "retrieval",
+            "statements",
             "third_retrieval.editor:RetrievalEditor",
             hparams="third_retrieval.hparams:RetrievalHParams",
             summary="Put a remembered statement in front of a prompt that is like it.",
