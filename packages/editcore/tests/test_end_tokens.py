@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from editcore import EditRequest, RequestError
+from editcore import EditRequest, ModelError, RequestError
 from editcore.evaluation import next_token_log_probabilities, perplexity, score_targets
 from editcore.locate_then_edit import fact_rows, optimise_targets
 from editcore.locate_then_edit.hparams import LocateThenEditHParams
 from editcore.locate_then_edit.templates import sample_context_templates
-from editcore.models import LanguageModel, join_continuation, target_losses
+from editcore.models import LanguageModel, join_continuation, target_losses, target_tokens
 from editcore.models.tokens import continuation_row, lookup_row
 from editcore.second_moments import open_corpus
 from editcore.testing import tiny_hf_model, tiny_requests, tiny_tokenizer
@@ -77,7 +77,38 @@ def test_scores_and_targets_are_of_prompt_and_target_alone(pair: Pair) -> None:
         assert join_continuation(ends, text, prompt_ids, "Paris") == (prompt_ids + target, len(prompt_ids))
     requests = tiny_requests(2)
     assert torch.equal(target_losses(ends, requests), target_losses(plain, requests))
+    assert torch.equal(target_losses(ends, requests, ended=True), target_losses(plain, requests, ended=True))
     assert torch.equal(next_token_log_probabilities(ends, PROMPTS), next_token_log_probabilities(plain, PROMPTS))
+
+
+def test_the_token_that_ends_a_text_is_a_part_of_an_ended_target(pair: Pair) -> None:
+    ends, _ = pair
+    request = tiny_requests(1)[0]
+    plain, ended = (target_tokens(ends, [request], ended=flag) for flag in (False, True))
+    assert plain.lengths[0] + 1 == ended.lengths[0]
+    assert ended.tokens.tolist() == [*plain.tokens.tolist(), ends.tokenizer.eos_token_id]
+    last = torch.cat([plain.input_ids[0], plain.tokens[-1:]])  # the target's last token is read, too
+    assert ended.input_ids[0].tolist() == last.tolist()
+    logits = ends.hf(ended.input_ids).logits[0].log_softmax(-1)
+    expected = -sum(float(logits[at, token]) for at, token in zip(ended.positions, ended.tokens, strict=True))
+    [loss] = target_losses(ends, [request], ended=True)
+    assert float(loss) == pytest.approx(expected / ended.lengths[0], rel=1e-5)
+
+
+def test_a_target_that_fills_the_positions_stays_without_its_end() -> None:
+    made, request = model(bos=True, eos=False, family="gpt2"), tiny_requests(1)[0]
+    longest = target_tokens(made, [request], ended=True).input_ids.shape[1]
+    for positions, more in ((longest, 1), (longest - 1, 0)):
+        made.positions = positions
+        found = [target_tokens(made, [request], ended=flag).lengths[0] for flag in (False, True)]
+        assert found[1] - found[0] == more
+
+
+def test_an_ended_target_needs_a_token_that_ends_a_text() -> None:
+    made = model(bos=True, eos=False)
+    made.tokenizer.eos_token = None
+    with pytest.raises(ModelError, match="no token that ends a text"):
+        target_tokens(made, tiny_requests(1), ended=True)
 
 
 def test_values_are_optimised_on_the_same_rows(pair: Pair) -> None:

@@ -179,11 +179,12 @@ ROOMS = {
     """,
     "models": """
         CATALOGUE CHECKS Captured CatalogueEntry DEFAULT_MODEL DTYPES EditedModel Encoded FactToken
-        HubModel LanguageModel LayerByLayerCapture LoadOptions ModelLayout PassBudget PromptForm Sampling TokenRow
-        Wheel add_changes asking_for_gradients attached_reason attention_output check_dtype check_layout
-        continuation_row detect_layout dtype_of first_tensor hooks in_float64 join_continuation last_index_covering
-        local_gguf local_path logits_at look_at lookup_row misfits pad_rows plan_passes project pull pull_gguf
-        replace_first rounded skip_first_blocks split_address stop_after target_losses
+        HubModel LanguageModel LayerByLayerCapture LoadOptions ModelLayout PassBudget PromptForm Sampling
+        TargetTokens TokenRow Wheel add_changes asking_for_gradients attached_reason attention_output
+        check_dtype check_layout continuation_row detect_layout dtype_of first_tensor hooks in_float64
+        join_continuation last_index_covering local_gguf local_path logits_at look_at lookup_row misfits
+        pad_rows plan_passes project pull pull_gguf replace_first rounded skip_first_blocks split_address
+        stop_after target_losses target_tokens
     """,
     "onboarding": """
         Bench TracingOptions Trial best candidate_layers preset_paths span_below trace tunable_editors write_presets

@@ -15,7 +15,12 @@ from .edited import EditedModel as EditedModel, attached_reason as attached_reas
 from .encoding import Encoded as Encoded, pad_rows as pad_rows
 from .fetching import pull as pull, pull_gguf as pull_gguf
 from .forward import logits_at as logits_at
-from .gradients import asking_for_gradients as asking_for_gradients, target_losses as target_losses
+from .gradients import (
+    TargetTokens as TargetTokens,
+    asking_for_gradients as asking_for_gradients,
+    target_losses as target_losses,
+    target_tokens as target_tokens,
+)
 from .language_model import LanguageModel as LanguageModel
 from .layout import (
     ModelLayout as ModelLayout,
