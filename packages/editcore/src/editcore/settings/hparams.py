@@ -381,20 +381,26 @@ def _expected(setting: Setting) -> str:
 
 
 def layers_named(hparams: HParams) -> Iterator[tuple[str, int]]:
-    """Name and value of every setting of type :data:`Layer`; a tuple gives each of its numbers.
+    """Name and value of every setting of type :data:`Layer`; a tuple gives all of its numbers.
 
     >>> class Example(HParams):
     ...     layers: tuple[Layer, ...] = (3, 4)
+    ...     modules: tuple[tuple[str, tuple[Layer, ...]], ...] = (("mlp.up_proj", (5,)),)
     ...     rank: int = 8
     >>> list(layers_named(Example()))
-    [('layers', 3), ('layers', 4)]
+    [('layers', 3), ('layers', 4), ('modules', 5)]
     """
     for name, field in type(hparams).model_fields.items():
         if _LAYER in field.metadata or _mentions_layer(field.annotation):
-            value = getattr(hparams, name)
-            for layer in value if isinstance(value, tuple) else (value,):
-                if layer is not None:
-                    yield name, layer
+            yield from ((name, layer) for layer in _layers_in(getattr(hparams, name)))
+
+
+def _layers_in(value: Any) -> Iterator[int]:
+    if isinstance(value, tuple):
+        for part in value:
+            yield from _layers_in(part)
+    elif isinstance(value, int):
+        yield value
 
 
 def _mentions_layer(annotation: object) -> bool:
