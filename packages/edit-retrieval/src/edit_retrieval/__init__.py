@@ -1,0 +1,1 @@
+"""Edited statements put before similar prompts: the baseline that changes no weight."""
