@@ -18,6 +18,8 @@ from editcore import Plugins
 CORE = Path(editcore.__file__).parent
 FIELD = {"grace", "ike", "memoir", "mend", "pmet", "r-rome", "serac", "simie", "ultraedit", "wise"}
 """Methods that are not among the packages here."""
+ORDINARY = {"memory"}
+"""Names of editors that are words which core needs for other things, too."""
 _WORD = r"(?<![\w-]){}(?![\w-])"
 
 
@@ -30,7 +32,7 @@ def offered(kind: str) -> dict[str, str]:
 @cache
 def methods() -> set[str]:
     names = {**offered("editors"), **offered("backends"), **offered("extensions")}
-    return FIELD | {name for name, module in names.items() if not module.startswith("editcore.")}
+    return FIELD | {name for name, module in names.items() if not module.startswith("editcore.")} - ORDINARY
 
 
 @cache

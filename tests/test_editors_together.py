@@ -41,7 +41,12 @@ class Case:
         return EditSession.open(self.model(), config, directory=directory)
 
 
-CASES = (Case("retrieval", {}, repeating_model, beside=True),)
+FEW_STEPS = {"layers": [1], "v_num_grad_steps": 4, "context_templates": ["{}", "Yes. {}"]}
+CASES = (
+    Case("retrieval", {}, repeating_model, beside=True),
+    Case("memory", FEW_STEPS, beside=True),
+    Case("memory", {**FEW_STEPS, "memory": "grace", "fact_token": "last", "key_weighting": "prompt"}, beside=True),
+)
 every_editor = pytest.mark.parametrize("case", CASES, ids=str)
 
 

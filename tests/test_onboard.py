@@ -65,7 +65,7 @@ def test_onboarding_ends_in_presets_that_a_run_takes(
     assert {path.name for path in (tmp_path / "onboard").rglob("*") if path.is_file()} == {"trials.csv", "layers.png"}
     rows = list(csv.DictReader((tmp_path / "onboard" / "trials.csv").open()))
     assert [row["settings"].split(", context")[0] for row in rows[:2]] == ["layers=[0]", "layers=[1]"]
-    editors = ["alphaedit", "emmet", "memit", "memit-seq", "rome"]
+    editors = ["alphaedit", "emmet", "memit", "memit-seq", "memory", "rome"]
     assert sorted({row["editor"] for row in rows}) == editors
     presets = sorted((tmp_path / "cache" / "presets").rglob("*.toml"))
     assert [path.relative_to(tmp_path / "cache" / "presets").as_posix() for path in presets] == [
