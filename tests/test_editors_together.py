@@ -46,6 +46,8 @@ CASES = (
     Case("retrieval", {}, repeating_model, beside=True),
     Case("memory", FEW_STEPS, beside=True),
     Case("memory", {**FEW_STEPS, "memory": "grace", "fact_token": "last", "key_weighting": "prompt"}, beside=True),
+    Case("ft", {"layer": 1, "epochs": 2, "learning_rate": 1e-2}),
+    Case("ft", {"layer": 1, "epochs": 2, "learning_rate": 1e-2, "rank": 2}),
 )
 every_editor = pytest.mark.parametrize("case", CASES, ids=str)
 

@@ -1,0 +1,1 @@
+"""Fine-tuning of one matrix: LocFT-BF and FT-M."""
