@@ -48,6 +48,7 @@ CASES = (
     Case("memory", {**FEW_STEPS, "memory": "grace", "fact_token": "last", "key_weighting": "prompt"}, beside=True),
     Case("ft", {"layer": 1, "epochs": 2, "learning_rate": 1e-2}),
     Case("ft", {"layer": 1, "epochs": 2, "learning_rate": 1e-2, "rank": 2}),
+    Case("ultra", {"weights": [["mlp.gate_proj", [0, 1]], ["self_attn.o_proj", [1]]], "learning_rate": 1e-3}),
 )
 every_editor = pytest.mark.parametrize("case", CASES, ids=str)
 

@@ -1,0 +1,1 @@
+"""Hyperparameters, one file per model."""
