@@ -24,7 +24,10 @@ from editcore.testing import tiny_model
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = sorted(path.parent for path in ROOT.glob("packages/*/pyproject.toml"))
 PLUGINS = [package.name for package in PACKAGES if package.name != "editcore"]
-EDITORS = {"alphaedit": {"alphaedit"}, "emmet": {"emmet"}, "memit": {"memit", "memit-seq"}, "rome": {"rome"}}
+SOLVING = {"emmet", "memit", "rome"}
+"""As in ``use_plugins.py``."""
+EDITORS = {name: {name} for name in ("alphaedit", "emmet", "ft", "memory", "retrieval", "rome", "ultra")}
+EDITORS["memit"] = {"memit", "memit-seq"}
 """Editors by plugin."""
 USE = ROOT / "tests" / "use_plugins.py"
 GUIDE = ROOT / "docs" / "plugins" / "write-a-plugin.md"
@@ -138,8 +141,7 @@ def test_without_any_one_plugin_the_others_work(
         rest = names - {name}
         blocked = {name: "blocked"} if how == "disabled" else {}
         assert line["status"] == {**dict.fromkeys(("builtin", *rest), "active"), **blocked}
-        left = set().union(*(EDITORS.get(plugin, ()) for plugin in rest))
-        assert line["edited"] == {editor: works(rest) for editor in left}
+        assert line["edited"] == {editor: works(rest) for editor in SOLVING & rest}
         assert line["imported"] == {f"edit_{one}": str(sites[one]) for one in rest}
 
 
@@ -241,7 +243,8 @@ def test_the_guide_leads_from_nothing_to_a_comparison(
     [summary] = folder.glob("runs/my-method-*/summary.json")
     assert json.loads(summary.read_text(encoding="utf-8"))["edits"] == 10
     table = pd.read_csv(folder / "runs" / "compare" / "comparison" / "comparison_mean.csv")
-    assert table["arm"].tolist() == ["unedited", "emmet", "memit", "memit-seq", "my-method", "rome"]
+    arms = ["alphaedit", "emmet", "ft", "memit", "memit-seq", "memory", "my-method", "retrieval", "rome", "ultra"]
+    assert table["arm"].tolist() == ["unedited", *arms]
     assert table["score"].notna().all()
     page = (folder / "runs" / "compare" / "report" / "index.html").read_text(encoding="utf-8")
     assert "my-method" in page
