@@ -45,7 +45,7 @@ FEW_STEPS = {"layers": [1], "v_num_grad_steps": 4, "context_templates": ["{}", "
 CASES = (
     Case("retrieval", {}, repeating_model, beside=True),
     Case("memory", FEW_STEPS, beside=True),
-    Case("memory", {**FEW_STEPS, "memory": "grace", "fact_token": "last", "key_weighting": "prompt"}, beside=True),
+    Case("memory", {**FEW_STEPS, "rule": "grace", "fact_token": "last", "key_weighting": "prompt"}, beside=True),
     Case("ft", {"layer": 1, "epochs": 2, "learning_rate": 1e-2}),
     Case("ft", {"layer": 1, "epochs": 2, "learning_rate": 1e-2, "rank": 2}),
     Case("ultra", {"weights": [["mlp.gate_proj", [0, 1]], ["self_attn.o_proj", [1]]], "learning_rate": 1e-3}),

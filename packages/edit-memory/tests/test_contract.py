@@ -9,7 +9,7 @@ from editcore import Attachment, EditSession, LanguageModel, SessionConfig
 from editcore.testing import AttachmentContract, EditorContract, check_presets, tiny_model, tiny_requests
 
 NEURALDB = {"layers": [1], "v_num_grad_steps": 8, "context_templates": ["{}", "Yes. {}"]}
-GRACE = {"memory": "grace", "fact_token": "last", "layers": [1], "v_num_grad_steps": 8, "context_templates": ["{}"]}
+GRACE = {"rule": "grace", "fact_token": "last", "layers": [1], "v_num_grad_steps": 8, "context_templates": ["{}"]}
 
 
 class TestNeuralDbContract(EditorContract):

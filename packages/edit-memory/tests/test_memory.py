@@ -12,7 +12,7 @@ from editcore.testing import tiny_model, tiny_requests, tiny_tokenizer
 FACTS = tiny_requests(4)
 NEURALDB = {"layers": [1], "v_num_grad_steps": 15, "context_templates": ["{}"], "gate": 0.9}
 GRACE = {
-    "memory": "grace", "radius": 0.05, "layers": [1], "v_num_grad_steps": 15, "fact_token": "last",
+    "rule": "grace", "radius": 0.05, "layers": [1], "v_num_grad_steps": 15, "fact_token": "last",
     "key_weighting": "prompt", "context_templates": ["{}"],
 }  # fmt: skip
 both = pytest.mark.parametrize("settings", [NEURALDB, GRACE], ids=["neuraldb", "grace"])

@@ -27,7 +27,7 @@ class Memory:
         Raises:
             ModelError: an attachment is for another model, or some are residuals and others are values.
         """
-        kinds = {attachment.fields["memory"] for attachment in attachments}
+        kinds = {attachment.fields["rule"] for attachment in attachments}
         if len(kinds) > 1:
             raise ModelError(f"Memories of the kinds {' and '.join(sorted(kinds))} do not go together in one model.")
         answers = {
@@ -59,7 +59,7 @@ def _slots(model: LanguageModel, layer: int, attachments: Sequence[Attachment]) 
 
 
 def _answering(slots: Slots, fields: Mapping[str, Any]) -> Callable[[Tensor, Tensor], Tensor]:
-    return Codebook(slots, fields["radius"]) if fields["memory"] == "grace" else Gated(slots, fields["gate"])
+    return Codebook(slots, fields["radius"]) if fields["rule"] == "grace" else Gated(slots, fields["gate"])
 
 
 def _hook(answer: Callable[[Tensor, Tensor], Tensor]) -> Callable[[nn.Module, tuple[Any, ...], Any], Any]:

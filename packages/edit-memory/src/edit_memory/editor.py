@@ -68,7 +68,7 @@ class MemoryEditor(LocateThenEdit):
             kind="memory",
             tensors=tensors,
             fields={
-                "memory": settings.memory,
+                "rule": settings.rule,
                 "gate": settings.gate,
                 "radius": settings.radius,
                 "layers": layers,
@@ -94,7 +94,7 @@ class MemoryEditor(LocateThenEdit):
         targets = [known[ids[row]] for row in rows]
         keys = torch.stack([target.keys[name] for target in targets])  # [facts, d_in]
         values = torch.stack([target.values[name] for target in targets])  # [facts, d_out]
-        if self.hparams.memory == "neuraldb":
+        if self.hparams.rule == "neuraldb":
             # forward, not a call: the hooks of the memory itself do not count.
             with torch.inference_mode():
                 values = values - model.projection(layer).forward(keys.to(model.weight(name))).to(values)

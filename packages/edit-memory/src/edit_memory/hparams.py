@@ -14,7 +14,7 @@ class MemoryHParams(LocateThenEditHParams):
     """NeuralDB (arXiv 2507.18028) and GRACE (arXiv 2211.11031). Keys and values are found as in other locate-then-edit
     methods, and the shared fields keep their meaning."""
 
-    memory: Literal["neuraldb", "grace"] = "neuraldb"
+    rule: Literal["neuraldb", "grace"] = "neuraldb"
     """``neuraldb``: the residual of the nearest key, by cosine, is added to the projection's output if the cosine is
     above ``gate``. ``grace``: the value of the nearest key, by distance, replaces the output inside the key's radius.
     GRACE itself also has ``fact_token = "last"``, ``key_weighting = "prompt"`` and the bare prompt as its only context,
