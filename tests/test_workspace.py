@@ -225,6 +225,13 @@ def test_a_directory_from_beginning_to_end_at_the_terminal(
     assert "0 active, in 0 batches; 0 undone, 0 rejected" in empty.out
     assert "never; 'editctl check" in empty.out
 
+    for wrong, says in (
+        (["run", "--resume", "--out"], "no run in {} to resume"),
+        (["report"], "no run in {} to report"),
+    ):
+        refused = called(*wrong, place)
+        assert (refused.code, says.format(place) in refused.err) == (2, True), refused.err
+
     dry = called("edit", place, *words(FACTS[0]), "--dry-run")
     assert dry.out == (f"emmet would write 1 fact into {tiny_folder}, 10 at a time. Nothing was loaded or written.\n")
     assert not Ledger.read(place).batches

@@ -47,6 +47,11 @@ class RunResults:
             RunError: the run is not finished, or a file is missing or damaged.
         """
         record = RunRecord.read(directory)
+        if record.dataset is None:
+            raise RunError(
+                f"There is no run in {directory} to report: it was made without a data set. "
+                f"'editctl status {directory}' and 'editctl log {directory}' say what is in it."
+            )
         if not (directory / SUMMARY_NAME).exists():
             raise RunError(
                 f"The run in {directory} has no results yet ({SUMMARY_NAME} is not there); finish it with: "

@@ -59,11 +59,16 @@ def refuse_used(directory: Path) -> None:
 
 
 def refuse_unlike(record: RunRecord, config: RunConfig, directory: Path) -> None:
-    """Refuse to resume a run that was begun with another configuration.
+    """Refuse to resume a run that was begun with another configuration, or a directory that has no run.
 
     Raises:
-        RunError: an option differs.
+        RunError: an option differs, or the directory was made without a data set.
     """
+    if record.dataset is None:
+        raise RunError(
+            f"There is no run in {directory} to resume: it was made without a data set. 'editctl edit {directory}' "
+            f"writes facts into it, and 'editctl check {directory}' measures them."
+        )
     for name in RunConfig.model_fields:
         was, wanted = getattr(record.config, name), getattr(config, name)
         if was != wanted:
