@@ -17,12 +17,15 @@ import pytest
 from editcore import EditRequest, FactRecord, Plugins, Probe, RequestError, RunError, Signature
 from editcore.interfaces.errors import StatisticsError
 from editcore.ledger.ledger import Ledger
+from editcore.onboarding.onboard import tunable_editors
 from editcore.runs.begin import begin
 from editcore.runs.check_record import CheckLimits, CheckRecord, LostFact
 from editcore.runs.config import RunConfig
 from editcore.runs.planned_edit import plan_edit
 from editcore.runs.record import RunRecord
+from editcore.runs.resolved import default_editor
 from editcore.runs.workspace import signed
+from editcore.settings.presets import preset_for
 from editcore.testing import tiny_requests
 
 FACTS = tiny_requests(6)
@@ -359,6 +362,14 @@ def test_a_run_that_was_stopped_is_resumed_before_it_is_edited(called: Run, dire
     found = called("edit", directory, *words(FACTS[0]))
     assert (found.code, found.out) == (2, "")
     assert f"is not finished. Resume it first, with: editctl run --resume --out {directory}" in found.err
+
+
+def test_where_no_editor_is_named_a_preferred_one_comes_first() -> None:
+    plugins = Plugins.load()
+    fitting = [name for name, spec in sorted(plugins.editors().items()) if preset_for(spec, "smollm2-135m") is not None]
+    assert fitting.index("alphaedit") < fitting.index("emmet")
+    assert default_editor(plugins, "smollm2-135m") == "emmet"
+    assert tunable_editors(plugins)[0].name == "emmet"
 
 
 # The check

@@ -14,5 +14,6 @@ def editcore_editors() -> list[EditorSpec]:
             presets="edit_emmet.presets",
             summary="Write a batch of facts as equality constraints of one least-squares problem.",
             capabilities=Capabilities(rewrites_subject=True, uses_held=True, multi_layer=True),
+            preferred=True,
         )
     ]

@@ -78,6 +78,8 @@ class EditorSpec(Spec):
     """Its abilities and needs."""
     presets: str | None = field(default=None, kw_only=True)
     """Package whose ``*.toml`` resources are presets, one file per model (``"edit_rome.presets"``)."""
+    preferred: bool = field(default=False, kw_only=True)
+    """Whether it comes before others where nobody names an editor. Set it for an editor that is good for any use."""
 
 
 @documented

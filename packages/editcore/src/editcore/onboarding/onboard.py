@@ -133,7 +133,7 @@ def best(trials: Iterable[Trial]) -> Trial:
 
 def tunable_editors(plugins: Plugins, names: Sequence[str] = ()) -> list[EditorSpec]:
     """The editors that have a setting ``layers``, of ``names`` or of all installed ones. Editors that solve batches
-    come first.
+    come first, and preferred ones among them.
 
     Raises:
         UnknownNameError: there is no such editor.
@@ -146,7 +146,9 @@ def tunable_editors(plugins: Plugins, names: Sequence[str] = ()) -> list[EditorS
         raise PluginError(f"The editor '{other}' has no setting 'layers', so there is nothing to find out for it.")
     if not found:
         raise PluginError("No installed editor has a setting 'layers', so there is nothing to find out.")
-    return found if names else sorted(found, key=lambda spec: (spec.capabilities.max_batch is not None, spec.name))
+    if names:
+        return found
+    return sorted(found, key=lambda spec: (spec.capabilities.max_batch is not None, not spec.preferred, spec.name))
 
 
 def _settings_of(spec: EditorSpec) -> set[str]:

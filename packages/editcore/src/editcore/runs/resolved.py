@@ -191,7 +191,7 @@ def _missing_setting(spec: EditorSpec, lacking: Setting, preset: str | None, mod
 
 
 def default_editor(registry: Plugins, model_name: str) -> str:
-    """The editor if none was named: the first by name that has a preset for the model, or the only one.
+    """The editor if none was named: the first that has a preset for the model, preferred ones first, or the only one.
 
     Raises:
         ModelError: the model is a path to something that is not a model folder.
@@ -199,7 +199,8 @@ def default_editor(registry: Plugins, model_name: str) -> str:
     """
     look_at(model_name)
     editors = registry.editors()
-    fitting = [name for name in sorted(editors) if preset_for(editors[name], model_name) is not None]
+    ordered = sorted(editors, key=lambda name: (not editors[name].preferred, name))
+    fitting = [name for name in ordered if preset_for(editors[name], model_name) is not None]
     if fitting or len(editors) == 1:
         return [*fitting, *editors][0]
     installed = ", ".join(sorted(editors)) or "none"
