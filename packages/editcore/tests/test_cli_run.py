@@ -512,7 +512,10 @@ def test_without_true_objects_the_accuracies_are_shown_and_name_what_did_not_tak
     accuracies = [f"{summary['after'][name]:.1f}" for name in ("rewrite_acc", "paraphrase_acc")]
     assert ["after", *accuracies] in table
     assert not any("ES" in row for row in table if row[:1] != ["Note:"])
-    assert "Note: counterfact could not compute ES (no record that was asked has a true object); " in done.out
+    assert (
+        "Note: counterfact could not compute ES (needs a true object); PS (needs paraphrases and a true object); "
+        in done.out
+    )
     # The last lines name the facts that did not take, and no prompt makes a table wider than a screen can show.
     [tally] = summary["tallies"]
     assert (tally["metric"], tally["asked"], len(tally["missing"])) == ("rewrite_acc", 2, 2 - tally["held"])

@@ -302,16 +302,14 @@ def told(
 def test_a_run_says_why_a_metric_is_not_computed() -> None:
     seen = Observation(request_id="a", metric="rewrite_acc", value=1.0)
     assert told({"counterfact": [seen]}, [COUNTERFACT]) == (
-        "counterfact could not compute ES (no record that was asked has a true object); PS (no record that was asked "
-        "has paraphrases and a true object); NS (no record that was asked has neighbourhood prompts and a true "
-        "object); score (needs ES, PS and NS).",
+        "counterfact could not compute ES (needs a true object); PS (needs paraphrases and a true object); NS (needs "
+        "neighbourhood prompts and a true object); score (needs ES, PS and NS).",
     )
 
 
 def test_a_run_says_why_an_evaluator_observed_nothing() -> None:
     assert told({"multihop": []}, [MULTIHOP]) == (
-        "The evaluator 'multihop' observed nothing of the 1 fact: no record that was asked has multi-hop questions "
-        "with an answer.",
+        "The evaluator 'multihop' observed nothing of the 1 fact; it needs multi-hop questions with an answer.",
     )
 
 

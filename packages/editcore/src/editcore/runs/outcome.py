@@ -65,7 +65,7 @@ def _silent_evaluators(found: Measurement, records: Sequence[FactRecord]) -> lis
     sentences = []
     for name in (name for name, observations in found.observations.items() if records and not observations):
         needs = next((measure.needs for measure in found.measures if measure.evaluator == name and measure.needs), "")
-        why = f": no record that was asked has {needs}" if needs else ""
+        why = f"; it needs {needs}" if needs else ""
         sentences.append(f"The evaluator '{name}' observed nothing of the {counted(len(records), 'fact')}{why}.")
     return sentences
 
@@ -115,8 +115,8 @@ def _reason(measure: Measure, summary: Summary) -> str:
     if measure.of:
         own = {other.name: other.key for other in summary.measures if other.evaluator == measure.evaluator}
         unknown = [own[name] for name in measure.of if own[name] not in summary.averages]
-        return f"needs {_listed(unknown)}" if unknown else "it has no value for these"
-    return f"no record that was asked has {measure.needs}" if measure.needs else "nothing was observed"
+        return f"needs {_listed(unknown)}" if unknown else "has no value for its parts"
+    return f"needs {measure.needs}" if measure.needs else "nothing was observed"
 
 
 def _listed(names: Sequence[str]) -> str:
