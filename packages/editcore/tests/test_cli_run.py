@@ -118,7 +118,14 @@ def test_an_evaluator_of_a_package_measures_the_run(run_toy: Call, tmp_path: Pat
     lengths = [len(record.request.text) for record in records]
     for phase in ("before", "after"):
         assert summary[phase] == {"won": 100, "length": pytest.approx(sum(lengths) / 4)}
-        assert summary["averages"][phase]["won"] == {"mean": 100, "std": 0, "facts": 4, "prompts": 4, "share": True}
+        assert summary["averages"][phase]["won"] == {
+            "mean": 100,
+            "std": 0,
+            "facts": 4,
+            "prompts": 4,
+            "share": True,
+            "within": "facts",
+        }
     assert [one["values"]["won"] for one in summary["checkpoints"]] == [100, 100]
     assert summary["checkpoints"][0]["values"]["length"] == pytest.approx(sum(lengths[:2]) / 2)
     assert summary["checkpoints"][0]["before"] == summary["checkpoints"][0]["values"]

@@ -564,6 +564,10 @@ def test_intervals_hold_the_mean_and_stay_open_at_the_ends() -> None:
     alone = Average(mean=90.0, std=0.0, facts=1, prompts=1)
     assert Summary(measures=(), averages={"one": alone, "many": binary}).interval("one") is None
     assert Summary(measures=(), averages={"many": binary}).interval("many") == binary.interval
+    tasks = average_of(["one"] * 100, [0, 1] * 50, within="prompts")
+    assert tasks is not None
+    assert tasks.interval == binary.interval, "observations that are averaged alike count one by one"
+    assert Summary(measures=(), averages={"tasks": tasks}).interval("tasks") == tasks.interval
     gap = Average(mean=-3.0, std=10.0, facts=25, prompts=25, share=False)
     assert gap.interval == pytest.approx((-3 - 3.92, -3 + 3.92), abs=0.01)
 

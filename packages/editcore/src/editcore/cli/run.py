@@ -354,10 +354,12 @@ def show_result(result: RunResult) -> None:
 
 
 def _facts(summary: Summary, measures: Sequence[Measure]) -> Iterator[tuple[str, ...]]:
-    """A row with the number of facts behind each mean, if these numbers differ."""
-    counts = [summary.averages[measure.key].facts if measure.key in summary.averages else None for measure in measures]
-    if len({count for count in counts if count is not None}) > 1:
-        yield ("facts", *("" if count is None else str(count) for count in counts))
+    """A row with the number of facts behind each mean, or of observations, if these numbers differ."""
+    averages = [summary.averages.get(measure.key) for measure in measures]
+    found = [average for average in averages if average is not None]
+    if len({average.units for average in found}) > 1:
+        name = "facts" if all(average.within == "facts" for average in found) else "n"
+        yield (name, *("" if average is None else str(average.units) for average in averages))
 
 
 def _first_line(text: str) -> str:

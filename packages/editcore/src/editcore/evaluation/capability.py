@@ -8,8 +8,8 @@ white space and a full stop at its ends, is exactly that answer.
 What counts is what is lost of the tasks that the unedited model solves: a small model solves a part of them only. Tasks
 that name the subject of an edit are not asked.
 
-A task belongs to no fact. Its observation is entered under one of the facts in turn, which decides nothing but the
-interval: it is computed as if there were no more tasks than facts, and is too wide if there are.
+A task belongs to no fact. Its observation is entered under one of the facts in turn, which means nothing: averages and
+intervals are over tasks.
 """
 
 from __future__ import annotations

@@ -41,22 +41,29 @@ class Average:
     """Number of observations."""
     share: bool = True
     """Whether the values lie between 0 and 100; a difference may be negative."""
+    within: Literal["facts", "prompts"] = "facts"
+    """What was averaged: the facts' means, or single observations (:attr:`editcore.MetricSpec.average`)."""
+
+    @property
+    def units(self) -> int:
+        """How many numbers were averaged."""
+        return self.facts if self.within == "facts" else self.prompts
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % confidence interval of the mean over facts.
+        """95 % confidence interval of the mean, which takes the averaged numbers as independent.
 
         For a share, this is Wilson's interval, which has a width even at 0 and 100 %. Its number of trials is the one
         at which a binomial has the variance observed between facts, because several prompts of a fact tell more than
         one.
         """
         if not self.share:
-            half = _Z * self.std / math.sqrt(self.facts)
+            half = _Z * self.std / math.sqrt(self.units)
             return (self.mean - half, self.mean + half)
         p = self.mean / 100
         variance = (self.std / 100) ** 2
         # Means within facts vary at most as much as single prompts, so there are at least as many trials as facts.
-        trials = max(1.0, p * (1 - p) / variance if variance > 0 else 1.0) * self.facts
+        trials = max(1.0, p * (1 - p) / variance if variance > 0 else 1.0) * self.units
         centre = (p + _Z**2 / (2 * trials)) / (1 + _Z**2 / trials)
         half = _Z * math.sqrt(p * (1 - p) / trials + (_Z / (2 * trials)) ** 2) / (1 + _Z**2 / trials)
         return (100 * max(0.0, centre - half), 100 * min(1.0, centre + half))
@@ -93,6 +100,7 @@ def average_of(
         facts=len(facts),
         prompts=sum(map(len, facts.values())),
         share=share,
+        within=within,
     )
 
 
@@ -123,9 +131,10 @@ class Summary:
         return self.values().get(key, math.nan)
 
     def interval(self, key: str) -> tuple[float, float] | None:
-        """The 95 % interval of a mean over two facts or more; ``None`` for others, and for composites."""
+        """The 95 % interval of a mean over two facts or more (or observations, as the metric is averaged); ``None`` for
+        others, and for composites."""
         found = self.averages.get(key)
-        return found.interval if found is not None and found.facts > 1 else None
+        return found.interval if found is not None and found.units > 1 else None
 
     def as_json(self) -> dict[str, float | None]:
         """:meth:`values`, with ``None`` for metrics without a value."""

@@ -170,7 +170,10 @@ def _gain(measure: Measure, gain: float) -> Cell:
 def _facts_averaged(measure: Measure, summary: Summary) -> Cell:
     """The number of facts in a mean."""
     averaged = summary.averages.get(measure.key)
-    return Cell("", order=math.nan) if averaged is None else Cell(str(averaged.facts), order=averaged.facts)
+    if averaged is None:
+        return Cell("", order=math.nan)
+    text = str(averaged.facts) if averaged.within == "facts" else counted(averaged.prompts, "question")
+    return Cell(text, order=averaged.units)
 
 
 def _summary_alt(measures: Sequence[Measure], before: Values, after: Values) -> str:

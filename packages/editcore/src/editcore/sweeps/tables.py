@@ -272,7 +272,7 @@ def _scores(result: _Result, phase: Literal["before", "after"]) -> dict[str, flo
 def _over_facts(average: Average | None) -> tuple[float, float]:
     """The 95 % interval over the facts of one trial; NaN for a composite, which is not a mean over facts, and for one
     fact."""
-    return average.interval if average is not None and average.facts > 1 else (math.nan, math.nan)
+    return average.interval if average is not None and average.units > 1 else (math.nan, math.nan)
 
 
 def _timings(plan: Plan, results: Mapping[str, _Result]) -> pd.DataFrame:
