@@ -21,6 +21,12 @@ AN_EDITOR = "the name of an editor"
 LAYERS = {"layers": [1]}
 
 
+@pytest.fixture(autouse=True)
+def editors_with_layers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The settings here are ``layers``, and no editor has presets for the small model but the toys."""
+    monkeypatch.setenv("EDITCORE_DISABLE_PLUGINS", "ft,memory,retrieval,ultra")
+
+
 @pytest.fixture
 def options(small: Path, facts: Path, corpus_file: Path, tmp_path: Path) -> list[object]:
     """Quick trials of the small model, which ``toy`` and ``dead-editor`` have a preset for."""
