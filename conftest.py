@@ -22,6 +22,7 @@ LONGEST = (
     "test_main_job.py",
     "test_cli_run.py",
     "test_ship_an_edit.py",
+    "test_serve_an_edit.py",
     "test_sweeps.py",
     "test_run_directory.py",
     "test_undo_order.py",
