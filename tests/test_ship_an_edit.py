@@ -861,6 +861,10 @@ def test_an_adapter_is_put_onto_the_hub_and_is_private(
         assert found[name] == (tmp_path / "adapter" / name).read_bytes()
     ok(editctl("export", raw_run, tmp_path / "open", "--push-to-hub", "me/open", "--public"))
     assert hub.private["me/open"] is False
+    unlike = editctl("export", raw_run, tmp_path / "unlike", "--rank", 1, "--criterion", "frobenius", "--verify",
+                     "--push-to-hub", "me/unlike")  # fmt: skip
+    assert unlike.code == 1, "the facts of the run are not in it"
+    assert "me/unlike" not in hub.repositories
     hub.refuses = "You have no rights to write here."
     complaint = refused(editctl("export", raw_run, tmp_path / "kept", "--push-to-hub", "other/facts"))
     assert "kept is written, but the hub did not take it" in complaint

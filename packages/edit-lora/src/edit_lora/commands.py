@@ -113,8 +113,12 @@ def export(
         "push-to-hub": repository, "public": public or None,
     }  # fmt: skip
     _check_options(form, options)
-    if verified and form == "gguf" and base_gguf is None:
-        raise HParamsError("--verify runs the adapter on its base: --base-gguf FILE.")
+    if verified and form in ("gguf", "gguf-model"):
+        from edit_lora.llama_server import check_installed
+
+        if base_gguf is None:
+            raise HParamsError("--verify runs the adapter on its base: --base-gguf FILE.")
+        check_installed()
     plugins, progress = loaded_plugins(ctx), TerminalProgress()
     match form:
         case "merged":
@@ -147,16 +151,16 @@ def export(
                 done = export_adapter(run, out, size=size, dtype=dtype or "float32", plugins=plugins, progress=progress)
             _print_exported(done)
             typer.echo(f"Adapter of rank {done.rank} with {_edits(done.edits)}: {out}")
-            if repository is not None:
-                from edit_lora.hub import push
-
-                address = push(out, repository, public=public)
-                typer.echo(f"On the hub, {'public' if public else 'private'} if it is new: {address}")
     if verified:
         from edit_lora.place import Place
         from edit_lora.serving_commands import verify_and_print
 
         verify_and_print(ctx, run, Place(target=str(out), base_gguf=base_gguf))
+    if repository is not None:
+        from edit_lora.hub import push
+
+        address = push(out, repository, public=public)
+        typer.echo(f"On the hub, {'public' if public else 'private'} if it is new: {address}")
 
 
 def _check_options(form: str, options: Mapping[str, object]) -> None:
