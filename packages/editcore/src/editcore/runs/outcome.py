@@ -75,7 +75,8 @@ def _conventions(summary: Summary) -> list[str]:
     known = summary.values()
     missing: dict[str, dict[str, list[str]]] = {}
     for measure in summary.measures:
-        if measure.key not in known and measure.show == "always" and measure.evaluator in summary.facts:
+        told = measure.show == "always" and (measure.needs or measure.of)
+        if measure.key not in known and told and measure.evaluator in summary.facts:
             missing.setdefault(measure.evaluator, {}).setdefault(_reason(measure, summary), []).append(measure.key)
     sentences = [
         f"{evaluator} could not compute {'; '.join(f'{_listed(keys)} ({reason})' for reason, keys in reasons.items())}."
@@ -116,7 +117,7 @@ def _reason(measure: Measure, summary: Summary) -> str:
         own = {other.name: other.key for other in summary.measures if other.evaluator == measure.evaluator}
         unknown = [own[name] for name in measure.of if own[name] not in summary.averages]
         return f"needs {_listed(unknown)}" if unknown else "has no value for its parts"
-    return f"needs {measure.needs}" if measure.needs else "nothing was observed"
+    return f"needs {measure.needs}"
 
 
 def _listed(names: Sequence[str]) -> str:
