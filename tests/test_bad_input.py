@@ -229,6 +229,7 @@ def test_a_missing_file_and_a_wrong_layer_are_told_before_torch_is_imported(tiny
         "trace none": "There is no model 'none'",
         f"trace {tiny_folder} --facts none.jsonl": "none.jsonl",
         "onboard none": "There is no model 'none'",
+        f"onboard {tiny_folder} --dataset nope": "nope",
         f"pack none {out}": "none is not a run directory",
         "report none": "none is neither a run",
         "generate none Who": "none is not a run directory",

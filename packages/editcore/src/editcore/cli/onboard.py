@@ -69,17 +69,19 @@ def onboard(
 
     Causal tracing proposes layers, short trials of real edits decide. The model is not changed.
     """
+    from editcore.datasets import Selection, load_records
     from editcore.models.sources import check_dtype, look_at
     from editcore.second_moments.corpora import open_corpus
 
     look_at(model)
     check_dtype(dtype)
     open_corpus(corpus)
+    load_records(dataset, plugins=loaded_plugins(ctx), notes=[], selection=Selection(first=1))
 
     from editcore._util.paths import fresh_directory
     from editcore._util.words import counted
     from editcore.cli.console import TerminalProgress
-    from editcore.datasets import Selection, check_records, load_known_facts, load_records, short_name
+    from editcore.datasets import check_records, load_known_facts, short_name
     from editcore.evaluation.measures import retention_of
     from editcore.models import LanguageModel, LoadOptions
     from editcore.onboarding.causal_tracing import TracingOptions, trace as trace_model
