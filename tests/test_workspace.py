@@ -159,10 +159,10 @@ def test_undo_loads_no_model_where_none_is_needed_and_is_signed(directory: Path)
         assert undone.text == FACTS[0].text
     assert Ledger.read(directory).events[-1].signature.note == "wrong"
     with editcore.workspace(directory) as ws:
-        ws.change("undo", [(1, FACTS[1].id)])  # the rest of its batch is solved again
+        ws.undo(subjects=[FACTS[1].subject])  # the rest of its batch is solved again
         assert [request.id for request in ws.ledger.facts()] == [FACTS[2].id]
         assert ws.check().facts == 1
-        ws.change("redo", [(0, FACTS[0].id)])
+        ws.redo(FACTS[0].id)
         with_session = ws.session.model.fingerprint()
     with editcore.workspace(directory) as ws:
         assert ws.session.model.fingerprint() == with_session

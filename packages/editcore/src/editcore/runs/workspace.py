@@ -16,9 +16,10 @@ from editcore.interfaces.errors import RunError
 from editcore.interfaces.history import Signature
 from editcore.interfaces.progress import Progress, silent
 from editcore.interfaces.values import EditRequest, FactRecord
+from editcore.ledger.finding import edits_of_subject
 from editcore.ledger.ledger import Ledger
 from editcore.ledger.states import Edit, LeftOut
-from editcore.ledger.undo import change
+from editcore.ledger.undo import change, changing, edits_named
 from editcore.plugins.registry import Plugins
 from editcore.runs.added import keep_added
 from editcore.runs.check_record import CHECK_NAME, CheckRecord
@@ -162,6 +163,42 @@ class Workspace:
                     results.append(result)
         self._keep_state()
         return results
+
+    def undo(
+        self,
+        *edits: str,
+        batches: Sequence[int] = (),
+        subjects: Sequence[str] = (),
+        note: str = "",
+        as_if_never: bool = False,
+    ) -> tuple[EditRequest, ...]:
+        """Take edits out, by id, by batch or by subject, in any order.
+
+        Args:
+            note: why, for the ledger.
+            as_if_never: as in :meth:`EditSession.undo`.
+
+        Returns:
+            The requests that this call took out.
+
+        Raises:
+            RunError: there is no such edit, batch or subject, or all are undone already.
+            StorageError: the ledger cannot be written; nothing was changed.
+        """
+        meant = self._meant("undo", edits, batches, subjects)
+        return self.change("undo", meant, signed(note), as_if_never=as_if_never)
+
+    def redo(
+        self, *edits: str, batches: Sequence[int] = (), subjects: Sequence[str] = (), note: str = ""
+    ) -> tuple[EditRequest, ...]:
+        """Put undone edits back; as :meth:`undo`."""
+        return self.change("redo", self._meant("redo", edits, batches, subjects), signed(note))
+
+    def _meant(
+        self, kind: Literal["undo", "redo"], edits: Sequence[str], batches: Sequence[int], subjects: Sequence[str]
+    ) -> tuple[Edit, ...]:
+        about = [edit for subject in subjects for edit in edits_of_subject(self.ledger, subject)]
+        return changing(self.ledger, kind, [*edits_named(self.ledger, edits, batches), *about])
 
     def change(
         self,
