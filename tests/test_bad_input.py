@@ -76,7 +76,7 @@ def test_unknown_names(refused: Callable[..., str], options: tuple[str, str], ki
 
 
 def test_a_missing_package_is_suggested(refused: Callable[..., str]) -> None:
-    assert "pip install edit-alphaedit" in refused("--editor", "alphaedit")
+    assert "pip install edit-wise" in refused("--editor", "wise")
 
 
 @pytest.mark.parametrize(

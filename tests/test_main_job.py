@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,10 +22,10 @@ pytestmark = [
 
 
 def editctl(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """A subprocess with the threads that the machine has: this is the one heavy test."""
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    """A subprocess. It has as many threads as the tests, because two processes with more threads than cores take
+    several times as long."""
     script = str(Path(sys.executable).parent / "editctl")
-    return subprocess.run([script, *arguments], capture_output=True, text=True, env=environment, check=False)
+    return subprocess.run([script, *arguments], capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")

@@ -346,7 +346,7 @@ def _change(
         return open_session(directory, plugins=loaded_plugins(ctx), progress=TerminalProgress())
 
     def solve(entry: LedgerEntry, out: LeftOut) -> tuple[Written, EditBatch | None]:
-        return session().solve_without(entry, out)
+        return session().solve_without(entry, out, found)
 
     if options.dry_run:
         found = Ledger.read(directory)

@@ -65,6 +65,7 @@ GENERATION = EvaluatorSpec(
             label="Consequences said",
             meaning="The share of questions that follow from the edited facts (portability, multi-hop) to which the "
             "answer contains a right one.",
+            needs="questions that follow from the facts (portability, multi-hop)",
         ),
         MetricSpec(
             name="unchanged",

@@ -73,7 +73,7 @@ class MetricSpec:
 
     needs: str = ""
     """What a record must have to be measured by it, in words: ``paraphrases``, ``a true object``. A run in which the
-    metric has no value says that it needs this. Empty if every record can be measured, or if that need not be said."""
+    metric has no value says that it needs this. Empty if every record can be measured."""
     caution: str = ""
     """A sentence on a convention without which its value is misread. A run in which the metric has a value prints
     it."""

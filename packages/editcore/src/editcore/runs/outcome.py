@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from editcore._util.words import counted
-from editcore.evaluation.measures import Measure, retention_of
+from editcore.evaluation.measures import DEFAULT_EVALUATORS, Measure, retention_of
 from editcore.evaluation.summaries import Measurement, Summary
 from editcore.interfaces.metrics import HOLDS
 from editcore.interfaces.values import FactRecord
@@ -73,9 +73,12 @@ def _silent_evaluators(found: Measurement, records: Sequence[FactRecord]) -> lis
 def _conventions(summary: Summary) -> list[str]:
     """What must be known about the metrics: why some of those in tables have no value, and how others are read."""
     known = summary.values()
+    # Of the evaluators that nobody chose, only what a composite lacks is missed.
+    chosen = {measure.evaluator for measure in summary.measures} != set(DEFAULT_EVALUATORS)
+    parts = {name for measure in summary.measures for name in measure.of}
     missing: dict[str, dict[str, list[str]]] = {}
     for measure in summary.measures:
-        told = measure.show == "always" and (measure.needs or measure.of)
+        told = measure.show == "always" and (chosen or measure.of or measure.name in parts)
         if measure.key not in known and told and measure.evaluator in summary.facts:
             missing.setdefault(measure.evaluator, {}).setdefault(_reason(measure, summary), []).append(measure.key)
     sentences = [
@@ -117,7 +120,7 @@ def _reason(measure: Measure, summary: Summary) -> str:
         own = {other.name: other.key for other in summary.measures if other.evaluator == measure.evaluator}
         unknown = [own[name] for name in measure.of if own[name] not in summary.averages]
         return f"needs {_listed(unknown)}" if unknown else "has no value for its parts"
-    return f"needs {measure.needs}"
+    return f"needs {measure.needs}" if measure.needs else "nothing was observed"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -381,18 +381,20 @@ class EditSession:
             )
         return changed
 
-    def solve_without(self, entry: LedgerEntry, out: LeftOut) -> tuple[Written, EditBatch | None]:
+    def solve_without(
+        self, entry: LedgerEntry, out: LeftOut, ledger: Ledger | None = None
+    ) -> tuple[Written, EditBatch | None]:
         """What a batch writes without some edits, and what was solved for it; the model is as before when this
         returns.
 
         Args:
-            out: new requests of the batch to leave out, and earlier edits that it builds on whose state is another
-                one than when it came.
+            out: what to leave out.
+            ledger: has the solutions of earlier batches that this one needs; left out, the session's own.
 
         Raises:
-            NumericalError: the rest cannot be solved.
+            NumericalError, RunError: the rest cannot be solved.
         """
-        return self._proposer.solve_without(entry, out, self.ledger)
+        return self._proposer.solve_without(entry, out, ledger or self.ledger)
 
     @property
     def requests(self) -> tuple[EditRequest, ...]:

@@ -233,7 +233,7 @@ class Workspace:
         return changed
 
     def _solve(self, entry: LedgerEntry, out: LeftOut) -> tuple[Written, EditBatch | None]:
-        return self.session.solve_without(entry, out)
+        return self.session.solve_without(entry, out, self._ledger)
 
     def check(self, options: CheckOptions | None = None) -> CheckRecord:
         """Ask the model everything again: its facts, other subjects, and a text. The record is kept in the directory.
