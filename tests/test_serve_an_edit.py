@@ -164,7 +164,7 @@ def holding(source: Path, folder: Path, changes: Changes) -> Path:
 @pytest.fixture(scope="module")
 def held(tmp_path_factory: pytest.TempPathFactory, tiny_facts: Path, tiny_corpus: Path) -> Callable[[str], Held]:
     """Makes such a run of a family, once."""
-    from edit_lora.gguf_export import export_gguf
+    from edit_lora.gguf_export import GgufForm, export_gguf
 
     made: dict[str, Held] = {}
 
@@ -188,7 +188,7 @@ def held(tmp_path_factory: pytest.TempPathFactory, tiny_facts: Path, tiny_corpus
             model, [name for name in model.weights.names() if ".1." in name and model.weight(name).ndim == 2]
         )
         holding(folder / "solved", folder / "run", changes)
-        export_gguf(folder / "run", folder / "adapter.gguf", base=folder / "base.gguf")
+        export_gguf(folder / "run", folder / "adapter.gguf", GgufForm(base=folder / "base.gguf"))
         made[family] = Held(folder / "run", folder / "base", folder / "base.gguf", changes, folder / "adapter.gguf")
         return made[family]
 

@@ -142,11 +142,10 @@ def export(
 
             size = AdapterSize(rank=rank, criterion=criterion, pad_for=pad_for)
             if form == "gguf":
-                from edit_lora.gguf_export import export_gguf
+                from edit_lora.gguf_export import GgufForm, export_gguf
 
-                done = export_gguf(
-                    run, out, size=size, half=dtype == "f16", base=base_gguf, plugins=plugins, progress=progress
-                )
+                gguf_form = GgufForm(size=size, half=dtype == "f16", base=base_gguf)
+                done = export_gguf(run, out, gguf_form, plugins=plugins, progress=progress)
             else:
                 done = export_adapter(run, out, size=size, dtype=dtype or "float32", plugins=plugins, progress=progress)
             _print_exported(done)

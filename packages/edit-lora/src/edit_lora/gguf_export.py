@@ -7,6 +7,7 @@ So all tensors get one rank, filled up with zeros, and α is that rank.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,34 +25,43 @@ from edit_lora.gguf_kind import refuse_existing_file
 from edit_lora.gguf_names import GgufLayout
 from edit_lora.targets import Target
 
-__all__ = ["export_gguf"]
+__all__ = ["GgufForm", "export_gguf"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GgufForm:
+    """How an adapter is written."""
+
+    size: AdapterSize = AS_THE_RUN_SAYS
+    """Its rank."""
+    half: bool = False
+    """Whether the factors are kept in float16 rather than in float32."""
+    base: Path | None = None
+    """The GGUF file that the adapter will be used with. It is compared with the run's base."""
+
+
+EXACT = GgufForm()
 
 
 def export_gguf(
     run: Path,
     out: Path,
+    form: GgufForm = EXACT,
     *,
-    size: AdapterSize = AS_THE_RUN_SAYS,
-    half: bool = False,
-    base: Path | None = None,
     plugins: Plugins | None = None,
     progress: Progress = silent,
 ) -> Exported:
     """Write a run's active edits as an adapter that ``llama-server --lora`` loads.
 
-    Args:
-        half: keep the factors in float16 rather than in float32.
-        base: the GGUF file that the adapter will be used with. It is compared with the run's base.
-
     Raises:
         RunError: there is no run, or it has no active edits.
-        ModelError: llama.cpp has no place for some of the edits, or ``base`` is another model.
+        ModelError: llama.cpp has no place for some of the edits, or the base of ``form`` is another model.
         HParamsError: a factor does not fit float16.
         StorageError: ``out`` is there already, or cannot be written.
     """
     refuse_existing_file(out)
-    file = None if base is None else GgufFile.read(base)
-    built = build_adapter(run, size=size, plugins=plugins, progress=progress)
+    file = None if form.base is None else GgufFile.read(form.base)
+    built = build_adapter(run, size=form.size, plugins=plugins, progress=progress)
     layout = GgufLayout.of(built.base.model.hf.config)
     ends = [end for targets in built.ends.values() for end in targets]
     _refuse_embeddings(ends)
@@ -59,7 +69,7 @@ def export_gguf(
         model = built.base.model
         weights = {name: model.as_out_in(name, model.weight(name)).double() for name in built.ends}
         check_base(file, layout, weights)
-    tensors = _tensors(built.adapter, layout, ends, half=half)
+    tensors = _tensors(built.adapter, layout, ends, half=form.half)
     with replacing(out) as temporary, gguf_writer(temporary, layout.architecture) as writer:
         writer.add_type(gguf.GGUFType.ADAPTER)
         writer.add_string(gguf.Keys.Adapter.TYPE, "lora")

@@ -159,9 +159,9 @@ def _write_adapter(ctx: typer.Context, run: Path, path: Path, *, engine: str, ra
     if engine == "vllm":
         done = export_adapter(run, path, size=size, plugins=plugins, progress=progress)
     else:
-        from edit_lora.gguf_export import export_gguf
+        from edit_lora.gguf_export import GgufForm, export_gguf
 
-        done = export_gguf(run, path, size=size, plugins=plugins, progress=progress)
+        done = export_gguf(run, path, GgufForm(size=size), plugins=plugins, progress=progress)
     typer.echo(f"Adapter of rank {done.rank}: {path}")
 
 
