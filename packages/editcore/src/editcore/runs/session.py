@@ -329,8 +329,7 @@ class EditSession:
         editor of one layer this is what the batch would have been without them. Later batches stay as they were solved.
 
         Args:
-            as_if_never: whether later batches are solved again, too, for the keys and values that they have. The
-                weights are then those of a sequence in which these edits were never solved.
+            as_if_never: whether later batches are solved again, as if these edits had never been solved.
 
         Returns:
             The requests that this call took out.
