@@ -68,7 +68,7 @@ def edit(
     directory: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[DIR]",
+            metavar="DIR",
             help="A run directory that keeps the facts, of 'editctl run' or 'editctl init'. [default: nothing is kept]",
         ),
     ] = None,
@@ -91,7 +91,7 @@ def edit(
     ] = None,
     options: WriteOptions = WriteOptions(),
     editor: Annotated[
-        str | None, typer.Option(help="The editing method. [default: the first that has a preset for the model]")
+        str | None, typer.Option(help="The editing method. [default: a preferred one with a preset for the model]")
     ] = None,
     model: ModelOption = "smollm2-135m",
     device: Device = "cpu",
