@@ -202,9 +202,11 @@ def test_a_plan_names_what_it_corrects_joins_and_leaves(directory: Path) -> None
 def test_contradicting_facts_are_refused_before_anything_is_written(directory: Path) -> None:
     other = FACTS[0].model_copy(update={"id": "other", "target_new": "Oslo"})
     with editcore.workspace(directory) as ws:
-        with pytest.raises(RequestError, match=f"is to be continued by '{FACTS[0].target_new}' and by 'Oslo'"):
+        with pytest.raises(
+            RequestError, match=f"of one call contradict each other: .* → '{FACTS[0].target_new}' and → 'Oslo'"
+        ):
             ws.edit([*FACTS[1:4], FACTS[0], other])
-        with pytest.raises(RequestError, match="is there twice"):
+        with pytest.raises(RequestError, match="A request is twice in one call"):
             ws.edit([FACTS[0], FACTS[0]])
         assert not ws.ledger.batches
 

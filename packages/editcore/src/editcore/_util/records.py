@@ -24,7 +24,7 @@ from editcore._util.files import json_text, write_text
 from editcore.interfaces.errors import RunError
 from editcore.interfaces.values import first_problem
 
-__all__ = ["Figures", "FloatOrNull", "Record", "read_record", "record_text"]
+__all__ = ["Figures", "FloatOrNull", "Record", "read_record", "read_records", "record_text"]
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -76,6 +76,22 @@ def read_record(path: Path, model: type[Model]) -> Model:
     """
     try:
         return model.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise RunError(f"{path} cannot be read ({error.strerror}).") from error
+    except ValidationError as error:
+        raise RunError(f"{path} is damaged ({first_problem(error)}).") from error
+
+
+def read_records(path: Path, model: type[Model]) -> list[Model]:
+    """Read a file with an object of a class in each line; none if there is no such file.
+
+    Raises:
+        RunError: it cannot be read, or a line is damaged.
+    """
+    try:
+        return [model.model_validate_json(line) for line in path.read_bytes().splitlines()]
+    except FileNotFoundError:
+        return []
     except OSError as error:
         raise RunError(f"{path} cannot be read ({error.strerror}).") from error
     except ValidationError as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -17,12 +16,8 @@ from editcore.cli.options import AsJson, RunDevice, with_options
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from editcore.interfaces.changes import Written
-    from editcore.interfaces.history import LedgerEntry
-    from editcore.interfaces.values import EditBatch
     from editcore.ledger.ledger import Ledger
-    from editcore.ledger.states import Edit, LeftOut
-    from editcore.runs.session import EditSession
+    from editcore.ledger.states import Edit
 
 __all__ = ["app"]
 
@@ -332,43 +327,29 @@ def _change(
     from editcore._util.lock import locked
     from editcore.cli.console import TerminalProgress, print_table
     from editcore.ledger.ledger import Ledger
-    from editcore.ledger.undo import change, requests_of
+    from editcore.ledger.undo import requests_of
     from editcore.runs.record import RunRecord
-    from editcore.runs.workspace import signed
+    from editcore.runs.workspace import Workspace, signed
 
     directory = _run(ctx)
     RunRecord.read(directory)
-
-    @cache
-    def session() -> EditSession:
-        from editcore.runs.reopening import open_session
-
-        return open_session(directory, plugins=loaded_plugins(ctx), progress=TerminalProgress())
-
-    def solve(entry: LedgerEntry, out: LeftOut) -> tuple[Written, EditBatch | None]:
-        return session().solve_without(entry, out, found)
-
     if options.dry_run:
         found = Ledger.read(directory)
         meant = _meant(ctx, found, kind, edits, options)
         again = found.unsolved(found.state_after(kind, meant, as_if_never=as_if_never))
         changed, title = requests_of(found, meant), "Would be undone" if kind == "undo" else "Would be active again"
+        last = f"Batches that would be solved again: {', '.join(map(str, again)) or 'none'}. Nothing was changed."
     else:
         with locked(directory):
-            found = Ledger.read(directory)
-            meant = _meant(ctx, found, kind, edits, options)
+            opened = Workspace(directory, device=None, plugins=loaded_plugins(ctx), progress=TerminalProgress())
+            meant = _meant(ctx, opened.ledger, kind, edits, options)
             signature = signed(options.note, options.author)
-            changed = change(found, kind, meant, solve=solve, signature=signature, as_if_never=as_if_never)
+            changed = opened.change(kind, meant, signature, as_if_never=as_if_never)
         title = "Undone" if kind == "undo" else "Active again"
-    print_table(
-        ("edit", "prompt", "edited to"),
-        [(request.id, request.text, request.target_new) for request in changed],
-        title=title,
-    )
-    if options.dry_run:
-        typer.echo(f"Batches that would be solved again: {', '.join(map(str, again)) or 'none'}. Nothing was changed.")
-    else:
-        typer.echo(f"Active facts: {len(found.facts())}.")
+        last = f"Active facts: {len(opened.ledger.facts())}."
+    rows = [(request.id, request.text, request.target_new) for request in changed]
+    print_table(("edit", "prompt", "edited to"), rows, title=title)
+    typer.echo(last)
 
 
 def _meant(

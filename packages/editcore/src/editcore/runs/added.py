@@ -9,11 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from editcore._util.files import write_text
-from editcore.interfaces.errors import RunError
-from editcore.interfaces.values import FactRecord, first_problem
+from editcore._util.records import read_records
+from editcore.interfaces.values import FactRecord
 
 __all__ = ["ADDED_NAME", "keep_added", "read_added"]
 
@@ -26,15 +24,7 @@ def read_added(directory: Path | str) -> list[FactRecord]:
     Raises:
         RunError: the file cannot be read, or is damaged.
     """
-    path = Path(directory) / ADDED_NAME
-    try:
-        return [FactRecord.model_validate_json(line) for line in path.read_bytes().splitlines()]
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise RunError(f"{path} cannot be read ({error.strerror}).") from error
-    except ValidationError as error:
-        raise RunError(f"{path} is damaged ({first_problem(error)}).") from error
+    return read_records(Path(directory) / ADDED_NAME, FactRecord)
 
 
 def keep_added(directory: Path | str, records: Sequence[FactRecord], *, written: Collection[str]) -> None:

@@ -39,7 +39,6 @@ __all__ = [
     "ids_of",
     "judgement",
     "on_cpu",
-    "refuse_contradictions",
     "refuse_equal_ids",
     "rejected_by",
     "scaled",
@@ -103,24 +102,6 @@ def refuse_equal_ids(requests: Sequence[EditRequest]) -> None:
                 f"Two requests of one batch have the id '{request.id}': '{other.text}' and '{request.text}'."
             )
         ids[request.id] = request
-
-
-def refuse_contradictions(requests: Sequence[EditRequest]) -> None:
-    """Refuse a batch that asks for one fact twice, whether with one target or with two.
-
-    Raises:
-        RequestError: two requests are about the same fact.
-    """
-    facts: dict[tuple[str, str], EditRequest] = {}
-    for request in requests:
-        if (other := facts.get(request.fact_key)) is not None:
-            if other.continuation == request.continuation:
-                raise RequestError(f"A request is twice in one batch: '{request.text}' → '{request.target_new}'.")
-            raise RequestError(
-                f"Two requests of one batch contradict each other: '{request.text}' → '{other.target_new}' and → "
-                f"'{request.target_new}'. Keep one of them, or put them into different batches."
-            )
-        facts[request.fact_key] = request
 
 
 def rejected_by(batch: EditBatch, by: Mapping[str, Mapping[str, Rejection]]) -> Iterator[RejectedRequest]:

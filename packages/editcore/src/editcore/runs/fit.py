@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from editcore.interfaces.errors import HParamsError, RequestError
 from editcore.interfaces.specs import EditorSpec
@@ -15,6 +15,7 @@ __all__ = [
     "check_fit",
     "check_savable",
     "check_subjects",
+    "refuse_contradictions",
     "refuse_duplicates",
     "subject_refusal",
     "with_needed_parts",
@@ -72,6 +73,27 @@ def refuse_duplicates(option: str, names: Sequence[str]) -> None:
     if len(set(names)) < len(names):
         options = " ".join(f"--{option} {name}" for name in names)
         raise HParamsError(f"{'An' if option[0] in 'aeiou' else 'A'} {option} is named twice: {options}.")
+
+
+def refuse_contradictions(requests: Iterable[EditRequest], *, together: str = "one batch") -> None:
+    """Refuse requests that ask for one fact twice, whether with one target or with two.
+
+    Args:
+        together: what they come in, for the message.
+
+    Raises:
+        RequestError: two requests are about the same fact.
+    """
+    facts: dict[tuple[str, str], EditRequest] = {}
+    for request in requests:
+        if (other := facts.get(request.fact_key)) is not None:
+            if other.continuation == request.continuation:
+                raise RequestError(f"A request is twice in {together}: '{request.text}' → '{request.target_new}'.")
+            raise RequestError(
+                f"Two requests of {together} contradict each other: '{request.text}' → '{other.target_new}' and → "
+                f"'{request.target_new}'. Keep one of them, or put them into different batches."
+            )
+        facts[request.fact_key] = request
 
 
 def check_fit(plugins: Plugins, editor: str, backend: str) -> None:

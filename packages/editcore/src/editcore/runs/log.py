@@ -11,11 +11,11 @@ from typing import Literal
 from pydantic import ValidationError
 
 from editcore._util.files import write_text
-from editcore._util.records import Figures, Record, record_text
+from editcore._util.records import Figures, Record, read_records, record_text
 from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import RunError, StorageError
 from editcore.interfaces.history import LedgerEntry
-from editcore.interfaces.values import RejectedRequest, first_problem
+from editcore.interfaces.values import RejectedRequest
 from editcore.ledger.ledger import Ledger
 
 __all__ = ["BatchLog", "BatchRecord", "RejectionLine", "read_batches", "write_batches"]
@@ -172,15 +172,7 @@ def read_batches(directory: Path | str) -> list[BatchRecord]:
     Raises:
         RunError: it cannot be read, or a line is damaged.
     """
-    path = Path(directory) / LOG_NAME
-    try:
-        return [BatchRecord.model_validate_json(line) for line in path.read_bytes().splitlines()]
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise RunError(f"{path} cannot be read ({error.strerror}).") from error
-    except ValidationError as error:
-        raise RunError(f"{path} is damaged ({first_problem(error)}).") from error
+    return read_records(Path(directory) / LOG_NAME, BatchRecord)
 
 
 def write_batches(directory: Path | str, lines: Iterable[BatchRecord]) -> None:

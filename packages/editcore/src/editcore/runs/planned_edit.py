@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from editcore.datasets.check import with_unique_ids
 from editcore.interfaces.documented import documented
-from editcore.interfaces.errors import RequestError
 from editcore.interfaces.values import EditRequest, FactRecord
 from editcore.ledger.ledger import Ledger
+from editcore.runs.fit import refuse_contradictions
 
 __all__ = ["PlannedEdit", "plan_edit"]
 
@@ -43,7 +43,7 @@ def plan_edit(ledger: Ledger, records: Sequence[FactRecord], *, again: bool = Fa
     Raises:
         RequestError: two of the records are about the same fact.
     """
-    _refuse_contradictions(records)
+    refuse_contradictions([record.request for record in records], together="one call")
     active = {request.fact_key: request for request in ledger.facts()}
     about: dict[str, list[EditRequest]] = {}
     for request in active.values():
@@ -71,18 +71,6 @@ def plan_edit(ledger: Ledger, records: Sequence[FactRecord], *, again: bool = Fa
         corrections=tuple((active[request.fact_key], request) for request in requests if request.fact_key in active),
         same_subject=tuple((request, others[request.id]) for request in requests if others.get(request.id)),
     )
-
-
-def _refuse_contradictions(records: Iterable[FactRecord]) -> None:
-    facts: dict[tuple[str, str], EditRequest] = {}
-    for record in records:
-        request = record.request
-        if (other := facts.get(request.fact_key)) is not None:
-            what = f"'{request.text}' is to be continued by '{other.target_new}' and by '{request.target_new}'"
-            if other.continuation == request.continuation:
-                what = f"'{request.text}' → '{request.target_new}' is there twice"
-            raise RequestError(f"{what}. Give each fact once.")
-        facts[request.fact_key] = request
 
 
 def _with_new_ids(ledger: Ledger, records: Iterable[FactRecord]) -> list[FactRecord]:

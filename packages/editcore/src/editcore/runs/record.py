@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import ValidationError
 
-from editcore._util.records import Record
+from editcore._util.records import Record, read_records
 from editcore.datasets import short_name
 from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import RunError
@@ -279,15 +281,15 @@ def learnt_before(
 
 
 def read_requests(directory: Path | str) -> list[FactRecord]:
-    """The records that the run began with."""
-    directory = Path(directory)
-    path = directory / REQUESTS_NAME
-    try:
-        return [FactRecord.model_validate_json(line) for line in path.read_bytes().splitlines()]
-    except OSError as error:
-        raise RunError(f"{path} cannot be read ({error.strerror}).") from error
-    except ValidationError as error:
-        raise RunError(f"{path} is damaged ({first_problem(error)}).") from error
+    """The records that the run began with.
+
+    Raises:
+        RunError: the file is not there, cannot be read, or is damaged.
+    """
+    path = Path(directory) / REQUESTS_NAME
+    if not path.exists():
+        raise RunError(f"{path} cannot be read ({os.strerror(errno.ENOENT)}).")
+    return read_records(path, FactRecord)
 
 
 def facts_of(directory: Path, ledger: Ledger) -> list[FactRecord]:

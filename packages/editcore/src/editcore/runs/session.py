@@ -56,13 +56,12 @@ from editcore.runs.batches import (
     entry_of,
     ids_of,
     judgement,
-    refuse_contradictions,
     refuse_equal_ids,
     rejected_by,
     with_additions,
 )
 from editcore.runs.config import SessionConfig
-from editcore.runs.fit import check_subjects
+from editcore.runs.fit import check_subjects, refuse_contradictions
 from editcore.runs.observing import Observer
 from editcore.runs.parts import Parts, make_parts
 from editcore.runs.proposing import Proposer
