@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,10 +17,11 @@ import editcore
 import pytest
 from editcore import EditRequest, FactRecord, Plugins, Probe, RequestError, RunError, Signature
 from editcore.interfaces.errors import StatisticsError
+from editcore.ledger.finding import edits_since
 from editcore.ledger.ledger import Ledger
 from editcore.onboarding.onboard import tunable_editors
 from editcore.runs.begin import begin
-from editcore.runs.check_record import CheckLimits, CheckRecord, LostFact
+from editcore.runs.check_record import Answers, CheckLimits, CheckRecord, LostFact
 from editcore.runs.config import RunConfig
 from editcore.runs.planned_edit import plan_edit
 from editcore.runs.record import RunRecord
@@ -351,6 +353,10 @@ def test_undo_of_what_is_not_there_is_refused(called: Run, directory: Path, argu
     found = called("ledger", directory, "undo", *arguments)
     assert (found.code, found.out) == (2, "")
     assert says in found.err
+    then = datetime.fromisoformat(Ledger.read(directory).batches[0].signature.time)
+    assert edits_since(Ledger.read(directory), then) == ((0, FACTS[0].id),)
+    with pytest.raises(RunError, match="No edit was written since"):
+        edits_since(Ledger.read(directory), then + timedelta(seconds=1))
     never = directory / "other.jsonl"
     never.write_text(FactRecord(request=FACTS[4]).model_dump_json() + "\n")
     assert f"'{FACTS[4].text}' was never written here" in called("ledger", directory, "undo", "--file", never).err
@@ -412,6 +418,7 @@ def test_a_check_asks_everything_and_keeps_what_the_unedited_model_said(
     (directory / "unedited.json").write_text(json.dumps(kept))
     again = json.loads(called("check", directory, *asked, *limits).out)
     assert FACTS[5].text in {answers["prompt"] for answers in again["moved"]}
+    assert json.loads((directory / "unedited.json").read_text()) == kept
 
     told = called("status", directory).out
     assert f"{3 - len(check['lost'])} of 3 facts said" in told
@@ -490,6 +497,11 @@ def test_limits_are_told_one_by_one() -> None:
         "90.0 % of the facts are said; at least 95 % are wanted (--min-said)."
     ]
     assert len(list(found.passed_limits(CheckLimits(min_said=91, max_perplexity=1.03)))) == 2
+    moved = found.model_copy(update={"neighbours": 10, "moved": (Answers(prompt="p", before="a", after="b"),)})
+    assert list(moved.passed_limits(CheckLimits(min_said=0, max_moved=9))) == [
+        "10.0 % of the neighbours moved; at most 9 % are wanted (--max-moved)."
+    ]
+    assert not list(moved.passed_limits(CheckLimits(min_said=0, max_moved=10)))
     empty = found.model_copy(update={"facts": 0, "lost": ()})
     assert empty.said == 100.0
     assert not list(empty.passed_limits(CheckLimits()))
