@@ -200,7 +200,7 @@ class Proposer:
         replayed = {request.id for request in entry.requests[entry.num_new :]} & gone
         left = {*out.own(entry.batch), *replayed}
         rows = [row for row, request in enumerate(entry.requests) if request.id not in left]
-        held = tuple(key for key in entry.held if (key.batch, key.request_id) not in out.never)
+        held = tuple(key for key in entry.held if key.request_id not in gone)  # its batch may have replayed the fact
         before = ledger.history_before(entry.batch, LeftOut(never=out.never))
         missing = self._missing.between(ledger.history_before(entry.batch), before, entry.changes)
         try:
