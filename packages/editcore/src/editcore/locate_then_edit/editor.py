@@ -392,7 +392,8 @@ class LocateThenEdit:
         *,
         same_prior: bool = False,
     ) -> Written | None:
-        """
+        """Solve some requests of a batch for their stored keys; see :meth:`solve_at_stored_keys`.
+
         Args:
             same_prior: whether the prior keeps the weight that it had; otherwise it is found from the remaining keys.
         """
