@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shlex
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -72,6 +73,11 @@ def test_onboarding_ends_in_presets_that_a_run_takes(
         f"{editor}/tiny-qwen3.toml" for editor in editors
     ]
     assert "tiny-qwen3 (yours)" in editctl("editors").out
+    assert "Lengths of values on 4 other facts, for v_norm_anchor." in done.out
+    for path in presets:
+        written = tomllib.loads(path.read_text())
+        [[layer, norm]] = written["v_norms"]
+        assert (layer, norm > 0) == (written["layers"][-1], True)
 
     [line] = [line for line in done.out.splitlines() if line.startswith("Next: editctl run ")]
     command = shlex.split(line.removeprefix("Next: editctl "))
@@ -81,6 +87,9 @@ def test_onboarding_ends_in_presets_that_a_run_takes(
     assert "sampling" not in run.err, "the second moments are there already"
     settings = json.loads((tmp_path / "run" / "run.json").read_text())["settings"][command[2]]
     assert settings["layers"] in ([0], [1], [0, 1])
+    anchored = editctl(*command, "--edits", 1, "--set", "v_norm_anchor=true", "--out", tmp_path / "anchored")
+    assert anchored.code == 0, anchored.err
+    assert '"unanchored_norm":' in (tmp_path / "anchored" / "ledger.jsonl").read_text()
 
     again = editctl("onboard", *options)
     assert (again.code, "Give --replace to measure again" in again.err) == (2, True)

@@ -48,6 +48,9 @@ def onboard(
     evaluator: Annotated[
         str, typer.Option(metavar="NAME", help="The evaluator that measures the trials.")
     ] = "counterfact",
+    norm_facts: Annotated[
+        int, typer.Option(min=0, help="Other facts on which the length of values is measured; 0 leaves it out.")
+    ] = 20,
     candidates: Annotated[int, typer.Option(min=1, help="Layers to try.")] = 6,
     corpus: Corpus = "self",
     corpus_tokens: Annotated[
@@ -100,7 +103,7 @@ def onboard(
         plugins=plugins,
         notes=notes,
         selection=Selection(
-            first=max(edits, _NEXT_EDITS),
+            first=max(edits + norm_facts, _NEXT_EDITS),
             strict=bool(strict),
             refuse=lambda request: next(filter(None, (refuse(request) for refuse in refusals)), None),
         ),
@@ -130,6 +133,12 @@ def onboard(
     bench = Bench(records, statistics, plugins=plugins, evaluator=evaluator, seed=seed, progress=progress)
     scan = bench.scan(specs[0], layers)
     chosen = _trials(bench, specs, scan)
+    held_out = available[edits : edits + norm_facts]
+    if held_out:
+        typer.echo(f"Lengths of values on {counted(len(held_out), 'other fact')}, for v_norm_anchor.")
+        chosen = [bench.with_value_norms(trial, held_out) for trial in chosen]
+    elif norm_facts:
+        typer.echo("Note: no facts are left to measure the length of values, so the presets have no v_norms.")
     _write_results(bench, tracing, scan, directory)
     measured = (
         f"{counted(len(records), 'fact')} of {short_name(dataset)}; second moments from {Path(corpus).name}, its seed "

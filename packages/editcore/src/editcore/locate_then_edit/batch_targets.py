@@ -39,6 +39,8 @@ class BatchTargets:
     """By request id, how many facts its value was optimised for."""
     stream_before: Tensor | None = None
     """Output of the deepest edited block before the first layer of this batch was changed, ``[n, d_model]``."""
+    anchored: bool = False
+    """Whether the values were rescaled (``v_norm_anchor``)."""
 
     @classmethod
     def of(
@@ -69,7 +71,12 @@ class BatchTargets:
             progress=context.progress,
         )
         facts = [(request.id, len(requests)) for requests in values for request in requests]
-        return cls(optimised, {name: row for row, (name, _) in enumerate(facts)}, dict(facts))
+        return cls(
+            optimised,
+            {name: row for row, (name, _) in enumerate(facts)},
+            dict(facts),
+            anchored=hparams.v_norm_anchor and layer in dict(hparams.v_norms),
+        )
 
     def residuals(
         self,
@@ -120,7 +127,7 @@ class BatchTargets:
 
         ``facts_of_value``, if several facts share the value; ``steps`` of the optimiser; ``target_loss`` and
         ``target_probability`` at its end, the latter being the mean over contexts of the probability per token;
-        ``delta_norm`` ‖δ‖ and ``value_norm`` ‖h₀‖.
+        ``delta_norm`` ‖δ‖, ``value_norm`` ‖h₀‖, and with ``v_norm_anchor`` ``unanchored_norm`` ‖v₀ + δ‖ as optimised.
         """
         request = batch.requests[row]
         place = self.row.get(request.id)
@@ -134,6 +141,7 @@ class BatchTargets:
             "target_probability": self.optimised.probabilities[place],
             "delta_norm": float(self.optimised.deltas[place].norm()),
             "value_norm": float(self.optimised.base[place].norm()),
+            **({"unanchored_norm": self.optimised.norms[place]} if self.anchored else {}),
         }
 
     def notes(self) -> tuple[str, ...]:

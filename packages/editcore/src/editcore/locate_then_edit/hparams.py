@@ -71,10 +71,29 @@ class LocateThenEditHParams(HParams):
     v_stop_loss: Annotated[float, Field(ge=0)] = 0.05
     """A fact is done when its total loss falls below this; 0 runs all steps. ROME's reference code: 0.05."""
     v_stop_probability: Annotated[float, Field(gt=0, le=1)] | None = None
-    """A fact is done when its target's mean probability reaches this (MPES, arXiv 2502.01636); left out, never."""
+    """A fact is done when its target's mean probability reaches this; left out, never. Not in the papers."""
     v_final_step: bool = False
     """Whether a fact that reaches ``v_stop_probability`` takes one more Adam step with the gradient of that evaluation,
     which is already computed. This allows a lower ``v_stop_probability``. Not in the papers."""
+    v_stop_most_probable: Annotated[int, Field(ge=0)] | None = None
+    """A fact is done this many steps after its target was first the most probable continuation, token by token, behind
+    every context; left out, never. MPES (arXiv 2502.01636), whose code takes 4 further steps for gpt2-xl, 3 for
+    Llama-2, 2 for Llama-3. Departure: the bare prompt is one of the contexts here; that code asks the others alone."""
+    v_context_factor: Annotated[float, Field(ge=0)] = 0.0
+    """Weight λ of λ · Σ ‖h_a − h_b‖² / d_model in the loss, over pairs a < b of contexts and averaged over blocks above
+    the edited one, with h the output of a block at the lookup token: the fact should not depend on its context (CoRE,
+    arXiv 2505.23026). 0 leaves the term out."""
+    v_context_layers: Annotated[int, Field(ge=1)] | None = None
+    """How many blocks above the edited one ``v_context_factor`` compares; left out, all."""
+    v_norm_anchor: bool = False
+    """Whether a value v* = v₀ + δ is rescaled to the length μ that values have on the unedited model (``v_norms``); a
+    fact with ‖v*‖ > 2μ gets no change. v₀ is the output of the edited projection at the lookup token of the bare
+    prompt. Otherwise values and edited weights make each other longer in a long sequence of edits (NAS, the norm
+    anchor)."""
+    v_norms: tuple[tuple[Layer, Annotated[float, Field(gt=0)]], ...] = ()
+    """Blocks, each with its μ for ``v_norm_anchor``, such as ``[[9, 12.5]]``: the mean of ‖v₀ + δ‖ over facts that are
+    not edited, without the longest 5 %, on the unedited model. ``editctl onboard`` measures it. A value at another
+    block, such as one of ``first_token_layers``, keeps its length."""
     clamp_norm_factor: Annotated[float, Field(gt=0)] = 4.0
     """Largest ‖δ‖ in units of ‖h₀‖. ROME's reference code: 4."""
     clamp_norm: Literal["output", "stream"] = "output"
@@ -134,7 +153,15 @@ class LocateThenEditHParams(HParams):
         first = self.first_token_layers
         if first is not None and list(first) != sorted(set(first)):
             raise ValueError(f"first_token_layers must ascend without repeats, found {list(first)}")
+        without = [str(layer) for layer in self.value_layers if layer not in dict(self.v_norms)]
+        if self.v_norm_anchor and without:
+            raise ValueError(
+                "v_norm_anchor rescales values to their length in v_norms, which has none for block "
+                f"{', '.join(without)}. editctl onboard MODEL measures it for the layers of its preset"
+            )
         templates = self.context_templates
+        if self.v_context_factor and (self.context_count == 0 if templates is None else len(templates) == 1):
+            raise ValueError("v_context_factor compares contexts, but there is only the bare prompt (context_count)")
         if templates is not None:
             if not templates or templates[0] != "{}":
                 raise ValueError('the first of context_templates must be the bare prompt, "{}"')
@@ -142,3 +169,10 @@ class LocateThenEditHParams(HParams):
             if bad:
                 raise ValueError(f"a context template needs {{}} exactly once, found {bad[0]!r}")
         return self
+
+    @property
+    def value_layers(self) -> tuple[int, ...]:
+        """The ones of ``layers`` at which a value may be optimised."""
+        if self.layer_rule == "blue":
+            return self.layers[0], self.layers[-1]
+        return self.layers[-1:] if self.layer_selection == "all" else self.layers

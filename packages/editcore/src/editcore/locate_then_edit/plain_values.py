@@ -8,6 +8,8 @@ optimisation with it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 import torch
@@ -43,36 +45,44 @@ def optimise_plainly(
     essence_before = None
     if rows.essence is not None:
         with torch.no_grad():
-            essence_before = _log_probabilities(model, rows.essence, layer, delta)[-1]
+            essence_before = _run(model, rows.essence, layer, delta)[0][-1]
     others = len(rows.contexts) - 1
     turn = min(others, hparams.v_contexts_per_step or others)
     probabilities = torch.zeros(len(facts), len(rows.contexts))
     """Probability of each fact's target behind each context, when it was last evaluated."""
+    first_choice = torch.zeros(len(facts), len(rows.contexts), dtype=torch.bool)
+    """Whether each token of that target was the most probable one."""
+    remaining: int | None = None
+    """Steps to take yet, once each target is the most probable continuation."""
     most_steps = hparams.v_num_grad_steps * len(facts)
     for step in range(most_steps):
         chosen = [0, *sorted(1 + (step * turn + place) % others for place in range(turn))]
-        losses = torch.stack(
-            [
-                torch.stack([_target_loss(model, fact.contexts[context], layer, delta) for context in chosen])
-                for fact in facts
-            ]
-        )
+        seen = [[_evaluate(model, fact.contexts[context], layer, delta) for context in chosen] for fact in facts]
+        losses = torch.stack([torch.stack([row.loss for row in fact]) for fact in seen])
         probabilities[:, chosen] = losses.detach().neg().exp().cpu()
+        first_choice[:, chosen] = torch.tensor([[row.first_choice for row in fact] for fact in seen])
         # The contexts whose turn it is stand for all of them.
         behind_contexts = losses[:, 1:].mean(dim=1) * others if turn else 0.0
         loss = ((losses[:, 0] + behind_contexts) / len(rows.contexts)).mean()
         if rows.essence is not None and essence_before is not None:
-            after = _log_probabilities(model, rows.essence, layer, delta)[-1]
+            after = _run(model, rows.essence, layer, delta)[0][-1]
             loss = loss + hparams.kl_factor * (after.exp() * (after - essence_before)).sum()
         if bool(delta.any()):
             loss = loss + hparams.v_weight_decay * added * delta.norm() / base.norm() ** 2
+        if hparams.v_context_factor:
+            spread = torch.stack([_spread([row.above for row in fact], hparams.v_context_layers) for fact in seen])
+            # The pairs of this step stand for all pairs.
+            pairs, all_pairs = len(chosen) * (len(chosen) - 1), len(rows.contexts) * (len(rows.contexts) - 1)
+            loss = loss + hparams.v_context_factor * all_pairs / pairs * spread.mean()
         likely = (
             hparams.v_stop_probability is not None
             and float(probabilities.mean(dim=1).min()) >= hparams.v_stop_probability
         )
         # The last evaluation takes no step.
         last = step == most_steps - 1 or float(loss.detach()) < hparams.v_stop_loss
-        if last or (likely and not hparams.v_final_step):
+        if remaining is None and hparams.v_stop_most_probable is not None and bool(first_choice.all()):
+            remaining = hparams.v_stop_most_probable
+        if last or (likely and not hparams.v_final_step) or remaining == 0:
             break
         adam.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -81,31 +91,67 @@ def optimise_plainly(
             length, limit = added * delta.norm(), hparams.clamp_norm_factor * base.norm()
             if length > limit:
                 delta.mul_(limit / length)
-        if likely:
+        if remaining is not None:
+            remaining -= 1
+        if likely or remaining == 0:
             break
-    return delta.detach()
+    delta = delta.detach()
+    if hparams.v_norm_anchor and layer in dict(hparams.v_norms):
+        before, norm = _base(model, rows.contexts[0], layer, stream=False), dict(hparams.v_norms)[layer]
+        value = before + delta
+        if value.norm() > 2 * norm:
+            return torch.zeros_like(delta)
+        delta = norm * value / value.norm() - before
+    return delta
 
 
-def _target_loss(model: LanguageModel, row: TokenRow, layer: int, delta: Tensor) -> Tensor:
-    """−log p of a row's target, averaged over its tokens."""
-    log_p = _log_probabilities(model, row, layer, delta)
-    positions = torch.arange(row.target_start, len(row.ids)) - 1
-    return -log_p[positions, torch.tensor(row.targets)].mean()
+@dataclass(frozen=True, slots=True)
+class _Evaluated:
+    """A row with a target, at some δ."""
+
+    loss: Tensor
+    """−log p of the target, averaged over its tokens."""
+    first_choice: bool
+    """Whether each token of the target is the most probable one."""
+    above: Tensor
+    """Outputs at the lookup token of the blocks above the edited one, ``[blocks, d_model]``."""
 
 
-def _log_probabilities(model: LanguageModel, row: TokenRow, layer: int, delta: Tensor) -> Tensor:
-    """log p of the next token behind every token of a row, ``[seq, vocab]``, with δ at its lookup token."""
+def _evaluate(model: LanguageModel, row: TokenRow, layer: int, delta: Tensor) -> _Evaluated:
+    log_p, above = _run(model, row, layer, delta)
+    targets = torch.tensor(row.targets)
+    predicted = log_p[torch.arange(row.target_start, len(row.ids)) - 1]
+    first_choice = bool((predicted.argmax(-1).cpu() == targets).all())
+    return _Evaluated(-predicted[torch.arange(len(targets)), targets].mean(), first_choice, above)
+
+
+def _spread(contexts: Sequence[Tensor], layers: int | None) -> Tensor:
+    """Σ over pairs of contexts of ‖h_a − h_b‖² / d_model, averaged over the first ``layers`` blocks of each."""
+    pairs = [(one - other)[:layers].square().sum(1) for one, other in combinations(contexts, 2)]
+    return torch.stack(pairs).sum(0).mean() / contexts[0].shape[1]
+
+
+def _run(model: LanguageModel, row: TokenRow, layer: int, delta: Tensor) -> tuple[Tensor, Tensor]:
+    """With δ at the lookup token of a row: log p of the next token behind every token, ``[seq, vocab]``, and the
+    outputs at the lookup token of the blocks above the edited one, ``[blocks, d_model]``."""
+    above: list[Tensor] = []
 
     def add(_module: nn.Module, _args: object, output: Tensor) -> Tensor:
         moved = output.reshape(len(row.ids), -1).clone()
         moved[row.lookup] = moved[row.lookup] + delta
         return moved.reshape(output.shape)
 
+    def note(_module: nn.Module, _args: object, output: object) -> None:
+        above.append(first_tensor(output).reshape(len(row.ids), -1)[row.lookup])
+
     with hooks() as handles:
         handles.append(model.projection(layer).register_forward_hook(add))
+        for block in range(layer + 1, model.layout.num_layers):
+            handles.append(model.block(block).register_forward_hook(note))
         ids = torch.tensor([row.ids], device=model.device)
         logits: Tensor = model.hf(input_ids=ids, use_cache=False).logits
-    return logits[0].float().log_softmax(-1)
+    states = torch.stack(above).float() if above else torch.empty(0, model.layout.d_model)
+    return logits[0].float().log_softmax(-1), states
 
 
 def _base(model: LanguageModel, row: TokenRow, layer: int, *, stream: bool) -> Tensor:

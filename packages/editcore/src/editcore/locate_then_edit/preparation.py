@@ -76,6 +76,11 @@ def prepare(model: LanguageModel, hparams: LocateThenEditHParams, context: EditC
             f'{owner}: clamp_norm is "stream", but in {model.name} a norm follows the edited projection, so a value is '
             'not added to the stream as it is. Set clamp_norm to "output".'
         )
+    if hparams.v_context_factor and hparams.layers[-1] == model.layout.num_layers - 1:
+        raise HParamsError(
+            f"{owner}: v_context_factor compares the outputs of blocks above the edited one, but layers ends with "
+            f"{hparams.layers[-1]}, the last block of {model.name}. Set v_context_factor to 0, or edit a lower block."
+        )
     layers = hparams.layers
     if hparams.layer_selection == "traced":
         layers = (traced_layer(model, layers, owner=owner),)

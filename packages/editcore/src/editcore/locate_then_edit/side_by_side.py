@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -53,6 +53,8 @@ class OptimisedValue:
     """δ, ``[d_out]``."""
     base: Tensor
     """h₀, ``[d_out]``."""
+    output: Tensor
+    """v₀, the output of the edited projection at the lookup token of the bare prompt, ``[d_out]``."""
     loss: float
     """Loss at the last δ evaluated."""
     steps: int
@@ -85,7 +87,9 @@ class ValueOptimiser:
         # h₀ comes from the bare prompt alone, of the first of a value's facts.
         seen = capture(model, [facts[members[0]].model_input(0) for members in values], [layer])[layer]
         stream = hparams.clamp_norm == "stream"
-        self.base = (seen.block_outputs if stream else seen.outputs).float().to(model.device)
+        self.outputs = seen.outputs.float().to(model.device)
+        """v₀, the output of the edited projection, ``[n, d_out]``."""
+        self.base = seen.block_outputs.float().to(model.device) if stream else self.outputs
         self.added = abs(model.layout.residual_scale) if stream else 1.0
         """Factor from ‖δ‖ to the length of what δ adds to the quantity that ``base`` is."""
         self.deltas = torch.zeros_like(self.base)
@@ -102,6 +106,12 @@ class ValueOptimiser:
         """Contexts beside the bare prompt that a step evaluates."""
         # The contexts of a step count for all of them.
         self.shares = [1 / contexts, *[others / max(1, self.contexts_per_step) / contexts] * others]
+        self.pair_share = contexts * others / max(1, (1 + self.contexts_per_step) * self.contexts_per_step)
+        """For one pair of the contexts of a step, how many pairs of all contexts it stands for."""
+        self.first_choice = torch.zeros(len(facts), contexts, dtype=torch.bool, device=model.device)
+        """Whether each token of the target behind a context was the most probable one, when it was last evaluated."""
+        self.remaining = torch.full((len(values),), -1, device=model.device)
+        """Steps that a value takes yet, ``[n]``; -1 before its targets are the most probable ones everywhere."""
         self.references: dict[int, Tensor] = {}
         """By number of the value, log p at δ = 0 where the essence term reads it, ``[vocab]``."""
         self.budget = PassBudget.backward(model, layer)
@@ -208,22 +218,31 @@ class ValueOptimiser:
         """Cut the rows that the next step evaluates into passes."""
         self.passes = []  # free their tensors
         names = [name for value in self.active for name in self._rows_of_this_step(value)]
-        past = self.past_share * max(self.facts[name.fact].row(name.context).lookup for name in names)
-        cuts = plan_passes(
-            [self._length(name) for name in names],
-            self.budget,
-            scored=[self.facts[name.fact].num_scored(name.context) for name in names],
-            past=past,
-        )
         active = [self.values[value] for value in self.active]
-        for members in cuts:
-            chosen = [names[index] for index in members]
+        for chosen in self._cut(names):
             prepared = (
                 self.prefixes.take(chosen)
                 if self.prefixes is not None
                 else whole_rows(self.model, [self.facts[name.fact].model_input(name.context) for name in chosen])
             )
-            self.passes.append(loss_pass(prepared, chosen, self.facts, active=active, shares=self.shares))
+            self.passes.append(
+                loss_pass(prepared, chosen, self.facts, active=active, shares=self.shares, pair_share=self.pair_share)
+            )
+
+    def _cut(self, names: Sequence[RowName]) -> list[list[RowName]]:
+        """Rows by pass. If contexts are compared with each other, those of a fact are in one pass."""
+        past = self.past_share * max(self.facts[name.fact].row(name.context).lookup for name in names)
+        together: dict[Hashable, list[RowName]] = {}
+        for name in names:
+            together.setdefault(name.fact if self.hparams.v_context_factor else name, []).append(name)
+        units = list(together.values())
+        cuts = plan_passes(
+            [len(unit) * max(map(self._length, unit)) for unit in units],
+            self.budget,
+            scored=[sum(self.facts[name.fact].num_scored(name.context) for name in unit) for unit in units],
+            past=past * max(map(len, units)),
+        )
+        return [[name for index in members for name in units[index]] for members in cuts]
 
     # One step
 
@@ -242,6 +261,13 @@ class ValueOptimiser:
             likely = probabilities >= hparams.v_stop_probability
             moving = moving & (~likely | hparams.v_final_step)
             done = done | likely
+        if hparams.v_stop_most_probable is not None:
+            said = torch.stack([self.first_choice[list(self.values[value])].all() for value in self.active])
+            before = self.remaining[index]
+            remaining = torch.where(said & (before < 0), hparams.v_stop_most_probable, before)
+            moving = moving & (remaining != 0)
+            self.remaining[index] = remaining = remaining - (moving & (remaining > 0)).long()
+            done = done | (remaining == 0)
         self._refuse_not_finite(torch.isfinite(losses) & (torch.isfinite(gradient).all(dim=1) | ~moving))
         if bool(moving.any()):
             self._move(index[moving], gradient[moving])
@@ -253,6 +279,7 @@ class ValueOptimiser:
                 fact: OptimisedValue(
                     delta=self.deltas[value].clone(),
                     base=self.base[value],
+                    output=self.outputs[value],
                     loss=float(losses[place]),
                     steps=int(self.adam.steps[value]),
                     probability=float(means[fact]),
@@ -286,6 +313,8 @@ class ValueOptimiser:
             gradient += torch.autograd.grad(found.losses.sum(), delta)[0]
             losses += found.losses.detach()
             self.probabilities[found.nll_fact, found.nll_context] = (-found.nll).exp()
+            if found.first_choice is not None:
+                self.first_choice[found.nll_fact, found.nll_context] = found.first_choice
         self.references |= {self.active[place]: reference for place, reference in references.items()}
         return losses, gradient
 

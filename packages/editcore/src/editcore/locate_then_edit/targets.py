@@ -5,6 +5,7 @@ METHODS: minimise over δ (ROME, arXiv 2202.05262, eq. 4)
     L(δ) = mean over contexts of −(1/T) Σₜ log p(target_t | context, prompt, target_<t ; h += δ)
          + kl_factor · KL( p_δ(· | "{subject} is a") ‖ p(· | "{subject} is a") )
          + v_weight_decay · ‖δ‖ / ‖h₀‖²
+         + v_context_factor · Σ over pairs of contexts of ‖h_a − h_b‖² / d_model, averaged over blocks above
 
 by Adam, projected to ‖δ‖ ≤ clamp_norm_factor · ‖h₀‖ after every step. δ is added at the lookup token to the output of
 the edited projection, which is what the update of its weight can change. In models without a norm behind the projection
@@ -17,6 +18,9 @@ papers.
 h₀ is the output of the edited projection at the lookup token of the bare prompt. With ``clamp_norm = "stream"`` it is
 the output of its block there; ‖δ‖ is then the length of what δ adds to the stream, s‖δ‖ in a model that scales by s
 what its blocks add.
+
+A value is done when its loss is low, its targets are probable, or they are the most probable continuations
+(``v_stop_loss``, ``v_stop_probability``, ``v_stop_most_probable``). With ``v_norm_anchor`` it is then rescaled.
 
 :mod:`editcore.locate_then_edit.plain_values` has all this as a plain loop over one fact, which is the definition. The
 same loop runs here for many facts at once, and computes only what δ can change:
@@ -52,6 +56,7 @@ import torch
 from torch import Tensor
 
 from editcore._util.memory import release
+from editcore._util.words import counted, cut
 from editcore.interfaces.documented import documented
 from editcore.interfaces.progress import Progress, silent
 from editcore.locate_then_edit.cached_prefixes import prefixes_fit
@@ -63,7 +68,7 @@ if TYPE_CHECKING:
     from editcore.locate_then_edit.hparams import LocateThenEditHParams
     from editcore.models import LanguageModel
 
-__all__ = ["Targets", "optimise_targets", "prefixes_can_be_cached"]
+__all__ = ["Targets", "anchored", "optimise_targets", "prefixes_can_be_cached"]
 
 
 @documented
@@ -81,8 +86,10 @@ class Targets:
     steps: tuple[int, ...]
     """Adam steps taken."""
     probabilities: tuple[float, ...]
-    """exp(−NLL) averaged over the contexts, at the last δ evaluated. With ``v_final_step``, δ moved once more after
-    it."""
+    """exp(−NLL) averaged over the contexts, at the last δ evaluated. With ``v_final_step`` or ``v_stop_most_probable``,
+    δ moved once more after it; with ``v_norm_anchor`` it was rescaled."""
+    norms: tuple[float, ...]
+    """‖v₀ + δ‖ as optimised, before ``v_norm_anchor`` rescaled it."""
     notes: tuple[str, ...]
     """Sentences for the user."""
 
@@ -129,14 +136,34 @@ def optimise_targets(
         done = optimiser.run(advance)
     del optimiser
     release()  # the activations of its passes
+    deltas, outputs = torch.stack([value.delta for value in done]), torch.stack([value.output for value in done])
+    norms = (outputs + deltas).norm(dim=1)
+    if hparams.v_norm_anchor and layer in dict(hparams.v_norms):
+        norm = dict(hparams.v_norms)[layer]
+        deltas = anchored(deltas, outputs, norm)
+        notes.extend(_notes_on_long(facts, norms, norm))
     return Targets(
-        deltas=torch.stack([value.delta for value in done]),
+        deltas=deltas,
         base=torch.stack([value.base for value in done]),
         losses=tuple(value.loss for value in done),
         steps=tuple(value.steps for value in done),
         probabilities=tuple(value.probability for value in done),
+        norms=tuple(norms.tolist()),
         notes=tuple(notes),
     )
+
+
+def anchored(deltas: Tensor, outputs: Tensor, norm: float) -> Tensor:
+    """δ for which v* = v₀ + δ has the length μ; zero where ‖v₀ + δ‖ > 2μ. NAS, the norm anchor.
+
+    Args:
+        deltas: δ, ``[n, d_out]``.
+        outputs: v₀, ``[n, d_out]``.
+        norm: μ.
+    """
+    values = outputs + deltas
+    lengths = values.norm(dim=1, keepdim=True)
+    return torch.where(lengths > 2 * norm, 0.0, norm * values / lengths - outputs)
 
 
 def prefixes_can_be_cached(model: LanguageModel, fact: FactRows, *, layer: int) -> bool:
@@ -157,4 +184,15 @@ def _notes_on_shortened(model: LanguageModel, facts: Sequence[FactRows]) -> Iter
         yield (
             f"{model.name} reads at most {model.positions} tokens, so contexts of {count} were "
             f"shortened, the first being '{shortened[0][:60]}'."
+        )
+
+
+def _notes_on_long(facts: Sequence[FactRows], norms: Tensor, norm: float) -> Iterator[str]:
+    """A sentence on facts that are not written, because their values are too long for ``v_norm_anchor``."""
+    long = [fact.text for fact, length in zip(facts, norms.tolist(), strict=True) if length > 2 * norm]
+    if long:
+        yield (
+            f"{counted(len(long), 'fact')} of {len(facts)} got no change, because the value found is longer than twice "
+            f"{norm:g}, its length in v_norms, the first being '{cut(long[0])}'. Lower clamp_norm_factor, or measure "
+            "v_norms with these settings: editctl onboard."
         )

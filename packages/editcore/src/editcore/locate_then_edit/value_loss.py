@@ -2,6 +2,7 @@
 
     L(δ) = mean over the value's facts of Σ over contexts c of share_c · (1/T) Σₜ −log p(target_t | …; δ)
          + kl_factor · KL( p_δ(· | essence prompt) ‖ p(· | essence prompt) )
+         + v_context_factor · mean over the value's facts of Σ over pairs of contexts of ‖h_a − h_b‖² / d_model
 
 The weight decay of δ needs no pass; the optimiser adds it.
 
@@ -20,12 +21,13 @@ from torch import Tensor
 
 from editcore.locate_then_edit.prepared_rows import PreparedRows, logits_with_delta
 from editcore.locate_then_edit.token_rows import ESSENCE, FactRows, RowName
+from editcore.models.capture import outputs_at
 
 if TYPE_CHECKING:
     from editcore.locate_then_edit.hparams import LocateThenEditHParams
     from editcore.models import LanguageModel
 
-__all__ = ["LossPass", "PassLosses", "VocabularyLosses", "loss_pass", "pass_losses"]
+__all__ = ["LossPass", "PassLosses", "VocabularyLosses", "loss_pass", "pass_losses", "spread_parts"]
 
 _LOGITS_PER_CHUNK = 2**21
 """Losses are computed for this many logits at a time, to bound memory."""
@@ -44,6 +46,8 @@ class LossPass:
     """``[rows]`` number of the row's context."""
     row_share: Tensor
     """``[rows]`` weight of the row in the mean over facts and contexts, 0 for an essence row."""
+    row_pair_share: Tensor
+    """``[rows]`` weight of the row's part of the spread over contexts."""
     token_row: Tensor
     """``[tokens]`` row of each scored target token."""
     token_position: Tensor
@@ -70,6 +74,8 @@ class PassLosses:
     """``[targets]`` number of the row's fact."""
     nll_context: Tensor
     """``[targets]`` number of the row's context."""
+    first_choice: Tensor | None
+    """``[targets]`` whether each token of the target is the most probable one; ``None`` if nothing asks for it."""
 
 
 def loss_pass(
@@ -79,6 +85,7 @@ def loss_pass(
     *,
     active: Sequence[Sequence[int]],
     shares: Sequence[float],
+    pair_share: float,
 ) -> LossPass:
     """The pass over the rows ``names``.
 
@@ -86,6 +93,7 @@ def loss_pass(
         facts: the rows of every fact.
         active: for each active value, the numbers of its facts.
         shares: weight of each context in the mean over contexts.
+        pair_share: weight of each pair of contexts in the sum over pairs.
     """
     places = {fact: place for place, members in enumerate(active) for fact in members}
     lists: dict[str, list[float]] = {name: [] for name in LossPass.__slots__ if name != "prepared"}
@@ -96,6 +104,7 @@ def loss_pass(
         lists["row_fact"].append(fact)
         lists["row_context"].append(context)
         lists["row_share"].append(shares[context] / len(active[place]) if context != ESSENCE else 0.0)
+        lists["row_pair_share"].append(pair_share / len(active[place]))
         if context == ESSENCE:
             lists["essence_row"].append(index)
             lists["essence_position"].append(len(row.ids) - 1 - start)
@@ -129,7 +138,11 @@ def pass_losses(
             missing one is added from this pass, because a value's first evaluation is at δ = 0.
     """
     scored = len(part.token_row)
-    with _matrix_products_in(hparams.compute_dtype, model.device.type):
+    above = range(layer + 1, model.layout.num_layers)[: hparams.v_context_layers if hparams.v_context_factor else 0]
+    with (
+        _matrix_products_in(hparams.compute_dtype, model.device.type),
+        outputs_at(model, above, part.prepared.lookup) as states,
+    ):
         logits = logits_with_delta(
             model,
             part.prepared,
@@ -148,12 +161,43 @@ def pass_losses(
     losses = delta.new_zeros(len(delta)).index_add(0, part.row_value, row_nll * part.row_share)
     losses = losses.index_add(0, places, hparams.kl_factor * drift.to(delta))
     targets = (part.row_share > 0).nonzero()[:, 0]
+    if states:
+        states_of = torch.stack([block.to(delta) for block in states], dim=1)[targets]
+        parts = spread_parts(states_of, part.row_fact[targets])
+        losses = losses.index_add(
+            0, part.row_value[targets], hparams.v_context_factor * part.row_pair_share[targets] * parts
+        )
     return PassLosses(
         losses=losses,
         nll=row_nll.detach()[targets],
         nll_fact=part.row_fact[targets],
         nll_context=part.row_context[targets],
+        first_choice=_first_choice(part, logits[:scored].detach())[targets]
+        if hparams.v_stop_most_probable is not None
+        else None,
     )
+
+
+def spread_parts(states: Tensor, groups: Tensor) -> Tensor:
+    """What each row adds to Σ over pairs a < b of its group of ‖h_a − h_b‖² / d_model, a mean over blocks, ``[rows]``.
+
+    The sum over the pairs of n rows is n Σ ‖h_a − h̄‖², with h̄ their mean.
+
+    Args:
+        states: h of each row, ``[rows, blocks, d_model]``.
+        groups: name of each row's group, ``[rows]``.
+    """
+    same = (groups[:, None] == groups[None, :]).to(states)  # [rows, rows]
+    sizes = same.sum(1)
+    means = torch.einsum("ab,b...->a...", same, states) / sizes[:, None, None]
+    parts: Tensor = sizes * (states - means).square().mean(dim=(1, 2))
+    return parts
+
+
+def _first_choice(part: LossPass, logits: Tensor) -> Tensor:
+    """Whether each target token of a row is the most probable one, ``[rows]``, from ``logits [tokens, vocab]``."""
+    missed = (logits.argmax(-1) != part.token_label.to(logits.device)).to(part.row_share)
+    return torch.zeros_like(part.row_share).index_add(0, part.token_row, missed) == 0
 
 
 class VocabularyLosses(torch.autograd.Function):

@@ -5,7 +5,8 @@ Shapes: ``rows`` token rows, ``seq`` their padded length, ``d_in`` and ``d_out``
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from editcore.models.tokens import TokenRow
 if TYPE_CHECKING:
     from editcore.models import LanguageModel
 
-__all__ = ["Captured", "LayerByLayerCapture", "capture", "project"]
+__all__ = ["Captured", "LayerByLayerCapture", "capture", "outputs_at", "project"]
 
 
 @documented
@@ -156,6 +157,26 @@ class LayerByLayerCapture:
             if states.nbytes <= self._left:
                 self._kept[name] = block, states
                 self._left -= states.nbytes
+
+
+@contextmanager
+def outputs_at(model: LanguageModel, layers: Iterable[int], columns: Tensor) -> Iterator[list[Tensor]]:
+    """Inside the ``with`` block, a forward pass puts the outputs of blocks ``layers`` into the list, each at one token
+    of every row, ``[rows, d_model]``. They are differentiable.
+
+    Args:
+        columns: ``[rows]``, which token.
+    """
+    found: list[Tensor] = []
+
+    def note(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+        hidden = first_tensor(output)
+        found.append(hidden[torch.arange(len(columns), device=hidden.device), columns.to(hidden.device)])
+
+    with hooks() as handles:
+        for layer in layers:
+            handles.append(model.block(layer).register_forward_hook(note))
+        yield found
 
 
 @torch.inference_mode()

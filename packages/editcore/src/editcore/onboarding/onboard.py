@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,8 @@ from editcore.interfaces.progress import Progress, silent
 from editcore.interfaces.protocols import EditContext, Editor, Remembers
 from editcore.interfaces.specs import EditorSpec
 from editcore.interfaces.values import EditBatch, FactRecord
+from editcore.locate_then_edit.hparams import LocateThenEditHParams
+from editcore.locate_then_edit.value_norms import measure_value_norms
 from editcore.models.edited import EditedModel
 from editcore.plugins.calls import boundary, resolve
 from editcore.plugins.registry import Plugins
@@ -58,6 +60,8 @@ and a fact that has reached probability 0.9 gains little from more steps."""
 CLAMPS = (0.5, 1.5)
 """Values of ``clamp_norm_factor`` that are tried beside the editor's own. In models with a norm after the projection,
 small values disturb other facts less."""
+_VALUE_SETTINGS = ("layer", "first_token", "fact_token", "context_", "v_", "clamp_", "kl_", "chat_", "compute_")
+"""Beginnings of the names of settings on which the values of facts depend."""
 _SPAN_SHARE, _MAX_SPAN = 5 / 32, 5
 """Width of a range of layers. MEMIT's published ranges are five of 32 blocks."""
 
@@ -193,6 +197,9 @@ class Bench:
         seed: int = 0,
         progress: Progress = silent,
     ) -> None:
+        self._plugins = plugins
+        self._norms: dict[Hashable, dict[int, float]] = {}
+        """Lengths of values by block, by the settings with which they are found."""
         [(spec, made)] = make_evaluators(plugins, [evaluator], {})
         if not objectives_of(measures_of([spec])):
             raise PluginError(
@@ -247,6 +254,32 @@ class Bench:
         if spec.capabilities.multi_layer and self.model.layout.norm_placement == "pre" and len(span) > 1:
             wanted.append({**settings, "layers": span})
         return list(self._each(spec, f"trying {spec.name}", wanted))
+
+    def with_value_norms(self, trial: Trial, records: Sequence[FactRecord]) -> Trial:
+        """A trial whose preset also has ``v_norms``, measured on ``records`` with its settings. It is as it was for an
+        editor without that setting, and if no record can be measured.
+
+        Editors that find values with the same settings share a measurement.
+        """
+        made = resolve(self._plugins.editor(trial.editor).hparams)
+        if not issubclass(made, LocateThenEditHParams):
+            return trial
+        hparams = build(made, [trial.settings], owner=trial.editor)
+        key = tuple(
+            (name, value)
+            for name, value in sorted(hparams.model_dump().items())
+            if name.startswith(_VALUE_SETTINGS) and name in LocateThenEditHParams.model_fields
+        )
+        if key not in self._norms:
+            requests = [record.request for record in records]
+            self._norms[key] = measure_value_norms(
+                self.model, requests, hparams=hparams, context=self._context, owner=trial.editor
+            )
+        norms = tuple((layer, float(f"{norm:.4g}")) for layer, norm in self._norms[key].items())
+        if not norms:
+            return trial
+        with_norms = hparams.model_copy(update={"v_norms": norms})
+        return replace(trial, toml=to_toml(with_norms, only=[*trial.settings, "v_norms"]))
 
     def _each(self, spec: EditorSpec, what: str, wanted: Sequence[Settings]) -> Iterator[Trial]:
         with self.progress.task(what, len(wanted)) as advance:
