@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 _MODEL = "smollm2-135m"
 _LEDGER_NAME, _DELTAS = "ledger.jsonl", "deltas"
 # Fields of a JSON file that differ from run to run.
-_VARYING = {"seconds", "stages", "seconds_per_edit", "peak_memory_bytes", "sha256", "size", "format"}
+_VARYING = {"seconds", "stages", "seconds_per_edit", "peak_memory_bytes", "time", "sha256", "size", "format"}
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ PUBLISHED = {
     "qwen2-7b": ((4, 5, 6, 7, 8), 25, 0.5, 4, 0.001, 15000),
     "qwen2.5-7b": ((4, 5, 6, 7, 8), 25, 0.5, 4, 0.001, 15000),
 }
-NORM_WEIGHTS = {"gpt2-xl": 10, "llama-2-7b": 10, "llama-3-8b": 20}
-"""ENCORE's λ, by model."""
+ENCORE = {"gpt2-xl": (10, 4), "llama-2-7b": (10, 3), "llama-3-8b": (20, 2)}
+"""λ and the further steps of its stop, by model."""
 COMMON = {
     "clamp_norm": "stream",
     "kl_factor": 0.0625,
@@ -52,8 +52,8 @@ def test_presets_of_a_sequence_with_a_norm_term() -> None:
     expected = {
         f"encore-{model}": dict(zip(FIELDS, PUBLISHED[model], strict=True))
         | COMMON
-        | {"update_norm_lambda": weight, "memory": "keys"}
-        for model, weight in NORM_WEIGHTS.items()
+        | {"update_norm_lambda": weight, "v_stop_most_probable": further, "memory": "keys"}
+        for model, (weight, further) in ENCORE.items()
     }
     check_presets("memit-seq", expected)
     assert preset_for(Plugins.load().editor("memit-seq"), "openai-community/gpt2-xl").name == "gpt2-xl"

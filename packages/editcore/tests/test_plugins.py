@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from editcore.evaluation import COUNTERFACT, GENERATION
+from editcore.interfaces.changes import DenseDelta
 from editcore.interfaces.errors import HParamsError, PluginError, UnknownNameError
-from editcore.interfaces.events import AfterEvaluation, BatchAddition, BeforeApply
+from editcore.interfaces.events import AfterEvaluation, AfterSolve, BatchAddition, BeforeApply, Rework
 from editcore.interfaces.hookspecs import RegistrationHooks, hookimpl
 from editcore.interfaces.values import Verdict
 from editcore.plugins.calls import resolve
@@ -378,6 +380,37 @@ def test_answers_come_with_the_extensions_name_and_none_is_left_out() -> None:
     verdict = Verdict(action="accept", reason="fine")
     judged = lifecycle({"trust": Extension([], "trust", verdict)})
     assert judged.before_apply(object()) == [("trust", verdict)]  # type: ignore[arg-type]
+
+
+class Halver:
+    """Halves every change, or returns changes of other weights."""
+
+    def __init__(self, name: str, *, addresses: tuple[str, ...] = ("a.weight",)) -> None:
+        self.name, self.addresses = name, addresses
+
+    @hookimpl
+    def editcore_after_solve(self, event: AfterSolve) -> Rework:
+        changes = {address: event.changes["a.weight"].scaled(0.5) for address in self.addresses}
+        return Rework(changes=changes, diagnostics={self.name: changes["a.weight"].norm()}, notes=(self.name,))
+
+
+def test_changes_are_reworked_one_after_the_other() -> None:
+    model: Any = None
+    event = AfterSolve(model=model, changes={"a.weight": DenseDelta(torch.full((2, 2), 4.0))})
+    run = lifecycle({"a": Halver("a"), "none": Bystander(), "b": Halver("b")})
+    assert run.reworks
+    found = run.after_solve(event)
+    assert found.changes["a.weight"].dense().equal(torch.ones(2, 2))
+    assert (found.diagnostics, found.notes) == ({"b": 4.0, "a": 2.0}, ("b", "a"))
+    quiet = lifecycle({"none": Bystander()})
+    assert not quiet.reworks
+    assert quiet.after_solve(event).changes is event.changes
+    with pytest.raises(PluginError) as caught:
+        lifecycle({"c": Halver("c", addresses=("a.weight", "b.weight"))}).after_solve(event)
+    assert str(caught.value) == (
+        "The plugin 'c' returned changes of a.weight, b.weight from editcore_after_solve; the editor proposes "
+        "changes of a.weight."
+    )
 
 
 def test_an_answer_of_the_wrong_type_names_the_extension() -> None:

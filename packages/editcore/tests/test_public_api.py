@@ -23,6 +23,7 @@ PUBLIC = [
     "AfterBatch",
     "AfterEvaluation",
     "AfterRun",
+    "AfterSolve",
     "AfterUndo",
     "Attachment",
     "AttachmentKind",
@@ -85,6 +86,7 @@ PUBLIC = [
     "ReportsStatistics",
     "RequestError",
     "Resolves",
+    "Rework",
     "RewritesPrompts",
     "RunError",
     "Sampling",
@@ -246,6 +248,7 @@ FIELDS = {
     "AfterBatch": "batch entry model proposal seconds",
     "AfterEvaluation": "model num_edits observations phase records scores",
     "AfterRun": "directory model num_edits records",
+    "AfterSolve": "changes model",
     "AfterUndo": "history model redone undone",
     "Attachment": "fields kind tensors",
     "AttachmentSpec": "name summary target",
@@ -297,6 +300,7 @@ FIELDS = {
     "Proposal": "attachment changes diagnostics evidence known memory notes seconds",
     "RejectedRequest": "by figures reason request",
     "Rejection": "figures reason",
+    "Rework": "changes diagnostics notes",
     "Sampling": "seed temperature top_k",
     "Signature": "author note time",
     "SessionConfig": """
@@ -329,10 +333,10 @@ def test_fields_of_events_and_values_are_pinned() -> None:
 
 
 HOOKS = """
-    editcore_after_batch editcore_after_evaluation editcore_after_run editcore_after_undo editcore_attachments
-    editcore_backends editcore_before_apply editcore_before_batch editcore_before_run editcore_commands
-    editcore_components editcore_datasets editcore_editors editcore_evaluators editcore_executors editcore_extensions
-    editcore_model_families
+    editcore_after_batch editcore_after_evaluation editcore_after_run editcore_after_solve editcore_after_undo
+    editcore_attachments editcore_backends editcore_before_apply editcore_before_batch editcore_before_run
+    editcore_commands editcore_components editcore_datasets editcore_editors editcore_evaluators editcore_executors
+    editcore_extensions editcore_model_families
 """
 
 

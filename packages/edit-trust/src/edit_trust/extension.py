@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from editcore import (
     AfterBatch,
+    AfterSolve,
     AfterUndo,
     BatchAddition,
     BeforeApply,
@@ -22,6 +23,7 @@ from editcore import (
     ExtensionContext,
     Proposal,
     Rejection,
+    Rework,
     Verdict,
     hookimpl,
 )
@@ -29,6 +31,7 @@ from editcore.runs import json_text, write_text
 
 from edit_trust.closed_form import FactScore, reference_cost, score_facts
 from edit_trust.conflicts import Active, settle
+from edit_trust.guards import guarded
 from edit_trust.hparams import TrustHParams
 from edit_trust.measure import Baseline, Measurement, Probe
 from edit_trust.search import split
@@ -101,6 +104,11 @@ class TrustExtension:
         for note in settled.notes:
             _log.warning("batch %d: %s", event.batch.index, note)
         return BatchAddition(withdrawn=settled.withdrawn) if settled.withdrawn else None
+
+    @hookimpl
+    def editcore_after_solve(self, event: AfterSolve) -> Rework | None:
+        """Make a proposed change smaller, if a guard is set."""
+        return guarded(event.model, event.changes, self.hparams)
 
     @hookimpl
     def editcore_before_apply(self, event: BeforeApply) -> Verdict | None:

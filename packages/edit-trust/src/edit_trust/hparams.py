@@ -60,6 +60,15 @@ class TrustHParams(HParams):
     """Largest number of parts of a failing batch that are solved and measured to find the harmful facts. Facts that are
     not accepted by then are left out."""
 
+    trust_project: _Share = 0.0
+    """α: the share of every proposed change that is taken away along U, the directions that the rows of the weight use
+    most: Δ (I − α U Uᵀ). 0 takes nothing away. SPHERE: 0.5. ``trust_enable`` does not matter."""
+    trust_project_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """η: at most this share of their squared length have the rows, each scaled to length 1, along U. SPHERE: 0.5."""
+    trust_max_change: Annotated[float, Field(gt=0)] | None = None
+    """Largest ‖Δ‖ / ‖W‖ of one batch at a weight; a longer change is scaled down to it. Left out, there is no limit.
+    ``trust_enable`` does not matter. Not in the papers."""
+
     @model_validator(mode="after")
     def _check(self) -> TrustHParams:
         if not sum(self.trust_weights) > 0:

@@ -26,12 +26,14 @@ from .interfaces.events import (
     AfterBatch as AfterBatch,
     AfterEvaluation as AfterEvaluation,
     AfterRun as AfterRun,
+    AfterSolve as AfterSolve,
     AfterUndo as AfterUndo,
     BatchAddition as BatchAddition,
     BeforeApply as BeforeApply,
     BeforeBatch as BeforeBatch,
     BeforeRun as BeforeRun,
     Registration as Registration,
+    Rework as Rework,
 )
 from .interfaces.history import LedgerEntry as LedgerEntry, Signature as Signature
 from .interfaces.hookspecs import hookimpl as hookimpl

@@ -26,12 +26,14 @@ from .events import (
     AfterBatch as AfterBatch,
     AfterEvaluation as AfterEvaluation,
     AfterRun as AfterRun,
+    AfterSolve as AfterSolve,
     AfterUndo as AfterUndo,
     BatchAddition as BatchAddition,
     BeforeApply as BeforeApply,
     BeforeBatch as BeforeBatch,
     BeforeRun as BeforeRun,
     Registration as Registration,
+    Rework as Rework,
 )
 from .history import LedgerEntry as LedgerEntry, Signature as Signature
 from .hookspecs import LifecycleHooks as LifecycleHooks, RegistrationHooks as RegistrationHooks, hookimpl as hookimpl

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from editcore.interfaces.documented import documented
 
 if TYPE_CHECKING:
+    from editcore.interfaces.changes import Changes
     from editcore.interfaces.history import LedgerEntry
     from editcore.interfaces.metrics import Observation
     from editcore.interfaces.values import (
@@ -31,12 +32,14 @@ __all__ = [
     "AfterBatch",
     "AfterEvaluation",
     "AfterRun",
+    "AfterSolve",
     "AfterUndo",
     "BatchAddition",
     "BeforeApply",
     "BeforeBatch",
     "BeforeRun",
     "Registration",
+    "Rework",
 ]
 
 
@@ -91,6 +94,31 @@ class BatchAddition:
     """Facts of earlier batches. The update changes as little as it can at their keys."""
     withdrawn: Mapping[str, Rejection] = field(default_factory=dict)
     """Why new requests of the batch must not be edited, by request id. Nothing is computed for them."""
+
+
+@documented
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AfterSolve:
+    """An editor has solved a batch."""
+
+    model: LanguageModel
+    """The model as it was when the batch came, without the batch."""
+    changes: Changes
+    """What the editor proposes, as the extensions that were called before left it."""
+
+
+@documented
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rework:
+    """What an extension makes of the changes that an editor proposes."""
+
+    changes: Changes
+    """In place of all changes, for the same weights. The columns of a factored change's left factor belong to the
+    requests: change the right factor only, so that a batch can be solved again without some of them."""
+    diagnostics: Mapping[str, float] = field(default_factory=dict)
+    """Numbers about what was done, kept with those of the batch."""
+    notes: tuple[str, ...] = ()
+    """Sentences for the user."""
 
 
 @documented

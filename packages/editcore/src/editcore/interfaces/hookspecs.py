@@ -1,4 +1,4 @@
-"""The hooks of editcore: ten registrations and seven moments in a run.
+"""The hooks of editcore: ten registrations and eight moments in a run.
 
 Registration hooks are implemented at module level in a plugin's ``plugin.py`` and only announce. Lifecycle hooks are
 implemented as methods of an extension, and are called only in the runs that ask for it (``--plugin NAME``).
@@ -14,12 +14,14 @@ from editcore.interfaces.events import (
     AfterBatch,
     AfterEvaluation,
     AfterRun,
+    AfterSolve,
     AfterUndo,
     BatchAddition,
     BeforeApply,
     BeforeBatch,
     BeforeRun,
     Registration,
+    Rework,
 )
 from editcore.interfaces.specs import (
     AttachmentSpec,
@@ -161,6 +163,17 @@ class LifecycleHooks:
         appended to the new requests; ``None`` adds nothing. A request that is new in this batch is dropped from the
         addition. Additions of several extensions are joined in call order; of two requests with one id, the first is
         used. A new request that an extension withdraws is not edited. A batch that loses all its requests is rejected.
+        """
+        raise NotImplementedError
+
+    @hookspec
+    def editcore_after_solve(self, event: AfterSolve) -> Rework | None:
+        """Rework the changes that an editor proposes.
+
+        Called whenever an editor has solved a batch: before it is judged, again for the rest of a batch that lost
+        requests, and when an undo or redo solves a batch again. Each extension is given what the one before it left.
+        ``None`` leaves the changes as they are. What it does must follow from ``event.model`` and ``event.changes``
+        alone, so that an undo gives the same in any order. The model must not be changed.
         """
         raise NotImplementedError
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TypeVar
 
 import pluggy
@@ -13,11 +14,13 @@ from editcore.interfaces.events import (
     AfterBatch,
     AfterEvaluation,
     AfterRun,
+    AfterSolve,
     AfterUndo,
     BatchAddition,
     BeforeApply,
     BeforeBatch,
     BeforeRun,
+    Rework,
 )
 from editcore.interfaces.hookspecs import LifecycleHooks
 from editcore.interfaces.values import Verdict
@@ -37,6 +40,8 @@ class Lifecycle:
 
     def __init__(self, hooks: Mapping[str, pluggy.HookRelay]) -> None:
         self._hooks = hooks
+        self.reworks = any(relay.editcore_after_solve.get_hookimpls() for relay in hooks.values())
+        """Whether an extension has the hook ``editcore_after_solve``."""
 
     def before_run(self, event: BeforeRun) -> None:
         """``editcore_before_run``"""
@@ -45,6 +50,28 @@ class Lifecycle:
     def before_batch(self, event: BeforeBatch) -> list[tuple[str, BatchAddition]]:
         """``editcore_before_batch``: what each extension adds, by its name, in call order."""
         return self._answers("editcore_before_batch", event, BatchAddition)
+
+    def after_solve(self, event: AfterSolve) -> Rework:
+        """``editcore_after_solve``: what the extensions, one after the other, make of the changes.
+
+        Raises:
+            PluginError: an extension leaves out a weight, or adds one.
+        """
+        rework = Rework(changes=event.changes)
+        for name in reversed(list(self._hooks)):
+            given = replace(event, changes=rework.changes)
+            for _, answer in self._answers("editcore_after_solve", given, Rework, only=name):
+                if answer.changes.keys() != event.changes.keys():
+                    raise PluginError(
+                        f"The plugin '{name}' returned changes of {', '.join(sorted(answer.changes)) or 'nothing'} "
+                        f"from editcore_after_solve; the editor proposes changes of {', '.join(sorted(event.changes))}."
+                    )
+                rework = Rework(
+                    changes=answer.changes,
+                    diagnostics={**rework.diagnostics, **answer.diagnostics},
+                    notes=(*rework.notes, *answer.notes),
+                )
+        return rework
 
     def before_apply(self, event: BeforeApply) -> list[tuple[str, Verdict]]:
         """``editcore_before_apply``: how each extension judges, by its name, in call order."""
@@ -66,16 +93,16 @@ class Lifecycle:
         """``editcore_after_run``"""
         self._call("editcore_after_run", event)
 
-    def _call(self, hook: str, event: object) -> list[tuple[str, object]]:
+    def _call(self, hook: str, event: object, *, only: str | None = None) -> list[tuple[str, object]]:
         answers: list[tuple[str, object]] = []
-        for name in reversed(list(self._hooks)):
+        for name in reversed(list(self._hooks)) if only is None else [only]:
             with boundary(f"The plugin '{name}' failed in {hook}: "):
                 answers += [(name, answer) for answer in getattr(self._hooks[name], hook)(event=event)]
         return answers
 
-    def _answers(self, hook: str, event: object, expected: type[T]) -> list[tuple[str, T]]:
+    def _answers(self, hook: str, event: object, expected: type[T], *, only: str | None = None) -> list[tuple[str, T]]:
         answers: list[tuple[str, T]] = []
-        for name, answer in self._call(hook, event):
+        for name, answer in self._call(hook, event, only=only):
             if not isinstance(answer, expected):
                 raise PluginError(
                     f"The plugin '{name}' returned {with_article(type(answer).__name__)} from {hook}, which "

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from editcore.interfaces.changes import Written
 from editcore.interfaces.errors import RunError
-from editcore.interfaces.events import BatchAddition, BeforeApply
+from editcore.interfaces.events import AfterSolve, BatchAddition, BeforeApply
 from editcore.interfaces.history import LedgerEntry
 from editcore.interfaces.protocols import EditContext, Editor, Remembers, Resolves, SolvesAtStoredKeys
 from editcore.interfaces.specs import EditorSpec
@@ -41,14 +41,16 @@ __all__ = ["Proposer"]
 class Proposer:
     """Asks the editor of a session for changes, and checks them against the announcements of editor and backend."""
 
-    def __init__(self, editor: Editor, spec: EditorSpec, edited: EditedModel, context: EditContext) -> None:
-        self._editor, self._spec = editor, spec
+    def __init__(
+        self, editor: Editor, spec: EditorSpec, edited: EditedModel, context: EditContext, lifecycle: Lifecycle
+    ) -> None:
+        self._editor, self._spec, self._lifecycle = editor, spec, lifecycle
         self._edited, self._context = edited, context
         self._facts = FactsBySubject()
         self._missing = _Difference()
 
     def propose(self, batch: EditBatch) -> Proposal:
-        """What the editor proposes for a batch.
+        """What the editor proposes for a batch, as extensions rework it.
 
         Raises:
             PluginError: the proposal is not what the editor announces, or does not fit the model or the backend.
@@ -56,12 +58,21 @@ class Proposer:
         """
         proposal = self._editor.propose(self._edited.model, batch, self._context)
         check_written(self._edited.model, proposal.written, self._spec, self._edited.spec)
+        if self._lifecycle.reworks and proposal.changes:
+            rework = self._lifecycle.after_solve(AfterSolve(model=self._edited.model, changes=proposal.changes))
+            proposal = replace(
+                proposal,
+                changes=rework.changes,
+                diagnostics={**proposal.diagnostics, **rework.diagnostics},
+                notes=(*proposal.notes, *rework.notes),
+            )
+            check_written(self._edited.model, proposal.written, self._spec, self._edited.spec)
         if all(change.norm() == 0 for change in proposal.changes.values()) and proposal.attachment is None:
             note = "The change of this batch is zero, so the model is as it was."
             proposal = replace(proposal, notes=(*proposal.notes, note))
         return proposal
 
-    def judged(self, batch: EditBatch, proposal: Proposal, lifecycle: Lifecycle) -> Judged:
+    def judged(self, batch: EditBatch, proposal: Proposal) -> Judged:
         """Ask the gates until they reject no more requests. That takes at most one round per new request, because each
         round but the last takes one out."""
         whole, first = batch, proposal
@@ -75,7 +86,7 @@ class Proposer:
             event = BeforeApply(
                 model=self._edited.model, batch=batch, proposal=proposal, trial=self._trial, without=without
             )
-            verdicts = dict(lifecycle.before_apply(event))
+            verdicts = dict(self._lifecycle.before_apply(event))
             found = list(rejected_by(batch, {name: verdict.rejected for name, verdict in verdicts.items()}))
             if not found or judgement(verdicts)[0] == 0:
                 break
@@ -126,24 +137,40 @@ class Proposer:
             NumericalError: the rest cannot be solved.
             RunError: an edit is to be as if it had never been, and the editor cannot do that.
         """
+        written, remaining = self._solved_without(entry, out, ledger)
+        if self._lifecycle.reworks and written.changes:
+            written = self._reworked(written, entry, ledger.history_before(entry.batch, out), ledger)
+        check_written(self._edited.model, written, self._spec, self._edited.spec)
+        return on_cpu(written), remaining
+
+    def _solved_without(self, entry: LedgerEntry, out: LeftOut, ledger: Ledger) -> tuple[Written, EditBatch | None]:
+        """:meth:`solve_without`, before extensions rework what the editor gives."""
         own = out.own(entry.batch)
         if subjects := self._subjects_to_solve_again(entry, out, own, ledger):
             rest = self._composed_anew(entry, own, subjects, out, ledger)
             batch, written = self._propose_again(entry, rest, out, ledger)
-            check_written(self._edited.model, written, self._spec, self._edited.spec)
-            return on_cpu(written), batch
+            return written, batch
         if out.never:
-            written, remaining = self._solve_as_if_never(entry, out, ledger)
-            check_written(self._edited.model, written, self._spec, self._edited.spec)
-            return on_cpu(written), remaining
+            return self._solve_as_if_never(entry, out, ledger)
         solved = None
         if isinstance(self._editor, Resolves):
             solved = self._editor.resolve(self._edited.model, entry, entry.kept_rows(own), self._context)
         if solved is None:
             rest = entry_without(entry, own, Written()).as_batch()
             _, solved = self._propose_again(entry, rest, out, ledger)
-        check_written(self._edited.model, solved, self._spec, self._edited.spec)
-        return on_cpu(solved), None
+        return solved, None
+
+    def _reworked(
+        self, written: Written, entry: LedgerEntry, earlier: Sequence[LedgerEntry], ledger: Ledger
+    ) -> Written:
+        """What extensions make of a batch that was solved again, on the model with the ``earlier`` batches."""
+        try:
+            self._edited.rebuild([past.written for past in earlier])
+            proposed = scaled(written, 1 / entry.scale)
+            rework = self._lifecycle.after_solve(AfterSolve(model=self._edited.model, changes=proposed.changes))
+        finally:
+            self._edited.rebuild(ledger.active())
+        return scaled(replace(written, changes=rework.changes), entry.scale)
 
     def _subjects_to_solve_again(
         self, entry: LedgerEntry, out: LeftOut, own: Collection[str], ledger: Ledger

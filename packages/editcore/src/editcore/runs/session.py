@@ -109,7 +109,7 @@ class EditSession:
         self.settings = parts.resolved.settings
         """Resolved hyperparameters, by the name of editor, backend, extension and evaluator."""
         self._editor, self._editor_spec, self._backend = parts.editor, parts.resolved.editor, parts.backend
-        self._proposer = Proposer(parts.editor, parts.resolved.editor, edited, context)
+        self._proposer = Proposer(parts.editor, parts.resolved.editor, edited, context, lifecycle)
         self._observer = Observer(parts.evaluators, edited, context)
         self._lifecycle = lifecycle
         self.extensions = parts.extensions
@@ -290,7 +290,7 @@ class EditSession:
             )
         proposal = self._proposer.propose(batch)
         _warn(batch.index, proposal.notes)
-        return self._proposer.judged(batch, proposal, self._lifecycle)
+        return self._proposer.judged(batch, proposal)
 
     def _write(self, judged: Judged, entry: LedgerEntry) -> tuple[Proposal, LedgerEntry]:
         """Put a batch into the model and the ledger, or into neither.

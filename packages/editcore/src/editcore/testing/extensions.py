@@ -317,6 +317,10 @@ class _RecordingLifecycle:
         self.inner = inner
         self.changed: list[str] = []
 
+    @property
+    def reworks(self) -> bool:
+        return self.inner.reworks
+
     def __getattr__(self, hook: str) -> Callable[[Any], object]:
         def call(event: Any) -> object:
             before = ModelState.of(event.model)
