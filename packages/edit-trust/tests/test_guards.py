@@ -148,3 +148,18 @@ def test_a_resumed_run_guards_alike(open_session: Open, tmp_path: Path) -> None:
     resumed = open_session(trust=GUARDS, directory=tmp_path / "part")
     resumed.edit(FACTS[2:4])
     assert change_of(resumed).equal(change_of(whole))
+
+
+def test_the_rest_of_a_scaled_batch_is_guarded_before_it_is_scaled(
+    open_session: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter([["too much"], []])  # whole, the batch breaks a limit; halved, it does not
+    monkeypatch.setattr("edit_trust.measure.Measurement.failures", lambda *_args: next(answers))
+    session = open_session(trust={"trust_max_change": 0.05, "trust_action": "scale", "trust_scale": 0.5})
+    name = session.model.layout.weight_name(1)
+    half = 0.5 * 0.05 * float(session.model.weight(name).detach().norm())
+    session.edit(FACTS[:2])
+    assert session.ledger.batches[0].scale == 0.5
+    assert session.ledger.history()[0].changes[name].norm() == pytest.approx(half, rel=1e-6)
+    session.undo(FACTS[0].id)
+    assert session.ledger.history()[0].changes[name].norm() == pytest.approx(half, rel=1e-6)

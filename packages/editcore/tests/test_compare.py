@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,13 +18,8 @@ Call = Callable[..., SimpleNamespace]
 pytestmark = pytest.mark.usefixtures("toys", "plain_pictures")
 
 AN_EDITOR = "the name of an editor"
-LAYERS = {"layers": [1]}
-
-
-@pytest.fixture(autouse=True)
-def editors_with_layers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The settings here are ``layers``, and no editor has presets for the small model but the toys."""
-    monkeypatch.setenv("EDITCORE_DISABLE_PLUGINS", "ft,memory,retrieval,ultra")
+REQUIRED = {"ft": {"layer": 1}, "retrieval": {}, "ultra": {"weights": [["mlp.up_proj", [1]]]}}
+"""What editors require; the others require layers."""
 
 
 @pytest.fixture
@@ -44,9 +39,14 @@ def base(small: Path, facts: Path, corpus_file: Path) -> Mapping[str, Any]:
 
 def changed(file: SweepFile, base: Mapping[str, Any], *, grid: Mapping[str, Any] | None = None) -> SweepFile:
     """The sweep with other options, and with layers for all its editors."""
-    settings = {arm["editor"]: LAYERS for arm in file.sweep.arms}
+    settings = required([arm["editor"] for arm in file.sweep.arms])
     sweep = file.sweep.changed(base=base, settings=settings, grid=grid or {}, seeds=(), arms=())
     return SweepFile(sweep=sweep, text=file.text)
+
+
+def required(editors: Sequence[str]) -> dict[str, dict[str, object]]:
+    """Settings with which each editor can run."""
+    return {name: found for name in editors if (found := REQUIRED.get(name, {"layers": [1]}))}
 
 
 def printed_rows(output: str) -> list[str]:
@@ -64,7 +64,10 @@ def read(path: Path) -> pd.DataFrame:
 def test_every_installed_editor_is_an_arm_without_being_told(base: Mapping[str, Any]) -> None:
     plugins = Plugins.load()
     made = make_plan(changed(make_comparison(plugins), base), plugins)
-    assert made.arms == tuple(plugins.editors())
+    assert set(made.arms) == set(plugins.editors())
+    assert made.arms[0] == "retrieval", "the baseline"
+    others = [name for name in plugins.editors() if name != "retrieval"]
+    assert list(made.arms[1:]) == others, "in the order of the registry"
     assert {"toy", "toy-needy", "dead-editor"} <= set(made.arms)
     assert made.axes == ("batch_size",)
     assert {point.batch_size for point in made.points if point.arm == "toy"} == {1, 10, 40}
@@ -160,7 +163,7 @@ def test_a_dry_run_shows_the_arms_and_says_why_others_are_left_out(
     done = editctl("compare", *options, "--dry-run")
     assert done.code == 0, done.err
     arms = [line.split()[1] for line in done.out.splitlines() if "waiting" in line]
-    assert arms == ["toy"] * 3 + ["dead-editor"] * 3
+    assert arms == ["retrieval"] * 3 + ["toy"] * 3 + ["dead-editor"] * 3
     said = " ".join(done.out.split())
     assert (
         "Note: toy-pairs is left out: layers is required (list of int, not empty, each ≥ 0), and it has no presets. "
@@ -175,7 +178,7 @@ def test_what_the_note_says_helps(editctl: Call, options: list[object]) -> None:
     done = editctl("compare", *options, "--set", "toy-pairs.layers=[1]", "--dry-run")
     assert done.code == 0, done.err
     arms = {line.split()[1] for line in done.out.splitlines() if "waiting" in line}
-    assert arms == {"dead-editor", "toy", "toy-pairs"}
+    assert arms == {"dead-editor", "retrieval", "toy", "toy-pairs"}
     assert "toy-pairs is left out" not in done.out
 
 
@@ -191,13 +194,17 @@ def test_an_editor_that_was_asked_for_is_not_left_out(
     )
 
 
-def test_nothing_left_is_an_error(editctl: Call, options: list[object], small: Path, tmp_path: Path) -> None:
+def test_nothing_left_is_an_error(
+    editctl: Call, options: list[object], small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDITCORE_DISABLE_PLUGINS", "retrieval")  # it requires nothing
     options[1] = small.rename(tmp_path / "other")
     done = editctl("compare", *options, "--dry-run")
     assert done.code == 2
     assert done.err.startswith("Error: The sweep 'comparison' has no trials. ")
     for name in Plugins.load().editors():
-        assert f"{name} is left out: layers is required" in done.err
+        [setting] = REQUIRED.get(name, {"layers": [1]})
+        assert f"{name} is left out: {setting} is required" in done.err
 
 
 @pytest.fixture
@@ -215,7 +222,7 @@ def test_an_editor_that_looks_for_subjects_is_left_out_where_there_are_none(
     plugins = Plugins.load()
     file = make_comparison(plugins)
     made = make_plan(changed(file, base), plugins)
-    assert made.arms == ("toy-any",)
+    assert set(made.arms) == {"toy-any", "ft", "retrieval", "ultra"}
     [note] = [note for note in made.notes if note.startswith("toy is left out")]
     assert note == (
         "toy is left out: The editor 'toy' needs a subject in every request; 1 of 4 have none, the first being 'The "
@@ -266,7 +273,7 @@ def test_a_preset_that_some_have_leaves_the_others_out(base: Mapping[str, Any], 
 
     made = planned("small")
     assert made.arms == ("toy", "dead-editor")
-    without = "toy-pairs, toy-any, toy-needy, toy-remembering"
+    without = "retrieval, toy-pairs, toy-any, toy-needy, toy-remembering"
     assert f"{without} are left out: Unknown preset 'small'. Available: none." in made.notes
     with pytest.raises(
         HParamsError, match=r"toy is left out: .*, and the preset 'bare' does not set it\. Set it with "
@@ -295,10 +302,11 @@ def test_a_broken_package_costs_its_editors_and_no_others(base: Mapping[str, Any
     plugins = Plugins.load()
     sweep = make_comparison(plugins).sweep
     assert {"strange", "stranger"} <= {arm["name"] for arm in sweep.arms}
-    settings = {name: LAYERS for name in plugins.editors() if "strange" not in name}
+    editors = [name for name in plugins.editors() if "strange" not in name]
+    settings = required(editors)
     file = SweepFile(sweep=sweep.changed(base=base, settings=settings, grid={}, seeds=(), arms=()), text="")
     made = make_plan(file, plugins)
-    assert made.arms == tuple(settings)
+    assert set(made.arms) == set(editors)
     assert "strange, stranger are left out: Cannot load 'nowhere:HParams': ModuleNotFoundError: No module named " in (
         " ".join(made.notes)
     )

@@ -270,7 +270,7 @@ FIELDS = {
     "EditContext": "learnt plugins progress records seed statistics trial",
     "EditEvidence": "figures replayed request_id",
     "EditRequest": "id join prompt subject tags target_new target_true",
-    "EditorSpec": "capabilities hparams name preferred presets summary target",
+    "EditorSpec": "baseline capabilities hparams name preferred presets summary target",
     "EvaluationContext": "progress seed unedited",
     "EvaluatorSpec": "compares hparams metrics name summary target",
     "ExecutorSpec": "hparams name summary target",

@@ -13,6 +13,7 @@ def editcore_editors() -> list[EditorSpec]:
             hparams="edit_retrieval.hparams:RetrievalHParams",
             summary="Put the edited statements most similar to a prompt before it.",
             capabilities=Capabilities(gives=frozenset({"attachment"}), needs_subject=False),
+            baseline=True,
         )
     ]
 

@@ -139,7 +139,8 @@ def compare(
     """Compare the installed methods on the same facts.
 
     Every installed editor is an arm with its name. An editor that cannot run on the model or the data is left out with
-    a note, but it is an error if it was asked for by --editor or --arm. The first row is the unedited model.
+    a note, but it is an error if it was asked for by --editor or --arm. The first row is the unedited model, and
+    baselines follow.
     """
     from editcore.sweeps import make_comparison
 

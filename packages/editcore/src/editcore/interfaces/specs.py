@@ -80,6 +80,8 @@ class EditorSpec(Spec):
     """Package whose ``*.toml`` resources are presets, one file per model (``"edit_rome.presets"``)."""
     preferred: bool = field(default=False, kw_only=True)
     """Whether it comes before others where nobody names an editor. Set it for an editor that is good for any use."""
+    baseline: bool = field(default=False, kw_only=True)
+    """Whether it is what other editors are held against. A comparison shows it right behind the unedited model."""
 
 
 @documented

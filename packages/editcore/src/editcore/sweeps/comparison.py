@@ -40,10 +40,10 @@ def make_comparison(plugins: Plugins, *, editors: Sequence[str] = (), arms: Sequ
     """A sweep whose arms are editors on the same facts, in batches of 1, 10 and 40.
 
     Without ``editors`` and ``arms``, every installed editor is an arm. Editors that cannot run are left out when the
-    sweep is planned.
+    sweep is planned. Baselines come first.
 
     Args:
-        editors: the installed editors to compare; they come in the order of the registry.
+        editors: the installed editors to compare; baselines come first, then they are in the order of the registry.
         arms: more arms, in their order: ``NAME=EDITOR+PLUGIN+PLUGIN``; or ``EDITOR+PLUGIN``, which is then also the
             name. A plugin is an extension or a backend.
 
@@ -55,9 +55,10 @@ def make_comparison(plugins: Plugins, *, editors: Sequence[str] = (), arms: Sequ
     for name in editors:
         plugins.editor(name)
     everything = not editors and not arms
+    installed = plugins.editors()
     tables: list[dict[str, object]] = [
         {"name": name, "editor": name, **({"optional": True} if everything else {})}
-        for name in plugins.editors()
+        for name in sorted(installed, key=lambda name: not installed[name].baseline)
         if everything or name in editors
     ]
     if everything and not tables:
