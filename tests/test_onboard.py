@@ -66,8 +66,14 @@ def test_onboarding_ends_in_presets_that_a_run_takes(
     assert {path.name for path in (tmp_path / "onboard").rglob("*") if path.is_file()} == {"trials.csv", "layers.png"}
     rows = list(csv.DictReader((tmp_path / "onboard" / "trials.csv").open()))
     assert [row["settings"].split(", context")[0] for row in rows[:2]] == ["layers=[0]", "layers=[1]"]
-    editors = ["alphaedit", "emmet", "memit", "memit-seq", "memory", "rome"]
+    inheriting, searching = ["alphaedit", "emmet", "memit", "memit-seq", "memory", "rome"], ["ft", "ultra"]
+    editors = sorted(inheriting + searching)
     assert sorted({row["editor"] for row in rows}) == editors
+    assert "Note: there is nothing to find out for retrieval; give what is required with --set." in done.out
+    assert "the searches of ft, ultra" in done.out
+    tried = {name: [row["settings"] for row in rows if row["editor"] == name] for name in searching}
+    assert tried["ft"][:2] == ["layer=0", "layer=1"]
+    assert "weights=[('mlp.gate_proj', (" in tried["ultra"][-1]
     presets = sorted((tmp_path / "cache" / "presets").rglob("*.toml"))
     assert [path.relative_to(tmp_path / "cache" / "presets").as_posix() for path in presets] == [
         f"{editor}/tiny-qwen3.toml" for editor in editors
@@ -76,6 +82,9 @@ def test_onboarding_ends_in_presets_that_a_run_takes(
     assert "Lengths of values on 4 other facts, for v_norm_anchor." in done.out
     for path in presets:
         written = tomllib.loads(path.read_text())
+        if path.parent.name in searching:
+            assert written.keys() >= ({"layer"} if path.parent.name == "ft" else {"weights", "learning_rate"})
+            continue
         [[layer, norm]] = written["v_norms"]
         assert (layer, norm > 0) == (written["layers"][-1], True)
 

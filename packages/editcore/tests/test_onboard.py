@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from editcore import (
+    ComponentSpec,
     EvaluatorSpec,
     FactRecord,
     HParamsError,
@@ -27,6 +28,7 @@ from editcore.locate_then_edit.located import ROLES, Tracing
 from editcore.models import LanguageModel
 from editcore.onboarding.onboard import (
     FAST,
+    SEARCH,
     Bench,
     Trial,
     best,
@@ -36,6 +38,7 @@ from editcore.onboarding.onboard import (
     tunable_editors,
     write_presets,
 )
+from editcore.plugins.calls import resolve
 from editcore.second_moments import CorpusOptions
 from editcore.second_moments.statistics import StatisticsStore
 from editcore.settings.presets import own_folder, preset_for
@@ -223,8 +226,61 @@ def test_an_editor_without_layers_has_nothing_to_find(monkeypatch: pytest.Monkey
     monkeypatch.setattr("editcore.onboarding.onboard._settings_of", lambda spec: set())
     with pytest.raises(PluginError, match="'toy' has no setting 'layers'"):
         tunable_editors(Plugins.load(), ["toy"])
+    plugins = Plugins.load()
+    assert {spec.name for spec in tunable_editors(plugins)} == set(plugins.components(SEARCH)), "a search is enough"
+    monkeypatch.setattr(Plugins, "components", lambda _plugins, _kind: {})
     with pytest.raises(PluginError, match="No installed editor"):
-        tunable_editors(Plugins.load())
+        tunable_editors(plugins)
+
+
+@pytest.fixture
+def searching(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., Any]], None]:
+    """Gives the editor ``toy`` a search."""
+
+    def announce(search: Callable[..., Any]) -> None:
+        spec = ComponentSpec("toy", "here:search", kind=SEARCH, summary="Searches.")
+        monkeypatch.setattr(Plugins, "components", lambda _plugins, kind: {"toy": spec} if kind == SEARCH else {})
+        monkeypatch.setattr(
+            "editcore.onboarding.onboard.resolve", lambda target: search if target == "here:search" else resolve(target)
+        )
+
+    return announce
+
+
+def test_a_search_is_sent_the_best_settings_until_it_ends(bench: Bench, searching: Callable[..., None]) -> None:
+    sent: list[Any] = []
+
+    def search(model: LanguageModel, layers: Sequence[int]) -> Any:
+        sent.append((model, layers))
+        sent.append((yield [{"layers": (0,)}, {"layers": (7,)}]))
+        sent.append((yield [{"layers": (1,), "clamp_norm_factor": 1.5}]))
+
+    searching(search)
+    spec = Plugins.load().editor("toy")
+    assert [found.name for found in tunable_editors(Plugins.load())][-1] == "toy", "those with a search come last"
+    found = bench.search(spec, [1, 0])
+    assert [one.settings["layers"] for one in found] == [(0,), (7,), (1,)]
+    assert sent[0] == (bench.model, (1, 0))
+    assert sent[1]["layers"] == (0,), "the one that works"
+    assert sent[2] == best(found).settings
+
+
+def test_a_search_ends_where_nothing_works(bench: Bench, searching: Callable[..., None]) -> None:
+    def hopeless(model: LanguageModel, layers: Sequence[int]) -> Any:
+        yield [{"layers": (7,)}]
+        raise AssertionError("not asked again")
+
+    searching(hopeless)
+    spec = Plugins.load().editor("toy")
+    assert [one.summary for one in bench.search(spec, [0])] == [None]
+
+    def broken(model: LanguageModel, layers: Sequence[int]) -> Any:
+        yield [{"layers": (0,)}]
+        raise RuntimeError("out of ideas")
+
+    searching(broken)
+    with pytest.raises(PluginError, match="The search for 'toy' failed: RuntimeError: out of ideas"):
+        bench.search(spec, [0])
 
 
 def test_presets_say_what_they_reached_and_are_found(toys: Any, small: Path) -> None:

@@ -1,6 +1,6 @@
 """Announces the editor ``ft``; imports no torch."""
 
-from editcore import Capabilities, EditorSpec, hookimpl
+from editcore import Capabilities, ComponentSpec, EditorSpec, hookimpl
 
 
 @hookimpl
@@ -16,3 +16,9 @@ def editcore_editors() -> list[EditorSpec]:
             capabilities=Capabilities(gives=frozenset({"dense", "factored"}), needs_subject=False),
         )
     ]
+
+
+@hookimpl
+def editcore_components() -> list[ComponentSpec]:
+    """What ``editctl onboard`` tries."""
+    return [ComponentSpec("ft", "edit_ft.search:search", kind="onboarding.search", summary="Layer and learning rate.")]

@@ -1,6 +1,6 @@
 """Announces the editor ``ultra``; imports no torch."""
 
-from editcore import Capabilities, EditorSpec, hookimpl
+from editcore import Capabilities, ComponentSpec, EditorSpec, hookimpl
 
 
 @hookimpl
@@ -16,3 +16,10 @@ def editcore_editors() -> list[EditorSpec]:
             capabilities=Capabilities(needs_subject=False, multi_layer=True),
         )
     ]
+
+
+@hookimpl
+def editcore_components() -> list[ComponentSpec]:
+    """What ``editctl onboard`` tries."""
+    summary = "Step, blocks and modules."
+    return [ComponentSpec("ultra", "edit_ultra.search:search", kind="onboarding.search", summary=summary)]

@@ -88,13 +88,23 @@ def onboard(
     from editcore.evaluation.measures import retention_of
     from editcore.models import LanguageModel, LoadOptions
     from editcore.onboarding.causal_tracing import TracingOptions, trace as trace_model
-    from editcore.onboarding.onboard import Bench, candidate_layers, preset_paths, tunable_editors, write_presets
+    from editcore.onboarding.onboard import (
+        SEARCH,
+        Bench,
+        best,
+        candidate_layers,
+        preset_paths,
+        tunable_editors,
+        write_presets,
+    )
     from editcore.runs.fit import subject_refusal
     from editcore.second_moments.statistics import CorpusOptions, StatisticsStore
     from editcore.settings.presets import model_stem
 
     plugins, progress = loaded_plugins(ctx), TerminalProgress()
     specs = tunable_editors(plugins, editor or ())
+    if idle := [name for name in plugins.editors() if not editor and plugins.editor(name) not in specs]:
+        typer.echo(f"Note: there is nothing to find out for {', '.join(idle)}; give what is required with --set.")
     paths = preset_paths(specs, model, replace=replace)
     notes: list[str] = []
     refusals = [subject_refusal(spec) for spec in specs]
@@ -128,16 +138,22 @@ def onboard(
     )
     layers = candidate_layers(loaded.layout.num_layers, candidates, tracing)
     _show_candidates(loaded, tracing, layers)
-    _show_cost(specs, layers, len(records), statistics)
-    statistics.moments(layers)
+    searching = [spec for spec in specs if spec.name in plugins.components(SEARCH)]
+    inheriting = [spec for spec in specs if spec not in searching]
+    _show_cost(inheriting, searching, layers, len(records), statistics)
+    if inheriting:
+        statistics.moments(layers)
     bench = Bench(records, statistics, plugins=plugins, evaluator=evaluator, seed=seed, progress=progress)
-    scan = bench.scan(specs[0], layers)
-    chosen = _trials(bench, specs, scan)
+    scan = bench.scan(inheriting[0], layers) if inheriting else {}
+    chosen = _trials(bench, inheriting, scan) if inheriting else []
+    chosen += _searches(bench, searching, layers)
+    _show_trials(bench, chosen)
+    winner = best(chosen or bench.trials)
     held_out = available[edits : edits + norm_facts]
-    if held_out:
+    if held_out and inheriting:
         typer.echo(f"Lengths of values on {counted(len(held_out), 'other fact')}, for v_norm_anchor.")
         chosen = [bench.with_value_norms(trial, held_out) for trial in chosen]
-    elif norm_facts:
+    elif norm_facts and inheriting:
         typer.echo("Note: no facts are left to measure the length of values, so the presets have no v_norms.")
     _write_results(bench, tracing, scan, directory)
     measured = (
@@ -148,7 +164,6 @@ def onboard(
         measured += ", with its chat template"
     for path in write_presets(chosen, paths, measured=measured, before=bench.before):
         typer.echo(f"Wrote {path}")
-    winner = max(chosen, key=lambda trial: trial.rank)
     telling = retention_of(bench.measures, bench.before.values())
     if telling is not None and winner.summary is not None and not winner.summary.value(telling.key) >= _GOOD:
         typer.echo(
@@ -174,15 +189,25 @@ def _trials(bench: Bench, specs: list[EditorSpec], scan: Mapping[int, Trial]) ->
 
     scanned = best(scan.values())
     found = best([scanned, *bench.clamps(specs[0], scanned.settings["layers"][0])])
-    chosen = []
-    for spec in specs:
-        tried = bench.alternatives(spec, found.settings)
-        if any(trial.summary is not None for trial in tried):
-            chosen.append(best(tried))
-        else:
-            typer.echo(f"{spec.name} cannot edit this model as it is set; it gets no preset. {tried[0].problem}")
-    _show_trials(bench, chosen)
-    return chosen
+    tried = {spec.name: bench.alternatives(spec, found.settings) for spec in specs}
+    return [best(trials) for name, trials in tried.items() if _works(name, trials)]
+
+
+def _searches(bench: Bench, specs: list[EditorSpec], layers: list[int]) -> list[Trial]:
+    """The best trial of each editor that has a search; those that cannot edit the model are left out."""
+    from editcore.onboarding.onboard import best
+
+    tried = {spec.name: bench.search(spec, layers) for spec in specs}
+    return [best(trials) for name, trials in tried.items() if _works(name, trials)]
+
+
+def _works(editor: str, trials: list[Trial]) -> bool:
+    """Whether one of the trials of an editor worked. If none did, the user is told."""
+    if any(trial.summary is not None for trial in trials):
+        return True
+    problem = trials[0].problem if trials else "Its search proposes nothing."
+    typer.echo(f"{editor} cannot edit this model as it is set; it gets no preset. {problem}")
+    return False
 
 
 def _show_layout(model: LanguageModel) -> None:
@@ -210,18 +235,32 @@ def _show_candidates(model: LanguageModel, tracing: Tracing | None, layers: list
     typer.echo(f"{why}; layers to try, spread over the depth: {named}. The trials decide.")
 
 
-def _show_cost(specs: list[EditorSpec], layers: list[int], facts: int, statistics: StatisticsStore) -> None:
+def _show_cost(
+    inheriting: list[EditorSpec],
+    searching: list[EditorSpec],
+    layers: list[int],
+    facts: int,
+    statistics: StatisticsStore,
+) -> None:
     """Print what will be computed, before the long work starts."""
     from editcore._util.words import counted
     from editcore.onboarding.onboard import CLAMPS
 
-    width = statistics.model.layout.d_ff
-    typer.echo(
-        f"Trials of {counted(facts, 'fact')} each: {counted(len(layers), 'layer')} and {len(CLAMPS)} clamps with "
-        f"{specs[0].name}, then up to two with each of {', '.join(spec.name for spec in specs)}. Second moments of "
-        f"{counted(len(layers), 'layer')} "
-        f"({len(layers) * 8 * width**2 / 1e6:,.0f} MB) from {statistics.tokens:,} tokens."
-    )
+    parts = []
+    if inheriting:
+        parts += [
+            f"{counted(len(layers), 'layer')} and {len(CLAMPS)} clamps with {inheriting[0].name}",
+            f"then up to two with each of {', '.join(spec.name for spec in inheriting)}",
+        ]
+    if searching:
+        parts.append(f"the searches of {', '.join(spec.name for spec in searching)}")
+    text = f"Trials of {counted(facts, 'fact')} each: {', '.join(parts)}."
+    if inheriting:
+        text += (
+            f" Second moments of {counted(len(layers), 'layer')} "
+            f"({len(layers) * 8 * statistics.model.layout.d_ff**2 / 1e6:,.0f} MB) from {statistics.tokens:,} tokens."
+        )
+    typer.echo(text)
 
 
 def _show_trials(bench: Bench, chosen: list[Trial]) -> None:
@@ -255,13 +294,13 @@ def _write_results(bench: Bench, tracing: Tracing | None, scan: Mapping[int, Tri
 
     table, picture = directory / "trials.csv", directory / "figures" / "layers.png"
     write_text(table, pd.DataFrame([trial.row() for trial in bench.trials]).to_csv(index=False))
-    worked = {layer: trial.summary for layer, trial in scan.items() if trial.summary is not None}
-    first = best(scan.values())
-    title = (
-        f"Editing one layer of {model_stem(bench.model.name)}: {first.editor}, {counted(len(bench.records), 'fact')}"
-    )
-    save(layers_figure(worked, bench.before, chosen=first.settings["layers"][0], title=title), picture)
-    written = [table, picture]
+    written = [table]
+    if scan:
+        worked = {layer: trial.summary for layer, trial in scan.items() if trial.summary is not None}
+        first, facts = best(scan.values()), counted(len(bench.records), "fact")
+        title = f"Editing one layer of {model_stem(bench.model.name)}: {first.editor}, {facts}"
+        save(layers_figure(worked, bench.before, chosen=first.settings["layers"][0], title=title), picture)
+        written.append(picture)
     if tracing is not None and tracing.used:
         written += write_tracing(tracing, directory)
     for path in written:

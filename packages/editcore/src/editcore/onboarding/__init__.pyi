@@ -1,5 +1,6 @@
 from .causal_tracing import TracingOptions as TracingOptions, trace as trace
 from .onboard import (
+    SEARCH as SEARCH,
     Bench as Bench,
     Trial as Trial,
     best as best,

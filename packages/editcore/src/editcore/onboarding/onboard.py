@@ -2,8 +2,17 @@
 
 Tracing proposes layers, and trials decide. A trial writes a few facts with some settings, measures the result, and
 leaves the model as it was. This module names no method and no metric. What can be set for an editor follows from the
-names of its settings (:class:`editcore.locate_then_edit.hparams.LocateThenEditHParams`). Trials are compared by the
-metrics that an evaluator announces as its objectives.
+names of its settings (:class:`editcore.locate_then_edit.hparams.LocateThenEditHParams`), or from a search of its own: a
+component of the kind :data:`SEARCH` with the editor's name. Trials are compared by the metrics that an evaluator
+announces as its objectives.
+
+The ``target`` of a search is called with the :class:`editcore.LanguageModel` and the candidate layers, and returns a
+generator. It yields a list of settings to try, by name, and is sent the best settings of all that it had tried; and so
+on until it ends::
+
+    def search(model, layers):
+        found = yield [{"layer": layer} for layer in layers]
+        yield [{**found, "learning_rate": 2e-3}]
 """
 
 from __future__ import annotations
@@ -42,6 +51,7 @@ if TYPE_CHECKING:
     from editcore.second_moments.statistics import StatisticsStore
 
 __all__ = [
+    "SEARCH",
     "Bench",
     "Trial",
     "best",
@@ -53,6 +63,9 @@ __all__ = [
 ]
 
 Settings = Mapping[str, Any]
+
+SEARCH = "onboarding.search"
+"""Kind of the components that are searches for an editor's settings."""
 
 FAST: Settings = {"context_count": 2, "v_stop_probability": 0.9}
 """Settings of every trial, and so of the presets, if the editor has them. On SmolLM2 two contexts edit as well as five,
@@ -136,23 +149,30 @@ def best(trials: Iterable[Trial]) -> Trial:
 
 
 def tunable_editors(plugins: Plugins, names: Sequence[str] = ()) -> list[EditorSpec]:
-    """The editors that have a setting ``layers``, of ``names`` or of all installed ones. Editors that solve batches
-    come first, and preferred ones among them.
+    """The editors that have a setting ``layers`` or a search, of ``names`` or of all installed ones. Editors that solve
+    batches come first, and preferred ones among them; those with a search come last.
 
     Raises:
         UnknownNameError: there is no such editor.
-        PluginError: no editor has a setting ``layers``, or a named one does not.
+        PluginError: no editor has a setting ``layers`` or a search, or a named one has neither.
     """
+    searches = plugins.components(SEARCH)
     specs = [plugins.editor(name) for name in names] if names else list(plugins.editors().values())
-    found = [spec for spec in specs if "layers" in _settings_of(spec)]
+    found = [spec for spec in specs if spec.name in searches or "layers" in _settings_of(spec)]
     if names and len(found) < len(specs):
         other = next(spec.name for spec in specs if spec not in found)
-        raise PluginError(f"The editor '{other}' has no setting 'layers', so there is nothing to find out for it.")
+        raise PluginError(
+            f"The editor '{other}' has no setting 'layers' and no search, so there is nothing to find out for it."
+        )
     if not found:
-        raise PluginError("No installed editor has a setting 'layers', so there is nothing to find out.")
+        raise PluginError("No installed editor has a setting 'layers' or a search, so there is nothing to find out.")
     if names:
         return found
-    return sorted(found, key=lambda spec: (spec.capabilities.max_batch is not None, not spec.preferred, spec.name))
+
+    def rank(spec: EditorSpec) -> tuple[object, ...]:
+        return (spec.name in searches, spec.capabilities.max_batch is not None, not spec.preferred, spec.name)
+
+    return sorted(found, key=rank)
 
 
 def _settings_of(spec: EditorSpec) -> set[str]:
@@ -254,6 +274,27 @@ class Bench:
         if spec.capabilities.multi_layer and self.model.layout.norm_placement == "pre" and len(span) > 1:
             wanted.append({**settings, "layers": span})
         return list(self._each(spec, f"trying {spec.name}", wanted))
+
+    def search(self, spec: EditorSpec, layers: Sequence[int]) -> list[Trial]:
+        """Try what the editor's search asks for (:data:`SEARCH`), until it ends or nothing has worked.
+
+        Raises:
+            PluginError: the search failed.
+        """
+        found: list[Trial] = []
+        with boundary(f"The search for '{spec.name}' failed: "):
+            steps = resolve(self._plugins.components(SEARCH)[spec.name].target)(self.model, tuple(layers))
+            wanted = next(steps, None)
+        while wanted:
+            found += self._each(spec, f"trying {spec.name}", wanted)
+            if all(trial.summary is None for trial in found):
+                break
+            with boundary(f"The search for '{spec.name}' failed: "):
+                try:
+                    wanted = steps.send(best(found).settings)
+                except StopIteration:
+                    break
+        return found
 
     def with_value_norms(self, trial: Trial, records: Sequence[FactRecord]) -> Trial:
         """A trial whose preset also has ``v_norms``, measured on ``records`` with its settings. It is as it was for an
