@@ -189,7 +189,8 @@ ROOMS = {
         stop_after target_losses target_tokens
     """,
     "onboarding": """
-        Bench TracingOptions Trial best candidate_layers preset_paths span_below trace tunable_editors write_presets
+        Bench SEARCH TracingOptions Trial best candidate_layers preset_paths span_below trace tunable_editors
+        write_presets
     """,
     "plugins": """
         Lifecycle Offer PluginInfo Plugins boundary code_versions lifecycle resolve
