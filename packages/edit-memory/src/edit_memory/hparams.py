@@ -31,4 +31,6 @@ class MemoryHParams(LocateThenEditHParams):
     def _one_layer(self) -> MemoryHParams:
         if len(self.layers) > 1:
             raise ValueError(f"a memory is beside one layer, found layers {list(self.layers)}")
+        if self.target_window is not None:
+            raise ValueError("a memory has one key for a fact, so its target cannot be cut: leave target_window out")
         return self

@@ -15,6 +15,7 @@ from torch import Tensor
 from editcore.interfaces.errors import NumericalError
 from editcore.interfaces.values import EditBatch, EditRequest
 from editcore.locate_then_edit.hparams import LocateThenEditHParams
+from editcore.locate_then_edit.windows import Window
 from editcore.models.capture import LayerByLayerCapture, project
 from editcore.models.tokens import TokenRow, lookup_row
 
@@ -75,6 +76,7 @@ class ActivationReader:
         key_weighting: how keys of the contexts are averaged.
         residual_key: the key to which the solve gives the residual.
         resume: whether a layer's capture may resume from the hidden states of the layer below.
+        windows: by id, requests that stand for a window of a long target.
     """
 
     def __init__(
@@ -86,8 +88,9 @@ class ActivationReader:
         key_weighting: KeyWeighting,
         residual_key: ResidualKey,
         resume: bool,
+        windows: Mapping[str, Window] | None = None,
     ) -> None:
-        self.model, self.hparams = model, hparams
+        self.model, self.hparams, self.windows = model, hparams, windows or {}
         self.key_weighting: KeyWeighting = key_weighting
         self.residual_key: ResidualKey = residual_key
         self.templates = templates[:1] if key_weighting == "prompt" else templates
@@ -155,12 +158,15 @@ class ActivationReader:
 
     def _rows(self, requests: Mapping[int, EditRequest], contexts: Sequence[int]) -> dict[Hashable, TokenRow]:
         return {
-            (row, context): lookup_row(
-                self.model, request, template=self.templates[context], fact_token=self.hparams.fact_token
-            )
+            (row, context): self._row(request, self.templates[context])
             for row, request in requests.items()
             for context in contexts
         }
+
+    def _row(self, request: EditRequest, template: str) -> TokenRow:
+        if (window := self.windows.get(request.id)) is not None:
+            return window.row(self.model, template)
+        return lookup_row(self.model, request, template=template, fact_token=self.hparams.fact_token)
 
 
 def kept_keys(batch: EditBatch, name: str, fresh: Mapping[str, int]) -> dict[int, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -15,8 +15,9 @@ from editcore.interfaces.values import EditBatch, EditRequest, KnownTarget
 from editcore.locate_then_edit.activations import LayerActivations
 from editcore.locate_then_edit.hparams import LocateThenEditHParams
 from editcore.locate_then_edit.preparation import Prepared
-from editcore.locate_then_edit.targets import Targets, optimise_targets, prefixes_can_be_cached
-from editcore.locate_then_edit.token_rows import fact_rows
+from editcore.locate_then_edit.targets import Targets, joined_parts, optimise_targets, prefixes_can_be_cached
+from editcore.locate_then_edit.token_rows import FactRows, fact_rows
+from editcore.locate_then_edit.windows import Window, Windows, planted
 
 if TYPE_CHECKING:
     from editcore.models import LanguageModel
@@ -51,30 +52,50 @@ class BatchTargets:
         hparams: LocateThenEditHParams,
         prepared: Prepared,
         context: EditContext,
+        *,
+        windows: Windows,
     ) -> BatchTargets:
-        """Optimise values at ``layer``.
+        """Optimise values at ``layer``. Those of later windows come after those of the windows before them.
 
         Args:
             values: the requests of each value (:func:`requests_by_value`).
         """
         if not values:
             return cls(None, {}, {})
-        rows = [fact_rows(model, requests, prepared.templates, hparams) for requests in values]
-        if layer not in prepared.cache_prefixes:
-            prepared.cache_prefixes[layer] = prefixes_can_be_cached(model, rows[0][0], layer=layer)
-        optimised = optimise_targets(
-            model,
-            rows,
-            layer=layer,
-            hparams=hparams,
-            cache_prefixes=prepared.cache_prefixes[layer],
-            progress=context.progress,
-        )
-        facts = [(request.id, len(requests)) for requests in values for request in requests]
+        rounds: dict[int, list[Sequence[EditRequest]]] = {}
+        for requests in values:
+            window = windows.get(requests[0].id)
+            rounds.setdefault(window.number if window else 0, []).append(requests)
+        parts: list[Targets] = []
+        row: dict[str, int] = {}
+        deltas: dict[str, Tensor] = {}
+        for number in sorted(rounds):
+            rows = [fact_rows(model, one, prepared.templates, hparams, windows=windows) for one in rounds[number]]
+            if number:
+                rows = [
+                    [
+                        with_planted(fact, windows[request.id], windows, deltas)
+                        for fact, request in zip(*value, strict=True)
+                    ]
+                    for value in zip(rows, rounds[number], strict=True)
+                ]
+            elif layer not in prepared.cache_prefixes:
+                prepared.cache_prefixes[layer] = prefixes_can_be_cached(model, rows[0][0], layer=layer)
+            part = optimise_targets(
+                model,
+                rows,
+                layer=layer,
+                hparams=hparams,
+                cache_prefixes=prepared.cache_prefixes[layer],
+                progress=context.progress,
+            )
+            for place, request in enumerate(request for requests in rounds[number] for request in requests):
+                row[request.id], deltas[request.id] = len(row), part.deltas[place]
+            parts.append(part)
         return cls(
-            optimised,
-            {name: row for row, (name, _) in enumerate(facts)},
-            dict(facts),
+            joined_parts(parts),
+            row,
+            {request.id: len(requests) for requests in values for request in requests},
             anchored=hparams.v_norm_anchor and layer in dict(hparams.v_norms),
         )
 
@@ -147,6 +168,12 @@ class BatchTargets:
     def notes(self) -> tuple[str, ...]:
         """Sentences for the user."""
         return self.optimised.notes if self.optimised else ()
+
+
+def with_planted(fact: FactRows, window: Window, windows: Windows, deltas: Mapping[str, Tensor]) -> FactRows:
+    """The rows of a window with the values of the windows before it in place."""
+    before = [(earlier, deltas[earlier.id]) for earlier in windows.before(window)]
+    return replace(fact, contexts=tuple(planted(row, window, before) for row in fact.contexts))
 
 
 def _stored_value(known: KnownTarget, name: str, request: EditRequest) -> Tensor:

@@ -38,6 +38,7 @@ from editcore.locate_then_edit.problem import (
 )
 from editcore.locate_then_edit.shared_keys import facts_by_key, requests_by_value, rows_with_a_subject_in_common
 from editcore.locate_then_edit.solved import SolvedGroup, SolvedLayer, joined_evidence, joined_targets
+from editcore.locate_then_edit.windows import Windows
 from editcore.models.tokens import lookup_row
 from editcore.second_moments.accumulator import Accumulator
 from editcore.second_moments.linalg import Metric, Update, hold_at, solve_update
@@ -181,7 +182,8 @@ class LocateThenEdit:
         groups: list[SolvedGroup] = []
         changes: dict[str, FactoredDelta] = {}
         # Lower layers come first, because the residuals of upper layers are measured with the lower changes in place.
-        for group in self._grouped(model, batch, context):
+        cut, windows = Windows.cut(model, batch, self.hparams.target_window)
+        for group in self._grouped(model, cut, windows, context):
             solved = self._solve_group(model, group, changes, clock, context)
             groups.append(solved)
             changes |= solved.changes
@@ -195,8 +197,9 @@ class LocateThenEdit:
         notes = [note for solved in groups for note in solved.notes(self.hparams, self.low_fraction_advice)]
         return Proposal(
             changes=changes,
-            evidence=tuple(evidence[request.id] for request in batch.requests),
-            known={request.id: known[request.id] for request in batch.requests},
+            evidence=tuple(windows.evidence_of(request, evidence) for request in batch.requests),
+            # A fact has one key at a weight, so the ledger has none of a fact in windows.
+            known={request.id: known[request.id] for request in batch.requests if request.id in known},
             diagnostics={
                 name: value
                 for solved in groups
@@ -206,21 +209,28 @@ class LocateThenEdit:
             seconds=clock.seconds,
         )
 
-    def _grouped(self, model: LanguageModel, batch: EditBatch, context: EditContext) -> Iterator[_Group]:
+    def _grouped(
+        self, model: LanguageModel, batch: EditBatch, windows: Windows, context: EditContext
+    ) -> Iterator[_Group]:
         """The facts of a batch, grouped by the layers at which they are written, lower layers first.
 
         A fact whose lookup token is the first of all tokens is written twice: its bare prompt at the first-token
         layers, and its prompt behind a context at the usual layers.
         """
         prepared = self.prepared(model, context)
-        ids, facts = {request.id for request in batch.requests}, [request.fact_key for request in batch.requests]
+        ids, facts = (
+            {request.id for request in batch.requests},
+            dict.fromkeys(request.fact_key for request in batch.requests),
+        )
         first = {
             request.id
             for request in batch.requests
-            if prepared.first_token and lookup_row(model, request, fact_token=self.hparams.fact_token).lookup == 0
+            if prepared.first_token
+            and request.id not in windows
+            and lookup_row(model, request, fact_token=self.hparams.fact_token).lookup == 0
         }
         if first:
-            yield _Group(batch.without(ids - first), prepared.first_token, "prompt", facts)
+            yield _Group(batch.without(ids - first), prepared.first_token, "prompt", list(facts), Windows())
         usual = batch
         if len(prepared.templates) == 1:
             usual = batch.without(first)
@@ -237,7 +247,7 @@ class LocateThenEdit:
             layers = _chosen_layers(self.hparams.layer_selection, prepared.layers, batch, context.seed)
             # BLUE: every layer has a value of its own, found with the layers below already changed.
             for own in [(layer,) for layer in layers] if self.hparams.layer_rule == "blue" else [layers]:
-                yield _Group(usual, own, self.key_weighting, facts)
+                yield _Group(usual, own, self.key_weighting, list(facts), windows)
 
     def _solve_group(
         self,
@@ -254,7 +264,7 @@ class LocateThenEdit:
                 sharing = self._sharing(model, group, context)
             with clock.stage("targets"):
                 values = requests_by_value(batch, {model.layout.weight_name(layer) for layer in layers}, sharing)
-                targets = BatchTargets.of(model, values, layers[-1], hparams, prepared, context)
+                targets = BatchTargets.of(model, values, layers[-1], hparams, prepared, context, windows=group.windows)
         weights = torch.tensor(batch.weights, dtype=torch.float64)
         changes = dict(below)
         solved: list[SolvedLayer] = []
@@ -266,6 +276,7 @@ class LocateThenEdit:
             residual_key=self.residual_key,
             # If prefixes can be cached, a block reads nothing but the residual stream from lower blocks.
             resume=len(layers) > 1 and prepared.cache_prefixes.get(layers[-1], False),
+            windows=group.windows,
         )
         for number, layer in enumerate(layers):
             name = model.layout.weight_name(layer)
@@ -302,7 +313,7 @@ class LocateThenEdit:
     def _sharing(self, model: LanguageModel, group: _Group, context: EditContext) -> list[list[int]]:
         """Rows of a group's facts that share a key at its first layer; facts with a key of their own are left out."""
         batch, layer = group.batch, group.layers[0]
-        rows = rows_with_a_subject_in_common(batch)
+        rows = rows_with_a_subject_in_common(batch, but=group.windows)
         if not rows or self.hparams.shared_key_cosine is None:
             return []
         reader = ActivationReader(
@@ -312,6 +323,7 @@ class LocateThenEdit:
             key_weighting=group.key_weighting,
             residual_key=self.residual_key,
             resume=False,
+            windows=group.windows,
         )
         alike = batch.without({request.id for row, request in enumerate(batch.requests) if row not in rows})
         keys = reader.read(alike, layer, deepest=layer, kept={}).keys
@@ -477,6 +489,8 @@ class _Group:
     key_weighting: KeyWeighting
     facts: Sequence[FactKey]
     """All facts of the batch, as ``EditRequest.fact_key``."""
+    windows: Windows
+    """The requests that stand for a window of a long target."""
 
 
 def _chosen_layers(selection: str, layers: tuple[int, ...], batch: EditBatch, seed: int) -> tuple[int, ...]:

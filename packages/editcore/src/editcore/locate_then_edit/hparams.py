@@ -40,6 +40,11 @@ class LocateThenEditHParams(HParams):
     each, with the layers below already changed, and is asked for in full (BLUE, arXiv 2502.03748)."""
     fact_token: Literal["subject_last", "subject_first", "subject_first_after_last", "last"] = "subject_last"
     """Token whose representation is rewritten. ROME, section 2: the subject's last."""
+    target_window: Annotated[int, Field(ge=1)] | None = None
+    """Tokens of a window. A longer target is cut into windows, each written at the token before it, the first at the
+    last token of the prompt (ARE, AnyEdit; its code: 40 for Llama-3, 50 for Qwen2.5). Left out, every target is written
+    whole. Departures: a target that fits a window is written at ``fact_token``; the keys of other tokens of the text
+    are not protected."""
     shared_key_cosine: Annotated[float, Field(gt=0, le=1)] | None = 0.99
     """Cosine in C⁻¹ from which on the keys of two facts about one subject count as one. Such facts share a value, which
     is optimised for all of them. With ``none``, each is a constraint of its own, and those with one key contradict each

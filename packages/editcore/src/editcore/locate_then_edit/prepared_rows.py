@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from editcore.locate_then_edit.windows import PlantedRow
 from editcore.models.encoding import pad_rows
 from editcore.models.forward import logits_at
 from editcore.models.module_hooks import first_tensor, hooks
@@ -76,6 +77,9 @@ class PreparedRows:
     """``[rows, tail]`` position of each token in its own row."""
     lookup: Tensor
     """``[rows]`` column of the lookup token in ``ids``."""
+    planted: Tensor | None = None
+    """``[rows, tail, d_out]``, what is added to the projection's output beside δ; ``None`` for nothing. Whole rows
+    only."""
     edited: EditedBlock | None = None
     """``None`` to run whole rows through all blocks."""
     prefixes: Prefixes | None = None
@@ -85,7 +89,13 @@ def whole_rows(model: LanguageModel, rows: Sequence[TokenRow]) -> PreparedRows:
     """Whole rows, right-padded, which every model can run."""
     ids, mask = pad_rows([row.ids for row in rows], model.pad_id, device=model.device)
     lookup = torch.tensor([row.lookup for row in rows], device=model.device)
-    return PreparedRows(ids=ids, mask=mask, positions=positions_of(mask), lookup=lookup)
+    planted = None
+    if any(isinstance(row, PlantedRow) and row.planted for row in rows):
+        planted = torch.zeros(*ids.shape, model.layout.d_model, device=model.device)
+        for place, row in enumerate(rows):
+            for token, delta in row.planted if isinstance(row, PlantedRow) else ():
+                planted[place, token] = delta.to(planted)
+    return PreparedRows(ids=ids, mask=mask, positions=positions_of(mask), lookup=lookup, planted=planted)
 
 
 def positions_of(mask: Tensor) -> Tensor:
@@ -212,6 +222,8 @@ def _adding(delta: Tensor, prepared: PreparedRows) -> Callable[[nn.Module, tuple
         added = torch.where(
             at_lookup.to(output.device), delta[:, None, :].to(output), torch.zeros((), dtype=output.dtype)
         )
+        if prepared.planted is not None:
+            added = added + prepared.planted.to(output)
         return output + added.reshape(output.shape)
 
     return hook

@@ -7,7 +7,7 @@ are one, whose value is optimised for both.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from editcore.interfaces.values import EditBatch, EditRequest, KnownTarget
@@ -22,11 +22,15 @@ __all__ = ["facts_by_key", "requests_by_value", "rows_with_a_subject_in_common"]
 _UNKNOWN = KnownTarget(keys={}, values={})
 
 
-def rows_with_a_subject_in_common(batch: EditBatch) -> list[int]:
-    """Rows of the requests whose subject another request of the batch has, too: those that may share a key."""
+def rows_with_a_subject_in_common(batch: EditBatch, *, but: Container[str]) -> list[int]:
+    """Rows of the requests whose subject another request of the batch has, too: those that may share a key.
+
+    Args:
+        but: ids of requests that are not looked up at their subject.
+    """
     rows: dict[str, list[int]] = {}
     for row, request in enumerate(batch.requests):
-        if request.subject:
+        if request.subject and request.id not in but:
             rows.setdefault(request.subject_key, []).append(row)
     return sorted(row for group in rows.values() if len(group) > 1 for row in group)
 

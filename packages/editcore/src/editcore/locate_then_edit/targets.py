@@ -62,13 +62,14 @@ from editcore.interfaces.progress import Progress, silent
 from editcore.locate_then_edit.cached_prefixes import prefixes_fit
 from editcore.locate_then_edit.side_by_side import ValueOptimiser, rows_by_context
 from editcore.locate_then_edit.token_rows import ESSENCE, FactRows
+from editcore.locate_then_edit.windows import PlantedRow
 from editcore.models.verdicts import kept_verdict
 
 if TYPE_CHECKING:
     from editcore.locate_then_edit.hparams import LocateThenEditHParams
     from editcore.models import LanguageModel
 
-__all__ = ["Targets", "anchored", "optimise_targets", "prefixes_can_be_cached"]
+__all__ = ["Targets", "anchored", "joined_parts", "optimise_targets", "prefixes_can_be_cached"]
 
 
 @documented
@@ -122,7 +123,9 @@ def optimise_targets(
     members = [[next(numbers) for _ in value] for value in values]
     notes = list(_notes_on_shortened(model, facts))
     cached = prefixes_can_be_cached(model, facts[0], layer=layer) if cache_prefixes is None else cache_prefixes
-    if cached and model.positions is not None:
+    if any(isinstance(row, PlantedRow) for fact in facts for row in fact.contexts):
+        cached = False  # the cached tokens would have to be run anew for every value before them
+    elif cached and model.positions is not None:
         # Some families (GPT-Neo) give padding a position, and every tail is padded to the longest prefix.
         rows = (fact.row(context) for fact in facts for context in fact.contexts_and_essence())
         cached = all(2 * len(row.ids) <= model.positions for row in rows)
@@ -150,6 +153,21 @@ def optimise_targets(
         probabilities=tuple(value.probability for value in done),
         norms=tuple(norms.tolist()),
         notes=tuple(notes),
+    )
+
+
+def joined_parts(parts: Sequence[Targets]) -> Targets:
+    """The targets of all parts, one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    return Targets(
+        deltas=torch.cat([part.deltas for part in parts]),
+        base=torch.cat([part.base for part in parts]),
+        losses=tuple(loss for part in parts for loss in part.losses),
+        steps=tuple(steps for part in parts for steps in part.steps),
+        probabilities=tuple(probability for part in parts for probability in part.probabilities),
+        norms=tuple(norm for part in parts for norm in part.norms),
+        notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),
     )
 
 

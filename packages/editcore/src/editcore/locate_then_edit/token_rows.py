@@ -6,12 +6,13 @@ the essence term.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from editcore.interfaces.documented import documented
 from editcore.interfaces.values import EditRequest
+from editcore.locate_then_edit.windows import Window
 from editcore.models.tokens import TokenRow, continuation_row, fitting, lookup_row
 
 if TYPE_CHECKING:
@@ -75,38 +76,69 @@ class FactRows:
 
 
 def fact_rows(
-    model: LanguageModel, requests: Iterable[EditRequest], templates: Sequence[str], hparams: LocateThenEditHParams
+    model: LanguageModel,
+    requests: Iterable[EditRequest],
+    templates: Sequence[str],
+    hparams: LocateThenEditHParams,
+    *,
+    windows: Mapping[str, Window] | None = None,
 ) -> list[FactRows]:
     """The rows of each request.
 
     Args:
         templates: contexts with ``{}`` for the prompt; the first must be the bare ``"{}"``.
+        windows: by id, requests that stand for a window of a long target. They have no essence row.
 
     Raises:
         RequestError, SubjectNotFoundError: as :func:`editcore.models.lookup_row`.
     """
-    return [_rows_of(model, request, templates, hparams) for request in requests]
+    windows = windows or {}
+    return [
+        _rows_of(model, request, templates, hparams)
+        if request.id not in windows
+        else _rows_of_window(model, windows[request.id], templates, hparams)
+        for request in requests
+    ]
+
+
+def _rows_of_window(
+    model: LanguageModel, window: Window, templates: Sequence[str], hparams: LocateThenEditHParams
+) -> FactRows:
+    end = _end_of_turn(model, hparams) if window.last else ()
+    rows = [window.row(model, template) for template in templates]
+    contexts = tuple(_ended(model, row, end) for row in rows)
+    shortened = any(fitting(model, window.request, template) != template for template in templates)
+    return FactRows(text=window.request.text, contexts=contexts, essence=None, shortened=shortened)
+
+
+def _end_of_turn(model: LanguageModel, hparams: LocateThenEditHParams) -> tuple[int, ...]:
+    """The token that ends an answer, if it is a part of targets."""
+    if hparams.chat_answer != "whole" or model.prompt_form.end == "":
+        return ()
+    return (int(model.tokenizer.convert_tokens_to_ids(model.prompt_form.end)),)
+
+
+def _ended(model: LanguageModel, row: TokenRow, end: tuple[int, ...]) -> TokenRow:
+    """A row with one more target token, unless the model has no position for it: the last token is only predicted, so
+    it needs none."""
+    full = model.positions is not None and len(row.ids) > model.positions
+    return row if full else replace(row, ids=(*row.ids, *end))
 
 
 def _rows_of(
     model: LanguageModel, request: EditRequest, templates: Sequence[str], hparams: LocateThenEditHParams
 ) -> FactRows:
-    whole_answer = hparams.chat_answer == "whole" and model.prompt_form.end != ""
-    end = (int(model.tokenizer.convert_tokens_to_ids(model.prompt_form.end)),) if whole_answer else ()
+    end = _end_of_turn(model, hparams)
     rows = [
         continuation_row(model, request, template=template, fact_token=hparams.fact_token) for template in templates
     ]
-    # The last token is only predicted, so it needs no position.
-    contexts = tuple(
-        row if model.positions is not None and len(row.ids) > model.positions else replace(row, ids=(*row.ids, *end))
-        for row in rows
-    )
+    contexts = tuple(_ended(model, row, end) for row in rows)
     shortened = any(fitting(model, request, template) != template for template in templates)
     if hparams.kl_factor == 0:
         return FactRows(text=request.text, contexts=contexts, essence=None, shortened=shortened)
     prompt = request.model_copy(update={"prompt": ESSENCE_PROMPT})
     row = lookup_row(model, prompt, fact_token="subject_last" if hparams.fact_token == "last" else hparams.fact_token)
-    position = row.lookup if hparams.kl_position == "lookup" and not whole_answer else len(row.ids) - 1
+    position = row.lookup if hparams.kl_position == "lookup" and not end else len(row.ids) - 1
     # Tokens after that position are not needed.
     essence = replace(row, ids=row.ids[: position + 1])
     return FactRows(text=request.text, contexts=contexts, essence=essence, shortened=shortened)

@@ -88,11 +88,13 @@ def continuation_row(
 
 def _lookup_row(model: LanguageModel, request: EditRequest, template: str, fact_token: FactToken) -> TokenRow:
     """:func:`lookup_row`, without shortening the template."""
-    if not request.subject:
+    if not request.subject and fact_token != "last":
         raise SubjectNotFoundError(f"'{request.text}' names no subject, so there is no token to look it up at.")
     text, _ = _in_context(request, template)
-    start = template.index("{}") + request.prompt.index("{}")
     ids, offsets = model.read_prompt(text)
+    if not request.subject:
+        return TokenRow(ids, len(ids) - 1, len(ids))
+    start = template.index("{}") + request.prompt.index("{}")
     start += len(model.prompt_form.before)
     return TokenRow(ids, _lookup_index(offsets, text, start, request.subject, fact_token, len(ids)), len(ids))
 
