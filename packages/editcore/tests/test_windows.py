@@ -4,14 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from editcore import EditBatch, EditRequest, EditSession, HParamsError, LanguageModel, SessionConfig
+from editcore import (
+    EditBatch,
+    EditorSpec,
+    EditRequest,
+    EditSession,
+    HParams,
+    HParamsError,
+    LanguageModel,
+    Plugins,
+    RequestError,
+    SessionConfig,
+)
 from editcore.locate_then_edit import LocateThenEditHParams, fact_rows
 from editcore.locate_then_edit.windows import Windows
 from editcore.models.tokens import continuation_row, lookup_row
+from editcore.runs import RunConfig, records_of
+from editcore.runs.fit import check_subjects, needs_subject
+from editcore.runs.resolved import editor_settings, recorded_editor
 from editcore.settings import build
 from editcore.testing import tiny_model, tiny_requests, tiny_tokenizer
 from torch import Tensor
@@ -200,6 +215,90 @@ def test_without_a_subject_the_last_token_of_the_prompt_is_looked_up() -> None:
     assert row.lookup == len(row.ids) - 1
     behind = continuation_row(model, request, template="I said so. {}", fact_token="last")
     assert behind.lookup == behind.target_start - 1
+
+
+SUBJECTLESS = EditRequest(subject="", prompt="The old town lies by the", target_new="river", id="no-subject")
+
+
+@pytest.mark.parametrize(
+    ("editor", "own"),
+    [
+        ("rome", {}),
+        ("memit", {"layers": [0, 1]}),
+        ("memit-seq", {}),
+        ("emmet", {"kl_factor": 0.5}),
+        ("alphaedit", {"mom2_adjustment": True}),
+        ("memory", {}),
+    ],
+    ids=str,
+)
+def test_every_editor_writes_a_fact_without_a_subject_at_the_last_token(
+    open_session: Open, editor: str, own: dict[str, Any]
+) -> None:
+    own = {"fact_token": "last", "target_window": None, "v_num_grad_steps": 8, "v_lr": 0.5, **own}
+    session = open_session(editor, **own)
+    before = {name: tensor.clone() for name, tensor in session.model.hf.state_dict().items()}
+    row = continuation_row(session.model, SUBJECTLESS, fact_token="last")
+    start, _ = outputs(session.model, row.ids)
+    session.edit([SUBJECTLESS, *SHORT])
+    other = EditRequest(subject="", prompt="The young painter lives in", target_new="Rome", id="other")
+    session.edit([other])
+    assert session.ledger.history()[-1].builds_on == (), "two facts without a subject have none in common"
+    after, _ = outputs(session.model, row.ids)
+    target = (row.target_start - 1, row.targets[0])
+    assert after[target] > start[target] + 0.5
+    for request in (other, SUBJECTLESS, *SHORT):
+        session.undo(request.id)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in session.model.hf.state_dict().items())
+
+
+def test_such_facts_are_refused_where_the_settings_do_not_ask_for_it(open_session: Open) -> None:
+    with pytest.raises(RequestError, match=r"needs a subject in every request; 1 of 1 have none"):
+        open_session(target_window=None).edit([SUBJECTLESS])
+    open_session().edit([SUBJECTLESS])  # target_window asks for it
+    spec = Plugins.load().editor("emmet")
+    for settings, needed in (({}, True), ({"fact_token": "last"}, False), ({"target_window": 9}, False)):
+        assert needs_subject(spec, build(LocateThenEditHParams, [{"layers": [1], **settings}], owner="emmet")) == needed
+    assert needs_subject(spec, None)
+    assert not needs_subject(Plugins.load().editor("ft"), None)
+
+
+@pytest.mark.parametrize(("settings", "count"), [({}, 2), ({"fact_token": "last"}, 3), ({"target_window": 9}, 3)])
+def test_a_run_takes_facts_without_a_subject_if_its_settings_do(
+    tmp_path: Path, settings: dict[str, object], count: int
+) -> None:
+    path = tmp_path / "facts.jsonl"
+    path.write_text("".join(fact.model_dump_json(exclude={"tags"}) + "\n" for fact in [*SHORT, SUBJECTLESS]))
+    options = {"editor": "emmet", "dataset": str(path), "settings": {"emmet": {"layers": [1], **settings}}}
+    plugins = Plugins.load()
+    config = RunConfig.create(options, plugins)
+    records, notes = records_of(config, plugins)
+    assert len(records) == count
+    assert len(notes) == (0 if count == 3 else 1)
+    check_subjects([record.request for record in records], *recorded(config, plugins))
+
+
+def recorded(config: RunConfig, plugins: Plugins) -> tuple[EditorSpec, HParams | None]:
+    """The editor as ``run.json`` has it, with settings that are complete."""
+    own = editor_settings(plugins, config, config.model)
+    assert own is not None
+    record = SimpleNamespace(config=config, settings={"emmet": own.model_dump(mode="json")})
+    found: tuple[EditorSpec, HParams | None] = recorded_editor(plugins, record)  # type: ignore[arg-type]
+    assert found[1] == own
+    return found
+
+
+def test_new_windows_stand_before_those_of_replayed_facts() -> None:
+    model = tiny_model("llama")
+    again = LONG.model_copy(update={"id": "again"})
+    batch = EditBatch(index=0, requests=(SHORT[0], LONG, again, SHORT[1]), weights=(1.0, 1.0, 2.0, 3.0), num_new=2)
+    cut, windows = Windows.cut(model, batch, 3)
+    count = len(windows) // 2
+    ids = [f"{name}#{number}" for name in (LONG.id, "again") for number in range(count)]
+    assert [request.id for request in cut.requests] == [SHORT[0].id, *ids, SHORT[1].id]
+    assert cut.num_new == 1 + count
+    assert cut.weights == (*[1.0] * (1 + count), *[2.0] * count, 3.0)
+    assert Windows.cut(model, batch, None) == (batch, {})
 
 
 def test_the_token_that_ends_an_answer_belongs_to_the_last_window() -> None:

@@ -139,7 +139,7 @@ def edit(
     from editcore.runs.config import SessionConfig
     from editcore.runs.early import check_session
     from editcore.runs.fit import check_savable, check_subjects, with_needed_parts
-    from editcore.runs.resolved import default_editor
+    from editcore.runs.resolved import default_editor, editor_settings
 
     refuse_used_save(save, save_dtype)
     plugins = loaded_plugins(ctx)
@@ -157,7 +157,7 @@ def edit(
             "chat_template": chat_template,
         }
     )
-    check_subjects([request], plugins.editor(editor))
+    check_subjects([request], plugins.editor(editor), editor_settings(plugins, config, model))
     if save is not None:
         check_savable(plugins, editor, with_needed_parts(plugins, editor, (), None)[1])
     check_session(plugins, model, config)
@@ -213,12 +213,13 @@ def write_into(
     from editcore.runs.fit import check_subjects
     from editcore.runs.planned_edit import plan_edit
     from editcore.runs.record import RunRecord
+    from editcore.runs.resolved import recorded_editor
     from editcore.runs.workspace import refuse_unfinished, signed, workspace
 
     plugins = loaded_plugins(ctx)
     record = RunRecord.read(directory)
     refuse_unfinished(directory, record)
-    check_subjects([fact.request for fact in records], plugins.editor(record.config.editor))
+    check_subjects([fact.request for fact in records], *recorded_editor(plugins, record))
     planned = plan_edit(Ledger.read(directory), records, again=options.again)
     _show_plan(planned, record, directory, dry_run=options.dry_run)
     if options.dry_run or not planned.records:

@@ -39,7 +39,8 @@ class LocateThenEditHParams(HParams):
     of what is left of it (MEMIT, section 4.3). ``blue``: the first and the last layer alone; a value is optimised at
     each, with the layers below already changed, and is asked for in full (BLUE, arXiv 2502.03748)."""
     fact_token: Literal["subject_last", "subject_first", "subject_first_after_last", "last"] = "subject_last"
-    """Token whose representation is rewritten. ROME, section 2: the subject's last."""
+    """Token whose representation is rewritten. ROME, section 2: the subject's last. With ``last``, the last one of the
+    prompt, and with ``target_window``, requests need no subject."""
     target_window: Annotated[int, Field(ge=1)] | None = None
     """Tokens of a window. A longer target is cut into windows, each written at the token before it, the first at the
     last token of the prompt (ARE, AnyEdit; its code: 40 for Llama-3, 50 for Qwen2.5). Left out, every target is written
@@ -174,6 +175,12 @@ class LocateThenEditHParams(HParams):
             if bad:
                 raise ValueError(f"a context template needs {{}} exactly once, found {bad[0]!r}")
         return self
+
+    @property
+    def needs_subject(self) -> bool | None:
+        """False if requests are looked up at the last token of their prompt, or may be cut into windows. A request
+        without a subject is then looked up there."""
+        return False if self.fact_token == "last" or self.target_window is not None else None
 
     @property
     def value_layers(self) -> tuple[int, ...]:

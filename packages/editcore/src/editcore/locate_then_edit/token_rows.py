@@ -134,7 +134,7 @@ def _rows_of(
     ]
     contexts = tuple(_ended(model, row, end) for row in rows)
     shortened = any(fitting(model, request, template) != template for template in templates)
-    if hparams.kl_factor == 0:
+    if hparams.kl_factor == 0 or not request.subject:
         return FactRows(text=request.text, contexts=contexts, essence=None, shortened=shortened)
     prompt = request.model_copy(update={"prompt": ESSENCE_PROMPT})
     row = lookup_row(model, prompt, fact_token="subject_last" if hparams.fact_token == "last" else hparams.fact_token)

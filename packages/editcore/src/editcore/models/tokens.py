@@ -60,13 +60,13 @@ def lookup_row(
     """Tokens of the filled prompt inside ``template``, with the lookup token.
 
     The lookup token is found in the text, by the character offsets of the tokenizer. So padding and special tokens do
-    not move it. The row includes what the model's prompt form puts around the text. A context that is too long for the
-    model is shortened (:func:`fitting`).
+    not move it. Without a subject, it is the last token of the prompt; editors refuse such requests unless their
+    settings ask for it (:attr:`HParams.needs_subject`). The row includes what the model's prompt form puts around the
+    text. A context that is too long for the model is shortened (:func:`fitting`).
 
     Raises:
         RequestError: the prompt alone, with its target, is longer than the model's positions.
-        SubjectNotFoundError: the request has no subject, no token covers it, or there is no token after it where one
-            is asked for.
+        SubjectNotFoundError: no token covers the subject, or there is no token after it where one is asked for.
     """
     return _lookup_row(model, request, fitting(model, request, template), fact_token)
 
@@ -88,8 +88,6 @@ def continuation_row(
 
 def _lookup_row(model: LanguageModel, request: EditRequest, template: str, fact_token: FactToken) -> TokenRow:
     """:func:`lookup_row`, without shortening the template."""
-    if not request.subject and fact_token != "last":
-        raise SubjectNotFoundError(f"'{request.text}' names no subject, so there is no token to look it up at.")
     text, _ = _in_context(request, template)
     ids, offsets = model.read_prompt(text)
     if not request.subject:

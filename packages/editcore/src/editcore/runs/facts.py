@@ -15,6 +15,7 @@ from editcore.plugins.registry import Plugins
 from editcore.runs.config import RunConfig
 from editcore.runs.fit import subject_refusal
 from editcore.runs.record import RunRecord
+from editcore.runs.resolved import editor_settings
 
 __all__ = ["records_of", "refuse_other_records", "warn_of_other_records"]
 
@@ -34,7 +35,9 @@ def records_of(
         DatasetError: they cannot be read, or none of them can be edited.
         HParamsError: there are fewer than ``config.edits``.
     """
-    refuse = subject_refusal(plugins.editor(config.editor)) if leave_out_subjectless else None
+    refuse = None
+    if leave_out_subjectless:
+        refuse = subject_refusal(plugins.editor(config.editor), editor_settings(plugins, config, config.model))
     selection = Selection(first=config.edits, strict=config.strict, refuse=refuse)
     loaded = load(config.dataset, plugins=plugins, settings=config.settings, selection=selection)
     records, notes = list(loaded.records), list(loaded.notes)

@@ -8,6 +8,7 @@ from editcore.interfaces.errors import HParamsError, RequestError
 from editcore.interfaces.specs import EditorSpec
 from editcore.interfaces.values import EditRequest
 from editcore.plugins.registry import Plugins
+from editcore.settings.hparams import HParams
 
 __all__ = [
     "MissingSettingError",
@@ -15,6 +16,7 @@ __all__ = [
     "check_fit",
     "check_savable",
     "check_subjects",
+    "needs_subject",
     "refuse_contradictions",
     "refuse_duplicates",
     "subject_refusal",
@@ -131,25 +133,35 @@ def check_savable(plugins: Plugins, editor: str, backend: str) -> None:
         )
 
 
-def subject_refusal(editor: EditorSpec) -> Callable[[EditRequest], str | None]:
+def needs_subject(editor: EditorSpec, hparams: HParams | None) -> bool:
+    """Whether an editor needs a subject in every request.
+
+    Args:
+        hparams: its settings, which may decide; ``None``: as it is announced.
+    """
+    own = None if hparams is None else hparams.needs_subject
+    return editor.capabilities.needs_subject if own is None else own
+
+
+def subject_refusal(editor: EditorSpec, hparams: HParams | None = None) -> Callable[[EditRequest], str | None]:
     """A function that tells why an editor cannot take a request (it needs a subject and the request has none), or
     returns ``None`` if it can."""
 
     def refuse(request: EditRequest) -> str | None:
-        if request.subject or not editor.capabilities.needs_subject:
+        if request.subject or not needs_subject(editor, hparams):
             return None
         return f"It names no subject, and the editor '{editor.name}' needs one in every request."
 
     return refuse
 
 
-def check_subjects(requests: Sequence[EditRequest], editor: EditorSpec) -> None:
+def check_subjects(requests: Sequence[EditRequest], editor: EditorSpec, hparams: HParams | None = None) -> None:
     """Refuse requests without a subject where the editor looks subjects up.
 
     Raises:
         RequestError: a request has no subject.
     """
-    if editor.capabilities.needs_subject:
+    if needs_subject(editor, hparams):
         without = [request for request in requests if not request.subject]
         if without:
             raise RequestError(

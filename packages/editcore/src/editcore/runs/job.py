@@ -32,7 +32,7 @@ from editcore.runs.log import BatchLog
 from editcore.runs.outcome import notes_of, seconds_per_edit, tallies_of, title_of
 from editcore.runs.record import REQUESTS_NAME, RunRecord, read_requests
 from editcore.runs.recording import record_of, warn_of_differences
-from editcore.runs.resolved import resolve_dataset
+from editcore.runs.resolved import editor_settings, resolve_dataset
 from editcore.runs.results import FIGURES_NAME, RunResult, Sample, write_observations, write_summary
 from editcore.runs.resume import has_begun, refuse_finished, refuse_unlike, refuse_used
 from editcore.runs.samples import continuations, sampled
@@ -127,7 +127,8 @@ def _run(
         records, notes = read_requests(directory), list(record.notes)
     if options.records_hash is not None:
         refuse_other_records(records, options.records_hash, config)
-    check_subjects([fact.request for fact in records], plugins.editor(config.editor))
+    own = editor_settings(plugins, config, config.model)
+    check_subjects([fact.request for fact in records], plugins.editor(config.editor), own)
     if options.save is not None:
         refuse_existing(Path(options.save))
         check_savable(plugins, config.editor, config.backend)

@@ -9,17 +9,26 @@ from types import MappingProxyType
 from typing import Any
 
 from editcore.datasets import dataset_name, dataset_settings
-from editcore.interfaces.errors import HParamsError, UnknownNameError
+from editcore.interfaces.errors import EditcoreError, HParamsError, UnknownNameError
 from editcore.interfaces.specs import BackendSpec, EditorSpec, EvaluatorSpec, ExtensionSpec, Spec
 from editcore.models.sources import check_layer, look_at, num_blocks
 from editcore.plugins.calls import resolve
 from editcore.plugins.registry import Plugins
 from editcore.runs.config import RunConfig, SessionConfig
 from editcore.runs.fit import MissingSettingError, check_fit, refuse_duplicates, with_needed_parts
+from editcore.runs.record import RunRecord
 from editcore.settings.hparams import HParams, Setting, build, describe, layers_named
 from editcore.settings.presets import get_preset, preset_for, presets_of
 
-__all__ = ["Resolved", "default_editor", "hparams_of", "resolve_dataset", "resolve_session"]
+__all__ = [
+    "Resolved",
+    "default_editor",
+    "editor_settings",
+    "hparams_of",
+    "recorded_editor",
+    "resolve_dataset",
+    "resolve_session",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -147,6 +156,22 @@ def hparams_of(spec: BackendSpec | ExtensionSpec | EvaluatorSpec, given: Mapping
 
 def _no_hyperparameters(spec: Spec, given: Mapping[str, Any]) -> HParamsError:
     return HParamsError(f"{spec.name}: unknown setting '{next(iter(given))}'. It has no hyperparameters.")
+
+
+def editor_settings(registry: Plugins, config: SessionConfig | RunConfig, model_name: str) -> HParams | None:
+    """The hyperparameters of a session's editor; ``None`` if they are wrong, which :func:`resolve_session` reports."""
+    try:
+        spec = registry.editor(config.editor)
+        given = config.settings.get(spec.name, {})
+        return _editor_settings(spec, config.preset, given, model_name, lambda _text: None)
+    except EditcoreError:
+        return None
+
+
+def recorded_editor(registry: Plugins, record: RunRecord) -> tuple[EditorSpec, HParams | None]:
+    """The editor of a run directory, and its hyperparameters as :func:`editor_settings` gives them."""
+    config = record.config.model_copy(update={"settings": record.settings, "preset": None})
+    return registry.editor(config.editor), editor_settings(registry, config, config.model)
 
 
 def _editor_settings(

@@ -208,7 +208,7 @@ class EditSession:
         """
         if not requests:
             raise RequestError("There is nothing to edit: the list of requests is empty.")
-        check_subjects(requests, self._editor_spec)
+        check_subjects(requests, self._editor_spec, self.settings[self._editor_spec.name])
         refuse_too_long(self.model, requests)
         if batch_size is not None and batch_size < 1:
             raise RequestError(f"A batch has at least one request; batch_size is {batch_size}.")

@@ -27,6 +27,7 @@ from editcore.runs.fit import check_subjects
 from editcore.runs.log import BatchLog
 from editcore.runs.planned_edit import PlannedEdit, plan_edit
 from editcore.runs.record import RunRecord, facts_of
+from editcore.runs.resolved import recorded_editor
 from editcore.runs.resume import is_finished, resume_command
 from editcore.runs.state import STATE_NAME, DirectoryState, ledger_bytes
 
@@ -110,7 +111,7 @@ class Workspace:
             RequestError: two of the facts contradict each other, or the editor cannot write one.
         """
         records = [fact if isinstance(fact, FactRecord) else FactRecord(request=fact) for fact in facts]
-        check_subjects([record.request for record in records], self._plugins.editor(self.record.config.editor))
+        check_subjects([record.request for record in records], *recorded_editor(self._plugins, self.record))
         return plan_edit(self.ledger, records, again=again)
 
     def edit(

@@ -64,6 +64,12 @@ class HParams(BaseModel):
     """For ``editctl hparams import``: other names of the method in such files (``alg_name``, lower case), and the
     settings that each name implies."""
 
+    @property
+    def needs_subject(self) -> bool | None:
+        """Whether an editor with these settings needs a subject in every request; ``None``: as its announcement says
+        (``Capabilities.needs_subject``)."""
+        return None
+
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )

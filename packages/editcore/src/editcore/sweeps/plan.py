@@ -25,8 +25,9 @@ from editcore.plugins.registry import Plugins
 from editcore.plugins.versions import code_versions
 from editcore.runs.config import RunConfig
 from editcore.runs.facts import records_of
-from editcore.runs.fit import MissingSettingError, UnfitError, check_subjects
-from editcore.runs.resolved import resolve_session
+from editcore.runs.fit import MissingSettingError, UnfitError, check_subjects, needs_subject
+from editcore.runs.resolved import editor_settings, resolve_session
+from editcore.settings.hparams import HParams
 from editcore.settings.toml import run_values
 from editcore.sweeps.file import Arm, Sweep, SweepFile, overlaid
 from editcore.sweeps.records import PlanRecord, PointRecord, TrialRecord
@@ -273,7 +274,7 @@ class _Planner:
             paths = self._paths(config)
             requests, records = self._records(config)
             editor = self._plugins.editor(config.editor)
-            _check_subjects(requests, editor)
+            _check_subjects(requests, editor, settings[editor.name])
         except UnfitError as error:
             text = _in_a_sweep(error, config) if isinstance(error, MissingSettingError) else str(error)
             raise UnfitError(text if arm.optional else f"Arm '{arm.name}': {text}") from error
@@ -328,7 +329,7 @@ class _Planner:
     def _records(self, config: RunConfig) -> tuple[Sequence[EditRequest], str]:
         """The requests that a run edits, and the hash of its records."""
         own = config.settings.get(dataset_name(config.dataset, self._plugins) or "", {})
-        needy = self._plugins.editor(config.editor).capabilities.needs_subject
+        needy = needs_subject(self._plugins.editor(config.editor), editor_settings(self._plugins, config, config.model))
         parts = [config.dataset, config.edits, config.strict, config.plugins, needy, own]
         wanted = json.dumps(parts, sort_keys=True, default=str)
         if wanted not in self._facts:
@@ -365,14 +366,14 @@ def _in_a_sweep(error: MissingSettingError, config: RunConfig) -> str:
     return f"{error.problem} {cure}."
 
 
-def _check_subjects(requests: Sequence[EditRequest], editor: EditorSpec) -> None:
+def _check_subjects(requests: Sequence[EditRequest], editor: EditorSpec, hparams: HParams) -> None:
     """Refuse requests without a subject where the editor looks subjects up.
 
     Raises:
         UnfitError: a request has no subject.
     """
     try:
-        check_subjects(requests, editor)
+        check_subjects(requests, editor, hparams)
     except RequestError as error:
         raise UnfitError(str(error)) from error
 
