@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from editcore import EditSession, FactRecord, Plugins, SessionConfig
 from editcore.datasets import load_records
 from editcore.evaluation import score_targets
+from editcore.evaluation.generation import GenerationHParams, answer_of, is_said
 
 
 def main() -> None:
@@ -41,9 +42,9 @@ def main() -> None:
     session.edit([record.request for record in records], batch_size=1 if options.sequence else None)
     seconds = (time.perf_counter() - start) / len(records)
     after = measured(session, records)
-    print("| facts | ES | PS | NS (unedited) | said | paraphrases said | s per fact |")
-    print("|---:|---:|---:|---:|---:|---:|---:|")
-    cells = [f"{after[name]:.1f}" for name in ("ES", "PS", "NS", "said", "paraphrases said")]
+    print("| facts | ES | PS | NS (unedited) | said | generated | paraphrases said | s per fact |")
+    print("|---:|---:|---:|---:|---:|---:|---:|---:|")
+    cells = [f"{after[name]:.1f}" for name in ("ES", "PS", "NS", "said", "generated", "paraphrases said")]
     cells[2] += f" ({before['NS']:.1f})"
     print(f"| {len(records)} | {' | '.join(cells)} | {seconds:.1f} |")
 
@@ -60,7 +61,8 @@ def chosen_records(facts: int, subjects: int, *, shuffled: bool) -> list[FactRec
 
 
 def measured(session: EditSession, records: Sequence[FactRecord]) -> dict[str, float]:
-    """ES, PS and NS, and how many targets are the likeliest continuation token by token, in %."""
+    """ES, PS and NS; how many targets are the likeliest continuation token by token; how many the model's own answer to
+    the edited prompt contains, as the evaluator ``generation`` counts it; all in %."""
     main = [(record.request.text, record) for record in records]
     asked = {
         kind: [(probe.prompt, record) for record in records for probe in record.of_kind(kind)]
@@ -69,7 +71,24 @@ def measured(session: EditSession, records: Sequence[FactRecord]) -> dict[str, f
     es, said = _shares(session, main)
     ps, paraphrases_said = _shares(session, asked["paraphrase"])
     new_wins, _ = _shares(session, asked["neighborhood"])
-    return {"ES": es, "PS": ps, "NS": 100 - new_wins, "said": said, "paraphrases said": paraphrases_said}
+    return {
+        "ES": es,
+        "PS": ps,
+        "NS": 100 - new_wins,
+        "said": said,
+        "generated": _generated(session, records),
+        "paraphrases said": paraphrases_said,
+    }
+
+
+def _generated(session: EditSession, records: Sequence[FactRecord]) -> float:
+    """How often the model's own answer to the edited prompt contains the new object, in %."""
+    settings = GenerationHParams()
+    wanted = [record.request.target_new for record in records]
+    texts = session.generate([record.request.text for record in records], max_new_tokens=settings.answer_tokens)
+    answers = [answer_of(text, settings.stop, [target]) for text, target in zip(texts, wanted, strict=True)]
+    said = sum(is_said([target], answer) for answer, target in zip(answers, wanted, strict=True))
+    return 100 * said / len(records)
 
 
 def _shares(session: EditSession, asked: Sequence[tuple[str, FactRecord]]) -> tuple[float, float]:

@@ -1,7 +1,8 @@
-"""Settings that keep values from growing over many edits: a stop, a term of the loss, and a length."""
+"""Settings that keep values from growing over many edits: a stop, a term of the loss, a length, and other steps."""
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from itertools import combinations
 from typing import Any
@@ -14,6 +15,7 @@ from editcore.locate_then_edit.hparams import LocateThenEditHParams
 from editcore.locate_then_edit.targets import anchored
 from editcore.locate_then_edit.value_loss import spread_parts
 from editcore.locate_then_edit.value_norms import measure_value_norms
+from editcore.locate_then_edit.value_steps import LEAST_GAIN, MarginSteps, margin_aim
 from editcore.models.capture import capture
 from editcore.models.planning import PassBudget
 from editcore.models.tokens import TokenRow, lookup_row
@@ -21,6 +23,7 @@ from editcore.second_moments import CorpusOptions
 from editcore.second_moments.statistics import StatisticsStore
 from editcore.settings import build
 from editcore.testing import tiny_model, tiny_requests
+from hypothesis import given, settings as hypothesis_settings, strategies as st
 from torch import Tensor
 
 TEMPLATES = ("{}", "The old story. {}", "I said so. {}")
@@ -33,6 +36,9 @@ FREE = {
     "v_num_grad_steps": 18,
 }
 """With these a tiny model says three facts after 6 to 11 steps."""
+
+MARGIN = {"v_optimizer": "margin", "v_stop_probability": 0.5}
+"""Steps along the gradient of the log-odds."""
 
 
 def hparams(**changes: object) -> LocateThenEditHParams:
@@ -66,6 +72,8 @@ def check_with_plain_loop(model: LanguageModel, settings: LocateThenEditHParams,
         {"v_context_factor": 3.0, "v_context_layers": 1, "v_contexts_per_step": 1},
         {"v_norm_anchor": True, "v_norms": ((1, 2.0),)},
         {"v_norm_anchor": True, "v_norms": ((1, 2.0),), "clamp_norm": "stream"},
+        {**MARGIN, "v_longest_step": 2.0},
+        {**MARGIN, "clamp_norm": "stream", "clamp_norm_factor": 1.5, "v_contexts_per_step": 1, "v_weight_decay": 0.5},
     ],
     ids=str,
 )
@@ -79,9 +87,13 @@ def test_the_plain_loop_defines_it(changes: dict[str, object], cache_prefixes: b
     ), "the setting should matter for this to mean something"
 
 
-@pytest.mark.parametrize("changes", [{**FREE, "v_stop_most_probable": 1}, {"v_context_factor": 3.0}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [{**FREE, "v_stop_most_probable": 1}, {"v_context_factor": 3.0}, {**MARGIN, "v_longest_step": 2.0}],
+    ids=str,
+)
 def test_facts_that_share_a_value_are_asked_together(changes: dict[str, object]) -> None:
-    model, settings = tiny_model("llama"), hparams(**changes)
+    model, settings = tiny_model("llama", dtype=torch.float64), hparams(**changes)
     found = optimised(model, settings, together=True)
     expected = optimise_plainly(model, tiny_requests(3), layer=1, templates=TEMPLATES, hparams=settings)
     assert (found.deltas - expected).norm(dim=1).max() <= 1e-4 * expected.norm()
@@ -238,3 +250,33 @@ def test_lengths_are_those_of_values_on_the_unedited_model(monkeypatch: pytest.M
     )
     assert lengths(model, settings) == {}, "such facts are for block 0"
     assert list(lengths(model, hparams(first_token_layers=None, **both))) == [1]
+
+
+@given(seed=st.integers(0, 2**16), aim=st.floats(0.0, 4.0))
+@hypothesis_settings(max_examples=30)
+def test_where_log_odds_are_linear_one_margin_step_reaches_the_aim_by_the_least_change(seed: int, aim: float) -> None:
+    """m(δ) = c + aᵀδ: the least change that brings m to the aim is (aim − m) a / ‖a‖²."""
+    rng = torch.Generator().manual_seed(seed)
+    slope = torch.randn(2, 5, generator=rng, dtype=torch.float64)
+    start = torch.randn(3, 5, generator=rng, dtype=torch.float64)
+    values, rows = start.clone(), torch.tensor([2, 0])
+    delta = values[rows].requires_grad_()
+    margin = (slope * delta).sum(1) - 6
+    losses = torch.nn.functional.softplus(-margin, threshold=1e9)  # −log p of p = 1 / (1 + exp(−m))
+    (gradient,) = torch.autograd.grad(losses.sum(), delta)
+    longest = torch.full((3,), 1e9, dtype=torch.float64)
+    MarginSteps(values, aim=aim, longest=longest).step(rows, losses.detach(), gradient)
+    wanted = torch.maximum(margin.detach() + LEAST_GAIN, torch.tensor(aim, dtype=torch.float64))
+    torch.testing.assert_close((slope * values[rows]).sum(1) - 6, wanted, rtol=1e-9, atol=1e-9)
+    change = values - start
+    assert change[1].abs().max() == 0
+    torch.testing.assert_close(torch.cosine_similarity(change[rows], slope), torch.ones(2, dtype=torch.float64))
+    short = start.clone()
+    MarginSteps(short, aim=aim, longest=longest * 0 + 1e-3).step(rows, losses.detach(), gradient)
+    torch.testing.assert_close((short - start)[rows].norm(dim=1), torch.full((2,), 1e-3, dtype=torch.float64))
+
+
+def test_a_margin_step_aims_half_way_from_the_stop_to_certainty() -> None:
+    assert margin_aim(0.8) == pytest.approx(math.log(0.9 / 0.1))
+    with pytest.raises(ValueError, match="needs a v_stop_probability to aim at"):
+        hparams(v_optimizer="margin")

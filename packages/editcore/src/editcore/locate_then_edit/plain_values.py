@@ -1,8 +1,8 @@
 """The value optimisation as a plain loop, one fact and one row at a time. It serves as the definition.
 
 :func:`optimise_plainly` does what :func:`editcore.locate_then_edit.optimise_targets` does, without a cache, padding,
-passes or a queue, and with ``torch.optim.Adam``. It is many times slower. Read it first. The tests compare the fast
-optimisation with it.
+passes or a queue, and with ``torch.optim.Adam`` (or steps along the gradient of the log-odds). It is many times slower.
+Read it first. The tests compare the fast optimisation with it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from editcore.interfaces.values import EditRequest
 from editcore.locate_then_edit.token_rows import fact_rows
+from editcore.locate_then_edit.value_steps import LEAST_GAIN, margin_aim
 from editcore.models.module_hooks import first_tensor, hooks
 
 if TYPE_CHECKING:
@@ -86,7 +87,17 @@ def optimise_plainly(
             break
         adam.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        adam.step()
+        if hparams.v_optimizer == "adam":
+            adam.step()
+        else:
+            assert delta.grad is not None
+            assert hparams.v_stop_probability is not None
+            p = (-loss.detach()).exp()
+            slope = -delta.grad / (1 - p)  # of the log-odds m = log(p / (1 − p))
+            gain = max(margin_aim(hparams.v_stop_probability) - float((p / (1 - p)).log()), LEAST_GAIN)
+            longest = hparams.v_longest_step * float(base.norm()) / added
+            with torch.no_grad():
+                delta.add_(slope / slope.norm() * min(gain / float(slope.norm()), longest))
         with torch.no_grad():
             length, limit = added * delta.norm(), hparams.clamp_norm_factor * base.norm()
             if length > limit:

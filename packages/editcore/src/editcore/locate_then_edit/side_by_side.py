@@ -26,9 +26,9 @@ from editcore._util.memory import is_out_of_memory, release
 from editcore.interfaces.errors import NumericalError
 from editcore.locate_then_edit.cached_prefixes import CachedPrefixes
 from editcore.locate_then_edit.prepared_rows import whole_rows
-from editcore.locate_then_edit.row_adam import RowAdam
 from editcore.locate_then_edit.token_rows import ESSENCE, FactRows, RowName
 from editcore.locate_then_edit.value_loss import LossPass, loss_pass, pass_losses
+from editcore.locate_then_edit.value_steps import AdamSteps, MarginSteps, margin_aim
 from editcore.models.capture import capture
 from editcore.models.planning import PassBudget, numbers_per_token, plan_passes
 from editcore.models.tokens import TokenRow
@@ -58,7 +58,7 @@ class OptimisedValue:
     loss: float
     """Loss at the last δ evaluated."""
     steps: int
-    """Adam steps taken."""
+    """Steps taken."""
     probability: float
     """exp(−NLL) of the fact's target averaged over the contexts, at the last δ evaluated."""
 
@@ -93,7 +93,7 @@ class ValueOptimiser:
         self.added = abs(model.layout.residual_scale) if stream else 1.0
         """Factor from ‖δ‖ to the length of what δ adds to the quantity that ``base`` is."""
         self.deltas = torch.zeros_like(self.base)
-        self.adam = RowAdam(self.deltas, lr=hparams.v_lr, betas=(hparams.v_beta1, 0.999))
+        self.movement = self._movement()
         self.most_steps = torch.tensor(
             [hparams.v_num_grad_steps * len(members) for members in values], device=model.device
         )
@@ -173,7 +173,7 @@ class ValueOptimiser:
     def _rows_of_this_step(self, value: int) -> list[RowName]:
         """Of each fact the bare prompt, the contexts whose turn it is, and the essence prompt."""
         others = len(self.facts[0].contexts) - 1
-        first = int(self.adam.steps[value]) * self.contexts_per_step
+        first = int(self.movement.steps[value]) * self.contexts_per_step
         turn = sorted(1 + (first + place) % others for place in range(self.contexts_per_step))
         return [
             RowName(fact, context)
@@ -254,7 +254,7 @@ class ValueOptimiser:
         # Of the fact that each value makes least likely.
         probabilities = torch.stack([means[list(self.values[value])].min() for value in self.active])
         # As in the reference code, the last evaluation takes no step.
-        last = self.adam.steps[index] == self.most_steps[index] - 1
+        last = self.movement.steps[index] == self.most_steps[index] - 1
         done = last | (losses < hparams.v_stop_loss)
         moving = ~done
         if hparams.v_stop_probability is not None:
@@ -270,7 +270,7 @@ class ValueOptimiser:
             done = done | (remaining == 0)
         self._refuse_not_finite(torch.isfinite(losses) & (torch.isfinite(gradient).all(dim=1) | ~moving))
         if bool(moving.any()):
-            self._move(index[moving], gradient[moving])
+            self._move(index[moving], losses[moving], gradient[moving])
         finished: dict[int, OptimisedValue] = {}
         for place in done.nonzero()[:, 0].tolist():
             value = self.active[place]
@@ -281,17 +281,25 @@ class ValueOptimiser:
                     base=self.base[value],
                     output=self.outputs[value],
                     loss=float(losses[place]),
-                    steps=int(self.adam.steps[value]),
+                    steps=int(self.movement.steps[value]),
                     probability=float(means[fact]),
                 )
                 for fact in self.values[value]
             }
         return finished
 
-    def _move(self, values: Tensor, gradient: Tensor) -> None:
-        """A step of Adam, and the projection to ‖δ‖ ≤ clamp_norm_factor · ‖h₀‖."""
+    def _movement(self) -> AdamSteps | MarginSteps:
+        hparams = self.hparams
+        if hparams.v_optimizer == "adam":
+            return AdamSteps(self.deltas, lr=hparams.v_lr, betas=(hparams.v_beta1, 0.999))
+        assert hparams.v_stop_probability is not None
+        longest = hparams.v_longest_step * self.base.norm(dim=1) / self.added
+        return MarginSteps(self.deltas, aim=margin_aim(hparams.v_stop_probability), longest=longest)
+
+    def _move(self, values: Tensor, losses: Tensor, gradient: Tensor) -> None:
+        """A step, and the projection to ‖δ‖ ≤ clamp_norm_factor · ‖h₀‖."""
         limit = self.hparams.clamp_norm_factor * self.base[values].norm(dim=1) / self.added
-        self.adam.step(values, gradient)
+        self.movement.step(values, losses, gradient)
         norm = self.deltas[values].norm(dim=1)
         self.deltas[values] *= (limit / norm.clamp_min(1e-30)).clamp_max(1.0)[:, None]
 
@@ -323,7 +331,7 @@ class ValueOptimiser:
         if bool(finite.all()):
             return
         value = self.active[int(finite.logical_not().nonzero()[0, 0])]
-        text, steps = self.facts[self.values[value][0]].text, int(self.adam.steps[value])
+        text, steps = self.facts[self.values[value][0]].text, int(self.movement.steps[value])
         if steps:
             raise NumericalError(
                 f"The value optimisation of '{text}' met NaN or Inf after {steps} steps; nothing was applied. Lower "

@@ -7,7 +7,8 @@ METHODS: minimise over δ (ROME, arXiv 2202.05262, eq. 4)
          + v_weight_decay · ‖δ‖ / ‖h₀‖²
          + v_context_factor · Σ over pairs of contexts of ‖h_a − h_b‖² / d_model, averaged over blocks above
 
-by Adam, projected to ‖δ‖ ≤ clamp_norm_factor · ‖h₀‖ after every step. δ is added at the lookup token to the output of
+by Adam, or by steps along the gradient of the target's log-odds (``v_optimizer``), projected to
+‖δ‖ ≤ clamp_norm_factor · ‖h₀‖ after every step. δ is added at the lookup token to the output of
 the edited projection, which is what the update of its weight can change. In models without a norm behind the projection
 this is the same as adding it to the residual stream, where MEMIT's reference code does.
 
@@ -43,7 +44,7 @@ same loop runs here for many facts at once, and computes only what δ can change
 * ``cached_prefixes`` keeps what δ cannot change; ``prepared_rows`` runs the model's own forward from there.
 * ``value_loss`` turns the logits of one pass into losses of the values in it.
 * ``side_by_side`` decides which values are active, cuts their rows into passes
-  (:func:`editcore.models.planning.plan_passes`), moves δ (``row_adam``), and removes values that are done.
+  (:func:`editcore.models.planning.plan_passes`), moves δ (``value_steps``), and removes values that are done.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ class Targets:
     losses: tuple[float, ...]
     """Loss of each fact, at the last δ evaluated."""
     steps: tuple[int, ...]
-    """Adam steps taken."""
+    """Steps taken."""
     probabilities: tuple[float, ...]
     """exp(−NLL) averaged over the contexts, at the last δ evaluated. With ``v_final_step`` or ``v_stop_most_probable``,
     δ moved once more after it; with ``v_norm_anchor`` it was rescaled."""
