@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from editcore import EditRequest, KnownTarget
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["BufferStatistics", "EditRecord", "ReplayBuffer", "compute_edit_priority"]
 
@@ -178,10 +181,10 @@ class ReplayBuffer:
         Its value stays: measuring it anew each time would let rounding accumulate. Only a fact that was optimised anew
         (``refreshed``) gets a new value, and a new probability ``reached``.
         """
-        values = {**record.known.values, **known.values} if refreshed else record.known.values
+        values = _Joined(record.known.values, known.values) if refreshed else record.known.values
         updated = replace(
             record,
-            known=KnownTarget(keys={**record.known.keys, **known.keys}, values=values),
+            known=KnownTarget(keys=_Joined(record.known.keys, known.keys), values=values),
             sources={**record.sources, **dict.fromkeys(known.keys, batch)},
             reached=reached if refreshed else record.reached,
             access_count=record.access_count + 1,
@@ -193,6 +196,14 @@ class ReplayBuffer:
             key = self.key(record.request)
             self._records[key] = self._records.pop(key)
 
+    def load(self) -> None:
+        """Read the keys and values of all records into memory. A target that the ledger gave is read when it is looked
+        at; most facts of a long history have left the buffer before that."""
+        for record in self.records:
+            keys, values = record.known.keys, record.known.values
+            if not (type(keys) is type(values) is dict):
+                self._put(replace(record, known=replace(record.known, keys=dict(keys), values=dict(values))))
+
     def checked(self, record: EditRecord, *, strength: float | None, success: float | None = None) -> None:
         """Note how well the model holds a kept fact."""
         self._put(replace(record, strength=strength, success=success))
@@ -202,3 +213,24 @@ class ReplayBuffer:
         if key not in self._records:
             raise KeyError(f"'{record.request.text}' is not in the buffer")
         self._records[key] = record  # keeps its place
+
+
+class _Joined(Mapping[str, "Tensor"]):
+    """Two mappings as one; the second counts where both have a name. Their tensors are not looked at before they are
+    needed."""
+
+    def __init__(self, first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> None:
+        self._of: dict[str, Mapping[str, Tensor]] = {
+            name: found._of[name] if isinstance(found, _Joined) else found
+            for found in (first, second)
+            for name in found
+        }
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._of[name][name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._of)
+
+    def __len__(self) -> int:
+        return len(self._of)

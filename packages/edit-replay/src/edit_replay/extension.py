@@ -214,6 +214,7 @@ class ReplayExtension:
         return math.prod(self.hparams.replay_importance.get(tag, 1.0) for tag in request.tags)
 
     def _check(self, model: LanguageModel) -> None:
+        self.buffer.load()
         records = self.buffer.records
         rows: dict[str, list[int]] = defaultdict(list)
         for index, record in enumerate(records):

@@ -13,7 +13,8 @@ from editcore.interfaces.errors import PluginError
 from editcore.interfaces.history import LedgerEntry
 from editcore.interfaces.values import EditBatch, HeldKey, first_problem
 from editcore.ledger.lines import AttachmentLine, BatchLine, HeldLine, TensorFile
-from editcore.ledger.tensors import Lazy, StoredTensors
+from editcore.ledger.reading import StoredTensors
+from editcore.ledger.tensors import Lazy
 
 __all__ = ["attachment_line", "batch_line", "entry_composed_anew", "entry_of", "entry_without"]
 
@@ -26,7 +27,7 @@ _ALIKE = tuple(
 """Fields that have the same form in an entry and in a line."""
 
 
-def batch_line(entry: LedgerEntry, file: TensorFile | None, held: Sequence[HeldLine] = ()) -> BatchLine:
+def batch_line(entry: LedgerEntry, file: TensorFile | None, held: HeldLine | None = None) -> BatchLine:
     """The entry without its tensors, which are in ``file``.
 
     Args:
@@ -36,7 +37,7 @@ def batch_line(entry: LedgerEntry, file: TensorFile | None, held: Sequence[HeldL
         PluginError: a plugin's diagnostics or verdicts are not what they should be.
     """
     try:
-        return BatchLine(file=file, attachment=attachment_line(entry.written), held=tuple(held), **_fields_alike(entry))
+        return BatchLine(file=file, attachment=attachment_line(entry.written), held=held, **_fields_alike(entry))
     except ValidationError as error:
         raise PluginError(f"Batch {entry.batch} cannot be kept: {first_problem(error)}.") from error
 

@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from editcore._util.files import sync_directory, write_tensors
 from editcore.interfaces.errors import RunError, StorageError
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["DELTAS_NAME", "LEDGER_NAME", "LedgerFile"]
+
+L = TypeVar("L", bound=Line)
 
 LEDGER_NAME = "ledger.jsonl"
 DELTAS_NAME = "deltas"
@@ -57,11 +59,11 @@ class LedgerFile:
     def write(
         self,
         header: HeaderLine,
-        line_of: Callable[[TensorFile | None], Line],
+        line_of: Callable[[TensorFile | None], L],
         name: str = "",
         tensors: Mapping[str, Tensor] | None = None,
-    ) -> None:
-        """Write a line, and before it its tensors, if there are any.
+    ) -> L:
+        """Write a line, and before it its tensors, if there are any. Returns the line.
 
         Args:
             header: the first line of a new file.
@@ -75,17 +77,20 @@ class LedgerFile:
         self._refuse_foreign(self.directory / LEDGER_NAME)
         first = [header] if self._size == 0 else []
         if not tensors:
-            self._append(*first, line_of(None))
-            return
+            line = line_of(None)
+            self._append(*first, line)
+            return line
         path = self.directory / DELTAS_NAME / name
         write_tensors(path, tensors, {})
         try:
             raw = path.read_bytes()
             file = TensorFile(name=name, size=len(raw), sha256=hashlib.sha256(raw).hexdigest())
-            self._append(*first, line_of(file))
+            line = line_of(file)
+            self._append(*first, line)
         except Exception:
             path.unlink(missing_ok=True)  # no line names the file
             raise
+        return line
 
     def begin(self, header: HeaderLine) -> None:
         """Write the first line of a new file.

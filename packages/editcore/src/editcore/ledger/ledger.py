@@ -10,22 +10,26 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from editcore.interfaces.changes import Written
-from editcore.interfaces.errors import PluginError, RunError
+from editcore.interfaces.errors import RunError
 from editcore.interfaces.history import LedgerEntry, Signature
-from editcore.interfaces.values import EditBatch, EditRequest, HeldKey, KnownTarget
+from editcore.interfaces.values import EditBatch, EditRequest, KnownTarget
 from editcore.ledger.entries import attachment_line, batch_line, entry_composed_anew, entry_of, entry_without
 from editcore.ledger.file import DELTAS_NAME, LEDGER_NAME, LedgerFile
-from editcore.ledger.lines import BatchLine, HeaderLine, HeldLine, Line, RevisionLine, TensorFile, UndoLine
+from editcore.ledger.held import HeldReferences
+from editcore.ledger.lines import BatchLine, HeaderLine, Line, RevisionLine, TensorFile, UndoLine
+from editcore.ledger.reading import StoredTensors, TensorReader
 from editcore.ledger.states import Edit, LeftOut, State
-from editcore.ledger.tensors import Lazy, StoredTensors, entry_tensors, written_tensors
+from editcore.ledger.tensors import entry_tensors, written_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["Edit", "Ledger", "write_ledger"]
+
+L = TypeVar("L", bound=Line)
 
 _NOTHING = LeftOut()
 _log = logging.getLogger(__name__)
@@ -53,7 +57,11 @@ class Ledger:
         # By batch, the state when it was added.
         self._state_before: dict[int, State] = {}
         self._by_subject: dict[str, list[Edit]] = {}
+        self._files: dict[tuple[int, LeftOut], TensorFile] = {}
+        self._held = HeldReferences(self._by_index.get)
         self._file = None if directory is None else LedgerFile(directory)
+        self.reader = None if directory is None else TensorReader(directory / DELTAS_NAME)
+        """Reads the tensors of a directory."""
 
     @classmethod
     def open(cls, directory: Path | str, header: HeaderLine) -> Ledger:
@@ -80,7 +88,8 @@ class Ledger:
     def read(cls, directory: Path | str) -> Ledger:
         """The ledger of a run directory. A last line that was cut off by a crash is left out, with a note.
 
-        Tensors are read, and compared with their hashes, on first use.
+        Tensors are read, and their files compared with their hashes, when they are looked up. Only those that were read
+        last stay in memory.
 
         Raises:
             RunError: a line is missing or damaged; the message names it.
@@ -121,8 +130,7 @@ class Ledger:
             elif isinstance(line, BatchLine):
                 self._add(self._entry(line, where))
             elif isinstance(line, RevisionLine):
-                out = LeftOut(frozenset(line.without), frozenset(line.never))
-                self._add_revision(line.batch, out, self._revised(line, where))
+                self._add_revision(line.batch, _left_out(line), self._revised(line, where))
             else:
                 self._state = self._marked(line.kind, line.edits, as_if_never=line.as_if_never)
                 self.events.append(line)
@@ -130,7 +138,7 @@ class Ledger:
             raise RunError(f"{where}: {error}.") from error
 
     def tensors_of(self, line: BatchLine | RevisionLine, where: str) -> tuple[Written, Mapping[str, KnownTarget]]:
-        """The tensors of a line. They are read on first use, and the ledger does not keep them."""
+        """The tensors of a line. They are read when they are looked up."""
         stored = self._stored(line.file, where, line.requests)
         return stored.written(line.attachment), stored.known
 
@@ -156,6 +164,17 @@ class Ledger:
     def active(self) -> list[Written]:
         """What the active batches write, in order."""
         return [entry.written for entry in self.history()]
+
+    def active_hashes(self) -> list[str]:
+        """For each of the active batches, in order, the SHA-256 of the file with what it writes; an empty text if it
+        has none."""
+        found = []
+        for entry in self.entries:
+            out = self.left_out(entry.batch)
+            if not out or not self._is_empty(entry.batch, out):
+                file = self._files.get((entry.batch, out))
+                found.append("" if file is None else file.sha256)
+        return found
 
     def batch(self, index: int) -> LedgerEntry:
         """The batch of that index, as it was solved."""
@@ -267,8 +286,11 @@ class Ledger:
         """Whether nothing is left of a batch without the edits ``out``."""
         return out.own(batch) >= set(self._by_index[batch].new_ids)
 
-    def append(self, entry: LedgerEntry) -> None:
+    def append(self, entry: LedgerEntry) -> LedgerEntry:
         """Add a batch. With a directory, it is made durable first.
+
+        Returns:
+            The batch as the ledger has it: with a directory, its tensors are read from there, and not kept in memory.
 
         Raises:
             StorageError: the batch cannot be written; the ledger is as it was.
@@ -276,9 +298,11 @@ class Ledger:
         """
         self._check(entry)
         tensors = entry_tensors(entry) if entry.applied else {}
-        held = self._references(entry)
-        self._write(lambda file: batch_line(entry, file, held), f"batch-{entry.batch:05d}.safetensors", tensors)
-        self._add(entry)
+        held = self._held.line_of(entry)
+        line = self._write(lambda file: batch_line(entry, file, held), f"batch-{entry.batch:05d}.safetensors", tensors)
+        kept = entry if line is None else self._entry(*line)
+        self._add(kept)
+        return kept
 
     def revise(self, batch: int, out: LeftOut, written: Written, anew: EditBatch | None = None) -> None:
         """Keep the solution of a batch without some edits. Nothing changes before :meth:`mark`.
@@ -296,7 +320,7 @@ class Ledger:
         )
         number = 1 + len(self._revisions.get(batch, {}))
 
-        def line(file: TensorFile | None) -> Line:
+        def line(file: TensorFile | None) -> RevisionLine:
             return RevisionLine(
                 batch=batch,
                 without=tuple(sorted(out.edits)),
@@ -308,8 +332,8 @@ class Ledger:
             )
 
         tensors = written_tensors(written) if anew is None else entry_tensors(revised)
-        self._write(line, f"batch-{batch:05d}-{number}.safetensors", tensors)
-        self._add_revision(batch, out, revised)
+        written_line = self._write(line, f"batch-{batch:05d}-{number}.safetensors", tensors)
+        self._add_revision(batch, out, revised if written_line is None else self._revised(*written_line))
 
     def mark(
         self,
@@ -342,43 +366,14 @@ class Ledger:
             what = "something" if writes else "nothing"
             raise ValueError(f"batch {line.batch} is scaled by {line.scale:g} and writes {what}")
         stored = self._stored(line.file, where, line.requests)
-        return entry_of(line, stored, HeldKey.ordered(self._held(line)))
-
-    def _held(self, line: BatchLine) -> Iterator[HeldKey]:
-        for reference in line.held:
-            entry = self._by_index.get(reference.batch)
-            if entry is None or not entry.applied or max(reference.rows) >= len(entry.requests):
-                raise ValueError(
-                    f"batch {line.batch} holds row {max(reference.rows)} of batch {reference.batch}, which is not there"
-                )
-            for row in reference.rows:
-                name = entry.requests[row].id
-                yield HeldKey(batch=entry.batch, request_id=name, keys=_keys_of(entry, name), weight=reference.weight)
-
-    def _references(self, entry: LedgerEntry) -> list[HeldLine]:
-        """References to the keys that a batch left alone. Keys with the same batch and weight share one reference.
-
-        Raises:
-            PluginError: a key is not in the ledger.
-        """
-        rows: dict[tuple[int, float], list[int]] = {}
-        places: dict[int, dict[str, int]] = {}
-        for key in entry.held:
-            if key.batch not in places:
-                found = self._by_index.get(key.batch)
-                requests = found.requests if found is not None and found.applied else ()
-                places[key.batch] = {request.id: row for row, request in enumerate(requests)}
-            if key.request_id not in places[key.batch]:
-                raise PluginError(
-                    f"Batch {entry.batch} holds the key of '{key.request_id}' of batch {key.batch}, which the ledger "
-                    "does not have."
-                )
-            rows.setdefault((key.batch, key.weight), []).append(places[key.batch][key.request_id])
-        return [HeldLine(batch=batch, rows=tuple(sorted(r)), weight=w) for (batch, w), r in sorted(rows.items())]
+        if line.file is not None:
+            self._files[line.batch, _NOTHING] = line.file
+        held = () if line.held is None else self._held.take(line.batch, line.held)
+        return entry_of(line, stored, held)
 
     def _stored(self, file: TensorFile | None, where: str, requests: Sequence[EditRequest] = ()) -> StoredTensors:
-        assert self.directory is not None
-        return StoredTensors(self.directory / DELTAS_NAME, file, where, tuple(request.id for request in requests))
+        assert self.reader is not None
+        return StoredTensors(self.reader, file, where, tuple(request.id for request in requests))
 
     def _check(self, entry: LedgerEntry) -> None:
         if self.batches and entry.batch <= self.batches[-1].batch:
@@ -408,6 +403,8 @@ class Ledger:
         entry = self._by_index.get(line.batch)
         if entry is None or not entry.applied:
             raise ValueError(f"batch {line.batch} was not applied and cannot be solved again")
+        if line.file is not None:
+            self._files[line.batch, _left_out(line)] = line.file
         own = {name for index, name in line.without if index == line.batch}
         if not line.requests:
             return entry_without(entry, own, self._stored(line.file, where).written(line.attachment))
@@ -456,17 +453,20 @@ class Ledger:
 
     def _write(
         self,
-        line_of: Callable[[TensorFile | None], Line],
+        line_of: Callable[[TensorFile | None], L],
         name: str = "",
         tensors: Mapping[str, Tensor] | None = None,
-    ) -> None:
-        if self._file is not None:
-            assert self.header is not None, "a ledger on disk needs a header"
-            self._file.write(self.header, line_of, name, tensors)
+    ) -> tuple[L, str] | None:
+        """Write a line. Returns the line and its place, for messages; ``None`` if the ledger is in memory."""
+        if self._file is None:
+            return None
+        assert self.header is not None, "a ledger on disk needs a header"
+        line = self._file.write(self.header, line_of, name, tensors)
+        return line, f"{self._file.directory / LEDGER_NAME}, the line of {name}"
 
 
-def _keys_of(entry: LedgerEntry, request_id: str) -> Mapping[str, Tensor]:
-    return Lazy(lambda: entry.known[request_id].keys)
+def _left_out(line: RevisionLine) -> LeftOut:
+    return LeftOut(frozenset(line.without), frozenset(line.never))
 
 
 def write_ledger(directory: Path | str, entries: Iterable[LedgerEntry], header: HeaderLine) -> None:

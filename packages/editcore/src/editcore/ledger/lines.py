@@ -23,6 +23,7 @@ __all__ = [
     "AttachmentLine",
     "BatchLine",
     "HeaderLine",
+    "HeldGroup",
     "HeldLine",
     "Line",
     "RevisionLine",
@@ -33,7 +34,7 @@ __all__ = [
     "is_whole",
 ]
 
-FORMAT = 3
+FORMAT = 4
 """It is increased when the meaning of a line or of a tensor file changes."""
 
 BatchIndex = Annotated[int, Field(ge=0)]
@@ -68,13 +69,23 @@ class HeaderLine(_Model):
     """Name of the editor."""
 
 
-class HeldLine(_Model):
-    """A reference to facts of an earlier batch whose keys a batch left alone."""
+class HeldGroup(_Model):
+    """References to facts of earlier batches whose keys a batch left alone, with one weight."""
 
-    batch: BatchIndex
-    rows: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
-    """Indices of the facts among the requests of that batch."""
     weight: Annotated[float, Field(ge=0)]
+    rows: Annotated[tuple[Annotated[tuple[BatchIndex, ...], Field(min_length=2)], ...], Field(min_length=1)]
+    """For each earlier batch, its index, and then the indices of the facts among its requests."""
+
+
+class HeldLine(_Model):
+    """The facts of earlier batches whose keys a batch left alone, as a difference from those of another batch."""
+
+    like: BatchIndex | None = None
+    """The earlier batch that left almost the same keys alone; ``None`` if ``added`` are all."""
+    removed: tuple[HeldGroup, ...] = ()
+    """Left alone by that batch and not by this one."""
+    added: tuple[HeldGroup, ...] = ()
+    """Left alone by this batch and not by that one."""
 
 
 class AttachmentLine(_Model):
@@ -96,7 +107,8 @@ class BatchLine(_Model):
     num_new: Annotated[int, Field(ge=0)]
     requests: tuple[EditRequest, ...]
     weights: tuple[float, ...]
-    held: tuple[HeldLine, ...] = ()
+    held: HeldLine | None = None
+    """``None`` if it left no key alone."""
     diagnostics: Mapping[str, float]
     evidence: tuple[EditEvidence, ...]
     notes: tuple[str, ...]

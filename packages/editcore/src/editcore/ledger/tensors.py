@@ -1,24 +1,20 @@
-"""The tensors of a batch: their names in a safetensors file, and reading them on first use."""
+"""The tensors of a batch: their names in a safetensors file, and what the names mean."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from editcore.interfaces.changes import Attachment, WeightChange, Written, as_change
-from editcore.interfaces.errors import RunError
 from editcore.interfaces.history import LedgerEntry
-from editcore.interfaces.values import KnownTarget
-from editcore.ledger.lines import AttachmentLine, TensorFile
+from editcore.ledger.lines import AttachmentLine
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Lazy", "StoredTensors", "entry_tensors", "written_from", "written_tensors"]
+__all__ = ["Lazy", "TensorNames", "change_at", "entry_tensors", "written_from", "written_tensors"]
 
 V = TypeVar("V")
 
@@ -43,70 +39,50 @@ class Lazy(Mapping[str, V]):
         return len(self._made)
 
 
-@dataclass(frozen=True)
-class StoredTensors:
-    """The tensors of one line, read and checked on first use."""
+@dataclass(frozen=True, slots=True)
+class TensorNames:
+    """What the names of a file's tensors say."""
 
-    folder: Path
-    file: TensorFile | None
-    where: str
-    ids: tuple[str, ...]
+    changes: tuple[str, ...]
+    """Addresses of the weights that it changes."""
+    known: Mapping[str, tuple[int, tuple[str, ...], tuple[str, ...]]]
+    """By request id, its row, and the addresses at which it has a key and a value."""
+    attachment: tuple[str, ...]
+    memory: tuple[str, ...]
 
-    @property
-    def path(self) -> Path:
-        """The file, for messages."""
-        return self.folder / (self.file.name if self.file is not None else "")
+    @classmethod
+    def of(
+        cls, names: Iterable[str], ids: Sequence[str], same: dict[tuple[str, ...], tuple[str, ...]] | None = None
+    ) -> TensorNames:
+        """Sort the names of a file.
 
-    def written(self, attachment: AttachmentLine | None) -> Written:
-        """What the batch put into the model."""
-        return Written(
-            changes=self._lazy(_changes),
-            attachment=None
-            if attachment is None
-            else Attachment(
-                kind=attachment.kind,
-                fields=attachment.fields,
-                tensors=self._lazy(lambda tensors: _named(tensors, "attachment")),
-            ),
-            memory=self._lazy(lambda tensors: _named(tensors, "memory")),
+        Args:
+            ids: of the requests, by row.
+            same: equal tuples become one object in it, because the files of a ledger have mostly the same.
+
+        Raises:
+            ValueError, IndexError: a name is not that of a tensor of a batch.
+        """
+        sorted_names: dict[str, dict[str, None]] = {}
+        known: dict[int, tuple[list[str], list[str]]] = {}
+        for name in sorted(names):
+            kind, _, rest = name.partition("/")
+            if kind in ("key", "value"):
+                row, _, address = rest.partition("/")
+                known.setdefault(int(row), ([], []))[kind == "value"].append(address)
+            else:
+                sorted_names.setdefault(kind if kind in _BESIDE else "change", {})[rest] = None
+
+        def one(found: Iterable[str]) -> tuple[str, ...]:
+            made = tuple(found)
+            return made if same is None else same.setdefault(made, made)
+
+        return cls(
+            changes=one(sorted(sorted_names.get("change", ()))),
+            known={ids[row]: (row, one(keys), one(values)) for row, (keys, values) in sorted(known.items())},
+            attachment=one(sorted_names.get("attachment", ())),
+            memory=one(sorted_names.get("memory", ())),
         )
-
-    @property
-    def known(self) -> Mapping[str, KnownTarget]:
-        """Keys and values by request id."""
-        return self._lazy(lambda tensors: _known(tensors, self.ids))
-
-    def _lazy(self, pick: Callable[[Mapping[str, Tensor]], Mapping[str, V]]) -> Mapping[str, V]:
-        return {} if self.file is None else Lazy(lambda: self._checked(pick))
-
-    def _checked(self, pick: Callable[[Mapping[str, Tensor]], Mapping[str, V]]) -> Mapping[str, V]:
-        try:
-            return pick(self._tensors)
-        except (KeyError, ValueError, IndexError) as error:
-            raise RunError(f"{self.where}: {self.path} does not hold the tensors of a batch ({error}).") from error
-
-    @cached_property
-    def _tensors(self) -> Mapping[str, Tensor]:
-        from safetensors import SafetensorError
-        from safetensors.torch import load
-
-        assert self.file is not None
-        try:
-            size = self.path.stat().st_size
-            if size != self.file.size:
-                raise RunError(
-                    f"{self.where}: {self.path} has {size} bytes, {self.file.size} were written; it was cut off or "
-                    "changed."
-                )
-            raw = self.path.read_bytes()
-        except OSError as error:
-            raise RunError(f"{self.where}: {self.path} cannot be read ({error.strerror}).") from error
-        if hashlib.sha256(raw).hexdigest() != self.file.sha256:
-            raise RunError(f"{self.where}: {self.path} is not the file that was written; its sha256 differs.")
-        try:
-            return load(raw)
-        except SafetensorError as error:
-            raise RunError(f"{self.where}: {self.path} is not a safetensors file ({error}).") from error
 
 
 def entry_tensors(entry: LedgerEntry) -> dict[str, Tensor]:
@@ -139,12 +115,22 @@ _BESIDE = {"key", "value", "attachment", "memory"}
 
 
 def _changes(tensors: Mapping[str, Tensor]) -> dict[str, WeightChange]:
-    parts: dict[str, dict[str, Tensor]] = {}
-    for key in tensors:
-        part, _, address = key.partition("/")
-        if part not in _BESIDE:
-            parts.setdefault(address, {})[part] = tensors[key]
-    return {address: as_change(parts[address]) for address in sorted(parts)}
+    addresses = {key.partition("/")[2] for key in tensors if key.partition("/")[0] not in _BESIDE}
+    return {address: change_at(address, tensors) for address in sorted(addresses)}
+
+
+def change_at(address: str, tensors: Mapping[str, Tensor]) -> WeightChange:
+    """The change of one weight, from the tensors of a file.
+
+    Raises:
+        ValueError: they are not those of a change.
+    """
+    parts = {}
+    for key, tensor in tensors.items():
+        part, _, rest = key.partition("/")
+        if rest == address and part not in _BESIDE:
+            parts[part] = tensor
+    return as_change(parts)
 
 
 def written_from(tensors: Mapping[str, Tensor], attachment: AttachmentLine | None) -> Written:
@@ -161,15 +147,3 @@ def written_from(tensors: Mapping[str, Tensor], attachment: AttachmentLine | Non
 
 def _named(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
     return {key.removeprefix(f"{kind}/"): tensors[key] for key in sorted(tensors) if key.startswith(f"{kind}/")}
-
-
-def _known(tensors: Mapping[str, Tensor], ids: Sequence[str]) -> dict[str, KnownTarget]:
-    parts: dict[str, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
-    rows: dict[int, str] = dict(enumerate(ids))
-    for key in sorted(tensors):
-        kind, _, rest = key.partition("/")
-        if kind in ("key", "value"):
-            row, _, name = rest.partition("/")
-            found = parts.setdefault(rows[int(row)], ({}, {}))
-            found[kind == "value"][name] = tensors[key]
-    return {name: KnownTarget(keys=parts[name][0], values=parts[name][1]) for name in ids if name in parts}

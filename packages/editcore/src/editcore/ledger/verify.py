@@ -34,7 +34,7 @@ class Verification:
 
 
 def verify(directory: Path, *, progress: Progress = silent) -> Verification:
-    """Read every line and every tensor of a ledger. The tensors of at most one file are in memory at a time.
+    """Read every line and every tensor of a ledger. Only the tensors that were read last are in memory.
 
     Raises:
         RunError: there is no ledger.
@@ -71,7 +71,11 @@ def _damage(batch: int, written: Written, known: Mapping[str, KnownTarget]) -> I
         for name, tensor in {**beside, **written.memory}.items():
             if tensor.is_floating_point() and not tensor.isfinite().all():
                 yield f"Batch {batch}: the tensor {name} holds NaN or Inf."
-        len(known)  # reads the tensors
+        for name, target in known.items():
+            for kind, tensors in (("key", target.keys), ("value", target.values)):
+                for address, tensor in tensors.items():
+                    if not tensor.isfinite().all():
+                        yield f"Batch {batch}: the {kind} of '{name}' at {address} holds NaN or Inf."
     except RunError as error:
         yield str(error)
 

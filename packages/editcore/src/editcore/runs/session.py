@@ -308,12 +308,12 @@ class EditSession:
                 _warn(batch.index, rounded.notes[len(proposal.notes) :])
                 proposal = replace(rounded, evidence=with_said_figures(self.model, batch, rounded.evidence))
                 entry = replace(entry, evidence=proposal.evidence, notes=proposal.notes)
-            self.ledger.append(entry)
+            kept = self.ledger.append(entry)
         except BaseException:
             if entry.applied:
                 self.edited.rebuild(self.ledger.active())
             raise
-        return proposal, entry
+        return proposal, kept
 
     def undo(
         self,
