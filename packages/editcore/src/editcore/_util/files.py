@@ -27,6 +27,7 @@ __all__ = [
     "remove_leftovers",
     "replacing",
     "sync_directory",
+    "tensors_hash",
     "uninterrupted",
     "write_tensors",
     "write_text",
@@ -151,3 +152,15 @@ def write_tensors(path: Path | str, tensors: Mapping[str, Tensor], metadata: Map
             save_file({key: value.contiguous().cpu() for key, value in tensors.items()}, temporary, dict(metadata))
         except SafetensorError as error:  # such as for a full disk
             raise StorageError(f"Cannot write {path}: {error}.") from error
+
+
+def tensors_hash(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over a text and tensors: the name, type, shape and bytes of each."""
+    import torch
+
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

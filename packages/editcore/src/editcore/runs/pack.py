@@ -7,15 +7,12 @@ tensors.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
-from editcore._util.files import write_tensors
+from editcore._util.files import tensors_hash, write_tensors
 from editcore.interfaces.changes import Written
 from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import RunError
@@ -35,7 +32,7 @@ if TYPE_CHECKING:
 
     from editcore.models import LanguageModel
 
-__all__ = ["EditPack", "content_hash", "read_pack", "write_pack"]
+__all__ = ["EditPack", "read_pack", "write_pack"]
 
 
 @documented
@@ -122,7 +119,7 @@ def write_pack(directory: Path | str, path: Path | str, plugins: Plugins) -> Edi
         for name, tensor in written_tensors(replace(entry.written, memory={})).items()
     }
     text = manifest.model_dump_json()
-    write_tensors(path, tensors, {MANIFEST: text, HASH: content_hash(text, tensors)})
+    write_tensors(path, tensors, {MANIFEST: text, HASH: tensors_hash(text, tensors)})
     return EditPack(path, manifest, tuple(entry.written for entry in history))
 
 
@@ -145,7 +142,7 @@ def read_pack(path: Path | str) -> EditPack:
         # safetensors has compared the file's table with its length, so no tensor claims more bytes than there are.
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
         metadata = file.metadata()
-    if metadata.get(HASH) != content_hash(metadata[MANIFEST], tensors):
+    if metadata.get(HASH) != tensors_hash(metadata[MANIFEST], tensors):
         raise RunError(f"{path} was changed or damaged after it was written: its content hash differs.")
     manifest = manifest_of(path, metadata)
     try:
@@ -174,13 +171,3 @@ def _written(manifest: Manifest, tensors: Mapping[str, Tensor]) -> Iterator[Writ
         if not written.changes and written.attachment is None:
             raise ValueError(f"batch {batch.batch} writes nothing")
         yield written
-
-
-def content_hash(manifest: str, tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over the manifest's text and every tensor: name, type, shape and bytes."""
-    digest = hashlib.sha256(manifest.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -10,12 +10,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from editcore._util.files import uninterrupted
+from editcore._util.files import remove_leftovers, uninterrupted
 from editcore._util.lock import locked
 from editcore.interfaces.errors import RunError
 from editcore.interfaces.history import Signature
 from editcore.interfaces.progress import Progress, silent
 from editcore.interfaces.values import EditRequest, FactRecord
+from editcore.ledger.file import DELTAS_NAME
 from editcore.ledger.finding import edits_of_subject
 from editcore.ledger.ledger import Ledger
 from editcore.ledger.states import Edit, LeftOut
@@ -67,6 +68,8 @@ def workspace(
     directory = Path(directory)
     refuse_unfinished(directory, RunRecord.read(directory))
     with locked(directory):
+        for folder in (directory, directory / DELTAS_NAME):
+            remove_leftovers(folder)  # of a process that was killed
         opened = Workspace(directory, device=device, plugins=plugins or Plugins.load(), progress=progress)
         try:
             yield opened
@@ -263,9 +266,11 @@ class Workspace:
         return [records[request.id] for request in self.ledger.facts()]
 
     def _keep_state(self) -> None:
+        from editcore.runs.running_sums import keep_sums
         from editcore.runs.sizes import RelativeChanges
 
         session = self.session
+        keep_sums(session.edited, session.ledger)
         state = DirectoryState(
             ledger_bytes=ledger_bytes(self.directory),
             relative_change=RelativeChanges(session.edited).of(session.ledger.active()),
