@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import io
 import json
 import random
 import re
@@ -644,7 +645,12 @@ def test_a_broken_record_is_named_by_file_and_line(tmp_path: Path, record: objec
         ("f.jsonl", json.dumps(PLAIN).encode() + b'\n"\xff"', "f.jsonl, line 2: This is not UTF-8 text"),
         ("f.jsonl.gz", b"{}", "this is not a complete gzip file"),
         ("f.jsonl.gz", gzip.compress(b"{}" * 99, mtime=0)[:-9], "this is not a complete gzip file"),
-        ("f.txt", b"", "files of type '.txt' are not read. Use .jsonl, .json, .csv"),
+        ("f.txt", b"", "files of type '.txt' are not read. Use .jsonl, .json, .csv, .tsv, .md"),
+        ("f.tsv", b"Rome\t{} is\n", "f.tsv, line 1: It has 2 cells; a row has 3 or 4: subject, prompt, target_new"),
+        ("f.tsv", b"subject\tprompt\ttarget_new\nRome\t{} is\tx\ty\n", "f.tsv, line 2: It has 4 cells; its first row"),
+        ("f.tsv", b'Rome;{} is;x\nOslo;"a"b;y\n', "f.tsv, line 2: this is not a table"),
+        ("f.md", b"| Rome | {} is | x |\n| Oslo | Paris is | y |\n", "f.md, line 2: The subject 'Oslo' is not in the"),
+        ("f.tsv", b"Rome\t{} is\tx\nOslo\t{} is\t\xff\n", "f.tsv, line 2: This is not UTF-8 text"),
         ("f.pkl", b"\x80\x04N.", "files of type '.pkl' are not read"),
     ],
 )
@@ -652,6 +658,54 @@ def test_a_broken_file_has_a_sentence(tmp_path: Path, name: str, data: bytes, me
     (tmp_path / name).write_bytes(data)
     with pytest.raises(DatasetError, match=message):
         load(tmp_path / name, strict=True)
+
+
+_PASTED = {
+    "tabs": "Rome\tRome is in\tItaly\tFrance\n\nOslo\t{} is in\tNorway\n",
+    "tabs and names": "Subject\tPrompt\tTarget new\tTarget true\t\nRome\t{} is in\tItaly\tFrance\t\n"
+    "Oslo\t{} is in\tNorway",
+    "semicolons": "\ufeffRome;{} is in;Italy;France\r\nOslo;{} is in;Norway;\r\n",
+    "commas": "Rome,{} is in,Italy,France\nOslo,{} is in,Norway\n",
+    "other order": "prompt;target-new;subject;target-true\n{} is in;Italy;Rome;France\n{} is in;Norway;Oslo;\n",
+    "markdown": "| subject | prompt | target_new | target_true |\n|:--|---|---|--:|\n"
+    "| Rome | {} is in | Italy | France |\n| Oslo | {} is in | Norway | |\n",
+    "markdown without names": "| Rome | {} is in | Italy | France |\n| Oslo | {} is in | Norway |\n",
+    "markdown without edges": "subject | prompt | target_new | target_true\n--- | --- | --- | ---\n"
+    "Rome | {} is in | Italy | France\nOslo | {} is in | Norway",
+    "JSON lines": '{"subject": "Rome", "prompt": "{} is in", "target_new": "Italy", "target_true": "France"}\n'
+    '{"subject": "Oslo", "prompt": "{} is in", "target_new": "Norway"}',
+    "JSON": '[{"subject": "Rome", "prompt": "{} is in", "target_new": "Italy", "target_true": "France"},'
+    '{"subject": "Oslo", "prompt": "{} is in", "target_new": "Norway"}]',
+}
+
+
+@pytest.mark.parametrize("pasted", _PASTED.values(), ids=_PASTED)
+def test_facts_are_pasted_as_they_come(pasted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(pasted.encode())))
+    found = [record.request for record in load(Path("-"))]
+    assert [(one.subject, one.prompt, one.target_new, one.target_true) for one in found] == [
+        ("Rome", "{} is in", "Italy", "France"),
+        ("Oslo", "{} is in", "Norway", None),
+    ]
+
+
+def test_a_quote_in_a_pasted_cell_is_a_quote(tmp_path: Path) -> None:
+    (tmp_path / "f.tsv").write_text('Tolkien\t"The Hobbit" was written by {}\tin\tOxford\nRome\t{} is in\t"a\tb"\n')
+    (tmp_path / "g.md").write_text("| Rome | a \\| b: {} is in | Italy |\n")
+    hobbit, _ = load(tmp_path / "f.tsv")
+    assert hobbit.request.prompt == '"The Hobbit" was written by {}'
+    assert load(tmp_path / "g.md")[0].request.prompt == "a | b: {} is in"
+
+
+def test_a_csv_file_may_have_semicolons(tmp_path: Path) -> None:
+    (tmp_path / "f.csv").write_text("subject;prompt;target_new\nRome;{} is, since 753,;Italy\n")
+    assert load(tmp_path / "f.csv")[0].request.prompt == "{} is, since 753,"
+
+
+def test_what_is_wrong_with_a_pasted_row_names_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"Rome\t{} is in\tItaly\nOslo\t{} is\n")))
+    with pytest.raises(DatasetError, match="standard input, line 2: It has 2 cells"):
+        load(Path("-"), strict=True)
 
 
 def test_a_small_archive_of_a_huge_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

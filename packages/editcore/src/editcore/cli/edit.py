@@ -87,7 +87,11 @@ def edit(
         str, typer.Option(help="The entity that {} stands for. [default: none, for editors that need none]")
     ] = "",
     facts: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Facts to write into DIR: .jsonl, .json or .csv.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Facts to write into DIR: a .jsonl, .json, .csv, .tsv or .md file, or - for standard input.",
+        ),
     ] = None,
     options: WriteOptions = WriteOptions(),
     editor: Annotated[

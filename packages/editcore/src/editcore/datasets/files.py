@@ -10,18 +10,22 @@ import gzip
 import io
 import json
 import re
+import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from editcore.datasets.tables import delimiter_of, table_rows
 from editcore.interfaces.errors import DatasetError, RequestError
 
-__all__ = ["MAX_BYTES", "SUFFIXES", "Entries", "json_lines", "read_entries"]
+__all__ = ["MAX_BYTES", "STANDARD_INPUT", "SUFFIXES", "Entries", "json_lines", "read_entries", "read_standard_input"]
 
 MAX_BYTES = 1 << 30
 """Largest file that is read, after decompression. CounterFact has 45 MB."""
-SUFFIXES = (".jsonl", ".json", ".csv")
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".md")
+STANDARD_INPUT = "-"
+"""Where a file of records may be given, this reads standard input."""
 
 Entries = Iterator[tuple[int, Any]]
 """(line number, the record there; a RequestError where it cannot be read)"""
@@ -34,7 +38,13 @@ def read_entries(path: Path) -> Entries:
         DatasetError: the file cannot be read, cannot be read beyond some record, or is of another type.
     """
     suffix = path.suffix if path.suffix != ".gz" else path.with_suffix("").suffix
-    readers: Mapping[str, Callable[[str, str], Entries]] = {".jsonl": json_lines, ".json": _json_array, ".csv": _csv}
+    readers: Mapping[str, Callable[[str, str], Entries]] = {
+        ".jsonl": json_lines,
+        ".json": _json_array,
+        ".csv": _csv,
+        ".tsv": _table,
+        ".md": _table,
+    }
     if suffix == ".editpack":
         raise DatasetError(f"{path} is not a file of records: it is a pack of edits, which 'editctl apply' applies.")
     if suffix not in readers:
@@ -54,8 +64,25 @@ def _read(path: Path) -> str:
         raise DatasetError(f"{path}: this is not a complete gzip file ({error}).") from error
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    return _decoded(content, str(path))
+
+
+def read_standard_input() -> tuple[Entries, str]:
+    """The records of standard input, and its name for messages: JSON lines, a JSON array, or a table
+    (:mod:`editcore.datasets.tables`).
+
+    Raises:
+        DatasetError: as :func:`read_entries`.
+    """
+    name = "standard input"
+    text = _decoded(sys.stdin.buffer.read(MAX_BYTES + 1), name)
+    reader = {"[": _json_array, "{": json_lines}.get(text.lstrip()[:1], _table)
+    return reader(text, name), name
+
+
+def _decoded(content: bytes, name: str) -> str:
     if len(content) > MAX_BYTES:
-        raise DatasetError(f"{path}: more than {MAX_BYTES >> 20} MiB of text; split the file.")
+        raise DatasetError(f"{name}: more than {MAX_BYTES >> 20} MiB of text; split the file.")
     # Bytes that are not UTF-8 become surrogates, which show in which record they are.
     return content.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
 
@@ -112,7 +139,8 @@ def _json_array(text: str, name: str) -> Entries:
 
 def _csv(text: str, name: str) -> Entries:
     """Rows, with the names from the first line. Empty cells count as absent."""
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    delimiter = delimiter_of("" if "," in (first := text.partition("\n")[0]) else first)
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
     try:
         for row in reader:
             if None in row:
@@ -123,6 +151,10 @@ def _csv(text: str, name: str) -> Entries:
                 yield reader.line_num, {key: value for key, value in row.items() if value}
     except csv.Error as error:
         raise DatasetError(f"{name}, line {reader.reader.line_num}: this is not CSV ({error}).") from error
+
+
+def _table(text: str, name: str) -> Entries:
+    return table_rows(text, name, is_text=_is_text)
 
 
 def _reason(error: Exception) -> str:

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from editcore._util.words import counted
 from editcore.datasets.check import with_unique_ids
 from editcore.datasets.fields import Unread
-from editcore.datasets.files import Entries, json_lines, read_entries
+from editcore.datasets.files import STANDARD_INPUT, Entries, json_lines, read_entries, read_standard_input
 from editcore.datasets.form import Format
 from editcore.datasets.formats import BUILT_IN, formats_of, parse_record
 from editcore.datasets.names import Registry, dataset_settings, is_path, missing_file
@@ -109,8 +109,8 @@ def load_records(
     notes: list[str] | None = None,
     selection: Selection = EVERYTHING,
 ) -> list[FactRecord]:
-    """Read a registered data set (``NAME`` or ``NAME:ARGUMENT``), or a ``.jsonl``, ``.json`` (an array) or ``.csv``
-    file, plain or ``.gz``.
+    """Read a registered data set (``NAME`` or ``NAME:ARGUMENT``), or a ``.jsonl``, ``.json`` (an array), ``.csv``,
+    ``.tsv`` or ``.md`` file, plain or ``.gz``. ``Path("-")`` reads standard input.
 
     Formats are recognised by their fields (:mod:`editcore.datasets.formats`). Ids are unique in the result: an id that
     comes again gets the suffix ``-2``, ``-3``, .... Records that cannot be edited are left out. A subject that differs
@@ -149,6 +149,8 @@ def load(
     name = str(name_or_path)
     if isinstance(name_or_path, str) and not is_path(name, plugins):
         return _from_plugin(name, plugins, settings or {}, selection)
+    if name == STANDARD_INPUT:  # a Path; a text would be the name of a data set
+        return _from_file(*read_standard_input(), selection, formats_of(plugins))
     path = Path(name_or_path).expanduser()
     if not path.is_file():
         raise DatasetError(missing_file(path, name, plugins))
