@@ -23,6 +23,7 @@ from editcore import (
     Plugins,
     RequestError,
     RunError,
+    Signature,
 )
 from editcore.interfaces.history import LedgerEntry
 from editcore.ledger.bisect import bisect
@@ -97,10 +98,15 @@ def test_facts_that_were_added_removed_and_changed() -> None:
     anew = FACTS[0].model_copy(update={"target_new": "Oslo", "id": "anew"})
     first, second = ledger_of(FACTS[:3]), ledger_of(FACTS[1:2], (anew, FACTS[4]))
     found = compare(first, second)
-    assert (found.added, found.removed, found.same) == ((FACTS[4],), (FACTS[2],), 1)
-    assert found.changed == ((FACTS[0], anew),)
-    second.mark("undo", [(1, "anew"), (1, FACTS[4].id)])
-    assert compare(first, second).removed == (FACTS[0], FACTS[2])
+    assert (found.added, found.removed, found.same) == (((FACTS[4], None),), ((FACTS[2], None),), 1)
+    assert found.corrected == ((FACTS[0], anew, None),)
+    assert (found.same_batches, found.only_first, found.only_second, found.same_weights) == (0, 1, 2, False)
+    by = Signature(author="Ada", time="2026-03-01T00:00:00+00:00")
+    second.mark("undo", [(1, "anew"), (1, FACTS[4].id)], by)
+    assert compare(first, second).removed == ((FACTS[0], None), (FACTS[2], None))
+    third = ledger_of(FACTS[:3])
+    third.mark("undo", [(0, fact.id) for fact in FACTS[:3]], by)
+    assert compare(first, third).removed == tuple((fact, by) for fact in FACTS[:3])
 
 
 def test_a_fact_edited_anew_counts_where_it_was_edited_last() -> None:
@@ -660,7 +666,8 @@ def test_composing_solves_the_union(run: Callable[..., Path], editctl: Call, fac
     assert "second, solved together." in text
     assert "run.toml" not in text
     same = editctl("ledger", tmp_path / "both", "diff", second)
-    assert same.out.splitlines()[-1] == "0 added, 2 removed, 0 changed, 3 the same."
+    assert "Facts: 0 added, 2 taken out, 0 corrected; 3 are the same in both." in same.out.splitlines()
+    assert f"Both are edits of {ledger.header.model}; they have no batch in common." in same.out.splitlines()  # type: ignore[union-attr]
 
 
 def test_runs_of_different_models_are_not_composed(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from editcore.cli.lazy import loaded_plugins
+from editcore.cli.ledger_diff import diff
 from editcore.cli.options import AsJson, RunDevice, with_options
 
 if TYPE_CHECKING:
@@ -102,32 +103,7 @@ def verify(ctx: typer.Context) -> None:
     typer.echo(f"{_run(ctx)}: {found.lines} lines and {found.files} files are as they were written.")
 
 
-@app.command()
-def diff(
-    ctx: typer.Context,
-    other: Annotated[Path, typer.Argument(metavar="OTHER", help="Another run directory.")],
-    as_json: AsJson = False,
-) -> None:
-    """Say which facts OTHER adds, removes and changes."""
-    from editcore.cli.console import print_json, print_table
-    from editcore.ledger.compare import compare
-    from editcore.ledger.ledger import Ledger
-
-    found = compare(Ledger.read(_run(ctx)), Ledger.read(other))
-    rows = [
-        *(("added", fact.text, "", fact.target_new) for fact in found.added),
-        *(("removed", fact.text, fact.target_new, "") for fact in found.removed),
-        *(("changed", old.text, old.target_new, new.target_new) for old, new in found.changed),
-    ]
-    columns = ("what", "prompt", "here", "there")
-    if as_json:
-        print_json({"same": found.same, "facts": [dict(zip(columns, row, strict=True)) for row in rows]})
-        return
-    if rows:
-        print_table(columns, rows)
-    typer.echo(
-        f"{len(found.added)} added, {len(found.removed)} removed, {len(found.changed)} changed, {found.same} the same."
-    )
+app.command()(diff)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,9 +118,10 @@ class _Meant:
         str | None,
         typer.Option(metavar="DATE", help="All edits that 'editctl edit' wrote on that day (UTC) or later."),
     ] = None
-    file: Annotated[Path | None, typer.Option(metavar="FACTS", help="The facts in a file: .jsonl, .json or .csv.")] = (
-        None
-    )
+    file: Annotated[
+        Path | None,
+        typer.Option(metavar="FACTS", help="The facts in a .jsonl, .json, .csv, .tsv or .md file, or in - (input)."),
+    ] = None
     note: Annotated[str, typer.Option(metavar="TEXT", help="Why, for 'editctl log RUN'.")] = ""
     author: Annotated[
         str | None, typer.Option(metavar="NAME", help="Who, for 'editctl log RUN'. [default: your user name]")

@@ -165,16 +165,27 @@ class Ledger:
         """What the active batches write, in order."""
         return [entry.written for entry in self.history()]
 
-    def active_hashes(self) -> list[str]:
-        """For each of the active batches, in order, the SHA-256 of the file with what it writes; an empty text if it
-        has none."""
-        found = []
+    def active_hashes(self) -> dict[int, str]:
+        """By active batch, in order, the SHA-256 of the file with what it writes; an empty text if it has none, as in a
+        ledger in memory."""
+        found = {}
         for entry in self.entries:
             out = self.left_out(entry.batch)
             if not out or not self._is_empty(entry.batch, out):
-                file = self._files.get((entry.batch, out))
-                found.append("" if file is None else file.sha256)
+                found[entry.batch] = self._hash(entry.batch, out)
         return found
+
+    def is_same_batch(self, batch: int, other: Ledger) -> bool:
+        """Whether another ledger has that batch, too, with the same requests and tensors as they were first solved."""
+        ours, theirs = self._by_index.get(batch), other._by_index.get(batch)
+        if ours is None or theirs is None or ours.requests != theirs.requests or ours.scale != theirs.scale:
+            return False
+        hashes = self._hash(batch), other._hash(batch)
+        return hashes[0] == hashes[1] and bool(hashes[0] or not ours.changes)
+
+    def _hash(self, batch: int, out: LeftOut = _NOTHING) -> str:
+        file = self._files.get((batch, out))
+        return "" if file is None else file.sha256
 
     def batch(self, index: int) -> LedgerEntry:
         """The batch of that index, as it was solved."""

@@ -59,7 +59,7 @@ def use_sums(edited: EditedModel, ledger: Ledger) -> None:
     model is unedited."""
     if not isinstance(edited.backend, KeepsSums) or ledger.directory is None:
         return
-    path, hashes = ledger.directory / SUMS_NAME, ledger.active_hashes()
+    path, hashes = ledger.directory / SUMS_NAME, list(ledger.active_hashes().values())
     count = _fitting(path, edited.model, hashes)
     if not count:
         return
@@ -75,7 +75,7 @@ def keep_sums(edited: EditedModel, ledger: Ledger) -> None:
     now. A file that cannot be written is left out, with a warning."""
     if not isinstance(edited.backend, KeepsSums) or ledger.directory is None:
         return
-    path, hashes = ledger.directory / SUMS_NAME, ledger.active_hashes()
+    path, hashes = ledger.directory / SUMS_NAME, list(ledger.active_hashes().values())
     if len(hashes) - _fitting(path, edited.model, hashes) < _EVERY:
         return
     sums = edited.backend.sums()

@@ -20,7 +20,8 @@ class RelativeChanges:
 
     def __init__(self, edited: EditedModel) -> None:
         self._edited = edited
-        self._norms: dict[str, float] = {}
+        self.norms: dict[str, float] = {}
+        """By address, the Frobenius norm of each unedited weight that was looked at."""
 
     def of(self, active: Sequence[Written]) -> dict[str, float]:
         """By address, the Frobenius norm of the sum of the changes over that of the unedited weight.
@@ -29,13 +30,13 @@ class RelativeChanges:
             active: what the active batches write; they are in the model.
         """
         names = sorted({address for written in active for address in written.changes})
-        if new := [name for name in names if name not in self._norms]:
+        if new := [name for name in names if name not in self.norms]:
             with self._edited.unedited():
-                self._norms |= {name: float(self._edited.model.weight(name).double().norm()) for name in new}
+                self.norms |= {name: float(self._edited.model.weight(name).double().norm()) for name in new}
         return {
-            name: self._norm(name, active) / self._norms[name]
+            name: self._norm(name, active) / self.norms[name]
             for name in names
-            if self._norms[name] > 0  # a weight of zeros has no relative change
+            if self.norms[name] > 0  # a weight of zeros has no relative change
         }
 
     def _norm(self, name: str, active: Sequence[Written]) -> float:

@@ -23,15 +23,27 @@ class DirectoryState(Record):
     """Size of the ledger then."""
     relative_change: Mapping[str, float]
     """By address, ‖ΔW‖ / ‖W‖."""
+    norms: Mapping[str, float]
+    """By address, ‖W‖ of the unedited weight."""
 
     @classmethod
     def read(cls, directory: Path) -> Self | None:
         """The state; ``None`` if there is none, or if the ledger has changed since."""
+        state = cls._last(directory)
+        return state if state is not None and state.ledger_bytes == ledger_bytes(directory) else None
+
+    @classmethod
+    def norms_of(cls, directory: Path) -> Mapping[str, float]:
+        """``norms``, whether the ledger has changed since or not; empty if they were never measured."""
+        state = cls._last(directory)
+        return {} if state is None else state.norms
+
+    @classmethod
+    def _last(cls, directory: Path) -> Self | None:
         try:
-            state = read_record(directory / STATE_NAME, cls)
+            return read_record(directory / STATE_NAME, cls)
         except RunError:
             return None
-        return state if state.ledger_bytes == ledger_bytes(directory) else None
 
 
 def ledger_bytes(directory: Path) -> int:

@@ -271,9 +271,10 @@ class Workspace:
 
         session = self.session
         keep_sums(session.edited, session.ledger)
+        sizes = RelativeChanges(session.edited)
+        relative_change = sizes.of(session.ledger.active())
         state = DirectoryState(
-            ledger_bytes=ledger_bytes(self.directory),
-            relative_change=RelativeChanges(session.edited).of(session.ledger.active()),
+            ledger_bytes=ledger_bytes(self.directory), relative_change=relative_change, norms=sizes.norms
         )
         with uninterrupted():
             state.write_file(self.directory / STATE_NAME)
