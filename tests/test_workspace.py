@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ import pytest
 from editcore import EditRequest, FactRecord, Plugins, Probe, RequestError, RunError, Signature
 from editcore.interfaces.errors import StatisticsError
 from editcore.ledger.finding import edits_since
-from editcore.ledger.ledger import Ledger
+from editcore.ledger.ledger import Ledger, write_ledger
 from editcore.onboarding.onboard import tunable_editors
 from editcore.runs.begin import begin
 from editcore.runs.check_record import Answers, CheckLimits, CheckRecord, LostFact
@@ -217,7 +218,7 @@ def test_contradicting_facts_are_refused_before_anything_is_written(directory: P
 
 
 def test_a_directory_from_beginning_to_end_at_the_terminal(
-    called: Run, tmp_path: Path, tiny_folder: Path, tiny_corpus: Path
+    called: Run, tmp_path: Path, tiny_folder: Path, tiny_corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = tmp_path / "here" / "mine"
     made = called(
@@ -248,10 +249,13 @@ def test_a_directory_from_beginning_to_end_at_the_terminal(
     same = called("edit", place, *words(FACTS[0]))
     assert same.out == "1 fact is active already and is not written again (--again writes it).\n"
 
-    table = tmp_path / "facts.csv"
-    rows = [f"{fact.subject},{fact.prompt},{fact.target_new}" for fact in FACTS[1:4]]
-    table.write_text("\n".join(["subject,prompt,target_new", *rows]) + "\n")
-    assert called("edit", place, "--facts", table).code == 0
+    rows = [f"{fact.subject}\t{fact.prompt}\t{fact.target_new}" for fact in FACTS[1:4]]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\n".join([*rows, "half a row"]).encode())))
+    pasted = called("edit", place, "--facts", "-")
+    assert pasted.code == 0
+    assert "Note: standard input: 1 record cannot be used and is left out. Line 4: It has 1 cell;" in pasted.out
+    table = tmp_path / "facts.tsv"
+    table.write_text("\n".join(rows))
     corrected = called("edit", place, *words(FACTS[1], "Oslo"))
     assert corrected.out.startswith("Corrections of active facts\n"), corrected.out
     assert FACTS[1].target_new in corrected.out.splitlines()[2]
@@ -448,6 +452,26 @@ def test_a_pack_is_checked_as_its_run_is(called: Run, directory: Path, tmp_path:
     assert (refused.code, "--model is for a pack" in refused.err) == (2, True)
 
 
+def test_a_pack_is_loaded_in_the_type_that_it_was_made_for(
+    called: Run, tmp_path: Path, tiny_folder: Path, tiny_corpus: Path
+) -> None:
+    place, pack = tmp_path / "bfloat16", tmp_path / "facts.editpack"
+    made = called(
+        "init", place, "--model", tiny_folder, "--editor", "emmet", "--dtype", "bfloat16", "--corpus", tiny_corpus,
+        "--corpus-tokens", 512, "--set", "layers=[1]", "--set", "v_num_grad_steps=2", "--set", "context_count=0",
+    )  # fmt: skip
+    assert made.code == 0, made.err
+    for step in (["edit", place, *words(FACTS[0])], ["pack", place, pack], ["apply", pack, "--model", tiny_folder]):
+        done = called(*step)
+        assert done.code == 0, done.err
+    asked = [pack, "--model", tiny_folder, "--text", tiny_corpus, "--neighbours", 1, "--json", "--min-said", 0]
+    checked = called("check", *asked, "--max-perplexity", 1e9, "--max-moved", 100)
+    assert checked.code == 0, checked.err
+    assert json.loads(checked.out)["facts"] == 1
+    refused = called("apply", pack, "--model", tiny_folder, "--dtype", "float32")  # its weights have other bits
+    assert (refused.code, "--force applies them anyway" in refused.err) == (2, True)
+
+
 def test_a_pack_is_read_and_planned_before_it_is_applied(called: Run, directory: Path, tmp_path: Path) -> None:
     other = shutil.copytree(directory, tmp_path / "other")
     with editcore.workspace(directory) as ws:
@@ -514,3 +538,56 @@ def test_a_check_of_a_short_text_says_so(directory: Path, tmp_path: Path) -> Non
     with editcore.workspace(directory) as ws, pytest.raises(StatisticsError):
         ws.check(CheckOptions(text=str(tmp_path / "short.txt")))
     assert not (directory / "check.json").exists()
+
+
+# What a reviewer reads
+
+
+def test_diff_says_what_another_directory_has_otherwise(directory: Path, called: Run, tmp_path: Path) -> None:
+    with editcore.workspace(directory) as ws:
+        ws.edit(FACTS[:4], author="Ada")  # two batches of two
+    other = Path(shutil.copytree(directory, tmp_path / "proposed"))
+    equal = called("ledger", directory, "diff", other)
+    assert equal.out.splitlines() == [
+        "Facts: 0 added, 0 taken out, 0 corrected; 4 are the same in both.",
+        f"Both are edits of {Ledger.read(directory).header.model}, and begin with the same 2 batches. "  # type: ignore[union-attr]
+        "facts has 0 more, proposed has 0 more.",
+        "The edited weights are the same, bit for bit.",
+    ]
+    with editcore.workspace(other) as ws:
+        ws.edit([FACTS[4]], author="Bo", note="asked by legal")
+        ws.edit([EditRequest(subject=FACTS[0].subject, prompt=FACTS[0].prompt, target_new="Oslo")], author="Bo")
+        ws.undo(FACTS[2].id, note="was a rumour")
+    shown = called("ledger", directory, "diff", other).out
+    today = signed("").day
+    rows = {line.split("  ")[0]: line for line in shown.splitlines()}
+    assert all(part in rows["added"] for part in (FACTS[4].text, FACTS[4].target_new, f"Bo, {today}: asked by legal"))
+    assert all(part in rows["taken out"] for part in (FACTS[2].text, FACTS[2].target_new, "was a rumour"))
+    assert all(part in rows["corrected"] for part in (FACTS[0].text, FACTS[0].target_new, "Oslo", f"Bo, {today}"))
+    for sentence in (
+        "Facts: 1 added, 1 taken out, 1 corrected; 2 are the same in both.",
+        "begin with the same 2 batches. facts has 0 more, proposed has 2 more.",
+        "Solved again, because other facts are taken out: batch 1.",
+    ):
+        assert sentence in shown
+    found = json.loads(called("ledger", directory, "diff", other, "--json").out)
+    assert [(fact["what"], fact["here"], fact["there"]) for fact in found["facts"]] == [
+        ("added", "", FACTS[4].target_new),
+        ("taken out", FACTS[2].target_new, ""),
+        ("corrected", FACTS[0].target_new, "Oslo"),
+    ]
+    [(address, size)] = found["weights"].items()
+    models = []
+    for place in (directory, other):
+        with editcore.workspace(place) as ws:
+            models.append(ws.session.model.weight(address).double())
+            base = ws.session.without_edits(lambda ws=ws: ws.session.model.weight(address).double())  # type: ignore[misc]
+    difference = float((models[1] - models[0]).norm())
+    assert size["norm"] == pytest.approx(difference, rel=1e-4)  # the weights are rounded to float32
+    assert size["relative"] == pytest.approx(difference / float(base.norm()), rel=1e-4)
+    assert f"{100 * size['relative']:.2g} % of the weight" in shown
+    header = Ledger.read(directory).header
+    assert header is not None
+    (tmp_path / "else").mkdir()
+    write_ledger(tmp_path / "else", [], header.model_copy(update={"fingerprint": "0" * 64}))
+    assert "different base models" in called("ledger", directory, "diff", tmp_path / "else").out

@@ -11,7 +11,7 @@ import typer
 
 from editcore.cli.edit import WriteOptions, write_into
 from editcore.cli.lazy import loaded_plugins
-from editcore.cli.options import Device, Dtype, Save, SaveDtype, options_given, refuse_used_save, with_options
+from editcore.cli.options import Device, Save, SaveDtype, options_given, refuse_used_save, with_options
 
 if TYPE_CHECKING:
     from editcore.interfaces.values import EditRequest
@@ -101,7 +101,7 @@ def apply(
     force: Annotated[bool, typer.Option("--force", help="Apply even if the base model is not the pack's.")] = False,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens to write.")] = 30,
     device: Device = "cpu",
-    dtype: Dtype = "float32",
+    dtype: Annotated[str | None, typer.Option(help="Type of the weights. [default: the pack's]")] = None,
     save: Save = None,
     save_dtype: SaveDtype = None,
 ) -> None:
@@ -129,6 +129,7 @@ def apply(
         raise HParamsError(f"{', '.join(given)}: this is for --into DIR.")
     if model is not None:
         look_at(model)
+    dtype = dtype or manifest.dtype
     check_dtype(dtype)
 
     from editcore.cli.console import TerminalProgress, print_table
@@ -138,7 +139,7 @@ def apply(
     packed = read_pack(file)
     loaded = LanguageModel.load(
         model or packed.manifest.model,
-        LoadOptions(device=device, dtype=dtype),
+        LoadOptions(device=device, dtype=dtype, chat_template=manifest.chat_template),
         families=loaded_plugins(ctx).family_paths(),
         progress=TerminalProgress(),
     )

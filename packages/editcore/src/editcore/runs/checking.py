@@ -155,7 +155,7 @@ def check_pack(
     device: str | None = None,
     progress: Progress = silent,
 ) -> CheckRecord:
-    """Ask a model with the edits of a pack everything.
+    """Ask a model with the edits of a pack everything. Its weights have the type that the pack names.
 
     Args:
         model: the base model, as :meth:`editcore.LanguageModel.load` knows it.
@@ -167,9 +167,8 @@ def check_pack(
     from editcore.runs.pack import read_pack
 
     pack = read_pack(path)
-    loaded = LanguageModel.load(
-        model, LoadOptions(device=device or "cpu"), families=plugins.family_paths(), progress=progress
-    )
+    load = LoadOptions(device=device or "cpu", dtype=pack.manifest.dtype, chat_template=pack.manifest.chat_template)
+    loaded = LanguageModel.load(model, load, families=plugins.family_paths(), progress=progress)
     edited = pack.apply(loaded, plugins)
     latest = {request.fact_key: request for request in pack.requests}
     facts = [FactRecord(request=request) for request in latest.values()]

@@ -107,6 +107,8 @@ def write_pack(directory: Path | str, path: Path | str, plugins: Plugins) -> Edi
     manifest = Manifest(
         model=_portable_name(record),
         fingerprint=record.model.fingerprint,
+        dtype=record.config.dtype,
+        chat_template=record.config.chat_template,
         editor=record.config.editor,
         settings=record.settings,
         versions=record.versions,

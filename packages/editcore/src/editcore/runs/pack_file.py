@@ -24,11 +24,15 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
-    format: Literal[2] = 2
+    format: Literal[3] = 3
     model: str
     """The base model's name where the pack was made."""
     fingerprint: str
     """Of the unedited weights."""
+    dtype: str
+    """Type of the weights for which the edits were made."""
+    chat_template: bool
+    """Whether prompts were the user's turns of a chat."""
     editor: str
     settings: Mapping[str, Mapping[str, Any]]
     versions: Mapping[str, str]
