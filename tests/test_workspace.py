@@ -591,3 +591,87 @@ def test_diff_says_what_another_directory_has_otherwise(directory: Path, called:
     (tmp_path / "else").mkdir()
     write_ledger(tmp_path / "else", [], header.model_copy(update={"fingerprint": "0" * 64}))
     assert "different base models" in called("ledger", directory, "diff", tmp_path / "else").out
+
+
+# Other processes, and other people's directories
+
+
+WRITES = """
+import sys, editcore
+from editcore.runs.session import EditSession
+
+write = EditSession._write
+
+def slowly(*arguments):
+    print("writing", flush=True)
+    sys.stdin.readline()
+    return write(*arguments)
+
+EditSession._write = slowly
+subject, prompt, target = sys.argv[2:]
+with editcore.workspace(sys.argv[1]) as ws:
+    ws.edit([editcore.EditRequest(subject=subject, prompt=prompt, target_new=target)])
+"""
+
+
+def test_while_one_process_writes_others_may_read_and_none_writes(
+    directory: Path, called: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    with editcore.workspace(directory) as ws:
+        ws.edit([FACTS[0]])
+
+    def begins(fact: EditRequest) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", WRITES, directory, fact.subject, fact.prompt, fact.target_new],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline() == "writing\n"
+        return process
+
+    first = begins(FACTS[1])
+    for command in (
+        ["edit", directory, *words(FACTS[2])],
+        ["ledger", directory, "undo", FACTS[0].id],
+        ["check", directory],
+    ):
+        refused = called(*command)
+        assert refused.code == 2
+        assert f"in use by process {first.pid}" in refused.err
+    for command in (["status", directory], ["log", directory], ["ledger", directory, "show"]):
+        assert called(*command).code == 0
+    first.communicate("\n")
+    assert first.returncode == 0
+    assert called("ledger", directory, "undo", FACTS[0].id).code == 0
+    assert [fact.text for fact in Ledger.read(directory).facts()] == [FACTS[1].text]
+
+    second = begins(FACTS[2])
+    second.kill()  # before its batch is in the ledger
+    second.communicate()
+    assert called("edit", directory, *words(FACTS[3])).code == 0
+    assert f"process {second.pid} has ended without releasing the lock" in caplog.text
+    ledger = Ledger.read(directory)
+    assert [fact.text for fact in ledger.facts()] == [FACTS[1].text, FACTS[3].text]
+    assert called("ledger", directory, "verify").code == 0
+
+
+def test_a_directory_that_cannot_be_written_is_read_and_checked(
+    directory: Path, called: Run, tiny_corpus: Path
+) -> None:
+    with editcore.workspace(directory) as ws:
+        ws.edit(FACTS[:2])
+    asked = ["--text", tiny_corpus, "--neighbours", 4, "--json", "--min-said", 0, "--max-perplexity", 1e9]
+    asked += ["--max-moved", 100]
+    before = {path: path.stat().st_mtime_ns for path in directory.rglob("*")}
+    access = os.access
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "access", lambda path, mode, **more: mode != os.W_OK and access(path, mode, **more))
+        for command in ("status", "log"):
+            assert called(command, directory).code == 0
+        found = called("check", directory, *asked)
+    assert found.code == 0, found.err
+    assert "cannot be written, so what is found is not kept" in found.err
+    assert {path: path.stat().st_mtime_ns for path in directory.rglob("*")} == before
+    kept = called("check", directory, *asked)
+    same = ("facts", "lost", "moved", "subjects_moved", "perplexity_ratio", "samples")
+    assert [json.loads(found.out)[name] for name in same] == [json.loads(kept.out)[name] for name in same]

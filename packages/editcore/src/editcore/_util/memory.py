@@ -6,17 +6,18 @@ knows neither the messages of Windows, nor those of cuBLAS, cuSOLVER and similar
 
 from __future__ import annotations
 
+import gc
 import logging
 import re
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["free_memory_bytes", "in_halves", "is_out_of_memory", "peak_memory_bytes", "release"]
+__all__ = ["free_memory_bytes", "in_halves", "is_out_of_memory", "peak_memory_bytes", "release", "uncollected"]
 
 _log = logging.getLogger(__name__)
 
@@ -95,3 +96,16 @@ def peak_memory_bytes(device: torch.device) -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts kilobytes
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Do not search for reference cycles inside the block. It is for making many objects that all stay: the searches
+    among them would take as long as making them."""
+    collected = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collected:
+            gc.enable()

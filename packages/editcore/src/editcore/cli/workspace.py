@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -71,6 +72,7 @@ def init(
 @status_app.command()
 def status(ctx: typer.Context, directory: Directory, as_json: AsJson = False) -> None:
     """Say what a directory's model was told, how much its weights changed, and what the last check found."""
+    from editcore._util.memory import uncollected
     from editcore._util.words import counted
     from editcore.cli.console import print_json, print_table
     from editcore.ledger.ledger import Ledger
@@ -79,7 +81,8 @@ def status(ctx: typer.Context, directory: Directory, as_json: AsJson = False) ->
     from editcore.runs.record import RunRecord
 
     record = RunRecord.read(directory)
-    found = overview(directory, record, Ledger.read(directory))
+    with uncollected():
+        found = overview(directory, record, Ledger.read(directory))
     if as_json:
         print_json(
             {
@@ -188,7 +191,7 @@ def check(
             raise HParamsError("--model is for a pack; a run directory knows its model.")
 
     from editcore.cli.console import TerminalProgress, print_json
-    from editcore.runs.checking import CheckOptions, check_pack
+    from editcore.runs.checking import CheckOptions, check_pack, check_unwritable
     from editcore.runs.workspace import workspace
 
     options, progress = CheckOptions(neighbours=neighbours, text=text, text_tokens=text_tokens), TerminalProgress()
@@ -197,9 +200,12 @@ def check(
         found = check_pack(
             directory, model or manifest.model, options, plugins=plugins, device=device, progress=progress
         )
-    else:
+    elif os.access(directory, os.W_OK):
         with workspace(directory, device=device, plugins=plugins, progress=progress) as opened:
             found = opened.check(options)
+    else:
+        typer.echo(f"Note: {directory} cannot be written, so what is found is not kept.", err=True)
+        found = check_unwritable(directory, options, plugins=plugins, device=device, progress=progress)
     passed = list(
         found.passed_limits(CheckLimits(min_said=min_said, max_perplexity=max_perplexity, max_moved=max_moved))
     )

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
+from editcore._util.memory import uncollected
 from editcore.interfaces.changes import Written
 from editcore.interfaces.errors import RunError
 from editcore.interfaces.history import LedgerEntry, Signature
@@ -96,10 +97,11 @@ class Ledger:
         """
         directory = Path(directory)
         ledger = cls(directory)
-        for line, where in ledger.lines():
-            if isinstance(line, RunError):
-                raise line
-            ledger.take(line, where)
+        with uncollected():
+            for line, where in ledger.lines():
+                if isinstance(line, RunError):
+                    raise line
+                ledger.take(line, where)
         return ledger
 
     def lines(self) -> Iterator[tuple[Line | RunError, str]]:

@@ -27,13 +27,14 @@ from editcore.models.options import LoadOptions
 from editcore.plugins.registry import Plugins
 from editcore.runs.check_record import Answers, CheckRecord, LostFact
 from editcore.runs.held_out import TEXT_TOKENS, HeldOutText
+from editcore.runs.record import RunRecord, active_facts
 from editcore.second_moments.corpora import open_corpus
 
 if TYPE_CHECKING:
     from editcore.models import LanguageModel
     from editcore.models.edited import EditedModel
 
-__all__ = ["CheckOptions", "check_model", "check_pack"]
+__all__ = ["CheckOptions", "check_model", "check_pack", "check_unwritable"]
 
 UNEDITED_NAME = "unedited.json"
 _ANSWER_TOKENS = 8
@@ -173,6 +174,27 @@ def check_pack(
     latest = {request.fact_key: request for request in pack.requests}
     facts = [FactRecord(request=request) for request in latest.values()]
     return check_model(edited, facts, options, changes=len(pack.manifest.batches), progress=progress)
+
+
+def check_unwritable(
+    directory: Path,
+    options: CheckOptions,
+    *,
+    plugins: Plugins,
+    device: str | None = None,
+    progress: Progress = silent,
+) -> CheckRecord:
+    """Ask the model of a run directory everything, and keep nothing: for a directory that cannot be written.
+
+    Raises:
+        RunError: there is no run directory, or its run is not finished.
+    """
+    from editcore.runs.reopening import open_run
+    from editcore.runs.workspace import refuse_unfinished
+
+    refuse_unfinished(directory, RunRecord.read(directory))
+    edited, ledger = open_run(directory, device=device, plugins=plugins, progress=progress)
+    return check_model(edited, active_facts(directory, ledger), options, changes=len(ledger.events), progress=progress)
 
 
 def _kept(directory: Path) -> _Unedited:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,7 +64,6 @@ class Event:
 def overview(directory: Path, record: RunRecord, ledger: Ledger) -> Overview:
     """What a directory holds."""
     state, check = DirectoryState.read(directory), CheckRecord.last(directory)
-    events = list(events_of(ledger))
     return Overview(
         record=record,
         facts=len(ledger.facts()),
@@ -72,15 +71,19 @@ def overview(directory: Path, record: RunRecord, ledger: Ledger) -> Overview:
         undone=sum(len(ledger.undone(entry.batch)) for entry in ledger.entries),
         rejected=sum(len(entry.all_rejected) for entry in ledger.batches),
         relative_change=None if state is None else dict(state.relative_change),
-        last=events[-1] if events else None,
+        last=next(_events(ledger, ledger.events[-1:]), None),
         check=check,
-        changes_since_check=0 if check is None else len(events) - check.changes,
+        changes_since_check=0 if check is None else len(ledger.events) - check.changes,
     )
 
 
 def events_of(ledger: Ledger) -> Iterator[Event]:
     """What happened to a directory, oldest first."""
-    for event in ledger.events:
+    yield from _events(ledger, ledger.events)
+
+
+def _events(ledger: Ledger, events: Iterable[LedgerEntry | UndoLine]) -> Iterator[Event]:
+    for event in events:
         if isinstance(event, UndoLine):
             yield Event(
                 what="undid" if event.kind == "undo" else "redid",

@@ -37,6 +37,7 @@ __all__ = [
     "LayoutRecord",
     "ModelRecord",
     "RunRecord",
+    "active_facts",
     "facts_of",
     "folder_of",
     "installed_versions",
@@ -314,3 +315,13 @@ def facts_of(directory: Path, ledger: Ledger) -> list[FactRecord]:
             if request.id not in known
         ),
     ]
+
+
+def active_facts(directory: Path, ledger: Ledger) -> list[FactRecord]:
+    """The active facts of a directory, with the probes that they have.
+
+    Raises:
+        RunError: the records cannot be read.
+    """
+    records = {fact.request.id: fact for fact in facts_of(directory, ledger)}
+    return [records[request.id] for request in ledger.facts()]

@@ -27,7 +27,7 @@ from editcore.runs.check_record import CHECK_NAME, CheckRecord
 from editcore.runs.fit import check_subjects
 from editcore.runs.log import BatchLog
 from editcore.runs.planned_edit import PlannedEdit, plan_edit
-from editcore.runs.record import RunRecord, facts_of
+from editcore.runs.record import RunRecord, active_facts
 from editcore.runs.resolved import recorded_editor
 from editcore.runs.resume import is_finished, resume_command
 from editcore.runs.state import STATE_NAME, DirectoryState, ledger_bytes
@@ -250,7 +250,7 @@ class Workspace:
         session = self.session
         found = check_model(
             session.edited,
-            self.active_records(),
+            active_facts(self.directory, session.ledger),
             options,
             changes=len(session.ledger.events),
             directory=self.directory,
@@ -259,11 +259,6 @@ class Workspace:
         found.write_file(self.directory / CHECK_NAME)
         self._keep_state()
         return found
-
-    def active_records(self) -> list[FactRecord]:
-        """The active facts, with their probes."""
-        records = {fact.request.id: fact for fact in facts_of(self.directory, self.ledger)}
-        return [records[request.id] for request in self.ledger.facts()]
 
     def _keep_state(self) -> None:
         from editcore.runs.running_sums import keep_sums
