@@ -42,6 +42,7 @@ from editcore.datasets import (
     short_name,
 )
 from editcore.datasets.fields import Unread
+from editcore.evaluation import chains_of
 from hypothesis import given, settings, strategies as st
 from pydantic import ValidationError
 
@@ -146,6 +147,34 @@ def test_mquake_gives_one_record_per_edit_and_asks_the_chain_of_the_last() -> No
     )
     assert last.of_kind("multihop") == last.probes
     assert last.of_kind("multi") == ()
+    assert first.extra == {}
+    (chain,) = chains_of(last)
+    assert chain == chains_of(last.model_copy(update={"extra": {}}))[0]  # what the probes say by themselves
+
+
+def test_a_fact_that_several_chains_write_keeps_the_questions_of_all() -> None:
+    def edits(case: int, *targets: str) -> list[FactRecord]:
+        rewrites = [
+            {"prompt": "{} is led by", "subject": f"City {number}", "target_new": {"str": target}, "question": "Who?"}
+            for number, target in enumerate(targets)
+        ]
+        question = f"Who leads in case {case}?"
+        return parse_record(
+            {"case_id": case, "requested_rewrite": rewrites, "questions": [question], "new_answer": targets[-1]}
+        )
+
+    records = [*edits(1, "Ann", "Bob"), *edits(2, "Eve", "Bob"), *edits(3, "Cid", "Bob", "Dan"), *edits(4, "Cid")]
+    kept, notes = check_records(records)
+    asked = {record.request.text: [chain.questions[0].prompt for chain in chains_of(record)] for record in kept}
+    assert asked == {  # the edit of City 1 comes last in case 3, which asks nothing of it itself
+        "City 0 is led by": ["Who leads in case 4?"],
+        "City 1 is led by": ["Who leads in case 1?", "Who leads in case 2?"],
+        "City 2 is led by": ["Who leads in case 3?"],
+    }
+    assert len(notes) == 2
+    assert check_records(kept) == (kept, [])
+    contradicting = [*edits(1, "Ann"), *edits(2, "Eve")]
+    assert [len(chains_of(record)) for record in check_records(contradicting)[0]] == [1]
 
 
 def test_plain_with_and_without_braces() -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
+from pydantic import JsonValue
+
 from editcore.interfaces.values import EditRequest, FactRecord
 
 __all__ = ["check_records", "check_requests", "with_unique_ids"]
@@ -26,8 +28,21 @@ def check_requests(requests: Iterable[EditRequest]) -> tuple[list[EditRequest], 
 
 
 def check_records(records: Iterable[FactRecord]) -> tuple[list[FactRecord], list[str]]:
-    """:func:`check_requests` for records, by their requests."""
-    return _keep_last(records, lambda record: record.request)
+    """:func:`check_requests` for records, by their requests.
+
+    A record that is kept takes over the chains (``extra["chains"]``) of those that repeat it, because they ask for the
+    same fact. The chains of records that contradict it are left out: what they ask for is not written.
+    """
+    listed = list(records)
+    kept, notes = _keep_last(listed, lambda record: record.request)
+    if len(kept) == len(listed):
+        return kept, notes
+    repeated: dict[tuple[tuple[str, str], str], list[FactRecord]] = {}
+    for record in listed:
+        repeated.setdefault((record.request.fact_key, record.request.continuation), []).append(record)
+    return [
+        _with_chains_of(record, repeated[record.request.fact_key, record.request.continuation]) for record in kept
+    ], notes
 
 
 def with_unique_ids(records: Iterable[FactRecord], taken: Iterable[str] = ()) -> Iterator[FactRecord]:
@@ -46,6 +61,17 @@ def with_unique_ids(records: Iterable[FactRecord], taken: Iterable[str] = ()) ->
         if count > 1:
             record = record.model_copy(update={"request": record.request.model_copy(update={"id": identity})})
         yield record
+
+
+def _with_chains_of(kept: FactRecord, records: list[FactRecord]) -> FactRecord:
+    """``kept`` with the chains of all ``records``, each once."""
+    chains: list[JsonValue] = []
+    for record in records:
+        own = record.extra.get("chains")
+        chains += [chain for chain in own if chain not in chains] if isinstance(own, list) else []
+    if not chains or chains == kept.extra.get("chains"):
+        return kept
+    return kept.model_copy(update={"extra": {**kept.extra, "chains": chains}})
 
 
 def _keep_last(asked: Iterable[T], request_of: Callable[[T], EditRequest]) -> tuple[list[T], list[str]]:

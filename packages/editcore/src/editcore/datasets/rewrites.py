@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from pydantic import JsonValue
+
 from editcore.datasets import probes
 from editcore.datasets.fields import Fields, accepted_answers, as_object, identity_of, without_last_space
 from editcore.datasets.form import Format
@@ -37,8 +39,10 @@ def _read_mquake(fields: Fields) -> list[FactRecord]:
         _rewrite(part, tuple(_question(part)), f"{case_id}-{index}" if case_id else "")
         for index, part in enumerate(parts)
     ]
-    hops = _hops(fields, edited={*_edited_questions(parts, records)})
-    return [*records[:-1], records[-1].model_copy(update={"probes": (*records[-1].probes, *hops)})]
+    hops = tuple(_hops(fields, edited={*_edited_questions(parts, records)}))
+    extra = {"chains": [chain]} if (chain := _chain(hops)) else {}
+    last = records[-1]
+    return [*records[:-1], last.model_copy(update={"probes": (*last.probes, *hops), "extra": extra})]
 
 
 def _rewrite(rewrite: Fields, asked: tuple[Probe, ...], case_id: str) -> FactRecord:
@@ -84,6 +88,18 @@ def _hops(fields: Fields, *, edited: set[str]) -> Iterator[Probe]:
             prompt=question,
             answers=accepted,
         )
+
+
+def _chain(hops: tuple[Probe, ...]) -> dict[str, JsonValue]:
+    """The questions and hops as one chain, as the records of other formats have theirs; empty without a question."""
+
+    def asked(kind: str) -> list[JsonValue]:
+        found = (probe for probe in hops if probe.kind == kind and probe.answers)
+        return [{"prompt": probe.prompt, "answers": list(probe.answers)} for probe in found]
+
+    questions = asked("multihop")
+    conditions, edited = asked("multihop.single.unedited"), asked("multihop.single.edited")
+    return {"kind": "multihop", "questions": questions, "conditions": conditions, "edited": edited} if questions else {}
 
 
 def _published(prompts: tuple[str, ...]) -> tuple[str, ...]:
