@@ -156,7 +156,7 @@ def test_two_evaluators_measure_a_run_side_by_side(run_toy: Call, tmp_path: Path
     assert summary["after"]["facts_said"] == pytest.approx(100 * tally["held"] / 3)
     printed = " ".join(done.out.split())
     assert "4 edits, by rewrites; percent" in printed
-    assert "4 edits, by generation on a sample of 3; percent, higher is better" in printed
+    assert "4 edits, by generation on 3 of them; percent, higher is better" in printed
     assert f"{tally['held']} of 3 facts (a sample of 4) are said" in printed
 
 

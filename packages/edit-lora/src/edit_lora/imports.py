@@ -7,7 +7,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from editcore import Changes, FactoredDelta, LanguageModel, LedgerEntry, LoadOptions, ModelError, Plugins, Progress
+from editcore import Changes, LanguageModel, LedgerEntry, LoadOptions, ModelError, Plugins, Progress
 from editcore.ledger import DELTAS_NAME, LEDGER_NAME, HeaderLine, Ledger, write_ledger
 from editcore.models import misfits
 from editcore.runs import (
@@ -25,7 +25,7 @@ from editcore.runs import (
 from edit_lora.adapter import WEIGHTS_NAME, Adapter
 from edit_lora.export import EDITS_FOLDER, ExportedRecord
 from edit_lora.hparams import LoraHParams
-from edit_lora.targets import Targets
+from edit_lora.reading import edits_of
 
 __all__ = ["ImportOptions", "Imported", "import_adapter"]
 
@@ -79,7 +79,7 @@ def import_adapter(
         raise ModelError(f"{directory} does not say which model it is for; name it with --model.")
     base = LanguageModel.load(name, families=plugins.family_paths(), progress=progress)
     adapter.check_base(base.name, base.base_fingerprint, force=options.force)
-    changes = _as_edits(adapter, base)
+    changes = edits_of(adapter, base)
     editor = options.editor or default_editor(plugins, name)
     config = RunConfig(editor=editor, backend="lora", model=name, dataset=str(directory))
     plugins.editor(config.editor)
@@ -145,18 +145,6 @@ def _check_weights(directory: Path, expected: str | None) -> None:
             f"{directory / WEIGHTS_NAME} is not what the edits beside it were written as. --force takes the edits as "
             f"they are; to take the weights instead, remove {directory / EDITS_FOLDER}."
         )
-
-
-def _as_edits(adapter: Adapter, model: LanguageModel) -> dict[str, FactoredDelta]:
-    """The adapter's factors by weight name, once for a weight that several modules share.
-
-    Raises:
-        ModelError: the model lacks one of the modules or has it in another shape, or modules that share a weight are
-            changed differently.
-    """
-    targets = Targets(model.hf)
-    adapter.check_modules(targets)
-    return {f"{path}.weight": delta for path, delta in targets.one_per_weight(adapter.factors).items()}
 
 
 def _check_fit(changes: Changes, model: LanguageModel) -> None:

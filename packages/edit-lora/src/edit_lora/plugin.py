@@ -19,8 +19,13 @@ def editcore_backends() -> list[BackendSpec]:
 
 @hookimpl
 def editcore_components() -> list[ComponentSpec]:
-    """The study of the adapter's rank."""
-    return [ComponentSpec("lora", "edit_lora.studies:lora.toml", kind="study", summary="Rank and fit of the adapter.")]
+    """The study of the adapter's rank, and what reads adapters that are evaluated."""
+    return [
+        ComponentSpec("lora", "edit_lora.studies:lora.toml", kind="study", summary="Rank and fit of the adapter."),
+        ComponentSpec(
+            "lora", "edit_lora.reading:read_adapter", kind="adapter.reader", summary="Reads folders of LoRA adapters."
+        ),
+    ]
 
 
 @hookimpl

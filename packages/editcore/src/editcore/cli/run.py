@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +15,6 @@ from editcore.cli.lazy import loaded_plugins
 from editcore.cli.options import SaveDtype, Strict, refuse_used_save, with_options
 
 if TYPE_CHECKING:
-    from editcore.evaluation import Measure, Summary
     from editcore.plugins.registry import Plugins
     from editcore.runs.config import RunConfig
     from editcore.runs.record import RunRecord
@@ -282,31 +280,10 @@ def show_result(result: RunResult) -> None:
     """Print the results of a finished run."""
     from editcore._util.words import counted, cut
     from editcore.cli.console import make_console, print_table
-    from editcore.evaluation.measures import legend, shown
+    from editcore.cli.measures_view import show_measures
 
     console = make_console()
-    phases = {"before": (result.before, result.before.values()), "after": (result.after, result.after.values())}
-    known = {key for _, values in phases.values() for key in values}
-    measures = [measure for measure in shown(result.after.measures, known) if measure.key in known]
-    for evaluator in dict.fromkeys(measure.evaluator for measure in measures):
-        mine = [measure for measure in measures if measure.evaluator == evaluator]
-        facts = max(summary.facts.get(evaluator, 0) for summary, _ in phases.values())
-        sampled = f" on a sample of {facts}" if 0 < facts < result.edits else ""
-        names = [measure.key for measure in mine]
-        console.print()
-        print_table(
-            ("", *names),
-            [
-                *(
-                    (phase, *(measure.text(values.get(measure.key)) for measure in mine))
-                    for phase, (_, values) in phases.items()
-                ),
-                *_facts(result.after, mine),
-            ],
-            title=f"{counted(result.edits, 'edit')}, by {evaluator}{sampled}; {legend(mine)}",
-            right=names,
-            console=console,
-        )
+    show_measures({"before": result.before, "after": result.after}, counted(result.edits, "edit"), result.edits)
     console.print()
     print_table(
         ("prompt", "edited to", "before", "after"),
@@ -351,15 +328,6 @@ def show_result(result: RunResult) -> None:
         console.print(f"Checkpoints: editctl forgetting {shlex.quote(str(result.directory))}; their picture is {curve}")
     console.print(f"Everything is in {result.directory}; the picture is {result.directory / 'figures' / 'summary.png'}")
     console.print(f"A page about it: {shlex.join(['editctl', 'report', str(result.directory)])}")
-
-
-def _facts(summary: Summary, measures: Sequence[Measure]) -> Iterator[tuple[str, ...]]:
-    """A row with the number of facts behind each mean, or of observations, if these numbers differ."""
-    averages = [summary.averages.get(measure.key) for measure in measures]
-    found = [average for average in averages if average is not None]
-    if len({average.units for average in found}) > 1:
-        name = "facts" if all(average.within == "facts" for average in found) else "n"
-        yield (name, *("" if average is None else str(average.units) for average in averages))
 
 
 def _first_line(text: str) -> str:

@@ -44,6 +44,8 @@ def _metrics() -> Iterator[MetricSpec]:
         name=_KEPT,
         label="Tasks still solved",
         meaning="The share of the tasks that the unedited model solves which the model still solves.",
+        about="model",
+        checklist="capability",
         average="prompts",
         needs="tasks that the unedited model solves",
     )
@@ -52,6 +54,7 @@ def _metrics() -> Iterator[MetricSpec]:
             name=f"{kind}_kept",
             label=f"Still solved: {what}",
             meaning=f"The same of {what} alone.",
+            about="model",
             average="prompts",
             needs=f"tasks of {what} that the unedited model solves",
         )
@@ -59,6 +62,8 @@ def _metrics() -> Iterator[MetricSpec]:
         name=_SOLVED,
         label="Tasks solved",
         meaning="The share of all tasks that the model solves.",
+        about="model",
+        checklist="capability",
         average="prompts",
         keep=True,
         show="report",

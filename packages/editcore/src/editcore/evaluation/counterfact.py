@@ -7,11 +7,11 @@ after p, both objects of the edit are scored after every prompt of the record.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from editcore.interfaces.metrics import REWRITE, EvaluationContext, MetricSpec, Observation
+from editcore.interfaces.metrics import REWRITE, ChecklistItem, EvaluationContext, MetricSpec, Observation
 from editcore.interfaces.specs import EvaluatorSpec
 from editcore.interfaces.values import FactRecord
 
@@ -58,6 +58,11 @@ _MEANINGS = {
     _NEIGHBORHOOD: "The share of prompts about other subjects after which their true object is still likelier than the "
     "new one.",
 }
+_CHECKLIST: Mapping[str, ChecklistItem] = {
+    REWRITE: "teacher-forced success",
+    _PARAPHRASE: "rephrase",
+    _NEIGHBORHOOD: "locality, correct",
+}
 
 
 def _metrics() -> Iterator[MetricSpec]:
@@ -66,6 +71,7 @@ def _metrics() -> Iterator[MetricSpec]:
             name=names.success,
             label=f"{names.label} ({names.success})",
             meaning=_MEANINGS[kind],
+            checklist=_CHECKLIST[kind],
             keep=kind == _NEIGHBORHOOD,
             retention=kind == REWRITE,
             needs=_compared(names),
@@ -95,6 +101,7 @@ def _metrics() -> Iterator[MetricSpec]:
             label=f"{names.label} accuracy",
             meaning=f"The share of the prompts of {names.success} after which every token of the wanted object is the "
             "likeliest one.",
+            checklist=_CHECKLIST[kind],
             show="report",
             # Without a true object there is nothing to compare with, and only this can be measured.
             instead_of=(names.success,),

@@ -49,6 +49,7 @@ DAMAGE = EvaluatorSpec(
     metrics=(
         MetricSpec(
             name=_DRIFT,
+            about="model",
             label="Drift (KL)",
             meaning="The mean KL divergence of the next-token distributions from those of the unedited model, after "
             "prompts that no edit is about: a lower bound from its likeliest tokens.",
@@ -59,15 +60,18 @@ DAMAGE = EvaluatorSpec(
         ),
         MetricSpec(
             name=_FLUENCY,
+            about="model",
             label="Fluency (n-gram entropy)",
             meaning="The weighted entropy of the word pairs and triples of long continuations: low if the text repeats "
             "itself. Compare it with the value before the edits.",
             unit="bits",
+            average="prompts",
             keep=True,
             needs="a continuation of three words or more",
         ),
         MetricSpec(
             name=_LARGEST,
+            about="model",
             label="Largest growth of a weight",
             meaning="The largest relative growth of the norm of a projection that edits may be written into.",
             better="lower",
@@ -77,6 +81,7 @@ DAMAGE = EvaluatorSpec(
         ),
         MetricSpec(
             name=_GROWTH,
+            about="model",
             label="Mean growth of the weights",
             meaning="The same, as a mean over the projections of all blocks, edited or not.",
             better="lower",
@@ -87,6 +92,7 @@ DAMAGE = EvaluatorSpec(
         ),
         MetricSpec(
             name=_ENTROPY,
+            about="model",
             label="Entropy of the next token",
             meaning="The mean entropy of the next-token distributions after the same prompts.",
             unit="nats",
@@ -95,6 +101,7 @@ DAMAGE = EvaluatorSpec(
         ),
         MetricSpec(
             name=_NORM,
+            about="model",
             label="Norm of the projections",
             meaning="The mean Frobenius norm of the projections.",
             unit="",
@@ -130,7 +137,8 @@ class _Value(NamedTuple):
 
 
 class DamageEvaluator:
-    """Measures the model beside its facts. All but fluency is entered under the first fact."""
+    """Measures the model beside its facts. Observations are entered under facts, because they must be, and mean nothing
+    there."""
 
     def __init__(self, hparams: DamageHParams | None = None) -> None:
         self.hparams = hparams or DamageHParams()

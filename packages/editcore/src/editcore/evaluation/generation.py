@@ -53,10 +53,12 @@ GENERATION = EvaluatorSpec(
             retention=True,
             objective=True,
             tally="are said",
+            checklist="generated success",
         ),
         MetricSpec(
             name="paraphrases_said",
             label="Paraphrases said",
+            checklist="rephrase",
             meaning="The share of paraphrases to which the model's own answer contains the new object.",
             needs="paraphrases",
         ),
@@ -70,6 +72,7 @@ GENERATION = EvaluatorSpec(
         MetricSpec(
             name="unchanged",
             label="Unchanged elsewhere",
+            checklist="locality, unchanged",
             meaning="The share of questions about other things to which the answer is exactly that of the unedited "
             "model.",
             keep=True,

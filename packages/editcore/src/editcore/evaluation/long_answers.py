@@ -37,6 +37,7 @@ LONG_ANSWERS = EvaluatorSpec(
     metrics=(
         MetricSpec(
             name=_FACT,
+            checklist="generated success",
             label="Long facts, ROUGE-L recall",
             meaning="The share of the words of the new text that the model's own continuation of the edited prompt "
             "has, in their order.",
@@ -45,6 +46,7 @@ LONG_ANSWERS = EvaluatorSpec(
         ),
         MetricSpec(
             name=_PARAPHRASE,
+            checklist="rephrase",
             label="Long paraphrases, ROUGE-L recall",
             meaning="The same after a paraphrase of the prompt.",
             needs="paraphrases of an edit with a target of many words",

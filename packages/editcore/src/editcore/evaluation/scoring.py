@@ -16,8 +16,9 @@ Shapes: ``rows`` token rows of ``seq`` tokens, ``slots`` scored positions of a p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -93,11 +94,12 @@ def score_targets(
             no embedding of a token.
     """
     pairs = _tokenise(model, prompts, targets, joins or [None] * len(prompts))
-    rows, row_of = covering_rows(pair.inputs for pair in pairs)
+    scores = _kept(model, pairs)
+    missing = [index for index in range(len(pairs)) if index not in scores]
+    rows, row_of = covering_rows(pairs[index].inputs for index in missing)
     readers: list[list[int]] = [[] for _ in rows]
-    for index, pair in enumerate(pairs):
-        readers[row_of[pair.inputs]].append(index)
-    scores: dict[int, TargetScore] = {}
+    for index in missing:
+        readers[row_of[pairs[index].inputs]].append(index)
 
     def score_rows(chunk: Sequence[int]) -> list[tuple[int, TargetScore]]:
         indices = [index for row in chunk for index in readers[row]]
@@ -108,9 +110,34 @@ def score_targets(
     with torch.inference_mode(), progress.task(description, len(rows)) as advance:
         scored = [sum(len(pairs[index].ids) - pairs[index].start for index in reader) for reader in readers]
         for chunk in plan_passes([len(row) for row in rows], PassBudget.forward(model), scored=scored):
-            scores |= in_halves(score_rows, chunk)
+            found = dict(in_halves(score_rows, chunk))
+            if model.answers is not None:
+                finite = [(index, score) for index, score in found.items() if math.isfinite(score.nll)]
+                model.answers.keep(_SCORE, [(_question(pairs[index]), asdict(score)) for index, score in finite])
+            scores |= found
             advance(len(chunk))
     return [scores[index] for index in range(len(pairs))]
+
+
+_SCORE = "score"
+
+
+def _question(pair: _Pair) -> list[object]:
+    return [list(pair.ids), pair.start]
+
+
+def _kept(model: LanguageModel, pairs: Sequence[_Pair]) -> dict[int, TargetScore]:
+    """The scores that the model's store of answers has, by the index of the pair."""
+    if model.answers is None:
+        return {}
+    known = model.answers.known(_SCORE, [_question(pair) for pair in pairs])
+    found = {
+        index: TargetScore(**{**score, "predicted": tuple(score["predicted"])})
+        for index, score in enumerate(known)
+        if score is not None
+    }
+    model.answers.count(asked=len(pairs) - len(found), found=len(found))
+    return found
 
 
 def _tokenise(

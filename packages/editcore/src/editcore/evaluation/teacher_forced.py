@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from editcore.interfaces.metrics import REWRITE, EvaluationContext, MetricSpec, Observation
+from editcore.interfaces.metrics import REWRITE, ChecklistItem, EvaluationContext, MetricSpec, Observation
 from editcore.interfaces.specs import EvaluatorSpec
 from editcore.interfaces.values import FactRecord, Probe
 
@@ -46,6 +46,7 @@ class _Family:
     kinds: tuple[str, ...]
     """The kinds of its probes, each with its special ones; none for the edited prompt itself."""
     show: Literal["always", "report"] = "report"
+    checklist: ChecklistItem | Literal[""] = ""
 
     def probes(self, record: FactRecord) -> Iterator[Probe]:
         """Its questions of a record that have an answer."""
@@ -57,8 +58,8 @@ class _Family:
 
 
 _FAMILIES = (
-    _Family("rewrite", "Edited prompt", "edited prompts", (), "always"),
-    _Family("paraphrase", "Paraphrase", "paraphrases", ("paraphrase",), "always"),
+    _Family("rewrite", "Edited prompt", "edited prompts", (), "always", "teacher-forced success"),
+    _Family("paraphrase", "Paraphrase", "paraphrases", ("paraphrase",), "always", "rephrase"),
     _Family("portability", "Portability", "portability questions with an answer", ("portability",), "always"),
     _Family("multihop", "Multi-hop", "multi-hop questions with an answer", ("multihop",)),
     _Family("generalization", "Generalisation", "yes/no or multiple-choice questions", ("generalization",)),
@@ -83,6 +84,7 @@ def _metrics() -> Iterator[MetricSpec]:
             meaning="The share of the answer's tokens that are the likeliest ones, given those before; of "
             f"{family.about}.",
             objective=edited,
+            checklist=family.checklist,
             show=family.show,
             needs=needs,
         )
@@ -91,6 +93,7 @@ def _metrics() -> Iterator[MetricSpec]:
             label=f"{family.label}, all tokens right",
             meaning=f"The share of {family.about} for which every token of the answer is the likeliest one.",
             retention=edited,
+            checklist=family.checklist,
             show="always" if edited else "report",
             tally="are predicted token by token" if edited else "",
             needs=needs,
@@ -107,6 +110,7 @@ def _metrics() -> Iterator[MetricSpec]:
         label="Locality, tokens right",
         meaning="The share of the tokens of the data set's answer to questions about other things that are the "
         "likeliest ones. An unedited model does not reach 100 %.",
+        checklist="locality, correct",
         keep=True,
         needs=_LOCALITY.about,
         caution=f"{_TRUE} compares with the answers of the data set, of which the unedited model gives a part (see the "
@@ -118,6 +122,7 @@ def _metrics() -> Iterator[MetricSpec]:
         label="Locality, tokens unchanged",
         meaning="The share of the positions of the data set's answer to questions about other things at which the "
         "likeliest token is that of the unedited model.",
+        checklist="locality, unchanged",
         keep=True,
         needs=_LOCALITY.about,
     )

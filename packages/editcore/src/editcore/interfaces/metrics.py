@@ -10,13 +10,21 @@ from typing import Literal
 from editcore.interfaces.documented import documented
 from editcore.interfaces.progress import Progress, silent
 
-__all__ = ["HOLDS", "REWRITE", "EvaluationContext", "MetricSpec", "Observation", "check_metrics"]
+__all__ = ["HOLDS", "REWRITE", "ChecklistItem", "EvaluationContext", "MetricSpec", "Observation", "check_metrics"]
 
 REWRITE = "rewrite"
 """The kind of an observation about the edited prompt itself, which is no probe."""
 
 HOLDS = 0.5
 """An observation of at least this value means yes (:attr:`MetricSpec.retention`, :attr:`MetricSpec.tally`)."""
+
+ChecklistItem = Literal[
+    "teacher-forced success", "generated success", "rephrase", "locality, unchanged", "locality, correct", "capability"
+]
+"""What a report's checklist asks of metrics. A success is about the edited prompt: *teacher-forced* if the model is
+given the answer, or its beginning; *generated* if it answers by itself. *Rephrase* is about other wordings of it. What
+an edit is not about should be *unchanged*, or is compared with the *correct* answer. *Capability* is what the model can
+do beside its facts."""
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
@@ -47,6 +55,11 @@ class MetricSpec:
     signed: bool = False
     """True for a percentage that may be negative, such as a difference. Any other percentage lies between 0 and 100, as
     does its axis, and its interval is Wilson's."""
+    about: Literal["facts", "model"] = "facts"
+    """``model`` if its observations are about the model as a whole. Their facts mean nothing then: such a metric is in
+    no table by fact or by relation, and its ``average`` is ``prompts``."""
+    checklist: ChecklistItem | Literal[""] = ""
+    """The item of a report's checklist that it answers; empty for none."""
     average: Literal["facts", "prompts"] = "facts"
     """``facts``: averaged within each fact first, then over facts. ``prompts``: over all observations alike."""
     of: tuple[str, ...] = ()
@@ -85,6 +98,8 @@ class MetricSpec:
             raise ValueError(f"the metric {self.name} has no label")
         if bool(self.of) != bool(self.combine):
             raise ValueError(f"the metric {self.name} needs both 'of' and 'combine', or neither")
+        if self.about == "model" and self.average != "prompts":
+            raise ValueError(f"the metric {self.name} is about the model, so its average must be over prompts")
         if self.of and (self.retention or self.tally):
             raise ValueError(f"the metric {self.name} is a composite, which says nothing of single facts")
 

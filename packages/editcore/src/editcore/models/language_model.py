@@ -19,6 +19,7 @@ from editcore._util.memory import release
 from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import RequestError, StorageError
 from editcore.interfaces.progress import Progress, silent
+from editcore.models.answers import AnswerStore, continued
 from editcore.models.card import model_card
 from editcore.models.encoding import Encoded, TokenSpans, continuation_text, decoded, pad_rows, shortened, tokens_of
 from editcore.models.fingerprint import fingerprint_of
@@ -86,6 +87,8 @@ class LanguageModel:
     """The text around every prompt: none, or the turns of a chat (:meth:`use_chat_template`)."""
     positions: int | None
     """The most tokens that it reads at once; ``None`` for any number."""
+    answers: AnswerStore | None
+    """Where its answers are kept inside a block of :meth:`remembering`; ``None`` outside."""
 
     def __init__(self, hf: Any, tokenizer: Any, layout: ModelLayout, *, name: str) -> None:
         self.hf = hf
@@ -99,6 +102,7 @@ class LanguageModel:
         self.weights = Weights(hf, model_name=name)
         self.positions = position_limit(hf)
         self._rewriters: list[Callable[[str], str]] = []
+        self.answers = None
 
     def __repr__(self) -> str:
         return f"LanguageModel({self.name!r}, {type(self.hf).__name__}, {self.layout.num_layers} blocks)"
@@ -367,6 +371,24 @@ class LanguageModel:
         finally:
             self._rewriters.remove(rewrite)
 
+    @contextlib.contextmanager
+    def remembering(self, answers: AnswerStore | None) -> Iterator[None]:
+        """Inside the block, greedy text and scores are taken from a store, and those that it lacks are kept there.
+
+        Args:
+            answers: of this model in the state that it has throughout the block; ``None`` keeps nothing.
+        """
+        before, self.answers = self.answers, answers
+        try:
+            yield
+        finally:
+            self.answers = before
+
+    @property
+    def rewrites_prompts(self) -> bool:
+        """Whether attachments rewrite prompts now."""
+        return bool(self._rewriters)
+
     def asked(self, prompt: str) -> str:
         """The prompt that the model reads instead of ``prompt``, where attachments rewrite prompts.
 
@@ -446,6 +468,10 @@ class LanguageModel:
             hf=self.hf, device=self.device, dtype=self.compute_dtype, vocab_size=self.layout.vocab_size,
             pad_id=self.pad_id, end_ids=self.end_ids, cache_argument=self.cache_argument, positions=self.positions,
         )  # fmt: skip
+        if self.answers is not None and sampling is None and stop_at_end:
+            return continued(self.answers, filled, stop, lambda rows, stop: continue_rows(
+                writer, rows, stop=stop, sampling=None, advance=advance
+            ))  # fmt: skip
         return continue_rows(writer, filled, stop=stop, sampling=sampling, advance=advance)
 
     def _within_positions(self, rows: Sequence[Sequence[int]], limits: Sequence[int]) -> list[int]:

@@ -18,7 +18,7 @@ from editcore.runs.results import Tally
 if TYPE_CHECKING:
     from editcore.runs.session import EditSession
 
-__all__ = ["notes_of", "seconds_per_edit", "tallies_of", "title_of"]
+__all__ = ["notes_of", "notes_on", "seconds_per_edit", "tallies_of", "title_of"]
 
 
 def title_of(config: RunConfig, record: RunRecord | None, session: EditSession, records: Sequence[FactRecord]) -> str:
@@ -52,12 +52,16 @@ def notes_of(
         first: notes from before the first batch.
     """
     notes = [*first, *(note for entry in session.ledger.batches for note in entry.notes)]
-    notes += _silent_evaluators(found, records)
-    notes += _conventions(found.summary)
+    notes += notes_on(found, records)
     if len(session.ledger.batches) > 1:
         notes += _first_and_last(found, records)
     notes += _not_said(session)
     return tuple(dict.fromkeys(notes))
+
+
+def notes_on(found: Measurement, records: Sequence[FactRecord]) -> list[str]:
+    """Sentences on a measurement: what could not be measured, and how values are read."""
+    return [*_silent_evaluators(found, records), *_conventions(found.summary)]
 
 
 def _silent_evaluators(found: Measurement, records: Sequence[FactRecord]) -> list[str]:

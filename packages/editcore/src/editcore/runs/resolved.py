@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -22,6 +22,7 @@ from editcore.settings.presets import get_preset, preset_for, presets_of
 
 __all__ = [
     "Resolved",
+    "check_evaluators",
     "default_editor",
     "editor_settings",
     "hparams_of",
@@ -94,6 +95,24 @@ def resolve_session(
         evaluators=evaluators,
         settings=MappingProxyType(settings | of_dataset),
     )
+
+
+def check_evaluators(
+    registry: Plugins, names: Sequence[str], settings: Mapping[str, Mapping[str, Any]], *, dataset: str | None = None
+) -> None:
+    """Refuse evaluators and settings, of them and of a data set, that are not as announced.
+
+    Raises:
+        UnknownNameError: a name or a section is unknown.
+        HParamsError: a setting is unknown or wrong, or an evaluator is named twice.
+    """
+    refuse_duplicates("evaluator", names)
+    for spec in [registry.evaluator(name) for name in names]:
+        hparams_of(spec, settings.get(spec.name, {}))
+    if dataset is None:
+        _refuse_unknown_sections(settings, names)
+    else:
+        resolve_dataset(registry, dataset, settings, part_names=names)
 
 
 def _check_layers(settings: Mapping[str, HParams], model_name: str) -> None:

@@ -1,0 +1,266 @@
+"""``editctl evaluate``: every way to give a model is measured the same, and nothing is asked twice."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import editcore
+import pandas as pd
+import pytest
+from editcore.evaluation import scoring
+from editcore.models import generating, language_model
+from editcore.models.answers import AnswerStore
+from editcore.runs.evaluation_record import EvaluationRecord
+
+Run = Callable[..., SimpleNamespace]
+SAMPLES = ("--set", "generation.further=none")
+
+
+@pytest.fixture(scope="module")
+def edited(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, tiny_facts: Path, tiny_corpus: Path) -> Path:
+    """A finished run of four facts, beside it the same edits as a pack, an adapter and a model."""
+    from edit_lora.export import export_adapter
+    from editcore import Plugins
+    from editcore.runs import RunConfig, open_run, run, write_pack
+
+    folder = tmp_path_factory.mktemp("edited")
+    plugins = Plugins.load()
+    config = RunConfig.create(
+        {
+            "editor": "emmet",
+            "model": str(tiny_folder),
+            "dataset": str(tiny_facts),
+            "edits": 4,
+            "batch_size": 2,
+            "corpus": str(tiny_corpus),
+            "corpus_tokens": 1024,
+            "settings": {
+                "emmet": {"layers": [1], "v_num_grad_steps": 8, "context_count": 1, "context_length": 3},
+                "generation": {"further": None},
+            },
+        },
+        plugins,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDITCORE_CACHE", str(folder / "cache"))
+        run(config, folder / "run")
+        write_pack(folder / "run", folder / "facts.editpack", plugins)
+        export_adapter(folder / "run", folder / "adapter", plugins=plugins)
+        open_run(folder / "run", plugins=plugins)[0].save(folder / "model")
+    shutil.copytree(folder / "adapter", folder / "foreign", ignore=shutil.ignore_patterns("edits", "base.json", "*.md"))
+    return folder
+
+
+def summary_of(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    found = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    return found["before"], found["after"]
+
+
+def test_a_run_is_measured_as_it_measured_itself_and_the_second_time_asks_nothing(
+    editctl: Run, edited: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = editctl("evaluate", edited / "run", *SAMPLES, "--out", "first")
+    assert done.code == 0, done.err
+    assert "4 facts, by counterfact; percent, higher is better" in done.out
+    record = EvaluationRecord.read("first")
+    assert (record.before, record.after) == summary_of(edited / "run")
+    assert record.kind == "run"
+    assert record.method is not None
+    assert record.method.edits == 4
+    assert record.questions.asked > 0
+    assert "questions asked" in done.out
+    ours, theirs = (pd.read_parquet(folder / "results.parquet") for folder in (Path("first"), edited / "run"))
+    pd.testing.assert_frame_equal(ours, theirs)
+
+    def refused(*_: object, **__: object) -> None:
+        raise AssertionError("the model was asked again")
+
+    monkeypatch.setattr(scoring, "_score_pass", refused)
+    monkeypatch.setattr(language_model, "continue_rows", refused)
+    again = editctl("evaluate", edited / "run", *SAMPLES, "--out", "second", "--json")
+    assert again.code == 0, again.err
+    assert json.loads(again.out)["questions"] == {"asked": 0, "known": 0}
+    pd.testing.assert_frame_equal(pd.read_parquet("second/results.parquet"), theirs)
+    # Other samples of the same questions, by which no evaluator was asked as a whole.
+    settings = (*SAMPLES, "--set", "generation.continuations=0")
+    fewer = editctl("evaluate", edited / "run", *settings, "--edits", 2, "--out", "third")
+    assert fewer.code == 0, fewer.err
+    assert "Nothing was asked: all answers were known" in fewer.out
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("facts.editpack", ("--base", "{base}")),
+        ("adapter", ("--dataset", "{facts}", "--edits", 4)),
+        ("foreign", ("--dataset", "{facts}", "--edits", 4, "--base", "{base}")),
+        ("model", ("--dataset", "{facts}", "--edits", 4, "--base", "{base}")),
+    ],
+)
+def test_a_pack_an_adapter_and_a_folder_are_measured_like_the_run_they_are_from(
+    name: str, more: tuple[object, ...], editctl: Run, edited: Path, tiny_folder: Path, tiny_facts: Path
+) -> None:
+    options = [str(option).format(facts=tiny_facts, base=tiny_folder) for option in more]
+    done = editctl("evaluate", edited / name, *options, *SAMPLES, "--out", "out")
+    assert done.code == 0, done.err
+    before, after = summary_of(edited / "run")
+    record = EvaluationRecord.read("out")
+    if name == "facts.editpack":  # it has no probes
+        shared = {"ES", "rewrite_acc", "facts_said"}
+        before, after = ({key: values[key] for key in shared} for values in (before, after))
+    for expected, found in ((before, record.before), (after, record.after)):
+        assert {key: found[key] for key in expected} == pytest.approx(expected, nan_ok=True, abs=1e-4)
+    assert record.before != record.after
+    assert record.kind == {"facts.editpack": "pack", "model": "model"}.get(name, "adapter")
+
+
+def test_a_model_without_a_base_has_no_before(editctl: Run, edited: Path, tiny_facts: Path) -> None:
+    done = editctl("evaluate", edited / "model", "--dataset", tiny_facts, "--edits", 4, *SAMPLES, "--out", "out")
+    assert done.code == 0, done.err
+    record = EvaluationRecord.read("out")
+    assert set(record.before.values()) == {None}
+    assert record.after["ES"] == summary_of(edited / "run")[1]["ES"]
+    assert record.after["unchanged"] is None
+    assert "the model" in done.out
+    assert "before" not in done.out.split("Note")[0]
+
+
+def test_what_was_asked_before_a_kill_is_kept(
+    editctl: Run, edited: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    passes: list[int] = []
+    score_pass = scoring._score_pass
+
+    def killed(*arguments: Any) -> Any:
+        passes.append(1)
+        if len(passes) > 1:
+            raise KeyboardInterrupt
+        return score_pass(*arguments)
+
+    monkeypatch.setattr(scoring, "plan_passes", lambda lengths, *_, **__: [[row] for row in range(len(lengths))])
+    with monkeypatch.context() as patch:
+        patch.setattr(scoring, "_score_pass", killed)
+        assert editctl("evaluate", edited / "run", *SAMPLES, "--out", "out").code == 130
+    assert not Path("out").exists()
+    asked = editctl("evaluate", edited / "run", *SAMPLES, "--out", "out", "--json")
+    monkeypatch.setenv("EDITCORE_CACHE", str(tmp_path / "empty"))
+    anew = editctl("evaluate", edited / "run", *SAMPLES, "--out", "anew", "--json")
+    counts, all_counts = (json.loads(done.out)["questions"] for done in (asked, anew))
+    assert counts["known"] > 0
+    assert counts["asked"] + counts["known"] == all_counts["asked"]
+    fresh = editctl("evaluate", edited / "run", *SAMPLES, "--out", "fresh", "--fresh", "--json")
+    assert json.loads(fresh.out)["questions"] == {"asked": 0, "known": 0}  # nothing is counted where nothing is kept
+    pd.testing.assert_frame_equal(pd.read_parquet("out/results.parquet"), pd.read_parquet("fresh/results.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("nowhere", "--dataset", "worldfacts"), "There is no model 'nowhere'"),
+        (("{model}",), "does not say which facts it was taught; give --dataset NAME or FILE"),
+        (("{run}", "--edits", 5), "has 4 active facts"),
+        (("{run}", "--dataset", "worldfacts", "--edits", 999), "--edits 999 is more than the data set 'worldfacts'"),
+        (("{run}", "--base", "{model}"), "--base: the run directory"),
+        (("{pack}",), "facts.editpack is for 'tiny'. There is no model 'tiny'"),
+        (("{run}", "--evaluator", "none"), "Unknown evaluator 'none'"),
+        (("{run}", "--set", "sample=3"), "say whose setting it is"),
+        (("{run}", "--set", "generation.smaple=3"), "generation: unknown setting 'smaple'"),
+        (("{run}", "--set", "damage.tokens=3"), "Unknown settings section 'damage'"),
+        (("{run}", "--text", "missing.txt"), "missing.txt"),
+        (("{run}", "--lm-eval-limit", 3), "--lm-eval-limit is for --lm-eval TASKS"),
+        (("{run}", "--lm-eval", "./missing"), "--lm-eval: there is no folder ./missing"),
+        (("{run}", "--lm-eval", " , "), "--lm-eval needs the names of tasks"),
+        (("{run}", "--out", "{run}"), "is already there"),
+        (("{model}", "--dataset", "worldfacts", "--force"), "--force is for a pack or an adapter"),
+        (("{model}/config.json", "--dataset", "worldfacts"), "is not an edit pack"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused_in_a_sentence(
+    arguments: tuple[object, ...], said: str, editctl: Run, edited: Path
+) -> None:
+    given = [
+        str(argument).format(model=edited / "model", run=edited / "run", pack=edited / "facts.editpack")
+        for argument in arguments
+    ]
+    done = editctl("evaluate", *given)
+    assert done.code == 2
+    assert said in done.err
+    assert "Traceback" not in done.err
+    assert not Path("runs").exists()
+
+
+def test_an_adapter_of_another_base_needs_force(editctl: Run, edited: Path, tmp_path: Path, tiny_facts: Path) -> None:
+    from editcore.testing import tiny_model
+
+    tiny_model(seed=5).save(tmp_path / "other")
+    given = ("evaluate", edited / "adapter", "--base", tmp_path / "other", "--dataset", tiny_facts, "--edits", 1)
+    assert "was made for" in editctl(*given).err
+    assert editctl(*given, "--force", "--evaluator", "counterfact", "--out", "out").code == 0
+
+
+def test_the_perplexity_of_a_text(editctl: Run, edited: Path, tiny_corpus: Path) -> None:
+    given = ("evaluate", edited / "run", "--evaluator", "counterfact", "--text", tiny_corpus, "--text-tokens", 256)
+    assert editctl(*given, "--out", "out").code == 0
+    found = EvaluationRecord.read("out").perplexity
+    assert found is not None
+    ids = list(_ids(tiny_corpus, edited))[: found.text.tokens]
+    model, _ = editcore.runs.open_run(edited / "run")
+    expected = editcore.evaluation.perplexity(model.model, ids, window=found.text.window)
+    assert found.after == pytest.approx(expected, rel=1e-6)
+    model.rebuild([])
+    before = editcore.evaluation.perplexity(model.model, ids, window=found.text.window)
+    assert found.ratio == pytest.approx(expected / before, rel=1e-6) != 1.0
+
+
+def _ids(text: Path, edited: Path) -> tuple[int, ...]:
+    model, _ = editcore.runs.open_run(edited / "run")
+    return model.model.read_text(text.read_text(encoding="utf-8"))
+
+
+# Answers that are kept
+
+
+@pytest.mark.parametrize("limit", [1, 3, 6])
+@pytest.mark.parametrize("wanted", [None, 2, 5])
+def test_a_kept_text_ends_where_it_would_have_been_written_to(tmp_path: Path, limit: int, wanted: int | None) -> None:
+    model = editcore.testing.tiny_model()
+    prompts = ["The capital of France is", "My name is", "It is"]
+    enough = None if wanted is None else (lambda index, text: len(text.split()) >= wanted + index)
+    asked = {"max_new_tokens": [limit, limit + 1, limit + 2], "enough": enough}
+    plain = model.generate(prompts, **asked)
+    for first in (1, 4, 12):  # what an earlier question has kept
+        store = AnswerStore(tmp_path / f"{first}.sqlite")
+        with model.remembering(store):
+            model.generate(prompts, max_new_tokens=first)
+            assert model.generate(prompts, **asked) == plain
+            before = store.asked
+            assert model.generate(prompts, **asked) == plain
+            assert store.asked == before
+    assert model.answers is None
+
+
+def test_a_text_that_ended_is_known_to_any_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = editcore.testing.tiny_model()
+    row = list(model.read_prompt("It is")[0])
+    third = model.generate_ids([row], max_new_tokens=4, stop_at_end=False)[0][2]
+    monkeypatch.setattr(type(model), "end_ids", frozenset({third}))
+    store = AnswerStore(tmp_path / "answers.sqlite")
+    with model.remembering(store):
+        text = model.generate_ids([row], max_new_tokens=9)
+        monkeypatch.setattr(language_model, "continue_rows", None)
+        assert model.generate_ids([row], max_new_tokens=200) == text
+        assert len(model.generate_ids([row], max_new_tokens=1)[0]) == min(1, len(text[0]))
+    assert (store.asked, store.found) == (1, 2)
+    assert generating.StopRule(limits=[2], at_end_token=True, enough=None).is_complete(0, [1, 2])
+
+
+def test_a_damaged_file_of_answers_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "answers.sqlite"
+    path.write_text("this is no database " * 100, encoding="utf-8")
+    with pytest.raises(editcore.StorageError, match=r"answers\.sqlite cannot be read or written .*Remove the file"):
+        AnswerStore(path)
