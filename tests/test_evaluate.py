@@ -264,3 +264,96 @@ def test_a_damaged_file_of_answers_is_refused_in_a_sentence(tmp_path: Path) -> N
     path.write_text("this is no database " * 100, encoding="utf-8")
     with pytest.raises(editcore.StorageError, match=r"answers\.sqlite cannot be read or written .*Remove the file"):
         AnswerStore(path)
+
+
+# Comparing results
+
+
+@pytest.fixture(scope="module")
+def unedited(edited: Path, tiny_folder: Path, tiny_facts: Path) -> Path:
+    """An evaluation of the unedited model on six facts, four of which the run edits."""
+    from editcore import Plugins
+    from editcore.datasets import load_records
+    from editcore.runs.evaluating import EvaluationPlan, evaluate
+    from editcore.runs.targets import TargetOptions, find_target
+
+    plugins = Plugins.load()
+    records = load_records(tiny_facts, plugins=plugins, notes=[])
+    plan = EvaluationPlan(
+        dataset=str(tiny_facts), evaluators=("counterfact",), settings={"generation": {"further": None}}, fresh=True
+    )
+    target = find_target(str(tiny_folder), TargetOptions(), plugins)
+    evaluate(target, records, plan=plan, out=edited / "unedited", plugins=plugins)
+    return edited / "unedited"
+
+
+def test_two_results_are_compared_on_the_facts_that_both_measured(editctl: Run, edited: Path, unedited: Path) -> None:
+    before, after = summary_of(edited / "run")
+    done = editctl("compare-results", unedited, edited / "run", "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert (found["facts"], found["shared"]) == ([6, 4], 4)
+    rows = {row["metric"]: row for row in found["differences"]}
+    assert {"ES", "PS", "NS", "score", "rewrite_nll_new"} <= rows.keys()
+    assert "facts_said" not in rows
+    for key in ("ES", "PS", "NS", "score", "rewrite_nll_new"):
+        assert rows[key]["first"] == pytest.approx(before[key], abs=1e-4)
+        assert rows[key]["second"] == pytest.approx(after[key], abs=1e-4)
+        assert rows[key]["units"] == 4
+    assert [note for note in found["notes"] if "The facts are not all the same: 6 facts of" in note]
+    table = editctl("compare-results", unedited, edited / "run")
+    assert "B: " in table.out
+    assert "4 are in both" in table.out
+    assert "rewrite_nll_new" not in table.out
+    assert "rewrite_nll_new" in editctl("compare-results", unedited, edited / "run", "--all").out
+
+
+def test_facts_that_changed_sides_are_named(editctl: Run, edited: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(edited / "run", copy)
+    table = pd.read_parquet(copy / "results.parquet")
+    rows = table[(table.phase == "after") & (table.metric == "facts_said")].index
+    table.loc[rows[:3], "value"] = 1 - table.loc[rows[:3], "value"]
+    table.to_parquet(copy / "results.parquet", index=False)
+    (changed,) = [
+        one
+        for one in json.loads(editctl("compare-results", edited / "run", copy, "--json").out)["changed"]
+        if one["metric"] == "facts_said"
+    ]
+    ids = set(table.loc[rows[:3], "request_id"])
+    assert {fact["id"] for side in ("only_first", "only_second") for fact in changed[side]} == ids
+    shown = editctl("compare-results", edited / "run", copy).out
+    assert "by facts_said: " in shown
+    assert changed["only_second"][0]["prompt"] in shown
+
+
+@pytest.mark.parametrize(
+    ("second", "said"),
+    [
+        ("other", "no fact is in both, so they cannot be compared"),
+        ("empty", "is neither a run directory (run.json) nor a folder of 'editctl evaluate' (evaluation.json)"),
+        ("unfinished", "has no results yet (summary.json is not there)"),
+        ("apart", "and no question that both asked: "),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_in_a_sentence(
+    second: str, said: str, editctl: Run, edited: Path, unedited: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / second
+    match second:
+        case "other":
+            assert (
+                editctl("evaluate", edited / "model", "--dataset", "worldfacts", "--edits", 2, "--out", folder).code
+                == 0
+            )
+        case "empty":
+            folder.mkdir()
+        case "unfinished":
+            shutil.copytree(edited / "run", folder)
+            (folder / "summary.json").unlink()
+        case "apart":
+            given = ("evaluate", edited / "run", "--evaluator", "teacher-forced", "--out", folder)
+            assert editctl(*given).code == 0
+    done = editctl("compare-results", unedited, folder)
+    assert done.code == 2
+    assert said in done.err

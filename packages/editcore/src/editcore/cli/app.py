@@ -30,6 +30,7 @@ COMMANDS = (
     CommandRow("log", "editcore.cli.workspace:log_app", "Say who wrote or undid what, when, and why."),
     CommandRow("check", "editcore.cli.workspace:check_app", "Ask an edited model all its facts again."),
     CommandRow("evaluate", "editcore.cli.evaluate:app", "Measure any model on facts, with its edits and without."),
+    CommandRow("compare-results", "editcore.cli.compare_results:app", "Compare two results, fact by fact."),
     CommandRow("generate", "editcore.cli.generate:app", "Generate text with the edited and the unedited model."),
     CommandRow("forgetting", "editcore.cli.forgetting:app", "Compare how runs with checkpoints forget."),
     CommandRow("ledger", "editcore.cli.ledger:app", "List, check, undo and compare the edits of a run."),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from editcore._util.tables import check_columns, damaged
 from editcore._util.words import counted
 from editcore.evaluation.measures import legend, objectives_of, shown
 from editcore.interfaces.errors import RunError
@@ -28,7 +29,6 @@ from editcore.report.document import (
     one_line,
 )
 from editcore.report.pictures import saved_pictures
-from editcore.report.reading import check_columns, damaged
 from editcore.runs.resume import is_finished
 from editcore.sweeps import PLAN_NAME, STATE_NAME, SWEEP_NAME, UNEDITED, PlanRecord, SweepRecord, trial_directory
 

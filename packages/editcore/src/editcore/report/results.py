@@ -7,21 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from editcore.evaluation.summaries import COLUMNS
 from editcore.interfaces.errors import RunError
 from editcore.interfaces.values import FactRecord, RejectedRequest
 from editcore.ledger.ledger import Ledger
-from editcore.report.reading import check_columns, damaged
 from editcore.runs.record import RunRecord, facts_of, read_requests
-from editcore.runs.results import RESULTS_NAME, SUMMARY_NAME, RunSummary
+from editcore.runs.results import RESULTS_NAME, SUMMARY_NAME, RunSummary, read_observations
 from editcore.runs.resume import resume_command
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["RunResults"]
-
-_COLUMNS = ("phase", *COLUMNS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +61,7 @@ class RunResults:
             facts=facts_of(directory, ledger),
             ledger=ledger,
             summary=RunSummary.read(directory),
-            scores=_scores(directory / RESULTS_NAME),
+            scores=read_observations(directory / RESULTS_NAME),
         )
 
     def phase(self, name: str) -> pd.DataFrame:
@@ -89,16 +85,3 @@ class RunResults:
     def refusals(self) -> list[tuple[int, RejectedRequest]]:
         """The batch index and the rejection of every fact that an extension refused, alone or with its whole batch."""
         return [(entry.batch, rejected) for entry in self.ledger.batches for rejected in entry.all_rejected]
-
-
-def _scores(path: Path) -> pd.DataFrame:
-    import pandas as pd
-
-    try:
-        frame = pd.read_parquet(path)
-    except FileNotFoundError as error:
-        raise RunError(f"{path} is not there; without it a run has no results.") from error
-    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
-        raise damaged(path, error) from error
-    check_columns(frame, _COLUMNS, path)
-    return frame

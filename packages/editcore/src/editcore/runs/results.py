@@ -12,10 +12,12 @@ from pydantic import BeforeValidator
 
 from editcore._util.files import replacing
 from editcore._util.records import FloatOrNull, Record
+from editcore._util.tables import check_columns, damaged
 from editcore._util.words import cut
 from editcore.evaluation.measures import Measure
-from editcore.evaluation.summaries import Average
+from editcore.evaluation.summaries import COLUMNS, Average
 from editcore.interfaces.documented import documented
+from editcore.interfaces.errors import RunError
 from editcore.interfaces.metrics import HOLDS
 from editcore.interfaces.values import RejectedRequest
 from editcore.runs.before import UneditedMeasurement
@@ -24,6 +26,8 @@ from editcore.runs.forgetting import Forgetting
 from editcore.runs.log import RejectionLine
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from editcore.evaluation import Measurement, Summary
     from editcore.interfaces.values import FactRecord
 
@@ -35,6 +39,7 @@ __all__ = [
     "RunSummary",
     "Sample",
     "Tally",
+    "read_observations",
     "write_observations",
     "write_summary",
 ]
@@ -247,6 +252,24 @@ def write_observations(directory: Path, before: Measurement, after: Measurement,
     frame = frame.astype({"phase": "string"})[["phase", *(name for name in frame if name != "phase")]]
     with replacing(directory / RESULTS_NAME) as path:
         frame.to_parquet(path, index=False)
+
+
+def read_observations(path: Path) -> pd.DataFrame:
+    """What :func:`write_observations` wrote.
+
+    Raises:
+        RunError: it is not there, or is damaged.
+    """
+    import pandas as pd
+
+    try:
+        frame = pd.read_parquet(path)
+    except FileNotFoundError as error:
+        raise RunError(f"{path} is not there; without it a run has no results.") from error
+    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
+        raise damaged(path, error) from error
+    check_columns(frame, ("phase", *COLUMNS), path)
+    return frame
 
 
 def write_summary(result: RunResult) -> None:

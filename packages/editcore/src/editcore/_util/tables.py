@@ -1,4 +1,4 @@
-"""Checks the tables of a run or a sweep, for a report."""
+"""Checks the tables of a run or a sweep."""
 
 from __future__ import annotations
 
