@@ -357,3 +357,88 @@ def test_what_cannot_be_compared_is_refused_in_a_sentence(
     done = editctl("compare-results", unedited, folder)
     assert done.code == 2
     assert said in done.err
+
+
+# Reports
+
+
+def rows_of(report: str) -> list[list[str]]:
+    """The rows of the checklist in a report's Markdown."""
+    part = report.split("## Checklist")[1].split("\n## ")[0]
+    lines = [line for line in part.splitlines() if line.startswith("| ")][2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_the_checklist_of_a_run_has_every_item_and_says_what_measures_the_rest(editctl: Run, edited: Path) -> None:
+    assert editctl("report", edited / "run", "--out", "page").code == 0
+    text, page = (Path("page", name).read_text(encoding="utf-8") for name in ("report.md", "index.html"))
+    rows = rows_of(text)
+    found = json.loads((edited / "run" / "summary.json").read_text(encoding="utf-8"))
+    by_item: dict[str, list[list[str]]] = {}
+    for row in rows:
+        by_item.setdefault(row[0], []).append(row[1:])
+    assert list(by_item) == [
+        "Model", "Method", "Edits", "Success, teacher-forced", "Success, generated", "Success on rephrased prompts",
+        "Locality: unchanged", "Locality: correct", "Capability", "Facts written first", "Perplexity ratio",
+        "Time per edit", "Peak memory", "Baselines",
+    ]  # fmt: skip
+    fingerprint = json.loads((edited / "run" / "run.json").read_text(encoding="utf-8"))["model"]["fingerprint"]
+    assert f"weights {fingerprint[:12]}" in by_item["Model"][0][2]
+    assert by_item["Edits"][0][2:] == ["4 facts", "2 at a time"]
+    (es, accuracy) = by_item["Success, teacher-forced"]
+    assert es[0] == "Efficacy (ES)"
+    assert es[2].startswith(f"{found['after']['ES']:.1f} % (")
+    assert es[3] == "4 facts"
+    assert accuracy[2].startswith(f"{found['after']['rewrite_acc']:.1f} % (")
+    assert by_item["Capability"] == [
+        ["", "", "not measured", "'editctl evaluate' with --evaluator capability or --lm-eval TASKS"]
+    ]
+    assert by_item["Perplexity ratio"][0][2] == "not measured"
+    assert "--eval-every" in by_item["Perplexity ratio"][0][3]
+    assert by_item["Time per edit"][0][2] == f"{found['seconds_per_edit']:.2f} s"
+    assert by_item["Facts written first"][0][2] == "not measured"
+    assert "editctl compare" in by_item["Baselines"][0][3]
+    assert "Checklist" in page
+    assert "--evaluator capability" in page
+
+
+def test_an_evaluation_has_a_page_with_its_checklist(editctl: Run, edited: Path, tiny_corpus: Path) -> None:
+    evaluators = [part for name in ("counterfact", "capability", "damage") for part in ("--evaluator", name)]
+    settings = ("--set", "capability.sample=12", "--set", "capability.answer_tokens=2", "--set", "damage.prompts=3")
+    text = ("--text", tiny_corpus, "--text-tokens", 256)
+    done = editctl("evaluate", edited / "run", *evaluators, *settings, *text, "--out", "out")
+    assert done.code == 0, done.err
+    assert "The model as a whole, by damage; " in done.out
+    assert "capability could not compute capability_kept" in done.out  # the tiny model solves no task
+    assert editctl("report", "out").code == 0
+    report = Path("out/report/report.md").read_text(encoding="utf-8")
+    record = EvaluationRecord.read("out")
+    rows = rows_of(report)
+    assert ["Tasks solved", "12 questions"] in [[row[1], row[4]] for row in rows if row[0] == "Capability"]
+    (ratio,) = [row for row in rows if row[0] == "Perplexity ratio"]
+    assert record.perplexity is not None
+    assert ratio[3] == f"{record.perplexity.ratio:.4f}"
+    (generated,) = [row for row in rows if row[0] == "Success, generated"]
+    assert "--evaluator generation" in generated[4]
+    assert "Metrics of the evaluator damage: the model as a whole." in report
+    page = Path("out/report/index.html").read_text(encoding="utf-8")
+    facts = page.split('id="facts"')[1].split("<section")[0] if 'id="facts"' in page else page.split(">Facts<")[-1]
+    assert "Efficacy (ES)" in facts
+    assert "Drift (KL)" not in facts
+
+
+def test_what_is_about_the_model_is_compared_whichever_facts_are_measured(tmp_path: Path) -> None:
+    from editcore import EditSession, SessionConfig
+    from editcore.testing import tiny_model, tiny_records
+
+    records = tiny_records(4)
+    config = SessionConfig(
+        editor="emmet", evaluators=["damage"], settings={"emmet": {"layers": [1]}, "damage": {"prompts": 3}}
+    )
+    session = EditSession.open(tiny_model(), config, records=records)
+    before = session.evaluate_unedited(records)
+    found = session.evaluate(records[2:])  # the first fact, under which the observations are, is not among them
+    assert found.summary.value("next_token_kl") == pytest.approx(0.0, abs=1e-9)
+    assert found.summary.value("largest_norm_growth") == pytest.approx(0.0, abs=1e-9)
+    part = before.of_facts([record.request.id for record in records[2:]])
+    assert len(part.observations["damage"]) == len(before.observations["damage"])

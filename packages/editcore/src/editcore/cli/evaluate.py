@@ -150,6 +150,7 @@ def evaluate(
 
     plan = EvaluationPlan(
         dataset=options.dataset or target,
+        own_facts=options.dataset is None,
         evaluators=evaluators,
         settings=settings,
         text=options.text,

@@ -175,10 +175,15 @@ class Measurement:
         )
 
     def of_facts(self, request_ids: Iterable[str]) -> Measurement:
-        """The observations of some facts alone."""
+        """The observations of some facts alone, and all of the model as a whole."""
         wanted = set(request_ids)
+        whole = {(measure.evaluator, measure.name) for measure in self.measures if measure.about == "model"}
         kept = {
-            evaluator: tuple(observation for observation in observations if observation.request_id in wanted)
+            evaluator: tuple(
+                observation
+                for observation in observations
+                if observation.request_id in wanted or (evaluator, observation.metric) in whole
+            )
             for evaluator, observations in self.observations.items()
         }
         return Measurement(measures=self.measures, observations=kept)

@@ -63,8 +63,9 @@ def _bars(axes: Any, group: Sequence[Measure], before: Summary, after: Summary) 
         places = [index + offset for index in range(len(keys))]
         tops = [top_of_bar(summary, key, value) for key, value in zip(keys, values, strict=True)]
         heights = [0.0 if math.isnan(value) else value for value in values]
-        facts = counted(summary.facts.get(group[0].evaluator, 0), "fact")
-        axes.bar(places, heights, 0.38, color=colour, label=f"{label} ({facts})")
+        whole = all(measure.about == "model" for measure in group)
+        facts = "" if whole else f" ({counted(summary.facts.get(group[0].evaluator, 0), 'fact')})"
+        axes.bar(places, heights, 0.38, color=colour, label=f"{label}{facts}")
         draw_intervals(axes, summary, keys, places, label="95 % interval" if summary is after else None)
         for place, value, top, measure in zip(places, values, tops, group, strict=True):
             text = "n/a" if math.isnan(value) else f"{value:.0f}" if measure.percent else f"{value:.3g}"

@@ -135,6 +135,11 @@ class EvaluatorSpec(Spec):
     """True if it reads its observations of the unedited model (:attr:`editcore.EvaluationContext.unedited`). The
     unedited model is then measured wherever they are not known."""
 
+    @property
+    def about_model(self) -> bool:
+        """Whether all its metrics are about the model as a whole."""
+        return all(metric.about == "model" for metric in self.metrics)
+
     def __post_init__(self) -> None:
         check_metrics(self.metrics)
 

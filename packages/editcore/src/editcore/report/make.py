@@ -1,4 +1,4 @@
-"""Makes the report of a run or sweep directory, and writes its files."""
+"""Makes the report of a run, a sweep or an evaluation, and writes its files."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from editcore.interfaces.errors import RunError
 from editcore.report.document import Document
 from editcore.report.html import page
 from editcore.report.markdown import summary
+from editcore.runs.evaluation_record import EVALUATION_NAME
 from editcore.runs.record import RUN_NAME
 from editcore.runs.results import FIGURES_NAME
 from editcore.sweeps import PLAN_NAME
@@ -41,14 +42,14 @@ class Report:
 
 
 def make_report(directory: Path | str, out: Path | str | None = None) -> Report:
-    """Write the report of a run or sweep directory. An earlier report is replaced.
+    """Write the report of a run, a sweep or an evaluation. An earlier report is replaced.
 
     Args:
         out: the folder to write to; left out, ``report`` in ``directory``.
 
     Raises:
-        RunError: there is neither a finished run nor a sweep, one of its files is damaged, or ``out`` has something
-            else in it.
+        RunError: there is no finished run, no sweep and no evaluation, one of its files is damaged, or ``out`` has
+            something else in it.
         StorageError: a file cannot be written.
     """
     directory = Path(directory)
@@ -59,14 +60,19 @@ def make_report(directory: Path | str, out: Path | str | None = None) -> Report:
         from editcore.report.of_sweep import sweep_report
 
         document = sweep_report(directory, writer=writer, link_to=lambda path: _relative(path, out))
+    elif (directory / EVALUATION_NAME).exists():
+        from editcore.report.of_evaluation import evaluation_report
+
+        document = evaluation_report(directory, writer=writer)
     elif (directory / RUN_NAME).exists():
         from editcore.report.of_run import run_report
 
         document = run_report(directory, writer=writer)
     else:
         raise RunError(
-            f"{directory} is neither a run ({RUN_NAME} is not there) nor a sweep ({PLAN_NAME} is not there); give a "
-            "directory that 'editctl run' or 'editctl sweep' wrote."
+            f"{directory} is neither a run ({RUN_NAME} is not there) nor a sweep ({PLAN_NAME} is not there) nor an "
+            f"evaluation ({EVALUATION_NAME} is not there); give a directory that 'editctl run', 'editctl sweep' or "
+            "'editctl evaluate' wrote."
         )
     _refuse_foreign(out)
     return _write(document, out)

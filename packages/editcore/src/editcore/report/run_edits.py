@@ -12,12 +12,13 @@ from editcore.interfaces.metrics import HOLDS
 from editcore.interfaces.values import FactRecord, RejectedRequest
 from editcore.report.cells import change, records_table
 from editcore.report.document import Block, Cell, Column, Row, Table, one_line
+from editcore.report.measured import Measured
 from editcore.report.results import RunResults
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["batches", "facts_table", "gates", "generations"]
+__all__ = ["batches", "facts_table", "gates", "generations", "measured_facts"]
 
 _MAX_UNSEARCHED = 12
 """A table with more rows has a search field."""
@@ -83,15 +84,31 @@ def _figures(figures: Mapping[str, float]) -> str:
 
 def facts_table(run: RunResults) -> Table:
     """A row for every fact: what was written, its state, and its own means."""
-    before, after = (_means_by_fact(run.phase(phase)) for phase in ("before", "after"))
+    states = {request_id: (batch, state) for (batch, request_id), state in run.ledger.states().items()}
+    return measured_facts(run, run.facts, states)
+
+
+def measured_facts(
+    results: Measured, facts: Sequence[FactRecord], states: Mapping[str, tuple[int, str]] | None = None
+) -> Table:
+    """A row for every fact: its request, its own means, and what the model says. Metrics of the model as a whole are
+    left out.
+
+    Args:
+        states: by request id, its batch and whether it is active; ``None`` for facts that nobody wrote here.
+    """
+    of_model = [measure.key for measure in results.summary.metrics if measure.about == "model"]
+    phases = (results.phase(phase) for phase in ("before", "after"))
+    before, after = (_means_by_fact(rows[~rows["metric"].isin(of_model)]) for rows in phases)
     known = {key for means in (before, after) for values in means.values() for key in values}
+    metrics = results.summary.metrics
     columns = _FactColumns(
-        measures=[measure for measure in shown(run.summary.metrics, known) if not measure.of and measure.key in known],
-        retention=retention_of(run.summary.metrics, known),
+        measures=[measure for measure in shown(metrics, known) if not measure.of and measure.key in known],
+        retention=retention_of(metrics, known),
         before=before,
         after=after,
-        answers=_answers(run.phase("after"), {tally.metric for tally in run.summary.tallies}),
-        states={request_id: (batch, state) for (batch, request_id), state in run.ledger.states().items()},
+        answers=_answers(results.phase("after"), {tally.metric for tally in results.summary.tallies}),
+        states=states,
     )
     return Table(
         caption=(
@@ -99,7 +116,7 @@ def facts_table(run: RunResults) -> Table:
             "for the other facts."
         ),
         columns=columns.headings(),
-        rows=[columns.row(fact) for fact in run.facts],
+        rows=[columns.row(fact) for fact in facts],
         search=True,
         page_only=True,
     )
@@ -117,31 +134,34 @@ class _FactColumns:
     after: Means
     answers: Mapping[str, str]
     """By request id, the model's answer, if an evaluator has one."""
-    states: Mapping[str, tuple[int, str]]
+    states: Mapping[str, tuple[int, str]] | None
     """By request id, its batch and whether it is active."""
 
     def headings(self) -> list[Column]:
         """The headings, from left to right."""
-        texts = ["subject", "prompt", "edited to", "instead of", "relation", "state"]
+        texts = ["subject", "prompt", "edited to", "instead of", "relation"]
+        texts += [] if self.states is None else ["state"]
         return [
             *map(Column, [*texts, *(["it says"] if self.answers else [])]),
-            Column("batch", number=True),
+            *([] if self.states is None else [Column("batch", number=True)]),
             *(Column(measure.heading, number=True) for measure in self.measures),
         ]
 
     def row(self, fact: FactRecord) -> Row:
         """The cells of one fact."""
         request = fact.request
-        batch, state = self.states.get(request.id, (None, "waiting"))
+        batch, state = (None, "active") if self.states is None else self.states.get(request.id, (None, "waiting"))
+        state_cell = Cell("refused" if state == "rejected" else state, tone="" if state == "active" else "bad")
+        batch_cell = Cell("", order=math.nan) if batch is None else Cell(str(batch), order=batch)
         return [
             one_line(request.subject),
             one_line(request.text),
             one_line(request.target_new),
             one_line(request.target_true or ""),
             one_line(fact.relation or ""),
-            Cell("refused" if state == "rejected" else state, tone="" if state == "active" else "bad"),
+            *([] if self.states is None else [state_cell]),
             *([one_line(self.answers.get(request.id, ""))] if self.answers else []),
-            Cell("", order=math.nan) if batch is None else Cell(str(batch), order=batch),
+            *([] if self.states is None else [batch_cell]),
             *(self._change(measure, request.id, state) for measure in self.measures),
         ]
 

@@ -23,11 +23,20 @@ from editcore.report.document import (
     Tiles,
     one_line,
 )
+from editcore.report.measured import Measured
 from editcore.report.pictures import FORGETTING_CURVE
 from editcore.report.results import RunResults
 from editcore.runs.forgetting import Forgetting
 
-__all__ = ["forgetting", "relations", "relations_name", "run_summary"]
+__all__ = [
+    "forgetting",
+    "measured_summary",
+    "notices",
+    "refusals_in_words",
+    "relations",
+    "relations_name",
+    "summaries_of",
+]
 
 _CHECKPOINT: Mapping[str, str] = {
     "num_edits": "facts edited",
@@ -55,8 +64,8 @@ Values = Mapping[str, float]
 # Summary
 
 
-def run_summary(run: RunResults, *, title: str) -> Iterator[Block]:
-    """Notices, the most important numbers, a table for each evaluator, and the picture."""
+def notices(run: RunResults) -> Iterator[Block]:
+    """What a reader must not miss."""
     if run.is_older_than_ledger:
         yield Notice(
             "The measurements are older than the ledger: edits were added, undone or redone after the facts were "
@@ -64,16 +73,31 @@ def run_summary(run: RunResults, *, title: str) -> Iterator[Block]:
         )
     if run.ledger.note:
         yield Notice(run.ledger.note)
-    summary_before, summary_after = (
-        Measurement.from_frame(run.phase(phase), run.summary.metrics).summary for phase in ("before", "after")
-    )
+
+
+def refusals_in_words(run: RunResults) -> Iterator[Block]:
+    """How many facts gates kept out; nothing if there are none."""
+    if run.summary.rejected:
+        yield Paragraph(f"{counted(run.summary.rejected, 'fact')} were refused by a gate and not written.")
+
+
+def summaries_of(results: Measured) -> tuple[Summary, Summary]:
+    """The means before and after the edits."""
+    metrics = tuple(results.summary.metrics)
+    before, after = (Measurement.from_frame(results.phase(phase), metrics).summary for phase in ("before", "after"))
+    return before, after
+
+
+def measured_summary(results: Measured, *, title: str) -> Iterator[Block]:
+    """The most important numbers, in tiles and in words, a picture of them, and a table for each evaluator."""
+    summary_before, summary_after = summaries_of(results)
     before, after = (
         {key: value for key, value in values.items() if value is not None}
-        for values in (run.summary.before, run.summary.after)
+        for values in (results.summary.before, results.summary.after)
     )
     measures = [
         measure
-        for measure in shown(run.summary.metrics, {**before, **after})
+        for measure in shown(results.summary.metrics, {**before, **after})
         if measure.key in before or measure.key in after
     ]
     if measures:
@@ -82,20 +106,18 @@ def run_summary(run: RunResults, *, title: str) -> Iterator[Block]:
                 Tile(
                     name=measure.heading,
                     value=_cell(measure, after).text,
-                    note=f"before: {_cell(measure, before).text}",
+                    note=f"before: {_cell(measure, before).text}" if before else "",
                 )
                 for measure in measures
             ]
         )
     yield Paragraph(_in_words(summary_before, summary_after))
-    for tally in run.summary.tallies:
+    for tally in results.summary.tallies:
         yield Paragraph(one_line(tally.sentence()))
-    if run.summary.rejected:
-        yield Paragraph(f"{counted(run.summary.rejected, 'fact')} were refused by a gate and not written.")
     if measures:
         figure = summary_figure(summary_before, summary_after, title=title)
         yield Picture(name="summary", png=png(figure), alt=_summary_alt(measures, before, after))
-    for evaluator in dict.fromkeys(measure.evaluator for measure in run.summary.metrics):
+    for evaluator in dict.fromkeys(measure.evaluator for measure in results.summary.metrics):
         if evaluator in summary_before.facts or evaluator in summary_after.facts:
             yield _metrics(evaluator, (summary_before, summary_after), (before, after))
 
@@ -145,18 +167,20 @@ def _metrics(evaluator: str, summaries: tuple[Summary, Summary], values: tuple[V
                 one_line(f"{measure.meaning}{better}"),
             ]
         )
+    whole = all(measure.about == "model" for measure in summaries[1].measures if measure.evaluator == evaluator)
     facts = [counted(summary.facts.get(evaluator, 0), "fact") for summary in summaries]
+    asked = "the model as a whole" if whole else f"{facts[0]} measured before, {facts[1]} after"
     numbers = ("before", "after", "change", "interval before", "interval after")
     return Table(
         caption=(
-            f"Metrics of the evaluator {evaluator}: {facts[0]} measured before, {facts[1]} after. Higher is better "
-            "unless the table says otherwise. Intervals are 95 % intervals over facts."
+            f"Metrics of the evaluator {evaluator}: {asked}. Higher is better unless the table says otherwise. "
+            f"Intervals are 95 % intervals over {'questions' if whole else 'facts'}."
         ),
         columns=[
             Column("measure"),
             *(Column(heading, number=True) for heading in numbers),
             Column("unit"),
-            Column("facts", number=True),
+            Column("questions" if whole else "facts", number=True),
             Column("what it says"),
         ],
         rows=rows,
@@ -172,6 +196,8 @@ def _facts_averaged(measure: Measure, summary: Summary) -> Cell:
     averaged = summary.averages.get(measure.key)
     if averaged is None:
         return Cell("", order=math.nan)
+    if measure.about == "model":
+        return Cell(f"{averaged.prompts:,}", order=averaged.prompts)
     text = str(averaged.facts) if averaged.within == "facts" else counted(averaged.prompts, "question")
     return Cell(text, order=averaged.units)
 
@@ -187,11 +213,12 @@ def _summary_alt(measures: Sequence[Measure], before: Values, after: Values) -> 
 # Relations
 
 
-def relations(run: RunResults) -> Iterator[Block]:
-    """A picture for each share, and a table, with the facts grouped by relation; nothing if no fact has one."""
-    metrics = run.summary.metrics
+def relations(results: Measured) -> Iterator[Block]:
+    """A picture for each share, and a table, with the facts grouped by relation; nothing if no fact has one. Metrics of
+    the model as a whole are left out."""
+    metrics = tuple(measure for measure in results.summary.metrics if measure.about == "facts")
     rows_before, rows_after = (
-        {str(name): rows for name, rows in run.phase(phase).groupby("relation")} for phase in ("before", "after")
+        {str(name): rows for name, rows in results.phase(phase).groupby("relation")} for phase in ("before", "after")
     )
     if not rows_after:
         return
@@ -201,6 +228,8 @@ def relations(run: RunResults) -> Iterator[Block]:
     )
     known = {key for summary in after.values() for key in summary.values()}
     measures = [measure for measure in shown(metrics, known) if measure.key in known]
+    if not measures:
+        return
     for measure in measures:
         if not measure.of and measure.share:
             figure = per_relation_figure(before, after, measure=measure, title=f"{measure.label} by relation")

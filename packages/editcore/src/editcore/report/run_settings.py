@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from editcore._util.files import json_text
 from editcore._util.words import counted
@@ -11,7 +12,7 @@ from editcore.report.document import Block, Cell, Code, Column, Paragraph, Table
 from editcore.report.results import RunResults
 from editcore.settings.hparams import toml_lines
 
-__all__ = ["cost", "extension_counts", "reproduction", "settings_table"]
+__all__ = ["cost", "extension_counts", "reproduction", "settings_by_owner", "settings_table"]
 
 
 def extension_counts(run: RunResults) -> Iterator[Block]:
@@ -46,7 +47,11 @@ def cost(run: RunResults) -> Iterator[Block]:
 def settings_table(run: RunResults) -> Table:
     """Every setting of the run, and its owner."""
     config = run.record.config.model_dump(mode="json", exclude={"settings"})
-    by_owner = {"run": config, **run.record.settings}
+    return settings_by_owner({"run": config, **run.record.settings})
+
+
+def settings_by_owner(by_owner: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Settings with their owners, as a table."""
     return Table(
         caption="Every setting, with presets and defaults resolved",
         columns=[Column("setting"), Column("value"), Column("of")],

@@ -138,6 +138,11 @@ class RunConfig(_Settings, _Checkpoints, _Conditions, _Facts, _Method):
         return frozenset({self.editor, self.backend, *self.plugins, *self.evaluators})
 
     @property
+    def method_parts(self) -> frozenset[str]:
+        """Names of editor, backend and extensions: the parts that decide the edits."""
+        return frozenset({self.editor, self.backend, *self.plugins})
+
+    @property
     def method(self) -> str:
         """The method's name in titles: the editor and its extensions."""
         return " + ".join([self.editor, *self.plugins])

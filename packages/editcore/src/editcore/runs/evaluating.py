@@ -67,6 +67,8 @@ class EvaluationPlan:
 
     dataset: str
     """Where the records are from, for the record of the evaluation."""
+    own_facts: bool = False
+    """Whether they are what the target's edits write, in the order in which they were written."""
     evaluators: Sequence[str]
     """Names of evaluators."""
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -147,6 +149,7 @@ def evaluate(
         device=about.device,
         method=target.method,
         dataset=DatasetRecord(name=plan.dataset, records=len(records), hash=content_hash(records)),
+        own_facts=plan.own_facts,
         evaluators=tuple(plan.evaluators),
         settings=job.settings,
         seed=plan.seed,

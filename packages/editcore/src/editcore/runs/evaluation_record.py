@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -31,6 +32,8 @@ class MethodRecord(Record):
     """Facts that were solved together; ``None`` where that is not known."""
     edits: int
     """Facts that are active."""
+    seconds_per_edit: FloatOrNull = math.nan
+    """Wall time of the batches over their new facts, without loading and measuring; NaN where it is not known."""
 
 
 @documented
@@ -105,6 +108,8 @@ class EvaluationRecord(Record):
     """How its edits were made; ``None`` where that is not known."""
     dataset: DatasetRecord
     """The facts."""
+    own_facts: bool
+    """Whether they are what the target's edits write, in the order in which they were written."""
     evaluators: tuple[str, ...]
     """What measured."""
     settings: Mapping[str, Mapping[str, Any]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 from editcore.evaluation.measuring import measure
@@ -39,8 +40,11 @@ class Observer:
                 with self._edited.unedited():
                     self.remember(self._observed([(spec, evaluator)], missing, unedited=None), missing)
         unedited = {
-            name: [observation for record in records for observation in known.get(record.request.id, ())]
-            for name, known in self._unedited.items()
+            # What is about the model as a whole is entered under any fact, also under one that is not measured now.
+            spec.name: list(itertools.chain.from_iterable(self._unedited[spec.name].values()))
+            if spec.about_model
+            else [one for record in records for one in self._unedited[spec.name].get(record.request.id, ())]
+            for spec, _ in self.evaluators
         }
         return self._observed(self.evaluators, records, unedited=unedited)
 

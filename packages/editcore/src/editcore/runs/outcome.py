@@ -18,7 +18,7 @@ from editcore.runs.results import Tally
 if TYPE_CHECKING:
     from editcore.runs.session import EditSession
 
-__all__ = ["notes_of", "notes_on", "seconds_per_edit", "tallies_of", "title_of"]
+__all__ = ["first_and_last", "notes_of", "notes_on", "seconds_per_edit", "tallies_of", "title_of"]
 
 
 def title_of(config: RunConfig, record: RunRecord | None, session: EditSession, records: Sequence[FactRecord]) -> str:
@@ -54,7 +54,7 @@ def notes_of(
     notes = [*first, *(note for entry in session.ledger.batches for note in entry.notes)]
     notes += notes_on(found, records)
     if len(session.ledger.batches) > 1:
-        notes += _first_and_last(found, records)
+        notes += first_and_last(found, records)
     notes += _not_said(session)
     return tuple(dict.fromkeys(notes))
 
@@ -98,8 +98,14 @@ _LEAST_FIRST = 5
 """Fewer facts tell nothing."""
 
 
-def _first_and_last(found: Measurement, records: Sequence[FactRecord]) -> list[str]:
-    """How many of the facts that were written first hold at the end, beside those that were written last."""
+def first_and_last(found: Measurement, records: Sequence[FactRecord]) -> list[str]:
+    """How many of the facts that were written first hold at the end, beside those that were written last; nothing for
+    fewer than ten facts.
+
+    Args:
+        found: the measurement at the end.
+        records: the facts in the order in which they were written.
+    """
     measure = retention_of(found.measures, set(found.summary.averages))
     count = min(_MOST_FIRST, len(records) // 2)
     if measure is None or count < _LEAST_FIRST:

@@ -4,7 +4,8 @@ asked with its edits and without them."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Mapping, Sequence
+import math
+from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -22,6 +23,8 @@ from editcore.models.sources import ADAPTER_CONFIG, look_at
 from editcore.plugins.calls import boundary, resolve
 from editcore.plugins.registry import Plugins
 from editcore.runs.evaluation_record import MethodRecord
+from editcore.runs.log import read_batches
+from editcore.runs.outcome import seconds_per_edit
 from editcore.runs.pack_file import read_manifest
 from editcore.runs.record import RUN_NAME, ModelRecord, RunRecord, facts_of
 
@@ -65,9 +68,15 @@ class AdapterReading(Protocol):
         ...
 
 
-def settings_hash(settings: Mapping[str, Any]) -> str:
-    """A short hash of hyperparameters."""
-    return hashlib.sha256(json_text(dict(sorted(settings.items()))).encode()).hexdigest()[:12]
+def settings_hash(settings: Mapping[str, Mapping[str, Any]], parts: Collection[str]) -> str:
+    """A short hash of hyperparameters.
+
+    Args:
+        settings: by the name of their owner.
+        parts: the owners that count: editor, backend and extensions.
+    """
+    own = {name: dict(values) for name, values in sorted(settings.items()) if name in parts}
+    return hashlib.sha256(json_text(own).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +179,10 @@ def find_target(name: str, options: TargetOptions, plugins: Plugins) -> Target:
         except ModelError as error:
             raise ModelError(f"{name} is for '{manifest.model}'. {error} Name its base with --base.") from error
         latest = {request.fact_key: FactRecord(request=request) for request in manifest.requests}
-        method = MethodRecord(name=manifest.editor, settings_hash=settings_hash(manifest.settings), edits=len(latest))
+        parts = manifest.settings.keys() - plugins.evaluators().keys() - plugins.datasets().keys()
+        method = MethodRecord(
+            name=manifest.editor, settings_hash=settings_hash(manifest.settings, parts), edits=len(latest)
+        )
         return Target(name=name, kind="pack", base=base, options=options, facts=tuple(latest.values()), method=method)
     if (path / ADAPTER_CONFIG).is_file():
         if not plugins.components(ADAPTER_READER):
@@ -197,20 +209,22 @@ def _find_run(name: str, path: Path, options: TargetOptions) -> Target:
     given = {"--base": options.base, "--dtype": options.dtype, "--force": options.force or None}
     if wrong := [option for option, value in given.items() if value is not None]:
         raise HParamsError(f"{', '.join(wrong)}: the run directory {name} knows its model. Leave it out.")
-    active = {request.id for request in ledger.facts()}
+    active = [request.id for request in ledger.facts()]
     facts = {fact.request.id: fact for fact in facts_of(path, ledger)}
+    timed = seconds_per_edit(read_batches(path))
     config = record.config
     return Target(
         name=name,
         kind="run",
         base=record.source,
         options=options,
-        facts=tuple(fact for identity, fact in facts.items() if identity in active),
+        facts=tuple(facts[identity] for identity in active),
         method=MethodRecord(
             name=config.method,
-            settings_hash=settings_hash(record.settings),
+            settings_hash=settings_hash(record.settings, config.method_parts),
             batch_size=None if record.composed_of else config.batch_size,
             edits=len(active),
+            seconds_per_edit=timed or math.nan,
         ),
     )
 
