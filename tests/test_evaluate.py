@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from editcore.evaluation import scoring
 from editcore.models import generating, language_model
 from editcore.models.answers import AnswerStore
-from editcore.runs.evaluation_record import EvaluationRecord
+from editcore.runs.evaluation_record import EvaluationRecord, HarnessScore
 
 Run = Callable[..., SimpleNamespace]
 SAMPLES = ("--set", "generation.further=none")
@@ -442,3 +443,83 @@ def test_what_is_about_the_model_is_compared_whichever_facts_are_measured(tmp_pa
     assert found.summary.value("largest_norm_growth") == pytest.approx(0.0, abs=1e-9)
     part = before.of_facts([record.request.id for record in records[2:]])
     assert len(part.observations["damage"]) == len(before.observations["damage"])
+
+
+# lm-eval
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> Path:
+    """A folder with a task of lm-eval: six questions with two choices."""
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    words = ("Rome", "Paris", "London", "Berlin", "Vienna", "Madrid")
+    lines = [{"question": f"It is in {word}", "choices": [word, "chess"], "answer": 1} for word in words]
+    data = folder / "data.jsonl"
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    (folder / "toy.yaml").write_text(
+        f"""
+task: toy_choices
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: "{data}"}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: answer
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+""",
+        encoding="utf-8",
+    )
+    return folder
+
+
+def test_tasks_of_lm_eval_are_scored_as_their_choices_are(
+    editctl: Run, edited: Path, tasks: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed (pip install 'editcore[lm-eval]')")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    given = ("evaluate", edited / "run", "--evaluator", "counterfact", "--lm-eval", tasks, "--lm-eval-limit", 4)
+    done = editctl(*given, "--out", "out")
+    assert done.code == 0, done.err
+    record = EvaluationRecord.read("out")
+    lines = [json.loads(line) for line in (tasks / "data.jsonl").read_text(encoding="utf-8").splitlines()][:4]
+    prompts = [line["question"] for line in lines for _ in range(2)]
+    choices = [choice for line in lines for choice in line["choices"]]
+    opened, _ = editcore.runs.open_run(edited / "run")
+    for found in (record.harness, record.harness_before):
+        (score,) = [score for score in found if score.metric == "acc,none"]
+        sums = [one.nll * one.num_tokens for one in editcore.evaluation.score_targets(opened.model, prompts, choices)]
+        expected = sum(sums[1::2][place] < sums[::2][place] for place in range(4)) / 4
+        assert (score.task, score.questions, score.value) == ("toy_choices", 4, expected)
+        opened.rebuild([])  # the second time, the unedited model
+    assert "The model as a whole, by lm-eval" in done.out
+    monkeypatch.setattr("lm_eval.simple_evaluate", None)
+    again = editctl(*given, "--out", "again")
+    assert again.code == 0, again.err
+    assert EvaluationRecord.read("again").harness == record.harness
+    assert editctl("report", "out").code == 0
+    rows = rows_of(Path("out/report/report.md").read_text(encoding="utf-8"))
+    assert r"lm-eval toy\_choices, acc,none" in [row[1] for row in rows if row[0] == "Capability"]
+    unknown = editctl("evaluate", edited / "run", "--lm-eval", "no_such_task", "--out", "unknown")
+    assert unknown.code == 2
+    assert "lm-eval failed: " in unknown.err
+
+
+def test_intervals_of_lm_eval_have_a_width_at_every_value() -> None:
+    def interval(value: float, stderr: float, questions: int = 4) -> tuple[float, float] | None:
+        return HarnessScore(task="t", metric="m", value=value, stderr=stderr, questions=questions).interval
+
+    assert interval(1.0, 0.0) == pytest.approx((4 / (4 + 1.959964**2), 1.0))  # Wilson's, for 4 of 4
+    assert interval(20.0, 2.0, 100) == pytest.approx((20 - 3.919928, 20 + 3.919928))
+    assert interval(0.5, math.nan) is None
+    assert interval(1.0, 0.0, 1) is None
+
+
+def test_without_lm_eval_a_sentence_says_what_to_install(
+    editctl: Run, edited: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    done = editctl("evaluate", edited / "run", "--lm-eval", "hellaswag")
+    assert done.code == 2
+    assert "which is not installed. Install with: pip install 'editcore[lm-eval]'" in done.err

@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 
 from editcore._util.records import FloatOrNull, Record
 from editcore.evaluation.measures import Measure
+from editcore.evaluation.summaries import Average
 from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import RunError
 from editcore.runs.held_out import TextInfo
@@ -55,10 +56,20 @@ class HarnessScore(Record):
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The 95 % interval, 1.96 standard errors to each side; ``None`` where there is no standard error."""
-        if self.stderr != self.stderr:
+        """The 95 % interval from the standard error, as of any other mean (Wilson's for a part of 1, which has a width
+        even at 0 and 1); ``None`` where there is no standard error."""
+        if math.isnan(self.stderr) or self.questions < 2:
             return None
-        return (self.value - 1.959964 * self.stderr, self.value + 1.959964 * self.stderr)
+        share = 0 <= self.value <= 1
+        scale = 100 if share else 1
+        low, high = Average(
+            mean=scale * self.value,
+            std=scale * self.stderr * math.sqrt(self.questions),
+            facts=self.questions,
+            prompts=self.questions,
+            share=share,
+        ).interval
+        return (low / scale, high / scale)
 
 
 @documented
