@@ -155,12 +155,12 @@ ROOMS = {
     """,
     "evaluation": """
         Average CAPABILITY COUNTERFACT CapabilityEvaluator CapabilityHParams CapabilityItem Chain ChainQuestion
-        CounterFactEvaluator DAMAGE DEFAULT_EVALUATORS DamageEvaluator DamageHParams GENERATION GenerationEvaluator
-        GenerationHParams LONG_ANSWERS LongAnswersEvaluator LongAnswersHParams MULTIHOP Measure Measurement
-        MultihopEvaluator MultihopHParams Summary TEACHER_FORCED TargetScore TeacherForcedEvaluator average_of
-        capability_items chains_of kl_divergences legend log_probabilities_after measure measures_of
-        next_token_log_probabilities ngram_entropy objectives_of perplexity retention_of rouge_l_recall score_targets
-        shown
+        CounterFactEvaluator DAMAGE DEFAULT_EVALUATORS DamageEvaluator DamageHParams GENERATION
+        GenerationEvaluator GenerationHParams LONG_ANSWERS LongAnswersEvaluator LongAnswersHParams MULTIHOP
+        Measure Measurement MultihopEvaluator MultihopHParams PairedDifference Summary TEACHER_FORCED
+        TargetScore TeacherForcedEvaluator average_of capability_items chains_of kl_divergences legend
+        log_probabilities_after measure measures_of next_token_log_probabilities ngram_entropy objectives_of
+        paired_differences perplexity retention_of rouge_l_recall score_targets shown
     """,
     "execution": """
         LOST LocalExecutor LocalHParams ModelSource attempt lost make_executor sharded_moments
@@ -180,7 +180,7 @@ ROOMS = {
         stored_tracing traced_layer
     """,
     "models": """
-        CATALOGUE CHECKS Captured CatalogueEntry DEFAULT_MODEL DTYPES EditedModel Encoded FactToken
+        AnswerStore CATALOGUE CHECKS Captured CatalogueEntry DEFAULT_MODEL DTYPES EditedModel Encoded FactToken
         HubModel LanguageModel LayerByLayerCapture LoadOptions ModelLayout PassBudget PromptForm Sampling
         TargetTokens TokenRow Wheel add_changes asking_for_gradients attached_reason attention_output
         check_dtype check_layout continuation_row detect_layout dtype_of first_tensor hooks in_float64
@@ -199,11 +199,13 @@ ROOMS = {
         PAGE_NAME REPORT_NAME Report make_report
     """,
     "runs": """
-        BatchRecord BatchResult Checkpoint CheckpointHistory Composition Conflict EditPack EditSession ModelRecord
-        REQUESTS_NAME RUN_NAME RawBackend RunConfig RunOptions RunRecord RunResult RunSummary Sample SessionConfig
-        default_editor folder_of has_begun is_finished json_text new_folder open_run open_session read_batches
-        read_checkpoint_history read_pack read_requests record_text records_of refuse_existing replacing run
-        statistics_of write_batches write_pack write_tensors write_text
+        AdapterReading BatchRecord BatchResult ChangedSides Checkpoint CheckpointHistory ComparedResults
+        Composition Conflict EditPack EditSession Evaluated EvaluationPlan EvaluationRecord HarnessPlan
+        HarnessScore MethodRecord ModelRecord Perplexity QuestionCounts REQUESTS_NAME RUN_NAME RawBackend
+        RunConfig RunOptions RunRecord RunResult RunSummary Sample SessionConfig Target TargetOptions
+        compare_results default_editor evaluate find_target folder_of has_begun is_finished json_text new_folder
+        open_run open_session read_batches read_checkpoint_history read_pack read_requests record_text
+        records_of refuse_existing replacing run statistics_of write_batches write_pack write_tensors write_text
     """,
     "second_moments": """
         Accumulator Corpus CorpusOptions Metric MomentKey StatisticsStore SubspaceMetric Update cached_moments hold_at
@@ -287,8 +289,8 @@ FIELDS = {
     """,
     "LoadOptions": "chat_template device dtype trust_remote_code",
     "MetricSpec": """
-        average better caution combine instead_of keep label meaning name needs objective of retention show signed
-        tally unit
+        about average better caution checklist combine instead_of keep label meaning name needs objective of retention
+        show signed tally unit
     """,
     "ModelFamilySpec": "model_types name paths summary target",
     "ModelLayout": """
@@ -397,7 +399,7 @@ def test_help_has_every_field_of_a_public_class_with_its_meaning() -> None:
         (
             "models",
             "LanguageModel",
-            {"hf", "tokenizer", "layout", "name", "hub", "weights", "prompt_form", "positions"},
+            {"hf", "tokenizer", "layout", "name", "hub", "weights", "prompt_form", "positions", "answers"},
         ),
         ("locate_then_edit", "LocateThenEdit", {"name", "right_from_keys"}),
     ],

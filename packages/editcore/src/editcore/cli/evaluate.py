@@ -258,13 +258,13 @@ def _show_harness(before: Sequence[HarnessScore], after: Sequence[HarnessScore])
 
     if not after:
         return
-    earlier = {(score.task, score.metric): score for score in before}
+    earlier = {(result.task, result.metric): result for result in before}
     rows = []
-    for score in after:
-        ends, was = score.interval, earlier.get((score.task, score.metric))
+    for result in after:
+        ends, was = result.interval, earlier.get((result.task, result.metric))
         interval = "" if ends is None else f"{ends[0]:.4g} to {ends[1]:.4g}"
         shown = "" if was is None else f"{was.value:.4g}"
-        rows.append((score.task, score.metric, str(score.questions), shown, f"{score.value:.4g}", interval))
+        rows.append((result.task, result.metric, str(result.questions), shown, f"{result.value:.4g}", interval))
     typer.echo()
     print_table(
         ("task", "metric", "n", "before", "after", "95 % interval"),

@@ -46,6 +46,7 @@ from .multihop import (
     MultihopHParams as MultihopHParams,
     chains_of as chains_of,
 )
+from .paired import PairedDifference as PairedDifference, paired_differences as paired_differences
 from .scoring import TargetScore as TargetScore, score_targets as score_targets
 from .summaries import (
     Average as Average,

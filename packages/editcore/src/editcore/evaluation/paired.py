@@ -96,7 +96,7 @@ class _Pairs:
 
     units: tuple[Unit, ...]
     values: npt.NDArray[np.float64]
-    """``[2, units]``"""
+    """``[2, units]``: of the first measurement and of the second."""
 
 
 def _paired(measure: Measure, first: Values, second: Values) -> _Pairs:
@@ -150,7 +150,7 @@ def _of_composite(
     def of_units(chosen: npt.NDArray[np.int64]) -> tuple[float, float]:
         sample = table[:, :, chosen]
         known = np.isfinite(sample)
-        counts = known.sum(axis=2)  # [parts, 2]
+        counts = known.sum(axis=2)
         if not counts.all():  # no unit of a part was drawn
             return math.nan, math.nan
         means = np.where(known, sample, 0.0).sum(axis=2) / counts

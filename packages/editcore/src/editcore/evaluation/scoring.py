@@ -112,14 +112,14 @@ def score_targets(
         for chunk in plan_passes([len(row) for row in rows], PassBudget.forward(model), scored=scored):
             found = dict(in_halves(score_rows, chunk))
             if model.answers is not None:
-                finite = [(index, score) for index, score in found.items() if math.isfinite(score.nll)]
-                model.answers.keep(_SCORE, [(_question(pairs[index]), asdict(score)) for index, score in finite])
+                finite = [(index, one) for index, one in found.items() if math.isfinite(one.nll)]
+                model.answers.keep(_TARGET, [(_question(pairs[index]), asdict(one)) for index, one in finite])
             scores |= found
             advance(len(chunk))
     return [scores[index] for index in range(len(pairs))]
 
 
-_SCORE = "score"
+_TARGET = "target"
 
 
 def _question(pair: _Pair) -> list[object]:
@@ -130,11 +130,11 @@ def _kept(model: LanguageModel, pairs: Sequence[_Pair]) -> dict[int, TargetScore
     """The scores that the model's store of answers has, by the index of the pair."""
     if model.answers is None:
         return {}
-    known = model.answers.known(_SCORE, [_question(pair) for pair in pairs])
+    known = model.answers.known(_TARGET, [_question(pair) for pair in pairs])
     found = {
-        index: TargetScore(**{**score, "predicted": tuple(score["predicted"])})
-        for index, score in enumerate(known)
-        if score is not None
+        index: TargetScore(**{**one, "predicted": tuple(one["predicted"])})
+        for index, one in enumerate(known)
+        if one is not None
     }
     model.answers.count(asked=len(pairs) - len(found), found=len(found))
     return found

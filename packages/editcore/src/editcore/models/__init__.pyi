@@ -1,3 +1,4 @@
+from .answers import AnswerStore as AnswerStore
 from .capture import (
     Captured as Captured,
     LayerByLayerCapture as LayerByLayerCapture,

@@ -143,22 +143,22 @@ def _of(measure: Measure, summary: Summary) -> str:
 
 
 def _harness(name: str, checked: Checked) -> Iterator[Row]:
-    before = {(score.task, score.metric): score for score in checked.harness_before}
-    for score in checked.harness:
-        was = before.get((score.task, score.metric))
+    before = {(result.task, result.metric): result for result in checked.harness_before}
+    for result in checked.harness:
+        was = before.get((result.task, result.metric))
         yield [
             name,
-            one_line(f"lm-eval {score.task}, {score.metric}"),
+            one_line(f"lm-eval {result.task}, {result.metric}"),
             "" if was is None else _score(was),
-            _score(score),
-            counted(score.questions, "question"),
+            _score(result),
+            counted(result.questions, "question"),
         ]
 
 
-def _score(score: HarnessScore) -> Cell:
-    ends = score.interval
+def _score(result: HarnessScore) -> Cell:
+    ends = result.interval
     around = "" if ends is None else f" ({ends[0]:.4g} to {ends[1]:.4g})"
-    return Cell(f"{score.value:.4g}{around}", order=score.value)
+    return Cell(f"{result.value:.4g}{around}", order=result.value)
 
 
 def _rest(checked: Checked) -> Iterator[Row]:

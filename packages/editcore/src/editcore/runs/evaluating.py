@@ -122,7 +122,7 @@ def evaluate(
     records: Sequence[FactRecord],
     *,
     plan: EvaluationPlan,
-    out: Path,
+    out: Path | str,
     plugins: Plugins,
     progress: Progress = silent,
 ) -> Evaluated:
@@ -132,6 +132,7 @@ def evaluate(
         EditcoreError: the model cannot be loaded, or an evaluator failed. No folder is written; what was asked is kept
             for the next time.
     """
+    out = Path(out)
     refuse_existing(out, option="--out")
     start, started = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
     job = _Job(plan, records, plugins=plugins, progress=progress)
@@ -288,9 +289,9 @@ class _Job:
         question = harness_identity(plan)
         known = self._known(model, "harness", question)
         if known is not None:
-            return tuple(HarnessScore.model_validate(score) for score in known)
+            return tuple(HarnessScore.model_validate(result) for result in known)
         found = harness_scores(model, plan)
-        self._keep(model, "harness", question, [score.model_dump(mode="json") for score in found])
+        self._keep(model, "harness", question, [result.model_dump(mode="json") for result in found])
         return found
 
     def _known(self, model: LanguageModel, kind: str, question: object) -> Any:

@@ -101,7 +101,7 @@ def harness_scores(model: LanguageModel, plan: HarnessPlan) -> tuple[HarnessScor
             log_samples=False,
             apply_chat_template=model.prompt_form != PLAIN,
         )
-    return tuple(score for task, values in found["results"].items() for score in _scores(task, values, found))
+    return tuple(result for task, values in found["results"].items() for result in _scores(task, values, found))
 
 
 def _scores(task: str, values: Mapping[str, Any], found: Mapping[str, Any]) -> Sequence[HarnessScore]:

@@ -79,6 +79,7 @@ def settings_hash(settings: Mapping[str, Mapping[str, Any]], parts: Collection[s
     return hashlib.sha256(json_text(own).encode()).hexdigest()[:12]
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetOptions:
     """How a target is loaded; ``None`` where the target decides."""
@@ -86,8 +87,11 @@ class TargetOptions:
     base: str | None = None
     """The unedited model."""
     device: str | None = None
+    """Where the model runs."""
     dtype: str | None = None
+    """Type of the weights."""
     chat_template: bool | None = None
+    """Whether the model's chat template stands around prompts."""
     force: bool = False
     """Whether to take a base with another fingerprint than the target's."""
 
@@ -131,6 +135,7 @@ class Opened:
         return cls(model=model, about=about)
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
     """Something that can be evaluated. Nothing is loaded yet, and torch is not imported."""
@@ -138,12 +143,15 @@ class Target:
     name: str
     """As it was given."""
     kind: TargetKind
+    """What it is."""
     base: str | None
     """The unedited model; ``None`` for a model that nothing is known of."""
     options: TargetOptions
+    """How it is loaded."""
     facts: Sequence[FactRecord] | None
     """What its edits write; ``None`` where that is not known."""
     method: MethodRecord | None
+    """How its edits were made; ``None`` where that is not known."""
 
     def states(self, plugins: Plugins, progress: Progress = silent) -> Generator[Opened]:
         """The model without edits and then with them, one after the other; of a model without a base, the model alone.
