@@ -146,7 +146,9 @@ def test_what_was_asked_before_a_kill_is_kept(
     monkeypatch.setattr(scoring, "plan_passes", lambda lengths, *_, **__: [[row] for row in range(len(lengths))])
     with monkeypatch.context() as patch:
         patch.setattr(scoring, "_score_pass", killed)
-        assert editctl("evaluate", edited / "run", *SAMPLES, "--out", "out").code == 130
+        interrupted = editctl("evaluate", edited / "run", *SAMPLES, "--out", "out")
+    assert interrupted.code == 130
+    assert "the same command goes on from there" in interrupted.err
     assert not Path("out").exists()
     asked = editctl("evaluate", edited / "run", *SAMPLES, "--out", "out", "--json")
     monkeypatch.setenv("EDITCORE_CACHE", str(tmp_path / "empty"))
@@ -216,6 +218,23 @@ def test_the_perplexity_of_a_text(editctl: Run, edited: Path, tiny_corpus: Path)
     model.rebuild([])
     before = editcore.evaluation.perplexity(model.model, ids, window=found.text.window)
     assert found.ratio == pytest.approx(expected / before, rel=1e-6) != 1.0
+
+
+def test_another_state_is_asked_anew(editctl: Run, edited: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(edited / "run", copy)
+    given = ("evaluate", copy, "--evaluator", "counterfact")
+    all_facts = ("--dataset", copy / "requests.jsonl")
+    first = json.loads(editctl(*given, *all_facts, "--out", "first", "--json").out)
+    assert editctl("ledger", copy, "undo", "--batch", 1).code == 0
+    done = editctl(*given, "--out", "undone", "--json")
+    assert json.loads(done.out)["dataset"]["records"] == 2  # its own facts are the active ones
+    undone = json.loads(editctl(*given, *all_facts, "--out", "all", "--json").out)
+    assert undone["state"] != first["state"]
+    assert undone["questions"]["asked"] > 0
+    assert undone["before"] == first["before"]
+    fresh = json.loads(editctl(*given, *all_facts, "--out", "fresh", "--fresh", "--json").out)
+    assert undone["after"] == pytest.approx(fresh["after"], rel=1e-4) != first["after"]
 
 
 def _ids(text: Path, edited: Path) -> tuple[int, ...]:

@@ -116,6 +116,7 @@ def records() -> list[FactRecord]:
         ({"label": " "}, "the metric m has no label"),
         ({"of": ("x",)}, "the metric m needs both 'of' and 'combine', or neither"),
         ({"combine": "module:function"}, "the metric m needs both 'of' and 'combine', or neither"),
+        ({"about": "model"}, "the metric m is about the model, so its average must be over prompts"),
         (
             {"of": ("x",), "combine": "module:function", "retention": True},
             "the metric m is a composite, which says nothing of single facts",

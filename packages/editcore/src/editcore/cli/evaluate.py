@@ -161,7 +161,12 @@ def evaluate(
         notes=notes,
         command=["editctl", *sys.argv[1:]],
     )
-    done = measure(found, records, plan=plan, out=directory, plugins=plugins, progress=TerminalProgress())
+    try:
+        done = measure(found, records, plan=plan, out=directory, plugins=plugins, progress=TerminalProgress())
+    except KeyboardInterrupt:
+        if not options.fresh:
+            typer.echo("Interrupted. What was asked is kept; the same command goes on from there.", err=True)
+        raise
     _show(done, as_json=as_json)
 
 

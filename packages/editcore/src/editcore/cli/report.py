@@ -1,4 +1,4 @@
-"""``editctl report``: writes a page about a run or a sweep."""
+"""``editctl report``: writes a page about a run, a sweep or an evaluation."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ app = typer.Typer()
 
 @app.command()
 def report(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run directory or a sweep directory.")],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A directory of a run, a sweep or an evaluation.")],
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Where to write it. [default: report, in DIR]")
     ] = None,
 ) -> None:
-    """Write a page about a run or a sweep, with its figures and a Markdown summary.
+    """Write a page about a run, a sweep or an evaluation, with its figures and a Markdown summary.
 
     The page is one file that can be sent, opened without a network, and printed.
     """
