@@ -16,6 +16,7 @@ import pytest
 from editcore.evaluation import scoring
 from editcore.models import generating, language_model
 from editcore.models.answers import AnswerStore
+from editcore.runs import RunRecord
 from editcore.runs.evaluation_record import EvaluationRecord, HarnessScore
 
 Run = Callable[..., SimpleNamespace]
@@ -117,6 +118,7 @@ def test_a_pack_an_adapter_and_a_folder_are_measured_like_the_run_they_are_from(
     for expected, found in ((before, record.before), (after, record.after)):
         assert {key: found[key] for key in expected} == pytest.approx(expected, nan_ok=True, abs=1e-4)
     assert record.before != record.after
+    assert record.model.fingerprint == RunRecord.read(edited / "run").model.fingerprint  # the unedited one's
     assert record.kind == {"facts.editpack": "pack", "model": "model"}.get(name, "adapter")
 
 
@@ -204,6 +206,28 @@ def test_an_adapter_of_another_base_needs_force(editctl: Run, edited: Path, tmp_
     given = ("evaluate", edited / "adapter", "--base", tmp_path / "other", "--dataset", tiny_facts, "--edits", 1)
     assert "was made for" in editctl(*given).err
     assert editctl(*given, "--force", "--evaluator", "counterfact", "--out", "out").code == 0
+
+
+def test_a_base_with_another_tokenizer_is_refused(
+    editctl: Run, edited: Path, tiny_folder: Path, tmp_path: Path, tiny_facts: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(tiny_folder, other)
+    tokenizer = json.loads((other / "tokenizer.json").read_text(encoding="utf-8"))
+    tokenizer["added_tokens"].append({**tokenizer["added_tokens"][-1], "id": 600, "content": "<more>"})
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    done = editctl("evaluate", edited / "model", "--base", other, "--dataset", tiny_facts, "--out", "out")
+    assert done.code == 2
+    assert "is not what" in done.err
+    assert "their tokenizers have other tokens" in done.err
+
+
+def test_an_adapter_that_names_no_base_needs_one(editctl: Run, edited: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "nameless"
+    shutil.copytree(edited / "foreign", folder)
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": None}))
+    assert "does not say which model it is for; name it with --base" in editctl("evaluate", folder).err
 
 
 def test_the_perplexity_of_a_text(editctl: Run, edited: Path, tiny_corpus: Path) -> None:

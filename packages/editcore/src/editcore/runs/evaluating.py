@@ -144,7 +144,7 @@ def evaluate(
         target=target.name,
         kind=target.kind,
         base=target.base if before is None else before.about.source,
-        model=about.record,
+        model=about.record if before is None else before.about.record,
         state=about.state,
         dtype=about.dtype,
         device=about.device,

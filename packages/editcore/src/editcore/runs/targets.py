@@ -200,7 +200,7 @@ def find_target(name: str, options: TargetOptions, plugins: Plugins) -> Target:
             )
         named = options.base or read_object(path / ADAPTER_CONFIG).get("base_model_name_or_path")
         if not named:
-            raise ModelError(f"The adapter '{name}' does not say which model it is for; name it with --base.")
+            raise _without_base(name)
         if options.base is not None:
             look_at(options.base)
         return Target(name=name, kind="adapter", base=options.base, options=options, facts=None, method=None)
@@ -210,6 +210,10 @@ def find_target(name: str, options: TargetOptions, plugins: Plugins) -> Target:
     if options.force:
         raise HParamsError("--force is for a pack or an adapter; a model is taken as it is.")
     return Target(name=name, kind="model", base=options.base, options=options, facts=None, method=None)
+
+
+def _without_base(name: str) -> ModelError:
+    return ModelError(f"The adapter '{name}' does not say which model it is for; name it with --base.")
 
 
 def _find_run(name: str, path: Path, options: TargetOptions) -> Target:
@@ -261,7 +265,7 @@ def _changes(target: Target, plugins: Plugins, progress: Progress) -> Generator[
     reading = None if target.kind == "pack" else _read_adapter(path, plugins)
     base = target.base or (reading.source if reading is not None else "")
     if not base:
-        raise ModelError(f"The adapter '{target.name}' does not say which model it is for; name it with --base.")
+        raise _without_base(target.name)
     model = LanguageModel.load(base, options.load_options(), families=plugins.family_paths(), progress=progress)
     edited, active = (
         _with_pack(path, model, plugins, force=options.force)
@@ -309,9 +313,16 @@ def _models(target: Target, plugins: Plugins, progress: Progress) -> Generator[O
     from editcore.models import LanguageModel
     from editcore.runs.model_state import model_state
 
+    vocabulary: dict[str, int] | None = None
     for name in filter(None, (target.base, target.name)):
         model = LanguageModel.load(
             name, target.options.load_options(), families=plugins.family_paths(), progress=progress
         )
+        if vocabulary not in (None, model.tokenizer.get_vocab()):
+            raise ModelError(
+                f"'{target.base}' is not what '{target.name}' was edited from: their tokenizers have other tokens. "
+                "--base is the same model before its edits."
+            )
+        vocabulary = model.tokenizer.get_vocab()
         yield Opened.of(model, name, model_state(model))
         del model  # before the next one is loaded
