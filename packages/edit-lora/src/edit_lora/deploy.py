@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from editcore import ModelError
+from editcore.models import JsonServer, RefusedError
 
 from edit_lora.config_file import CONFIG_NAME, read_config
-from edit_lora.http_json import RefusedError, Server
 from edit_lora.llama_adapters import adapter_name, find_adapter, loaded_adapters
 
 __all__ = ["Deployment", "check_llama_server", "check_vllm", "deploy", "start_line", "undo"]
@@ -28,7 +28,7 @@ class Deployment:
 
     engine: str
     """``vllm`` or ``llama-cpp``."""
-    server: Server
+    server: JsonServer
     name: str
     """The adapter's name on the server."""
     path: Path
@@ -129,7 +129,7 @@ def _reason(error: RefusedError, deployment: Deployment) -> ModelError:
     return ModelError(f"{url} refuses the adapter: {error.said or error}")
 
 
-def _served_names(server: Server) -> list[str]:
+def _served_names(server: JsonServer) -> list[str]:
     try:
         listed = server.get("/v1/models")
         return [str(found["id"]) for found in listed["data"]]

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from editcore import LanguageModel, ModelError
+from editcore.models import JsonServer, RefusedError
 
 from edit_lora.answers import LIKELIEST, Answer, before_special
-from edit_lora.http_json import RefusedError, Server
 from edit_lora.llama_adapters import find_adapter, loaded_adapters
 
 __all__ = ["LlamaServer", "OpenAIServer", "open_endpoint"]
@@ -22,7 +22,7 @@ _BAD_REQUEST = (400, 422)
 
 
 def open_endpoint(
-    server: Server,
+    server: JsonServer,
     model: LanguageModel,
     *,
     name: str | None = None,
@@ -51,7 +51,7 @@ def open_endpoint(
 class LlamaServer:
     """llama.cpp's server. The strength of its adapters is set for each request, so that other users notice nothing."""
 
-    server: Server
+    server: JsonServer
     model: LanguageModel
     adapters: Sequence[Mapping[str, Any]]
     own: Mapping[str, Any] | None
@@ -117,7 +117,7 @@ _FORMS = (
 class OpenAIServer:
     """A server with ``/v1/completions``; each adapter is a model of its own."""
 
-    server: Server
+    server: JsonServer
     model: LanguageModel
     name: str
     """The model with the edits."""
@@ -127,7 +127,7 @@ class OpenAIServer:
 
     @classmethod
     def choose(
-        cls, server: Server, model: LanguageModel, *, name: str | None = None, base: str | None = None
+        cls, server: JsonServer, model: LanguageModel, *, name: str | None = None, base: str | None = None
     ) -> OpenAIServer:
         """The server with the models of these names. Without names, with its only adapter and that adapter's base.
 

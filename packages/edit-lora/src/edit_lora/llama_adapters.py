@@ -6,15 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from editcore import ModelError
-
-from edit_lora.http_json import RefusedError, Server
+from editcore.models import JsonServer, RefusedError
 
 __all__ = ["adapter_name", "find_adapter", "loaded_adapters"]
 
 _NOT_THERE = (404, 405, 501)
 
 
-def loaded_adapters(server: Server) -> list[Mapping[str, Any]] | None:
+def loaded_adapters(server: JsonServer) -> list[Mapping[str, Any]] | None:
     """The adapters of a llama-server; ``None`` for another server.
 
     Raises:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from editcore import ModelError
+from editcore.models import JsonServer, RefusedError
 
 from edit_lora.config_file import CONFIG_NAME
 from edit_lora.gguf_kind import kind_of
-from edit_lora.http_json import RefusedError, Server
 from edit_lora.llama_server import check_installed
 
 __all__ = ["Place", "Sample", "check_address", "check_place"]
@@ -37,9 +37,9 @@ class Place:
     """Seconds that an answer may take."""
 
     @property
-    def server(self) -> Server:
+    def server(self) -> JsonServer:
         """The server at that address."""
-        return Server(url=self.target.rstrip("/").removesuffix("/v1"), key=self.key, timeout=self.timeout)
+        return JsonServer(url=self.target.rstrip("/").removesuffix("/v1"), key=self.key, timeout=self.timeout)
 
     @property
     def is_url(self) -> bool:

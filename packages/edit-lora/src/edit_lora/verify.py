@@ -9,6 +9,7 @@ from pathlib import Path
 
 from editcore import FactoredDelta, LanguageModel, LoadOptions, ModelError, Plugins, Progress
 from editcore.interfaces import silent
+from editcore.models import JsonServer
 from editcore.runs import RunRecord, open_run, read_requests
 
 from edit_lora.answers import Answer, ModelFolder, PeftFolder, Served
@@ -18,7 +19,6 @@ from edit_lora.diagnosis import diagnose
 from edit_lora.endpoints import open_endpoint
 from edit_lora.export import build_adapter
 from edit_lora.gguf_kind import kind_of
-from edit_lora.http_json import Server
 from edit_lora.llama_server import llama_server
 from edit_lora.place import Place, Sample, check_place
 
@@ -113,11 +113,11 @@ def _served(
     if kind_of(path) == "adapter":
         assert place.base_gguf is not None
         with llama_server(place.base_gguf, path) as url:
-            yield open_endpoint(Server(url=url, timeout=place.timeout), model)
+            yield open_endpoint(JsonServer(url=url, timeout=place.timeout), model)
         return
     with contextlib.ExitStack() as stack:
         urls = [stack.enter_context(llama_server(file)) for file in (path, place.base_gguf) if file is not None]
-        servers = [open_endpoint(Server(url=url, timeout=place.timeout), model, merged=True) for url in urls]
+        servers = [open_endpoint(JsonServer(url=url, timeout=place.timeout), model, merged=True) for url in urls]
         yield _TwoModels(servers)
 
 

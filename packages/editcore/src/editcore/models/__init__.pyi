@@ -22,6 +22,7 @@ from .gradients import (
     target_losses as target_losses,
     target_tokens as target_tokens,
 )
+from .http_json import JsonServer as JsonServer, RefusedError as RefusedError
 from .language_model import LanguageModel as LanguageModel
 from .layout import (
     ModelLayout as ModelLayout,

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from typing import Any
 
-from editcore import EditcoreError, ModelError
+from editcore.interfaces.documented import documented
+from editcore.interfaces.errors import EditcoreError, ModelError
 
-__all__ = ["RefusedError", "Server"]
+__all__ = ["JsonServer", "RefusedError"]
 
 _SAID = 400
 """Characters of a server's own message that are shown."""
@@ -28,8 +29,9 @@ class RefusedError(EditcoreError):
         """The server's own message."""
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Server:
+class JsonServer:
     """An HTTP server that speaks JSON."""
 
     url: str
@@ -38,6 +40,8 @@ class Server:
     """Sent as a bearer token."""
     timeout: float = 60.0
     """Seconds that an answer may take."""
+    timeout_setting: str = "--timeout"
+    """What a message names to allow more."""
 
     def get(self, path: str) -> Any:
         """The answer to a question.
@@ -81,7 +85,9 @@ class Server:
             raise ModelError(f"{request.full_url} does not answer with JSON.") from error
 
     def _too_slow(self) -> ModelError:
-        return ModelError(f"{self.url} did not answer within {self.timeout:g} seconds; allow more with --timeout.")
+        return ModelError(
+            f"{self.url} did not answer within {self.timeout:g} seconds; allow more with {self.timeout_setting}."
+        )
 
 
 def _message(text: str) -> str:
