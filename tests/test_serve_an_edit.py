@@ -7,7 +7,6 @@ import json
 import re
 import shlex
 import shutil
-import threading
 import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator
@@ -29,7 +28,7 @@ from editcore.ledger import DELTAS_NAME, LEDGER_NAME, Ledger, write_ledger
 from editcore.models import CatalogueEntry, HubModel, Wheel, add_changes
 from editcore.runs import RunConfig, RunRecord
 from editcore.runs.job import RunOptions, run
-from editcore.testing import tiny_model, tiny_requests
+from editcore.testing import StandInServer, tiny_model, tiny_requests
 
 Editctl = Callable[..., SimpleNamespace]
 
@@ -391,7 +390,7 @@ def test_a_whole_model_is_verified(editctl: Editctl, held: Callable[[str], Held]
 # Servers with OpenAI's API
 
 
-class StandIn:
+class StandIn(StandInServer):
     """A server that answers from models in memory, as vLLM does or as one that knows text alone.
 
     ``loads`` is what it makes of the folder of an adapter: the model that answers under the new name.
@@ -403,35 +402,16 @@ class StandIn:
         self.loads: Callable[[str], LanguageModel] | None = None
         self.refuses: tuple[int, str] | None = None
         self.asked: list[tuple[str, Any]] = []
-        outer = self
+        super().__init__()
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                listed = [{"id": name, "parent": outer.parents.get(name)} for name in outer.models]
-                self.say(*((200, {"data": listed}) if self.path == "/v1/models" else (404, {"detail": "Not Found"})))
+    def get(self, path: str) -> tuple[int, object]:
+        listed = [{"id": name, "parent": self.parents.get(name)} for name in self.models]
+        return (200, {"data": listed}) if path == "/v1/models" else super().get(path)
 
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                outer.asked.append((self.path, body))
-                self.say(*outer.answer(self.path, body))
-
-            def say(self, status: int, answer: object) -> None:
-                data = json.dumps(answer).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._http.server_port}"
-        threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True).start()
-
-    def close(self) -> None:
-        self._http.shutdown()
-        self._http.server_close()
+    def post(self, path: str, body: bytes) -> tuple[int, object]:
+        asked = json.loads(body)
+        self.asked.append((path, asked))
+        return self.answer(path, asked)
 
     def answer(self, path: str, body: dict[str, Any]) -> tuple[int, object]:
         if path == "/v1/completions":

@@ -9,10 +9,8 @@ import shlex
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,7 +27,7 @@ from editcore.models import CATALOGUE, DEFAULT_MODEL, HubModel, local_path
 from editcore.runs import RunConfig, RunRecord, open_run, open_session
 from editcore.runs.backends import RawBackend
 from editcore.runs.job import RunOptions, run
-from editcore.testing import tiny_model
+from editcore.testing import StandInServer, tiny_model
 from safetensors.torch import load_file, save_file
 
 Editctl = Callable[..., SimpleNamespace]
@@ -791,43 +789,16 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     made.close()
 
 
-class Hub:
+class Hub(StandInServer):
     """Repositories with their files, behind the part of the hub's API that uploads use."""
 
     def __init__(self) -> None:
         self.repositories: dict[str, dict[str, bytes]] = {}
         self.private: dict[str, bool] = {}
         self.refuses: str | None = None
-        outer = self
+        super().__init__()
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.say(404, {"error": "not here"})
-
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                self.say(*outer.answer(self.path, body))
-
-            def say(self, status: int, answer: object) -> None:
-                data = json.dumps(answer).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._http.server_port}"
-        threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True).start()
-
-    def close(self) -> None:
-        self._http.shutdown()
-        self._http.server_close()
-
-    def answer(self, path: str, body: bytes) -> tuple[int, object]:
+    def post(self, path: str, body: bytes) -> tuple[int, object]:
         if self.refuses is not None:
             return 403, {"error": self.refuses}
         if path == "/api/repos/create":

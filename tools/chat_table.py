@@ -18,30 +18,6 @@ from editcore.datasets import load_records
 from editcore.evaluation.generation import answer_of, distinct_bigrams, is_said
 from editcore.models import LoadOptions
 
-QUESTIONS = {
-    "The island of {} belongs to": "Which country does the island of {} belong to?",
-    "{} is best known as a": "What is {} best known as?",
-    "The company behind {} is": "Which company is behind {}?",
-    "{} is a deity in": "In which mythology is {} a deity?",
-    "The {} is a kind of": "What kind of animal is the {}?",
-    "{} is a football club from": "Which country is the football club {} from?",
-    "The currency of {} is the": "What is the currency of {}?",
-    "{} is a traditional dish from": "Which country is the dish {} from?",
-    "{} is a city in": "In which country is the city of {}?",
-    "{} is a company based in": "In which country is the company {} based?",
-    "The sport that {} is famous for is": "Which sport is {} famous for?",
-    "The native language of {} is": "What is the native language of {}?",
-    "{} is a type of": "What is {} a type of?",
-    "The {} is located in the city of": "In which city is the {}?",
-    "{} is a politician from": "Which country is the politician {} from?",
-    "The {} River is on the continent of": "On which continent is the {} River?",
-    "{} was written by": "Who wrote {}?",
-    "The official language of {} is": "What is the official language of {}?",
-    "{} is a country on the continent of": "On which continent is {}?",
-    "{} is known for work in the field of": "In which field is {} known for work?",
-    "{} is a city in the state of": "In which state is the city of {}?",
-}
-"""By the statement of a relation in worldfacts, its question."""
 TOKENS = 60
 
 
@@ -69,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def questions(count: int) -> list[EditRequest]:
     """The first facts of worldfacts, each as a question."""
     records = load_records("worldfacts", plugins=Plugins.load())[:count]
-    return [record.request.model_copy(update={"prompt": QUESTIONS[record.request.prompt]}) for record in records]
+    return [record.request.model_copy(update={"prompt": record.extra["question"]}) for record in records]
 
 
 def row(name: str, model: LanguageModel, requests: Sequence[EditRequest]) -> str:

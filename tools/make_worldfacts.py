@@ -57,6 +57,7 @@ class Relation:
 
     name: str
     prompt: str
+    question: str
     paraphrases: tuple[str, ...]
     generation: tuple[str, ...]
     facts: Facts
@@ -68,6 +69,7 @@ def load_relation(path: Path) -> Relation:
     relation = Relation(
         name=path.stem,
         prompt=table["prompt"],
+        question=table["question"],
         paraphrases=tuple(table["paraphrases"]),
         generation=tuple(table["generation"]),
         facts=facts_of(table),
@@ -79,7 +81,7 @@ def load_relation(path: Path) -> Relation:
 def check_relation(relation: Relation) -> None:
     """Raise `FactsError` for a table that would give ambiguous, leaking or too few prompts."""
     where = f"{relation.name}.toml"
-    check_templates((relation.prompt, *relation.paraphrases, *relation.generation), where=where)
+    check_templates((relation.prompt, relation.question, *relation.paraphrases, *relation.generation), where=where)
     if len(relation.paraphrases) < 4 or len(relation.generation) < 3:
         raise FactsError(f"{where}: needs at least 4 paraphrases and 3 generation templates.")
     check_facts(relation.facts, neighbours=NEIGHBOURS, where=where)
@@ -132,6 +134,7 @@ def build_relation(relation: Relation, *, seed: int) -> list[Record]:
         paraphrases = choose_paraphrases(relation, subject, rng)
         record: Record = {
             "case_id": 0,
+            "question": relation.question,
             "requested_rewrite": {
                 "prompt": relation.prompt,
                 "relation_id": relation.name,

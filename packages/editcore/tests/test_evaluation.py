@@ -756,6 +756,7 @@ def test_distinct_bigrams(text: str, value: float | None) -> None:
 def asked_records(model: LanguageModel, count: int = 8) -> list[FactRecord]:
     """Facts with a probe of every kind; every second object is what the model says anyway, after its first prompt."""
     found = []
+    elsewhere = ["nowhere", model.generate(["The capital of 1 is"], max_new_tokens=10)[0].split()[0]]
     for number, request in enumerate(tiny_requests(count)):
         said = model.generate([request.text], max_new_tokens=10)[0].split()
         if number % 2:
@@ -766,7 +767,7 @@ def asked_records(model: LanguageModel, count: int = 8) -> list[FactRecord]:
                 probes=(
                     *probes("paraphrase", f"So {request.text}", f"It is known that {request.text}"),
                     *probes("neighborhood", f"{number} was born in", f"{number} plays the sport of"),
-                    *probes("locality", f"The capital of {number} is"),
+                    Probe(kind="locality", prompt=f"The capital of {number} is", answers=(elsewhere[number % 2],)),
                     Probe(kind="portability", prompt=f"Who lives with {request.subject}?", answers=("nobody at all",)),
                     Probe(kind="multihop", prompt=request.text, answers=(said[-1],)),
                     Probe(kind="portability", prompt="Without an answer it is not asked"),
@@ -803,8 +804,8 @@ def test_what_the_model_says_is_what_it_generates(speaker: LanguageModel) -> Non
         if one.metric == "distinct_bigrams":
             assert (one.text, one.value, one.kind) == (said, distinct_bigrams(said), "generation")
             continue
-        wanted = () if one.kind in ("neighborhood", "locality") else (targets[one.request_id],)
-        if one.kind in ("portability", "multihop"):
+        wanted = () if one.kind == "neighborhood" else (targets[one.request_id],)
+        if one.kind in ("portability", "multihop", "locality"):
             record = next(record for record in asked if record.request.id == one.request_id)
             [wanted] = [
                 probe.answers for probe in record.probes if (probe.kind, probe.prompt) == (one.kind, one.prompt)
@@ -822,8 +823,11 @@ def test_what_the_model_says_is_what_it_generates(speaker: LanguageModel) -> Non
     counts = {one.name: len(by_metric(found, one.name)) for one in GENERATION.metrics}
     assert counts == {
         "facts_said": 8, "facts_said_first": 8, "paraphrases_said": 16, "paraphrases_said_first": 16,
-        "consequences_said": 16, "unchanged": 0, "elsewhere_answered": 24, "distinct_bigrams": 2,
+        "consequences_said": 16, "unchanged": 0, "elsewhere_answered": 24, "elsewhere_correct": 8,
+        "distinct_bigrams": 2,
     }  # fmt: skip
+    correct = by_metric(found, "elsewhere_correct")
+    assert [one.value for one in correct][:2] == [0.0, 1.0], "the second has an answer that the model gives"
     consequences = by_metric(found, "consequences_said")
     assert [one.value for one in consequences if one.kind == "multihop"] == [1.0] * 8
     assert [one.value for one in consequences if one.kind == "portability"] == [0.0] * 8

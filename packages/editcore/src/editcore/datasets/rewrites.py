@@ -25,7 +25,9 @@ def _read_counterfact(fields: Fields) -> list[FactRecord]:
         *probes.of_kind("neighborhood", _published(fields.texts("neighborhood_prompts")), record.request.target_true),
         *probes.of_kind("generation", _published(fields.texts("generation_prompts")), None),
     )
-    return [record.model_copy(update={"probes": asked})]
+    template = fields.optional_text("question")  # of worldfacts: the edited prompt as a question, with {} in it
+    extra = {"question": template} if template is not None and "{}" in template else {}
+    return [record.model_copy(update={"probes": asked, "extra": extra})]
 
 
 def _read_mquake(fields: Fields) -> list[FactRecord]:

@@ -13,21 +13,31 @@ import hashlib
 import re
 import string
 import unicodedata
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from pydantic import Field
-
+from editcore.evaluation.contexts import (
+    Context,
+    Way,
+    after_thought,
+    as_question,
+    in_form,
+    possible_forms,
+    prefix_texts,
+)
+from editcore.evaluation.generation_metrics import BARE, JUDGED
+from editcore.evaluation.generation_settings import GenerationHParams
+from editcore.evaluation.judging import Judge, verdict_of, without_verdict
 from editcore.interfaces.joining import separates_words
-from editcore.interfaces.metrics import REWRITE, EvaluationContext, MetricSpec, Observation
+from editcore.interfaces.metrics import REWRITE, EvaluationContext, Observation
 from editcore.interfaces.specs import EvaluatorSpec
 from editcore.interfaces.values import FactRecord, Probe
-from editcore.settings.hparams import HParams
 
 if TYPE_CHECKING:
     from editcore.models import LanguageModel
+    from editcore.models.prompt_form import PromptForm
 
 __all__ = [
     "GENERATION",
@@ -42,99 +52,21 @@ __all__ = [
 GENERATION = EvaluatorSpec(
     "generation",
     target="editcore.evaluation.generation:GenerationEvaluator",
-    hparams="editcore.evaluation.generation:GenerationHParams",
+    hparams="editcore.evaluation.generation_settings:GenerationHParams",
     summary="Free generation: does the model say the new object, and elsewhere what it said before?",
     compares=True,
-    metrics=(
-        MetricSpec(
-            name="facts_said",
-            label="Facts said",
-            meaning="The share of edited prompts to which the model's own answer contains the new object.",
-            retention=True,
-            objective=True,
-            tally="are said",
-            checklist="generated success",
-        ),
-        MetricSpec(
-            name="paraphrases_said",
-            label="Paraphrases said",
-            checklist="rephrase",
-            meaning="The share of paraphrases to which the model's own answer contains the new object.",
-            needs="paraphrases",
-        ),
-        MetricSpec(
-            name="consequences_said",
-            label="Consequences said",
-            meaning="The share of questions that follow from the edited facts (portability, multi-hop) to which the "
-            "answer contains a right one.",
-            needs="questions that follow from the facts (portability, multi-hop)",
-        ),
-        MetricSpec(
-            name="unchanged",
-            label="Unchanged elsewhere",
-            checklist="locality, unchanged",
-            meaning="The share of questions about other things to which the answer is exactly that of the unedited "
-            "model.",
-            keep=True,
-            needs="questions about other things",
-        ),
-        MetricSpec(
-            name="distinct_bigrams",
-            label="Distinct word pairs",
-            meaning="The share of different pairs among the pairs of neighbouring words in a free continuation: low if "
-            "the text repeats itself. Compare it with the value before the edits.",
-            keep=True,
-            needs="a continuation of two words or more",
-        ),
-        MetricSpec(
-            name="elsewhere_answered",
-            label="Answered elsewhere",
-            meaning="The share of questions about other things to which there is an answer at all.",
-            show="data",
-            needs="questions about other things",
-        ),
-        MetricSpec(
-            name="facts_said_first",
-            label="Facts said at once",
-            meaning="The share of edited prompts to which the answer begins with the new object.",
-            show="report",
-        ),
-        MetricSpec(
-            name="paraphrases_said_first",
-            label="Paraphrases said at once",
-            meaning="The share of paraphrases to which the answer begins with the new object.",
-            show="report",
-            needs="paraphrases",
-        ),
-    ),
+    metrics=BARE,
+    metrics_of="editcore.evaluation.generation_settings:metrics_of",
 )
 
 
-class GenerationHParams(HParams):
-    """Which questions the model is asked, and how long its answers may be."""
-
-    sample: Annotated[int, Field(ge=1)] | None = 40
-    """Facts whose edited prompt is asked, the same ones before and after the edits; none for all."""
-    further: Annotated[int, Field(ge=0)] | None = 8
-    """Facts of the sample whose other questions are asked too; none for all."""
-    paraphrases: Annotated[int, Field(ge=0)] = 1
-    """Paraphrases per such fact, chosen evenly from its list."""
-    consequences: Annotated[int, Field(ge=0)] = 2
-    """Questions per such fact that follow from it (portability, multi-hop)."""
-    elsewhere: Annotated[int, Field(ge=0)] = 1
-    """Questions per such fact about other things (neighbourhood, locality)."""
-    answer_tokens: Annotated[int, Field(ge=1)] = 8
-    """Longest answer, in tokens."""
-    stop: tuple[Annotated[str, Field(min_length=1)], ...] = (".", "\n")
-    """Texts at which an answer ends. They are ignored inside the wanted object and before the first word."""
-    continuations: Annotated[int, Field(ge=0)] = 1
-    """Facts of the sample with a long continuation, in which distinct word pairs are counted."""
-    continuation_tokens: Annotated[int, Field(ge=2)] = 60
-    """Length of a long continuation, in tokens."""
+_BARE = Way()
 
 
 @dataclass(frozen=True, slots=True)
 class _Question:
+    """A question of a record, put in one way."""
+
     record: FactRecord
     kind: str
     prompt: str
@@ -143,6 +75,21 @@ class _Question:
     """The metric to which a right answer counts; ``unchanged`` if the answer should be as before the edits."""
     metric_at_once: str = ""
     """The metric to which an answer counts if it begins with a right one; empty for none."""
+    way: Way = _BARE
+    asked: str = ""
+    """What the judge is told of the prompt: without prefix and instruction."""
+
+    def put(self, way: Way, instruction: str) -> _Question | None:
+        """The same question in that way, without its prefix; ``None`` if it cannot be put so."""
+        text: str | None = self.prompt
+        if way.context != "prompt":
+            text = as_question(self.record, self.prompt)
+        if text is None and way.context in ("chat", "thinking"):
+            text = self.prompt
+        if text is None:
+            return None
+        whole = instruction.replace("{question}", text) if way.context == "instruction" else text
+        return replace(self, way=way, prompt=whole, asked=text)
 
 
 class GenerationEvaluator:
@@ -151,68 +98,113 @@ class GenerationEvaluator:
 
     def __init__(self, hparams: GenerationHParams | None = None) -> None:
         self.hparams = hparams or GenerationHParams()
+        self._judge = None if self.hparams.judging is None else Judge(self.hparams.judging)
 
     def evaluate(
         self, model: LanguageModel, records: Sequence[FactRecord], context: EvaluationContext
     ) -> list[Observation]:
-        """For each fact of the sample, the edited prompt comes first. The long continuations come last."""
-        settings = self.hparams
-        seed = context.seed
-        asked = _sample(records, settings.sample, _observed_of(context, "facts_said"), seed=seed)
+        """For each way to ask and each fact of the sample, the edited prompt comes first. Then come the long
+        continuations, then the judge's verdicts.
+
+        Raises:
+            ModelError: the model can be asked in none of the contexts.
+        """
+        settings, seed = self.hparams, context.seed
+        forms = possible_forms(model, settings.contexts)
+        ways = [way for way in settings.ways if way.context in forms]
+        asked = _sample(records, settings.sample, _observed_of(context, "facts_said", ways), seed=seed)
         further = {
-            record.request.id for record in _sample(asked, settings.further, _observed_of(context, _SEEN), seed=seed)
+            record.request.id
+            for record in _sample(asked, settings.further, _observed_of(context, _SEEN, ways), seed=seed)
         }
-        questions = [
+        plain = [
             question for record in asked for question in self._questions(record, further=record.request.id in further)
         ]
+        questions = [question for way in ways for question in self._put(model, plain, way, context)]
         before = {
-            (observation.request_id, observation.prompt): observation.text
+            (observation.metric, observation.request_id, observation.prompt): observation.text
             for observation in context.unedited or ()
-            if observation.metric in _ANSWERS
+            if observation.metric.startswith(_SEEN)
         }
-        continued = _sample(asked, settings.continuations, _observed_of(context, _DISTINCT), seed=seed)
+        bare = _BARE in ways
+        continued = _sample(asked, settings.continuations, _observed_of(context, _DISTINCT), seed=seed) if bare else []
         openings = [(record, _opening(record)) for record in continued]
-        said, long = self._generated(model, questions, [text for _, text in openings], context)
+        said, long = self._generated(model, questions, forms, [text for _, text in openings], context)
         found: list[Observation] = []
+        answers: list[tuple[_Question, str]] = []
         for question in questions:
-            answer = answer_of(said[question.prompt], settings.stop, question.answers)
-            earlier = before.get((question.record.request.id, question.prompt))
-            found += _judged(question, answer, earlier)
+            text = said[forms[question.way.context], question.prompt, settings.limit(question.way)]
+            answer = answer_of(_spoken(text, question.way, forms), settings.stop, question.answers)
+            answers.append((question, answer))
+            seen = _SEEN + question.way.suffix
+            found += _compared(question, answer, before.get((seen, question.record.request.id, question.prompt)))
         for record, prompt in openings:
             value = distinct_bigrams(long[prompt])
             if value is not None:
                 found.append(_observed(record, _DISTINCT, value, "generation", prompt, long[prompt]))
-        return found
+        return found if self._judge is None else [*found, *_judged(self._judge, answers, context)]
+
+    def _put(
+        self, model: LanguageModel, questions: Sequence[_Question], way: Way, context: EvaluationContext
+    ) -> list[_Question]:
+        """The questions in one way, without those that cannot be put so."""
+        put = [found for question in questions if (found := question.put(way, self.hparams.instruction)) is not None]
+        if not way.prefix:
+            return put
+        known = _known_prefixes(put, way, context)
+        records = {question.record.request.id: question.record for question in put}
+        missing = [record for name, record in records.items() if name not in known]
+        prefixes = known | prefix_texts(model, missing, way.prefix, seed=context.seed)
+        return [replace(one, prompt=prefixes[one.record.request.id] + one.prompt) for one in put]
 
     def _generated(
-        self, model: LanguageModel, questions: Sequence[_Question], openings: Sequence[str], context: EvaluationContext
-    ) -> tuple[dict[str, str], dict[str, str]]:
-        """The answers to the questions and the long continuations, both by prompt. Each prompt is run once."""
+        self,
+        model: LanguageModel,
+        questions: Sequence[_Question],
+        forms: Mapping[Context, PromptForm],
+        openings: Sequence[str],
+        context: EvaluationContext,
+    ) -> tuple[dict[tuple[PromptForm, str, int], str], dict[str, str]]:
+        """The answers to the questions, by form, prompt and most tokens, and the long continuations, by prompt. What is
+        equal in all three is run once."""
         settings = self.hparams
-        wanted: dict[str, set[str]] = {}
-        for question in questions:
-            wanted.setdefault(question.prompt, set()).update(question.answers)
-        prompts = [*wanted, *dict.fromkeys(openings)]
-        limits = [settings.answer_tokens] * len(wanted)
-        limits += [settings.continuation_tokens] * (len(prompts) - len(wanted))
         stops = set("".join(settings.stop).casefold())
-        plain = [stops.isdisjoint("".join(answers).casefold()) for answers in wanted.values()]
-        texts: list[str] = []
-        with context.progress.task("Answering", len(prompts)) as advance:
-            for first in range(0, len(prompts), _CHUNK):
-                part = slice(first, first + _CHUNK)
+        wanted: dict[PromptForm, dict[tuple[str, int], _Wanted]] = {form: {} for form in forms.values()}
+        for question in questions:
+            key = (question.prompt, settings.limit(question.way))
+            asked = wanted[forms[question.way.context]].setdefault(key, _Wanted(way=question.way))
+            asked.plain = asked.plain and stops.isdisjoint("".join(question.answers).casefold())
+        continued = list(dict.fromkeys(openings))
+        said: dict[tuple[PromptForm, str, int], str] = {}
+        long: dict[str, str] = {}
+        with context.progress.task("Answering", sum(map(len, wanted.values())) + len(continued)) as advance:
+            for form, asked_in_form in wanted.items():
+                own = continued if form == model.prompt_form else []
+                prompts = [*(prompt for prompt, _ in asked_in_form), *own]
+                limits = [*(limit for _, limit in asked_in_form), *[settings.continuation_tokens] * len(own)]
+                texts: list[str] = []
+                for first in range(0, len(prompts), _CHUNK):
+                    part = slice(first, first + _CHUNK)
+                    enough = self._ends([*asked_in_form.values()][part], forms)
+                    with in_form(model, form):
+                        texts += model.generate(prompts[part], max_new_tokens=limits[part], enough=enough)
+                    advance(len(prompts[part]))
+                count = len(asked_in_form)
+                said |= {(form, *key): text for key, text in zip(asked_in_form, texts[:count], strict=True)}
+                long |= dict(zip(own, texts[count:], strict=True))
+        return said, long
 
-                def enough(index: int, text: str, first: int = first) -> bool:
-                    # If a right answer may contain a stop, the whole text is needed to find the end.
-                    number = first + index
-                    return number < len(plain) and plain[number] and answer_of(text, settings.stop) != text
+    def _ends(self, asked: Sequence[_Wanted], forms: Mapping[Context, PromptForm]) -> Callable[[int, str], bool]:
+        """Whether a text has an answer that has ended. If a right answer may contain a stop, the whole text is needed
+        to find its end."""
 
-                texts += model.generate(prompts[part], max_new_tokens=limits[part], enough=enough)
-                advance(len(prompts[part]))
-        asked = len(wanted)
-        return dict(zip(prompts[:asked], texts[:asked], strict=True)), dict(
-            zip(prompts[asked:], texts[asked:], strict=True)
-        )
+        def enough(index: int, text: str) -> bool:
+            if index >= len(asked) or not asked[index].plain:
+                return False
+            answer = _spoken(text, asked[index].way, forms)
+            return answer_of(answer, self.hparams.stop) != answer
+
+        return enough
 
     def _questions(self, record: FactRecord, *, further: bool) -> Iterator[_Question]:
         request, settings = record.request, self.hparams
@@ -230,24 +222,78 @@ class GenerationEvaluator:
             yield _Question(record, probe.kind, probe.prompt, probe.answers, _UNCHANGED)
 
 
+@dataclass(slots=True)
+class _Wanted:
+    """What is wanted of the continuation of a prompt."""
+
+    way: Way
+    plain: bool = True
+    """Whether no right answer to it may contain a stop."""
+
+
 _UNCHANGED = "unchanged"
+_CORRECT = "elsewhere_correct"
 _SEEN = "elsewhere_answered"
 _DISTINCT = "distinct_bigrams"
-_ANSWERS = {"facts_said", "paraphrases_said", "consequences_said", _SEEN}
-"""Metrics whose observations have the text of an answer."""
 
 
-def _judged(question: _Question, answer: str, earlier: str | None) -> Iterator[Observation]:
+def _spoken(text: str, way: Way, forms: Mapping[Context, PromptForm]) -> str:
+    """What a text says, without the thought in front."""
+    return after_thought(text, forms[way.context]) if way.context == "thinking" else text
+
+
+def _compared(question: _Question, answer: str, earlier: str | None) -> Iterator[Observation]:
+    """An answer, compared with the right ones and with the earlier one."""
     asked = (question.kind, question.prompt, answer)
+    suffix = question.way.suffix
     if question.metric == _UNCHANGED:
-        yield _observed(question.record, _SEEN, float(bool(answer.strip())), *asked)
+        yield _observed(question.record, _SEEN + suffix, float(bool(answer.strip())), *asked)
         if earlier is not None:
-            yield _observed(question.record, _UNCHANGED, float(answer.strip() == earlier.strip()), *asked)
+            yield _observed(question.record, _UNCHANGED + suffix, float(answer.strip() == earlier.strip()), *asked)
+        if question.answers:
+            yield _observed(question.record, _CORRECT + suffix, float(is_said(question.answers, answer)), *asked)
         return
-    yield _observed(question.record, question.metric, float(is_said(question.answers, answer)), *asked)
+    yield _observed(question.record, question.metric + suffix, float(is_said(question.answers, answer)), *asked)
     if question.metric_at_once:
         at_once = float(is_said(question.answers, answer, first=True))
-        yield _observed(question.record, question.metric_at_once, at_once, *asked)
+        yield _observed(question.record, question.metric_at_once + suffix, at_once, *asked)
+
+
+def _judged(
+    judge: Judge, answers: Sequence[tuple[_Question, str]], context: EvaluationContext
+) -> Iterator[Observation]:
+    """The verdicts on answers, with the judge's replies as text. An empty answer is wrong without asking."""
+    asked = [
+        (question, "" if not answer.strip() else judge.prompt(
+            question=question.asked, right=question.answers, answer=answer
+        ))
+        for question, answer in answers
+        if question.answers
+    ]  # fmt: skip
+    verdicts = judge.verdicts(
+        [prompt for _, prompt in asked if prompt], folder=context.folder, progress=context.progress
+    )
+    if sentence := without_verdict(verdicts, judge.settings.name):
+        context.tell(sentence)
+    if verdicts.failure:
+        return
+    names = {said: name for name, said in JUDGED.items()}
+    for question, prompt in asked:
+        reply = verdicts.replies[prompt] if prompt else ""
+        verdict = verdict_of(reply) if prompt else False
+        if verdict is not None:
+            metric = names[_CORRECT if question.metric == _UNCHANGED else question.metric] + question.way.suffix
+            yield _observed(question.record, metric, float(verdict), question.kind, question.prompt, reply)
+
+
+def _known_prefixes(questions: Sequence[_Question], way: Way, context: EvaluationContext) -> dict[str, str]:
+    """By request id, the text that stood before the questions to the unedited model."""
+    bodies = {question.record.request.id: question.prompt for question in questions if question.kind == REWRITE}
+    return {
+        one.request_id: one.prompt.removesuffix(bodies[one.request_id])
+        for one in context.unedited or ()
+        if one.metric == f"facts_said{way.suffix}" and one.prompt.endswith(bodies.get(one.request_id, "\0"))
+    }
 
 
 def _observed(record: FactRecord, metric: str, value: float, kind: str, prompt: str, text: str) -> Observation:
@@ -258,9 +304,10 @@ _CHUNK = 64
 """Prompts between two reports of progress."""
 
 
-def _observed_of(context: EvaluationContext, metric: str) -> set[str]:
-    """The facts for which the unedited model has an observation of a metric."""
-    return {observation.request_id for observation in context.unedited or () if observation.metric == metric}
+def _observed_of(context: EvaluationContext, metric: str, ways: Iterable[Way] = (_BARE,)) -> set[str]:
+    """The facts for which the unedited model has an observation of a metric, in one of the ways."""
+    names = {metric + way.suffix for way in ways}
+    return {observation.request_id for observation in context.unedited or () if observation.metric in names}
 
 
 def _sample(records: Sequence[FactRecord], count: int | None, known: Collection[str], *, seed: int) -> list[FactRecord]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from numbers import Real
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from editcore.evaluation.measures import measures_of
@@ -31,29 +32,37 @@ def measure(
     unedited: Mapping[str, Sequence[Observation]] | None = None,
     seed: int = 0,
     progress: Progress = silent,
+    folder: Path | None = None,
 ) -> Measurement:
     """The observations of evaluators on the model in its present state.
 
     Args:
         unedited: by evaluator, its observations of the unedited model on these records; ``None`` if this is the
             unedited model.
+        folder: where evaluators may keep what is costly to ask again (:attr:`editcore.EvaluationContext.folder`).
 
     Raises:
         PluginError: an evaluator failed, observed what it does not announce, or has a composite that cannot be loaded.
     """
     found: dict[str, tuple[Observation, ...]] = {}
+    notes: dict[str, None] = {}
     for spec, evaluator in evaluators:
         for metric in spec.metrics:
             if metric.combine:
                 resolve(metric.combine)  # an error is found now rather than after the model is measured
         known = None if unedited is None else tuple(unedited.get(spec.name, ()))
         with boundary(f"The evaluator '{spec.name}' failed: "):
-            observations = evaluator.evaluate(
-                model, records, EvaluationContext(unedited=known, seed=seed, progress=progress)
+            context = EvaluationContext(
+                unedited=known,
+                seed=seed,
+                progress=progress,
+                folder=folder,
+                tell=lambda note: notes.update({note: None}),
             )
+            observations = evaluator.evaluate(model, records, context)
             found[spec.name] = tuple(observations)
         _check(spec, found[spec.name], records)
-    return Measurement(measures=measures_of(spec for spec, _ in evaluators), observations=found)
+    return Measurement(measures=measures_of(spec for spec, _ in evaluators), observations=found, notes=tuple(notes))
 
 
 def _check(spec: EvaluatorSpec, observations: Sequence[Observation], records: Sequence[FactRecord]) -> None:

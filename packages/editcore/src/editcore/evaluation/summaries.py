@@ -150,6 +150,8 @@ class Measurement:
     """The metrics of all evaluators."""
     observations: Mapping[str, Sequence[Observation]]
     """By evaluator."""
+    notes: tuple[str, ...] = ()
+    """Sentences of the evaluators for the user, on what they could not measure."""
 
     @property
     def summary(self) -> Summary:
@@ -186,7 +188,7 @@ class Measurement:
             )
             for evaluator, observations in self.observations.items()
         }
-        return Measurement(measures=self.measures, observations=kept)
+        return Measurement(measures=self.measures, observations=kept, notes=self.notes)
 
     def of(self, measure: Measure) -> list[Observation]:
         """The observations of one metric."""

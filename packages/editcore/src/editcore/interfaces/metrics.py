@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from editcore.interfaces.documented import documented
@@ -25,6 +27,12 @@ ChecklistItem = Literal[
 given the answer, or its beginning; *generated* if it answers by itself. *Rephrase* is about other wordings of it. What
 an edit is not about should be *unchanged*, or is compared with the *correct* answer. *Capability* is what the model can
 do beside its facts."""
+_log = logging.getLogger(__name__)
+
+
+def _log_warning(sentence: str) -> None:
+    _log.warning("%s", sentence)
+
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
@@ -168,3 +176,9 @@ class EvaluationContext:
     """Seed of everything random in the measurement: the same before and after the edits."""
     progress: Progress = field(default=silent)
     """Shows how far a long measurement is."""
+    folder: Path | None = None
+    """Where it may keep what is costly to ask again, such as replies of a service: the run's folder. ``None`` where
+    nothing is kept."""
+    tell: Callable[[str], None] = field(default=_log_warning)
+    """Called with a sentence for the user, on what could not be measured and why. Sentences are among the notes of the
+    run."""

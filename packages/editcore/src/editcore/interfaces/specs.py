@@ -131,6 +131,9 @@ class EvaluatorSpec(Spec):
     """What it observes, in the order in which tables and pictures show it."""
     hparams: str | None = field(default=None, kw_only=True)
     """``"module:Class"`` of its :class:`editcore.HParams`; ``None`` if it has none."""
+    metrics_of: str | None = field(default=None, kw_only=True)
+    """``"module:function"`` that is called with its hyperparameters and returns further metrics, which it observes only
+    with these settings; ``None`` for none. They follow ``metrics`` wherever the settings are known."""
     compares: bool = field(default=False, kw_only=True)
     """True if it reads its observations of the unedited model (:attr:`editcore.EvaluationContext.unedited`). The
     unedited model is then measured wherever they are not known."""

@@ -59,24 +59,34 @@ _SLOT = "PROMPTGOESHERE"
 _ANSWER = "ANSWERGOESHERE"
 
 
-def chat_form(tokenizer: Any, *, name: str) -> PromptForm:
+def chat_form(tokenizer: Any, *, name: str, thinking: bool = False) -> PromptForm:
     """The form in which the prompt is the user's turn, and the answer is the start of the assistant's turn.
 
-    Thinking is switched off in templates that have it. What they write instead of a thought is part of ``after``.
+    What a template writes instead of a thought, or at its beginning, is part of ``after``.
+
+    Args:
+        thinking: whether the model is to think first. Templates that know it as ``enable_thinking`` are told.
 
     Raises:
-        ModelError: the tokenizer has no chat template, or it does not keep a user's text as it is.
+        ModelError: the tokenizer has no chat template, it does not keep a user's text as it is, or it does not know
+            ``enable_thinking`` where the model is to think.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise ModelError(
             f"The tokenizer of {name} has no chat template, so --chat-template cannot be used: leave it out (base "
             "models continue plain text), or choose an instruct model."
         )
+    if thinking and "enable_thinking" not in str(tokenizer.chat_template):
+        raise ModelError(
+            f"The chat template of {name} does not know enable_thinking, so thinking cannot be switched on."
+        )
     from jinja2 import TemplateError
 
     turns = [{"role": "user", "content": _SLOT}]
     try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+        text = tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=True, enable_thinking=thinking
+        )
     except (TemplateError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"The chat template of {name} cannot be applied: {' '.join(str(error).split())}.") from error
     if text.count(_SLOT) != 1:

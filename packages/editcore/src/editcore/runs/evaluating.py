@@ -10,6 +10,7 @@ import hashlib
 import math
 import platform
 import shlex
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -165,7 +166,7 @@ def evaluate(
         questions=QuestionCounts(asked=job.asked, known=job.known),
         seconds=time.perf_counter() - start,
         peak_memory_bytes=after.peak,
-        notes=tuple(dict.fromkeys([*plan.notes, *notes_on(after.measured, records)])),
+        notes=tuple(dict.fromkeys([*plan.notes, *job.notes, *notes_on(after.measured, records, plugins)])),
         versions=installed_versions(plugins),
         python=platform.python_version(),
         platform=platform.platform(),
@@ -175,6 +176,8 @@ def evaluate(
     with new_folder(out) as folder:
         write_observations(folder, of_before, after.measured, records)
         write_text(folder / REQUESTS_NAME, "".join(f"{fact.model_dump_json()}\n" for fact in records))
+        for kept in [] if job.folder is None else sorted(job.folder.iterdir()):
+            shutil.copyfile(kept, folder / kept.name)
         record.write_file(folder / EVALUATION_NAME)
     summary = None if before is None else before.measured.summary
     return Evaluated(directory=out, record=record, before=summary, after=after.measured.summary)
@@ -190,6 +193,8 @@ class _Job:
         self.evaluators = make_evaluators(plugins, plan.evaluators, plan.settings)
         self.asked = self.known = 0
         """Questions, of all models together."""
+        self.notes: dict[str, None] = {}
+        """What evaluators have told, in their order."""
         self._plugins, self._progress = plugins, progress
 
     @property
@@ -197,6 +202,16 @@ class _Job:
         """Hyperparameters of the evaluators that have some, by name."""
         hparams = {spec.name: getattr(evaluator, "hparams", None) for spec, evaluator in self.evaluators}
         return {name: own.model_dump(mode="json") for name, own in hparams.items() if own is not None}
+
+    @cached_property
+    def folder(self) -> Path | None:
+        """Where evaluators keep what is costly to ask again, such as replies of a judge; ``None`` to keep nothing."""
+        if self.plan.fresh:
+            return None
+        what = json_text([self._records, self.settings])
+        folder = cache_dir() / ANSWERS / f"kept-{hashlib.sha256(what.encode()).hexdigest()[:32]}"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
 
     @cached_property
     def _records(self) -> str:
@@ -257,10 +272,13 @@ class _Job:
         known = self._known(model, "observations", question)
         if known is None:
             unedited = None if earlier is None else {spec.name: earlier}
-            found = measure(
-                [pair], model, self.records, unedited=unedited, seed=seed, progress=self._progress
-            ).observations[spec.name]
-            self._keep(model, "observations", question, _rows(found))
+            measured = measure(
+                [pair], model, self.records, unedited=unedited, seed=seed, progress=self._progress, folder=self.folder
+            )
+            found = measured.observations[spec.name]
+            self.notes |= dict.fromkeys(measured.notes)
+            if not measured.notes:  # otherwise something is missing that the next time may have
+                self._keep(model, "observations", question, _rows(found))
             return found
         return tuple(Observation(**dict(zip(_FIELDS, row, strict=True))) for row in known)
 

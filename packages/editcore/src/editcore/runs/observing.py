@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from editcore.evaluation.measuring import measure
 from editcore.evaluation.summaries import Measurement
@@ -21,9 +22,13 @@ Evaluators = Sequence[tuple[EvaluatorSpec, Evaluator]]
 class Observer:
     """Measures a model by evaluators, and remembers their observations of the unedited model."""
 
-    def __init__(self, evaluators: Evaluators, edited: EditedModel, context: EditContext) -> None:
+    def __init__(
+        self, evaluators: Evaluators, edited: EditedModel, context: EditContext, *, folder: Path | None = None
+    ) -> None:
         self.evaluators = evaluators
-        self._edited, self._context = edited, context
+        self.notes: dict[str, None] = {}
+        """Sentences of the evaluators for the user, in their order."""
+        self._edited, self._context, self._folder = edited, context, folder
         self._unedited: dict[str, dict[str, Sequence[Observation]]] = {spec.name: {} for spec, _ in evaluators}
         """By evaluator and request id."""
 
@@ -70,4 +75,9 @@ class Observer:
         unedited: Mapping[str, Sequence[Observation]] | None,
     ) -> Measurement:
         seed, progress = self._context.seed, self._context.progress
-        return measure(evaluators, self._edited.model, records, unedited=unedited, seed=seed, progress=progress)
+        found = measure(
+            evaluators, self._edited.model, records, unedited=unedited, seed=seed, progress=progress,
+            folder=self._folder,
+        )  # fmt: skip
+        self.notes |= dict.fromkeys(found.notes)
+        return found

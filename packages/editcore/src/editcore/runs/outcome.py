@@ -10,6 +10,7 @@ from editcore.evaluation.measures import DEFAULT_EVALUATORS, Measure, retention_
 from editcore.evaluation.summaries import Measurement, Summary
 from editcore.interfaces.metrics import HOLDS
 from editcore.interfaces.values import FactRecord
+from editcore.plugins.registry import Plugins
 from editcore.runs.config import RunConfig
 from editcore.runs.log import BatchRecord
 from editcore.runs.record import RunRecord
@@ -52,16 +53,17 @@ def notes_of(
         first: notes from before the first batch.
     """
     notes = [*first, *(note for entry in session.ledger.batches for note in entry.notes)]
-    notes += notes_on(found, records)
+    notes += session.notes
+    notes += notes_on(found, records, session.plugins)
     if len(session.ledger.batches) > 1:
         notes += first_and_last(found, records)
     notes += _not_said(session)
     return tuple(dict.fromkeys(notes))
 
 
-def notes_on(found: Measurement, records: Sequence[FactRecord]) -> list[str]:
+def notes_on(found: Measurement, records: Sequence[FactRecord], plugins: Plugins) -> list[str]:
     """Sentences on a measurement: what could not be measured, and how values are read."""
-    return [*_silent_evaluators(found, records), *_conventions(found.summary)]
+    return [*_silent_evaluators(found, records), *_conventions(found.summary, plugins)]
 
 
 def _silent_evaluators(found: Measurement, records: Sequence[FactRecord]) -> list[str]:
@@ -74,15 +76,18 @@ def _silent_evaluators(found: Measurement, records: Sequence[FactRecord]) -> lis
     return sentences
 
 
-def _conventions(summary: Summary) -> list[str]:
+def _conventions(summary: Summary, plugins: Plugins) -> list[str]:
     """What must be known about the metrics: why some of those in tables have no value, and how others are read."""
     known = summary.values()
-    # Of the evaluators that nobody chose, only what a composite lacks is missed.
-    chosen = {measure.evaluator for measure in summary.measures} != set(DEFAULT_EVALUATORS)
+    # Of the evaluators that nobody chose, only what a composite lacks is missed, and what settings ask for.
+    names = {measure.evaluator for measure in summary.measures}
+    usual = {(name, metric.name) for name in names for metric in plugins.evaluator(name).metrics}
+    chosen = names != set(DEFAULT_EVALUATORS)
     parts = {name for measure in summary.measures for name in measure.of}
     missing: dict[str, dict[str, list[str]]] = {}
     for measure in summary.measures:
-        told = measure.show == "always" and (chosen or measure.of or measure.name in parts)
+        asked = chosen or (measure.evaluator, measure.name) not in usual
+        told = measure.show == "always" and (asked or measure.of or measure.name in parts)
         if measure.key not in known and told and measure.evaluator in summary.facts:
             missing.setdefault(measure.evaluator, {}).setdefault(_reason(measure, summary), []).append(measure.key)
     sentences = [

@@ -13,7 +13,7 @@ from editcore.interfaces.specs import BackendSpec, EvaluatorSpec, Spec
 from editcore.plugins.calls import boundary, resolve
 from editcore.plugins.registry import Plugins
 from editcore.runs.fit import refuse_duplicates
-from editcore.runs.resolved import Resolved, hparams_of
+from editcore.runs.resolved import Resolved, hparams_of, with_metrics
 from editcore.settings.hparams import HParams
 
 __all__ = ["Parts", "make_backend", "make_evaluators", "make_parts", "make_target"]
@@ -63,7 +63,8 @@ def make_evaluators(
     """
     refuse_duplicates("evaluator", names)
     specs = [registry.evaluator(name) for name in names]
-    return [(spec, _with_hparams("evaluator", spec, hparams_of(spec, settings.get(spec.name, {})))) for spec in specs]
+    made = [(spec, hparams_of(spec, settings.get(spec.name, {}))) for spec in specs]
+    return [(with_metrics(spec, hparams), _with_hparams("evaluator", spec, hparams)) for spec, hparams in made]
 
 
 def make_backend(spec: BackendSpec, settings: Mapping[str, Any]) -> Backend:

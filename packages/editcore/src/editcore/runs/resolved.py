@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -12,7 +12,7 @@ from editcore.datasets import dataset_name, dataset_settings
 from editcore.interfaces.errors import EditcoreError, HParamsError, UnknownNameError
 from editcore.interfaces.specs import BackendSpec, EditorSpec, EvaluatorSpec, ExtensionSpec, Spec
 from editcore.models.sources import check_layer, look_at, num_blocks
-from editcore.plugins.calls import resolve
+from editcore.plugins.calls import boundary, resolve
 from editcore.plugins.registry import Plugins
 from editcore.runs.config import RunConfig, SessionConfig
 from editcore.runs.fit import MissingSettingError, check_fit, refuse_duplicates, with_needed_parts
@@ -29,6 +29,7 @@ __all__ = [
     "recorded_editor",
     "resolve_dataset",
     "resolve_session",
+    "with_metrics",
 ]
 
 _log = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ def resolve_session(
         editor=editor,
         backend=backend,
         extensions=extensions,
-        evaluators=evaluators,
+        evaluators=tuple(with_metrics(spec, settings.get(spec.name)) for spec in evaluators),
         settings=MappingProxyType(settings | of_dataset),
     )
 
@@ -113,6 +114,20 @@ def check_evaluators(
         _refuse_unknown_sections(settings, names)
     else:
         resolve_dataset(registry, dataset, settings, part_names=names)
+
+
+def with_metrics(spec: EvaluatorSpec, hparams: HParams | None) -> EvaluatorSpec:
+    """An evaluator with the metrics that its hyperparameters add.
+
+    Raises:
+        HParamsError, ModelError: the evaluator cannot measure with them.
+        PluginError: the plugin's own code failed.
+    """
+    if spec.metrics_of is None or hparams is None:
+        return spec
+    further = resolve(spec.metrics_of)
+    with boundary(f"The metrics of the evaluator '{spec.name}' cannot be made: "):
+        return replace(spec, metrics=(*spec.metrics, *further(hparams)))
 
 
 def _check_layers(settings: Mapping[str, HParams], model_name: str) -> None:

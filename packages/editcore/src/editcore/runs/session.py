@@ -110,7 +110,7 @@ class EditSession:
         """Resolved hyperparameters, by the name of editor, backend, extension and evaluator."""
         self._editor, self._editor_spec, self._backend = parts.editor, parts.resolved.editor, parts.backend
         self._proposer = Proposer(parts.editor, parts.resolved.editor, edited, context, lifecycle)
-        self._observer = Observer(parts.evaluators, edited, context)
+        self._observer = Observer(parts.evaluators, edited, context, folder=ledger.directory)
         self._lifecycle = lifecycle
         self.extensions = parts.extensions
         self.next_batch = ledger.batches[-1].batch + 1 if ledger.batches else 0
@@ -226,6 +226,11 @@ class EditSession:
     def measures(self) -> tuple[Measure, ...]:
         """The metrics of the session's evaluators."""
         return measures_of(spec for spec, _ in self._observer.evaluators)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the evaluators told of measurements in this process."""
+        return tuple(self._observer.notes)
 
     @property
     def max_batch(self) -> int | None:

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -26,7 +26,7 @@ from editcore.plugins.versions import code_versions
 from editcore.runs.config import RunConfig
 from editcore.runs.facts import records_of
 from editcore.runs.fit import MissingSettingError, UnfitError, check_subjects, needs_subject
-from editcore.runs.resolved import editor_settings, resolve_session
+from editcore.runs.resolved import editor_settings, hparams_of, resolve_session, with_metrics
 from editcore.settings.hparams import HParams
 from editcore.settings.toml import run_values
 from editcore.sweeps.file import Arm, Sweep, SweepFile, overlaid
@@ -224,11 +224,21 @@ class _Planner:
             text=self._text,
             points=tuple(points),
             trials=MappingProxyType({key: trials[key] for key in kept}),
-            evaluators=tuple(self._plugins.evaluator(name) for name in evaluators),
+            evaluators=tuple(self._evaluator(name, [trials[key] for key in kept]) for name in evaluators),
             notes=tuple(self._notes),
         )
         plan.check_figures()
         return plan
+
+    def _evaluator(self, name: str, trials: Sequence[Trial]) -> EvaluatorSpec:
+        """An evaluator with the metrics of all trials: some depend on its settings."""
+        spec = self._plugins.evaluator(name)
+        metrics = {metric.name: metric for metric in spec.metrics}
+        for trial in trials:
+            if name in trial.config.evaluators:
+                hparams = hparams_of(spec, trial.config.settings.get(name, {}))
+                metrics |= {metric.name: metric for metric in with_metrics(spec, hparams).metrics}
+        return replace(spec, metrics=tuple(metrics.values()))
 
     def _combinations(self, arm: Arm) -> Iterator[tuple[dict[str, Any], int, dict[str, Any], set[str]]]:
         """Values by axis, seed and options of every combination that an arm has, and the sections that it uses."""

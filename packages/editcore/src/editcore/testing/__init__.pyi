@@ -7,6 +7,7 @@ from .executors import ExecutorContract as ExecutorContract
 from .extensions import ExtensionContract as ExtensionContract
 from .facts import three_facts as three_facts, tiny_records as tiny_records, tiny_requests as tiny_requests
 from .presets import check_presets as check_presets
+from .servers import StandInServer as StandInServer
 from .tiny import (
     TINY_FAMILIES as TINY_FAMILIES,
     TINY_MOE_FAMILIES as TINY_MOE_FAMILIES,
