@@ -54,6 +54,7 @@ def test_schema(records: list[Record]) -> None:
     for record in records:
         assert list(record) == [
             "case_id",
+            "question",
             "requested_rewrite",
             "paraphrase_prompts",
             "neighborhood_prompts",
@@ -63,7 +64,10 @@ def test_schema(records: list[Record]) -> None:
         assert list(rewrite) == ["prompt", "relation_id", "target_new", "target_true", "subject"]
         assert list(rewrite["target_new"]) == list(rewrite["target_true"]) == ["str"]
         assert rewrite["prompt"].count("{}") == 1
+        assert record["question"].count("{}") == 1
+        assert record["question"].endswith("?")
         texts = [
+            record["question"],
             rewrite["prompt"],
             rewrite["relation_id"],
             rewrite["target_new"]["str"],

@@ -22,7 +22,7 @@ from editcore.models import LanguageModel
 from editcore.runs.config import RunConfig
 from editcore.runs.job import default_directory, run
 from editcore.runs.reopening import open_run, open_session
-from editcore.testing import tiny_model
+from editcore.testing import StandInServer, tiny_model
 
 Call = Callable[..., SimpleNamespace]
 
@@ -158,6 +158,40 @@ def test_two_evaluators_measure_a_run_side_by_side(run_toy: Call, tmp_path: Path
     assert "4 edits, by rewrites; percent" in printed
     assert "4 edits, by generation on 3 of them; percent, higher is better" in printed
     assert f"{tally['held']} of 3 facts (a sample of 4) are said" in printed
+
+
+class Court(StandInServer):
+    """A judge that finds everything right."""
+
+    def post(self, _path: str, _body: bytes) -> tuple[int, object]:
+        return 200, {"choices": [{"message": {"content": "CORRECT"}}]}
+
+
+def test_a_judge_is_recorded_and_its_key_is_not(run_toy: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COURT_KEY", "a-secret-key")
+    settings = {"contexts": '["prompt", "chat"]', "judge_model": "court", "judge_key_from": "COURT_KEY", "sample": 2}
+    options = [option for name, value in settings.items() for option in ("--set", f"generation.{name}={value}")]
+    court = Court()
+    done = run_toy("--edits", 2, *options, "--set", f"generation.judge={court.url}")
+    court.close()
+    assert done.code == 0, done.err
+    assert set(court.keys) == {"Bearer a-secret-key"}
+    summary = strict((tmp_path / "out" / "summary.json").read_text())
+    [metric] = [one for one in summary["metrics"] if one["key"] == "facts_judged"]
+    assert f"the judge court at {court.url} finds" in metric["meaning"]
+    assert summary["before"]["facts_judged"] == summary["after"]["facts_judged"] == 100.0
+    printed = " ".join(done.out.split())
+    assert "facts_said_chat (needs a model with a chat template)" in printed
+    frame = pd.read_parquet(tmp_path / "out" / "results.parquet")
+    assert set(frame[frame["metric"] == "facts_judged"]["text"]) == {"CORRECT"}
+    kept = lines(tmp_path / "out" / "judgements.jsonl")
+    assert {(line["judge"], line["reply"]) for line in kept} == {(f"court at {court.url}", "CORRECT")}
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert not [path for path in files if b"a-secret-key" in path.read_bytes()]
+
+    missing = run_toy("--set", "generation.judge=http://127.0.0.1:9", "--set", "generation.judge_key_from=NO_SUCH_KEY")
+    assert missing.code == 2
+    assert "the environment variable NO_SUCH_KEY is not set" in missing.err
 
 
 def test_an_evaluator_that_is_not_installed_stops_before_anything_is_written(run_toy: Call, tmp_path: Path) -> None:

@@ -49,8 +49,8 @@ _HOW: Mapping[Context, str] = {
 }
 _NEEDS: Mapping[Context, str] = {
     "prompt": "",
-    "question": "prompts that are questions, or records that have one",
-    "instruction": "prompts that are questions, or records that have one",
+    "question": "questions (prompts that are some, or records that have one)",
+    "instruction": "questions (prompts that are some, or records that have one)",
     "chat": "a model with a chat template",
     "thinking": "a chat template that knows enable_thinking",
 }

@@ -89,8 +89,11 @@ BARE: tuple[MetricSpec, ...] = (
 _ONLY_BARE = ("distinct_bigrams",)
 _BY_NAME = {metric.name: metric for metric in BARE}
 
+_SHOWN = ("facts_said", "unchanged", "elsewhere_correct")
+"""Those of another way to ask that tables show, so that they stay narrow."""
+_ELSEWHERE = "questions about other things"
 _CAUTION = (
-    "unchanged{} compares with what the unedited model says, right or wrong; elsewhere_correct{} compares with the "
+    "unchanged_... compares with what the unedited model says, right or wrong; elsewhere_correct_... compares with the "
     "answers of the data set, of which the unedited model gives a part (see the row before). Papers call both locality."
 )
 
@@ -109,13 +112,13 @@ def _of_way(way: Way, *, stands_in: bool) -> Iterator[MetricSpec]:
             name=metric.name + way.suffix,
             label=f"{metric.label} ({way.label})",
             meaning=f"{metric.meaning.rstrip('.')}; {way.how}.",
-            show="always" if metric.name == "elsewhere_correct" else metric.show,
+            show="always" if metric.name in _SHOWN else "data" if metric.show == "data" else "report",
             retention=False,
             objective=False,
             tally=metric.tally if stands_in else "",
             instead_of=(metric.name,) if stands_in else (),
-            needs=" and ".join(filter(None, (way.needs, metric.needs))),
-            caution=_CAUTION.format(way.suffix, way.suffix) if metric.name == "unchanged" else "",
+            needs=" and ".join(filter(None, (way.needs, _ELSEWHERE if metric.keep else metric.needs))),
+            caution=_CAUTION if metric.name == "unchanged" else "",
         )
 
 
@@ -130,7 +133,7 @@ def _of_judge(way: Way, judge: str) -> Iterator[MetricSpec]:
             meaning=f"The share of {_JUDGED_OF[name]} that the judge {judge} finds to be a right answer{asked}.",
             keep=metric.keep,
             show="always" if name in ("facts_judged", "elsewhere_judged") else "report",
-            needs=" and ".join(filter(None, (way.needs, metric.needs, "the judge's verdicts"))),
+            needs="the judge's verdicts",
         )
 
 
