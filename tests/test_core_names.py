@@ -73,6 +73,11 @@ def names(text: str, word: str, *, is_string: bool) -> bool:
     return re.search(_WORD.format(re.escape(word)), text) is not None
 
 
+def _belongs(path: Path, home: Path) -> bool:
+    """Whether a module is an evaluator's own, or a part of it: ``generation_metrics`` of ``generation``."""
+    return path.parent == home.parent and (path.stem == home.stem or path.stem.startswith(f"{home.stem}_"))
+
+
 def offences(path: Path, tree: ast.Module) -> list[str]:
     found = []
     for line, text, is_string in said(tree):
@@ -82,7 +87,7 @@ def offences(path: Path, tree: ast.Module) -> list[str]:
             if hit:
                 found.append(f"{path}:{line} names the method {word}: {text!r:.80}")
         for word, home in metrics().items():
-            if path != home and names(text, word, is_string=is_string):
+            if not _belongs(path, home) and names(text, word, is_string=is_string):
                 found.append(f"{path}:{line} names the metric {word}: {text!r:.80}")
     return found
 

@@ -181,9 +181,9 @@ ROOMS = {
     """,
     "models": """
         AnswerStore CATALOGUE CHECKS Captured CatalogueEntry DEFAULT_MODEL DTYPES EditedModel Encoded FactToken
-        HubModel LanguageModel LayerByLayerCapture LoadOptions ModelLayout PassBudget PromptForm Sampling
-        TargetTokens TokenRow Wheel add_changes asking_for_gradients attached_reason attention_output
-        check_dtype check_layout continuation_row detect_layout dtype_of first_tensor hooks in_float64
+        HubModel JsonServer LanguageModel LayerByLayerCapture LoadOptions ModelLayout PassBudget PromptForm
+        RefusedError Sampling TargetTokens TokenRow Wheel add_changes asking_for_gradients attached_reason
+        attention_output check_dtype check_layout continuation_row detect_layout dtype_of first_tensor hooks in_float64
         join_continuation last_index_covering local_gguf local_path logits_at look_at lookup_row misfits
         pad_rows plan_passes project pull pull_gguf replace_first rounded skip_first_blocks split_address
         stop_after target_losses target_tokens
@@ -223,8 +223,8 @@ ROOMS = {
     """,
     "testing": """
         AttachmentContract BackendContract DatasetContract EditorContract EvaluatorContract ExecutorContract
-        ExtensionContract TINY_FAMILIES TINY_MOE_FAMILIES check_presets repeating_model three_facts tiny_hf_model
-        tiny_model tiny_records tiny_requests tiny_tokenizer
+        ExtensionContract StandInServer TINY_FAMILIES TINY_MOE_FAMILIES check_presets repeating_model three_facts
+        tiny_hf_model tiny_model tiny_records tiny_requests tiny_tokenizer
     """,
 }
 """By room, what it lists: a name that is here is a promise (docs/explanation/compatibility.md)."""
@@ -274,8 +274,8 @@ FIELDS = {
     "EditEvidence": "figures replayed request_id",
     "EditRequest": "id join prompt subject tags target_new target_true",
     "EditorSpec": "baseline capabilities hparams name preferred presets summary target",
-    "EvaluationContext": "progress seed unedited",
-    "EvaluatorSpec": "compares hparams metrics name summary target",
+    "EvaluationContext": "folder progress seed tell unedited",
+    "EvaluatorSpec": "compares hparams metrics metrics_of name summary target",
     "ExecutorSpec": "hparams name summary target",
     "ExtensionContext": "plugins progress seed",
     "ExtensionSpec": "hparams name settles_conflicts summary target",

@@ -32,7 +32,7 @@ def measure(
     unedited: Mapping[str, Sequence[Observation]] | None = None,
     seed: int = 0,
     progress: Progress = silent,
-    folder: Path | None = None,
+    folder: Path | str | None = None,
 ) -> Measurement:
     """The observations of evaluators on the model in its present state.
 
@@ -56,7 +56,7 @@ def measure(
                 unedited=known,
                 seed=seed,
                 progress=progress,
-                folder=folder,
+                folder=None if folder is None else Path(folder),
                 tell=lambda note: notes.update({note: None}),
             )
             observations = evaluator.evaluate(model, records, context)
