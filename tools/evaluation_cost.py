@@ -22,6 +22,7 @@ import torch
 from editcore import FactRecord, LanguageModel, Plugins
 from editcore.datasets import load_records
 from editcore.evaluation import score_targets
+from torch.nn.modules.module import register_module_forward_hook
 
 
 @dataclass
@@ -78,17 +79,17 @@ def counting(model: LanguageModel) -> Iterator[Counts]:
     """Counts what goes through the model inside the block."""
     counts = Counts()
 
-    def of_model(_module: object, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        counts.passes += 1
-        counts.tokens += kwargs["input_ids"].numel()
+    hf, head = model.hf, model.hf.get_output_embeddings()
 
-    def of_head(_module: object, _args: tuple[Any, ...], output: torch.Tensor) -> None:
-        counts.logits += output.numel() // output.shape[-1]
+    def count(module: torch.nn.Module, _args: object, kwargs: dict[str, Any], output: Any) -> None:
+        if module is hf:
+            counts.passes += 1
+            counts.tokens += kwargs["input_ids"].numel()
+        elif module is head:
+            counts.logits += output.numel() // output.shape[-1]
 
-    handles = [
-        model.hf.register_forward_pre_hook(of_model, with_kwargs=True),
-        model.hf.get_output_embeddings().register_forward_hook(of_head),
-    ]
+    # Of all modules: a hook of the model's own would keep it from being asked in trees.
+    handles = [register_module_forward_hook(count, with_kwargs=True)]
     try:
         yield counts
     finally:

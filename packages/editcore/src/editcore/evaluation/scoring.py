@@ -3,7 +3,9 @@
 Every (prompt, target) pair needs the log-probabilities of the target's tokens, each given the tokens before it. Most of
 that work is shared: a prompt is scored with two targets, a target of one token needs only the logits of its prompt, and
 records repeat their neighbourhood prompts. So pairs become token sequences. A sequence that is the beginning of a
-longer one needs no row of its own. Rows are grouped by length, and the head runs only at the scored positions.
+longer one needs no row of its own. Many rows that begin alike are joined into trees, in which what they share is run
+once (:mod:`editcore.evaluation.token_trees`). Rows are grouped by length, and the head runs only at the scored
+positions.
 
 An alternative is to prefill each prompt into a key/value cache and to continue it with both targets. It saves the
 second row if both targets have several tokens, but costs a second, short forward pass. Measured with SmolLM2 on 10
@@ -17,7 +19,7 @@ Shapes: ``rows`` token rows of ``seq`` tokens, ``slots`` scored positions of a p
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -25,11 +27,10 @@ import torch
 from torch import Tensor
 
 from editcore._util.memory import in_halves
+from editcore.evaluation.token_trees import TokenTree, reads_trees, run_trees, tree_of, trees_of
 from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import RequestError
 from editcore.interfaces.progress import Progress, silent
-from editcore.models.encoding import pad_rows
-from editcore.models.forward import logits_at
 from editcore.models.planning import PassBudget, plan_passes
 from editcore.models.tokens import join_continuation
 
@@ -97,25 +98,29 @@ def score_targets(
     scores = _kept(model, pairs)
     missing = [index for index in range(len(pairs)) if index not in scores]
     rows, row_of = covering_rows(pairs[index].inputs for index in missing)
-    readers: list[list[int]] = [[] for _ in rows]
+    trees, places = _as_trees(model, rows)
+    readers: list[list[int]] = [[] for _ in trees]
     for index in missing:
-        readers[row_of[pairs[index].inputs]].append(index)
+        readers[places[row_of[pairs[index].inputs]][0]].append(index)
 
-    def score_rows(chunk: Sequence[int]) -> list[tuple[int, TargetScore]]:
-        indices = [index for row in chunk for index in readers[row]]
-        owners = [place for place, row in enumerate(chunk) for _ in readers[row]]
-        found = _score_pass(model, [rows[row] for row in chunk], [pairs[index] for index in indices], owners)
+    def score_trees(chunk: Sequence[int]) -> list[tuple[int, TargetScore]]:
+        indices = [index for tree in chunk for index in readers[tree]]
+        number = {tree: place for place, tree in enumerate(chunk)}
+        found_at = [places[row_of[pairs[index].inputs]] for index in indices]
+        owners = [(number[tree], path) for tree, path in found_at]
+        found = _score_pass(model, [trees[tree] for tree in chunk], [pairs[index] for index in indices], owners)
         return list(zip(indices, found, strict=True))
 
     with torch.inference_mode(), progress.task(description, len(rows)) as advance:
-        scored = [sum(len(pairs[index].ids) - pairs[index].start for index in reader) for reader in readers]
-        for chunk in plan_passes([len(row) for row in rows], PassBudget.forward(model), scored=scored):
-            found = dict(in_halves(score_rows, chunk))
-            if model.answers is not None:
-                finite = [(index, one) for index, one in found.items() if math.isfinite(one.nll)]
-                model.answers.keep(_TARGET, [(_question(pairs[index]), asdict(one)) for index, one in finite])
-            scores |= found
-            advance(len(chunk))
+        for plain in (True, False):  # a pass is all of one kind
+            kind = [index for index, tree in enumerate(trees) if tree.is_plain == plain]
+            scored = [sum(len(pairs[index].ids) - pairs[index].start for index in readers[tree]) for tree in kind]
+            lengths = [len(trees[tree].ids) for tree in kind]
+            for chunk in plan_passes(lengths, PassBudget.forward(model), scored=scored):
+                found = dict(in_halves(score_trees, [kind[index] for index in chunk]))
+                _keep(model, pairs, found)
+                scores |= found
+                advance(sum(len(trees[kind[index]].paths) for index in chunk))
     return [scores[index] for index in range(len(pairs))]
 
 
@@ -138,6 +143,32 @@ def _kept(model: LanguageModel, pairs: Sequence[_Pair]) -> dict[int, TargetScore
     }
     model.answers.count(asked=len(pairs) - len(found), found=len(found))
     return found
+
+
+def _keep(model: LanguageModel, pairs: Sequence[_Pair], scores: Mapping[int, TargetScore]) -> None:
+    """Put scores, by the index of the pair, into the model's store of answers."""
+    if model.answers is not None:
+        finite = [(index, score) for index, score in scores.items() if math.isfinite(score.nll)]
+        model.answers.keep(_TARGET, [(_question(pairs[index]), asdict(score)) for index, score in finite])
+
+
+_LEAST_SAVED = 2000
+"""Tokens that trees must save. Fewer do not pay for the test whether the model reads trees."""
+
+
+def _as_trees(model: LanguageModel, rows: Sequence[Ids]) -> tuple[list[TokenTree], list[tuple[int, tuple[int, ...]]]]:
+    """Trees, and for each row its tree and its nodes. Where trees save little, or the model does not read them, each
+    row is a tree of its own."""
+    groups = trees_of(rows)
+    trees = [tree_of([rows[index] for index in group]) for group in groups]
+    saved = sum(map(len, rows)) - sum(len(tree.ids) for tree in trees)
+    if saved < _LEAST_SAVED or not reads_trees(model):
+        groups = [[index] for index in range(len(rows))]
+        trees = [tree_of([row]) for row in rows]
+    found: dict[int, tuple[int, tuple[int, ...]]] = {}
+    for number, (group, tree) in enumerate(zip(groups, trees, strict=True)):
+        found |= {index: (number, path) for index, path in zip(group, tree.paths, strict=True)}
+    return trees, [found[index] for index in range(len(rows))]
 
 
 def _tokenise(
@@ -177,20 +208,22 @@ def covering_rows(sequences: Iterable[Ids]) -> tuple[list[Ids], dict[Ids, int]]:
 
 
 def _score_pass(
-    model: LanguageModel, rows: Sequence[Ids], pairs: Sequence[_Pair], owners: Sequence[int]
+    model: LanguageModel,
+    trees: Sequence[TokenTree],
+    pairs: Sequence[_Pair],
+    owners: Sequence[tuple[int, tuple[int, ...]]],
 ) -> list[TargetScore]:
-    """Score the pairs in one forward pass. ``pairs[i]`` is a beginning of ``rows[owners[i]]``."""
-    wanted = [  # (row, position, token), one per target token
-        (owner, position - 1, pair.ids[position])
-        for owner, pair in zip(owners, pairs, strict=True)
+    """Score the pairs in one forward pass. ``owners[i]`` is the tree of ``pairs[i]``, and the nodes of a row that
+    begins with it."""
+    wanted = [  # (tree, node, token), one per target token
+        (tree, path[position - 1], pair.ids[position])
+        for (tree, path), pair in zip(owners, pairs, strict=True)
         for position in range(pair.start, len(pair.ids))
     ]
-    places = sorted({(row, position) for row, position, _ in wanted})
+    places = sorted({(tree, node) for tree, node, _ in wanted})
     slot_of = {place: slot for slot, place in enumerate(places)}
-    input_ids, mask = pad_rows(rows, model.pad_id, device=model.device)
-    where = torch.tensor(places, device=model.device)
-    logits = logits_at(model, input_ids, mask, where[:, 0], where[:, 1]).float()  # [slots, vocab]
-    slots = torch.tensor([slot_of[row, position] for row, position, _ in wanted], device=logits.device)
+    logits = run_trees(model, trees, torch.tensor(places, device=model.device)).float()  # [slots, vocab]
+    slots = torch.tensor([slot_of[tree, node] for tree, node, _ in wanted], device=logits.device)
     tokens = torch.tensor([token for _, _, token in wanted], device=logits.device)
     losses, best = token_losses(logits, slots, tokens)
     hits = best == tokens.cpu()
