@@ -28,12 +28,11 @@ from edit_lora.deploy import Deployment, deploy, undo
 from edit_lora.export import AdapterSize, export_adapter
 from edit_lora.gguf_export import export_gguf
 from edit_lora.gguf_file import GgufFile
-from edit_lora.http_json import RefusedError, Server
 from edit_lora.place import Place
 from edit_lora.serving_commands import print_report
 from edit_lora.verify import Report, verify
 from editcore import ModelError
-from editcore.models import local_path
+from editcore.models import JsonServer, RefusedError, local_path
 from editcore.runs import RunRecord
 
 _START = 600
@@ -108,7 +107,7 @@ def _rows(base: str, report: Report) -> list[str]:
 
 
 @contextlib.contextmanager
-def _vllm(python: Path, base: Path, *, dtype: str, rank: int) -> Iterator[Server]:
+def _vllm(python: Path, base: Path, *, dtype: str, rank: int) -> Iterator[JsonServer]:
     """A server, inside the block only."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -120,7 +119,7 @@ def _vllm(python: Path, base: Path, *, dtype: str, rank: int) -> Iterator[Server
         "--host", "127.0.0.1", "--port", str(port),
     ]  # fmt: skip
     environment = {**os.environ, "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_CPU_KVCACHE_SPACE": "1"}
-    server = Server(url=f"http://127.0.0.1:{port}", timeout=_START)
+    server = JsonServer(url=f"http://127.0.0.1:{port}", timeout=_START)
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(list(map(str, command)), env=environment, stdout=log, stderr=log)
         try:
@@ -135,7 +134,7 @@ def _vllm(python: Path, base: Path, *, dtype: str, rank: int) -> Iterator[Server
             process.wait()
 
 
-def _wait(server: Server, process: subprocess.Popen[bytes]) -> None:
+def _wait(server: JsonServer, process: subprocess.Popen[bytes]) -> None:
     until = time.monotonic() + _START
     while time.monotonic() < until and process.poll() is None:
         with contextlib.suppress(ModelError, RefusedError):

@@ -82,7 +82,8 @@ def trees_of(rows: Sequence[Ids]) -> list[list[int]]:
     """Indices of the rows of each tree. A tree has at most 64 nodes, or it is one row."""
     order = sorted(range(len(rows)), key=lambda index: rows[index])
     groups: list[list[int]] = []
-    nodes, before = 0, ()
+    nodes = 0
+    before: Ids = ()
     for index in order:
         own = len(rows[index]) - _shared(before, rows[index])
         if groups and nodes + own <= _MOST_NODES:
