@@ -83,3 +83,16 @@ def test_its_figures(tiny_folder: Path, tiny_facts: Path, tmp_path: Path, monkey
     pictures = list(tmp_path.glob("*.png"))
     assert {one.name for one in pictures} == {"bench.png", "bench-curve.png", "bench-solve.png"}
     assert all(one.stat().st_size > 1000 for one in pictures)
+
+
+def test_what_evaluation_costs(tiny_folder: Path, tiny_facts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import evaluation_cost
+
+    options = ["--model", tiny_folder, "--dataset", tiny_facts, "--records", 2, "--prompts", 3, "--tokens", 2]
+    evaluation_cost.main(list(map(str, options)))
+    scored, written = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()[-2:]]
+    names = ("texts", "passes", "tokens", "logits")
+    figures = [dict(zip(names, map(int, row[1:5]), strict=True)) for row in (scored, written)]
+    assert figures[0]["texts"] < figures[0]["tokens"]
+    assert figures[1] == {"texts": 3, "passes": 2, "tokens": figures[1]["tokens"], "logits": 6}
+    assert figures[1]["tokens"] > 3 + 3 * 2, "prompts, and the first of two new tokens"

@@ -34,6 +34,18 @@ class TestSampledGenerationContract(TestGenerationContract):
         return {"sample": 2, "further": 1, "continuations": 1, "answer_tokens": 4, "continuation_tokens": 12}
 
 
+class TestGenerationBehindTextsContract(EvaluatorContract):
+    """Metrics that are there only with these settings."""
+
+    @pytest.fixture
+    def evaluator_name(self) -> str:
+        return "generation"
+
+    @pytest.fixture
+    def hparams(self) -> dict[str, object]:
+        return {"prefixes": [0, 3], "answer_tokens": 4, "continuation_tokens": 12}
+
+
 def with_probes(records: tuple[FactRecord, ...], *probes: Probe) -> tuple[FactRecord, ...]:
     return tuple(record.model_copy(update={"probes": (*record.probes, *probes)}) for record in records)
 

@@ -74,6 +74,14 @@ def test_arms_axes_and_seeds_are_combined_in_the_order_of_the_table(plan: Callab
     assert len(made.trials) == 8
 
 
+def test_metrics_that_depend_on_settings_are_those_of_all_trials(plan: Callable[..., Plan]) -> None:
+    made = plan("[grid.generation]\nprefixes = [[0], [0, 3], [5]]", base='evaluators = ["rewrites", "generation"]')
+    names = [measure.key for measure in made.measures]
+    assert {"facts_said", "facts_said_after_3", "facts_said_after_5"} <= set(names)
+    assert len(names) == len(set(names))
+    assert "facts_said_after_3" not in [measure.key for measure in plan(base='evaluators = ["generation"]').measures]
+
+
 def test_seeds_stand_inside_and_exclusions_take_out(plan: Callable[..., Plan]) -> None:
     text = "[grid]\nbatch_size = [1, 2]\nedits = [4, 6]\n[[exclude]]\nbatch_size = 1\nedits = [4]\n"
     made = plan(text + "[[exclude]]\nedits = 6\nseed = 1\n", base="")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["as_values", "presets", "print_description"]
 
-_SAID_ELSEWHERE = {"name", "target", "summary", "kind", "hparams", "presets", "argument", "metrics"}
+_SAID_ELSEWHERE = {"name", "target", "summary", "kind", "hparams", "presets", "argument", "metrics", "metrics_of"}
 """Fields of specs that have a line or a table of their own."""
 
 
@@ -134,4 +134,5 @@ def _default(setting: Setting) -> str:
         return "required"
     if setting.default is None:
         return "none"
-    return setting.default if isinstance(setting.default, str) else json.dumps(setting.default, ensure_ascii=False)
+    plain = isinstance(setting.default, str) and "\n" not in setting.default  # a row of a table is one line
+    return setting.default if plain else json.dumps(setting.default, ensure_ascii=False)

@@ -81,8 +81,9 @@ class GenerationHParams(HParams):
     """The model behind an endpoint; none for its only one."""
     judge_key_from: Annotated[str, Field(min_length=1)] | None = None
     """The environment variable with the key of an endpoint. The key is recorded nowhere."""
-    judge_prompt: Annotated[str, AfterValidator(_with("question", "right", "answer"))] = JUDGE_PROMPT
-    """What the judge is asked, with {question}, {right} and {answer} in their places."""
+    judge_prompt: Annotated[str, AfterValidator(_with("question", "right", "answer"))] | None = None
+    """What the judge is asked, with {question}, {right} and {answer} in their places; none for a question of editcore's
+    own."""
     judge_tokens: Annotated[int, Field(ge=1)] = 16
     """Longest reply of the judge, in tokens. A judge that thinks needs more."""
     judge_timeout: Annotated[float, Field(gt=0)] = 60.0
@@ -105,8 +106,8 @@ class GenerationHParams(HParams):
         if self.judge is None:
             return None
         return JudgeSettings(
-            judge=self.judge, model=self.judge_model, key_from=self.judge_key_from, prompt=self.judge_prompt,
-            tokens=self.judge_tokens, timeout=self.judge_timeout,
+            judge=self.judge, model=self.judge_model, key_from=self.judge_key_from,
+            prompt=self.judge_prompt or JUDGE_PROMPT, tokens=self.judge_tokens, timeout=self.judge_timeout,
         )  # fmt: skip
 
 

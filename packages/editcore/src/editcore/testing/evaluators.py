@@ -67,9 +67,9 @@ class EvaluatorContract(Contract):
         return tiny_records(3)
 
     @pytest.fixture
-    def spec(self, registry: Plugins, evaluator_name: str) -> EvaluatorSpec:
-        """The announcement."""
-        return registry.evaluator(evaluator_name)
+    def spec(self, registry: Plugins, evaluator_name: str, hparams: dict[str, object]) -> EvaluatorSpec:
+        """The announcement, with the metrics that the hyperparameters add."""
+        return make_evaluators(registry, [evaluator_name], {evaluator_name: hparams})[0][0]
 
     @pytest.fixture
     def bench(
