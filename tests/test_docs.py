@@ -198,7 +198,7 @@ def test_the_settings_of_generation_are_documented() -> None:
     fields = GenerationHParams.model_fields
     assert [name for name, _ in rows] == list(fields)
     numbers = {name: int(default) for name, default in rows if default.isdigit()}
-    assert numbers == {name: field.default for name, field in fields.items() if name != "stop"}
+    assert numbers == {name: field.default for name, field in fields.items() if isinstance(field.default, int | float)}
 
 
 def test_lines_of_the_ledger_are_documented() -> None:
