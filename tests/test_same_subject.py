@@ -204,7 +204,7 @@ class RejectsTheSecond:
 
 def test_a_rejected_fact_leaves_no_trace_in_the_value_of_the_others() -> None:
     gated, never = session(), session()
-    gated._lifecycle = lifecycle({"gate": RejectsTheSecond()})
+    gated._lifecycle = gated._proposer._lifecycle = lifecycle({"gate": RejectsTheSecond()})
     gated.edit(facts())
     never.edit([facts()[0], facts()[2]])
     assert same(weights(gated), weights(never))

@@ -22,6 +22,7 @@ from editcore import (
     SessionConfig,
 )
 from editcore.locate_then_edit import LocateThenEditHParams, fact_rows
+from editcore.locate_then_edit.key_memory import KeyMemory
 from editcore.locate_then_edit.windows import Windows
 from editcore.models.tokens import continuation_row, lookup_row
 from editcore.runs import RunConfig, records_of
@@ -194,6 +195,22 @@ def test_a_target_that_fits_a_window_is_written_as_without(open_session: Open) -
         session.edit(SHORT)
     name = sessions[0].model.layout.weight_name(1)
     assert torch.equal(*(session.model.weight(name) for session in sessions))
+
+
+def test_windows_of_one_fact_are_facts_of_their_own(open_session: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have one subject, and still no common value; and their fact is rewritten once."""
+    rewritten: list[Any] = []
+    sum_at = KeyMemory.sum_at
+
+    def watched(self: KeyMemory, *values: Any, **options: Any) -> Any:
+        rewritten.extend(options["rewritten"])
+        return sum_at(self, *values, **options)
+
+    monkeypatch.setattr(KeyMemory, "sum_at", watched)
+    session = open_session("memit-seq", shared_key_cosine=1e-6)
+    [result] = session.edit([LONG])
+    assert "facts_of_value" not in result.proposal.evidence[0].figures
+    assert rewritten == [LONG.fact_key]
 
 
 def test_a_resumed_run_goes_on_as_an_uninterrupted_one(open_session: Open, tmp_path: Path) -> None:
