@@ -312,6 +312,8 @@ def _manifests(folder: Path) -> list[bytes]:
         model="tiny",
         fingerprint="0" * 64,
         editor="toy",
+        dtype="float32",
+        chat_template=False,
         settings={"toy": {"layers": [1]}},
         versions={"editcore": "1"},
         batches=tuple(batch_line(entry, None) for entry in Ledger.read(folder).history()),
@@ -330,13 +332,12 @@ def _read_manifest(folder: Path, content: bytes) -> None:
 
 def _write_pack(path: Path, manifest: str) -> None:
     import torch
-    from editcore._util.files import write_tensors
-    from editcore.runs.pack import content_hash
+    from editcore._util.files import tensors_hash, write_tensors
     from editcore.runs.pack_file import HASH, MANIFEST
 
     one = {"left/w": 2, "right/w": 2, "dense/stack[1]": 2, "vector/bias": 1, "attachment/codes": 2}  # axes of each
     tensors = {f"{batch}/{name}": torch.ones((2,) * axes) for batch in (0, 1) for name, axes in one.items()}
-    write_tensors(path, tensors, {MANIFEST: manifest, HASH: content_hash(manifest, tensors)})
+    write_tensors(path, tensors, {MANIFEST: manifest, HASH: tensors_hash(manifest, tensors)})
 
 
 def _configs(folder: Path) -> list[bytes]:

@@ -9,13 +9,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from editcore._util.files import file_sha256, json_text
+from editcore._util.files import file_sha256, json_text, tensors_hash
 from editcore.interfaces.changes import Written
 from editcore.ledger.tensors import written_tensors
 from editcore.models.edited import EditedModel
 from editcore.plugins.versions import code_versions
 from editcore.runs.backends import RawBackend
-from editcore.runs.pack import content_hash
 
 if TYPE_CHECKING:
     from editcore.models import LanguageModel
@@ -44,7 +43,7 @@ def edited_state(edited: EditedModel, active: Sequence[Written], *, directory: P
     for written in active:
         attachment = written.attachment
         described = None if attachment is None else [attachment.kind, dict(attachment.fields)]
-        parts.append(content_hash(json_text(described), written_tensors(replace(written, memory={}))))
+        parts.append(tensors_hash(json_text(described), written_tensors(replace(written, memory={}))))
     if any(written.attachment is not None for written in active):  # what an attachment does is its package's code
         parts.append(dict(code_versions(edited.plugins)))
     if directory is not None and not isinstance(edited.backend, RawBackend):
