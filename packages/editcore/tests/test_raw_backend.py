@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 from editcore import Changes, FactoredDelta, LanguageModel
@@ -102,7 +104,7 @@ def test_a_batch_costs_one_batch_and_gives_the_bits_of_all(room: int, monkeypatc
     monkeypatch.setattr(
         backends,
         "in_float64",
-        lambda change, like, work=backends.in_float64: multiplied.append(change) or work(change, like),
+        lambda change, *more, work=backends.in_float64: multiplied.append(change) or work(change, *more),
     )
     batches = [thin(model, seed) for seed in range(6)]
     for batch in batches:
@@ -120,6 +122,41 @@ def test_a_batch_costs_one_batch_and_gives_the_bits_of_all(room: int, monkeypatc
     for batch in batches:
         again.apply(batch)
     assert all(map(torch.equal, weights(fresh), weights(model)))
+
+
+def test_whatever_was_active_before_the_sums_are_those_of_what_is_active() -> None:
+    """One backend over a hundred steps, against a new one at each."""
+    draw = random.Random(0)
+    model, fresh = tiny_model(dtype=torch.bfloat16), tiny_model(dtype=torch.bfloat16)
+    first, second = model.layout.weight_name(0), model.layout.weight_name(1)
+    both = [thin(model, seed) for seed in range(8)]
+    batches = [{name: change for name, change in one.items() if draw.random() < 0.7 or name == first} for one in both]
+    batches += [{second: one[second]} for one in both[:3]]
+    backend, active = opened(model), list[Changes]()
+    for step in range(100):
+        what = draw.choice(["apply", "apply", "rebuild", "shorter", "unedited", "trial"])
+        if what == "apply":
+            backend.apply(chosen := draw.choice(batches))
+            active = [*active, chosen]
+        elif what == "trial":
+            with backend.trial(draw.choice(batches)):
+                pass
+        elif what == "unedited":
+            backend.rebuild([])
+            backend.rebuild(active)
+        else:
+            active = active[: draw.randint(0, len(active))] if what == "shorter" else draw.sample(batches, 4)
+            backend.rebuild(active)
+        again = opened(fresh)
+        again.rebuild(active)
+        assert all(map(torch.equal, weights(model), weights(fresh))), (step, what)
+        if active:
+            sums, expected = backend.sums(), again.sums()
+            assert sums is not None
+            assert expected is not None
+            assert sums.keys() == expected.keys()
+            assert all(torch.equal(sums[name], total) for name, total in expected.items())
+        again.rebuild([])
 
 
 def test_a_trial_keeps_nothing_of_weights_that_no_batch_touches() -> None:

@@ -56,14 +56,14 @@ class LedgerEntry:
     num_new: int
     """The first ``num_new`` requests are new."""
     changes: Changes = field(default_factory=dict)
-    """By the address of their weight. They are loaded on first use if the entry was read from disk. Empty if the batch
-    was rejected, or changes no weight."""
+    """By the address of their weight. Empty if the batch was rejected, or changes no weight. An entry of a directory
+    has no tensors in memory: they are read from the disk whenever they are looked up, here and below."""
     attachment: Attachment | None = None
     """Knowledge that the batch keeps beside the weights."""
     known: Mapping[str, KnownTarget] = field(default_factory=dict)
     """By request id: the key and value each fact was solved with, if the editor has keys and values."""
     memory: Mapping[str, Tensor] = field(default_factory=dict)
-    """Tensors that the editor wanted kept with the batch; loaded on first use."""
+    """Tensors that the editor wanted kept with the batch."""
     diagnostics: Mapping[str, float] = field(default_factory=dict)
     """The proposal's numbers about the batch, by name."""
     scale: float = 1.0

@@ -145,7 +145,7 @@ class Remembers(Protocol):
         """Compute the state anew from the active batches, oldest first.
 
         Called after :meth:`Editor.prepare`, after every undo and redo, and before a batch is solved again on the model
-        as it was before that batch. Tensors are read from the ledger when they are first used.
+        as it was before that batch. Tensors are read from the ledger whenever they are looked up.
         """
         ...
 

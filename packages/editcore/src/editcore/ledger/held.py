@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, overload
 
 from editcore.interfaces.errors import PluginError
@@ -36,6 +36,8 @@ class HeldReferences:
         self._lines: dict[int, HeldLine] = {}
         self._latest: int | None = None
         self._of_latest = Counter[_Reference]()
+        self._read: dict[tuple[int, int], Lazy[Tensor]] = {}
+        """The keys of the batch whose held keys were looked at last, by batch and row."""
 
     def line_of(self, entry: LedgerEntry) -> HeldLine | None:
         """What the line of a new batch says about its held keys; ``None`` if it has none.
@@ -81,7 +83,19 @@ class HeldReferences:
                 raise ValueError(f"batch {batch} leaves out a held key that batch {line.like} does not have")
         self._lines[batch] = line
         self._latest, self._of_latest = batch, _changed(known, removed, added)
-        return _Held(lambda: HeldKey.ordered(map(self._key, self._of(batch).elements())))
+        return _Held(lambda: self._keys(batch))
+
+    def _keys(self, batch: int) -> tuple[HeldKey, ...]:
+        """What a batch left alone. Keys that were read for the batch before are not read again, because the next batch
+        of a sequence left almost the same alone."""
+        references = self._of(batch)
+        facts = dict.fromkeys((earlier, row) for earlier, row, _ in references)
+        self._read = {fact: self._read[fact] if fact in self._read else self._keys_of(*fact) for fact in facts}
+        found = []
+        for earlier, row, weight in references.elements():
+            name = self._name(earlier, row)
+            found.append(HeldKey(batch=earlier, request_id=name, keys=self._read[earlier, row], weight=weight))
+        return HeldKey.ordered(found)
 
     def _chain(self, batch: int) -> list[HeldLine]:
         """The lines that say what a batch left alone, the last one first."""
@@ -96,12 +110,15 @@ class HeldReferences:
             found = _changed(found, Counter(_ungrouped(line.removed)), Counter(_ungrouped(line.added)))
         return found
 
-    def _key(self, reference: _Reference) -> HeldKey:
-        batch, row, weight = reference
+    def _name(self, batch: int, row: int) -> str:
         entry = self._entry_of(batch)
         assert entry is not None  # checked in take
-        name = entry.requests[row].id
-        return HeldKey(batch=batch, request_id=name, keys=_keys_of(entry, name), weight=weight)
+        return entry.requests[row].id
+
+    def _keys_of(self, batch: int, row: int) -> Lazy[Tensor]:
+        entry, name = self._entry_of(batch), self._name(batch, row)
+        assert entry is not None
+        return Lazy(lambda: dict(entry.known[name].keys))
 
     def _references(self, entry: LedgerEntry) -> Iterator[_Reference]:
         places: dict[int, dict[str, int]] = {}
@@ -136,10 +153,6 @@ class _Held(Sequence[HeldKey]):
 
     def __len__(self) -> int:
         return len(self._make())
-
-
-def _keys_of(entry: LedgerEntry, request_id: str) -> Mapping[str, Tensor]:
-    return Lazy(lambda: entry.known[request_id].keys)
 
 
 def _changed(

@@ -44,7 +44,9 @@ class TensorReader:
         self.folder = folder
         self.check: Callable[[StoredTensors, Mapping[str, Tensor]], None] | None = None
         """Called with the tensors of a file whenever they are read. It raises an error if they cannot be used."""
-        self._recent: OrderedDict[str, Mapping[str, Tensor]] = OrderedDict()
+        self._recent: OrderedDict[str, tuple[int, Mapping[str, Tensor]]] = OrderedDict()
+        """By name, the size of a file and its tensors; the ones looked at last come last."""
+        self._bytes = 0
         self._same: dict[tuple[str, ...], tuple[str, ...]] = {}
 
     def names(self, stored: StoredTensors) -> TensorNames:
@@ -66,13 +68,15 @@ class TensorReader:
         name = stored.file.name
         if name in self._recent:
             self._recent.move_to_end(name)
-            return self._recent[name]
+            return self._recent[name][1]
         tensors = _load(stored)
         if self.check is not None:
             self.check(stored, tensors)
-        self._recent[name] = tensors
-        while len(self._recent) > 1 and sum(map(_bytes, self._recent.values())) > _MAX_BYTES:
-            self._recent.popitem(last=False)
+        self._recent[name] = stored.file.size, tensors
+        self._bytes += stored.file.size
+        while len(self._recent) > 1 and self._bytes > _MAX_BYTES:
+            _, (size, _) = self._recent.popitem(last=False)
+            self._bytes -= size
         return tensors
 
     def _names(self, stored: StoredTensors) -> Iterable[str]:
@@ -194,7 +198,3 @@ def _load(stored: StoredTensors) -> Mapping[str, Tensor]:
         return load(raw)
     except SafetensorError as error:
         raise RunError(f"{where}: {path} is not a safetensors file ({error}).") from error
-
-
-def _bytes(tensors: Mapping[str, Tensor]) -> int:
-    return sum(tensor.nbytes for tensor in tensors.values())

@@ -53,12 +53,15 @@ def rounded(total: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.where(nearer, beyond, found)
 
 
-def in_float64(change: WeightChange, like: Tensor) -> Tensor:
+def in_float64(change: WeightChange, like: Tensor, out: Tensor | None = None) -> Tensor:
     """The change as one tensor in float64, on the device of ``like``, which is in float64 too.
+
+    Args:
+        out: where a product of factors may be written; it has the shape of the change.
 
     Factors are made contiguous first, as the ledger keeps them, because products over other strides may round
     differently. So a proposal on trial has the same bits as what is written later.
     """
     if isinstance(change, FactoredDelta):
-        return change.left.to(like).contiguous() @ change.right.to(like).contiguous()
+        return torch.mm(change.left.to(like).contiguous(), change.right.to(like).contiguous(), out=out)
     return change.value.to(like)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from editcore.interfaces.changes import Changes
+from editcore.interfaces.changes import Changes, FactoredDelta
 from editcore.interfaces.errors import RunError
 from editcore.interfaces.protocols import Backend, BackendContext, TakesContext
 from editcore.ledger.tensors import TensorNames, change_at
@@ -122,8 +122,6 @@ class RawBackend:
         not touch the address."""
         self._without_sum: set[str] = set()
         """Changed weights whose sum is not kept."""
-        self._with_base = 0
-        """Every weight that the first so many of the summed changes touch has its base."""
         self._max_sum_bytes = 0
         """Bytes that all sums together may take."""
 
@@ -152,8 +150,7 @@ class RawBackend:
             self._restore()
             return
         self._make_active(active)
-        new = (address for changes in self._active[self._with_base :] for address in changes)
-        self._write({*self._base, *new})
+        self._write({*self._base, *(address for changes in active for address in changes)})
 
     @contextmanager
     def trial(self, changes: Changes) -> Iterator[None]:
@@ -186,7 +183,7 @@ class RawBackend:
         for address, total in sums.items():
             self._take_base(model, address)
             self._sums[address] = len(summed), total.to(self._base[address].device)
-        self._summed, self._with_base = list(summed), len(summed)
+        self._summed = list(summed)
 
     def sums(self) -> Mapping[str, Tensor] | None:
         """Base + active changes of every changed weight, in the shape in which the weight is stored, float64; ``None``
@@ -209,13 +206,12 @@ class RawBackend:
         return self._model
 
     def _forget_sums(self) -> None:
-        self._summed, self._sums, self._without_sum, self._with_base = [], {}, set(), 0
+        self._summed, self._sums, self._without_sum = [], {}, set()
 
     def _make_active(self, active: Sequence[Changes]) -> None:
         """Note what is active from here on, and keep the sums over its beginning."""
         common = _common(active, self._summed)
         self._sums = {address: found for address, found in self._sums.items() if found[0] <= common}
-        self._with_base = min(self._with_base, common)
         self._active = list(active)
         self._summed = list(active)
 
@@ -232,7 +228,6 @@ class RawBackend:
             keep: whether to keep the sums for the next batch.
         """
         model = self._opened
-        known = {split_address(address)[0] for address in self._base}
         for address in addresses:
             if address not in self._base:
                 self._take_base(model, address)
@@ -243,8 +238,7 @@ class RawBackend:
             targets.append(name if name in summed_whole else address)
         group: dict[str, _Sum] = {}
         for target in dict.fromkeys(targets):
-            first = 0 if split_address(target)[0] in known else self._with_base
-            done, total = (self._sums.pop if keep else self._sums.get)(target, (first, None))
+            done, total = (self._sums.pop if keep else self._sums.get)(target, (0, None))
             group[target] = _Sum(done, total.clone() if total is not None and not keep else total)
             room = self._max_sum_bytes - sum(kept.nbytes for _, kept in self._sums.values())
             if sum(8 * self._base[address].numel() for address in group) >= room:
@@ -252,7 +246,6 @@ class RawBackend:
                 group = {}
         self._write_sums(group, keep=keep)
         if keep:
-            self._with_base = len(self._active)
             parts = {address for address in self._without_sum if split_address(address)[1] is not None}
             self._without_sum -= {part for part in parts if split_address(part)[0] in summed_whole}
 
@@ -279,6 +272,7 @@ class RawBackend:
         once for all of them."""
         model = self._opened
         first = min((found.done for found in sums.values()), default=0)
+        products: dict[tuple[object, ...], Tensor] = {}
         for position, changes in enumerate(self._active[first:], start=first):
             for other in changes:
                 name, index = split_address(other)
@@ -288,8 +282,13 @@ class RawBackend:
                     continue
                 if found.total is None:
                     found.total = self._base[target].to(torch.float64, copy=True)
-                place = found.total if other == target else found.total[index]
-                place += model.as_out_in(other, in_float64(changes[other], found.total))
+                place, change = found.total if other == target else found.total[index], changes[other]
+                # Products of a shape have one place: new ones, between tensors that stay, would tear the heap.
+                place_of_product = (*change.shape, found.total.device)
+                added = in_float64(change, found.total, products.get(place_of_product))
+                if isinstance(change, FactoredDelta):
+                    products[place_of_product] = added
+                place += model.as_out_in(other, added)
         for address, found in sums.items():
             weight, total = model.weight(address), found.total
             weight.copy_(self._base[address] if total is None else rounded(total, model.weights.type_of(address)))
