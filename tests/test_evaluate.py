@@ -359,16 +359,19 @@ def test_facts_that_changed_sides_are_named(editctl: Run, edited: Path, tmp_path
     rows = table[(table.phase == "after") & (table.metric == "facts_said")].index
     table.loc[rows[:3], "value"] = 1 - table.loc[rows[:3], "value"]
     table.to_parquet(copy / "results.parquet", index=False)
-    (changed,) = [
-        one
-        for one in json.loads(editctl("compare-results", edited / "run", copy, "--json").out)["changed"]
-        if one["metric"] == "facts_said"
-    ]
+
+    def changed(first: Path, second: Path) -> dict[str, Any]:
+        found = json.loads(editctl("compare-results", first, second, "--json").out)["changed"]
+        return next(one for one in found if one["metric"] == "facts_said")
+
+    there, back = changed(edited / "run", copy), changed(copy, edited / "run")
     ids = set(table.loc[rows[:3], "request_id"])
-    assert {fact["id"] for side in ("only_first", "only_second") for fact in changed[side]} == ids
+    assert {fact["id"] for side in ("only_first", "only_second") for fact in there[side]} == ids
+    assert (there["only_first"], there["only_second"]) == (back["only_second"], back["only_first"])
+    named = [*there["only_first"], *there["only_second"]]
     shown = editctl("compare-results", edited / "run", copy).out
     assert "by facts_said: " in shown
-    assert changed["only_second"][0]["prompt"] in shown
+    assert all(fact["prompt"] in shown for fact in named)
 
 
 @pytest.mark.parametrize(
