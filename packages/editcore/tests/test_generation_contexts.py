@@ -123,7 +123,7 @@ def test_questions_of_records() -> None:
 
 
 def test_a_random_text_is_the_same_before_and_after() -> None:
-    settings: dict[str, Any] = {"contexts": ("prompt", "chat"), "prefixes": (0, 6)}
+    settings: dict[str, Any] = {"contexts": ("prompt", "chat", "question"), "prefixes": (0, 6)}
     before = observed(talker(), **settings)
     other = talker(seed=1)
     after = observed(other, before, **settings)
@@ -141,6 +141,7 @@ def test_a_random_text_is_the_same_before_and_after() -> None:
     assert len(compared) == 6
     for one in compared:
         assert one.value == (str(one.text).strip() == str(was[one.request_id, one.prompt]).strip())
+    assert len(by_metric(after, "unchanged_question_after_6")) == 5, "also of a fact that is no question itself"
     again = observed(talker(), before, **settings)
     assert {one.value for one in again if one.metric.startswith("unchanged")} == {1.0}
     assert [one.prompt for one in observed(other, **settings)] != [one.prompt for one in after], "it writes others"

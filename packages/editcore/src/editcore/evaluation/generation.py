@@ -288,12 +288,19 @@ def _judged(
 
 def _known_prefixes(questions: Sequence[_Question], way: Way, context: EvaluationContext) -> dict[str, str]:
     """By request id, the text that stood before the questions to the unedited model."""
-    bodies = {question.record.request.id: question.prompt for question in questions if question.kind == REWRITE}
-    return {
-        one.request_id: one.prompt.removesuffix(bodies[one.request_id])
-        for one in context.unedited or ()
-        if one.metric == f"facts_said{way.suffix}" and one.prompt.endswith(bodies.get(one.request_id, "\0"))
-    }
+    bodies: dict[tuple[str, str], list[str]] = {}
+    for question in questions:
+        metric = (_SEEN if question.metric == _UNCHANGED else question.metric) + way.suffix
+        bodies.setdefault((metric, question.record.request.id), []).append(question.prompt)
+    found: dict[str, str] = {}
+    for one in context.unedited or ():
+        for body in bodies.get((one.metric, one.request_id), ()):
+            if one.prompt.endswith(body):
+                # The shortest: a question may be the end of another one.
+                found[one.request_id] = min(
+                    one.prompt.removesuffix(body), found.get(one.request_id, one.prompt), key=len
+                )
+    return found
 
 
 def _observed(record: FactRecord, metric: str, value: float, kind: str, prompt: str, text: str) -> Observation:
