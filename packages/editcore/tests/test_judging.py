@@ -161,6 +161,8 @@ def test_nonsense_is_no_verdict(model: LanguageModel, court: Court) -> None:
         ("CORRECT or INCORRECT", None),
         ("", None),
         ("correctly", None),
+        ("<think>Is it correct?</think> INCORRECT", False),
+        ("<think>It is correct", None),
     ],
 )
 def test_verdicts(reply: str, verdict: bool | None) -> None:

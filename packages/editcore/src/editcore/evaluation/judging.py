@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from editcore._util.files import json_text
 from editcore._util.words import counted
+from editcore.evaluation.contexts import after_thought
 from editcore.interfaces.errors import EditcoreError, HParamsError, ModelError
 from editcore.interfaces.progress import Progress
 from editcore.models.http_json import JsonServer
+from editcore.models.prompt_form import PLAIN
 from editcore.models.sources import look_at
 
 if TYPE_CHECKING:
@@ -192,7 +194,8 @@ def verdict_of(reply: str) -> bool | None:
     >>> verdict_of("CORRECT."), verdict_of("It is incorrect"), verdict_of("Correct or incorrect?")
     (True, False, None)
     """
-    found = {(bool(no), bool(wrong)) for no, wrong in re.findall(r"\b(not )?(in)?correct\b", reply, re.IGNORECASE)}
+    said = after_thought(reply, PLAIN)
+    found = {(bool(no), bool(wrong)) for no, wrong in re.findall(r"\b(not )?(in)?correct\b", said, re.IGNORECASE)}
     return _VERDICTS.get(next(iter(found))) if len(found) == 1 else None
 
 
