@@ -75,8 +75,8 @@ class GenerationHParams(HParams):
     thinking_tokens: Annotated[int, Field(ge=1)] = 256
     """Longest thought in the context `thinking`, in tokens. The answer comes on top."""
     judge: Annotated[str, Field(min_length=1), AfterValidator(_judge_address)] | None = None
-    """Who also judges the answers: a model (catalogue name, folder or hub id), or the address (http://...) of an endpoint
-    with OpenAI's API; none for nobody."""
+    """Who also judges the answers: a model (catalogue name, folder or hub id), or the address (http://...) of an
+    endpoint with OpenAI's API; none for nobody."""
     judge_model: Annotated[str, Field(min_length=1)] | None = None
     """The model behind an endpoint; none for its only one."""
     judge_key_from: Annotated[str, Field(min_length=1)] | None = None
