@@ -218,7 +218,8 @@ def write_into(
     from editcore.runs.planned_edit import plan_edit
     from editcore.runs.record import RunRecord
     from editcore.runs.resolved import recorded_editor
-    from editcore.runs.workspace import refuse_unfinished, signed, workspace
+    from editcore.runs.resume import refuse_unfinished
+    from editcore.runs.workspace import signed, workspace
 
     plugins = loaded_plugins(ctx)
     record = RunRecord.read(directory)

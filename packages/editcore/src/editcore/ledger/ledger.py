@@ -59,10 +59,10 @@ class Ledger:
         self._state_before: dict[int, State] = {}
         self._by_subject: dict[str, list[Edit]] = {}
         self._files: dict[tuple[int, LeftOut], TensorFile] = {}
-        self._held = HeldReferences(self._by_index.get)
         self._file = None if directory is None else LedgerFile(directory)
         self.reader = None if directory is None else TensorReader(directory / DELTAS_NAME)
         """Reads the tensors of a directory."""
+        self._held = HeldReferences(self._by_index.get)
 
     @classmethod
     def open(cls, directory: Path | str, header: HeaderLine) -> Ledger:

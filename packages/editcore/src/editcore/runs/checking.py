@@ -28,6 +28,7 @@ from editcore.plugins.registry import Plugins
 from editcore.runs.check_record import Answers, CheckRecord, LostFact
 from editcore.runs.held_out import TEXT_TOKENS, HeldOutText
 from editcore.runs.record import RunRecord, active_facts
+from editcore.runs.resume import refuse_unfinished
 from editcore.second_moments.corpora import open_corpus
 
 if TYPE_CHECKING:
@@ -190,7 +191,6 @@ def check_unwritable(
         RunError: there is no run directory, or its run is not finished.
     """
     from editcore.runs.reopening import open_run
-    from editcore.runs.workspace import refuse_unfinished
 
     refuse_unfinished(directory, RunRecord.read(directory))
     edited, ledger = open_run(directory, device=device, plugins=plugins, progress=progress)

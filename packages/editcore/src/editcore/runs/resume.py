@@ -13,7 +13,15 @@ from editcore.runs.config import RunConfig
 from editcore.runs.record import RUN_NAME, RunRecord
 from editcore.runs.results import SUMMARY_NAME
 
-__all__ = ["has_begun", "is_finished", "refuse_finished", "refuse_unlike", "refuse_used", "resume_command"]
+__all__ = [
+    "has_begun",
+    "is_finished",
+    "refuse_finished",
+    "refuse_unfinished",
+    "refuse_unlike",
+    "refuse_used",
+    "resume_command",
+]
 
 
 def has_begun(directory: Path | str) -> bool:
@@ -94,3 +102,13 @@ def refuse_finished(directory: Path) -> None:
             f"The run in {directory} is finished; there is nothing to resume. "
             "'editctl generate RUN PROMPT' runs its model."
         )
+
+
+def refuse_unfinished(directory: Path, record: RunRecord) -> None:
+    """Refuse a directory whose run was interrupted: what the run does not have yet comes first.
+
+    Raises:
+        RunError: the run is not finished.
+    """
+    if record.dataset is not None and not is_finished(directory) and not record.composed_of:
+        raise RunError(f"The run in {directory} is not finished. Resume it first, with: {resume_command(directory)}")

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Literal
 
 from editcore._util.files import remove_leftovers, uninterrupted
 from editcore._util.lock import locked
-from editcore.interfaces.errors import RunError
 from editcore.interfaces.history import Signature
 from editcore.interfaces.progress import Progress, silent
 from editcore.interfaces.values import EditRequest, FactRecord
@@ -29,7 +28,7 @@ from editcore.runs.log import BatchLog
 from editcore.runs.planned_edit import PlannedEdit, plan_edit
 from editcore.runs.record import RunRecord, active_facts
 from editcore.runs.resolved import recorded_editor
-from editcore.runs.resume import is_finished, resume_command
+from editcore.runs.resume import refuse_unfinished
 from editcore.runs.state import STATE_NAME, DirectoryState, ledger_bytes
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
     from editcore.runs.checking import CheckOptions
     from editcore.runs.session import EditSession
 
-__all__ = ["Workspace", "refuse_unfinished", "signed", "workspace"]
+__all__ = ["Workspace", "signed", "workspace"]
 
 
 @contextmanager
@@ -294,13 +293,3 @@ def _user() -> str:
         return getpass.getuser()
     except (OSError, KeyError):  # the system knows no name of the user
         return "unknown"
-
-
-def refuse_unfinished(directory: Path, record: RunRecord) -> None:
-    """Refuse a directory whose run was interrupted: what the run does not have yet comes first.
-
-    Raises:
-        RunError: the run is not finished.
-    """
-    if record.dataset is not None and not is_finished(directory) and not record.composed_of:
-        raise RunError(f"The run in {directory} is not finished. Resume it first, with: {resume_command(directory)}")
