@@ -311,6 +311,8 @@ def _manifests(folder: Path) -> list[bytes]:
     manifest = Manifest(
         model="tiny",
         fingerprint="0" * 64,
+        dtype="float32",
+        chat_template=False,
         editor="toy",
         dtype="float32",
         chat_template=False,

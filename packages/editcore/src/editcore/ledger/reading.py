@@ -85,10 +85,10 @@ class TensorReader:
             with stored.path.open("rb") as stream:
                 head = stream.read(8)
                 header = json.loads(stream.read(min(int.from_bytes(head, "little"), stored.file.size)))
-                if stream.seek(0, 2) != stored.file.size:
+                if stream.seek(0, 2) != stored.file.size or not isinstance(header, dict):
                     raise ValueError
             return [name for name in header if name != "__metadata__"]
-        except (OSError, ValueError, RecursionError, TypeError):
+        except (OSError, ValueError, RecursionError):
             return self.tensors(stored)  # says what is wrong with the file
 
 

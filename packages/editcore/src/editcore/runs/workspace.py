@@ -249,7 +249,7 @@ class Workspace:
         session = self.session
         found = check_model(
             session.edited,
-            active_facts(self.directory, session.ledger),
+            self.active_records(),
             options,
             changes=len(session.ledger.events),
             directory=self.directory,
@@ -258,6 +258,10 @@ class Workspace:
         found.write_file(self.directory / CHECK_NAME)
         self._keep_state()
         return found
+
+    def active_records(self) -> list[FactRecord]:
+        """The active facts, with their probes."""
+        return active_facts(self.directory, self.ledger)
 
     def _keep_state(self) -> None:
         from editcore.runs.running_sums import keep_sums
