@@ -125,7 +125,7 @@ class _Evaluated:
     first_choice: bool
     """Whether each token of the target is the most probable one."""
     above: Tensor
-    """Outputs at the lookup token of the blocks above the edited one, ``[blocks, d_model]``."""
+    """Outputs at the lookup token of the blocks above the edited one, ``[layers, d_model]``."""
 
 
 def _evaluate(model: LanguageModel, row: TokenRow, layer: int, delta: Tensor) -> _Evaluated:
@@ -144,7 +144,7 @@ def _spread(contexts: Sequence[Tensor], layers: int | None) -> Tensor:
 
 def _run(model: LanguageModel, row: TokenRow, layer: int, delta: Tensor) -> tuple[Tensor, Tensor]:
     """With δ at the lookup token of a row: log p of the next token behind every token, ``[seq, vocab]``, and the
-    outputs at the lookup token of the blocks above the edited one, ``[blocks, d_model]``."""
+    outputs at the lookup token of the blocks above the edited one, ``[layers, d_model]``."""
     above: list[Tensor] = []
 
     def add(_module: nn.Module, _args: object, output: Tensor) -> Tensor:

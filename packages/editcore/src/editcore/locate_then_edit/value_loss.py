@@ -184,7 +184,7 @@ def spread_parts(states: Tensor, groups: Tensor) -> Tensor:
     The sum over the pairs of n rows is n Σ ‖h_a − h̄‖², with h̄ their mean.
 
     Args:
-        states: h of each row, ``[rows, blocks, d_model]``.
+        states: h of each row, ``[rows, layers, d_model]``.
         groups: name of each row's group, ``[rows]``.
     """
     same = (groups[:, None] == groups[None, :]).to(states)  # [rows, rows]
