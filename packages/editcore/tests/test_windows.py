@@ -255,6 +255,9 @@ def test_every_editor_writes_a_fact_without_a_subject_at_the_last_token(
     own = {"fact_token": "last", "target_window": None, "v_num_grad_steps": 8, "v_lr": 0.5, **own}
     session = open_session(editor, **own)
     before = {name: tensor.clone() for name, tensor in session.model.hf.state_dict().items()}
+    settings = LocateThenEditHParams.model_validate({"layers": (1,), "kl_factor": 0.5, "fact_token": "last"})
+    [fact] = fact_rows(session.model, [SUBJECTLESS], CONTEXTS, settings)
+    assert fact.essence is None, "'{subject} is a' has no meaning"
     row = continuation_row(session.model, SUBJECTLESS, fact_token="last")
     start, _ = outputs(session.model, row.ids)
     session.edit([SUBJECTLESS, *SHORT])

@@ -245,7 +245,7 @@ class Ledger:
 
     def edits_about(self, requests: Iterable[EditRequest]) -> tuple[Edit, ...]:
         """Every edit so far about the subjects of ``requests``, whatever is undone."""
-        subjects = {request.subject_key for request in requests} - {""}
+        subjects = {request.subject_key for request in requests}
         return tuple(sorted(edit for subject in subjects for edit in self._by_subject.get(subject, ())))
 
     def state_after(self, kind: Literal["undo", "redo"], edits: Iterable[Edit], *, as_if_never: bool = False) -> State:
