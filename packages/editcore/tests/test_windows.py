@@ -26,8 +26,9 @@ from editcore.locate_then_edit.key_memory import KeyMemory
 from editcore.locate_then_edit.windows import Windows
 from editcore.models.tokens import continuation_row, lookup_row
 from editcore.runs import RunConfig, records_of
+from editcore.runs.facts import recorded_editor
 from editcore.runs.fit import check_subjects, needs_subject
-from editcore.runs.resolved import editor_settings, recorded_editor
+from editcore.runs.resolved import editor_settings
 from editcore.settings import build
 from editcore.testing import tiny_model, tiny_requests, tiny_tokenizer
 from torch import Tensor

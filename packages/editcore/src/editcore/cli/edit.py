@@ -214,10 +214,10 @@ def write_into(
 ) -> None:
     """Write facts into a directory, and say what was written; or, for a dry run, what would be."""
     from editcore.ledger.ledger import Ledger
+    from editcore.runs.facts import recorded_editor
     from editcore.runs.fit import check_subjects
     from editcore.runs.planned_edit import plan_edit
     from editcore.runs.record import RunRecord
-    from editcore.runs.resolved import recorded_editor
     from editcore.runs.resume import refuse_unfinished
     from editcore.runs.workspace import signed, workspace
 

@@ -10,14 +10,16 @@ from editcore._util.words import counted
 from editcore.datasets import check_records, content_hash
 from editcore.datasets.load import Selection, load
 from editcore.interfaces.errors import EditcoreError, HParamsError, RunError
+from editcore.interfaces.specs import EditorSpec
 from editcore.interfaces.values import FactRecord
 from editcore.plugins.registry import Plugins
 from editcore.runs.config import RunConfig
 from editcore.runs.fit import subject_refusal
 from editcore.runs.record import RunRecord
 from editcore.runs.resolved import editor_settings
+from editcore.settings.hparams import HParams
 
-__all__ = ["records_of", "refuse_other_records", "warn_of_other_records"]
+__all__ = ["recorded_editor", "records_of", "refuse_other_records", "warn_of_other_records"]
 
 _log = logging.getLogger(__name__)
 
@@ -66,6 +68,12 @@ def _several_facts(records: Sequence[FactRecord], config: RunConfig, plugins: Pl
         f"{have} several facts, {sum(several)} of the {len(records)}. Facts with the same text up to the end of the "
         "subject share a value, which is optimised for all of them."
     ]
+
+
+def recorded_editor(plugins: Plugins, record: RunRecord) -> tuple[EditorSpec, HParams | None]:
+    """The editor of a run directory, and its hyperparameters as :func:`editor_settings` gives them."""
+    config = record.config.model_copy(update={"settings": record.settings, "preset": None})
+    return plugins.editor(config.editor), editor_settings(plugins, config, config.model)
 
 
 def refuse_other_records(records: Sequence[FactRecord], planned: str, config: RunConfig) -> None:

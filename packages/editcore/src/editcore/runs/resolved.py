@@ -16,7 +16,6 @@ from editcore.plugins.calls import boundary, resolve
 from editcore.plugins.registry import Plugins
 from editcore.runs.config import RunConfig, SessionConfig
 from editcore.runs.fit import MissingSettingError, check_fit, refuse_duplicates, with_needed_parts
-from editcore.runs.record import RunRecord
 from editcore.settings.hparams import HParams, Setting, build, describe, layers_named
 from editcore.settings.presets import get_preset, preset_for, presets_of
 
@@ -26,7 +25,6 @@ __all__ = [
     "default_editor",
     "editor_settings",
     "hparams_of",
-    "recorded_editor",
     "resolve_dataset",
     "resolve_session",
     "with_metrics",
@@ -200,12 +198,6 @@ def editor_settings(registry: Plugins, config: SessionConfig | RunConfig, model_
         return _editor_settings(spec, config.preset, given, model_name, lambda _text: None)
     except EditcoreError:
         return None
-
-
-def recorded_editor(registry: Plugins, record: RunRecord) -> tuple[EditorSpec, HParams | None]:
-    """The editor of a run directory, and its hyperparameters as :func:`editor_settings` gives them."""
-    config = record.config.model_copy(update={"settings": record.settings, "preset": None})
-    return registry.editor(config.editor), editor_settings(registry, config, config.model)
 
 
 def _editor_settings(

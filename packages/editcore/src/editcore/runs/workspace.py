@@ -23,11 +23,11 @@ from editcore.ledger.undo import change, changing, edits_named
 from editcore.plugins.registry import Plugins
 from editcore.runs.added import keep_added
 from editcore.runs.check_record import CHECK_NAME, CheckRecord
+from editcore.runs.facts import recorded_editor
 from editcore.runs.fit import check_subjects
 from editcore.runs.log import BatchLog
 from editcore.runs.planned_edit import PlannedEdit, plan_edit
 from editcore.runs.record import RunRecord, active_facts
-from editcore.runs.resolved import recorded_editor
 from editcore.runs.resume import refuse_unfinished
 from editcore.runs.state import STATE_NAME, DirectoryState, ledger_bytes
 
