@@ -314,8 +314,6 @@ def _manifests(folder: Path) -> list[bytes]:
         dtype="float32",
         chat_template=False,
         editor="toy",
-        dtype="float32",
-        chat_template=False,
         settings={"toy": {"layers": [1]}},
         versions={"editcore": "1"},
         batches=tuple(batch_line(entry, None) for entry in Ledger.read(folder).history()),
