@@ -134,10 +134,24 @@ def _reading_gguf_once() -> Iterator[None]:
     import gguf
 
     kept = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
-    for name, found in kept.items():
+    for name, found in {**kept, "GGUFReader": _plain_reader(gguf.GGUFReader)}.items():
         setattr(gguf, name, functools.cache(found))
     try:
         yield
     finally:
         for name, found in kept.items():
             setattr(gguf, name, found)
+
+
+def _plain_reader(reader: Any) -> Any:
+    """A reader of GGUF files whose parts are plain arrays on the same memory. It takes a slice of the file for every
+    word of the vocabulary, and slices of ``numpy.memmap`` cost several times as much."""
+    import numpy as np
+
+    def get(self: Any) -> Any:
+        return self._data
+
+    def set_plain(self: Any, data: Any) -> None:
+        self._data = np.asarray(data)
+
+    return type("PlainReader", (reader,), {"data": property(get, set_plain)})
