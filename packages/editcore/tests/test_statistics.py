@@ -41,6 +41,15 @@ def test_moments_are_the_mean_outer_product_of_projection_inputs(family: str) ->
         assert moment.dtype == torch.float64
 
 
+def test_nothing_is_computed_from_the_deepest_projection_on() -> None:
+    model = tiny_model(num_layers=3)
+    ran: list[int] = []
+    for layer in range(3):
+        model.projection(layer).register_forward_hook(lambda *_, layer=layer: ran.append(layer))
+    second_moments(model, torch.tensor([[5, 6, 7]]), [1, 0])
+    assert ran == [0]
+
+
 def store(
     model: LanguageModel, file: Path, *, compute: Callable[..., Any] = second_moments, **text: Any
 ) -> StatisticsStore:

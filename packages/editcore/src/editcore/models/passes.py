@@ -14,7 +14,7 @@ from editcore.models.module_hooks import hooks
 if TYPE_CHECKING:
     from editcore.models import LanguageModel
 
-__all__ = ["skip_first_blocks", "stop_after"]
+__all__ = ["skip_first_blocks", "stop_after", "stop_before"]
 
 
 class _Enough(Exception):  # noqa: N818  a signal, not an error
@@ -30,6 +30,19 @@ def stop_after(model: LanguageModel, layer: int) -> Iterator[None]:
 
     with hooks() as handles, contextlib.suppress(_Enough):
         handles.append(model.block(layer).register_forward_hook(stop))
+        yield
+
+
+@contextmanager
+def stop_before(module: nn.Module) -> Iterator[None]:
+    """Inside the ``with`` block, a forward pass ends where ``module`` would run, after the hooks that read its
+    inputs and were there before."""
+
+    def stop(_module: nn.Module, _args: tuple[Any, ...]) -> None:
+        raise _Enough
+
+    with hooks() as handles, contextlib.suppress(_Enough):
+        handles.append(module.register_forward_pre_hook(stop))
         yield
 
 

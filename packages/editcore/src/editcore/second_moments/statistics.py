@@ -1,7 +1,7 @@
 """Second moments C = E[k kᵀ] of the edited projections' inputs over a text, cached under everything that changes them.
 
-One pass computes all layers. It stops after the deepest of them and computes no logits. Products are float32, sums
-float64.
+One pass computes all layers. It ends where the deepest of these projections would run: no logits are computed. Products
+are float32, sums float64.
 
 Shapes: ``d_in`` the width of a projection's input, ``tokens`` the tokens counted.
 """
@@ -30,7 +30,7 @@ from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import StatisticsError
 from editcore.interfaces.progress import Progress, silent
 from editcore.models.module_hooks import hooks
-from editcore.models.passes import stop_after
+from editcore.models.passes import stop_before
 from editcore.models.planning import PassBudget
 from editcore.second_moments.corpora import Corpus, open_corpus
 from editcore.second_moments.linalg import Metric
@@ -89,20 +89,20 @@ def second_moments(
     products: dict[int, Tensor] = {}
 
     def multiply(layer: int) -> Any:
-        def hook(_module: nn.Module, args: tuple[Any, ...], _output: Any) -> None:
+        def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
             keys = args[0].reshape(-1, width).float()  # [tokens, d_in]
             products[layer] = keys.T @ keys
 
         return hook
 
     def run(rows: Sequence[Tensor]) -> list[dict[int, Tensor]]:
-        with stop_after(model, max(layers)):
+        with stop_before(model.projection(max(layers))):
             model.hf.base_model(input_ids=torch.stack(list(rows)).to(model.device), use_cache=False)
         return [dict(products)]
 
     with progress.task("second moments", sequences.numel()) as advance, hooks() as handles:
         for layer in layers:
-            handles.append(model.projection(layer).register_forward_hook(multiply(layer)))
+            handles.append(model.projection(layer).register_forward_pre_hook(multiply(layer)))
         for rows in torch.split(sequences, PassBudget.forward(model).rows(sequences.shape[1])):
             for found in in_halves(run, list(rows)):
                 for layer, product in found.items():
