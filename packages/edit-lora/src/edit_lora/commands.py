@@ -186,7 +186,17 @@ def _check_options(form: str, options: Mapping[str, object]) -> None:
         kind_of(base)
 
 
+_ROUNDED = 1e-5
+"""What an adapter may lose before it is said. Float32 loses 1e-7 of the edit."""
+
+
 def _print_exported(done: Exported) -> None:
+    if any(lost > _ROUNDED for lost in done.rounding.values()):
+        print_table(
+            ("module", "rounding of the edit"),
+            [(path, f"{lost:.2%}") for path, lost in done.rounding.items()],
+            right=("rounding of the edit",),
+        )
     if all(reduction.whole for reduction in done.modules.values()):
         return
     print_table(

@@ -44,7 +44,7 @@ from pydantic import BaseModel
 
 from edit_lora.adapter import WEIGHTS_NAME, Adapter
 from edit_lora.card import VLLM_RANKS, AdapterCard, Check
-from edit_lora.factors import check_factors, factored
+from edit_lora.factors import check_factors, factored, rounding
 from edit_lora.hparams import LoraHParams
 from edit_lora.reduction import Reduction, reduce, without_moment
 from edit_lora.targets import Target, Targets, seen_from
@@ -59,6 +59,7 @@ __all__ = [
     "build_adapter",
     "export_adapter",
     "export_merged",
+    "recorded_facts",
 ]
 
 EDITS_FOLDER = "edits"
@@ -91,6 +92,8 @@ class Exported:
     """What the adapter keeps at each weight, by weight name."""
     edits: int
     """Number of facts in the adapter."""
+    rounding: Mapping[str, float]
+    """By module, ‖written − edit‖ / ‖edit‖: what the type of the factors loses."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,19 +155,21 @@ def export_adapter(
     rank = _served_rank(built.adapter.rank) if size.pad_for == "vllm" else built.adapter.rank
     with new_folder(out) as folder:
         built.adapter.write(folder, rank=rank, dtype=dtype)
+        written = Adapter.read(folder).factors
         _write_edits(folder, run, built.record, built.ledger, built.hparams)
         card = AdapterCard(
             title=out.name,
             record=built.record,
             entries=built.entries,
-            begun={fact.request.id for fact in _recorded(run)},
+            begun={fact.request.id for fact in recorded_facts(run)},
             modules=built.modules,
             rank=rank,
             shared=built.shared,
             checks=Check.all_of(run, built.edits),
         )
         write_text(folder / "README.md", card.text())
-    return Exported(rank=rank, modules=built.modules, edits=built.edits)
+    lost = {path: rounding(delta, written[path]) for path, delta in built.adapter.factors.items()}
+    return Exported(rank=rank, modules=built.modules, edits=built.edits, rounding=lost)
 
 
 def build_adapter(
@@ -383,7 +388,7 @@ def _write_edits(folder: Path, run: Path, record: RunRecord, ledger: Ledger, hpa
     write_ledger(inside, entries, ledger.header)
     active = {entry.batch: {request.id for request in entry.requests} for entry in entries}
     known = set().union(*active.values())
-    facts = [record_text(fact) for fact in _recorded(run) if fact.request.id in known]
+    facts = [record_text(fact) for fact in recorded_facts(run) if fact.request.id in known]
     write_text(inside / REQUESTS_NAME, "".join(f"{line}\n" for line in facts))
     write_batches(
         inside,
@@ -411,6 +416,6 @@ def _write_edits(folder: Path, run: Path, record: RunRecord, ledger: Ledger, hpa
     ).write(inside)
 
 
-def _recorded(run: Path) -> list[FactRecord]:
+def recorded_facts(run: Path) -> list[FactRecord]:
     """The facts that the run was asked to edit; empty for a run of an imported adapter, whose facts are not known."""
     return read_requests(run) if (run / REQUESTS_NAME).exists() else []

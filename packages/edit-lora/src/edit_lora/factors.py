@@ -9,6 +9,7 @@ Shapes: ``left [d_out, rank]``, ``right [rank, d_in]``; a metric is given by L w
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import sqrt
 
 import torch
 from editcore import Changes, FactoredDelta, ModelError, VectorDelta, WeightChange
@@ -25,6 +26,7 @@ __all__ = [
     "project",
     "refine",
     "residual",
+    "rounding",
     "strongest_terms",
 ]
 
@@ -154,6 +156,12 @@ def energy(delta: FactoredDelta, metric: Tensor | None = None) -> float:
     """‖Δ L‖², without a metric ‖Δ‖²; from orthonormal bases, so that terms that cancel cost no digits."""
     _, core, weighted = _core(delta, metric)
     return float((core @ weighted).square().sum())
+
+
+def rounding(exact: FactoredDelta, written: FactoredDelta) -> float:
+    """‖written − Δ‖ / ‖Δ‖: what the type of a file loses, in units of the edit."""
+    whole = energy(exact)
+    return sqrt(energy(residual(exact, written)) / whole) if whole > 0 else 0.0
 
 
 def dual_keys(right: Tensor, moment: Tensor) -> Tensor:

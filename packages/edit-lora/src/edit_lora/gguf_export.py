@@ -13,13 +13,14 @@ from typing import Any
 
 import gguf
 import numpy as np
-from editcore import HParamsError, ModelError, Plugins, Progress
+import torch
+from editcore import FactoredDelta, HParamsError, ModelError, Plugins, Progress
 from editcore.interfaces import silent
 from editcore.runs import replacing
 
 from edit_lora.adapter import Adapter
 from edit_lora.export import AS_THE_RUN_SAYS, AdapterSize, BuiltAdapter, Exported, build_adapter
-from edit_lora.factors import balanced, padded
+from edit_lora.factors import balanced, padded, rounding
 from edit_lora.gguf_file import GgufFile, check_base, gguf_writer
 from edit_lora.gguf_kind import refuse_existing_file
 from edit_lora.gguf_names import GgufLayout
@@ -69,7 +70,7 @@ def export_gguf(
         model = built.base.model
         weights = {name: model.as_out_in(name, model.weight(name)).double() for name in built.ends}
         check_base(file, layout, weights)
-    tensors = _tensors(built.adapter, layout, ends, half=form.half)
+    tensors, lost = _tensors(built.adapter, layout, ends, half=form.half)
     with replacing(out) as temporary, gguf_writer(temporary, layout.architecture) as writer:
         writer.add_type(gguf.GGUFType.ADAPTER)
         writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
@@ -78,7 +79,7 @@ def export_gguf(
         _add_origin(writer, built)
         for name, tensor in tensors.items():
             writer.add_tensor(name, tensor)
-    return Exported(rank=built.adapter.rank, modules=built.modules, edits=built.edits)
+    return Exported(rank=built.adapter.rank, modules=built.modules, edits=built.edits, rounding=lost)
 
 
 def _refuse_embeddings(ends: Sequence[Target]) -> None:
@@ -89,8 +90,11 @@ def _refuse_embeddings(ends: Sequence[Target]) -> None:
         )
 
 
-def _tensors(adapter: Adapter, layout: GgufLayout, ends: Sequence[Target], *, half: bool) -> dict[str, Any]:
-    tensors = {}
+def _tensors(
+    adapter: Adapter, layout: GgufLayout, ends: Sequence[Target], *, half: bool
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """The factors by their names in the file, and by module what their type loses."""
+    tensors, lost = {}, {}
     for end in sorted(ends, key=lambda end: end.path):
         address = f"{end.path}.weight"
         even = padded(balanced(adapter.factors[end.path]), adapter.rank)
@@ -100,7 +104,9 @@ def _tensors(adapter: Adapter, layout: GgufLayout, ends: Sequence[Target], *, ha
             if not np.isfinite(tensor).all():
                 raise HParamsError(f"The edits of '{end.path}' are too large for f16; take --dtype f32.")
             tensors[f"{layout.name(address)}.{side}"] = tensor
-    return tensors
+        down, up = (torch.from_numpy(tensors[f"{layout.name(address)}.{side}"]).double() for side in factors)
+        lost[end.path] = rounding(FactoredDelta(factors["lora_b"], factors["lora_a"]), FactoredDelta(up, down))
+    return tensors, lost
 
 
 def _add_origin(writer: gguf.GGUFWriter, built: BuiltAdapter) -> None:

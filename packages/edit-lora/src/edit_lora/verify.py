@@ -9,15 +9,16 @@ from pathlib import Path
 
 from editcore import FactoredDelta, LanguageModel, LoadOptions, ModelError, Plugins, Progress
 from editcore.interfaces import silent
+from editcore.ledger import Ledger
 from editcore.models import JsonServer
-from editcore.runs import RunRecord, open_run, read_requests
+from editcore.runs import RunRecord, open_run
 
 from edit_lora.answers import Answer, ModelFolder, PeftFolder, Served
 from edit_lora.comparison import EXACT, Grade, Prompt, Stage, compare
 from edit_lora.config_file import CONFIG_NAME
 from edit_lora.diagnosis import diagnose
 from edit_lora.endpoints import open_endpoint
-from edit_lora.export import build_adapter
+from edit_lora.export import build_adapter, recorded_facts
 from edit_lora.gguf_kind import kind_of
 from edit_lora.llama_server import llama_server
 from edit_lora.place import Place, Sample, check_place
@@ -139,8 +140,9 @@ class _TwoModels:
 
 
 def _prompts(run: Path, model: LanguageModel, sample: Sample) -> list[Prompt]:
-    records = read_requests(run)
-    facts = [record.request.text for record in records]
+    records = recorded_facts(run)
+    # Those in the model now: without undone ones, with those that sessions added.
+    facts = [request.text for request in Ledger.read(run).facts()]
     # One neighbour of each fact, then the second of each, and so on.
     columns = [[probe.prompt for probe in record.of_kind("neighborhood")] for record in records]
     most = max((len(column) for column in columns), default=0)
