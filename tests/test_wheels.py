@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from email.message import Message
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -40,7 +41,7 @@ def run(*command: str | Path, cwd: Path, **more: str) -> str:
     kept = {name: value for name, value in os.environ.items() if name not in hidden}
     environment = {**kept, "COLUMNS": "200", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **more}
     done = subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, cwd=cwd, env=environment, timeout=300
+        [str(part) for part in command], capture_output=True, text=True, cwd=cwd, env=environment, timeout=900
     )
     assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}\n{done.stderr}"
     return done.stdout
@@ -72,18 +73,27 @@ def announces_plugins(path: Path) -> bool:
     return path.suffix == ".dist-info" and entry_points.exists() and "[editcore]" in entry_points.read_text("utf-8")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def install(
-    tmp_path: Path, others: Path, wheels: dict[str, Path], make_environment: Callable[..., Path]
+    tmp_path_factory: pytest.TempPathFactory,
+    others: Path,
+    wheels: dict[str, Path],
+    make_environment: Callable[..., Path],
 ) -> Callable[..., Path]:
     """Makes a new environment that has what is installed here, and of ours only the packages named; gives its
     ``bin``."""
 
     def make(*packages: str) -> Path:
         chosen = [wheels[package] for package in packages]
-        return make_environment(tmp_path / "venv", chosen, beside=others).parent
+        return make_environment(tmp_path_factory.mktemp("environment") / "venv", chosen, beside=others).parent
 
     return make
+
+
+@pytest.fixture(scope="module")
+def alone(install: Callable[..., Path]) -> Path:
+    """``bin`` of an environment that has editcore, and nothing else of ours."""
+    return install("editcore")
 
 
 def test_editcore_and_emmet_alone_list_emmet_and_not_replay(install: Callable[..., Path]) -> None:
@@ -93,22 +103,56 @@ def test_editcore_and_emmet_alone_list_emmet_and_not_replay(install: Callable[..
     assert "replay" not in run(fresh / "editctl", "plugins", cwd=fresh)
 
 
-@pytest.mark.parametrize("package", PLUGINS)
-def test_a_plugin_works_beside_editcore_alone(
-    install: Callable[..., Path], wheels: dict[str, Path], package: str, tiny_corpus: Path
-) -> None:
-    fresh = install("editcore", package)
+def test_all_wheels_are_installed_together(install: Callable[..., Path], wheels: dict[str, Path]) -> None:
+    fresh = install(*wheels)
     rows = {row["name"]: row for row in json.loads(run(fresh / "editctl", "plugins", "--json", cwd=fresh))}
-    name = package.removeprefix("edit-")
-    assert set(rows) == {"builtin", name}
-    assert (rows["builtin"]["distribution"], rows[name]["distribution"]) == ("editcore", package)
-    for row in rows.values():
+    check_rows(rows, wheels, {"editcore", *PLUGINS})
+    [site] = fresh.parent.glob("lib/python*/site-packages")
+    code = "import importlib.util, sys; print(*[importlib.util.find_spec(name).origin for name in sys.argv[1:]])"
+    found = run(fresh / "python", "-c", code, *(name.replace("-", "_") for name in wheels), cwd=fresh).split()
+    assert found == [str(site / name.replace("-", "_") / "__init__.py") for name in wheels]
+
+
+def check_rows(rows: dict[str, dict[str, Any]], wheels: dict[str, Path], packages: set[str]) -> None:
+    """Each package is announced by its wheel, and takes part."""
+    assert {row["distribution"] for row in rows.values()} == packages
+    assert set(rows) == {"builtin", *(package.removeprefix("edit-") for package in packages - {"editcore"})}
+    for name, row in rows.items():
+        assert row["distribution"] == ("editcore" if name == "builtin" else f"edit-{name}")
         assert (row["status"], row["reason"]) == ("active", "")
         assert row["version"] == metadata(wheels[row["distribution"]])["Version"]
         assert row["offers"]
-    found = json.loads(run(fresh / "python", USE, tiny_corpus, cwd=fresh, EDITCORE_CACHE=str(fresh.parent / "cache")))
-    [site] = fresh.parent.glob("lib/python*/site-packages")
-    assert found["imported"] == {package.replace("-", "_"): str(site)}
+
+
+@pytest.fixture(scope="module")
+def sites(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A folder with the content of its wheel for each plugin, by the plugin's name."""
+    folders = {package.removeprefix("edit-"): tmp_path_factory.mktemp(package) for package in PLUGINS}
+    for name, site in folders.items():
+        with zipfile.ZipFile(wheels[f"edit-{name}"]) as wheel:
+            wheel.extractall(site)
+    return folders
+
+
+@pytest.fixture(scope="module")
+def used(
+    alone: Path, sites: dict[str, Path], tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[tuple[str, str], dict[str, Any]]:
+    """What ``use_plugins.py`` says beside the editcore of its wheel, by plugin and by what is done to it."""
+    folders = [f"{name}={site}" for name, site in sites.items()]
+    cache = tmp_path_factory.mktemp("cache")
+    printed = run(alone / "python", USE, tiny_corpus, *folders, cwd=alone, EDITCORE_CACHE=str(cache))
+    return {(line["plugin"], line["how"]): line for line in map(json.loads, printed.splitlines())}
+
+
+@pytest.mark.parametrize("package", PLUGINS)
+def test_a_plugin_works_beside_editcore_alone(
+    used: dict[tuple[str, str], dict[str, Any]], wheels: dict[str, Path], sites: dict[str, Path], package: str
+) -> None:
+    name = package.removeprefix("edit-")
+    found = used[name, "alone"]
+    check_rows(found["rows"], wheels, {"editcore", package})
+    assert found["imported"] == {package.replace("-", "_"): str(sites[name])}
     assert found["edited"] == {editor: works({name}) for editor in EDITORS.get(name, ())}
 
 
@@ -124,44 +168,46 @@ def works(plugins: set[str]) -> dict[str, object]:
     }
 
 
+@pytest.mark.parametrize("how", ["absent", "disabled"])
 def test_without_any_one_plugin_the_others_work(
-    install: Callable[..., Path], wheels: dict[str, Path], tmp_path: Path, tiny_corpus: Path
+    used: dict[tuple[str, str], dict[str, Any]], sites: dict[str, Path], how: str
 ) -> None:
     """Absent: its wheel is not there. Disabled: it is, and EDITCORE_DISABLE_PLUGINS names it."""
-    fresh, names = install("editcore"), {package.removeprefix("edit-") for package in PLUGINS}
-    sites = {name: tmp_path / "sites" / name for name in sorted(names)}
-    for name, site in sites.items():
-        with zipfile.ZipFile(wheels[f"edit-{name}"]) as wheel:
-            wheel.extractall(site)
-    folders = [f"{name}={site}" for name, site in sites.items()]
-    printed = run(fresh / "python", USE, tiny_corpus, *folders, cwd=fresh, EDITCORE_CACHE=str(tmp_path / "cache"))
-    found = {(line.pop("without"), line.pop("how")): line for line in map(json.loads, printed.splitlines())}
-    assert set(found) == {(name, how) for name in names for how in ("absent", "disabled")}
-    for (name, how), line in found.items():
-        rest = names - {name}
+    for name in sites:
+        found, rest = used[name, how], set(sites) - {name}
         blocked = {name: "blocked"} if how == "disabled" else {}
-        assert line["status"] == {**dict.fromkeys(("builtin", *rest), "active"), **blocked}
-        assert line["edited"] == {editor: works(rest) for editor in SOLVING & rest}
-        assert line["imported"] == {f"edit_{one}": str(sites[one]) for one in rest}
+        states = {other: row["status"] for other, row in found["rows"].items()}
+        assert states == {**dict.fromkeys(("builtin", *rest), "active"), **blocked}
+        assert found["edited"] == {editor: works(rest) for editor in SOLVING & rest}
+        assert found["imported"] == {f"edit_{other}": str(sites[other]) for other in rest}
 
 
-def test_editcores_wheel_alone_starts_a_plugin_of_every_kind(install: Callable[..., Path], tmp_path: Path) -> None:
-    fresh = install("editcore")
-    folder = tmp_path / "elsewhere"
-    folder.mkdir()
+START_EACH = """
+import sys
+from editcore.cli import main
+for kind in sys.argv[1:]:
+    sys.argv = ["editctl", "new", f"my-{kind}", "--kind", kind]
+    try:
+        main()
+    except SystemExit as ended:
+        assert not ended.code
+"""
+
+
+def test_editcores_wheel_alone_starts_a_plugin_of_every_kind(alone: Path, tmp_path: Path) -> None:
+    printed = run(alone / "python", "-c", START_EACH, *KINDS, cwd=tmp_path)
     for kind in KINDS:
-        assert f"Wrote edit-my-{kind}" in run(fresh / "editctl", "new", f"my-{kind}", "--kind", kind, cwd=folder)
-        source = folder / f"edit-my-{kind}" / "src" / f"edit_my_{kind}"
+        assert f"Wrote edit-my-{kind}" in printed
+        source = tmp_path / f"edit-my-{kind}" / "src" / f"edit_my_{kind}"
         assert {"__init__.py", "plugin.py", "py.typed"} <= {path.name for path in source.iterdir()}
-        assert (folder / f"edit-my-{kind}" / "tests" / "test_contract.py").is_file()
+        assert (tmp_path / f"edit-my-{kind}" / "tests" / "test_contract.py").is_file()
 
 
-def test_importing_editcore_from_its_wheel_imports_nothing_heavy(install: Callable[..., Path]) -> None:
-    fresh = install("editcore")
+def test_importing_editcore_from_its_wheel_imports_nothing_heavy(alone: Path) -> None:
     code = "import sys, editcore; print(editcore.__file__, *{'torch', 'transformers', 'pandas'} & set(sys.modules))"
-    printed = run(fresh / "python", "-c", code, cwd=fresh).split()
+    printed = run(alone / "python", "-c", code, cwd=alone).split()
     assert len(printed) == 1
-    assert printed[0].startswith(str(fresh.parent))
+    assert printed[0].startswith(str(alone.parent))
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.name)

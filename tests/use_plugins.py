@@ -1,9 +1,9 @@
-"""Uses all plugins that are installed in the environment that runs it, and prints what came of it, in a line of JSON.
+"""Uses plugins beside the editcore that is installed, and prints what came of it, in lines of JSON.
 
-    python use_plugins.py CORPUS                        once
-    python use_plugins.py CORPUS NAME=FOLDER ...        twice for each NAME: without its folder, and with it disabled
+    python use_plugins.py CORPUS NAME=FOLDER ...
 
-The folders hold a plugin each. ``tests/test_wheels.py`` runs it.
+Three times for each NAME: with its folder alone, with all others, and with all of them but disabled. A folder holds a
+plugin. ``tests/test_wheels.py`` runs it.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ import importlib
 import importlib.resources
 import json
 import os
+import pkgutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import editcore
 from editcore import EditRequest, EditSession, LanguageModel, Plugins, SessionConfig
 from editcore.evaluation import score_targets
 from editcore.plugins import resolve
@@ -44,31 +46,30 @@ SOLVING = {"emmet", "memit", "rome"}
 def main() -> None:
     corpus, *arguments = sys.argv[1:]
     sites = dict(argument.split("=", 1) for argument in arguments)
-    if sites:
-        import_slow_libraries()
-    sys.path += sites.values()
-    if not sites:
-        sys.stdout.write(json.dumps(use(corpus)) + "\n")
-    for name in sites:
-        for how in ("absent", "disabled"):
-            child = os.fork()  # so that slow libraries are imported once, and each plugin anew
+    import_what_plugins_import()
+    for name, site in sites.items():
+        others = [other for other in sites.values() if other != site]
+        for how, seen in (("alone", [site]), ("absent", others), ("disabled", [*others, site])):
+            child = os.fork()  # so that editcore and slow libraries are imported once, and each plugin anew
             if not child:
-                if how == "absent":
-                    sys.path.remove(sites[name])
-                else:
+                sys.path += seen
+                if how == "disabled":
                     os.environ["EDITCORE_DISABLE_PLUGINS"] = name
-                sys.stdout.write(json.dumps({"without": name, "how": how, **use(corpus)}) + "\n")
-                return
+                sys.stdout.write(json.dumps({"plugin": name, "how": how, **use(corpus)}) + "\n")
+                sys.stdout.flush()
+                os._exit(0)  # taking everything down takes as long as an edit
             _, status = os.waitpid(child, 0)
             if status:
-                raise SystemExit(f"with {name} {how}, the others do not work")
+                raise SystemExit(f"with {name} {how}, plugins do not work")
 
 
-def import_slow_libraries() -> None:
-    """Other people's libraries that plugins import; at this time no plugin can be imported."""
+def import_what_plugins_import() -> None:
+    """editcore and other people's libraries; at this time no plugin can be imported."""
     for name in ("peft", "ray"):
         importlib.import_module(name)
-    tiny_model()
+    for module in pkgutil.walk_packages(editcore.__path__, "editcore."):
+        importlib.import_module(module.name)
+    tiny_model().generate(["So"], max_new_tokens=1)
 
 
 def use(corpus: str) -> dict[str, Any]:
@@ -79,7 +80,13 @@ def use(corpus: str) -> dict[str, Any]:
         for offer in plugins.named(name):
             load(offer.spec)
     return {
-        "status": {row.name: row.status for row in rows},
+        "rows": {
+            row.name: {
+                **{field: getattr(row, field) for field in ("distribution", "version", "status", "reason")},
+                "offers": sorted(row.offers),
+            }
+            for row in rows
+        },
         "edited": {
             name: edit(name, plugins, corpus)
             for name in plugins.editors()
