@@ -88,6 +88,23 @@ def editctl(
     return call
 
 
+@pytest.fixture(scope="session")
+def usual_cache() -> Path:
+    """The cache with the default model, from before ``editctl`` got one of its own."""
+    from editcore._util.paths import cache_dir
+
+    return cache_dir()
+
+
+@pytest.fixture
+def editctl_with_model(
+    usual_cache: Path, editctl: Callable[..., SimpleNamespace], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., SimpleNamespace]:
+    """``editctl`` with that cache: otherwise it would fetch the model again, and compute its second moments again."""
+    monkeypatch.setenv("EDITCORE_CACHE", str(usual_cache))
+    return editctl
+
+
 # What a stranger has: an environment, and wheels
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from editcore._util.paths import cache_dir
 from editcore.ledger.ledger import Ledger
 from editcore.models.catalogue import DEFAULT_MODEL, local_path
 
@@ -21,9 +20,8 @@ QUICKER = {"check": ["--neighbours", "20", "--text-tokens", "256"]}
 
 @pytest.mark.skipif(local_path(DEFAULT_MODEL) is None, reason=f"{DEFAULT_MODEL} is not here: editctl models pull")
 def test_every_command_of_the_page_works(
-    usual_cache: Path, editctl: Callable[..., SimpleNamespace], monkeypatch: pytest.MonkeyPatch
+    editctl_with_model: Callable[..., SimpleNamespace],
 ) -> None:
-    monkeypatch.setenv("EDITCORE_CACHE", str(usual_cache))
     page = PAGE.read_text(encoding="utf-8")
     [table] = re.findall(r"```csv\n(.*?)```", page, re.DOTALL)
     Path("facts.csv").write_text(table, encoding="utf-8")
@@ -33,7 +31,7 @@ def test_every_command_of_the_page_works(
         command, *arguments = shlex.split(line.removeprefix("$ editctl "))
         if line == "$ editctl check RUN":  # the same with limits follows
             continue
-        done = editctl(command, *arguments, *QUICKER.get(command, []))
+        done = editctl_with_model(command, *arguments, *QUICKER.get(command, []))
         assert done.code == 0, (line, done.out, done.err)
         said[line] = done.out
     ledger = Ledger.read("RUN")
@@ -51,9 +49,3 @@ def test_every_command_of_the_page_works(
     assert [type(event).__name__ for event in ledger.events[-4:]] == ["UndoLine"] * 4
     assert ledger.events[-4].signature.note == "was about somebody else"
     assert [event.as_if_never for event in ledger.events[-4:]] == [False, False, True, False]
-
-
-@pytest.fixture
-def usual_cache() -> Path:
-    """The cache with the default model, from before ``editctl`` got one of its own."""
-    return cache_dir()

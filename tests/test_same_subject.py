@@ -313,7 +313,7 @@ def test_facts_about_subjects_of_their_own_have_the_bits_that_they_had() -> None
 
 
 @pytest.mark.skipif(local_path(DEFAULT_MODEL) is None, reason=f"{DEFAULT_MODEL} is not here: editctl models pull")
-def test_the_example_of_the_tutorial(editctl: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_of_the_tutorial(editctl_with_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three facts, one a batch, on the default model; then the second is undone."""
     page = Path(__file__).parents[1] / "docs" / "tutorial.md"
     section = (
@@ -324,15 +324,15 @@ def test_the_example_of_the_tutorial(editctl: Any, tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "company.jsonl").write_text(lines, encoding="utf-8")
     run, show, undo = (line.removeprefix("$ editctl ").split() for line in commands.splitlines())
-    done = editctl(*run)
+    done = editctl_with_model(*run)
     assert done.code == 0, done.err
     assert "3 of 3 facts are said." in done.out
-    assert editctl(*show).code == 0
+    assert editctl_with_model(*show).code == 0
     session = open_session(tmp_path / "RUN")
     asked = session.requests
     assert said(session, asked) == [True, True, True]
     session.close()
-    assert editctl(*undo[:-1], asked[1].id).code == 0
+    assert editctl_with_model(*undo[:-1], asked[1].id).code == 0
     session = open_session(tmp_path / "RUN")
     assert said(session, asked) == [True, False, True]
     assert session.requests == (asked[0], asked[2])
