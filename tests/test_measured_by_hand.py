@@ -32,7 +32,7 @@ from editcore.evaluation.measuring import measure
 from editcore.models import local_path
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "counterfact_dev.jsonl.gz"
-FACTS = int(os.environ.get("EDITCORE_ORACLE_FACTS", "4"))
+FACTS = int(os.environ.get("EDITCORE_ORACLE_FACTS", "2"))
 CATALOGUE = ("smollm2-135m", "gemma3-270m")
 
 pytestmark = pytest.mark.skipif(not DATA.exists(), reason="../shared/data/counterfact_dev.jsonl.gz is not here")
@@ -55,8 +55,8 @@ def nll(model: LanguageModel, prompt: str, target: str) -> float:
     """Mean −log p per token of " target" behind the prompt, alone in a forward pass."""
     start = len(model.tokenizer(prompt)["input_ids"])
     ids = model.tokenizer(f"{prompt} {target}")["input_ids"]
-    logs = model.hf(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)
-    return -sum(float(logs[place - 1, ids[place]]) for place in range(start, len(ids))) / (len(ids) - start)
+    logs = model.hf(input_ids=torch.tensor([ids])).logits[0, start - 1 :].double().log_softmax(-1)
+    return -sum(float(logs[place - start, ids[place]]) for place in range(start, len(ids))) / (len(ids) - start)
 
 
 def by_hand(model: LanguageModel, records: Sequence[FactRecord]) -> dict[str, float]:
