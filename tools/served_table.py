@@ -23,7 +23,6 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import gguf
 from edit_lora.deploy import Deployment, deploy, undo
 from edit_lora.export import AdapterSize, export_adapter
 from edit_lora.gguf_export import export_gguf
@@ -80,12 +79,10 @@ def _in_vllm(run: Path, python: Path, dtypes: Sequence[str], folder: Path) -> li
 def _in_llama_cpp(run: Path, base: Path, folder: Path) -> list[str]:
     adapter, wide = folder / "edits.gguf", folder / "wide.gguf"
     export_gguf(run, adapter)
-    file = GgufFile.read(base)
-    kind = gguf.GGMLQuantizationType.F32
-    file.write(wide, {name: (file.weight(name).float().numpy(), kind) for name in file.tensors})
+    GgufFile.read(base).write_widened(wide)
     return [
         row
-        for name, path in (("the same in float32", wide), (base.name, base))
+        for name, path in ((f"{base.name} in float32", wide), (base.name, base))
         for row in _rows(f"llama.cpp, {name}", verify(run, Place(target=str(adapter), base_gguf=path)))
     ]
 

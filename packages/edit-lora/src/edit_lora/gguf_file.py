@@ -64,6 +64,11 @@ class GgufFile:
         found = self.tensors[name]
         return torch.from_numpy(np.array(gguf.dequantize(found.data, found.tensor_type), dtype=np.float64))
 
+    def write_widened(self, path: Path) -> None:
+        """Write the file again with the same numbers in float32."""
+        kind = gguf.GGMLQuantizationType.F32
+        self.write(path, {name: (self.weight(name).float().numpy(), kind) for name in self.tensors})
+
     def write(self, path: Path, replaced: Tensors) -> None:
         """Write the file again with some tensors replaced."""
         with gguf_writer(path, self.architecture) as writer:
