@@ -12,12 +12,12 @@ import pytest
 os.environ.pop("COLUMNS", None)
 
 LONGEST = (
-    "test_wheels.py",
     "test_main_job.py",
-    "test_measured_by_hand.py",
+    "test_wheels.py",
     "test_resume.py",
-    "test_same_subject.py",
+    "test_measured_by_hand.py",
     "test_third_party.py",
+    "test_same_subject.py",
     "test_docs.py",
     "test_more_contracts.py",
     "test_sweep.py",
