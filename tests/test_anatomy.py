@@ -251,10 +251,10 @@ def not_public(code: str) -> Iterator[str]:
     for node in ast.walk(ast.parse(code)):
         match node:
             case ast.Import(names=names):
-                yield from (one.name for one in names if one.name.startswith("editcore."))
+                yield from (name.name for name in names if name.name.startswith("editcore."))
             case ast.ImportFrom(module=str(module), names=names) if module.partition(".")[0] == "editcore":
                 listed = importlib.import_module(module).__all__ if module.count(".") <= 1 else ()
-                yield from (f"{module}.{one.name}" for one in names if one.name not in listed)
+                yield from (f"{module}.{name.name}" for name in names if name.name not in listed)
 
 
 @pytest.mark.parametrize(

@@ -81,8 +81,8 @@ def test_its_figures(tiny_folder: Path, tiny_facts: Path, tmp_path: Path, monkey
     assert [row["edits"] for row in found["curve"]] == [1, 3]
     assert [row["keys"] for row in found["solve"]] == [1, 10]
     pictures = list(tmp_path.glob("*.png"))
-    assert {one.name for one in pictures} == {"bench.png", "bench-curve.png", "bench-solve.png"}
-    assert all(one.stat().st_size > 1000 for one in pictures)
+    assert {picture.name for picture in pictures} == {"bench.png", "bench-curve.png", "bench-solve.png"}
+    assert all(picture.stat().st_size > 1000 for picture in pictures)
 
 
 def test_what_evaluation_costs(tiny_folder: Path, tiny_facts: Path, capsys: pytest.CaptureFixture[str]) -> None:

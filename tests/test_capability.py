@@ -152,13 +152,14 @@ def test_what_counts_is_what_is_lost_of_what_was_solved(tmp_path: Path) -> None:
             "What?": "\n That\nis",
         },
     )
-    assert [(one.metric, one.prompt, one.value) for one in before] == [
+    assert [(observation.metric, observation.prompt, observation.value) for observation in before] == [
         ("capability_solved", "1 + 1 =", 1), ("capability_solved", "2 + 2 =", 0), ("capability_solved", "Kent is", 1),
         ("capability_solved", "Input: A b\nOutput:", 0), ("capability_solved", "What?", 1),
     ]  # fmt: skip
-    assert [one.request_id for one in before] == ["Ada", "Bob", "Ada", "Bob", "Ada"]
+    assert [observation.request_id for observation in before] == ["Ada", "Bob", "Ada", "Bob", "Ada"]
     after = ask(evaluator, {"1 + 1 =": " 3", "2 + 2 =": " 4", "Kent is": " old", "What?": " That"}, before)
-    assert {(one.metric, one.prompt): one.value for one in after if one.metric != "capability_solved"} == {
+    kept = [observation for observation in after if observation.metric != "capability_solved"]
+    assert {(observation.metric, observation.prompt): observation.value for observation in kept} == {
         ("capability_kept", "1 + 1 ="): 0, ("arithmetic_kept", "1 + 1 ="): 0,
         ("capability_kept", "Kent is"): 1, ("facts_kept", "Kent is"): 1,
         ("capability_kept", "What?"): 1,
@@ -179,7 +180,10 @@ def _subjectless() -> list[FactRecord]:
 
 def test_a_sample_is_spread_over_the_tasks(tmp_path: Path) -> None:
     hparams = tasks(tmp_path / "t.jsonl", *ITEMS).model_copy(update={"sample": 2})
-    assert [one.prompt for one in ask(CapabilityEvaluator(hparams), {})] == ["2 + 2 =", "Input: A b\nOutput:"]
+    assert [observation.prompt for observation in ask(CapabilityEvaluator(hparams), {})] == [
+        "2 + 2 =",
+        "Input: A b\nOutput:",
+    ]
 
 
 @pytest.mark.parametrize(

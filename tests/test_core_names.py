@@ -100,7 +100,7 @@ def test_there_is_something_to_look_for() -> None:
 @pytest.mark.parametrize("room", sorted({path.relative_to(CORE).parts[0] for path in CORE.rglob("*.py")}))
 def test_core_names_no_method_and_no_metric(room: str) -> None:
     paths = [path for path in CORE.rglob("*.py") if path.relative_to(CORE).parts[0] == room]
-    assert [one for path in paths for one in offences(path, ast.parse(path.read_text(encoding="utf-8")))] == []
+    assert [offence for path in paths for offence in offences(path, ast.parse(path.read_text(encoding="utf-8")))] == []
 
 
 @pytest.mark.parametrize(

@@ -108,10 +108,10 @@ def test_a_lifecycle_hook_answers_the_five_questions_and_lists_every_field(hook:
     assert re.findall(r"^\* \*(.*?):\*", text, re.MULTILINE) == ["When", "How often", "Order", "May change", "Returns"]
     documented = classes_of(hook)
     tables = re.findall(r"^\| field of `(\w+)`", text, re.MULTILINE)
-    assert tables == [one.__name__ for one in documented]
-    for one in documented:
-        table = text.split(f"| field of `{one.__name__}` |")[1].split("\n\n")[0]
-        assert fields_in(table) == field_names(one)
+    assert tables == [shape.__name__ for shape in documented]
+    for shape in documented:
+        table = text.split(f"| field of `{shape.__name__}` |")[1].split("\n\n")[0]
+        assert fields_in(table) == field_names(shape)
 
 
 @pytest.mark.parametrize("hook", REGISTRATION)

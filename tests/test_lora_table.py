@@ -41,7 +41,7 @@ def test_rows_are_measured_once_and_the_exact_adapter_is_raw(
         "--model", str(tiny_folder), "--dataset", str(tiny_facts), "--edits", "6", "--batch-size", "2",
         "--checkpoints", "3,6", "--ranks", "2,4", "--prompts", "10", "--corpus", str(tiny_corpus),
         "--corpus-tokens", "1024", "--sample", "4", "--out", str(out),
-        *(part for one in settings for part in ("--set", one)),
+        *(part for setting in settings for part in ("--set", setting)),
     ]  # fmt: skip
     assert tool.main([*arguments, "--checkpoints", "3"]) == 0
     assert tool.main(arguments) == 0

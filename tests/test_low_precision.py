@@ -21,7 +21,7 @@ FACTS = tiny_requests(4)
 @pytest.fixture
 def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("EDITCORE_CACHE", str(tmp_path / "cache"))
-    words = " ".join(one.text for one in tiny_requests(80)).split()
+    words = " ".join(request.text for request in tiny_requests(80)).split()
     path = tmp_path / "corpus.txt"
     path.write_text(" ".join(random.Random(0).choices(words, k=1500)), encoding="utf-8")
     return path
@@ -44,7 +44,7 @@ def weights(model: LanguageModel) -> dict[str, Tensor]:
 
 
 def figures(result: BatchResult) -> list[float]:
-    return [one.figures["fraction_written"] for one in result.proposal.evidence]
+    return [figure.figures["fraction_written"] for figure in result.proposal.evidence]
 
 
 def by_hand(model: LanguageModel, session: EditSession, before: dict[str, Tensor]) -> list[float]:
@@ -84,8 +84,8 @@ def test_an_edit_below_the_last_digit_is_told(
     if clamp == 0.04:  # else a fact asks for less than the model's outputs are rounded by, and has no such figure
         shares = figures(result)
         assert shares == pytest.approx(by_hand(model, session, before), rel=1e-6)
-        assert min(shares) < 0.9 * min(one.figures["fraction_reached"] for one in result.proposal.evidence)
-    [note] = [one for one in result.proposal.notes if "too few digits" in one]
+        assert min(shares) < 0.9 * min(figure.figures["fraction_reached"] for figure in result.proposal.evidence)
+    [note] = [note for note in result.proposal.notes if "too few digits" in note]
     assert "bfloat16" in note
     assert "--dtype float32" in note
     assert "--backend lora" in note
@@ -110,7 +110,7 @@ def test_where_nothing_is_rounded_nothing_is_measured(dtype: torch.dtype, backen
     session = opened(tiny_model(dtype=dtype), corpus, backend=backend, clamp_norm_factor=0.01)
     [result] = session.edit(FACTS)
     assert result.applied
-    assert not any("fraction_written" in one.figures for one in result.proposal.evidence)
+    assert not any("fraction_written" in figure.figures for figure in result.proposal.evidence)
     assert not [note for note in result.proposal.notes if "digits" in note]
 
 

@@ -113,17 +113,17 @@ def test_generation_is_what_transformers_generates(model: LanguageModel, records
     found = measure([(GENERATION, GenerationEvaluator(hparams))], model, records).observations["generation"]
     requests = {record.request.id: record.request for record in records}
     seen = set()
-    for one in found:
-        target, true = requests[one.request_id].target_new, requests[one.request_id].target_true
-        if one.metric == "distinct_bigrams":
-            expected = written(model, one.prompt, hparams.continuation_tokens)
+    for observation in found:
+        target, true = requests[observation.request_id].target_new, requests[observation.request_id].target_true
+        if observation.metric == "distinct_bigrams":
+            expected = written(model, observation.prompt, hparams.continuation_tokens)
         else:
-            text = written(model, one.prompt, hparams.answer_tokens)
-            expected = answer_of(text, hparams.stop, [str(true) if one.kind == "neighborhood" else target])
-        assert one.text == expected or is_a_tie(model, one.prompt, str(one.text), expected)
-        if one.metric in ("facts_said", "paraphrases_said"):
-            assert one.value == is_said([target], str(one.text))
-            seen.add(one.metric)
+            text = written(model, observation.prompt, hparams.answer_tokens)
+            expected = answer_of(text, hparams.stop, [str(true) if observation.kind == "neighborhood" else target])
+        assert observation.text == expected or is_a_tie(model, observation.prompt, str(observation.text), expected)
+        if observation.metric in ("facts_said", "paraphrases_said"):
+            assert observation.value == is_said([target], str(observation.text))
+            seen.add(observation.metric)
     assert seen == {"facts_said", "paraphrases_said"}
 
 
@@ -155,18 +155,20 @@ def test_teacher_forcing_and_chains_are_what_one_prompt_at_a_time_gives(model: L
         (MULTIHOP, MultihopEvaluator(MultihopHParams(answer_tokens=6))),
     ]
     found = measure(evaluators, model, asked).observations
-    scored = [one for one in found["teacher-forced"] if one.metric.endswith("_tokens")]
+    scored = [observation for observation in found["teacher-forced"] if observation.metric.endswith("_tokens")]
     answers = {probe.prompt: probe.answers[0] for probe in asked[0].probes if probe.answers}
     answers[asked[0].request.text] = asked[0].request.target_new
-    assert {one.prompt for one in scored} >= {asked[0].request.text, *answers} - {
+    assert {observation.prompt for observation in scored} >= {asked[0].request.text, *answers} - {
         probe.prompt for probe in asked[0].of_kind("multihop.single")
     }
-    for one in scored:
-        assert one.value == pytest.approx(tokens_right(model, one.prompt, answers[one.prompt])), one
-    chains = [one for one in found["multihop"] if one.metric == "chains_answered"]
+    for observation in scored:
+        assert observation.value == pytest.approx(
+            tokens_right(model, observation.prompt, answers[observation.prompt])
+        ), observation
+    chains = [observation for observation in found["multihop"] if observation.metric == "chains_answered"]
     assert len(chains) == (name == "mquake")
-    for one in chains:
+    for chain in chains:
         questions = [probe for probe in asked[0].probes if probe.kind == "multihop"]
         texts = [answer_of(written(model, f"Q: {probe.prompt}\nA:", 6), (".", "\n")) for probe in questions]
-        assert one.text == " | ".join(texts)
-        assert one.value == any(is_said(questions[0].answers, text) for text in texts)
+        assert chain.text == " | ".join(texts)
+        assert chain.value == any(is_said(questions[0].answers, text) for text in texts)

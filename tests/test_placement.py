@@ -45,7 +45,7 @@ class Places(TorchFunctionMode):
             return place(args[0]) or HOST
         asked = kwargs.get("device")
         if func is Tensor.to:
-            asked = next((_device(one) for one in args[1:] if _device(one)), asked)
+            asked = next((_device(arg) for arg in args[1:] if _device(arg)), asked)
         if func is Tensor.cpu:
             asked = HOST
         if asked is not None:
@@ -61,7 +61,7 @@ class Places(TorchFunctionMode):
             outputs, inputs = args[0], args[1]
             found = func(outputs, inputs, *args[2:], **kwargs)
             sources = [inputs] if isinstance(inputs, Tensor) else inputs
-            return tuple(_at(place(one), grad) for one, grad in zip(sources, found, strict=True))
+            return tuple(_at(place(source), grad) for source, grad in zip(sources, found, strict=True))
         if func in (Tensor.__getitem__, Tensor.__setitem__):
             return self._indexed(func, args)
         places = _places([args, kwargs])
@@ -74,7 +74,7 @@ class Places(TorchFunctionMode):
         source, (index, *value) = args[0], args[1:]
         where = place(source)
         strangers = _places([index]) - {where, HOST}
-        by_tensor = any(isinstance(one, Tensor) and one.ndim for one in tree_flatten(index)[0])
+        by_tensor = any(isinstance(leaf, Tensor) and leaf.ndim for leaf in tree_flatten(index)[0])
         if by_tensor:  # a plain slice is copied to, from anywhere
             strangers |= _places(value) - {where}
         if where is not None and strangers:
@@ -108,8 +108,8 @@ def _moved(result: Tensor, where: torch.device, source: Any = None) -> Tensor:
 
 def _places(values: Any) -> set[torch.device]:
     """Of all tensors in nested arguments; one without a dimension may be the host's."""
-    tensors = [one for one in tree_flatten(values)[0] if isinstance(one, Tensor)]
-    found = {place(one) for one in tensors if one.ndim} or {place(one) for one in tensors}
+    tensors = [leaf for leaf in tree_flatten(values)[0] if isinstance(leaf, Tensor)]
+    found = {place(tensor) for tensor in tensors if tensor.ndim} or {place(tensor) for tensor in tensors}
     return {where for where in found if where is not None}
 
 
@@ -170,12 +170,17 @@ def outcome(model: LanguageModel, corpus: Path, editor: str, plugins: list[str],
     )
     before = {name: model.weight(name).clone() for name in map(model.layout.weight_name, range(3))}
     session.edit(REQUESTS, batch_size=1 if editor == "rome" else 2)
-    said = model.generate([one.text for one in tiny_requests(40)], max_new_tokens=1)
-    facts = [KnownFact(one.subject, one.text, word) for one, word in zip(tiny_requests(40), said, strict=True) if word]
+    said = model.generate([request.text for request in tiny_requests(40)], max_new_tokens=1)
+    facts = [
+        KnownFact(request.subject, request.text, word)
+        for request, word in zip(tiny_requests(40), said, strict=True)
+        if word
+    ]
     traced = trace(model, facts, options=TracingOptions(num=1))
     assert traced.used == 1
     records = [
-        FactRecord(request=one, probes=(Probe(kind="paraphrase", prompt=f"So {one.text}"),)) for one in REQUESTS[:2]
+        FactRecord(request=request, probes=(Probe(kind="paraphrase", prompt=f"So {request.text}"),))
+        for request in REQUESTS[:2]
     ]
     seen = {
         "changes": [
@@ -187,9 +192,9 @@ def outcome(model: LanguageModel, corpus: Path, editor: str, plugins: list[str],
         "notes": [entry.notes for entry in session.ledger.entries],
         "blame": blame(session.edited, session.ledger.history(), REQUESTS[0].text),
         "traced": repr(list(traced.rows())),  # absent roles are NaN
-        "text": model.generate([one.text for one in REQUESTS], max_new_tokens=4),
+        "text": model.generate([request.text for request in REQUESTS], max_new_tokens=4),
         "scores": CounterFactEvaluator().evaluate(model, records),
-        "perplexity": perplexity(model, " ".join(one.text for one in REQUESTS)),
+        "perplexity": perplexity(model, " ".join(request.text for request in REQUESTS)),
     }
     session.undo(batches=[entry.batch for entry in session.ledger.entries])
     assert all(torch.equal(model.weight(name), bits) for name, bits in before.items())

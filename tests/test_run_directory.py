@@ -165,32 +165,32 @@ def test_what_the_model_said_is_in_the_results(done: SimpleNamespace) -> None:
         assert set(continued) <= set(every)
     assert asked == {("after", "unchanged"): every}
     texts = {
-        phase: {one["prompt"]: one["text"] for one in rows[rows["kind"] != "generation"].to_dict(orient="records")}
+        phase: {row["prompt"]: row["text"] for row in rows[rows["kind"] != "generation"].to_dict(orient="records")}
         for phase, rows in spoken.groupby("phase")
     }
     model = LanguageModel.load(str(done.saved))
     for prompt, text in texts["after"].items():
         [said] = model.generate([prompt], max_new_tokens=10)
         assert said.startswith(text)
-    for one in spoken[spoken["metric"] == "unchanged"].to_dict(orient="records"):
-        same = texts["before"][one["prompt"]].strip() == one["text"].strip()
-        assert (one["kind"], one["value"]) == ("neighborhood", float(same))
+    for row in spoken[spoken["metric"] == "unchanged"].to_dict(orient="records"):
+        same = texts["before"][row["prompt"]].strip() == row["text"].strip()
+        assert (row["kind"], row["value"]) == ("neighborhood", float(same))
 
 
 def test_the_summary_is_that_of_the_results(done: SimpleNamespace) -> None:
     summary = read(done.directory, "summary.json")
     frame = pd.read_parquet(done.directory / "results.parquet")
     assert {*(name for names in METRICS.values() for name in names), "score", "margin", "facts_said"} <= {
-        one["key"] for one in summary["metrics"]
+        metric["key"] for metric in summary["metrics"]
     }
     for phase in ("before", "after"):
         found, averages = summary[phase], summary["averages"][phase]
-        for one in summary["metrics"]:
-            key, scale = one["key"], 100 if one["unit"] == "%" else 1
+        for metric in summary["metrics"]:
+            key, scale = metric["key"], 100 if metric["unit"] == "%" else 1
             rows = frame[(frame["phase"] == phase) & (frame["metric"] == key)]
             if not len(rows):  # a composite, or one without a question
                 assert key not in averages
-                assert (found[key] is None) == (not one["of"])
+                assert (found[key] is None) == (not metric["of"])
                 continue
             own = scale * rows.groupby("request_id")["value"].mean()
             assert found[key] == averages[key]["mean"] == pytest.approx(own.mean())

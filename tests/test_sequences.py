@@ -36,7 +36,7 @@ class World:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.model = tiny_model("llama", num_layers=3)
-        words = " ".join(one.text for one in tiny_requests(80)).split()
+        words = " ".join(request.text for request in tiny_requests(80)).split()
         (folder / "corpus.txt").write_text(" ".join(random.Random(0).choices(words, k=1500)), encoding="utf-8")
         self._known: dict[str, Mapping[str, KnownTarget]] = {}
 
@@ -183,10 +183,10 @@ def test_a_fact_that_is_edited_again_counts_with_its_new_key_only(world: World, 
     memory.recall(session.ledger.history())
     prior = Metric.identity(len(keys[0].keys[name]))
     _, found = memory.sum_at(name, 1.0, lambda: prior, rewritten=())
-    expected = prior.plus(torch.stack([one.keys[name] for one in keys]), torch.full((3,), 2.0))
+    expected = prior.plus(torch.stack([key.keys[name] for key in keys]), torch.full((3,), 2.0))
     torch.testing.assert_close(found.matrix, expected.matrix)
     _, found = memory.sum_at(name, 1.0, lambda: prior, rewritten=[again.fact_key])
-    expected = prior.plus(torch.stack([one.keys[name] for one in keys[:2]]), torch.full((2,), 2.0))
+    expected = prior.plus(torch.stack([key.keys[name] for key in keys[:2]]), torch.full((2,), 2.0))
     torch.testing.assert_close(found.matrix, expected.matrix)
     session.close()
 
@@ -242,14 +242,14 @@ def test_blue_writes_the_first_and_the_last_layer_in_full(
     change = result.proposal.changes[names[0]].dense().float()
     torch.testing.assert_close(first_weight[1] - first_weight[0], change, rtol=0, atol=1e-6)
     session.undo(batches=[0])
-    rows = [lookup_row(model, one) for one in FACTS[:3]]
+    rows = [lookup_row(model, fact) for fact in FACTS[:3]]
     below: dict[str, Any] = {}
     for name, layer, delta in zip(names, layers, deltas, strict=True):
         with session.context.trial(below):
             seen = capture(model, rows, [layer])[layer]
         below[name] = result.proposal.changes[name]
-        for row, one in enumerate(FACTS[:3]):
-            known = result.proposal.known[one.id]
+        for row, fact in enumerate(FACTS[:3]):
+            known = result.proposal.known[fact.id]
             torch.testing.assert_close(known.keys[name], seen.inputs[row].double())
             torch.testing.assert_close(known.values[name], seen.outputs[row].double() + delta[row])
     session.close()
@@ -264,7 +264,7 @@ def test_blue_holds_where_a_norm_follows_the_projection(world: World, family: st
     session = world.open("emmet", layers=[0, 2], layer_rule="blue", model=model)
     [result] = session.edit(FACTS[:3])
     name = model.layout.weight_name(2)
-    known = [result.proposal.known[one.id] for one in FACTS[:3]]
+    known = [result.proposal.known[fact.id] for fact in FACTS[:3]]
     found = project(model, name, torch.stack([one.keys[name] for one in known]))
     torch.testing.assert_close(found, torch.stack([one.values[name] for one in known]), rtol=1e-4, atol=1e-5)
     session.close()

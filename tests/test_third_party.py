@@ -132,7 +132,7 @@ class World:
 
     def editctl(self, *arguments: object) -> SimpleNamespace:
         """``code``, ``out`` and ``err`` of a command."""
-        return SimpleNamespace(**self.ask("editctl", arguments=[str(one) for one in arguments]))
+        return SimpleNamespace(**self.ask("editctl", arguments=[str(argument) for argument in arguments]))
 
     def works(self, *arguments: object) -> str:
         """What a command prints; it must succeed."""
@@ -480,14 +480,14 @@ def test_what_is_unchanged_is_told_by_the_unedited_models_text(asked: SimpleName
 def test_their_metrics_are_at_the_checkpoints_and_compared(world: World, asked: SimpleNamespace) -> None:
     watched = read_json(asked.directory / "forgetting.json")
     assert watched["retention"] == "consistent"
-    assert [one["num_edits"] for one in watched["checkpoints"]] == [2, 4, 6]
+    assert [checkpoint["num_edits"] for checkpoint in watched["checkpoints"]] == [2, 4, 6]
     assert watched["checkpoints"][-1]["values"] == asked.summary["after"]
     rows = pd.read_parquet(asked.directory / "checkpoints.parquet")
     shares = 100 * rows[rows["metric"] == "consistent"].groupby("num_edits")["value"].mean()
     values = {checkpoint["num_edits"]: checkpoint["values"]["consistent"] for checkpoint in watched["checkpoints"]}
     assert {count: values[count] for count in shares.index} == pytest.approx(shares.to_dict())
     assert len(set(values.values())) > 1, "the test should see a change"
-    ages = {one["first"] for one in watched["forgetting"]["retention_by_age"]}
+    ages = {point["first"] for point in watched["forgetting"]["retention_by_age"]}
     assert 0 in ages
     assert len(ages) > 1
     told = world.works("forgetting", asked.directory, "--out", world.folder / "forgetting.png")
@@ -509,7 +509,7 @@ def test_a_killed_run_compares_with_the_unedited_model_all_the_same(
     world: World, asked: SimpleNamespace, tmp_path: Path, contents: Contents
 ) -> None:
     out = tmp_path / "killed"
-    ended = world.ask("killed", arguments=[str(one) for one in world.asking("--out", out)], directory=str(out))
+    ended = world.ask("killed", arguments=[str(word) for word in world.asking("--out", out)], directory=str(out))
     assert not ended["ended"], ended
     assert (out / "before.parquet").exists()
     world.works("run", "--resume", "--out", out)
@@ -643,7 +643,7 @@ def test_a_killed_run_with_their_strategy_is_resumed_to_the_byte(
     world: World, in_turn: Path, tmp_path: Path, contents: Contents
 ) -> None:
     out = tmp_path / "killed"
-    options = [str(one) for one in world.options(FINETUNE, *IN_TURN, "--out", out)]
+    options = [str(option) for option in world.options(FINETUNE, *IN_TURN, "--out", out)]
     ended = world.ask("killed", arguments=options, directory=str(out))
     assert not ended["ended"], ended
     assert not (out / "summary.json").exists()

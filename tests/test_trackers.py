@@ -60,7 +60,7 @@ def test_the_tracker_writes_what_tensorboard_reads(tmp_path: Path, monkeypatch: 
         registry=Plugins.load(entry_points=[*importlib.metadata.entry_points(group="editcore"), announced]),
     )
     records = [FactRecord(request=request) for request in tiny_requests(4)]
-    session.edit([one.request for one in records], batch_size=2)
+    session.edit([record.request for record in records], batch_size=2)
     measured = session.evaluate(records).summary.values()
     session.finish()
     scalars = {

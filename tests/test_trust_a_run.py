@@ -53,7 +53,7 @@ def test_conflicts_and_harm_are_named_everywhere(run: Editctl, editctl: Editctl)
     done = run("--set", "trust.on_conflict=keep")
     summary = json.loads((done.directory / "summary.json").read_text())
     assert (summary["edits"], summary["rejected"]) == (6, 2)
-    assert [(one["id"], one["batch"], one["by"]) for one in summary["rejections"]] == [
+    assert [(rejection["id"], rejection["batch"], rejection["by"]) for rejection in summary["rejections"]] == [
         ("100", 1, "trust"),
         ("101", 1, "trust"),
     ]

@@ -28,7 +28,7 @@ class World:
         self.folder = folder
         self.model = tiny_model()
         self.base = bits(self.model)
-        words = " ".join(one.text for one in tiny_requests(80)).split()
+        words = " ".join(request.text for request in tiny_requests(80)).split()
         (folder / "corpus.txt").write_text(" ".join(random.Random(0).choices(words, k=1500)), encoding="utf-8")
         session = self.open()
         session.edit(FACTS)
@@ -99,12 +99,12 @@ def play(session: EditSession, known: Mapping[str, KnownTarget], steps: list[Ste
     """Take the steps that are possible; the ids that are active then."""
     active: set[str] = set()
     for kind, chosen in steps:
-        written = [one.id for one in session.ledger.written()]
+        written = [request.id for request in session.ledger.written()]
         if kind == "edit":
-            waiting = [one for one in FACTS if one.id not in written]
+            waiting = [fact for fact in FACTS if fact.id not in written]
             if waiting:
                 session.edit(waiting[:BATCH], known=known)
-                active |= {one.id for one in waiting[:BATCH]}
+                active |= {request.id for request in waiting[:BATCH]}
             continue
         named = [FACTS[index].id for index in chosen if FACTS[index].id in written]
         batches = [number for number in chosen if number < len(session.ledger.entries)]
@@ -114,7 +114,7 @@ def play(session: EditSession, known: Mapping[str, KnownTarget], steps: list[Ste
             changed = act(batches=batches) if whole else act(*named)
         except RunError:  # they are so already, or no such batch is left
             continue
-        ids = {one.id for one in changed}
+        ids = {request.id for request in changed}
         assert ids
         active = active - ids if kind.startswith("undo") else active | ids
     return active
@@ -125,7 +125,7 @@ def play(session: EditSession, known: Mapping[str, KnownTarget], steps: list[Ste
 def test_after_any_sequence_the_model_is_that_of_what_is_active(world: World, steps: list[Step]) -> None:
     session = world.open()
     active = play(session, world.known, steps)
-    assert {one.id for one in session.requests} == active
+    assert {request.id for request in session.requests} == active
     assert same(bits(world.model), built(session.ledger))
     if active:
         session.undo(*active)
@@ -148,11 +148,11 @@ def test_the_order_of_undoing_leaves_no_trace(world: World, steps: list[Step]) -
     session = world.edited()
     whole = bits(world.model)
     play(session, world.known, steps)
-    active = {one.id for one in session.requests}
+    active = {request.id for request in session.requests}
     after = bits(world.model)
     session.close()
     direct = world.edited()
-    gone = [one.id for one in FACTS if one.id not in active]
+    gone = [fact.id for fact in FACTS if fact.id not in active]
     if gone:
         direct.undo(*gone)
     assert same(bits(world.model), after)
@@ -170,7 +170,7 @@ def test_undo_is_durable(world: World, tmp_path: Path) -> None:
     session.close()
     again = world.open(directory=tmp_path / "run")
     assert same(bits(world.model), found)
-    assert again.requests == tuple(one for one in FACTS[:9] if one is not FACTS[1])
+    assert again.requests == tuple(fact for fact in FACTS[:9] if fact is not FACTS[1])
     again.undo(batches=[0, 1, 2])
     assert same(bits(world.model), world.base)
     again.redo(batches=[0, 1, 2, 3])
@@ -195,12 +195,12 @@ def test_the_rest_of_the_batch_holds_and_the_fact_is_gone(world: World) -> None:
 
     ids = entry.new_ids
     asked = {one: float(entry.changes[name].left[:, row].norm()) for row, one in enumerate(ids)}
-    assert all(missed(one) < 1e-4 * asked[one] for one in ids)
+    assert all(missed(name) < 1e-4 * asked[name] for name in ids)
     session.undo(ids[0])
     assert missed(ids[0]) > 0.1 * asked[ids[0]]
-    assert all(missed(one) < 1e-4 * asked[one] for one in ids[1:])
+    assert all(missed(name) < 1e-4 * asked[name] for name in ids[1:])
     session.redo(ids[0])
-    assert all(missed(one) < 1e-4 * asked[one] for one in ids)
+    assert all(missed(name) < 1e-4 * asked[name] for name in ids)
     session.close()
 
 

@@ -76,7 +76,7 @@ def state(directory: str, prompts: Sequence[str], batches: Sequence[int] | None 
     edited, ledger = open_run(Path(directory))
     if batches is not None:
         edited.rebuild([entry.written for entry in ledger.entries if entry.batch in batches])
-    targets = {one.text: one.target_new for entry in ledger.entries for one in entry.new_requests}
+    targets = {request.text: request.target_new for entry in ledger.entries for request in entry.new_requests}
     now = bits(edited, prompts, targets)
     edited.rebuild([])
     return {"now": now, "base": bits(edited, prompts, targets)}
@@ -86,7 +86,7 @@ def packed(file: str, model: str, prompts: Sequence[str]) -> dict[str, Any]:
     """The bits of a model that a pack was applied to."""
     pack = read_pack(Path(file))
     edited = pack.apply(LanguageModel.load(model), Plugins.load())
-    return bits(edited, prompts, {one.text: one.target_new for one in pack.requests})
+    return bits(edited, prompts, {request.text: request.target_new for request in pack.requests})
 
 
 @torch.inference_mode()

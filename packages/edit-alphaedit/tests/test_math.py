@@ -107,7 +107,9 @@ def test_batches_are_those_of_the_published_formula(
         projectors[layer] = kept @ kept.T
     past = {layer: np.zeros_like(projector) for layer, projector in projectors.items()}
     for batch, requests in enumerate(tiny_requests(6)[start : start + 2] for start in (0, 2, 4)):
-        asked = [see(changed, one, "{}", LAYERS[-1])[1] + deltas[batch][row] for row, one in enumerate(requests)]
+        asked = [
+            see(changed, request, "{}", LAYERS[-1])[1] + deltas[batch][row] for row, request in enumerate(requests)
+        ]
         for number, layer in enumerate(LAYERS):
             keys, residuals = [], []
             for row, request in enumerate(requests):

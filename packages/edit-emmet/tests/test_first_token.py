@@ -59,9 +59,10 @@ def test_their_bare_prompts_have_layers_of_their_own(open_session: Open) -> None
     assert named(session) == [{LOW, HIGH}, {HIGH}, {LOW, HIGH}]
     entry = session.ledger.entries[0]
     assert [set(entry.known[one.id].keys) for one in mixed] == [{LOW, HIGH}, {HIGH}] * 2
-    assert [one.request_id for one in entry.evidence] == [one.id for one in mixed]
+    assert [figure.request_id for figure in entry.evidence] == [one.id for one in mixed]
     assert all(
-        {"steps", "target_probability", "said", "fraction_reached"} <= one.figures.keys() for one in entry.evidence
+        {"steps", "target_probability", "said", "fraction_reached"} <= figure.figures.keys()
+        for figure in entry.evidence
     )
     alone = open_session(context_templates=["{}"])
     alone.edit(mixed)
@@ -107,11 +108,11 @@ def test_what_it_costs_is_half_that_on_first_tokens(open_session: Open) -> None:
     special = set(session.model.tokenizer.all_special_ids)
     ids = [one for one in range(len(session.model.tokenizer)) if one not in special]
     total = torch.zeros_like(text)
-    for one in ids:
+    for token in ids:
         seen: list[torch.Tensor] = []
         projection = session.model.projection(0)
         handle = projection.register_forward_pre_hook(lambda _module, args, seen=seen: seen.append(args[0]))
-        session.model.hf(input_ids=torch.tensor([[one]]))
+        session.model.hf(input_ids=torch.tensor([[token]]))
         handle.remove()
         total += torch.outer(seen[0][0, 0], seen[0][0, 0])
     torch.testing.assert_close(editor._prepared.metrics[0].matrix, (text + total / len(ids)) / 2, rtol=1e-9, atol=1e-12)
@@ -180,7 +181,7 @@ def test_replayed_facts_keep_to_their_layers_and_are_looked_up_on_what_is_below(
         for one in entry.requests:
             assert set(entry.known[one.id].keys) == ({LOW} if one in FIRST else {HIGH})
     last = session.ledger.entries[-1]
-    replayed = [one for one in last.requests if one in PLAIN]
+    replayed = [request for request in last.requests if request in PLAIN]
     assert replayed
     for request in replayed:
         _, key, value = at_subject(session, request, 1)

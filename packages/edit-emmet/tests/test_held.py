@@ -43,9 +43,9 @@ class Holder:
         if not entries:
             return None
         held = [
-            HeldKey(batch=entry.batch, request_id=one.id, keys=entry.known[one.id].keys, weight=self.weight)
+            HeldKey(batch=entry.batch, request_id=request.id, keys=entry.known[request.id].keys, weight=self.weight)
             for entry in reversed(entries)
-            for one in entry.new_requests
+            for request in entry.new_requests
         ]
         old = entries[0].new_requests if self.replay else ()
         known = {one.id: entries[0].known[one.id] for one in old}
@@ -79,7 +79,7 @@ def open_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Open:
 def stacked(session: EditSession, batch: int, kind: str) -> Tensor:
     """Keys or values of what a batch wrote, ``[n, width]``."""
     entry = session.ledger.entries[batch]
-    return torch.stack([next(iter(getattr(entry.known[one.id], kind).values())) for one in entry.new_requests])
+    return torch.stack([next(iter(getattr(entry.known[request.id], kind).values())) for request in entry.new_requests])
 
 
 @pytest.mark.parametrize("emmet", [{}, {"mom2_update_weight": 7.0}, {"emmet_lambda": 0.3, "update_norm_lambda": 0.2}])
@@ -111,7 +111,7 @@ def test_held_facts_are_changed_less(open_session: Open, layers: list[int]) -> N
         [first] = [entry for entry in session.ledger.entries if entry.batch == 0]
         total = 0.0
         for name, delta in result.proposal.changes.items():
-            old = torch.stack([first.known[one.id].keys[name] for one in REQUESTS[:2]])
+            old = torch.stack([first.known[request.id].keys[name] for request in REQUESTS[:2]])
             total += float((old @ delta.dense().T).norm())
         changes.append(total)
     assert changes[1] < 0.2 * changes[0]

@@ -458,7 +458,7 @@ def test_a_trial_is_what_apply_gives_and_nests_and_leaves_no_bit(hparams: dict[s
             raise InsideError
         assert torch.equal(logits(model), after(b))
     assert torch.equal(logits(model), before)
-    assert [type(one) for one in model.hf.modules()] == [type(one) for one in modules.values()]
+    assert [type(module) for module in model.hf.modules()] == [type(module) for module in modules.values()]
     assert backend.statistics() == statistics
     backend.apply(b)
     assert torch.equal(logits(model), after(b))

@@ -48,7 +48,7 @@ def test_joined_factors_are_the_sum_and_no_wider_than_the_weight(
 ) -> None:
     deltas = [delta(seed + n, d_out, d_in, rank) for n, rank in enumerate(ranks)]
     joined = join(deltas)
-    torch.testing.assert_close(joined.dense(), sum(one.dense() for one in deltas))
+    torch.testing.assert_close(joined.dense(), sum(delta.dense() for delta in deltas))
     assert joined.rank == min(sum(ranks), d_out, d_in)
 
 

@@ -46,18 +46,18 @@ def file(tmp_path: Path) -> Path:
         {
             "case_id": number,
             "requested_rewrite": {
-                "subject": one.subject,
-                "prompt": one.prompt,
-                "target_new": {"str": one.target_new},
-                "target_true": {"str": one.target_true},
+                "subject": request.subject,
+                "prompt": request.prompt,
+                "target_new": {"str": request.target_new},
+                "target_true": {"str": request.target_true},
             },
-            "paraphrase_prompts": [f"It is known that {one.text}"],
-            "neighborhood_prompts": [one.prompt.replace("{}", other.subject) for other in others],
+            "paraphrase_prompts": [f"It is known that {request.text}"],
+            "neighborhood_prompts": [request.prompt.replace("{}", other.subject) for other in others],
         }
-        for number, one in enumerate(tiny_requests(12))
+        for number, request in enumerate(tiny_requests(12))
     ]
-    (tmp_path / "facts.jsonl").write_text("".join(json.dumps(one) + "\n" for one in facts), encoding="utf-8")
-    words = " ".join(one.text for one in tiny_requests(80))
+    (tmp_path / "facts.jsonl").write_text("".join(json.dumps(fact) + "\n" for fact in facts), encoding="utf-8")
+    words = " ".join(request.text for request in tiny_requests(80))
     (tmp_path / "corpus.txt").write_text(words * 8, encoding="utf-8")
     path = tmp_path / "six.toml"
     path.write_text(SWEEP.format(folder=tmp_path), encoding="utf-8")

@@ -73,8 +73,8 @@ def test_replay_costs_no_optimisation(open_session: Open) -> None:
     session = open_session(replay={"replay_rate": 1})
     first, second = session.edit(REQUESTS[:4], batch_size=2)
     assert [one.replayed for one in second.proposal.evidence] == [False, False, True, True]
-    assert all(not {"steps", "target_loss"} & one.figures.keys() for one in second.proposal.evidence[2:])
-    assert all("target_loss" in one.figures for one in first.proposal.evidence)
+    assert all(not {"steps", "target_loss"} & figure.figures.keys() for figure in second.proposal.evidence[2:])
+    assert all("target_loss" in figure.figures for figure in first.proposal.evidence)
 
 
 def test_several_layers_replay_too(open_session: Open, replay_of: ReplayOf) -> None:

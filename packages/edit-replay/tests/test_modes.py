@@ -25,8 +25,8 @@ def old_change(session: EditSession) -> float:
     """Largest ‖Δk‖ of the last batch over the facts of the first one, at their keys of then."""
     first, last = session.ledger.entries[0], session.ledger.entries[-1]
     return max(
-        float((delta.dense() @ first.known[one.id].keys[name]).norm())
-        for one in first.new_requests
+        float((delta.dense() @ first.known[request.id].keys[name]).norm())
+        for request in first.new_requests
         for name, delta in last.changes.items()
     )
 
@@ -36,7 +36,7 @@ def held(session: EditSession) -> list[list[str]]:
 
 
 def replayed(session: EditSession) -> list[list[str]]:
-    return [[one.id for one in entry.requests[entry.num_new :]] for entry in session.ledger.entries]
+    return [[request.id for request in entry.requests[entry.num_new :]] for entry in session.ledger.entries]
 
 
 # Which facts, in which mode
@@ -45,7 +45,7 @@ def replayed(session: EditSession) -> list[list[str]]:
 def test_statistics_hold_every_earlier_fact_and_replay_none(open_session: Open) -> None:
     session = open_session(replay={"replay_mode": "statistics", "replay_rate": 9})
     session.edit(REQUESTS[:9], batch_size=3)
-    ids = [one.id for one in REQUESTS]
+    ids = [request.id for request in REQUESTS]
     assert replayed(session) == [[], [], []]
     assert [sorted(names) for names in held(session)] == [[], sorted(ids[:3]), sorted(ids[:6])]
     assert all(one.weight == 0.01 for entry in session.ledger.entries for one in entry.held)
@@ -60,11 +60,11 @@ def test_requests_hold_none(open_session: Open) -> None:
 def test_both_hold_what_they_do_not_replay(open_session: Open) -> None:
     session = open_session(replay={"replay_mode": "both", "replay_rate": 0.5})
     session.edit(REQUESTS, batch_size=4)
-    ids = {one.id for one in REQUESTS}
+    ids = {request.id for request in REQUESTS}
     for number, (ours, theirs) in enumerate(zip(replayed(session), held(session), strict=True)):
         assert len(ours) == (2 if number else 0)
         assert not set(ours) & set(theirs)
-        assert set(ours) | set(theirs) == {one.id for one in REQUESTS[: 4 * number]} & ids
+        assert set(ours) | set(theirs) == {request.id for request in REQUESTS[: 4 * number]} & ids
 
 
 def test_statistics_change_old_facts_less_than_no_replay(open_session: Open) -> None:
@@ -230,7 +230,7 @@ def test_a_target_that_no_longer_makes_the_model_say_it_is_optimised_anew(
     session = open_session(replay={"replay_rate": 4, "replay_refresh": 0.5}, emmet={"v_num_grad_steps": 40})
     session.edit(REQUESTS[:6])
     before = {record.request.id: record for record in replay_of(session).buffer.records}
-    reached = {one.request_id: one.figures["target_probability"] for one in session.ledger.entries[0].evidence}
+    reached = {figure.request_id: figure.figures["target_probability"] for figure in session.ledger.entries[0].evidence}
     assert {name: record.reached for name, record in before.items()} == reached
     with torch.no_grad():
         generator = torch.Generator().manual_seed(1)
@@ -240,7 +240,7 @@ def test_a_target_that_no_longer_makes_the_model_say_it_is_optimised_anew(
     failing = {name for name, record in before.items() if success(session, record) < 0.5 * (record.reached or 0.0)}
     assert 0 < len(failing) < len(before)
     [result] = session.edit(REQUESTS[6:9])
-    evidence = {one.request_id: one for one in result.proposal.evidence}
+    evidence = {figure.request_id: figure for figure in result.proposal.evidence}
     records = {record.request.id: record for record in replay_of(session).buffer.records}
     for name, old in before.items():
         anew = "target_loss" in evidence[name].figures
@@ -262,7 +262,7 @@ def test_a_value_that_has_drifted_is_aimed_at_again_and_not_optimised(open_sessi
     extension._check(session.model)
     assert all(record.strength is not None and record.strength < 0.99 for record in extension.buffer.records)
     [result] = session.edit(REQUESTS[3:6])
-    assert all("target_loss" not in one.figures for one in result.proposal.evidence[3:])
+    assert all("target_loss" not in figure.figures for figure in result.proposal.evidence[3:])
     assert extension.statistics()["refreshed"] == 0
 
 
@@ -297,7 +297,7 @@ def test_success_measured_on_the_model_decides_priority(open_session: Open, repl
 
 def test_importance_comes_from_tags(open_session: Open, replay_of: ReplayOf) -> None:
     tags = [("a",), ("a", "b"), ()]
-    tagged = [one.model_copy(update={"tags": found}) for one, found in zip(REQUESTS[:3], tags, strict=True)]
+    tagged = [request.model_copy(update={"tags": found}) for request, found in zip(REQUESTS[:3], tags, strict=True)]
     session = open_session(replay={"replay_importance": {"a": 2.0, "b": 3.0}})
     session.edit(tagged)
     records = replay_of(session).buffer.records
@@ -341,7 +341,7 @@ def test_weights_are_those_of_weighted_least_squares(open_session: Open, editor:
     session.edit(REQUESTS[:6], batch_size=3)
     entry = session.ledger.entries[-1]
     [(name, delta)] = entry.changes.items()
-    keys = torch.stack([entry.known[one.id].keys[name] for one in entry.requests])
+    keys = torch.stack([entry.known[request.id].keys[name] for request in entry.requests])
     weights = torch.tensor([1.0] * 3 + [weight] * 3, dtype=torch.float64)
     moment = moment_weight * session.context.statistics.moments([1])[1]
     weighted = weights[:, None] * keys

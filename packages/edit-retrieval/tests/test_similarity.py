@@ -23,8 +23,8 @@ def plainly(statements: list[str], prompt: str) -> list[float]:
     }
     vectors = [[counts[word] * idf[word] for word in words] for counts in sets]
     asked = vectors.pop()
-    return [math.fsum(map(math.prod, zip(one, asked, strict=True))) / math.hypot(*one) / math.hypot(*asked)
-            for one in vectors]  # fmt: skip
+    return [math.fsum(map(math.prod, zip(vector, asked, strict=True))) / math.hypot(*vector) / math.hypot(*asked)
+            for vector in vectors]  # fmt: skip
 
 
 @settings(max_examples=60, deadline=None)

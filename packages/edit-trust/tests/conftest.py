@@ -32,8 +32,11 @@ def heldout(tmp_path: Path) -> str:
     """A file of records with neighbourhood prompts, about people whom no test edits."""
     path = tmp_path / "heldout.jsonl"
     records = (
-        {**one.model_dump(exclude={"tags"}), "neighborhood_prompts": [one.text, f"The colleagues of {one.text}"]}
-        for one in tiny_requests(80)[40:]
+        {
+            **request.model_dump(exclude={"tags"}),
+            "neighborhood_prompts": [request.text, f"The colleagues of {request.text}"],
+        }
+        for request in tiny_requests(80)[40:]
     )
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     return str(path)

@@ -19,7 +19,9 @@ shares = st.floats(0, 1)
 
 def evidence(probability: float | None = 1.0, fraction: float = 1.0, cost: float | None = 1.0) -> EditEvidence:
     figures = {"target_probability": probability, "fraction_reached": fraction, "preservation_cost": cost}
-    return EditEvidence(request_id="a", figures={name: one for name, one in figures.items() if one is not None})
+    return EditEvidence(
+        request_id="a", figures={name: figure for name, figure in figures.items() if figure is not None}
+    )
 
 
 def score(
@@ -133,7 +135,7 @@ def test_success_is_asked_with_what_a_request_joins_by() -> None:
         return _says(model, asked)
 
     def expected(between: str) -> list[bool]:
-        nll = [one.nll for one in score_targets(model, [f"My name is{between}"] * 4, words, joins=[""] * 4)]
+        nll = [score.nll for score in score_targets(model, [f"My name is{between}"] * 4, words, joins=[""] * 4)]
         by_word = dict(zip(words, nll, strict=True))
         return [by_word[new] < by_word[true] for new, true in pairs]
 

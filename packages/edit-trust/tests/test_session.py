@@ -51,7 +51,9 @@ def stretched(open_session: Open, request: EditRequest, factor: float) -> dict[s
 
 
 def rejected(session: EditSession) -> dict[str, str]:
-    return {one.request.id: one.reason for entry in session.ledger.batches for one in entry.all_rejected}
+    return {
+        rejection.request.id: rejection.reason for entry in session.ledger.batches for rejection in entry.all_rejected
+    }
 
 
 def harms(monkeypatch: pytest.MonkeyPatch, harmful: Sequence[EditRequest]) -> list[int]:
@@ -79,7 +81,7 @@ def test_a_value_of_absurd_norm_is_left_out_and_the_rest_is_as_without_it(open_s
     assert list(rejected(session)) == [BAD.id]
     assert "score 0.0" in rejected(session)[BAD.id]
     assert result.rejected[0].figures["cost_ratio"] > 100
-    rest = tuple(one for one in FACTS[:6] if one != BAD)
+    rest = tuple(fact for fact in FACTS[:6] if fact != BAD)
     assert session.requests == result.batch.requests == rest
     plain = open_session(plugins=())
     plain.edit(rest)
@@ -91,7 +93,7 @@ def test_a_value_of_absurd_norm_is_left_out_and_the_rest_is_as_without_it(open_s
 def test_costs_of_facts_add_up_to_the_objectives_distance(open_session: Open) -> None:
     session = open_session(own={"calculate_objective_value": True, "emmet_lambda": 0.1})
     [result] = session.edit(FACTS[:5])
-    parts = [one.figures["preservation_cost"] for one in result.proposal.evidence]
+    parts = [figure.figures["preservation_cost"] for figure in result.proposal.evidence]
     assert sum(parts) == pytest.approx(result.proposal.diagnostics["layer_1_preservation_distance"])
 
 
@@ -155,8 +157,8 @@ def test_the_fact_that_does_the_harm_is_found_and_the_rest_is_kept(
     assert rejected(session)[BAD.id] == (
         "with it the batch fails (kl 1e+09 is not <= 1e+06), without it the rest passes"
     )
-    assert session.requests == tuple(one for one in FACTS[:8] if one != BAD)
-    assert min(one.figures["steps"] for one in result.proposal.evidence) > 0
+    assert session.requests == tuple(fact for fact in FACTS[:8] if fact != BAD)
+    assert min(figure.figures["steps"] for figure in result.proposal.evidence) > 0
     assert (sizes[0], sizes[-1]) == (8, 7)
     assert len(sizes) <= 8
 
@@ -167,7 +169,7 @@ def test_a_search_that_runs_out_of_looks_leaves_out_what_it_did_not_clear(
     sizes = harms(monkeypatch, FACTS[:3])
     session = open_session(trust={"trust_looks": 3})
     session.edit(FACTS[:8])
-    assert {one.id for one in FACTS[:3]} <= rejected(session).keys()
+    assert {fact.id for fact in FACTS[:3]} <= rejected(session).keys()
     assert len(sizes) <= 1 + 3 + 1
     assert set(session.requests) <= set(FACTS[3:8])
 
@@ -306,7 +308,7 @@ def test_conflicts_are_settled_before_anything_is_computed(open_session: Open) -
         [result] = session.edit([against, FACTS[2]])
         assert kept in session.requests
         assert len(session.requests) == 3
-        assert [one.request.id for one in result.rejected] == (["against"] if way == "keep" else [])
+        assert [rejection.request.id for rejection in result.rejected] == (["against"] if way == "keep" else [])
         if way == "replace":
             assert "'against' replaces an active fact: it contradicts" in result.verdicts["trust"].reason
     session = open_session(trust={"on_conflict": "error"})
@@ -356,6 +358,6 @@ def test_a_resumed_run_judges_as_an_uninterrupted_one(open_session: Open, tmp_pa
     resumed.edit(FACTS[6:], batch_size=3, known=known)
     assert json.loads((tmp_path / "run" / RECORD_NAME).read_text()) == record
     assert same(bits(resumed), bits(whole))
-    for one, other in zip(resumed.ledger.batches, whole.ledger.batches, strict=True):
-        assert (one.verdicts, one.rejected) == (other.verdicts, other.rejected)
+    for batch, other in zip(resumed.ledger.batches, whole.ledger.batches, strict=True):
+        assert (batch.verdicts, batch.rejected) == (other.verdicts, other.rejected)
     assert list(rejected(resumed)) == [FACTS[9].id]

@@ -46,8 +46,8 @@ class Honest:
         self.handle = model.hf.get_output_embeddings().register_forward_hook(self.change)
 
     def change(self, _module: nn.Module, _inputs: tuple[Tensor, ...], logits: Tensor) -> Tensor:
-        for one in self.attachments:
-            logits = 0.5 * logits + one.tensors["shift"].to(logits)
+        for attachment in self.attachments:
+            logits = 0.5 * logits + attachment.tensors["shift"].to(logits)
         return logits
 
     def remove(self) -> None:
@@ -97,12 +97,12 @@ class Counting(Honest):
 class Live(Honest):
     def change(self, _module: nn.Module, _inputs: tuple[Tensor, ...], logits: Tensor) -> Tensor:
         shifted = super().change(_module, _inputs, logits)
-        return shifted * (1 + sum(isinstance(one.fields["pair"], tuple) for one in self.attachments))
+        return shifted * (1 + sum(isinstance(attachment.fields["pair"], tuple) for attachment in self.attachments))
 
 
 class Ordered(Honest):
     def change(self, _module: nn.Module, _inputs: tuple[Tensor, ...], logits: Tensor) -> Tensor:
-        first = [next(iter(one.tensors)) for one in self.attachments]
+        first = [next(iter(attachment.tensors)) for attachment in self.attachments]
         return super().change(_module, _inputs, logits) * (1 + first.count("shift"))
 
 

@@ -64,23 +64,23 @@ def observed(rows: pd.DataFrame) -> list[tuple[object, ...]]:
 def told(found: Measurement) -> list[tuple[object, ...]]:
     """The same of a measurement."""
     return [
-        (one.request_id, evaluator, one.metric, one.kind, one.prompt, one.text)
+        (observation.request_id, evaluator, observation.metric, observation.kind, observation.prompt, observation.text)
         for evaluator, observations in found.observations.items()
-        for one in observations
+        for observation in observations
     ]
 
 
 def values_of(found: Measurement) -> list[float]:
-    return [one.value for observations in found.observations.values() for one in observations]
+    return [observation.value for observations in found.observations.values() for observation in observations]
 
 
 def test_checkpoints_are_those_of_the_model_at_that_time(watched: Path) -> None:
     found = strict(watched / "forgetting.json")
     summary = strict(watched / "summary.json")
     assert (summary["checkpoints"], summary["forgetting"]) == (found["checkpoints"], found["forgetting"])
-    assert [one["num_edits"] for one in found["checkpoints"]] == [2, 4, 6]
+    assert [checkpoint["num_edits"] for checkpoint in found["checkpoints"]] == [2, 4, 6]
     assert found["metrics"] == summary["metrics"]
-    assert [one["key"] for one in found["metrics"]] == list(summary["after"])
+    assert [metric["key"] for metric in found["metrics"]] == list(summary["after"])
     assert found["retention"] == "ES"
     assert found["checkpoints"][-1]["values"] == summary["after"]
     assert found["checkpoints"][-1]["before"] == summary["before"]
@@ -98,28 +98,28 @@ def test_checkpoints_are_those_of_the_model_at_that_time(watched: Path) -> None:
     unedited = perplexity(model, ids, window=256)
     assert found["text"]["perplexity"] == pytest.approx(unedited, rel=1e-5)
     base_seen = measure(EVALUATORS, model, records)
-    for one in found["checkpoints"]:
-        edits = one["num_edits"]
+    for checkpoint in found["checkpoints"]:
+        edits = checkpoint["num_edits"]
         edited.rebuild([entry.written for entry in ledger.entries[:edits]])
         seen = measure(EVALUATORS, model, records[:edits], unedited=base_seen.observations)
         now = seen.summary
-        assert (one["batch"], one["facts"]) == (edits - 1, edits)
-        assert one["values"] == pytest.approx(now.as_json(), abs=1e-3)
+        assert (checkpoint["batch"], checkpoint["facts"]) == (edits - 1, edits)
+        assert checkpoint["values"] == pytest.approx(now.as_json(), abs=1e-3)
         assert {"ES", "PS", "NS", "score", "facts_said", "unchanged"} <= now.values().keys()
-        assert list(one["interval"]) == [key for key, average in now.averages.items() if average.facts > 1]
-        for key, interval in one["interval"].items():
+        assert list(checkpoint["interval"]) == [key for key, average in now.averages.items() if average.facts > 1]
+        for key, interval in checkpoint["interval"].items():
             assert interval == pytest.approx(list(now.averages[key].interval), abs=1e-3)
         before = base_seen.of_facts([record.request.id for record in records[:edits]]).summary
-        assert one["before"] == pytest.approx(before.as_json(), abs=1e-3)
-        assert one["perplexity"] == pytest.approx(perplexity(model, ids, window=256), rel=1e-5)
-        assert one["perplexity_ratio"] == pytest.approx(one["perplexity"] / unedited, rel=1e-5)
+        assert checkpoint["before"] == pytest.approx(before.as_json(), abs=1e-3)
+        assert checkpoint["perplexity"] == pytest.approx(perplexity(model, ids, window=256), rel=1e-5)
+        assert checkpoint["perplexity_ratio"] == pytest.approx(checkpoint["perplexity"] / unedited, rel=1e-5)
         for name, weight in base.items():
             change = (model.weight(name).double() - weight).norm() / weight.norm()
-            assert one["relative_change"][name] == pytest.approx(float(change), rel=1e-3)
+            assert checkpoint["relative_change"][name] == pytest.approx(float(change), rel=1e-3)
         rows = frame[frame["num_edits"] == edits]
         assert observed(rows) == told(seen)
         assert rows["value"].tolist() == pytest.approx(values_of(seen), abs=1e-4)
-        assert (rows["after_batch"] == one["batch"]).all()
+        assert (rows["after_batch"] == checkpoint["batch"]).all()
         assert (rows["age"] == edits - 1 - rows["batch"]).all()
         assert dict(zip(rows["request_id"], rows["batch"], strict=True)) == {
             record.request.id: number for number, record in enumerate(records[:edits])
@@ -134,7 +134,7 @@ def test_forgetting_is_that_of_the_table(watched: Path) -> None:
     curve = Curve.of(zip(rewrite["request_id"], rewrite["age"], rewrite["value"] > 0, strict=True))
     assert found["half_life"] == curve.half_life
     assert found["auc"] == pytest.approx(100 * (curve.area or 0.0))
-    assert [(one["first"], one["last"]) for one in found["retention_by_age"]] == [(0, 0), (1, 2), (3, 4), (5, 6)]
+    assert [(point["first"], point["last"]) for point in found["retention_by_age"]] == [(0, 0), (1, 2), (3, 4), (5, 6)]
     assert found["retention_by_age"][0]["facts"] == 3
     with Image.open(watched / "figures" / "forgetting_curve.png") as picture:
         assert min(picture.size) > 900
@@ -161,7 +161,7 @@ def test_a_sample_is_measured_of_all_ages_and_the_text_may_be_the_models_own(
     done = editctl(*options, "--eval-every", 4, "--eval-sample", 2, "--eval-text-tokens", 1024, "--out", out)
     assert done.code == 0, done.err
     found = strict(out / "forgetting.json")
-    assert [(one["num_edits"], one["facts"]) for one in found["checkpoints"]] == [(4, 2), (6, 6)]
+    assert [(checkpoint["num_edits"], checkpoint["facts"]) for checkpoint in found["checkpoints"]] == [(4, 2), (6, 6)]
     assert (found["text"]["source"], found["text"]["window"]) == ("self:ancestral:1", 256)
     assert 1000 <= found["text"]["tokens"] <= 1024, "an opening token of each window is not text"
     frame = pd.read_parquet(out / "checkpoints.parquet")
@@ -223,15 +223,21 @@ def test_runs_are_compared_in_a_table_and_a_picture(editctl: Call, watched: Path
     done = editctl("forgetting", watched, other, "--out", picture, "--csv", table)
     assert done.code == 0, done.err
     found = strict(watched / "forgetting.json")
-    keys = [one["key"] for one in found["metrics"] if one["show"] == "always"]
+    keys = [metric["key"] for metric in found["metrics"] if metric["show"] == "always"]
     assert keys[:4] == ["ES", "PS", "NS", "score"]
     assert "facts_said" in keys
     rows = [line.split() for line in done.out.splitlines()]
     for label in ("watched", "other"):
-        for one in found["checkpoints"]:
-            values = [one["values"][key] for key in keys]
+        for checkpoint in found["checkpoints"]:
+            values = [checkpoint["values"][key] for key in keys]
             numbers = ["-" if value is None else f"{value:.1f}" for value in values]
-            start = [label, str(one["num_edits"]), str(one["facts"]), *numbers, f"{one['perplexity']:.2f}"]
+            start = [
+                label,
+                str(checkpoint["num_edits"]),
+                str(checkpoint["facts"]),
+                *numbers,
+                f"{checkpoint['perplexity']:.2f}",
+            ]
             assert any(row[: len(start)] == start for row in rows)
         half_life = found["forgetting"]["half_life"]
         ends = ["never" if half_life is None else str(half_life), f"{found['forgetting']['auc']:.1f}"]
@@ -239,8 +245,10 @@ def test_runs_are_compared_in_a_table_and_a_picture(editctl: Call, watched: Path
     written = pd.read_csv(table)
     assert written["run"].tolist() == ["watched"] * 3 + ["other"] * 3
     for key in keys:
-        values = [one["values"][key] for one in found["checkpoints"]] * 2
-        assert written[key].tolist() == pytest.approx([math.nan if one is None else one for one in values], nan_ok=True)
+        values = [checkpoint["values"][key] for checkpoint in found["checkpoints"]] * 2
+        assert written[key].tolist() == pytest.approx(
+            [math.nan if value is None else value for value in values], nan_ok=True
+        )
     with Image.open(picture) as image:
         assert image.format == "PNG"
     printed = json.loads(editctl("forgetting", watched, "--json").out)
@@ -268,8 +276,8 @@ def test_equal_prompts_of_several_records_are_run_once(watched: Path) -> None:
     model = edited.model
     records = read_requests(watched)
     records += [
-        one.model_copy(update={"request": one.request.model_copy(update={"id": f"{one.request.id}-"})})
-        for one in records
+        record.model_copy(update={"request": record.request.model_copy(update={"id": f"{record.request.id}-"})})
+        for record in records
     ]
     read: list[int] = []
     handle = model.hf.get_input_embeddings().register_forward_hook(lambda _m, ids, _o: read.append(ids[0].numel()))
@@ -279,10 +287,12 @@ def test_equal_prompts_of_several_records_are_run_once(watched: Path) -> None:
     together = CounterFactEvaluator().evaluate(model, records)
     handle.remove()
     assert 2 * sum(read) <= tokens_alone
-    assert [(one.request_id, one.kind, one.metric, one.prompt) for one in together] == [
-        (one.request_id, one.kind, one.metric, one.prompt) for one in alone
-    ]
-    assert [one.value for one in together] == pytest.approx([one.value for one in alone], abs=1e-5)
+    assert [
+        (observation.request_id, observation.kind, observation.metric, observation.prompt) for observation in together
+    ] == [(observation.request_id, observation.kind, observation.metric, observation.prompt) for observation in alone]
+    assert [observation.value for observation in together] == pytest.approx(
+        [observation.value for observation in alone], abs=1e-5
+    )
 
 
 # Other metrics
@@ -297,9 +307,9 @@ def test_the_metric_of_another_evaluator_tells_what_is_retained(
     assert done.code == 0, done.err
     found = strict(out / "forgetting.json")
     assert found["retention"] == "won"
-    assert [one["key"] for one in found["metrics"]] == ["won", "length"]
+    assert [metric["key"] for metric in found["metrics"]] == ["won", "length"]
     lengths = [len(record.request.text) for record in read_requests(out)]
-    assert [one["values"] for one in found["checkpoints"]] == [
+    assert [checkpoint["values"] for checkpoint in found["checkpoints"]] == [
         {"won": 100.0, "length": pytest.approx(sum(lengths[:edits]) / edits)} for edits in (3, 6)
     ]
     assert found["checkpoints"][0]["interval"]["length"][0] < sum(lengths[:3]) / 3
@@ -319,7 +329,7 @@ def test_without_a_metric_that_tells_nothing_is_said_of_forgetting(
     done = editctl(*options, "--evaluator", "lengths", "--eval-every", 3, "--eval-text-tokens", 512, "--out", out)
     assert done.code == 0, done.err
     found = read_checkpoint_history(out)
-    assert [one.values.keys() for one in found.checkpoints] == [{"length"}] * 2
+    assert [checkpoint.values.keys() for checkpoint in found.checkpoints] == [{"length"}] * 2
     assert (found.retention, found.forgetting.auc, found.forgetting.retention_by_age) == (None, None, ())
     printed = editctl("forgetting", out)
     assert printed.code == 0, printed.err

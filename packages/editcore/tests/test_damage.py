@@ -26,8 +26,8 @@ def measured(model: LanguageModel, unedited: LanguageModel, **settings: int) -> 
     evaluator, records = DamageEvaluator(DamageHParams(**{**QUICK, **settings})), tiny_records(2)  # type: ignore[arg-type]
     before = evaluator.evaluate(unedited, records, EvaluationContext())
     found: dict[str, dict[str, float]] = {}
-    for one in evaluator.evaluate(model, records, EvaluationContext(unedited=before)):
-        found.setdefault(one.metric, {})[one.prompt] = one.value
+    for observation in evaluator.evaluate(model, records, EvaluationContext(unedited=before)):
+        found.setdefault(observation.metric, {})[observation.prompt] = observation.value
     return found
 
 

@@ -111,9 +111,11 @@ def pool_for(model: LanguageModel) -> list[Written]:
         return VectorDelta(random(*model.weight(address).shape))
 
     down = model.layout.weight_name(0)
-    matrices = [one for one in model.weights.names() if ".1." in one and model.weight(one).ndim == 2]
-    vectors = [one for one in model.weights.names() if ".1." in one and model.weight(one).ndim == 1]
-    [embedding] = [one for one in model.weights.names() if model.weight(one) is model.hf.get_input_embeddings().weight]
+    matrices = [name for name in model.weights.names() if ".1." in name and model.weight(name).ndim == 2]
+    vectors = [name for name in model.weights.names() if ".1." in name and model.weight(name).ndim == 1]
+    [embedding] = [
+        name for name in model.weights.names() if model.weight(name) is model.hf.get_input_embeddings().weight
+    ]
     return [
         Written(changes={down: thin(down, 1)}),
         Written(changes={down: thin(down, 2), matrices[0]: dense(matrices[0])}),

@@ -44,10 +44,10 @@ def test_the_cores_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _process: set(range(12)), raising=False)
     plugins = Plugins.load()
     environments = make_executor(plugins, "local", {})._environments  # type: ignore[attr-defined]
-    assert [one["OMP_NUM_THREADS"] for one in environments(100, False)] == ["3"] * 4
-    assert [one["OMP_NUM_THREADS"] for one in environments(2, False)] == ["6"] * 2
+    assert [environment["OMP_NUM_THREADS"] for environment in environments(100, False)] == ["3"] * 4
+    assert [environment["OMP_NUM_THREADS"] for environment in environments(2, False)] == ["6"] * 2
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    assert [one["CUDA_VISIBLE_DEVICES"] for one in environments(100, True)] == ["3", "5"]
+    assert [environment["CUDA_VISIBLE_DEVICES"] for environment in environments(100, True)] == ["3", "5"]
     assert "CUDA_VISIBLE_DEVICES" not in environments(100, False)[0]
     for workers, dealt in ((1, ["3,5"]), (2, ["3", "5"]), (3, ["3", "5", "3"])):
         shared = make_executor(plugins, "local", {"workers": workers})._environments  # type: ignore[attr-defined]

@@ -21,7 +21,7 @@ from editcore.runs.held_out import TextInfo
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 MEASURES = measures_of([COUNTERFACT])
-NS = next(one for one in MEASURES if one.key == "NS")
+NS = next(measure for measure in MEASURES if measure.key == "NS")
 OTHER = EvaluatorSpec(
     "other",
     "m:Other",
@@ -42,7 +42,7 @@ def summary(es: float, ps: float, ns: float, **more: float) -> Summary:
 
 def of(measures: tuple[Measure, ...], values: dict[str, float], **facts: int) -> Summary:
     """Of metrics with these means, each over as many facts as its evaluator saw."""
-    of_key = {one.key: one for one in measures}
+    of_key = {measure.key: measure for measure in measures}
     averages = {
         key: Average(mean=value, std=20.0, facts=facts[of_key[key].evaluator], prompts=80, share=of_key[key].share)
         for key, value in values.items()
@@ -121,7 +121,7 @@ def test_a_relation_of_which_a_metric_cannot_be_told_is_left_out() -> None:
     before = {"a": summary(0, 0, 70), "b": of(MEASURES, {"ES": 10}, counterfact=40)}
     axes = figures.per_relation_figure(before, before, measure=NS, title="t").axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a"]
-    score = next(one for one in MEASURES if one.key == "score")
+    score = next(measure for measure in MEASURES if measure.key == "score")
     axes = figures.per_relation_figure(before, before, measure=score, title="t").axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a"]
     assert axes.get_xlabel() == "Score (harmonic mean) (%)"
@@ -220,7 +220,7 @@ def test_a_forgetting_curve_has_every_measurement_and_the_half_life() -> None:
     assert metrics.get_ylabel() == "counterfact (%)"
     assert list(text.lines[0].get_ydata()) == [1.1] * 3
     assert list(size.lines[0].get_ydata()) == pytest.approx([1, 2, 3])
-    assert [one.get_text() for one in size.get_legend().get_texts()] == ["layer 3"]
+    assert [text.get_text() for text in size.get_legend().get_texts()] == ["layer 3"]
     assert list(age.lines[0].get_ydata()) == [100, 100, 0]
     assert age.get_ylabel() == "retained (%)"
     assert age.get_title(loc="left") == "half-life: 20 facts; mean over ages: 75.0 %"
@@ -231,13 +231,13 @@ def test_a_forgetting_curve_has_every_measurement_and_the_half_life() -> None:
 def test_the_curves_of_another_evaluator_have_panels_of_their_own() -> None:
     metrics = measures_of([COUNTERFACT, OTHER])
     seen = tuple(
-        one.model_copy(
+        checkpoint.model_copy(
             update={
-                "values": {**one.values, "won": 50.0 + one.batch, "length": 4.5, "gap": -1.0},
-                "before": {**one.before, "won": 1.0, "length": 6.0, "gap": 0.0},
+                "values": {**checkpoint.values, "won": 50.0 + checkpoint.batch, "length": 4.5, "gap": -1.0},
+                "before": {**checkpoint.before, "won": 1.0, "length": 6.0, "gap": 0.0},
             }
         )
-        for one in checkpoints(5)
+        for checkpoint in checkpoints(5)
     )
     figure = figures.forgetting_figure(watched(seen, [("a", 0, True)], metrics), title="t")
     panels = {axes.get_ylabel(): axes for axes in figure.axes}
@@ -263,7 +263,7 @@ def test_runs_are_compared_on_common_axes() -> None:
 
 
 def test_runs_by_different_evaluators_are_compared_where_they_can_be() -> None:
-    other = tuple(one.model_copy(update={"values": {"won": 50.0}}) for one in checkpoints(0))
+    other = tuple(checkpoint.model_copy(update={"values": {"won": 50.0}}) for checkpoint in checkpoints(0))
     runs = {
         "x": watched(checkpoints(5), [("a", 0, True)]),
         "y": watched(other, [("a", 0, True)], measures_of([OTHER])),
@@ -286,7 +286,9 @@ def test_a_curve_of_long_names_and_one_age_can_be_read() -> None:
         metrics=tuple(MetricSpec(name=name, label=name, keep=True, retention=name == names[0]) for name in names),
     )  # fmt: skip
     values = dict.fromkeys(names, 50.0)
-    seen = tuple(one.model_copy(update={"values": values, "before": values}) for one in checkpoints(0)[:1])
+    seen = tuple(
+        checkpoint.model_copy(update={"values": values, "before": values}) for checkpoint in checkpoints(0)[:1]
+    )
     found = watched(seen, [("a", 0, True)], measures_of([other]))
     figure = figures.forgetting_figure(found, title="t")
     figure.canvas.draw()

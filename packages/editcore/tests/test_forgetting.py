@@ -109,7 +109,7 @@ def test_a_curve_that_falls() -> None:
     found = forgetting(sightings, step=10)
     assert found.half_life == 30
     assert found.auc == pytest.approx((9 + 8.5 + 7) / 3 * 10)
-    assert [(one.first, one.last, one.retention) for one in found.retention_by_age] == [
+    assert [(point.first, point.last, point.retention) for point in found.retention_by_age] == [
         (0, 0, 100), (1, 10, 80), (11, 20, 90), (21, 30, 50),
     ]  # fmt: skip
 

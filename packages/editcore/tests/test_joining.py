@@ -128,8 +128,8 @@ def test_targets_follow_the_prompt_everywhere(model: LanguageModel, prompt: str,
     [score] = score_targets(model, [prompt], ["Italy"], joins=[join])
     assert (score.nll, score.num_tokens) == (pytest.approx(by_hand, abs=1e-4), len(ids) - start)
     assert float(target_losses(model, [one])[0]) == pytest.approx(by_hand, abs=1e-4)
-    [found] = [one for one in CounterFactEvaluator().evaluate(model, [FactRecord(request=one)])
-               if one.metric == "rewrite_nll_new"]  # fmt: skip
+    [found] = [observation for observation in CounterFactEvaluator().evaluate(model, [FactRecord(request=one)])
+               if observation.metric == "rewrite_nll_new"]  # fmt: skip
     assert found.value == pytest.approx(by_hand, abs=1e-4)
     if one.subject:
         assert continuation_row(model, one).ids == ids
@@ -149,7 +149,7 @@ def test_a_prompt_that_ends_in_a_letter_has_the_tokens_of_both_together(model: L
 def test_probes_are_joined_by_their_own_last_character(model: LanguageModel) -> None:
     probe = Probe(kind="paraphrase", prompt="It lies in", answers=("Italy",))
     record = FactRecord(request=EditRequest(prompt="It is in", target_new="Italy", join=""), probes=(probe,))
-    found = {one.metric: one.value for one in CounterFactEvaluator().evaluate(model, [record])}
+    found = {observation.metric: observation.value for observation in CounterFactEvaluator().evaluate(model, [record])}
     expected = score_targets(model, ["It is in", "It lies in"], ["Italy", "Italy"], joins=["", None])
     assert [found["rewrite_nll_new"], found["paraphrase_nll_new"]] == pytest.approx([one.nll for one in expected])
 
@@ -181,12 +181,12 @@ def test_files_keep_prompts_and_joins(tmp_path: Path) -> None:
         {"subject": "Paris", "prompt": "Paris is in\n", "target": "Rome", "join": " "},
     ]  # fmt: skip
     path = tmp_path / "facts.jsonl"
-    path.write_text("".join(json.dumps(one) + "\n" for one in facts))
+    path.write_text("".join(json.dumps(fact) + "\n" for fact in facts))
     notes: list[str] = []
     records = load_records(path, plugins=Plugins.load(), notes=notes)
-    assert [one.request.prompt for one in records] == ["Where is {}?\n", "{} is in", "{} is in\n"]
-    assert [one.request.join for one in records] == [None, "", " "]
-    assert [one.prompt for one in records[1].probes] == ["So where is it?\n", "It is\t"]
+    assert [record.request.prompt for record in records] == ["Where is {}?\n", "{} is in", "{} is in\n"]
+    assert [record.request.join for record in records] == [None, "", " "]
+    assert [probe.prompt for probe in records[1].probes] == ["So where is it?\n", "It is\t"]
     assert notes == []
     known = load_known_facts(path, plugins=Plugins.load())
     assert [(one.prompt, one.join) for one in known] == [("Where is Paris?\n", None), ("Paris is in", "")]

@@ -72,7 +72,7 @@ def entry_of(
         weights=(1.0,) * len(requests),
         num_new=len(requests),
         changes=changes,
-        known={one.id: known for one in requests},
+        known={request.id: known for request in requests},
         diagnostics={},
     )
 
@@ -124,8 +124,8 @@ def test_a_fact_edited_anew_counts_where_it_was_edited_last() -> None:
 def test_the_batch_that_changed_an_answer_is_found(broken: int) -> None:
     model = tiny_model()
     history = [
-        entry_of(model, index, (one,), size=20.0 if index == broken else 1e-6, layers=(0, 1, 2))
-        for index, one in enumerate(FACTS[:7])
+        entry_of(model, index, (fact,), size=20.0 if index == broken else 1e-6, layers=(0, 1, 2))
+        for index, fact in enumerate(FACTS[:7])
     ]
     edited = in_charge(model)
     prompt = "Emmy Noether was born in"
@@ -135,7 +135,7 @@ def test_the_batch_that_changed_an_answer_is_found(broken: int) -> None:
     assert found.before.strip().startswith(said.strip())
     assert not found.after.strip().startswith(said.strip())
     expected = tiny_model()
-    in_charge(expected).rebuild([one.written for one in history])
+    in_charge(expected).rebuild([entry.written for entry in history])
     name = model.layout.weight_name(1)
     assert torch.equal(model.weight(name), expected.weight(name))
 
@@ -148,7 +148,7 @@ def test_an_answer_that_an_edit_brought_is_searched_from_there() -> None:
         entry_of(model, index, (one,), size=size, layers=(0, 1, 2))
         for index, (one, size) in enumerate(zip(FACTS, sizes, strict=False))
     ]
-    edited.rebuild([one.written for one in history[:2]])
+    edited.rebuild([entry.written for entry in history[:2]])
     [brought] = model.generate([FACTS[1].text], max_new_tokens=3)
     found = bisect(edited, history, FACTS[1].text, brought)
     assert found.entry.batch == 4
@@ -177,12 +177,12 @@ def test_blame_is_what_leaving_an_edit_out_takes(family: str) -> None:
     edited = in_charge(model)
     again = replace(entry_of(model, 2, (FACTS[5], FACTS[0]), layers=(0, 1)), num_new=1)  # the second one is replayed
     history = [entry_of(model, 0, FACTS[:3], layers=(0, 1)), entry_of(model, 1, FACTS[3:5]), again]
-    edited.rebuild([one.written for one in history])
+    edited.rebuild([entry.written for entry in history])
     prompt, answer = "Emmy Noether was born in", "Vienna"
     found = blame(edited, history, prompt, answer=answer)
     assert len(found.contributions) == 6
-    assert [abs(one.logit) for one in found.contributions] == sorted(
-        (abs(one.logit) for one in found.contributions), reverse=True
+    assert [abs(contribution.logit) for contribution in found.contributions] == sorted(
+        (abs(contribution.logit) for contribution in found.contributions), reverse=True
     )
     ids = model.encode([prompt])
     token = model.tokenizer(f" {answer}", add_special_tokens=False)["input_ids"][0]
@@ -195,25 +195,25 @@ def test_blame_is_what_leaving_an_edit_out_takes(family: str) -> None:
 
     full = scores(history)
     assert found.probability == pytest.approx(float(full.softmax(0)[token]), rel=1e-4)
-    for one in found.contributions:
-        [request] = one.requests
+    for contribution in found.contributions:
+        [request] = contribution.requests
         left_out = scores([_without(entry, request.id) for entry in history])
-        assert one.batches == tuple(entry.batch for entry in history if request in entry.requests)
+        assert contribution.batches == tuple(entry.batch for entry in history if request in entry.requests)
         # Two float32 forward passes with logits of size 10.
-        assert one.logit == pytest.approx(float(full[token] - left_out[token]), abs=2e-4)
+        assert contribution.logit == pytest.approx(float(full[token] - left_out[token]), abs=2e-4)
         expected = full.log_softmax(0)[token] - left_out.log_softmax(0)[token]
-        assert one.log_probability == pytest.approx(float(expected), abs=2e-4)
+        assert contribution.log_probability == pytest.approx(float(expected), abs=2e-4)
 
 
 def _without(entry: LedgerEntry, name: str) -> LedgerEntry:
-    kept = [row for row, one in enumerate(entry.requests) if one.id != name]
+    kept = [row for row, request in enumerate(entry.requests) if request.id != name]
     changes = {key: FactoredDelta(one.left[:, kept], one.right[kept]) for key, one in factored(entry).items()}
     return replace(entry, changes=changes)
 
 
 def factored(entry: LedgerEntry) -> dict[str, FactoredDelta]:
     """Its changes, all of which are thin."""
-    return {key: one for key, one in entry.changes.items() if isinstance(one, FactoredDelta)}
+    return {key: change for key, change in entry.changes.items() if isinstance(change, FactoredDelta)}
 
 
 def test_factors_that_are_not_one_per_fact_are_blamed_by_batch() -> None:
@@ -221,7 +221,7 @@ def test_factors_that_are_not_one_per_fact_are_blamed_by_batch() -> None:
     entry = entry_of(model, 0, FACTS[:3])
     merged = {name: FactoredDelta(one.left[:, :2], one.right[:2]) for name, one in factored(entry).items()}
     edited, history = in_charge(model), [replace(entry, changes=merged)]
-    edited.rebuild([one.written for one in history])
+    edited.rebuild([entry.written for entry in history])
     [one] = blame(edited, history, "Emmy Noether").contributions
     assert one.requests == FACTS[:3]
 
@@ -237,18 +237,22 @@ def beside(model: LanguageModel, batch: int, requests: tuple[EditRequest, ...], 
 def test_what_is_beside_the_weights_is_blamed_by_batch(toys: Any) -> None:
     model = tiny_model()
     edited = in_charge(model)
-    dense = {name: DenseDelta(one.dense()) for name, one in entry_of(model, 2, FACTS[4:6]).changes.items()}
+    dense = {name: DenseDelta(change.dense()) for name, change in entry_of(model, 2, FACTS[4:6]).changes.items()}
     history = [
         entry_of(model, 0, FACTS[:2]),
         beside(model, 1, FACTS[2:4], size=1.0),
         replace(entry_of(model, 2, FACTS[4:6]), changes=dense),
     ]
-    edited.rebuild([one.written for one in history])
+    edited.rebuild([entry.written for entry in history])
     prompt, answer = "Emmy Noether was born in", "Vienna"
     found = blame(edited, history, prompt, answer=answer)
-    by_batch = {one.batches: one for one in found.contributions if one.requests != one.requests[:1]}
+    by_batch = {
+        contribution.batches: contribution
+        for contribution in found.contributions
+        if contribution.requests != contribution.requests[:1]
+    }
     assert set(by_batch) == {(1,), (2,)}
-    assert sorted(len(one.requests) for one in found.contributions) == [1, 1, 2, 2]
+    assert sorted(len(contribution.requests) for contribution in found.contributions) == [1, 1, 2, 2]
     ids = model.encode([prompt]).input_ids
     token = model.tokenizer(f" {answer}", add_special_tokens=False)["input_ids"][0]
 
@@ -258,10 +262,10 @@ def test_what_is_beside_the_weights_is_blamed_by_batch(toys: Any) -> None:
             return float(model.hf(input_ids=ids).logits[0, -1, token])
 
     full = score(history)
-    for (batch,), one in by_batch.items():
-        assert one.requests == history[batch].requests
+    for (batch,), contribution in by_batch.items():
+        assert contribution.requests == history[batch].requests
         expected = full - score([entry for entry in history if entry.batch != batch])
-        assert one.logit == pytest.approx(expected, abs=2e-4)
+        assert contribution.logit == pytest.approx(expected, abs=2e-4)
 
 
 def test_the_batch_that_changed_an_answer_may_be_beside_the_weights(toys: Any) -> None:
@@ -281,7 +285,7 @@ def test_blame_asks_as_the_edit_was_asked() -> None:
     glued = FACTS[0].model_copy(update={"join": ""})
     history = [entry_of(model, 0, (glued,))]
     edited = in_charge(model)
-    edited.rebuild([one.written for one in history])
+    edited.rebuild([entry.written for entry in history])
     found = blame(edited, history, glued.text, answer="Paris")
     assert not found.token.startswith(" ")
     assert blame(edited, history, FACTS[1].text, answer="Paris").token.startswith(" ")
@@ -488,7 +492,7 @@ def test_the_ledger_of_a_run(run: Callable[..., Path], editctl: Call) -> None:
         "active",
     ]
     blamed = json.loads(editctl("ledger", out, "blame", "Marie Curie was born in", "--answer", "Paris", "--json").out)
-    assert sorted(one["edit"] for one in blamed["edits"]) == ["0", "1", "4", "5"]
+    assert sorted(edit["edit"] for edit in blamed["edits"]) == ["0", "1", "4", "5"]
 
 
 def test_undoing_a_whole_batch_needs_no_model(
@@ -529,7 +533,7 @@ def test_a_pack_gives_the_bits_of_the_run(run: Callable[..., Path], editctl: Cal
     assert editctl("ledger", out, "undo", "3").code == 0
     done = editctl("pack", out, pack)
     assert (done.code, done.out.startswith(f"5 edits of small in {pack} (")) == (0, True)
-    listed = [f"  {one.text} → {one.target_new}" for one in read_pack(pack).requests]
+    listed = [f"  {request.text} → {request.target_new}" for request in read_pack(pack).requests]
     assert done.out.splitlines()[1:] == listed
     done = editctl("apply", pack, "Marie Curie was born in", "--model", small, "--save", tmp_path / "saved")
     assert done.code == 0, done.err
@@ -537,7 +541,7 @@ def test_a_pack_gives_the_bits_of_the_run(run: Callable[..., Path], editctl: Cal
     edited, ledger = open_run(out)
     assert LanguageModel.load(str(tmp_path / "saved")).fingerprint() == edited.model.fingerprint()
     manifest = read_pack(pack).manifest
-    assert [one.id for one in read_pack(pack).requests] == [one.id for one in ledger.facts()]
+    assert [request.id for request in read_pack(pack).requests] == [fact.id for fact in ledger.facts()]
     assert manifest.versions["editcore"]
     assert manifest.batches[0].evidence[0].request_id == "0"
     again = editctl("pack", out, pack)
@@ -646,7 +650,7 @@ def test_composing_solves_the_union(run: Callable[..., Path], editctl: Call, fac
     assert "5 edits of 2 runs" in done.out
     ledger = Ledger.read(tmp_path / "both")
     assert ledger.facts()[0].target_new == "Madrid"
-    assert len({one.id for one in ledger.facts()}) == 5
+    assert len({fact.id for fact in ledger.facts()}) == 5
     # Every fact has the value that it was solved for.
     edited, ledger = open_run(tmp_path / "both")
     model = edited.model

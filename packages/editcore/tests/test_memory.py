@@ -100,7 +100,7 @@ SINCE = {
 def test_the_oldest_torch_allowed_has_what_is_called() -> None:
     package = Path(__file__).parents[1]
     needs = tomllib.loads((package / "pyproject.toml").read_text())["project"]["dependencies"]
-    [bound] = [one.removeprefix("torch>=") for one in needs if one.startswith("torch>=")]
+    [bound] = [need.removeprefix("torch>=") for need in needs if need.startswith("torch>=")]
     code = "\n".join(path.read_text(encoding="utf-8") for path in package.glob("src/**/*.py"))
     called = set(re.findall(r"torch\.accelerator\.(\w+)", code))
     assert called <= SINCE.keys()

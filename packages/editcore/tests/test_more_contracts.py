@@ -182,7 +182,7 @@ def test_what_keeps_the_contract_passes(ran: Outcomes, kind: str, name: str) -> 
     owner = class_of(kind, name)
     assert owner not in ran.failed
     assert owner not in ran.skipped
-    clauses = {one for one in vars(KINDS[kind][0]) if one.startswith("test_")}
+    clauses = {name for name in vars(KINDS[kind][0]) if name.startswith("test_")}
     assert ran.passed[owner] == clauses - (set() if name == "honest" else {"test_announcement_imports_no_torch"})
 
 

@@ -189,7 +189,7 @@ def test_a_run_refuses_it_before_anything_is_measured(
     too_long = EditRequest(subject="Ada", prompt="is " * 50 + "{} is", target_new="x")
     records = [FactRecord(request=one) for one in (*tiny_requests(2), too_long)]
     facts = tmp_path / "long.jsonl"
-    facts.write_text("".join(one.model_dump_json() + "\n" for one in records))
+    facts.write_text("".join(record.model_dump_json() + "\n" for record in records))
     out = tmp_path / "run"
     done = editctl("run", "--model", small, "--dataset", facts, "--editor", "toy", "--out", out)
     assert done.code == 2

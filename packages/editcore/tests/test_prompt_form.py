@@ -190,7 +190,7 @@ def test_records_are_measured_in_chat_form(model: LanguageModel) -> None:
     record = FactRecord(request=request, probes=(Probe(kind="paraphrase", prompt=f"So {request.text}"),))
     found = CounterFactEvaluator().evaluate(model, [record])
     expected = score_targets(model, [request.text, f"So {request.text}"], [request.target_new] * 2)
-    seen = {one.metric: one.value for one in found if one.metric.endswith("_nll_new")}
+    seen = {observation.metric: observation.value for observation in found if observation.metric.endswith("_nll_new")}
     assert seen == pytest.approx({"rewrite_nll_new": expected[0].nll, "paraphrase_nll_new": expected[1].nll}, abs=1e-6)
 
 

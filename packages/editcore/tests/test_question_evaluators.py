@@ -275,7 +275,9 @@ def test_long_answers_are_as_long_as_the_right_one() -> None:
         ("long_paraphrases_recall", "paraphrase", "The home of Ada is", target),
         ("parts_recall", "portability.sub_question", "The river of Ada is", "Rome or Paris"),
     ]
-    assert [(one.metric, one.kind, one.prompt) for one in found] == [row[:3] for row in expected]
+    assert [(observation.metric, observation.kind, observation.prompt) for observation in found] == [
+        row[:3] for row in expected
+    ]
     for observation, (_, _, prompt, answer) in zip(found, expected, strict=True):
         length = len(model.tokenizer(answer, add_special_tokens=False)["input_ids"])
         [text] = model.generate([prompt], max_new_tokens=length)

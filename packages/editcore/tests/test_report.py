@@ -131,8 +131,8 @@ def test_a_report_has_everything_that_is_asked_of_it(editctl: Call, finished: Ca
     # Every metric that is for readers, by evaluator: its means, how many facts they are of, and what it says.
     measured = {row["measure"]: row for row in found.under("measure", "before")}
     known = [
-        one for one in results["metrics"]
-        if one["show"] != "data" and any(results[phase][one["key"]] is not None for phase in ("before", "after"))
+        metric for metric in results["metrics"]
+        if metric["show"] != "data" and any(results[phase][metric["key"]] is not None for phase in ("before", "after"))
     ]  # fmt: skip
     assert list(measured) == [one["label"] for one in known]
     assert {"Efficacy (ES)", "Efficacy accuracy", "Facts said"} <= measured.keys()
@@ -152,8 +152,8 @@ def test_a_report_has_everything_that_is_asked_of_it(editctl: Call, finished: Ca
     facts = {row["prompt"]: row for row in found.under("subject", "prompt")}
     frame = pd.read_parquet(run / "results.parquet")
     after = frame[frame["phase"] == "after"]
-    held = {one["request_id"]: one["value"] for one in after[after["metric"] == "ES"].to_dict(orient="records")}
-    said = {one["request_id"]: one["text"] for one in after[after["metric"] == "facts_said"].to_dict(orient="records")}
+    held = {row["request_id"]: row["value"] for row in after[after["metric"] == "ES"].to_dict(orient="records")}
+    said = {row["request_id"]: row["text"] for row in after[after["metric"] == "facts_said"].to_dict(orient="records")}
     assert held.keys() == said.keys() == {"0", "1", "4", "5"}
     for index, one in enumerate(requests):
         request, refused = one["request"], index in (2, 3)
@@ -363,10 +363,14 @@ def test_a_run_with_checkpoints_has_its_curve(finished: Callable[..., Path]) -> 
     found = parsed(run)
     checkpoints = json.loads((run / "summary.json").read_text(encoding="utf-8"))["checkpoints"]
     shown = found.under("facts edited", "facts measured")
-    assert [row["facts edited"] for row in shown] == [str(one["num_edits"]) for one in checkpoints] == ["2", "4"]
-    for row, one in zip(shown, checkpoints, strict=True):
-        assert float(row["Efficacy (ES)"]) == pytest.approx(one["values"]["ES"], abs=0.05)
-        assert float(row["Facts said (%)"]) == pytest.approx(one["values"]["facts_said"], abs=0.05)
+    assert (
+        [row["facts edited"] for row in shown]
+        == [str(checkpoint["num_edits"]) for checkpoint in checkpoints]
+        == ["2", "4"]
+    )
+    for row, checkpoint in zip(shown, checkpoints, strict=True):
+        assert float(row["Efficacy (ES)"]) == pytest.approx(checkpoint["values"]["ES"], abs=0.05)
+        assert float(row["Facts said (%)"]) == pytest.approx(checkpoint["values"]["facts_said"], abs=0.05)
     assert (run / "figures" / "forgetting_curve.png").read_bytes() in found.pictures()
 
 
@@ -457,7 +461,7 @@ def sweep(tmp_path: Path) -> Path:
         ("replay", {"batch_size": 5, "replay.replay_rate": 0.5}, 1, "dddd4444dddd"),
     ]
     plan = {
-        "metrics": [asdict(one) for one in measures_of([COUNTERFACT])],
+        "metrics": [asdict(measure) for measure in measures_of([COUNTERFACT])],
         "title": "does_replay_hold", "summary": "Does replay hold earlier facts?", "arms": ["plain", "replay"],
         "axes": {"batch_size": [5], "replay.replay_rate": [0.5]}, "seeds": [0, 1], "notes": ["An arm was left out."],
         "points": [{"arm": arm, "values": values, "seed": seed, "key": key} for arm, values, seed, key in points],
@@ -523,7 +527,9 @@ def test_a_sweep_has_its_means_failures_and_trials(editctl: Call, sweep: Path) -
 
 def test_the_best_is_the_lowest_where_lower_is_better(sweep: Path) -> None:
     def lower(plan: Any) -> Any:
-        metrics = [{**one, "better": "lower" if one["key"] == "score" else "higher"} for one in plan["metrics"]]
+        metrics = [
+            {**metric, "better": "lower" if metric["key"] == "score" else "higher"} for metric in plan["metrics"]
+        ]
         return {**plan, "metrics": metrics}
 
     changed(sweep / "plan.json", lower)

@@ -79,7 +79,7 @@ def test_what_is_written_and_not_said_is_told(open_session: Open, tmp_path: Path
     session = open_session(directory=tmp_path / "run", toy={"v_num_grad_steps": 2, "v_lr": 1e-3})
     session.edit(FACTS[:1], batch_size=1)
     [result] = session.edit(FACTS[1:], batch_size=6)
-    figures = {one.request_id: one.figures for one in result.proposal.evidence}
+    figures = {figure.request_id: figure.figures for figure in result.proposal.evidence}
     for request in FACTS[1:]:
         ids = session.model.tokenizer(request.text)["input_ids"]
         whole = session.model.tokenizer(f"{request.text} {request.target_new}")["input_ids"]
@@ -88,7 +88,7 @@ def test_what_is_written_and_not_said_is_told(open_session: Open, tmp_path: Path
         mean = logits.log_softmax(-1).gather(1, wanted[:, None]).mean()
         assert figures[request.id]["said_probability"] == pytest.approx(float(mean.exp()), rel=1e-4)
         assert figures[request.id]["said"] == float(bool((logits.argmax(-1) == wanted).all()))
-    assert not any(one["said"] for one in figures.values())
+    assert not any(figure["said"] for figure in figures.values())
     assert result.not_said.startswith("5 of 5 facts are not what the model says to the bare prompt")
     assert result.not_said.count(" → ") == 3
     assert "2 more. The optimisation ended low, too" in result.not_said
@@ -117,7 +117,7 @@ def test_what_is_not_said_is_told_with_its_likely_cause() -> None:
     assert "The optimisation of 1 of the 2 had reached" in both
     unknown = not_said(FACTS, [EditEvidence(request_id=FACTS[0].id, figures={"said": 0.0, "said_probability": 0.1})])
     assert "optimisation" not in unknown, "an editor that tells nothing of one has perhaps none"
-    said = [EditEvidence(request_id=one.id, figures={"said": 1.0, "said_probability": 0.9}) for one in FACTS]
+    said = [EditEvidence(request_id=fact.id, figures={"said": 1.0, "said_probability": 0.9}) for fact in FACTS]
     assert not_said(FACTS, said) == ""
     assert not_said(FACTS, [replace(one, replayed=True, figures={}) for one in said]) == ""
 
@@ -141,8 +141,10 @@ def test_a_session_from_beginning_to_end(open_session: Open, tmp_path: Path) -> 
         for request in FACTS
     ]
     found = session.evaluate(records)
-    asked = dict.fromkeys((one.request_id, one.kind) for one in found.observations["counterfact"])
-    assert list(asked) == [(one.id, kind) for one in FACTS for kind in ("rewrite", "paraphrase")]
+    asked = dict.fromkeys(
+        (observation.request_id, observation.kind) for observation in found.observations["counterfact"]
+    )
+    assert list(asked) == [(fact.id, kind) for fact in FACTS for kind in ("rewrite", "paraphrase")]
     assert found.summary.facts == {"counterfact": 6, "generation": 6}
     assert found.measures == session.measures
     expected = CounterFactEvaluator().evaluate(session.model, records)
@@ -247,7 +249,7 @@ def test_what_compares_is_handed_the_unedited_model(open_session: Open, monkeypa
 
     def spied(self: Any, model: LanguageModel, records: Any, context: EvaluationContext) -> Any:
         unedited = model.fingerprint() == base
-        seen.append((unedited, tuple(one.request.id for one in records), context.unedited is None))
+        seen.append((unedited, tuple(record.request.id for record in records), context.unedited is None))
         return evaluate(self, model, records, context)
 
     monkeypatch.setattr(GenerationEvaluator, "evaluate", spied)
@@ -261,11 +263,13 @@ def test_what_compares_is_handed_the_unedited_model(open_session: Open, monkeypa
     seen.clear()
     assert session.evaluate(records) == whole
     assert seen == [(False, ids, False)]
-    prompts = [one.probes[0].prompt for one in records]
+    prompts = [record.probes[0].prompt for record in records]
     was, now = session.generate_unedited(prompts, max_new_tokens=10), session.generate(prompts, max_new_tokens=10)
     expected = [answer_of(one, ".\n") == answer_of(other, ".\n") for one, other in zip(was, now, strict=True)]
-    found = [one for one in whole.observations["generation"] if one.metric == "unchanged"]
-    assert [(one.request_id, one.value) for one in found] == list(zip(ids, expected, strict=True))
+    found = [observation for observation in whole.observations["generation"] if observation.metric == "unchanged"]
+    assert [(observation.request_id, observation.value) for observation in found] == list(
+        zip(ids, expected, strict=True)
+    )
     assert not all(expected), "the edits do harm"
     assert first.summary.averages["unchanged"].facts == 2
 
@@ -307,7 +311,7 @@ def test_evaluators_have_settings_and_extensions_are_told_everything(open_sessio
     assert event.observations == found.observations
     assert event.scores == found.summary.values()
     assert event.scores["won"] == 100.0
-    assert event.scores["length"] == sum(len(one.text) for one in FACTS[:2]) / 2
+    assert event.scores["length"] == sum(len(fact.text) for fact in FACTS[:2]) / 2
     assert found.summary.facts == {"rewrites": 2, "generation": 1}
     session.evaluate_unedited(records)
     assert [one.phase for one in told] == ["2", "before"]
@@ -427,7 +431,7 @@ def test_attachments_come_and_go_with_their_batches(open_session: Open, tmp_path
     first, second = session.edit(FACTS[:4], batch_size=2)
     assert first.applied
     assert second.applied
-    ids = [", ".join(one.id for one in FACTS[at : at + 2]) for at in (0, 2)]
+    ids = [", ".join(fact.id for fact in FACTS[at : at + 2]) for at in (0, 2)]
     assert session.model.asked("A") == f"{ids[0]} {ids[1]} A"
     assert opened().model.asked("A") == f"{ids[0]} {ids[1]} A"
     assert session.without_edits(lambda: session.model.asked("A")) == "A"
@@ -650,7 +654,7 @@ def test_a_verdict_that_means_nothing_is_refused(open_session: Open, gate: dict[
 
 def optimisations(result: Any) -> list[float]:
     """Steps by request, and what stands for them in the ledger."""
-    return [one.figures["steps"] for one in result.proposal.evidence]
+    return [figure.figures["steps"] for figure in result.proposal.evidence]
 
 
 def test_rejected_requests_leave_what_the_others_would_have_been_alone(open_session: Open, tmp_path: Path) -> None:
@@ -659,19 +663,19 @@ def test_rejected_requests_leave_what_the_others_would_have_been_alone(open_sess
     [result] = session.edit(FACTS[:4])
     kept = (FACTS[0], FACTS[2])
     assert (result.applied, result.reason, result.batch.requests) == (True, "", kept)
-    assert [(one.request.id, one.by, one.reason, one.figures) for one in result.rejected] == [
-        (name, "gate", "unwanted", {"harm": 2.0}) for name in ids
-    ]
+    assert [
+        (rejection.request.id, rejection.by, rejection.reason, rejection.figures) for rejection in result.rejected
+    ] == [(name, "gate", "unwanted", {"harm": 2.0}) for name in ids]
     assert (
         session.extensions["gate"].seen
         == [  # type: ignore[attr-defined]
-            sorted(one.id for one in FACTS[:4]),
-            sorted(one.id for one in FACTS[:3]),
+            sorted(fact.id for fact in FACTS[:4]),
+            sorted(fact.id for fact in FACTS[:3]),
             sorted(one.id for one in kept),
         ]
     )
     assert session.requests == kept
-    assert [one.request_id for one in result.proposal.evidence] == [one.id for one in kept]
+    assert [figure.request_id for figure in result.proposal.evidence] == [one.id for one in kept]
     assert min(optimisations(result)) > 0
     alone = open_session()
     alone.edit(kept)
@@ -698,7 +702,7 @@ def test_withdrawn_requests_cost_nothing(open_session: Open) -> None:
 
 @pytest.mark.parametrize("when", ["withdraws", "rejects"])
 def test_a_batch_that_loses_all_is_rejected(open_session: Open, tmp_path: Path, when: str) -> None:
-    settings = {"gate": {"batch": 9, when: [one.id for one in FACTS[:2]]}}
+    settings = {"gate": {"batch": 9, when: [fact.id for fact in FACTS[:2]]}}
     session = open_session(plugins=["gate"], settings=settings, directory=tmp_path / "run")
     base = bits(session.model)
     lost, kept = session.edit(FACTS[:4], batch_size=2)
@@ -711,7 +715,7 @@ def test_a_batch_that_loses_all_is_rejected(open_session: Open, tmp_path: Path, 
     assert (kept.applied, kept.batch.index) == (True, 1)
     assert not same(bits(session.model), base)
     read = Ledger.read(tmp_path / "run")
-    assert [one.request for one in read.batches[0].all_rejected] == list(FACTS[:2])
+    assert [rejection.request for rejection in read.batches[0].all_rejected] == list(FACTS[:2])
     assert open_session(directory=tmp_path / "run").next_batch == 2
 
 
@@ -719,7 +723,7 @@ def test_contradictions_of_a_batch_may_be_withdrawn(open_session: Open) -> None:
     other = FACTS[0].model_copy(update={"target_new": "Vienna", "id": "other"})
     session = open_session(plugins=["gate"], settings={"gate": {"withdraws": ["other"]}})
     [result] = session.edit([FACTS[0], other])
-    assert (result.batch.requests, [one.request for one in result.rejected]) == (FACTS[:1], [other])
+    assert (result.batch.requests, [rejection.request for rejection in result.rejected]) == (FACTS[:1], [other])
     with pytest.raises(RequestError, match="contradict each other"):
         open_session().edit([FACTS[0], other])
 
@@ -737,7 +741,9 @@ def test_a_rejected_batch_names_its_requests(open_session: Open) -> None:
     session = open_session(plugins=["first", "gate"], settings={"gate": {"batch": 0}})
     session.edit(FACTS[:2])
     found = session.ledger.batches[0].all_rejected
-    assert [(one.request, one.by, one.reason) for one in found] == [(one, "gate", "it looks odd") for one in FACTS[:2]]
+    assert [(one.request, one.by, one.reason) for one in found] == [
+        (fact, "gate", "it looks odd") for fact in FACTS[:2]
+    ]
     assert found[0].figures["oddness"] == 0.75
 
 

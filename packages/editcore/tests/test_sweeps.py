@@ -379,7 +379,7 @@ def test_arms_with_evaluators_of_their_own_share_a_table(
     assert done.code == 0, done.err
     assert "percent (length in characters), higher is better (lower for length)" in " ".join(done.out.split())
     plan = json.loads((tmp_path / "out" / "plan.json").read_text())
-    assert [one["key"] for one in plan["metrics"] if one["show"] == "always"] == [
+    assert [metric["key"] for metric in plan["metrics"] if metric["show"] == "always"] == [
         "ES", "PS", "NS", "score", "won", "length",
     ]  # fmt: skip
     both, one = pd.read_csv(tmp_path / "out" / "tiny" / "tiny.csv").to_dict(orient="records")

@@ -73,7 +73,7 @@ def test_every_parameter_has_one_name_of_the_state_dict(family: str) -> None:
     model = tiny_model(family)
     names = model.weights.names()
     assert len(set(names)) == len(names)
-    assert {id(model.weight(name)) for name in names} == {id(one) for one in model.hf.parameters()}
+    assert {id(model.weight(name)) for name in names} == {id(parameter) for parameter in model.hf.parameters()}
     assert {*names, *model.weights.tied()} == {name for name, _ in model.hf.named_parameters(remove_duplicate=False)}
     tied_head = model.hf.get_input_embeddings().weight is model.hf.get_output_embeddings().weight
     assert bool(model.weights.tied()) == tied_head
@@ -195,7 +195,7 @@ def test_experts_that_store_in_out(make: object) -> None:
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "olmoe"])
 def test_experts_that_store_out_in(family: str) -> None:
     weights = Weights(tiny_hf_model(family, d_ff=48), model_name="m")
-    name = next(one for one in weights.names() if one.endswith("experts.down_proj"))
+    name = next(name for name in weights.names() if name.endswith("experts.down_proj"))
     d_model, d_ff = weights.stored(name).shape[1:]
     assert d_model == 32 != d_ff
     for index in range(4):

@@ -32,4 +32,4 @@ class TestMemoryContract(AttachmentContract):
             tiny_model(), SessionConfig(editor="gated-memory", settings={"gated-memory": {"layer": 1}})
         )
         session.edit(tiny_requests(2), batch_size=1)
-        return tuple(one.attachment for one in session.ledger.entries if one.attachment is not None)
+        return tuple(entry.attachment for entry in session.ledger.entries if entry.attachment is not None)

@@ -37,7 +37,7 @@ class TestStatementsContract(AttachmentContract):
         return tuple(
             Attachment(
                 kind="retrieved-context",
-                fields={"statements": [f"{one.text} {one.target_new}"], "least_overlap": 0.5},
+                fields={"statements": [f"{request.text} {request.target_new}"], "least_overlap": 0.5},
             )
-            for one in tiny_requests(2)
+            for request in tiny_requests(2)
         )

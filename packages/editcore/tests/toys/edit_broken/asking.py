@@ -29,7 +29,7 @@ class Honest:
         self, model: LanguageModel, record: FactRecord, costs: dict[tuple[str, str], float]
     ) -> Iterator[Observation]:
         paraphrases = record.of_kind("paraphrase")[: self.hparams.paraphrases]
-        prompts = [record.request.text, *(one.prompt for one in paraphrases)]
+        prompts = [record.request.text, *(paraphrase.prompt for paraphrase in paraphrases)]
         scores = score_targets(model, prompts, [record.request.target_new] * len(prompts))
         for prompt, score in zip(prompts, scores, strict=True):
             asked = {"request_id": record.request.id, "prompt": prompt}
@@ -68,8 +68,10 @@ class Unsaid(Honest):
     def evaluate(self, model: LanguageModel, records: Sequence[FactRecord], context: EvaluationContext) -> Found:
         found = super().evaluate(model, records, context)
         edited = {record.request.text for record in records}
-        wordings = [one for one in found if one.metric == "cost" and one.prompt not in edited]
-        return [*found, *(dataclasses.replace(one, metric="wording") for one in wordings)]
+        wordings = [
+            observation for observation in found if observation.metric == "cost" and observation.prompt not in edited
+        ]
+        return [*found, *(dataclasses.replace(wording, metric="wording") for wording in wordings)]
 
 
 class Secret(Honest):
@@ -77,7 +79,14 @@ class Secret(Honest):
 
     def evaluate(self, model: LanguageModel, records: Sequence[FactRecord], context: EvaluationContext) -> Found:
         found = super().evaluate(model, records, context)
-        return [*found, *(dataclasses.replace(one, metric="secret") for one in found if one.metric == "cost")]
+        return [
+            *found,
+            *(
+                dataclasses.replace(observation, metric="secret")
+                for observation in found
+                if observation.metric == "cost"
+            ),
+        ]
 
 
 class Boastful(Honest):
@@ -85,7 +94,10 @@ class Boastful(Honest):
 
     def evaluate(self, model: LanguageModel, records: Sequence[FactRecord], context: EvaluationContext) -> Found:
         found = super().evaluate(model, records, context)
-        return [dataclasses.replace(one, value=100.0) if one.metric == "likely" else one for one in found]
+        return [
+            dataclasses.replace(observation, value=100.0) if observation.metric == "likely" else observation
+            for observation in found
+        ]
 
 
 class Endless(Honest):
@@ -93,7 +105,10 @@ class Endless(Honest):
 
     def evaluate(self, model: LanguageModel, records: Sequence[FactRecord], context: EvaluationContext) -> Found:
         found = super().evaluate(model, records, context)
-        return [dataclasses.replace(one, value=math.inf) if one.metric == "likely" else one for one in found]
+        return [
+            dataclasses.replace(observation, value=math.inf) if observation.metric == "likely" else observation
+            for observation in found
+        ]
 
 
 class Nosy(Honest):
@@ -116,7 +131,10 @@ class Moody(Honest):
     def evaluate(self, model: LanguageModel, records: Sequence[FactRecord], context: EvaluationContext) -> Found:
         self.compared += context.unedited is not None
         found = super().evaluate(model, records, context)
-        return [dataclasses.replace(one, value=one.value + 1e-3 * self.compared) for one in found[:1]] + found[1:]
+        return [
+            dataclasses.replace(observation, value=observation.value + 1e-3 * self.compared)
+            for observation in found[:1]
+        ] + found[1:]
 
 
 class Training(Honest):
@@ -175,7 +193,9 @@ class Enriched(Honest):
 
     def evaluate(self, model: LanguageModel, records: Sequence[FactRecord], context: EvaluationContext) -> Found:
         found = super().evaluate(model, records, context)
-        return [Labelled(**{one.name: getattr(made, one.name) for one in dataclasses.fields(made)}) for made in found]
+        return [
+            Labelled(**{field.name: getattr(made, field.name) for field in dataclasses.fields(made)}) for made in found
+        ]
 
 
 class Keeping(Honest):
@@ -195,4 +215,11 @@ class Wordy(Honest):
 
     def evaluate(self, model: LanguageModel, records: Sequence[FactRecord], context: EvaluationContext) -> Found:
         found = super().evaluate(model, records, context)
-        return [*found, *(dataclasses.replace(one, prompt="again") for one in found if one.metric == "likely")]
+        return [
+            *found,
+            *(
+                dataclasses.replace(observation, prompt="again")
+                for observation in found
+                if observation.metric == "likely"
+            ),
+        ]

@@ -77,7 +77,7 @@ class Settling(Honest):
         first: dict[tuple[str, str], EditRequest] = {}
         for request in event.batch.requests:
             first.setdefault(request.fact_key, request)
-        again = [one for one in event.batch.requests if first[one.fact_key] != one]
+        again = [request for request in event.batch.requests if first[request.fact_key] != request]
         return BatchAddition(withdrawn={one.id: Rejection(reason="it repeats another") for one in again})
 
 

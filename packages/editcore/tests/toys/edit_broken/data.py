@@ -26,7 +26,7 @@ class Labelled(FactRecord):
 
 
 def subclassed(hparams: FactsHParams) -> list[Labelled]:
-    return [Labelled.model_validate(one.model_dump()) for one in honest(hparams)]
+    return [Labelled.model_validate(record.model_dump()) for record in honest(hparams)]
 
 
 def passing(hparams: FactsHParams) -> Iterator[FactRecord]:
@@ -47,12 +47,12 @@ def repeated(hparams: FactsHParams) -> list[FactRecord]:
 
 def tuples(hparams: FactsHParams) -> list[FactRecord]:
     """Has in ``extra`` what JSON does not."""
-    return [one.model_copy(update={"extra": {"pair": (1, 2)}}) for one in honest(hparams)]
+    return [record.model_copy(update={"extra": {"pair": (1, 2)}}) for record in honest(hparams)]
 
 
 def shuffled(hparams: FactsHParams) -> list[FactRecord]:
     """In the order of a set, which is another one in each process."""
-    records = {one.request.id: one for one in honest(hparams)}
+    records = {record.request.id: record for record in honest(hparams)}
     return [records[name] for name in set(records)]
 
 

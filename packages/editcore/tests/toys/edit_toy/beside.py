@@ -15,9 +15,9 @@ class _Keeper:
     kind = ""
 
     def install(self, model: LanguageModel, attachments: Sequence[Attachment]) -> None:
-        if any(one.fields.get("refuses") for one in attachments):
+        if any(attachment.fields.get("refuses") for attachment in attachments):
             raise ModelError("It does not fit.")
-        if any(one.fields.get("breaks") for one in attachments):
+        if any(attachment.fields.get("breaks") for attachment in attachments):
             raise ZeroDivisionError("no luck")
         self.attachments = tuple(attachments)
         self.entry = (self.kind, len(attachments))
@@ -37,8 +37,8 @@ class Logits(_Keeper):
         self.handle = model.hf.get_output_embeddings().register_forward_hook(self._change)
 
     def _change(self, _module: nn.Module, _inputs: tuple[Tensor, ...], logits: Tensor) -> Tensor:
-        for one in self.attachments:
-            logits = 0.5 * logits + one.tensors["shift"].to(logits)
+        for attachment in self.attachments:
+            logits = 0.5 * logits + attachment.tensors["shift"].to(logits)
         return logits
 
     def remove(self) -> None:
@@ -52,7 +52,7 @@ class Preface(_Keeper):
     kind = "toy-preface"
 
     def rewrite(self, prompt: str) -> str:
-        return " ".join([*(str(one.fields["text"]) for one in self.attachments), prompt])
+        return " ".join([*(str(attachment.fields["text"]) for attachment in self.attachments), prompt])
 
 
 class Broken:

@@ -92,7 +92,7 @@ def _spoilt(proposal: Proposal, how: str | None) -> Proposal:
     if how == "kept":
         return replace(proposal, memory={"sum": torch.tensor([1.0, math.nan])})
     if how in ("beside", "fields"):  # a set is nothing that JSON has
-        text = ", ".join(one.request_id for one in proposal.evidence)
+        text = ", ".join(figure.request_id for figure in proposal.evidence)
         beside = Attachment(kind="toy-preface", fields={"text": text if how == "beside" else {text}})
         return replace(proposal, attachment=beside)
     return proposal
@@ -180,7 +180,7 @@ class Gate:
     def editcore_before_batch(self, event: BeforeBatch) -> BatchAddition:
         present = {request.id for request in event.batch.new_requests} | {"nobody"}
         return BatchAddition(
-            withdrawn={one: Rejection(reason="not today") for one in self.hparams.withdraws if one in present}
+            withdrawn={name: Rejection(reason="not today") for name in self.hparams.withdraws if name in present}
         )
 
     @hookimpl
@@ -189,7 +189,7 @@ class Gate:
         present = {request.id for request in event.batch.new_requests}
         self.seen.append(sorted(present))
         if self.hparams.rejects:
-            out = [one for one in self.hparams.rejects if one in present or one == "nobody"][:1]
+            out = [name for name in self.hparams.rejects if name in present or name == "nobody"][:1]
             rejected = {one: Rejection(reason="unwanted", figures={"harm": 2.0}) for one in out}
             return Verdict(action="accept", reason="fine", rejected=rejected)
         if event.batch.index != self.hparams.batch:
@@ -231,4 +231,6 @@ class Lengths(Rewrites):
     def evaluate(
         self, model: LanguageModel, records: Sequence[FactRecord], context: EvaluationContext
     ) -> list[Observation]:
-        return [one for one in super().evaluate(model, records, context) if one.metric == "length"]
+        return [
+            observation for observation in super().evaluate(model, records, context) if observation.metric == "length"
+        ]

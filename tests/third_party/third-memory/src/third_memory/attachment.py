@@ -28,11 +28,11 @@ class GatedMemory:
     def install(self, model: LanguageModel, attachments: Sequence[Attachment]) -> None:
         """Hook the blocks that attachments speak of."""
         by_layer: dict[int, list[Attachment]] = {}
-        for one in attachments:
-            model.check_layer(one.fields["layer"])
-            if (width := one.tensors["keys"].shape[1]) != model.layout.d_model:
+        for attachment in attachments:
+            model.check_layer(attachment.fields["layer"])
+            if (width := attachment.tensors["keys"].shape[1]) != model.layout.d_model:
                 raise ModelError(f"The memory's keys are {width} wide, {model.name} is {model.layout.d_model}.")
-            by_layer.setdefault(one.fields["layer"], []).append(one)
+            by_layer.setdefault(attachment.fields["layer"], []).append(attachment)
         for layer, several in by_layer.items():
             self._handles.append(model.block(layer).register_forward_hook(_adding(several), with_kwargs=True))
 
@@ -53,8 +53,10 @@ def look_up(attachments: Sequence[Attachment], hidden: Tensor) -> Tensor:
     """What the memory adds for ``hidden [..., d_model]``: zero where no key is near enough, and where several are
     equally near, what was written last."""
     newest_first = attachments[::-1]
-    keys, values = (torch.cat([one.tensors[name] for one in newest_first]) for name in ("keys", "values"))
-    gates = torch.cat([torch.full((len(one.tensors["keys"]),), one.fields["gate"]) for one in newest_first])
+    keys, values = (torch.cat([attachment.tensors[name] for attachment in newest_first]) for name in ("keys", "values"))
+    gates = torch.cat(
+        [torch.full((len(attachment.tensors["keys"]),), attachment.fields["gate"]) for attachment in newest_first]
+    )
     near = torch.nn.functional.normalize(hidden.float(), dim=-1)
     cosines = near @ torch.nn.functional.normalize(keys.to(near), dim=-1).T  # [..., slots]
     best = cosines.amax(dim=-1, keepdim=True)

@@ -23,7 +23,7 @@ class Prompts:
 
     def __init__(self, model: LanguageModel, batch: EditBatch, layer: int) -> None:
         self.model, self.layer, self.block = model, layer, model.block(layer)
-        texts = [(one.text, one.target_new) for one in batch.requests]
+        texts = [(request.text, request.target_new) for request in batch.requests]
         joined = [join_continuation(model, text, model.read_prompt(text)[0], target) for text, target in texts]
         self.ids, self.mask = pad_rows([ids[:-1] for ids, _ in joined], model.pad_id, device=model.device)
         self.lasts = torch.tensor([start - 1 for _, start in joined])

@@ -32,8 +32,8 @@ class Consequences:
     def _follows(
         self, model: LanguageModel, record: FactRecord, costs: dict[tuple[str, str], float]
     ) -> list[Observation]:
-        probes = [one for one in record.of_kind("portability") if one.answers]
-        scores = score_targets(model, [one.prompt for one in probes], [one.answers[0] for one in probes])
+        probes = [probe for probe in record.of_kind("portability") if probe.answers]
+        scores = score_targets(model, [probe.prompt for probe in probes], [probe.answers[0] for probe in probes])
         name, found, likelier = record.request.id, [], []
         for probe, score in zip(probes, scores, strict=True):
             asked = {"kind": probe.kind, "prompt": probe.prompt}

@@ -19,7 +19,9 @@ class RetrievedContext:
     def install(self, model: LanguageModel, attachments: Sequence[Attachment]) -> None:
         """Take up the statements of all batches; of equally similar ones the newest wins."""
         self._statements = [
-            (statement, one.fields["least_overlap"]) for one in attachments for statement in one.fields["statements"]
+            (statement, attachment.fields["least_overlap"])
+            for attachment in attachments
+            for statement in attachment.fields["statements"]
         ]
 
     def remove(self) -> None:
@@ -34,7 +36,7 @@ class RetrievedContext:
             for number, (statement, _) in enumerate(self._statements)
             if asked
         ]
-        fitting = [one for one in similar if one[0] >= self._statements[one[1]][1]]
+        fitting = [hit for hit in similar if hit[0] >= self._statements[hit[1]][1]]
         return f"{max(fitting)[2]}. {prompt}" if fitting else prompt
 
 

@@ -34,7 +34,7 @@ class RetrievalEditor:
         """One statement per request."""
         if not batch.requests:
             raise RequestError("statements: the batch is empty; give it a request.")
-        statements = [f"{one.text} {one.target_new}" for one in batch.requests]
+        statements = [f"{request.text} {request.target_new}" for request in batch.requests]
         return Proposal(
             attachment=Attachment(
                 kind="retrieved-context",
