@@ -15,7 +15,7 @@ from editcore.locate_then_edit.hparams import LocateThenEditHParams
 from editcore.locate_then_edit.targets import anchored
 from editcore.locate_then_edit.value_loss import spread_parts
 from editcore.locate_then_edit.value_norms import measure_value_norms
-from editcore.locate_then_edit.value_steps import LEAST_GAIN, MarginSteps, margin_aim
+from editcore.locate_then_edit.value_steps import LEAST_GAIN, LogOddsSteps, log_odds_aim
 from editcore.models.capture import capture
 from editcore.models.planning import PassBudget
 from editcore.models.tokens import TokenRow, lookup_row
@@ -37,7 +37,7 @@ FREE = {
 }
 """With these a tiny model says three facts after 6 to 11 steps."""
 
-MARGIN = {"v_optimizer": "margin", "v_stop_probability": 0.5}
+LOG_ODDS = {"v_optimizer": "log_odds", "v_stop_probability": 0.5}
 """Steps along the gradient of the log-odds."""
 
 
@@ -72,8 +72,8 @@ def check_with_plain_loop(model: LanguageModel, settings: LocateThenEditHParams,
         {"v_context_factor": 3.0, "v_context_layers": 1, "v_contexts_per_step": 1},
         {"v_norm_anchor": True, "v_norms": ((1, 2.0),)},
         {"v_norm_anchor": True, "v_norms": ((1, 2.0),), "clamp_norm": "stream"},
-        {**MARGIN, "v_longest_step": 2.0},
-        {**MARGIN, "clamp_norm": "stream", "clamp_norm_factor": 1.5, "v_contexts_per_step": 1, "v_weight_decay": 0.5},
+        {**LOG_ODDS, "v_longest_step": 2.0},
+        {**LOG_ODDS, "clamp_norm": "stream", "clamp_norm_factor": 1.5, "v_contexts_per_step": 1, "v_weight_decay": 0.5},
     ],
     ids=str,
 )
@@ -89,7 +89,7 @@ def test_the_plain_loop_defines_it(changes: dict[str, object], cache_prefixes: b
 
 @pytest.mark.parametrize(
     "changes",
-    [{**FREE, "v_stop_most_probable": 1}, {"v_context_factor": 3.0}, {**MARGIN, "v_longest_step": 2.0}],
+    [{**FREE, "v_stop_most_probable": 1}, {"v_context_factor": 3.0}, {**LOG_ODDS, "v_longest_step": 2.0}],
     ids=str,
 )
 def test_facts_that_share_a_value_are_asked_together(changes: dict[str, object]) -> None:
@@ -254,7 +254,7 @@ def test_lengths_are_those_of_values_on_the_unedited_model(monkeypatch: pytest.M
 
 @given(seed=st.integers(0, 2**16), aim=st.floats(0.0, 4.0))
 @hypothesis_settings(max_examples=30)
-def test_where_log_odds_are_linear_one_margin_step_reaches_the_aim_by_the_least_change(seed: int, aim: float) -> None:
+def test_where_log_odds_are_linear_one_step_reaches_the_aim_by_the_least_change(seed: int, aim: float) -> None:
     """m(δ) = c + aᵀδ: the least change that brings m to the aim is (aim − m) a / ‖a‖²."""
     rng = torch.Generator().manual_seed(seed)
     slope = torch.randn(2, 5, generator=rng, dtype=torch.float64)
@@ -265,18 +265,18 @@ def test_where_log_odds_are_linear_one_margin_step_reaches_the_aim_by_the_least_
     losses = torch.nn.functional.softplus(-margin, threshold=1e9)  # −log p of p = 1 / (1 + exp(−m))
     (gradient,) = torch.autograd.grad(losses.sum(), delta)
     longest = torch.full((3,), 1e9, dtype=torch.float64)
-    MarginSteps(values, aim=aim, longest=longest).step(rows, losses.detach(), gradient)
+    LogOddsSteps(values, aim=aim, longest=longest).step(rows, losses.detach(), gradient)
     wanted = torch.maximum(margin.detach() + LEAST_GAIN, torch.tensor(aim, dtype=torch.float64))
     torch.testing.assert_close((slope * values[rows]).sum(1) - 6, wanted, rtol=1e-9, atol=1e-9)
     change = values - start
     assert change[1].abs().max() == 0
     torch.testing.assert_close(torch.cosine_similarity(change[rows], slope), torch.ones(2, dtype=torch.float64))
     short = start.clone()
-    MarginSteps(short, aim=aim, longest=longest * 0 + 1e-3).step(rows, losses.detach(), gradient)
+    LogOddsSteps(short, aim=aim, longest=longest * 0 + 1e-3).step(rows, losses.detach(), gradient)
     torch.testing.assert_close((short - start)[rows].norm(dim=1), torch.full((2,), 1e-3, dtype=torch.float64))
 
 
-def test_a_margin_step_aims_half_way_from_the_stop_to_certainty() -> None:
-    assert margin_aim(0.8) == pytest.approx(math.log(0.9 / 0.1))
+def test_a_step_aims_half_way_from_the_stop_to_certainty() -> None:
+    assert log_odds_aim(0.8) == pytest.approx(math.log(0.9 / 0.1))
     with pytest.raises(ValueError, match="needs a v_stop_probability to aim at"):
-        hparams(v_optimizer="margin")
+        hparams(v_optimizer="log_odds")

@@ -148,8 +148,8 @@ def _kept(model: LanguageModel, pairs: Sequence[_Pair]) -> dict[int, TargetScore
 def _keep(model: LanguageModel, pairs: Sequence[_Pair], scores: Mapping[int, TargetScore]) -> None:
     """Put scores, by the index of the pair, into the model's store of answers."""
     if model.answers is not None:
-        finite = [(index, score) for index, score in scores.items() if math.isfinite(score.nll)]
-        model.answers.keep(_TARGET, [(_question(pairs[index]), asdict(score)) for index, score in finite])
+        finite = [(index, found) for index, found in scores.items() if math.isfinite(found.nll)]
+        model.answers.keep(_TARGET, [(_question(pairs[index]), asdict(found)) for index, found in finite])
 
 
 _LEAST_SAVED = 2000

@@ -60,14 +60,14 @@ class LocateThenEditHParams(HParams):
     key_weighting: Literal["grouped", "mean", "prompt"] = "grouped"
     """Weights in the average of a fact's keys. ``grouped``: the bare prompt ½, all other contexts together ½ (MEMIT's
     code). ``mean``: all equal (ROME, eq. 3). ``prompt``: the bare prompt alone."""
-    v_optimizer: Literal["adam", "margin"] = "adam"
-    """How δ moves. ``adam``: as in the papers. ``margin``: along the gradient of m = log(p/(1 − p)), p = exp(−loss), as
+    v_optimizer: Literal["adam", "log_odds"] = "adam"
+    """How δ moves. ``adam``: as in the papers. ``log_odds``: along the gradient of m = log(p/(1 − p)), p = exp(−loss), as
     far as m needs to get half-way from ``v_stop_probability`` to 1 if it were linear, but at most ``v_longest_step``.
     Adam gives all components of a step about one size; a step along the gradient needs a shorter δ for the same
     probability, and so a smaller change of the weights. Not in the papers; DeepFool (arXiv 1511.04599) takes such steps
     in a classifier's input."""
     v_longest_step: Annotated[float, Field(gt=0)] = 0.3
-    """Longest step of ``v_optimizer = "margin"``, in units of ‖h₀‖."""
+    """Longest step of ``v_optimizer = "log_odds"``, in units of ‖h₀‖."""
     v_num_grad_steps: Annotated[int, Field(ge=1, le=1000)] = 20
     """Evaluations of the value loss for a fact, and as many for each of several facts that share a value; one fewer
     steps are taken. ROME, appendix E.5."""
@@ -173,8 +173,8 @@ class LocateThenEditHParams(HParams):
                 "v_norm_anchor rescales values to their length in v_norms, which has none for block "
                 f"{', '.join(without)}. editctl onboard MODEL measures it for the layers of its preset"
             )
-        if self.v_optimizer == "margin" and self.v_stop_probability is None:
-            raise ValueError('v_optimizer = "margin" needs a v_stop_probability to aim at, such as 0.85')
+        if self.v_optimizer == "log_odds" and self.v_stop_probability is None:
+            raise ValueError('v_optimizer = "log_odds" needs a v_stop_probability to aim at, such as 0.85')
         templates = self.context_templates
         if self.v_context_factor and (self.context_count == 0 if templates is None else len(templates) == 1):
             raise ValueError("v_context_factor compares contexts, but there is only the bare prompt (context_count)")

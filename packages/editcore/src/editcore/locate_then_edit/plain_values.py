@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from editcore.interfaces.values import EditRequest
 from editcore.locate_then_edit.token_rows import fact_rows
-from editcore.locate_then_edit.value_steps import LEAST_GAIN, margin_aim
+from editcore.locate_then_edit.value_steps import LEAST_GAIN, log_odds_aim
 from editcore.models.module_hooks import first_tensor, hooks
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def optimise_plainly(
             assert hparams.v_stop_probability is not None
             p = (-loss.detach()).exp()
             slope = -delta.grad / (1 - p)  # of the log-odds m = log(p / (1 − p))
-            gain = max(margin_aim(hparams.v_stop_probability) - float((p / (1 - p)).log()), LEAST_GAIN)
+            gain = max(log_odds_aim(hparams.v_stop_probability) - float((p / (1 - p)).log()), LEAST_GAIN)
             longest = hparams.v_longest_step * float(base.norm()) / added
             with torch.no_grad():
                 delta.add_(slope / slope.norm() * min(gain / float(slope.norm()), longest))

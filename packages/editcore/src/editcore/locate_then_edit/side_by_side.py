@@ -28,7 +28,7 @@ from editcore.locate_then_edit.cached_prefixes import CachedPrefixes
 from editcore.locate_then_edit.prepared_rows import whole_rows
 from editcore.locate_then_edit.token_rows import ESSENCE, FactRows, RowName
 from editcore.locate_then_edit.value_loss import LossPass, loss_pass, pass_losses
-from editcore.locate_then_edit.value_steps import AdamSteps, MarginSteps, margin_aim
+from editcore.locate_then_edit.value_steps import AdamSteps, LogOddsSteps, log_odds_aim
 from editcore.models.capture import capture
 from editcore.models.planning import PassBudget, numbers_per_token, plan_passes
 from editcore.models.tokens import TokenRow
@@ -288,13 +288,13 @@ class ValueOptimiser:
             }
         return finished
 
-    def _movement(self) -> AdamSteps | MarginSteps:
+    def _movement(self) -> AdamSteps | LogOddsSteps:
         hparams = self.hparams
         if hparams.v_optimizer == "adam":
             return AdamSteps(self.deltas, lr=hparams.v_lr, betas=(hparams.v_beta1, 0.999))
         assert hparams.v_stop_probability is not None
         longest = hparams.v_longest_step * self.base.norm(dim=1) / self.added
-        return MarginSteps(self.deltas, aim=margin_aim(hparams.v_stop_probability), longest=longest)
+        return LogOddsSteps(self.deltas, aim=log_odds_aim(hparams.v_stop_probability), longest=longest)
 
     def _move(self, values: Tensor, losses: Tensor, gradient: Tensor) -> None:
         """A step, and the projection to ‖δ‖ ≤ clamp_norm_factor · ‖h₀‖."""

@@ -10,10 +10,10 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["LEAST_GAIN", "AdamSteps", "MarginSteps", "margin_aim"]
+__all__ = ["LEAST_GAIN", "AdamSteps", "LogOddsSteps", "log_odds_aim"]
 
 LEAST_GAIN = 0.5
-"""What a margin step asks for at least, in log-odds. Facts that share a value may reach the aim on average before each
+"""What a step asks for at least, in log-odds. Facts that share a value may reach the aim on average before each
 of them is likely enough."""
 
 
@@ -40,7 +40,7 @@ class AdamSteps:
         self.values[rows] -= self.lr * first / (1 - beta1**steps) / corrected
 
 
-class MarginSteps:
+class LogOddsSteps:
     """Steps along the gradient of the log-odds m = log(p / (1 − p)), with p = exp(−L) for the loss L.
 
     A step has the length that m needs to reach ``aim``, if m is linear in δ: (aim − m) ∇m / ‖∇m‖². Its length is at
@@ -63,7 +63,7 @@ class MarginSteps:
         self.values[rows] += (torch.minimum(gain / norm, self.longest[rows]) / norm)[:, None] * slope
 
 
-def margin_aim(stop_probability: float) -> float:
-    """The log-odds that margin steps aim at: those half-way between the probability at which a fact is done and 1."""
+def log_odds_aim(stop_probability: float) -> float:
+    """The log-odds that these steps aim at: those half-way between the probability at which a fact is done and 1."""
     probability = (1 + stop_probability) / 2
     return math.log(probability / (1 - probability))
