@@ -292,9 +292,9 @@ def test_ctrl_c_waits_for_a_batch_that_is_being_written(
     out = tmp_path / "out"
     append = Ledger.append
 
-    def pressed(self: Ledger, entry: Any) -> None:
+    def pressed(self: Ledger, entry: Any) -> Any:
         os.kill(os.getpid(), signal.SIGINT)
-        append(self, entry)
+        return append(self, entry)
 
     inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     try:
