@@ -61,7 +61,7 @@ class LocateThenEditHParams(HParams):
     """Weights in the average of a fact's keys. ``grouped``: the bare prompt ½, all other contexts together ½ (MEMIT's
     code). ``mean``: all equal (ROME, eq. 3). ``prompt``: the bare prompt alone."""
     v_optimizer: Literal["adam", "log_odds"] = "adam"
-    """How δ moves. ``adam``: as in the papers. ``log_odds``: along the gradient of m = log(p/(1 − p)) with p = exp(−loss),
+    """How δ moves. ``adam``: as in the papers. ``log_odds``: along the gradient of m = log(p/(1 − p)), p = exp(−loss),
     as far as m needs to get half-way from ``v_stop_probability`` to 1 if it were linear, but at most
     ``v_longest_step``. Adam gives all components of a step about one size; a step along the gradient needs a shorter δ
     for the same probability, and so a smaller change of the weights. Not in the papers; DeepFool (arXiv 1511.04599)
