@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -21,7 +20,7 @@ from editcore.interfaces.errors import RequestError, StorageError
 from editcore.interfaces.progress import Progress, silent
 from editcore.models.answers import AnswerStore, continued
 from editcore.models.card import model_card
-from editcore.models.encoding import Encoded, TokenSpans, continuation_text, decoded, pad_rows, shortened, tokens_of
+from editcore.models.encoding import continuation_text, decoded, shortened
 from editcore.models.fingerprint import fingerprint_of
 from editcore.models.generating import StopRule, Writer, continue_rows
 from editcore.models.layout import ModelLayout, detect_layout
@@ -42,27 +41,20 @@ from editcore.models.loading import (
     stored_dtype,
 )
 from editcore.models.options import LoadOptions, Sampling
-from editcore.models.positions import position_limit
 from editcore.models.progress_bars import quiet_transformers
-from editcore.models.prompt_form import PLAIN, PromptForm, chat_form
+from editcore.models.prompt_form import PLAIN, chat_form
+from editcore.models.prompt_reading import PromptReader
 from editcore.models.saving import write_folder
 from editcore.models.sources import HubModel, check_layer, hub_model, refuse_quantised
 from editcore.models.weights import Weights
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
 
 __all__ = ["LanguageModel"]
 
 _log = logging.getLogger(__name__)
 
-_AROUND = 30
-"""Characters that a message shows before and after a token."""
-
 
 @documented
-class LanguageModel:
+class LanguageModel(PromptReader):
     """A causal language model in evaluation mode, with its parameters frozen (no ``requires_grad``).
 
     Made by :meth:`load` or :meth:`wrap`.
@@ -71,37 +63,22 @@ class LanguageModel:
     [' Paris']
     """
 
-    hf: PreTrainedModel
-    """The model itself, as transformers has it."""
-    tokenizer: PreTrainedTokenizerBase
-    """Its tokenizer."""
     layout: ModelLayout
     """The paths of its blocks and projections, and their widths."""
-    name: str
-    """A catalogue name, a folder or a hub id."""
     weights: Weights
     """Its parameters, by address."""
     hub: HubModel | None
     """The model on the hub that it was loaded or made from; ``None`` where that is not known."""
-    prompt_form: PromptForm
-    """The text around every prompt: none, or the turns of a chat (:meth:`use_chat_template`)."""
-    positions: int | None
-    """The most tokens that it reads at once; ``None`` for any number."""
     answers: AnswerStore | None
     """Where its answers are kept inside a block of :meth:`remembering`; ``None`` outside."""
 
     def __init__(self, hf: Any, tokenizer: Any, layout: ModelLayout, *, name: str) -> None:
-        self.hf = hf
-        self.tokenizer = tokenizer
+        super().__init__(hf, tokenizer, name=name)
         self.layout = layout
-        self.name = name
-        self.prompt_form = PLAIN
         self._base_fingerprint: str | None = None
         self._base_config: Mapping[str, Any] = {}
         self.hub = None
         self.weights = Weights(hf, model_name=name)
-        self.positions = position_limit(hf)
-        self._rewriters: list[Callable[[str], str]] = []
         self.answers = None
 
     def __repr__(self) -> str:
@@ -186,12 +163,6 @@ class LanguageModel:
         return cls(hf, tokenizer, layout, name=name)
 
     @property
-    def device(self) -> torch.device:
-        """The device of the input embedding, where token ids go. Blocks may be elsewhere (:meth:`place`)."""
-        device: torch.device = self.hf.get_input_embeddings().weight.device
-        return device
-
-    @property
     def cache_argument(self) -> str:
         """The name of the key-value cache in the model's forward: ``cache``, in older versions ``past_key_values``."""
         return "cache" if "cache" in inspect.signature(self.hf.forward).parameters else "past_key_values"
@@ -219,11 +190,6 @@ class LanguageModel:
         for buffer in self.hf.buffers():
             if buffer.is_floating_point():
                 buffer.data = buffer.data.to(torch.promote_types(buffer.dtype, torch.float32))
-
-    @property
-    def pad_id(self) -> int:
-        """The id of the token that pads rows; padding is always masked."""
-        return int(self.tokenizer.pad_token_id)
 
     @property
     def end_ids(self) -> frozenset[int]:
@@ -280,97 +246,6 @@ class LanguageModel:
         """SHA-256 over the architecture and every weight as it is now: name, type, shape and bytes."""
         return fingerprint_of(self.hf)
 
-    def encode(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> Encoded:
-        """``texts`` as tokens, padded on the right whatever side the tokenizer prefers.
-
-        Args:
-            add_special_tokens: with those that the tokenizer puts in front (BOS). Those that it appends are left out.
-
-        Raises:
-            RequestError: the model has no embedding of a token.
-        """
-        if not texts:
-            raise ValueError("encode needs at least one text")
-        rows = [self._tokens(text, special_tokens=add_special_tokens) for text in texts]
-        ids, mask = pad_rows([row for row, _ in rows], self.pad_id, device=self.device)
-        return Encoded(ids, mask, tuple(offsets for _, offsets in rows))
-
-    def use_chat_template(self) -> None:
-        """From now on, every prompt is the user's turn of a chat, and the continuation is the assistant's answer.
-
-        Raises:
-            ModelError: the tokenizer has no chat template, or one that does not keep the user's text.
-        """
-        self.prompt_form = chat_form(self.tokenizer, name=self.name)
-
-    def read_prompt(self, prompt: str, *, then: str = "") -> tuple[tuple[int, ...], TokenSpans]:
-        """Ids of a prompt in its form, continued by ``then``, and the characters of each token.
-
-        The characters are those of the whole text, ``prompt_form.wrap(prompt) + then``; special tokens have (0, 0).
-        Special tokens that the tokenizer puts in front (BOS) are included. Those that it appends are not, because a
-        text that is continued has not ended.
-
-        Raises:
-            RequestError: there are more tokens than :attr:`positions`, or the model has no embedding of one.
-        """
-        form = self.prompt_form
-        ids, offsets = self._tokens(form.wrap(prompt) + then, special_tokens=form.special_tokens)
-        if self.positions is not None and len(ids) > self.positions + bool(then):  # the last token of then is not read
-            raise RequestError(
-                f"{shortened(prompt)}{' with its target' if then else ''} has {len(ids)} tokens; {self.name} reads at "
-                f"most {self.positions}. Shorten it or leave its record out."
-            )
-        return ids, offsets
-
-    def read_text(self, text: str, *, opening: bool = False) -> tuple[int, ...]:
-        """Ids of a text as it stands, whatever the form of prompts.
-
-        Args:
-            opening: with the special tokens that the tokenizer puts in front of a text.
-
-        Raises:
-            RequestError: the model has no embedding of a token.
-        """
-        return self._tokens(text, special_tokens=opening)[0]
-
-    @property
-    def opening_ids(self) -> tuple[int, ...]:
-        """The special tokens that the tokenizer puts in front of every text (BOS); often none."""
-        return self._tokens("", special_tokens=True)[0]
-
-    def room(self, prompt: str, *, then: str = "") -> float:
-        """How many more tokens the model can read after a prompt in its form, continued by ``then``.
-
-        Less than 0 if these are too long already; infinite where :attr:`positions` is ``None``.
-        """
-        if self.positions is None:
-            return math.inf
-        form = self.prompt_form
-        return self.positions - len(self._tokens(form.wrap(prompt) + then, special_tokens=form.special_tokens)[0])
-
-    def _tokens(self, text: str, *, special_tokens: bool) -> tuple[tuple[int, ...], TokenSpans]:
-        """Ids of a text and their characters; a token without an embedding is refused."""
-        ids, offsets = tokens_of(self.tokenizer, text, special_tokens=special_tokens)
-        rows = self.hf.get_input_embeddings().weight.shape[0]
-        for token, (first, last) in zip(ids, offsets, strict=True):
-            if token >= rows:
-                around = text[max(0, first - _AROUND) : last + _AROUND]
-                raise RequestError(
-                    f"The token {self.tokenizer.convert_ids_to_tokens(token)!r} ({token}) in {shortened(around)} has "
-                    f"no embedding in {self.name}, which embeds {rows} tokens. Write the text without it, or use a "
-                    "model whose embeddings were extended for it."
-                )
-        return ids, offsets
-
-    @contextlib.contextmanager
-    def rewriting(self, rewrite: Callable[[str], str]) -> Iterator[None]:
-        """Inside the block, :meth:`asked` also applies ``rewrite`` to prompts, after the rewrites that are there."""
-        self._rewriters.append(rewrite)
-        try:
-            yield
-        finally:
-            self._rewriters.remove(rewrite)
-
     @contextlib.contextmanager
     def remembering(self, answers: AnswerStore | None) -> Iterator[None]:
         """Inside the block, greedy text and scores are taken from a store, and those that it lacks are kept there.
@@ -383,20 +258,6 @@ class LanguageModel:
             yield
         finally:
             self.answers = before
-
-    @property
-    def rewrites_prompts(self) -> bool:
-        """Whether attachments rewrite prompts now."""
-        return bool(self._rewriters)
-
-    def asked(self, prompt: str) -> str:
-        """The prompt that the model reads instead of ``prompt``, where attachments rewrite prompts.
-
-        Generation and evaluation ask for it. Keys and targets are computed from prompts as they are.
-        """
-        for rewrite in self._rewriters:
-            prompt = rewrite(prompt)
-        return prompt
 
     def generate(
         self,
