@@ -158,7 +158,7 @@ def test_what_the_model_said_is_in_the_results(done: SimpleNamespace) -> None:
     asked = {(phase, metric): list(rows["request_id"]) for (phase, metric), rows in spoken.groupby(["phase", "metric"])}
     every, names = [str(case) for case in range(EDITS)], ("facts_said", "paraphrases_said")
     for phase in ("before", "after"):
-        for name in (*names, *(f"{name}_first" for name in names), "elsewhere_answered"):
+        for name in (*names, *(f"{name}_first" for name in names), "elsewhere_answered", "elsewhere_correct"):
             assert asked.pop((phase, name)) == every
         continued = asked.pop((phase, "distinct_bigrams"))
         assert 0 < len(continued) <= 3

@@ -150,7 +150,7 @@ def test_targets_are_the_same_after_running_out_of_memory(monkeypatch: pytest.Mo
     step, failures = ValueOptimiser._step, []
 
     def sometimes(self: ValueOptimiser) -> object:
-        if len(self.active) > 2 and int(self.adam.steps.max()) >= 2:
+        if len(self.active) > 2 and int(self.movement.steps.max()) >= 2:
             failures.append(len(self.active))
             raise RuntimeError(CPU_MESSAGE)
         return step(self)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from editcore import EditRequest, EvaluationContext, FactRecord, MetricSpec, Observation, Probe, RequestError
+from editcore import EditRequest, EvaluationContext, FactRecord, MetricSpec, Observation, Plugins, Probe, RequestError
 from editcore.evaluation import (
     COUNTERFACT,
     LONG_ANSWERS,
@@ -297,7 +297,7 @@ def told(
     batches: int = 0,
 ) -> tuple[str, ...]:
     ledger = SimpleNamespace(batches=[SimpleNamespace(notes=())] * batches, entries=())
-    session: Any = SimpleNamespace(ledger=ledger, requests=())
+    session: Any = SimpleNamespace(ledger=ledger, requests=(), notes=(), plugins=Plugins.load())
     return notes_of(session, Measurement(measures=measures_of(specs), observations=found), records, first=())
 
 

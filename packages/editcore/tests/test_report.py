@@ -124,8 +124,8 @@ def test_a_report_has_everything_that_is_asked_of_it(editctl: Call, finished: Ca
     assert done.out.splitlines()[0] == f"Page: {run / 'report' / 'index.html'}"
     found = Parsed((run / "report" / "index.html").read_text(encoding="utf-8"))
     assert found.headings == [
-        "Summary", "Relations", "Gates", "Facts", "Generations", "Batches", "Counts", "Cost", "Settings", "Reproduce",
-        "Notes",
+        "Summary", "Checklist", "Relations", "Gates", "Facts", "Generations", "Batches", "Counts", "Cost", "Settings",
+        "Reproduce", "Notes",
     ]  # fmt: skip
     results = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     # Every metric that is for readers, by evaluator: its means, how many facts they are of, and what it says.
@@ -401,8 +401,9 @@ def test_a_folder_that_is_neither_is_refused(editctl: Call, tmp_path: Path) -> N
     done = editctl("report", tmp_path)
     assert done.code == 2
     assert done.err == (
-        f"Error: {tmp_path} is neither a run (run.json is not there) nor a sweep (plan.json is not there); give a "
-        "directory that 'editctl run' or 'editctl sweep' wrote.\n"
+        f"Error: {tmp_path} is neither a run (run.json is not there) nor a sweep (plan.json is not there) nor an "
+        "evaluation (evaluation.json is not there); give a directory that 'editctl run', 'editctl sweep' or 'editctl "
+        "evaluate' wrote.\n"
     )
 
 

@@ -23,7 +23,7 @@ from editcore.report.run_scores import (
 )
 from editcore.report.run_settings import cost, extension_counts, reproduction, settings_table
 from editcore.runs.check_record import CheckRecord
-from editcore.runs.checkpoint_history import read_checkpoint_history
+from editcore.runs.checkpoint_history import FORGETTING_NAME, read_checkpoint_history
 from editcore.runs.evaluation_record import MethodRecord
 from editcore.runs.outcome import first_and_last
 from editcore.runs.results import FIGURES_NAME
@@ -100,7 +100,7 @@ def _checked(run: RunResults) -> Checked:
 
 def _perplexity(run: RunResults) -> tuple[float, str] | None:
     """The perplexity ratio of all active edits: of the last checkpoint, or of a check since the last change."""
-    if run.summary.checkpoints and not run.is_older_than_ledger:
+    if run.summary.checkpoints and not run.is_older_than_ledger and (run.directory / FORGETTING_NAME).exists():
         history = read_checkpoint_history(run.directory)
         return history.checkpoints[-1].perplexity_ratio, f"{history.text.source}, {history.text.tokens:,} tokens"
     check = CheckRecord.last(run.directory)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -179,8 +180,10 @@ class EditorContract(Contract):
         """Applying twice gives the same bits and answers, and taking back restores the original ones."""
         made = prepared()
         written = made.propose(batch).written
+        proposed = copy.deepcopy(written)
         base, answers = ModelState.of(made.model), logits_of(made.model)
         made.edited.apply(written)
+        _assert_same_bits(proposed, written)  # a factor must not be the weight itself
         applied, edited_answers = ModelState.of(made.model), logits_of(made.model)
         made.edited.rebuild([])
         assert not base.differences(ModelState.of(made.model)), "the base did not come back"
