@@ -188,7 +188,10 @@ def _metrics(evaluator: str, summaries: tuple[Summary, Summary], values: tuple[V
 
 
 def _gain(measure: Measure, gain: float) -> Cell:
-    return number(gain) if math.isnan(gain) else Cell(f"{gain:+.1f}" if measure.percent else f"{gain:+.4g}", order=gain)
+    if math.isnan(gain):
+        return number(gain)
+    text = f"{round(gain, 1) + 0.0:+.1f}" if measure.percent else f"{gain:+.4g}"  # + 0.0: a small loss is no -0.0
+    return Cell(text, order=gain)
 
 
 def _facts_averaged(measure: Measure, summary: Summary) -> Cell:
