@@ -45,7 +45,8 @@ class _FieldDocs:
     @cached_property
     def _whole(self) -> str:
         cls = self._cls
-        declared = [field.name for field in fields(cls)] if is_dataclass(cls) else list(inspect.get_annotations(cls))
+        annotated = dict.fromkeys(name for base in reversed(cls.__mro__) for name in inspect.get_annotations(base))
+        declared = [field.name for field in fields(cls)] if is_dataclass(cls) else list(annotated)
         docstrings: dict[str, str] = {}
         for base in reversed(cls.__mro__):
             if inspect.get_annotations(base).keys() & set(declared):
