@@ -235,9 +235,7 @@ def _show(done: Evaluated, *, as_json: bool) -> None:
     if as_json:
         print_json({"directory": str(done.directory), **record.model_dump(mode="json")})
         return
-    phases = {"after": done.after} if done.before is None else {"before": done.before, "after": done.after}
-    if done.before is None:
-        phases = {"the model": done.after}
+    phases = {"the model": done.after} if done.before is None else {"before": done.before, "after": done.after}
     show_measures(phases, counted(record.dataset.records, "fact"), record.dataset.records)
     _show_harness(record.harness_before, record.harness)
     if (text := record.perplexity) is not None:

@@ -7,7 +7,7 @@ answers are kept: a run is not lost.
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from editcore._util.files import json_text
+from pydantic import ValidationError
+
+from editcore._util.records import Record, record_text
 from editcore._util.words import counted
 from editcore.evaluation.contexts import after_thought
 from editcore.interfaces.errors import EditcoreError, HParamsError, ModelError
@@ -87,6 +89,16 @@ class JudgeSettings:
             )
         if not self.is_endpoint:
             look_at(self.judge)
+
+
+class Judgement(Record):
+    """A line of ``judgements.jsonl``."""
+
+    judge: str
+    """Who replied."""
+    prompt: str
+    """What it was asked, in full."""
+    reply: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,13 +191,8 @@ class Judge:
     def _remember(self, replies: Mapping[str, str], kept: Path | None) -> None:
         self._replies |= replies
         if kept is not None:
-            lines = (
-                json_text({"judge": self.settings.name, "prompt": prompt, "reply": reply})
-                for prompt, reply in replies.items()
-            )
-            _end_last_line(kept)
-            with kept.open("a", encoding="utf-8") as file:
-                file.writelines(f"{line}\n" for line in lines)
+            judge = self.settings.name
+            _append(kept, [Judgement(judge=judge, prompt=prompt, reply=reply) for prompt, reply in replies.items()])
 
 
 def verdict_of(reply: str) -> bool | None:
@@ -223,24 +230,25 @@ def without_verdict(verdicts: Verdicts, name: str) -> str:
 def _kept(path: Path, name: str) -> dict[str, str]:
     """The replies of a judge that a folder has. A line that was not written whole is left out."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = path.read_bytes().splitlines()
     except FileNotFoundError:
         return {}
     found: dict[str, str] = {}
     for line in lines:
-        try:
-            entry: Any = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(entry, dict) and entry.get("judge") == name:
-            found[str(entry.get("prompt"))] = str(entry.get("reply"))
+        with contextlib.suppress(ValidationError):
+            judgement = Judgement.model_validate_json(line)
+            if judgement.judge == name:
+                found[judgement.prompt] = judgement.reply
     return found
 
 
-def _end_last_line(path: Path) -> None:
-    """Begin a new line behind one that was not written whole."""
-    if path.is_file() and (content := path.read_bytes()) and not content.endswith(b"\n"):
-        path.write_bytes(content + b"\n")
+def _append(path: Path, judgements: Sequence[Judgement]) -> None:
+    """Add lines to a file, behind one that may not have been written whole."""
+    with path.open("a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            file.write(b"" if file.read(1) == b"\n" else b"\n")
+        file.writelines(f"{record_text(judgement)}\n".encode() for judgement in judgements)
 
 
 def _only_model(server: JsonServer) -> str:

@@ -218,10 +218,8 @@ class LocateThenEdit:
         layers, and its prompt behind a context at the usual layers.
         """
         prepared = self.prepared(model, context)
-        ids, facts = (
-            {request.id for request in batch.requests},
-            dict.fromkeys(request.fact_key for request in batch.requests),
-        )
+        ids = {request.id for request in batch.requests}
+        facts = list(dict.fromkeys(request.fact_key for request in batch.requests))
         first = {
             request.id
             for request in batch.requests
@@ -230,7 +228,7 @@ class LocateThenEdit:
             and lookup_row(model, request, fact_token=self.hparams.fact_token).lookup == 0
         }
         if first:
-            yield _Group(batch.without(ids - first), prepared.first_token, "prompt", list(facts), Windows())
+            yield _Group(batch.without(ids - first), prepared.first_token, "prompt", facts, Windows())
         usual = batch
         if len(prepared.templates) == 1:
             usual = batch.without(first)
@@ -247,7 +245,7 @@ class LocateThenEdit:
             layers = _chosen_layers(self.hparams.layer_selection, prepared.layers, batch, context.seed)
             # BLUE: every layer has a value of its own, found with the layers below already changed.
             for own in [(layer,) for layer in layers] if self.hparams.layer_rule == "blue" else [layers]:
-                yield _Group(usual, own, self.key_weighting, list(facts), windows)
+                yield _Group(usual, own, self.key_weighting, facts, windows)
 
     def _solve_group(
         self,
