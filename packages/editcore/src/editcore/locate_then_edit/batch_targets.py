@@ -99,6 +99,17 @@ class BatchTargets:
             anchored=hparams.v_norm_anchor and layer in dict(hparams.v_norms),
         )
 
+    def moved(self, further: BatchTargets | None) -> BatchTargets:
+        """These targets for another solve, in which the δ of a fact is the sum of its δ here and in ``further``.
+
+        Args:
+            further: targets of some of the facts, found on the model that the solve for these ones gave.
+        """
+        if self.optimised is None or further is None or further.optimised is None:
+            return replace(self, stream_before=None)
+        places = [self.row[name] for name in further.row]
+        return replace(self, optimised=self.optimised.moved(places, further.optimised), stream_before=None)
+
     def residuals(
         self,
         model: LanguageModel,

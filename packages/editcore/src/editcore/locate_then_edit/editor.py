@@ -9,25 +9,25 @@ Shapes: ``n`` edits, ``contexts`` templates, ``d_in``, ``d_out`` the widths of t
 
 from __future__ import annotations
 
-import random
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from editcore._util.stopwatch import Stages
 from editcore.interfaces.changes import FactoredDelta, Written
 from editcore.interfaces.documented import documented
 from editcore.interfaces.errors import NumericalError, RequestError
 from editcore.interfaces.protocols import EditContext
-from editcore.interfaces.values import EditBatch, EditEvidence, HeldKey, KnownTarget, Proposal
+from editcore.interfaces.values import EditBatch, HeldKey, Proposal
 from editcore.locate_then_edit.activations import ActivationReader, KeyWeighting, ResidualKey, kept_keys
 from editcore.locate_then_edit.batch_targets import BatchTargets, ResidualKind
+from editcore.locate_then_edit.groups import Group, groups_of
 from editcore.locate_then_edit.hparams import LocateThenEditHParams
-from editcore.locate_then_edit.key_memory import FactKey, KeyMemory
+from editcore.locate_then_edit.key_memory import KeyMemory
 from editcore.locate_then_edit.preparation import Prepared, first_token_metric, prepare
 from editcore.locate_then_edit.problem import (
     FactsAtLayer,
@@ -36,10 +36,10 @@ from editcore.locate_then_edit.problem import (
     moment_weight,
     moment_weight_name,
 )
+from editcore.locate_then_edit.rounds import unsaid_rows
 from editcore.locate_then_edit.shared_keys import facts_by_key, requests_by_value, rows_with_a_subject_in_common
-from editcore.locate_then_edit.solved import SolvedGroup, SolvedLayer, joined_evidence, joined_targets
+from editcore.locate_then_edit.solved import SolvedBatch, SolvedGroup, SolvedLayer
 from editcore.locate_then_edit.windows import Windows
-from editcore.models.tokens import lookup_row
 from editcore.second_moments.accumulator import Accumulator
 from editcore.second_moments.linalg import Metric, Update, hold_at, solve_update
 
@@ -48,21 +48,6 @@ if TYPE_CHECKING:
     from editcore.models import LanguageModel
 
 __all__ = ["LocateThenEdit"]
-
-
-@dataclass(slots=True)
-class _Clock:
-    """Wall time by stage."""
-
-    seconds: dict[str, float]
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
 @documented
@@ -178,91 +163,80 @@ class LocateThenEdit:
         """
         if not batch.requests:
             raise RequestError("There is nothing to edit: the batch is empty.")
-        clock = _Clock({})
-        groups: list[SolvedGroup] = []
-        changes: dict[str, FactoredDelta] = {}
-        # Lower layers come first, because the residuals of upper layers are measured with the lower changes in place.
+        clock = Stages()
         cut, windows = Windows.cut(model, batch, self.hparams.target_window)
-        for group in self._grouped(model, cut, windows, context):
-            solved = self._solve_group(model, group, changes, clock, context)
-            groups.append(solved)
-            changes |= solved.changes
-        known: dict[str, KnownTarget] = {}
-        evidence: dict[str, EditEvidence] = {}
-        for solved in reversed(groups):  # a fact may be in two groups; the lower group has its bare prompt
-            for name, target in solved.known().items():
-                known[name] = joined_targets(known.get(name), target)
-            for found in solved.evidence():
-                evidence[found.request_id] = joined_evidence(evidence.get(found.request_id), found)
-        notes = [note for solved in groups for note in solved.notes(self.hparams, self.low_fraction_advice)]
+        solved = self._solve_batch(model, cut, windows, clock, context)
+        for _ in range(1, self.hparams.solve_rounds):
+            with context.trial(solved.changes):
+                with clock.stage("targets"):
+                    rows = unsaid_rows(model, cut, solved, but=windows)
+                if not rows:
+                    break
+                part = replace(cut.keep(rows), known={})
+                further = self._solve_batch(model, part, Windows(), clock, context)
+            solved = self._solve_batch(model, cut, windows, clock, context, found=solved.moved(further))
+        known, evidence = solved.known(), solved.evidence()
         return Proposal(
-            changes=changes,
+            changes=solved.changes,
             evidence=tuple(windows.evidence_of(request, evidence) for request in batch.requests),
             # A fact has one key at a weight, so the ledger has none of a fact in windows.
             known={request.id: known[request.id] for request in batch.requests if request.id in known},
-            diagnostics={
-                name: value
-                for solved in groups
-                for name, value in solved.diagnostics(objective=self.hparams.calculate_objective_value).items()
-            },
-            notes=tuple(dict.fromkeys(notes)),
+            diagnostics=solved.diagnostics(objective=self.hparams.calculate_objective_value),
+            notes=solved.notes(self.hparams, self.low_fraction_advice),
             seconds=clock.seconds,
         )
 
-    def _grouped(
-        self, model: LanguageModel, batch: EditBatch, windows: Windows, context: EditContext
-    ) -> Iterator[_Group]:
-        """The facts of a batch, grouped by the layers at which they are written, lower layers first.
+    def _solve_batch(
+        self,
+        model: LanguageModel,
+        batch: EditBatch,
+        windows: Windows,
+        clock: Stages,
+        context: EditContext,
+        *,
+        found: Sequence[BatchTargets] | None = None,
+    ) -> SolvedBatch:
+        """Solve all groups of a batch.
 
-        A fact whose lookup token is the first of all tokens is written twice: its bare prompt at the first-token
-        layers, and its prompt behind a context at the usual layers.
+        Args:
+            found: the targets of each group; left out, they are optimised.
         """
-        prepared = self.prepared(model, context)
-        ids = {request.id for request in batch.requests}
-        facts = list(dict.fromkeys(request.fact_key for request in batch.requests))
-        first = {
-            request.id
-            for request in batch.requests
-            if prepared.first_token
-            and request.id not in windows
-            and lookup_row(model, request, fact_token=self.hparams.fact_token).lookup == 0
-        }
-        if first:
-            yield _Group(batch.without(ids - first), prepared.first_token, "prompt", facts, Windows())
-        usual = batch
-        if len(prepared.templates) == 1:
-            usual = batch.without(first)
-        elif first:
-            behind = prepared.templates[1]
-            requests = [
-                request.model_copy(update={"prompt": behind.replace("{}", request.prompt)})
-                if request.id in first
-                else request
-                for request in batch.requests
-            ]
-            usual = replace(batch, requests=tuple(requests))
-        if usual.requests:
-            layers = _chosen_layers(self.hparams.layer_selection, prepared.layers, batch, context.seed)
-            # BLUE: every layer has a value of its own, found with the layers below already changed.
-            for own in [(layer,) for layer in layers] if self.hparams.layer_rule == "blue" else [layers]:
-                yield _Group(usual, own, self.key_weighting, facts, windows)
+        groups = groups_of(
+            model, batch, windows, self.hparams, self.prepared(model, context), self.key_weighting, seed=context.seed
+        )
+        solved: list[SolvedGroup] = []
+        changes: dict[str, FactoredDelta] = {}
+        # Lower layers come first, because the residuals of upper layers are measured with the lower changes in place.
+        for number, group in enumerate(groups):
+            targets = found[number] if found else None
+            solved.append(self._solve_group(model, group, changes, clock, context, found=targets))
+            changes |= solved[-1].changes
+        return SolvedBatch(solved)
 
     def _solve_group(
         self,
         model: LanguageModel,
-        group: _Group,
+        group: Group,
         below: Mapping[str, FactoredDelta],
-        clock: _Clock,
+        clock: Stages,
         context: EditContext,
+        *,
+        found: BatchTargets | None = None,
     ) -> SolvedGroup:
-        """Solve the facts of one group, on a model that has the changes ``below`` in place."""
+        """Solve the facts of one group, on a model that has the changes ``below`` in place.
+
+        Args:
+            found: their targets; left out, they are optimised.
+        """
         hparams, prepared, batch, layers = self.hparams, self.prepared(model, context), group.batch, group.layers
         with context.trial(below) if hparams.layer_rule == "blue" else nullcontext():
             with clock.stage("keys"):
                 sharing = self._sharing(model, group, context)
             with clock.stage("targets"):
                 values = requests_by_value(batch, {model.layout.weight_name(layer) for layer in layers}, sharing)
-                targets = BatchTargets.of(model, values, layers[-1], hparams, prepared, context, windows=group.windows)
+                targets = found or BatchTargets.of(
+                    model, values, layers[-1], hparams, prepared, context, windows=group.windows
+                )
         weights = torch.tensor(batch.weights, dtype=torch.float64)
         changes = dict(below)
         solved: list[SolvedLayer] = []
@@ -308,7 +282,7 @@ class LocateThenEdit:
             solved.append(SolvedLayer(problem, activations, update, weight_norm))
         return SolvedGroup(batch, targets, solved, sum(len(rows) - 1 for rows in sharing))
 
-    def _sharing(self, model: LanguageModel, group: _Group, context: EditContext) -> list[list[int]]:
+    def _sharing(self, model: LanguageModel, group: Group, context: EditContext) -> list[list[int]]:
         """Rows of a group's facts that share a key at its first layer; facts with a key of their own are left out."""
         batch, layer = group.batch, group.layers[0]
         rows = rows_with_a_subject_in_common(batch, but=group.windows)
@@ -476,23 +450,3 @@ class LocateThenEdit:
             held_keys=held_keys,
             held_weights=held_weights,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class _Group:
-    """Facts of a batch that are written at the same layers."""
-
-    batch: EditBatch
-    layers: tuple[int, ...]
-    key_weighting: KeyWeighting
-    facts: Sequence[FactKey]
-    """All facts of the batch, as ``EditRequest.fact_key``."""
-    windows: Windows
-    """The requests that stand for a window of a long target."""
-
-
-def _chosen_layers(selection: str, layers: tuple[int, ...], batch: EditBatch, seed: int) -> tuple[int, ...]:
-    if selection != "random":
-        return layers
-    # A string seed, because it is hashed with sha512: nearby batches draw independently.
-    return (random.Random(f"layer:{seed}:{batch.index}").choice(layers),)

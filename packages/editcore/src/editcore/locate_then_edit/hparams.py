@@ -148,6 +148,10 @@ class LocateThenEditHParams(HParams):
     """Tikhonov term τ of the edit system in units of each fact's own entry, q = kᵀC'⁻¹k: a fact alone gets 1/(1 + τ/w)
     of its residual, and the condition number stays below 1 + n/τ for n facts. For batches whose keys are nearly
     dependent; 1e-6 has almost no other effect. Not in the papers."""
+    solve_rounds: Annotated[int, Field(ge=1, le=100)] = 1
+    """How often a batch is solved at most. A fact whose target is not the most probable continuation of its bare
+    prompt after a solve, token by token, is optimised again on the changed model. The batch is then solved anew, with
+    the sum of both δ as what the fact asks for. Facts in windows are not asked. Not in the papers."""
     warn_condition: Annotated[float, Field(gt=1)] = 1e8
     """Condition number of the edit system above which a batch is reported. The relative error of a solve in float64
     is about 1e-16 times this number; at 1e8 it approaches the rounding of float32 weights."""

@@ -16,7 +16,7 @@ from editcore.locate_then_edit.hparams import LocateThenEditHParams
 from editcore.locate_then_edit.problem import LayerProblem
 from editcore.second_moments.linalg import Update
 
-__all__ = ["SolvedGroup", "SolvedLayer", "joined_evidence", "joined_targets"]
+__all__ = ["SolvedBatch", "SolvedGroup", "SolvedLayer"]
 
 _LOW_FRACTION = 0.5
 """If the median fact reaches less than this fraction of its residual, the model is unlikely to say the facts, and the
@@ -105,6 +105,11 @@ class SolvedGroup:
     """How many facts have the key and the value of another one."""
 
     @property
+    def numbers(self) -> tuple[int, ...]:
+        """Of its blocks."""
+        return tuple(layer.problem.layer for layer in self.layers)
+
+    @property
     def changes(self) -> dict[str, FactoredDelta]:
         """By address of the weight."""
         return {layer.problem.name: layer.update.delta for layer in self.layers}
@@ -165,7 +170,49 @@ class SolvedGroup:
         return torch.stack([layer.problem.text.cost_parts(layer.update.delta).cpu() for layer in self.layers]).sum(0)
 
 
-def joined_targets(behind_context: KnownTarget | None, bare: KnownTarget) -> KnownTarget:
+@dataclass(frozen=True, slots=True)
+class SolvedBatch:
+    """All groups of a batch, lower layers first."""
+
+    groups: Sequence[SolvedGroup]
+
+    @property
+    def changes(self) -> dict[str, FactoredDelta]:
+        """By address of the weight."""
+        return {name: change for group in self.groups for name, change in group.changes.items()}
+
+    def known(self) -> dict[str, KnownTarget]:
+        """As :meth:`SolvedGroup.known`; a fact may be in two groups, of which the lower one has its bare prompt."""
+        known: dict[str, KnownTarget] = {}
+        for group in reversed(self.groups):
+            for name, target in group.known().items():
+                known[name] = _joined_targets(known.get(name), target)
+        return known
+
+    def evidence(self) -> dict[str, EditEvidence]:
+        """By request id."""
+        evidence: dict[str, EditEvidence] = {}
+        for group in reversed(self.groups):
+            for found in group.evidence():
+                evidence[found.request_id] = _joined_evidence(evidence.get(found.request_id), found)
+        return evidence
+
+    def diagnostics(self, *, objective: bool) -> dict[str, float]:
+        """As :meth:`SolvedGroup.diagnostics`."""
+        return {name: value for group in self.groups for name, value in group.diagnostics(objective=objective).items()}
+
+    def notes(self, hparams: LocateThenEditHParams, low_fraction_advice: str) -> tuple[str, ...]:
+        """Sentences for the user, each once."""
+        notes = [note for group in self.groups for note in group.notes(hparams, low_fraction_advice)]
+        return tuple(dict.fromkeys(notes))
+
+    def moved(self, further: SolvedBatch) -> list[BatchTargets]:
+        """The targets of each group, with those that ``further`` found on the changed model added to them."""
+        more = {group.numbers: group.targets for group in further.groups}
+        return [group.targets.moved(more.get(group.numbers)) for group in self.groups]
+
+
+def _joined_targets(behind_context: KnownTarget | None, bare: KnownTarget) -> KnownTarget:
     """Keys and values of a fact that was written twice: its bare prompt at first-token layers, its prompt behind a
     context at the others. The figures of the optimisation are those of the bare prompt."""
     if behind_context is None:
@@ -177,7 +224,7 @@ def joined_targets(behind_context: KnownTarget | None, bare: KnownTarget) -> Kno
     )
 
 
-def joined_evidence(behind_context: EditEvidence | None, bare: EditEvidence) -> EditEvidence:
+def _joined_evidence(behind_context: EditEvidence | None, bare: EditEvidence) -> EditEvidence:
     """Figures of a fact that was written twice: those of the bare prompt, but the sum of both costs and the smaller of
     both fractions."""
     if behind_context is None:

@@ -95,6 +95,26 @@ class Targets:
     notes: tuple[str, ...]
     """Sentences for the user."""
 
+    def moved(self, rows: Sequence[int], further: Targets) -> Targets:
+        """These with the δ and the steps of ``further`` added to those of ``rows``; the losses and probabilities of
+        these are then those of ``further``."""
+        deltas, norms, steps = self.deltas.clone(), list(self.norms), list(self.steps)
+        losses, probabilities = list(self.losses), list(self.probabilities)
+        for place, row in enumerate(rows):
+            deltas[row] += further.deltas[place].to(deltas)
+            steps[row] += further.steps[place]
+            norms[row], losses[row] = further.norms[place], further.losses[place]
+            probabilities[row] = further.probabilities[place]
+        return replace(
+            self,
+            deltas=deltas,
+            losses=tuple(losses),
+            steps=tuple(steps),
+            probabilities=tuple(probabilities),
+            norms=tuple(norms),
+            notes=tuple(dict.fromkeys((*self.notes, *further.notes))),
+        )
+
 
 def optimise_targets(
     model: LanguageModel,

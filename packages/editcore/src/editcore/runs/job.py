@@ -16,6 +16,7 @@ from editcore._util.folders import refuse_existing
 from editcore._util.lock import locked
 from editcore._util.memory import peak_memory_bytes
 from editcore._util.paths import timed_directory
+from editcore._util.stopwatch import Stages
 from editcore.datasets import short_name
 from editcore.interfaces.documented import documented
 from editcore.interfaces.progress import Progress, silent
@@ -36,7 +37,6 @@ from editcore.runs.resolved import editor_settings, resolve_dataset
 from editcore.runs.results import FIGURES_NAME, RunResult, Sample, write_observations, write_summary
 from editcore.runs.resume import has_begun, refuse_finished, refuse_unlike, refuse_used
 from editcore.runs.samples import continuations, sampled
-from editcore.runs.stopwatch import Stages
 from editcore.second_moments.corpora import open_corpus
 from editcore.settings.hparams import HParams
 
