@@ -6,7 +6,7 @@ Three ways write the same facts into the same model and are measured alike:
 
 * ``plain``: the loop of ``bench_oracle.py``: one fact at a time, whole sequences, all logits;
 * ``exact``: editcore with the plain loop's settings: five sampled contexts, all steps, no early stop;
-* ``default``: editcore as it comes, with the preset of the model.
+* ``default``: editcore as it comes, with the preset of the model or another one.
 
 The plain loop is measured on the first ``--plain-edits`` facts, because it is slow. Machines are noisy and differ; the
 ratios are what this prints, the seconds are what it saw.
@@ -37,12 +37,15 @@ from torch import Tensor
 
 EDITOR = "emmet"
 EXACT = {
-    "context_count": 5, "v_contexts_per_step": None, "v_num_grad_steps": 20, "v_stop_loss": 0.0, "v_beta1": 0.9,
+    "context_count": 5, "v_contexts_per_step": None, "v_num_grad_steps": 20, "v_stop_loss": 0.0,
+    "v_stop_probability": None, "v_optimizer": "adam", "v_beta1": 0.9, "emmet_lambda": 0.0, "mom2_update_weight": 1.0,
+    "solve_rounds": 1,
 }  # fmt: skip
 LADDER = (
     ("the preset's contexts", {"context_count", "v_contexts_per_step"}),
     ("its stop", {"v_stop_loss", "v_stop_probability", "v_final_step", "v_num_grad_steps"}),
-    ("its β₁", {"v_beta1"}),
+    ("its steps", {"v_optimizer", "v_beta1"}),
+    ("its solve", {"emmet_lambda", "mom2_update_weight", "solve_rounds"}),
 )
 """Settings of exact mode that give way to the preset's, in this order."""
 STAGES = ("targets", "keys", "solve", "other")
@@ -92,7 +95,7 @@ def main() -> None:
     )
     default = _ours(model, records, name="default", settings={}, options=options)
     curve = _curve(model, options) if options.curve else None  # before the modes that take more memory
-    exact = _ours(model, records, name="exact", settings=_exact_settings(model), options=options)
+    exact = _ours(model, records, name="exact", settings=EXACT, options=options)
     count = min(len(records), options.plain_edits or len(records))
     plain = _plain(model, records[:count], options=options)
     cosines = [
@@ -135,6 +138,7 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--preset", help="of the editor; left out, the one named like the model")
     parser.add_argument("--dataset", default="worldfacts", help="registered data set or a file of records")
     parser.add_argument("--edits", type=int, default=20)
     parser.add_argument("--batch-size", type=int, help="facts solved together; all of them if left out")
@@ -149,10 +153,6 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _exact_settings(model: LanguageModel) -> dict[str, Any]:
-    return {**EXACT, "v_stop_probability": None} if _has_preset(model) else dict(EXACT)
-
-
 def _has_preset(model: LanguageModel) -> bool:
     from editcore.settings.hparams import list_presets
 
@@ -161,10 +161,13 @@ def _has_preset(model: LanguageModel) -> bool:
 
 
 def _session(model: LanguageModel, settings: Mapping[str, Any], options: argparse.Namespace) -> EditSession:
-    if not _has_preset(model):  # a model of an unknown shape: two layers, a quarter of the way up
+    if not options.preset and not _has_preset(model):  # two layers, a quarter of the way up
         settings = {"layers": [model.layout.num_layers // 4, model.layout.num_layers // 4 + 1], **settings}
     return EditSession.open(
-        model, SessionConfig(editor=EDITOR, settings={EDITOR: settings}, evaluators=("counterfact",))
+        model,
+        SessionConfig(
+            editor=EDITOR, preset=options.preset, settings={EDITOR: dict(settings)}, evaluators=("counterfact",)
+        ),
     )
 
 
@@ -200,7 +203,7 @@ def _ours(
 
 
 def _plain(model: LanguageModel, records: Sequence[FactRecord], *, options: argparse.Namespace) -> Mode:
-    session = _session(model, _exact_settings(model), options)
+    session = _session(model, EXACT, options)
     hparams: Any = session.settings[EDITOR]
     loop = PlainLoop(
         model,
@@ -230,7 +233,7 @@ def _plain(model: LanguageModel, records: Sequence[FactRecord], *, options: argp
 
 def _ladder(model: LanguageModel, records: Sequence[FactRecord], options: argparse.Namespace) -> list[Mode]:
     """From the plain loop's way to the default, one change after another, on the facts that the plain loop had."""
-    settings = _exact_settings(model)
+    settings: Mapping[str, Any] = EXACT
     alone = argparse.Namespace(**{**vars(options), "batch_size": 1, "no_scores": True})
     together = argparse.Namespace(**{**vars(options), "no_scores": True})
     modes = []
