@@ -61,6 +61,7 @@ def test_delta_equals_the_plain_loop(family: str, cache_prefixes: bool) -> None:
         {"v_weight_decay": 50.0},
         {"v_contexts_per_step": 1},
         {"v_stop_probability": 1e-4, "v_final_step": True},
+        {"v_num_grad_steps": 3, "v_final_step": True},
         {"v_stop_loss": 9.1},
     ],
     ids=lambda changes: next(iter(changes)),

@@ -70,7 +70,7 @@ class LocateThenEditHParams(HParams):
     """Longest step of ``v_optimizer = "log_odds"``, in units of ‖h₀‖."""
     v_num_grad_steps: Annotated[int, Field(ge=1, le=1000)] = 20
     """Evaluations of the value loss for a fact, and as many for each of several facts that share a value; one fewer
-    steps are taken. ROME, appendix E.5."""
+    steps are taken, unless ``v_final_step``. ROME, appendix E.5."""
     v_lr: Annotated[float, Field(gt=0)] = 0.5
     """Adam's learning rate for δ. ROME, appendix E.5."""
     v_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -87,8 +87,9 @@ class LocateThenEditHParams(HParams):
     v_stop_probability: Annotated[float, Field(gt=0, le=1)] | None = None
     """A fact is done when its target's mean probability reaches this; left out, never. Not in the papers."""
     v_final_step: bool = False
-    """Whether a fact that reaches ``v_stop_probability`` takes one more step with the gradient of that evaluation,
-    which is already computed. This allows a lower ``v_stop_probability``. Not in the papers."""
+    """Whether a fact that reaches ``v_stop_probability``, or has used all evaluations, takes one more step with the
+    gradient of its last one, which is already computed. This allows a lower ``v_stop_probability`` and fewer
+    evaluations. Not in the papers."""
     v_stop_most_probable: Annotated[int, Field(ge=0)] | None = None
     """A fact is done this many steps after its target was first the most probable continuation, token by token, behind
     every context; left out, never. MPES (arXiv 2502.01636), whose code takes 4 further steps for gpt2-xl, 3 for

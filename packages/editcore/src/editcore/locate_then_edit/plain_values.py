@@ -79,11 +79,10 @@ def optimise_plainly(
             hparams.v_stop_probability is not None
             and float(probabilities.mean(dim=1).min()) >= hparams.v_stop_probability
         )
-        # The last evaluation takes no step.
-        last = step == most_steps - 1 or float(loss.detach()) < hparams.v_stop_loss
+        low, last = float(loss.detach()) < hparams.v_stop_loss, step == most_steps - 1
         if remaining is None and hparams.v_stop_most_probable is not None and bool(first_choice.all()):
             remaining = hparams.v_stop_most_probable
-        if last or (likely and not hparams.v_final_step) or remaining == 0:
+        if low or ((last or likely) and not hparams.v_final_step) or remaining == 0:
             break
         adam.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -104,7 +103,7 @@ def optimise_plainly(
                 delta.mul_(limit / length)
         if remaining is not None:
             remaining -= 1
-        if likely or remaining == 0:
+        if last or likely or remaining == 0:
             break
     delta = delta.detach()
     if hparams.v_norm_anchor and layer in dict(hparams.v_norms):

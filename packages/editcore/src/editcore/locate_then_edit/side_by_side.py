@@ -253,10 +253,11 @@ class ValueOptimiser:
         means = self.probabilities.mean(dim=1)  # [facts]
         # Of the fact that each value makes least likely.
         probabilities = torch.stack([means[list(self.values[value])].min() for value in self.active])
-        # As in the reference code, the last evaluation takes no step.
+        low = losses < hparams.v_stop_loss
+        # As in the reference code, the last evaluation takes no step, unless there is a final step.
         last = self.movement.steps[index] == self.most_steps[index] - 1
-        done = last | (losses < hparams.v_stop_loss)
-        moving = ~done
+        done = last | low
+        moving = ~low & (~last | hparams.v_final_step)
         if hparams.v_stop_probability is not None:
             likely = probabilities >= hparams.v_stop_probability
             moving = moving & (~likely | hparams.v_final_step)
