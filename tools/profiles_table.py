@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 
 from editcore import EditSession, FactRecord, Plugins, SessionConfig
+from editcore.cli.run import settings_from
 from editcore.datasets import load_records
 from editcore.evaluation import score_targets
 from editcore.evaluation.generation import GenerationHParams, answer_of, is_said
@@ -31,11 +32,12 @@ def main() -> None:
     parser.add_argument("--subjects", type=int, default=16, help="subjects, spread over the data set")
     parser.add_argument("--sequence", action="store_true", help="one fact a batch, shuffled")
     parser.add_argument("--apart", action="store_true", help="each fact is a constraint of its own")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the editor")
     options = parser.parse_args()
     logging.disable(logging.WARNING)
     records = chosen_records(options.facts, options.subjects, shuffled=options.sequence)
-    settings = {"shared_key_cosine": None} if options.apart else {}
-    config = SessionConfig(editor=options.editor, settings={options.editor: settings})
+    assignments = [*options.set, *(["shared_key_cosine=none"] if options.apart else [])]
+    config = SessionConfig(editor=options.editor, settings=settings_from(assignments, {}, editor=options.editor))
     session = EditSession.open(options.model, config)
     before = measured(session, records)
     start = time.perf_counter()
