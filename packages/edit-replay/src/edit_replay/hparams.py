@@ -39,7 +39,7 @@ class ReplayHParams(HParams):
     """Weight w of a replayed fact's squared error; a new fact has 1. It matters in ridge solves only: in MEMIT, and in
     EMMET with λ > 0 (D + λ·diag(1/w)). At λ = 0 every fact is a constraint that holds exactly, and weights have no
     effect."""
-    replay_statistics_weight: Annotated[float, Field(ge=0)] = 0.01
+    replay_statistics_weight: Annotated[float, Field(ge=0)] = 0.002
     """Weight μ of an earlier fact in the second moment: μ·‖Δk‖² for each is added in the objective to the mean of ‖Δk‖²
     over the text."""
     replay_importance: Mapping[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
