@@ -258,7 +258,7 @@ def not_public(code: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(
-    ("where", "code"), [pytest.param(*one, id=one[0]) for one in [*code_of_plugins(), *code_of_pages()]]
+    ("where", "code"), [pytest.param(where, code, id=where) for where, code in [*code_of_plugins(), *code_of_pages()]]
 )
 def test_a_plugin_imports_public_names_only(where: str, code: str) -> None:
     assert list(not_public(code)) == []

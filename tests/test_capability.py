@@ -31,8 +31,10 @@ def solve(kind: str, question: str) -> str:
     """The right answer to the last line or lines of a prompt."""
     match kind:
         case "arithmetic":
-            one, sign, other = question.removesuffix(" =").split()
-            return str({"+": int(one) + int(other), "-": int(one) - int(other), "*": int(one) * int(other)}[sign])
+            first, sign, second = question.removesuffix(" =").split()
+            return str(
+                {"+": int(first) + int(second), "-": int(first) - int(second), "*": int(first) * int(second)}[sign]
+            )
         case "copying":
             return question.removeprefix("Input: ").removesuffix("\nOutput:")
         case "instructions":

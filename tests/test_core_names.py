@@ -83,7 +83,10 @@ def offences(path: Path, tree: ast.Module) -> list[str]:
     for line, text, is_string in said(tree):
         for word in methods():
             spelt = [word, word.upper()]
-            hit = any(re.search(_WORD.format(re.escape(one)), text) if is_string else text == one for one in spelt)
+            hit = any(
+                re.search(_WORD.format(re.escape(spelling)), text) if is_string else text == spelling
+                for spelling in spelt
+            )
             if hit:
                 found.append(f"{path}:{line} names the method {word}: {text!r:.80}")
         for word, home in metrics().items():

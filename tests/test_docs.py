@@ -138,9 +138,9 @@ def test_ledger_entries_are_documented() -> None:
 
 def test_proposals_are_documented() -> None:
     text = section(HOOKS, "## Proposals")
-    for one in (editcore.Proposal, editcore.EditEvidence):
-        table = text.split(f"| field of `{one.__name__}` |")[1].split("\n\n")[0]
-        assert fields_in(table) == field_names(one)
+    for cls in (editcore.Proposal, editcore.EditEvidence):
+        table = text.split(f"| field of `{cls.__name__}` |")[1].split("\n\n")[0]
+        assert fields_in(table) == field_names(cls)
 
 
 def test_what_a_layer_is_asked_is_documented() -> None:

@@ -211,12 +211,12 @@ def test_an_adapter_of_another_base_needs_force(editctl: Run, edited: Path, tmp_
 def test_a_base_with_another_tokenizer_is_refused(
     editctl: Run, edited: Path, tiny_folder: Path, tmp_path: Path, tiny_facts: Path
 ) -> None:
-    other = tmp_path / "other"
-    shutil.copytree(tiny_folder, other)
-    tokenizer = json.loads((other / "tokenizer.json").read_text(encoding="utf-8"))
+    other_base = tmp_path / "other"
+    shutil.copytree(tiny_folder, other_base)
+    tokenizer = json.loads((other_base / "tokenizer.json").read_text(encoding="utf-8"))
     tokenizer["added_tokens"].append({**tokenizer["added_tokens"][-1], "id": 600, "content": "<more>"})
-    (other / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
-    done = editctl("evaluate", edited / "model", "--base", other, "--dataset", tiny_facts, "--out", "out")
+    (other_base / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    done = editctl("evaluate", edited / "model", "--base", other_base, "--dataset", tiny_facts, "--out", "out")
     assert done.code == 2
     assert "is not what" in done.err
     assert "their tokenizers have other tokens" in done.err
@@ -362,7 +362,7 @@ def test_facts_that_changed_sides_are_named(editctl: Run, edited: Path, tmp_path
 
     def changed(first: Path, second: Path) -> dict[str, Any]:
         found = json.loads(editctl("compare-results", first, second, "--json").out)["changed"]
-        return next(one for one in found if one["metric"] == "facts_said")
+        return next(change for change in found if change["metric"] == "facts_said")
 
     there, back = changed(edited / "run", copy), changed(copy, edited / "run")
     ids = set(table.loc[rows[:3], "request_id"])
@@ -535,7 +535,10 @@ def test_tasks_of_lm_eval_are_scored_as_their_choices_are(
     opened, _ = editcore.runs.open_run(edited / "run")
     for found in (record.harness, record.harness_before):
         (score,) = [score for score in found if score.metric == "acc,none"]
-        sums = [one.nll * one.num_tokens for one in editcore.evaluation.score_targets(opened.model, prompts, choices)]
+        sums = [
+            scored.nll * scored.num_tokens
+            for scored in editcore.evaluation.score_targets(opened.model, prompts, choices)
+        ]
         expected = sum(sums[1::2][place] < sums[::2][place] for place in range(4)) / 4
         assert (score.task, score.questions, score.value) == ("toy_choices", 4, expected)
         opened.rebuild([])  # the second time, the unedited model

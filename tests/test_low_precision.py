@@ -100,8 +100,8 @@ def test_an_edit_that_keeps_its_digits_is_not(editor: str, corpus: Path) -> None
     session = opened(tiny_model(dtype=torch.bfloat16), corpus, editor, clamp_norm_factor=4.0)
     [result] = session.edit(FACTS[:1])
     [share] = figures(result)
-    [one] = result.proposal.evidence
-    assert share == pytest.approx(one.figures["fraction_reached"], abs=0.05)
+    [evidence] = result.proposal.evidence
+    assert share == pytest.approx(evidence.figures["fraction_reached"], abs=0.05)
     assert not [note for note in result.proposal.notes if "digits" in note]
 
 

@@ -73,8 +73,8 @@ def by_hand(model: LanguageModel, records: Sequence[FactRecord]) -> dict[str, fl
             objects = (request.target_new, str(request.target_true))
             pairs = [(nll(model, prompt, objects[0]), nll(model, prompt, objects[1])) for prompt in asked]
             wins = [(true, new) if letter == "N" else (new, true) for new, true in pairs]
-            columns[f"{letter}S"].append(sum(wanted < other for wanted, other in wins) / len(wins))
-            margins = [math.exp(-wanted) - math.exp(-other) for wanted, other in wins]
+            columns[f"{letter}S"].append(sum(wanted < unwanted for wanted, unwanted in wins) / len(wins))
+            margins = [math.exp(-wanted) - math.exp(-unwanted) for wanted, unwanted in wins]
             columns[f"{letter}M"].append(sum(margins) / len(margins))
     means = {name: 100 * sum(values) / len(values) for name, values in columns.items()}
     return {**means, "score": 3 / sum(1 / means[name] if means[name] else math.inf for name in ("ES", "PS", "NS"))}
@@ -102,9 +102,9 @@ def written(model: LanguageModel, prompt: str, tokens: int) -> str:
 @torch.no_grad()
 def is_a_tie(model: LanguageModel, prompt: str, mine: str, theirs: str) -> bool:
     """Whether the first token in which two continuations differ was a toss: its top logits are within 1e-4."""
-    one, other = (model.tokenizer(prompt + text)["input_ids"] for text in (mine, theirs))
-    place = next(index for index, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
-    top = model.hf(input_ids=torch.tensor([one[:place]])).logits[0, -1].topk(2).values
+    my_ids, their_ids = (model.tokenizer(prompt + text)["input_ids"] for text in (mine, theirs))
+    place = next(index for index, (a, b) in enumerate(zip(my_ids, their_ids, strict=False)) if a != b)
+    top = model.hf(input_ids=torch.tensor([my_ids[:place]])).logits[0, -1].topk(2).values
     return float(top[0] - top[1]) < 1e-4
 
 

@@ -358,13 +358,13 @@ def test_the_backend_gives_the_bits_of_the_built_in_one(world: World) -> None:
     raw = world.folder.parent / "run-raw"
     world.works("run", *world.small, *world.with_editor, *world.facts, "--out", raw)
     prompts = [request.text for request in tiny_requests(NUM_FACTS)]
-    found, expected = (world.ask("state", directory=str(one), prompts=prompts) for one in (directory, raw))
+    found, expected = (world.ask("state", directory=str(run), prompts=prompts) for run in (directory, raw))
     assert found == expected
     assert found["now"] != found["base"]
     for steps in ("undo f0", "undo f3", "redo f0"):
         world.works("ledger", directory, *steps.split())
         world.works("ledger", raw, *steps.split())
-    found, expected = (world.ask("state", directory=str(one), prompts=prompts) for one in (directory, raw))
+    found, expected = (world.ask("state", directory=str(run), prompts=prompts) for run in (directory, raw))
     assert found == expected
 
 

@@ -67,7 +67,7 @@ class Places(TorchFunctionMode):
         places = _places([args, kwargs])
         if len(places) > 1:
             raise RuntimeError(f"Expected all tensors to be on the same device, found {places} in {func}")
-        return tree_map(lambda one: _at(next(iter(places), None), one), func(*args, **kwargs))
+        return tree_map(lambda result: _at(next(iter(places), None), result), func(*args, **kwargs))
 
     @staticmethod
     def _indexed(func: Any, args: Any) -> Any:

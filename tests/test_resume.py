@@ -361,9 +361,9 @@ def test_everything_comes_from_the_run(
     same = editctl("run", "--resume", "--out", stopped, "--seed", 0, "--plugin", "replay")
     assert (same.code, same.out) == (again.code, again.out)
     # What a finished run does not have is not passed over in silence.
-    other = editctl("run", "--resume", "--out", stopped, "--dataset", tmp_path / "other.jsonl")
-    assert (other.code, other.out) == (2, "")
-    assert other.err == (
+    other_facts = editctl("run", "--resume", "--out", stopped, "--dataset", tmp_path / "other.jsonl")
+    assert (other_facts.code, other_facts.out) == (2, "")
+    assert other_facts.err == (
         f"Error: --dataset: {tmp_path / 'other.jsonl'} was asked for, but the run in {stopped} has "
         f"{tiny_facts}. It is finished. 'editctl edit {stopped} --facts FILE' writes more facts into its model; for "
         "other settings, start a new run with another --out.\n"

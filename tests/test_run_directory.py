@@ -276,10 +276,10 @@ def test_the_same_command_gives_the_same_bits(
 def test_another_seed_gives_other_bits(
     done: SimpleNamespace, editctl: Call, command: list[object], tmp_path: Path
 ) -> None:
-    other = tmp_path / "other"
-    assert editctl(*command, "--seed", 4, "--out", other).code == 0
+    other_run = tmp_path / "other"
+    assert editctl(*command, "--seed", 4, "--out", other_run).code == 0
     name = "deltas/batch-00000.safetensors"
-    assert (other / name).read_bytes() != (done.directory / name).read_bytes()
+    assert (other_run / name).read_bytes() != (done.directory / name).read_bytes()
 
 
 def test_the_saved_model_is_the_base_and_the_deltas(done: SimpleNamespace, tiny_folder: Path) -> None:

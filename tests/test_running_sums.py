@@ -217,11 +217,11 @@ def test_a_file_that_does_not_fit_is_not_used(
 ) -> None:
     path = kept(tmp_path / "run")
     if spoilt == "other ledger":
-        other = Ledger(tmp_path / "other", HEADER)
+        other_ledger = Ledger(tmp_path / "other", HEADER)
         for batch in (0, 1, 2, 3, 5, 4):
-            other.append(LedgerEntry(**{**_fields(entry(batch)), "batch": len(other.batches)}))
-        edited = opened(other)
-        keep_sums(edited, other)
+            other_ledger.append(LedgerEntry(**{**_fields(entry(batch)), "batch": len(other_ledger.batches)}))
+        edited = opened(other_ledger)
+        keep_sums(edited, other_ledger)
         edited.rebuild([])
         shutil.copy(tmp_path / "other" / SUMS_NAME, path)
     elif spoilt == "a bit":
@@ -302,10 +302,10 @@ def test_of_the_tensors_that_were_looked_at_only_the_last_ones_stay(
         return found
 
     monkeypatch.setattr(safetensors.torch, "load", watched)
-    for one in ledger.entries:
-        for target in one.known.values():
+    for ledger_entry in ledger.entries:
+        for target in ledger_entry.known.values():
             assert len(target.keys[MATRICES[0]]) == 64
-        assert one.changes[MATRICES[0]].is_finite()
+        assert ledger_entry.changes[MATRICES[0]].is_finite()
     assert len(made) == 20
     assert [number for number, tensor in enumerate(made) if tensor() is not None] == [17, 18, 19]
 
@@ -330,8 +330,8 @@ def test_held_keys_are_kept_as_differences_and_read_back(tmp_path: Path, monkeyp
         wanted.append([(key.batch, key.request_id, key.weight) for key in held])
         ledger.append(entry(batch, held))
     read = Ledger.read(tmp_path)
-    for one in (ledger, read):
-        assert [[(k.batch, k.request_id, k.weight) for k in e.held] for e in one.entries] == wanted
+    for each_ledger in (ledger, read):
+        assert [[(k.batch, k.request_id, k.weight) for k in e.held] for e in each_ledger.entries] == wanted
     files = files_read(monkeypatch)
     monkeypatch.setattr("editcore.ledger.reading._MAX_BYTES", 1)
     for batch in (12, 13, 13):

@@ -214,18 +214,18 @@ def test_a_correction_replaces_a_fact_and_its_undo_brings_the_fact_back() -> Non
     edited, asked = session(), facts()
     for request in asked:
         edited.edit([request])
-    other = EditRequest(subject="Velt Ltd", prompt=asked[0].prompt, target_new="Berlin")
-    edited.edit([other])
-    assert {request.id for request in edited.ledger.entries[-1].requests} == {other.id, asked[1].id, asked[2].id}
-    assert set(edited.requests) == {other, asked[1], asked[2]}
+    correction = EditRequest(subject="Velt Ltd", prompt=asked[0].prompt, target_new="Berlin")
+    edited.edit([correction])
+    assert {request.id for request in edited.ledger.entries[-1].requests} == {correction.id, asked[1].id, asked[2].id}
+    assert set(edited.requests) == {correction, asked[1], asked[2]}
     with_correction = weights(edited)
-    edited.undo(other.id)
+    edited.undo(correction.id)
     assert set(edited.requests) == set(asked)
     holds(edited, asked)
-    edited.redo(other.id)
+    edited.redo(correction.id)
     assert same(weights(edited), with_correction)
     edited.undo(asked[0].id)
-    holds(edited, [other, asked[1], asked[2]])
+    holds(edited, [correction, asked[1], asked[2]])
 
 
 def test_a_fact_that_comes_back_joins_those_that_came_meanwhile() -> None:
@@ -289,10 +289,10 @@ def test_keys_are_compared_in_the_metric_of_the_solve(seed: int, cosine: float) 
     keys = keys + 0.1 * torch.randn(keys.shape, generator=generator, dtype=torch.float64)
     inverse = torch.linalg.inv(metric)
 
-    def alike(one: int, other: int) -> bool:
-        product = float(keys[one] @ inverse @ keys[other])
+    def alike(earlier: int, later: int) -> bool:
+        product = float(keys[earlier] @ inverse @ keys[later])
         return product >= cosine * math.sqrt(
-            float(keys[one] @ inverse @ keys[one]) * float(keys[other] @ inverse @ keys[other])
+            float(keys[earlier] @ inverse @ keys[earlier]) * float(keys[later] @ inverse @ keys[later])
         )
 
     first: dict[int, list[int]] = {}

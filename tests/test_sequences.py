@@ -162,11 +162,11 @@ def test_an_undone_fact_is_not_in_the_memory(world: World, editor: str) -> None:
         return [change.dense() for change in result.proposal.changes.values()]
 
     found, never, kept = second(FACTS[:3], FACTS[1:2]), second([FACTS[0], FACTS[2]], ()), second(FACTS[:3], ())
-    for layer, (here, there, other) in enumerate(zip(found, never, kept, strict=True)):
+    for layer, (undone, absent, present) in enumerate(zip(found, never, kept, strict=True)):
         # Above the first layer, the ledger has the keys that the rest of a batch had before the undo.
         share = 1e-4 if layer == 0 else 0.1
-        assert 0.01 * there.norm() < (other - there).norm()
-        assert (here - there).norm() < share * (other - there).norm()
+        assert 0.01 * absent.norm() < (present - absent).norm()
+        assert (undone - absent).norm() < share * (present - absent).norm()
 
 
 @pytest.mark.parametrize("editor", EDITORS)
@@ -265,8 +265,8 @@ def test_blue_holds_where_a_norm_follows_the_projection(world: World, family: st
     [result] = session.edit(FACTS[:3])
     name = model.layout.weight_name(2)
     known = [result.proposal.known[fact.id] for fact in FACTS[:3]]
-    found = project(model, name, torch.stack([one.keys[name] for one in known]))
-    torch.testing.assert_close(found, torch.stack([one.values[name] for one in known]), rtol=1e-4, atol=1e-5)
+    found = project(model, name, torch.stack([target.keys[name] for target in known]))
+    torch.testing.assert_close(found, torch.stack([target.values[name] for target in known]), rtol=1e-4, atol=1e-5)
     session.close()
 
 

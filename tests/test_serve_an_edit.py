@@ -642,8 +642,8 @@ def test_a_running_llama_server_gets_its_adapter_switched_on_and_off(editctl: Ed
         assert scale() == 0.0
         absent = refused(editctl("deploy", few.run, url, "--to", "llama-cpp", "--name", "others"))
         assert "loads adapters only when it starts: llama-server --model" in absent
-        other = refused(editctl("verify-served", url, "--run", few.run, "--name", "x"))
-        assert "has the adapters edits, and not one 'x'" in other
+        unknown = refused(editctl("verify-served", url, "--run", few.run, "--name", "x"))
+        assert "has the adapters edits, and not one 'x'" in unknown
     planted(few, Path("faulty.gguf"), dropped)
     with llama_server(few.base, Path("faulty.gguf")) as url:
         printed = differs(editctl("deploy", few.run, url, "--to", "llama-cpp", "--name", "faulty"))

@@ -361,7 +361,7 @@ def test_a_run_with_a_bounded_rank_exports_what_it_has(
     settings = [
         "layers=[1]", "v_num_grad_steps=4", 'context_templates=["{}"]', "lora.lora_rank=3", "lora.lora_scale=0.5"
     ]  # fmt: skip
-    options = [part for one in settings for part in ("--set", one)]
+    options = [part for setting in settings for part in ("--set", setting)]
     arguments = ["--editor", "emmet", "--plugin", "lora", "--model", tiny_folder, "--dataset", tiny_facts]
     arguments += ["--batch-size", 2, "--corpus", tiny_corpus, "--corpus-tokens", 1024, "--out", bounded]
     ok(editctl("run", *arguments, *options))
@@ -421,10 +421,10 @@ def test_an_imported_run_speaks_and_is_edited_further(
 def test_another_base_is_refused_by_fingerprint(editctl: Editctl, lora_run: Path, tmp_path: Path) -> None:
     from editcore.testing import tiny_model
 
-    other = tmp_path / "other"
-    tiny_model(seed=1).save(other)
+    other_base = tmp_path / "other"
+    tiny_model(seed=1).save(other_base)
     ok(editctl("export", lora_run, tmp_path / "adapter"))
-    arguments = ("import", tmp_path / "adapter", "--out", tmp_path / "imported", "--model", other)
+    arguments = ("import", tmp_path / "adapter", "--out", tmp_path / "imported", "--model", other_base)
     message = refused(editctl(*arguments))
     assert "were made on" in message
     assert "--force" in message
@@ -641,7 +641,9 @@ def test_a_bounded_rank_at_any_weight_says_what_it_knows(
             assert float(kept[2].rstrip("%")) == pytest.approx(
                 100 * float(values[0] ** 2 / values.norm() ** 2), abs=0.06
             )
-    [told] = [one.getMessage() for one in caplog.records if "is not an MLP output projection" in one.getMessage()]
+    [told] = [
+        record.getMessage() for record in caplog.records if "is not an MLP output projection" in record.getMessage()
+    ]
     assert "lora_criterion frobenius" in told
     card = (tmp_path / "cut" / "README.md").read_text(encoding="utf-8")
     assert re.search(r"rank 1 of 32: \d+\.\d% of ‖Δ‖²", card)
@@ -659,7 +661,7 @@ def test_padding_pads_every_kind_of_module(editctl: Editctl, any_run: AnyRun, tm
     assert plain.keys() == padded.keys()
     for key, tensor in padded.items():
         down = "lora_A" in key or "embedding_A" in key
-        wide, narrow = (one if down else one.T for one in (tensor, plain[key]))
+        wide, narrow = (factor if down else factor.T for factor in (tensor, plain[key]))
         assert wide.shape[0] == 8
         assert torch.equal(wide[:6], narrow)
         assert not wide[6:].any()
@@ -669,7 +671,7 @@ def test_an_import_of_one_end_of_a_tied_weight_is_refused(editctl: Editctl, any_
     ok(editctl("export", any_run.folder, tmp_path / "adapter"))
     shutil.rmtree(tmp_path / "adapter" / "edits")
     file = tmp_path / "adapter" / WEIGHTS
-    save_file({key: one for key, one in load_file(file).items() if "lm_head" not in key}, file)
+    save_file({key: tensor for key, tensor in load_file(file).items() if "lm_head" not in key}, file)
     called = editctl("import", tmp_path / "adapter", "--out", tmp_path / "imported", "--editor", "emmet")
     if any_run.tied:
         message = refused(called)

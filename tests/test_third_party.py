@@ -253,7 +253,7 @@ def test_a_run_makes_the_targets_likelier(world: World, case: Case) -> None:
 @every_editor
 def test_a_killed_run_is_resumed_to_the_byte(world: World, case: Case, tmp_path: Path, contents: Contents) -> None:
     whole, out = world.run(case), tmp_path / "killed"
-    arguments = [str(one) for one in [*world.trusted(case), "--out", out]]
+    arguments = [str(argument) for argument in [*world.trusted(case), "--out", out]]
     ended = world.ask("killed", arguments=arguments, directory=str(out))
     assert not ended["ended"], ended
     assert 1 <= ended["batches"] <= NUM_FACTS // BATCH
@@ -616,7 +616,7 @@ def in_turn(world: World) -> Path:
 def replayed(run: Path) -> list[list[str]]:
     """By batch, the ids of the earlier facts that joined it."""
     batches = [json.loads(line) for line in (run / "batches.jsonl").read_text().splitlines()]
-    return [[one["request_id"] for one in batch["evidence"] if one["replayed"]] for batch in batches]
+    return [[evidence["request_id"] for evidence in batch["evidence"] if evidence["replayed"]] for batch in batches]
 
 
 def test_their_strategy_chooses_what_is_replayed(world: World, in_turn: Path) -> None:

@@ -107,7 +107,7 @@ def test_the_table_of_a_poisoned_stream(
     spec.loader.exec_module(tool)
     options = ["layers=[1]", "v_num_grad_steps=3", 'context_templates=["{}"]', "trust.trust_weights=[0.0, 1.0]"]
     free = [*FREE[1::2], "trust.trust_threshold=0.2"]
-    assignments = [part for one in (*options, *free) for part in ("--set", one)]
+    assignments = [part for setting in (*options, *free) for part in ("--set", setting)]
     tool.main(["--model", str(tiny_folder), "--edits", "6", "--poison", "0.34", "--batch-size", "3",
                "--stretch", "300", *assignments])  # fmt: skip
     printed = capsys.readouterr().out

@@ -194,7 +194,7 @@ def test_the_rest_of_the_batch_holds_and_the_fact_is_gone(world: World) -> None:
         return float((projection(known.keys[name].float()).double() - known.values[name]).norm())
 
     ids = entry.new_ids
-    asked = {one: float(entry.changes[name].left[:, row].norm()) for row, one in enumerate(ids)}
+    asked = {request_id: float(entry.changes[name].left[:, row].norm()) for row, request_id in enumerate(ids)}
     assert all(missed(name) < 1e-4 * asked[name] for name in ids)
     session.undo(ids[0])
     assert missed(ids[0]) > 0.1 * asked[ids[0]]

@@ -176,10 +176,10 @@ def test_without_any_one_plugin_the_others_work(
     for name in sites:
         found, rest = used[name, how], set(sites) - {name}
         blocked = {name: "blocked"} if how == "disabled" else {}
-        states = {other: row["status"] for other, row in found["rows"].items()}
+        states = {plugin: row["status"] for plugin, row in found["rows"].items()}
         assert states == {**dict.fromkeys(("builtin", *rest), "active"), **blocked}
         assert found["edited"] == {editor: works(rest) for editor in SOLVING & rest}
-        assert found["imported"] == {f"edit_{other}": str(sites[other]) for other in rest}
+        assert found["imported"] == {f"edit_{plugin}": str(sites[plugin]) for plugin in rest}
 
 
 START_EACH = """

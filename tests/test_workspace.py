@@ -186,8 +186,8 @@ def test_a_plan_names_what_it_corrects_joins_and_leaves(directory: Path) -> None
     lived = EditRequest(subject=FACTS[0].subject.upper(), prompt="{} lived in", target_new="Rome")
     with editcore.workspace(directory) as ws:
         ws.edit(FACTS[:2])
-        other = FACTS[0].model_copy(update={"target_new": "Oslo"})
-        planned = ws.plan([FACTS[1], other, lived])
+        corrected = FACTS[0].model_copy(update={"target_new": "Oslo"})
+        planned = ws.plan([FACTS[1], corrected, lived])
     (correction,) = planned.corrections
     assert [request.target_new for request in correction] == [FACTS[0].target_new, "Oslo"]
     assert planned.active_already == (ws.ledger.facts()[1],)
@@ -203,12 +203,12 @@ def test_a_plan_names_what_it_corrects_joins_and_leaves(directory: Path) -> None
 
 
 def test_contradicting_facts_are_refused_before_anything_is_written(directory: Path) -> None:
-    other = FACTS[0].model_copy(update={"id": "other", "target_new": "Oslo"})
+    contradiction = FACTS[0].model_copy(update={"id": "other", "target_new": "Oslo"})
     with editcore.workspace(directory) as ws:
         with pytest.raises(
             RequestError, match=f"of one call contradict each other: .* → '{FACTS[0].target_new}' and → 'Oslo'"
         ):
-            ws.edit([*FACTS[1:4], FACTS[0], other])
+            ws.edit([*FACTS[1:4], FACTS[0], contradiction])
         with pytest.raises(RequestError, match="A request is twice in one call"):
             ws.edit([FACTS[0], FACTS[0]])
         assert not ws.ledger.batches
@@ -473,10 +473,10 @@ def test_a_pack_is_loaded_in_the_type_that_it_was_made_for(
 
 
 def test_a_pack_is_read_and_planned_before_it_is_applied(called: Run, directory: Path, tmp_path: Path) -> None:
-    other = shutil.copytree(directory, tmp_path / "other")
+    other_directory = shutil.copytree(directory, tmp_path / "other")
     with editcore.workspace(directory) as ws:
         ws.edit(FACTS[:3])
-    with editcore.workspace(other) as ws:
+    with editcore.workspace(other_directory) as ws:
         ws.edit([FACTS[0], FACTS[1].model_copy(update={"target_new": "Oslo"})])
     pack = tmp_path / "facts.editpack"
     assert called("pack", directory, pack).code == 0
@@ -484,25 +484,25 @@ def test_a_pack_is_read_and_planned_before_it_is_applied(called: Run, directory:
     assert listed[0].startswith("3 edits of ")
     assert ") by emmet, in 2 batches; 0." in listed[0]
     assert listed[1:] == [f"  {fact.text} → {fact.target_new}" for fact in FACTS[:3]]
-    dry = called("apply", pack, "--into", other, "--dry-run")
+    dry = called("apply", pack, "--into", other_directory, "--dry-run")
     assert dry.code == 0, dry.err
     lines = dry.out.splitlines()
     assert lines[0].startswith("3 facts in ")
     assert lines[1] == "1 fact is active already and is not written again (--again writes it)."
     assert "would write 2 facts into" in lines[2]
     assert lines[3] == "Corrections of active facts"
-    assert len(Ledger.read(other).batches) == 1
-    done = called("apply", pack, "--into", other, "--note", "from the other")
+    assert len(Ledger.read(other_directory).batches) == 1
+    done = called("apply", pack, "--into", other_directory, "--note", "from the other")
     assert done.code == 0, done.err
-    assert {(fact.text, fact.target_new) for fact in Ledger.read(other).facts()} == {
+    assert {(fact.text, fact.target_new) for fact in Ledger.read(other_directory).facts()} == {
         (fact.text, fact.target_new) for fact in FACTS[:3]
     }
-    assert Ledger.read(other).batches[-1].signature.note == "from the other"
+    assert Ledger.read(other_directory).batches[-1].signature.note == "from the other"
     for wrong, says in (
         (["pack", "--list", directory, pack], "2 paths given; 'editctl pack RUN FILE' takes two"),
         (["pack", directory], "1 path given"),
         (["apply", pack, "--dry-run"], "--dry-run: this is for --into DIR."),
-        (["apply", pack, "--into", other, "--save", "x", "--force"], "--force, --save: "),
+        (["apply", pack, "--into", other_directory, "--save", "x", "--force"], "--force, --save: "),
     ):
         found = called(*wrong)
         assert (found.code, found.out) == (2, ""), wrong
@@ -546,19 +546,19 @@ def test_a_check_of_a_short_text_says_so(directory: Path, tmp_path: Path) -> Non
 def test_diff_says_what_another_directory_has_otherwise(directory: Path, called: Run, tmp_path: Path) -> None:
     with editcore.workspace(directory) as ws:
         ws.edit(FACTS[:4], author="Ada")  # two batches of two
-    other = Path(shutil.copytree(directory, tmp_path / "proposed"))
-    equal = called("ledger", directory, "diff", other)
+    proposed = Path(shutil.copytree(directory, tmp_path / "proposed"))
+    equal = called("ledger", directory, "diff", proposed)
     assert equal.out.splitlines() == [
         "Facts: 0 added, 0 taken out, 0 corrected; 4 are the same in both.",
         f"Both are edits of {Ledger.read(directory).header.model}, and begin with the same 2 batches. "  # type: ignore[union-attr]
         "facts has 0 more, proposed has 0 more.",
         "The edited weights are the same, bit for bit.",
     ]
-    with editcore.workspace(other) as ws:
+    with editcore.workspace(proposed) as ws:
         ws.edit([FACTS[4]], author="Bo", note="asked by legal")
         ws.edit([EditRequest(subject=FACTS[0].subject, prompt=FACTS[0].prompt, target_new="Oslo")], author="Bo")
         ws.undo(FACTS[2].id, note="was a rumour")
-    shown = called("ledger", directory, "diff", other).out
+    shown = called("ledger", directory, "diff", proposed).out
     today = signed("").day
     rows = {line.split("  ")[0]: line for line in shown.splitlines()}
     assert all(part in rows["added"] for part in (FACTS[4].text, FACTS[4].target_new, f"Bo, {today}: asked by legal"))
@@ -570,7 +570,7 @@ def test_diff_says_what_another_directory_has_otherwise(directory: Path, called:
         "Solved again, because other facts are taken out: batch 1.",
     ):
         assert sentence in shown
-    found = json.loads(called("ledger", directory, "diff", other, "--json").out)
+    found = json.loads(called("ledger", directory, "diff", proposed, "--json").out)
     assert [(fact["what"], fact["here"], fact["there"]) for fact in found["facts"]] == [
         ("added", "", FACTS[4].target_new),
         ("taken out", FACTS[2].target_new, ""),
@@ -578,7 +578,7 @@ def test_diff_says_what_another_directory_has_otherwise(directory: Path, called:
     ]
     [(address, size)] = found["weights"].items()
     models = []
-    for place in (directory, other):
+    for place in (directory, proposed):
         with editcore.workspace(place) as ws:
             models.append(ws.session.model.weight(address).double())
             base = ws.session.without_edits(lambda ws=ws: ws.session.model.weight(address).double())  # type: ignore[misc]

@@ -48,7 +48,7 @@ def main() -> None:
     sites = dict(argument.split("=", 1) for argument in arguments)
     import_what_plugins_import()
     for name, site in sites.items():
-        others = [other for other in sites.values() if other != site]
+        others = [path for path in sites.values() if path != site]
         for how, seen in (("alone", [site]), ("absent", others), ("disabled", [*others, site])):
             child = os.fork()  # so that editcore and slow libraries are imported once, and each plugin anew
             if not child:

@@ -175,7 +175,7 @@ def _written(folder: Path, name: str, content: bytes) -> Path:
 def _records(folder: Path) -> list[bytes]:
     from editcore.testing import tiny_requests
 
-    plain = [one.model_dump(mode="json", exclude={"tags"}) for one in tiny_requests(3)]
+    plain = [request.model_dump(mode="json", exclude={"tags"}) for request in tiny_requests(3)]
     counterfact = {
         "case_id": 1,
         "requested_rewrite": {
@@ -193,7 +193,7 @@ def _records(folder: Path) -> list[bytes]:
         "rephrase": "Rome is where?",
     }
     chain = {"case_id": 2, "requested_rewrite": [counterfact["requested_rewrite"]]}
-    lines = "".join(f"{json.dumps(one)}\n" for one in (*plain, counterfact, zsre, chain)).encode()
+    lines = "".join(f"{json.dumps(record)}\n" for record in (*plain, counterfact, zsre, chain)).encode()
     table = b'subject,prompt,target_new\nRome,{} is in,France\n"a\nb",{} x,y\n'
     return [b"jsonl:" + lines, b"json:" + json.dumps([*plain, counterfact]).encode(), b"csv:" + table]
 
@@ -233,10 +233,10 @@ def _ledger(folder: Path) -> list[bytes]:
                 num_new=2,
                 changes=changes,
                 attachment=beside,
-                known={one.id: known for one in requests},
+                known={request.id: known for request in requests},
                 memory={"count": torch.ones(())},
                 diagnostics={"condition": float("inf")},
-                evidence=tuple(EditEvidence(request_id=one.id, figures={"steps": 3.0}) for one in requests),
+                evidence=tuple(EditEvidence(request_id=request.id, figures={"steps": 3.0}) for request in requests),
                 verdicts={"gate": Verdict(action="accept", reason="fine", figures={"a": 1.0})},
             )
         )
@@ -335,8 +335,8 @@ def _write_pack(path: Path, manifest: str) -> None:
     from editcore._util.files import tensors_hash, write_tensors
     from editcore.runs.pack_file import HASH, MANIFEST
 
-    one = {"left/w": 2, "right/w": 2, "dense/stack[1]": 2, "vector/bias": 1, "attachment/codes": 2}  # axes of each
-    tensors = {f"{batch}/{name}": torch.ones((2,) * axes) for batch in (0, 1) for name, axes in one.items()}
+    axes_of = {"left/w": 2, "right/w": 2, "dense/stack[1]": 2, "vector/bias": 1, "attachment/codes": 2}  # axes of each
+    tensors = {f"{batch}/{name}": torch.ones((2,) * axes) for batch in (0, 1) for name, axes in axes_of.items()}
     write_tensors(path, tensors, {MANIFEST: manifest, HASH: tensors_hash(manifest, tensors)})
 
 
@@ -395,7 +395,7 @@ def _run_files(folder: Path) -> list[bytes]:
         "evidence": [{"request_id": "0", "replayed": False, "figures": figures}],
     }  # fmt: skip
     _written(folder, "before.parquet", _before_tables(folder)[0])
-    return [json.dumps(one).encode() for one in (record, {"said": ["a"], "text": text}, lock, log)]
+    return [json.dumps(document).encode() for document in (record, {"said": ["a"], "text": text}, lock, log)]
 
 
 def _read_run_files(folder: Path, content: bytes) -> None:

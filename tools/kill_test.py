@@ -152,9 +152,9 @@ def _command(folder: Path, model: str | None) -> list[str]:
         return [*common, "--model", model]
     tiny_model().save(folder / "tiny")
     facts = tiny_requests(80)
-    lines = [{**one.model_dump(mode="json"), "neighborhood_prompts": [facts[-1].text]} for one in facts]
+    lines = [{**fact.model_dump(mode="json"), "neighborhood_prompts": [facts[-1].text]} for fact in facts]
     (folder / "facts.jsonl").write_text("".join(f"{json.dumps(_plain(line))}\n" for line in lines), encoding="utf-8")
-    words = " ".join(one.text for one in facts).split()
+    words = " ".join(fact.text for fact in facts).split()
     (folder / "corpus.txt").write_text(" ".join(random.Random(0).choices(words, k=1500)), encoding="utf-8")
     return [
         *common, "--model", str(folder / "tiny"), "--dataset", str(folder / "facts.jsonl"),

@@ -94,7 +94,8 @@ def _build(ledger: Ledger, edits: int, batch_size: int, *, held: int) -> None:
                 num_new=len(requests),
                 changes={WEIGHT: FactoredDelta(random(D_OUT, len(requests)), random(len(requests), D_IN))},
                 known={
-                    one.id: KnownTarget(keys={WEIGHT: random(D_IN)}, values={WEIGHT: random(D_OUT)}) for one in requests
+                    request.id: KnownTarget(keys={WEIGHT: random(D_IN)}, values={WEIGHT: random(D_OUT)})
+                    for request in requests
                 },
                 held=HeldKey.ordered(
                     HeldKey(batch=earlier, request_id=name, keys={}, weight=0.01)
@@ -102,11 +103,12 @@ def _build(ledger: Ledger, edits: int, batch_size: int, *, held: int) -> None:
                 ),
                 diagnostics={"layer_3_condition": 1.5, "layer_3_relative_change": 0.01},
                 evidence=tuple(
-                    EditEvidence(request_id=one.id, figures={"steps": 20.0, "target_loss": 0.1}) for one in requests
+                    EditEvidence(request_id=request.id, figures={"steps": 20.0, "target_loss": 0.1})
+                    for request in requests
                 ),
             )
         )
-        facts += [(batch, one.id) for one in requests]
+        facts += [(batch, request.id) for request in requests]
 
 
 if __name__ == "__main__":

@@ -251,8 +251,10 @@ def _run(given: argparse.Namespace) -> int:
         print(f"Error: no checkpoint lies within {given.edits} edits.", file=sys.stderr)
         return 2
     edit_up_to(session, records, checkpoints, given.batch_size)
-    asked = [(one, [*one.of_kind("paraphrase"), *one.of_kind("neighborhood")]) for one in records]
-    every = [prompt for one, probes in asked for prompt in (one.request.text, *(probe.prompt for probe in probes))]
+    asked = [(record, [*record.of_kind("paraphrase"), *record.of_kind("neighborhood")]) for record in records]
+    every = [
+        prompt for record, probes in asked for prompt in (record.request.text, *(probe.prompt for probe in probes))
+    ]
     prompts = every[:: max(1, len(every) // given.prompts)][: given.prompts]
     path = given.out / "table.csv"
     for edits, form in list(missing(read_rows(path), checkpoints, forms(given.ranks))):

@@ -62,7 +62,7 @@ def build(tables: dict[str, Any], seed: int = SEED) -> list[Item]:
 def _shown(kind: str, solved: Sequence[Solved], template: str, random: Random) -> Iterator[Item]:
     """An item for each question, after some others with their answers."""
     for question, answer in solved:
-        others = random.sample([one for one in solved if one[0] != question], SHOTS)
+        others = random.sample([pair for pair in solved if pair[0] != question], SHOTS)
         shots = "".join(f"{template.replace('{}', other)} {right}\n" for other, right in others)
         yield Item(kind=kind, prompt=shots + template.replace("{}", question), answer=answer)
 
@@ -77,8 +77,8 @@ def _distinct(make: Any, count: int) -> list[Solved]:
 
 def _sums(random: Random, count: int) -> list[Solved]:
     def make() -> Solved:
-        one, other = random.randint(1, 20), random.randint(1, 20)
-        return f"{one} + {other}", str(one + other)
+        first, second = random.randint(1, 20), random.randint(1, 20)
+        return f"{first} + {second}", str(first + second)
 
     return _distinct(make, count)
 
@@ -93,8 +93,8 @@ def _differences(random: Random, count: int) -> list[Solved]:
 
 def _products(random: Random, count: int) -> list[Solved]:
     def make() -> Solved:
-        one, other = random.randint(1, 6), random.randint(1, 10)
-        return f"{one} * {other}", str(one * other)
+        first, second = random.randint(1, 6), random.randint(1, 10)
+        return f"{first} * {second}", str(first * second)
 
     return _distinct(make, count)
 

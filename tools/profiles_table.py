@@ -98,7 +98,7 @@ def _shares(session: EditSession, asked: Sequence[tuple[str, FactRecord]]) -> tu
     prompts = [prompt for prompt, _ in asked]
     new = score_targets(session.model, prompts, [record.request.target_new for _, record in asked])
     true = score_targets(session.model, prompts, [record.request.target_true or "" for _, record in asked])
-    wins = sum(one.nll < other.nll for one, other in zip(new, true, strict=True))
+    wins = sum(new_score.nll < true_score.nll for new_score, true_score in zip(new, true, strict=True))
     return 100 * wins / len(asked), 100 * sum(score.correct for score in new) / len(asked)
 
 

@@ -108,7 +108,11 @@ def _compare(folder: Path, older: Path) -> bool:
 
 def _difference(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]]) -> tuple[float, float]:
     """The largest difference, and the largest number."""
-    pairs = [(a, b) for one, other in zip(first, second, strict=True) for a, b in zip(one, other, strict=True)]
+    pairs = [
+        (a, b)
+        for first_row, second_row in zip(first, second, strict=True)
+        for a, b in zip(first_row, second_row, strict=True)
+    ]
     return max(abs(a - b) for a, b in pairs), max(abs(a) for a, _ in pairs)
 
 

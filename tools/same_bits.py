@@ -94,7 +94,7 @@ class Checkout:
         """Run ``editctl`` of this side, or end with its output."""
         assert self._worker.stdin is not None
         assert self._worker.stdout is not None
-        self._worker.stdin.write(json.dumps([str(one) for one in arguments]) + "\n")
+        self._worker.stdin.write(json.dumps([str(argument) for argument in arguments]) + "\n")
         self._worker.stdin.flush()
         answer = self._worker.stdout.readline().strip()
         if answer != "0":
@@ -185,22 +185,22 @@ def _materials(folder: Path) -> Path:
 
 
 def _cases(materials: Path, *, tiny_only: bool) -> Iterator[Case]:
-    one, two = ("--set", "layers=[1]"), ("--set", "layers=[0, 1]")
+    one_layer, two_layers = ("--set", "layers=[1]"), ("--set", "layers=[0, 1]")
     trust = ("--plugin", "trust", "--set", "trust.trust_threshold=0.1", "--set", "trust.trust_min_efficacy=0")
     variants = {
-        "rome": ("--editor", "rome", *one),
-        "memit": ("--editor", "memit", *two),
-        "emmet": ("--editor", "emmet", *one),
-        "emmet over two layers": ("--editor", "emmet", *two),
-        "emmet + replay": ("--editor", "emmet", "--plugin", "replay", *one),
+        "rome": ("--editor", "rome", *one_layer),
+        "memit": ("--editor", "memit", *two_layers),
+        "emmet": ("--editor", "emmet", *one_layer),
+        "emmet over two layers": ("--editor", "emmet", *two_layers),
+        "emmet + replay": ("--editor", "emmet", "--plugin", "replay", *one_layer),
         "emmet + statistics": (
-            "--editor", "emmet", "--plugin", "replay", "--set", "replay.replay_mode=statistics", *one,
+            "--editor", "emmet", "--plugin", "replay", "--set", "replay.replay_mode=statistics", *one_layer,
         ),
-        "memit + replay": ("--editor", "memit", "--plugin", "replay", *two),
-        "emmet + trust": ("--editor", "emmet", *trust, *one),
-        "emmet + replay + lora": ("--editor", "emmet", "--plugin", "replay", "--plugin", "lora", *one),
-        "emmet, checkpoints": ("--editor", "emmet", *one, "--eval-every", "4", "--eval-text", materials / "corpus.txt",
-                               "--eval-text-tokens", "256"),
+        "memit + replay": ("--editor", "memit", "--plugin", "replay", *two_layers),
+        "emmet + trust": ("--editor", "emmet", *trust, *one_layer),
+        "emmet + replay + lora": ("--editor", "emmet", "--plugin", "replay", "--plugin", "lora", *one_layer),
+        "emmet, checkpoints": ("--editor", "emmet", *one_layer, "--eval-every", "4",
+                               "--eval-text", materials / "corpus.txt", "--eval-text-tokens", "256"),
     }  # fmt: skip
     for family in ("gpt2", "llama"):
         for name, options in variants.items():

@@ -93,10 +93,10 @@ def _rows(base: str, report: Report) -> list[str]:
         if stage is None:
             continue
         for kind in ("fact", "neighbour", "text"):
-            part = [one for one in stage.compared if one.prompt.kind == kind]
+            part = [compared for compared in stage.compared if compared.prompt.kind == kind]
             state = "with the edits" if stage.edited else "without"
-            same = sum(one.same_text for one in part)
-            worst = max(one.deviation or 0.0 for one in part)
+            same = sum(compared.same_text for compared in part)
+            worst = max(compared.deviation or 0.0 for compared in part)
             rows.append(
                 f"| {base} | {len(part)} {kind}s {state} | {same / len(part):.1%} | {worst:.2g} | {stage.grade} |"
             )

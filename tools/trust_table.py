@@ -74,11 +74,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _arm("poisoned", model, poisoned, clean, options, options.plugin)
     rejected = _arm("poisoned, trust", model, poisoned, clean, options, trusted)
     print("\n| rejected | kind | prompt | why |\n|---|---|---|---|")
-    for one in rejected:
-        print(
-            f"| {one.request.id} | {poisoned.poison.get(one.request.id, 'clean')} | {one.request.text} | {one.reason} |"
-        )
-    missed = set(poisoned.poison) - {one.request.id for one in rejected}
+    for rejection in rejected:
+        request = rejection.request
+        kind = poisoned.poison.get(request.id, "clean")
+        print(f"| {request.id} | {kind} | {request.text} | {rejection.reason} |")
+    missed = set(poisoned.poison) - {rejection.request.id for rejection in rejected}
     print(f"\n{len(poisoned.poison) - len(missed)} of {len(poisoned.poison)} poisoned requests were rejected.")
     for name in sorted(missed):
         print(f"Not rejected: {name} ({poisoned.poison[name]})")
@@ -109,8 +109,8 @@ def poison(
             victim = rng.choice(requests[: len(requests) // 3])
             while victim.id in kinds:
                 victim = rng.choice(requests[: len(requests) // 3])
-            other = rng.choice([one for one in targets if one != victim.target_new])
-            bad = victim.model_copy(update={"id": bad.id, "target_new": other})
+            contradiction = rng.choice([target for target in targets if target != victim.target_new])
+            bad = victim.model_copy(update={"id": bad.id, "target_new": contradiction})
         requests.insert(place, bad)
         kinds[bad.id] = kind
     return Stream(requests=tuple(requests), known=known, poison=kinds)
@@ -160,7 +160,7 @@ def _arm(
     session = _open(model, options, plugins)
     session.edit(stream.requests, batch_size=options.batch_size, known=stream.known)
     found = session.evaluate(records).summary
-    rejected = tuple(one for entry in session.ledger.batches for one in entry.all_rejected)
+    rejected = tuple(rejection for entry in session.ledger.batches for rejection in entry.all_rejected)
     session.close()
     cells = [f"{found.value(metric):.1f}" for metric in METRICS] + [str(len(rejected))]
     print(f"| {name} | " + " | ".join(cells) + " |", flush=True)

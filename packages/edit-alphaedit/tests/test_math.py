@@ -113,8 +113,8 @@ def test_batches_are_those_of_the_published_formula(
         for number, layer in enumerate(LAYERS):
             keys, residuals = [], []
             for row, request in enumerate(requests):
-                bare, other = (see(changed, request, template, layer)[0] for template in TEMPLATES)
-                keys.append((bare + other) / 2)
+                bare, in_context = (see(changed, request, template, layer)[0] for template in TEMPLATES)
+                keys.append((bare + in_context) / 2)
                 residuals.append((asked[row] - see(changed, request, "{}", layer)[1]) / (len(LAYERS) - number))
             columns, residual = np.stack(keys).T, np.stack(residuals).T  # K [d_in, n], R [d_out, n]
             projector = projectors[layer]

@@ -58,8 +58,8 @@ def test_their_bare_prompts_have_layers_of_their_own(open_session: Open) -> None
     session.edit([FIRST[2]])
     assert named(session) == [{LOW, HIGH}, {HIGH}, {LOW, HIGH}]
     entry = session.ledger.entries[0]
-    assert [set(entry.known[one.id].keys) for one in mixed] == [{LOW, HIGH}, {HIGH}] * 2
-    assert [figure.request_id for figure in entry.evidence] == [one.id for one in mixed]
+    assert [set(entry.known[request.id].keys) for request in mixed] == [{LOW, HIGH}, {HIGH}] * 2
+    assert [figure.request_id for figure in entry.evidence] == [request.id for request in mixed]
     assert all(
         {"steps", "target_probability", "said", "fraction_reached"} <= figure.figures.keys()
         for figure in entry.evidence
@@ -81,7 +81,7 @@ def test_the_batch_is_that_of_one_group_after_the_other(open_session: Open) -> N
     [entry] = whole.ledger.entries
     apart = open_session(context_templates=["{}"])
     apart.edit(FIRST[:2])
-    apart.edit(PLAIN[:2], known={one.id: entry.known[one.id] for one in PLAIN[:2]})
+    apart.edit(PLAIN[:2], known={request.id: entry.known[request.id] for request in PLAIN[:2]})
     lower, upper = apart.ledger.entries
     torch.testing.assert_close(lower.changes[LOW].dense(), entry.changes[LOW].dense(), rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(upper.changes[HIGH].dense(), entry.changes[HIGH].dense(), rtol=1e-9, atol=1e-11)
@@ -92,9 +92,9 @@ def test_in_their_contexts_they_are_written_like_all_others(open_session: Open) 
     session = open_session()
     session.edit(FIRST[:2])
     plain = open_session()
-    behind = [one.model_copy(update={"prompt": f"So it was. {one.prompt}"}) for one in FIRST[:2]]
+    behind = [request.model_copy(update={"prompt": f"So it was. {request.prompt}"}) for request in FIRST[:2]]
     plain.edit(behind)
-    ours, theirs = (one.ledger.entries[0].changes[HIGH].dense() for one in (session, plain))
+    ours, theirs = (opened.ledger.entries[0].changes[HIGH].dense() for opened in (session, plain))
     # The keys differ by what the lower change does to them, which is little: the tokens there are others.
     assert (ours - theirs).norm() < 0.2 * theirs.norm()
 
@@ -106,7 +106,7 @@ def test_what_it_costs_is_half_that_on_first_tokens(open_session: Open) -> None:
     editor: Any = session._editor
     text = session.context.statistics.metrics([0])[0].matrix
     special = set(session.model.tokenizer.all_special_ids)
-    ids = [one for one in range(len(session.model.tokenizer)) if one not in special]
+    ids = [token for token in range(len(session.model.tokenizer)) if token not in special]
     total = torch.zeros_like(text)
     for token in ids:
         seen: list[torch.Tensor] = []
@@ -154,11 +154,11 @@ def test_a_batch_of_both_kinds_without_some_of_its_facts(
     session.edit(mixed)
     [whole] = session.ledger.entries
     session.undo(*(mixed[row].id for row in gone))
-    rest = [one for row, one in enumerate(mixed) if row not in gone]
+    rest = [request for row, request in enumerate(mixed) if row not in gone]
     fresh = open_session(context_templates=templates)
-    fresh.edit(rest, known={one.id: whole.known[one.id] for one in rest})
+    fresh.edit(rest, known={request.id: whole.known[request.id] for request in rest})
     for name in (LOW, HIGH):
-        ours, theirs = (one.model.weight(name) for one in (session, fresh))
+        ours, theirs = (opened.model.weight(name) for opened in (session, fresh))
         torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10)
 
 
@@ -178,8 +178,8 @@ def test_replayed_facts_keep_to_their_layers_and_are_looked_up_on_what_is_below(
     session.edit([PLAIN[1]])
     session.edit([FIRST[1]])
     for entry in session.ledger.entries:
-        for one in entry.requests:
-            assert set(entry.known[one.id].keys) == ({LOW} if one in FIRST else {HIGH})
+        for request in entry.requests:
+            assert set(entry.known[request.id].keys) == ({LOW} if request in FIRST else {HIGH})
     last = session.ledger.entries[-1]
     replayed = [request for request in last.requests if request in PLAIN]
     assert replayed

@@ -48,7 +48,7 @@ class Holder:
             for request in entry.new_requests
         ]
         old = entries[0].new_requests if self.replay else ()
-        known = {one.id: entries[0].known[one.id] for one in old}
+        known = {request.id: entries[0].known[request.id] for request in old}
         return BatchAddition(requests=old, weights=(1.0,) * len(old), known=known, held=held)
 
 
@@ -122,8 +122,8 @@ def test_the_ledger_keeps_references_and_gives_the_keys_back(open_session: Open,
     session.edit(REQUESTS, batch_size=2)
     read = Ledger.read(tmp_path / "run").entries
     assert [len(entry.held) for entry in read] == [0, 2, 4]
-    assert [(one.batch, one.request_id, one.weight) for one in read[2].held] == [
-        (one.batch, one.request_id, one.weight) for one in session.ledger.entries[2].held
+    assert [(key.batch, key.request_id, key.weight) for key in read[2].held] == [
+        (key.batch, key.request_id, key.weight) for key in session.ledger.entries[2].held
     ]
     for found, expected in zip(read[2].held, session.ledger.entries[2].held, strict=True):
         assert found.keys.keys() == expected.keys.keys()
@@ -161,7 +161,7 @@ def test_an_undone_fact_stays_held_by_the_batches_that_held_it(open_session: Ope
     session.edit(REQUESTS, batch_size=2)
     before = {name: tensor.clone() for name, tensor in session.model.hf.state_dict().items()}
     session.undo(REQUESTS[0].id)
-    assert REQUESTS[0].id in {one.request_id for one in session.ledger.history()[-1].held}
+    assert REQUESTS[0].id in {key.request_id for key in session.ledger.history()[-1].held}
     session.redo(REQUESTS[0].id)
     assert all(torch.equal(tensor, before[name]) for name, tensor in session.model.hf.state_dict().items())
 

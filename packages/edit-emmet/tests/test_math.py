@@ -68,8 +68,8 @@ def test_the_update_is_the_closed_form(corpus: Path) -> None:
     for ridge in (0.0, 0.3):
         _, proposal = propose(model, corpus, batch, emmet_lambda=ridge, mom2_update_weight=2.0, key_weighting="mean")
         known = [proposal.known[request.id] for request in batch.requests]
-        keys = torch.stack([one.keys[name] for one in known]).T  # [d_in, n]
-        values = torch.stack([one.values[name] for one in known]).T
+        keys = torch.stack([target.keys[name] for target in known]).T  # [d_in, n]
+        values = torch.stack([target.values[name] for target in known]).T
         residuals = values - model.weight(name) @ keys
         inverse = torch.linalg.inv(2.0 * moment)
         system = keys.T @ inverse @ keys + ridge * torch.eye(5, dtype=torch.float64)

@@ -74,7 +74,7 @@ def test_what_a_gate_scaled_stays_scaled(open_session: Open) -> None:
     editor = session._editor
     assert isinstance(editor, Resolves)
     halved = replace(entry, changes={name: change.scaled(0.5) for name, change in entry.changes.items()})
-    whole, half = (editor.resolve(session.model, one, [0, 2], session.context) for one in (entry, halved))
+    whole, half = (editor.resolve(session.model, batch, [0, 2], session.context) for batch in (entry, halved))
     assert whole is not None
     assert half is not None
     for name, change in whole.changes.items():

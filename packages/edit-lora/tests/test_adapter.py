@@ -170,16 +170,16 @@ def test_saving_merges_attached_adapters_and_gives_the_bits_back(tmp_path: Path)
 
 
 def test_an_adapter_of_another_base_is_refused_unless_forced() -> None:
-    model, other = tiny_model(), tiny_model(seed=1)
-    backend = opened(other)
+    model, other_model = tiny_model(), tiny_model(seed=1)
+    backend = opened(other_model)
     with pytest.raises(ModelError, match=r"made for tiny with the fingerprint \w{12}; tiny-llama has \w{12}.*--force"):
         backend.attach("mine", adapter(model))
     assert not backend.attached
     backend.attach("mine", adapter(model), force=True)
     assert list(backend.attached) == ["mine"]
     with pytest.raises(ModelError, match=r"different bases.*--force"):
-        combine([adapter(model), adapter(other)], [1, 1])
-    assert combine([adapter(model), adapter(other)], [1, 1], force=True).base_fingerprint is None
+        combine([adapter(model), adapter(other_model)], [1, 1])
+    assert combine([adapter(model), adapter(other_model)], [1, 1], force=True).base_fingerprint is None
 
 
 def test_names_and_modules_are_checked() -> None:

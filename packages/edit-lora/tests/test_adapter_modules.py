@@ -102,7 +102,8 @@ def test_embeddings_have_the_names_and_shapes_of_peft(family: str, tmp_path: Pat
     assert config["target_modules"] == sorted(PATHS[family])
     assert (config["r"], config["lora_alpha"], config["fan_in_fan_out"]) == (5, 5, family == "gpt2")
     found = {
-        key.removeprefix("base_model.model."): tuple(one.shape) for key, one in load_file(folder / WEIGHTS_NAME).items()
+        key.removeprefix("base_model.model."): tuple(tensor.shape)
+        for key, tensor in load_file(folder / WEIGHTS_NAME).items()
     }
     embedding, vocab = PATHS[family][0], model.layout.vocab_size
     assert found[f"{embedding}.lora_embedding_A"] == (5, vocab)
@@ -192,9 +193,9 @@ def test_combined_adapters_do_what_they_do_together(family: str, tied: bool, tmp
     loaded = PeftModel.from_pretrained(plain, write(made, tmp_path / "made"))
     torch.testing.assert_close(logits(loaded), apart, rtol=0, atol=2e-3)
     embedding = next(iter(made.embeddings))
-    other = Adapter(factors={embedding: made.factors[embedding]}, base_model="tiny")
+    as_linear = Adapter(factors={embedding: made.factors[embedding]}, base_model="tiny")
     with pytest.raises(ModelError, match=f"differ in the shape of '{embedding}'"):
-        combine([made, other], [1, 1])
+        combine([made, as_linear], [1, 1])
 
 
 @both
@@ -233,13 +234,13 @@ def test_ends_of_a_tied_weight_that_are_changed_apart_are_written_untied(
     if changed != "both":
         kept = embedding if changed == "embedding" else "lm_head"
         factors = {kept: whole.factors[kept]}
-    one = Adapter(factors=factors, base_model="tiny", embeddings=whole.embeddings & set(factors), in_out=whole.in_out)
+    lora = Adapter(factors=factors, base_model="tiny", embeddings=whole.embeddings & set(factors), in_out=whole.in_out)
     base, backend = logits(model.hf), opened(model)
-    backend.attach("one", one)
-    loaded = PeftModel.from_pretrained(plain, write(one, tmp_path / "adapter"))
+    backend.attach("one", lora)
+    loaded = PeftModel.from_pretrained(plain, write(lora, tmp_path / "adapter"))
     torch.testing.assert_close(logits(loaded), logits(model.hf), rtol=0, atol=2e-4)
     with pytest.raises(ModelError, match=r"one weight, which cannot hold both.*adapters merge.*not become an edit"):
-        Targets(tiny_model(family, config={"tie_word_embeddings": True}).hf).one_per_weight(one.factors)
+        Targets(tiny_model(family, config={"tie_word_embeddings": True}).hf).one_per_weight(lora.factors)
     backend.apply({f"{embedding}.weight": FactoredDelta(draw(1, 32, 2) / 4, draw(2, 2, model.layout.vocab_size) / 4)})
     backend.attach("two", whole, scale=0.5)
     expected = logits(model.hf)

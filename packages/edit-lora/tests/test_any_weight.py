@@ -120,7 +120,7 @@ def test_every_matrix_of_every_family_can_be_changed(family: str) -> None:
         agree(logits(model), logits(raw(made(family), {name: change})), base)
         backend.rebuild([])
     positions = "'model.decoder.embed_positions.weight' of OPTForCausalLM, a weight of a OPTLearnedPositionalEmbedding"
-    assert [positions in one for one in refused] == ([True] if family == "opt" else [])
+    assert [positions in message for message in refused] == ([True] if family == "opt" else [])
     assert torch.equal(logits(model), base)
     assert dict(model.hf.named_modules()) == modules
 
@@ -174,7 +174,7 @@ def test_a_bf16_embedding_is_edited_in_float32() -> None:
     assert layer.lora_embedding_A[EDITS].dtype == torch.float32
     assert layer(ids).dtype == torch.bfloat16
     in_weight = raw(made("llama", dtype=torch.bfloat16), {name: change}).hf.get_input_embeddings()
-    off, off_raw = ((one(ids).double() - exact[ids]).norm() for one in (layer, in_weight))
+    off, off_raw = ((module(ids).double() - exact[ids]).norm() for module in (layer, in_weight))
     assert off <= 1.5 * off_raw  # the row and what is added to it are rounded apart
     assert off <= 2**-7 * exact[ids].norm()
 
@@ -400,12 +400,12 @@ def test_a_cut_of_any_weight_depends_on_what_is_active_alone(hparams: dict[str, 
     names = (EMBEDDING["gpt2"], ATTENTION["gpt2"])
     model, fresh = made("gpt2"), made("gpt2")
     a, b, c = ({name: dense(model, name, seed) for name in names} for seed in (0, 1, 2))
-    backend, other = opened(model, lora_rank=3, **hparams), opened(fresh, lora_rank=3, **hparams)
+    backend, fresh_backend = opened(model, lora_rank=3, **hparams), opened(fresh, lora_rank=3, **hparams)
     for changes in (a, b, c):
         backend.apply(changes)
     backend.rebuild([a, c])
-    other.apply(a)
-    other.apply(c)
+    fresh_backend.apply(a)
+    fresh_backend.apply(c)
     assert torch.equal(logits(model), logits(fresh))
 
 

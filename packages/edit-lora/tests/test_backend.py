@@ -116,7 +116,7 @@ def test_a_bf16_base_is_edited_in_float32(family: str) -> None:
     layer = model.projection(0)
     assert layer.lora_A[EDITS].weight.dtype == torch.float32
     assert layer(key).dtype == torch.bfloat16
-    off, off_raw = ((one.projection(0)(key).double() - wanted).norm() for one in (model, raw))
+    off, off_raw = ((edited.projection(0)(key).double() - wanted).norm() for edited in (model, raw))
     assert off <= 1.05 * off_raw
     assert off <= 2**-7 * wanted.norm()
 
@@ -162,9 +162,9 @@ def test_a_cut_depends_on_what_is_active_and_not_on_earlier_cuts(hparams: dict[s
     for deltas in (a, b, c):
         backend.apply(deltas)
     backend.rebuild([a, c])
-    other = opened(fresh, lora_rank=3, **hparams)
-    other.apply(a)
-    other.apply(c)
+    fresh_backend = opened(fresh, lora_rank=3, **hparams)
+    fresh_backend.apply(a)
+    fresh_backend.apply(c)
     assert torch.equal(logits(model), logits(fresh))
     assert model.projection(0).r == {EDITS: 3}
 
@@ -215,7 +215,7 @@ def test_too_much_left_out_is_refused_with_the_figure_and_changes_nothing() -> N
 
 def test_a_projection_that_falls_back_is_raw_and_the_others_are_not() -> None:
     model = tiny_model()
-    name, other = model.layout.weight_name(0), model.layout.weight_name(1)
+    name, other_name = model.layout.weight_name(0), model.layout.weight_name(1)
     wide, thin = batches(model, ranks=(4,), layers=(0,))[0], batches(model, ranks=(1,), layers=(1,))[0]
     backend = opened(model, lora_rank=2, lora_residual_threshold=0.05, allow_fallback=True)
     bits = model.weight(name).clone()
@@ -227,7 +227,7 @@ def test_a_projection_that_falls_back_is_raw_and_the_others_are_not() -> None:
     assert backend.statistics()["raw_modules"] == 1
     backend.rebuild([thin])
     assert torch.equal(model.weight(name), bits)
-    assert isinstance(model.hf.get_submodule(other.removesuffix(".weight")), LoraLayer)
+    assert isinstance(model.hf.get_submodule(other_name.removesuffix(".weight")), LoraLayer)
 
 
 def test_what_a_session_cannot_express_is_not_in_its_ledger(session: Callable[..., EditSession]) -> None:
@@ -258,9 +258,9 @@ def test_every_editor_and_extension_sees_the_edited_model(
     """Batches after the first read what the earlier ones wrote; what they write then is what they write with raw."""
     made = {}
     for backend in ("raw", "lora"):
-        one = session(backend, editor=editor, plugins=plugins, family=family, **{editor: settings})
-        one.edit(tiny_requests(6), batch_size=2)
-        made[backend] = one
+        edit_session = session(backend, editor=editor, plugins=plugins, family=family, **{editor: settings})
+        edit_session.edit(tiny_requests(6), batch_size=2)
+        made[backend] = edit_session
     raw, lora = made["raw"], made["lora"]
     for first, second in zip(raw.ledger.entries, lora.ledger.entries, strict=True):
         assert first.requests == second.requests
@@ -281,11 +281,11 @@ def test_the_same_deltas_give_the_same_scores(session: Callable[..., EditSession
 
 
 def test_a_saved_session_is_a_normal_folder(session: Callable[..., EditSession], tmp_path: Path) -> None:
-    one = session("lora")
-    one.edit(tiny_requests(2))
-    expected = logits(one.model)
-    one.save(tmp_path / "saved")
+    edit_session = session("lora")
+    edit_session.edit(tiny_requests(2))
+    expected = logits(edit_session.model)
+    edit_session.save(tmp_path / "saved")
     torch.testing.assert_close(logits(LanguageModel.load(str(tmp_path / "saved"))), expected, rtol=0, atol=1e-4)
-    assert one.statistics()["lora"]["rank"] == 2
-    one.close()
-    assert torch.equal(logits(one.model), logits(tiny_model()))
+    assert edit_session.statistics()["lora"]["rank"] == 2
+    edit_session.close()
+    assert torch.equal(logits(edit_session.model), logits(tiny_model()))

@@ -57,10 +57,10 @@ def test_joined_factors_are_the_sum_and_no_wider_than_the_weight(
 def test_balancing_shares_the_length_and_keeps_the_change(
     seed: int, d_out: int, d_in: int, rank: int, power: int
 ) -> None:
-    one = delta(seed, d_out, d_in, rank)
-    skewed = FactoredDelta(one.left * 10.0**power, one.right / 10.0**power)
+    change = delta(seed, d_out, d_in, rank)
+    skewed = FactoredDelta(change.left * 10.0**power, change.right / 10.0**power)
     even = balanced(skewed)
-    torch.testing.assert_close(even.dense(), one.dense())
+    torch.testing.assert_close(even.dense(), change.dense())
     torch.testing.assert_close(even.left.norm(dim=0), even.right.norm(dim=1))
 
 
@@ -74,25 +74,25 @@ def test_a_term_without_effect_becomes_zero_on_both_sides() -> None:
 
 
 def test_padding_adds_zeros_and_refuses_to_cut() -> None:
-    one = delta(0, 4, 5, 3)
-    torch.testing.assert_close(padded(one, 8).dense(), one.dense())
-    assert padded(one, 8).rank == 8
+    change = delta(0, 4, 5, 3)
+    torch.testing.assert_close(padded(change, 8).dense(), change.dense())
+    assert padded(change, 8).rank == 8
     with pytest.raises(ValueError, match="rank 3 does not fit rank 2"):
-        padded(one, 2)
+        padded(change, 2)
 
 
 @settings(deadline=None)
 @given(seeds, st.integers(2, 10), st.integers(2, 10), st.integers(2, 12), st.booleans())
 def test_the_cut_is_the_best_there_is(seed: int, d_out: int, d_in: int, rank: int, weighted: bool) -> None:
     """‖(Δ − BA) L‖² is the tail of the dense spectrum of Δ L, which no change of that rank undercuts."""
-    one = join([delta(seed, d_out, d_in, rank)])
+    change = join([delta(seed, d_out, d_in, rank)])
     metric = moment(seed, d_in).factor[0] if weighted else None
-    kept = max(1, one.rank // 2)
-    cut = project(one, kept, metric)
+    kept = max(1, change.rank // 2)
+    cut = project(change, kept, metric)
     assert cut.rank == kept
-    seen = one.dense() if metric is None else one.dense() @ metric
+    seen = change.dense() if metric is None else change.dense() @ metric
     spectrum = torch.linalg.svdvals(seen)
-    missed = (one.dense() - cut.dense()) if metric is None else (one.dense() - cut.dense()) @ metric
+    missed = (change.dense() - cut.dense()) if metric is None else (change.dense() - cut.dense()) @ metric
     expected = float(spectrum[kept:].square().sum())
     # Rounding of the largest direction is all that may be added.
     assert float(missed.square().sum()) == pytest.approx(expected, rel=1e-6, abs=1e-18 * float(spectrum[0] ** 2))
@@ -101,21 +101,21 @@ def test_the_cut_is_the_best_there_is(seed: int, d_out: int, d_in: int, rank: in
 @settings(deadline=None)
 @given(seeds, sizes, sizes, sizes)
 def test_a_cut_at_full_rank_is_the_change_itself(seed: int, d_out: int, d_in: int, rank: int) -> None:
-    one = join([delta(seed, d_out, d_in, rank)])
-    torch.testing.assert_close(project(one, one.rank).dense(), one.dense())
-    torch.testing.assert_close(strongest_terms(one, one.rank).dense(), one.dense())
+    change = join([delta(seed, d_out, d_in, rank)])
+    torch.testing.assert_close(project(change, change.rank).dense(), change.dense())
+    torch.testing.assert_close(strongest_terms(change, change.rank).dense(), change.dense())
 
 
 @settings(deadline=None)
 @given(seeds, st.integers(2, 10), st.integers(2, 10))
 def test_energy_is_the_dense_norm_and_survives_cancellation(seed: int, d_out: int, d_in: int) -> None:
-    one, metric = delta(seed, d_out, d_in, 3), moment(seed, d_in).factor[0]
-    assert energy(one) == pytest.approx(float(one.dense().square().sum()))
-    assert energy(one, metric) == pytest.approx(float((one.dense() @ metric).square().sum()))
+    change, metric = delta(seed, d_out, d_in, 3), moment(seed, d_in).factor[0]
+    assert energy(change) == pytest.approx(float(change.dense().square().sum()))
+    assert energy(change, metric) == pytest.approx(float((change.dense() @ metric).square().sum()))
     huge = delta(seed + 7, d_out, d_in, 2)
-    cancelling = join([one, huge, FactoredDelta(-huge.left, huge.right)])
-    assert energy(cancelling) == pytest.approx(energy(one), rel=1e-9)
-    assert energy(residual(one, one)) <= 1e-28 * energy(one)
+    cancelling = join([change, huge, FactoredDelta(-huge.left, huge.right)])
+    assert energy(cancelling) == pytest.approx(energy(change), rel=1e-9)
+    assert energy(residual(change, change)) <= 1e-28 * energy(change)
 
 
 def test_the_largest_terms_are_kept_in_their_order() -> None:
@@ -181,8 +181,8 @@ def test_a_dense_change_is_its_factors_to_rounding(seed: int, d_out: int, d_in: 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_small_singular_values_are_kept_and_rounding_is_not(dtype: torch.dtype) -> None:
     """A spectrum over five orders is all there, of a thin product only its terms."""
-    basis, other = (torch.linalg.qr(draw(seed, 64, 64)).Q for seed in (0, 1))
-    steep = (basis * torch.logspace(0, -5, 64, dtype=torch.float64)) @ other.T
+    basis, other_basis = (torch.linalg.qr(draw(seed, 64, 64)).Q for seed in (0, 1))
+    steep = (basis * torch.logspace(0, -5, 64, dtype=torch.float64)) @ other_basis.T
     found = factored(DenseDelta(steep.to(dtype)))
     assert found.rank == 64
     torch.testing.assert_close(
@@ -204,8 +204,8 @@ def test_no_change_is_a_term_of_zeros() -> None:
 
 
 def test_thin_changes_are_taken_as_they_are_and_vectors_not_at_all() -> None:
-    one = delta(0, 4, 6, 2)
-    assert factored(one) is one
+    change = delta(0, 4, 6, 2)
+    assert factored(change) is change
     with pytest.raises(ModelError, match="a vector such as a bias or the scale of a norm is not a product"):
         factored(VectorDelta(torch.zeros(4)))
     with pytest.raises(ModelError, match="a parameter with 3 axes is not a product of two matrices"):

@@ -62,13 +62,13 @@ def plain_codebook(memory: Slots, radius: float) -> list[tuple[Tensor, Tensor, s
             book.append((key, value, label, radius))
             continue
         distance, nearest = min((float((key - entry[0]).norm()), row) for row, entry in enumerate(book))
-        other = book[nearest]
-        if distance > other[3] + radius:
+        closest = book[nearest]
+        if distance > closest[3] + radius:
             book.append((key, value, label, radius))
-        elif other[2] == label:
-            book[nearest] = (*other[:3], max(other[3], distance))
+        elif closest[2] == label:
+            book[nearest] = (*closest[:3], max(closest[3], distance))
         else:
-            book[nearest] = (*other[:3], distance / 2)
+            book[nearest] = (*closest[:3], distance / 2)
             book.append((key, value, label, distance / 2))
     return book
 

@@ -95,12 +95,12 @@ def test_several_layers_are_refused() -> None:
 
 
 def test_a_memory_of_another_model_or_kind_is_refused() -> None:
-    session, other = open_session(NEURALDB), open_session(GRACE)
-    for one in (session, other):
-        one.edit(FACTS[:1])
-    written = session.ledger.entries[0].written
+    neuraldb, grace = open_session(NEURALDB), open_session(GRACE)
+    for opened in (neuraldb, grace):
+        opened.edit(FACTS[:1])
+    written = neuraldb.ledger.entries[0].written
     with pytest.raises(ModelError, match="do not go together"):
-        other.edited.apply(written)
+        grace.edited.apply(written)
     narrow = EditSession.open(
         tiny_model(config={"intermediate_size": 48}), SessionConfig(editor="memory", settings={"memory": NEURALDB})
     )

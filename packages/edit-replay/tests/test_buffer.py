@@ -156,8 +156,8 @@ class BufferMachine(RuleBasedStateMachine):
         self.facts: list[Plain] = []
         self.clock = self.stored = self.hits = self.refreshed = self.evictions = self.replacements = 0
 
-    def same(self, one: EditRequest, other: EditRequest) -> bool:
-        return one.subject == other.subject and (self.by_subject or one.prompt == other.prompt)
+    def same(self, first: EditRequest, second: EditRequest) -> bool:
+        return first.subject == second.subject and (self.by_subject or first.prompt == second.prompt)
 
     @rule(
         subject=st.sampled_from("ABCDE"), prompt=st.sampled_from(["{} is", "{} was"]), new_object=st.sampled_from("xy")

@@ -72,7 +72,7 @@ def test_without_replay_they_drift(open_session: Open) -> None:
 def test_replay_costs_no_optimisation(open_session: Open) -> None:
     session = open_session(replay={"replay_rate": 1})
     first, second = session.edit(REQUESTS[:4], batch_size=2)
-    assert [one.replayed for one in second.proposal.evidence] == [False, False, True, True]
+    assert [evidence.replayed for evidence in second.proposal.evidence] == [False, False, True, True]
     assert all(not {"steps", "target_loss"} & figure.figures.keys() for figure in second.proposal.evidence[2:])
     assert all("target_loss" in figure.figures for figure in first.proposal.evidence)
 
@@ -164,9 +164,9 @@ def test_a_resumed_run_goes_on_as_if_uninterrupted(
     assert replayed_ids(resumed) == replayed_ids(whole)
     assert replay_of(resumed).statistics() == replay_of(whole).statistics()
     for name, delta in whole.ledger.entries[-1].changes.items():
-        other = resumed.ledger.entries[-1].changes[name]
-        assert torch.equal(delta.left, other.left)
-        assert torch.equal(delta.right, other.right)
+        resumed_delta = resumed.ledger.entries[-1].changes[name]
+        assert torch.equal(delta.left, resumed_delta.left)
+        assert torch.equal(delta.right, resumed_delta.right)
 
 
 def test_the_seed_decides_what_is_replayed(open_session: Open) -> None:

@@ -32,7 +32,7 @@ def old_change(session: EditSession) -> float:
 
 
 def held(session: EditSession) -> list[list[str]]:
-    return [[one.request_id for one in entry.held] for entry in session.ledger.entries]
+    return [[key.request_id for key in entry.held] for entry in session.ledger.entries]
 
 
 def replayed(session: EditSession) -> list[list[str]]:
@@ -48,7 +48,7 @@ def test_statistics_hold_every_earlier_fact_and_replay_none(open_session: Open) 
     ids = [request.id for request in REQUESTS]
     assert replayed(session) == [[], [], []]
     assert [sorted(names) for names in held(session)] == [[], sorted(ids[:3]), sorted(ids[:6])]
-    assert all(one.weight == 0.01 for entry in session.ledger.entries for one in entry.held)
+    assert all(key.weight == 0.01 for entry in session.ledger.entries for key in entry.held)
 
 
 def test_requests_hold_none(open_session: Open) -> None:
@@ -84,20 +84,20 @@ def test_a_subject_that_is_edited_anew_is_neither_replayed_nor_held(
     """Its key would stand in the way of the very update that the batch is about."""
     session = open_session(replay={"replay_mode": mode, "replay_rate": 9, "replay_duplicates": "subject"})
     session.edit(REQUESTS[:3])
-    other = EditRequest(subject=REQUESTS[0].subject, prompt="{} was seen in", target_new="Oslo")
-    session.edit([other])
+    new_fact = EditRequest(subject=REQUESTS[0].subject, prompt="{} was seen in", target_new="Oslo")
+    session.edit([new_fact])
     found = {*replayed(session)[-1], *held(session)[-1]} - {REQUESTS[0].id}  # the session adds it, as a fact
     assert found == {request.id for request in REQUESTS[1:3]}
     assert REQUESTS[0].id not in held(session)[-1]
-    assert [record.request for record in replay_of(session).buffer.records] == [*REQUESTS[1:3], other]
+    assert [record.request for record in replay_of(session).buffer.records] == [*REQUESTS[1:3], new_fact]
     assert replay_of(session).statistics()["replacements"] == 1
 
 
 def test_by_fact_a_subject_may_have_several_facts(open_session: Open, replay_of: ReplayOf) -> None:
     session = open_session(replay={"replay_rate": 9})
     session.edit(REQUESTS[:3])
-    other = EditRequest(subject=REQUESTS[0].subject, prompt="{} was seen in", target_new="Oslo")
-    session.edit([other])
+    new_fact = EditRequest(subject=REQUESTS[0].subject, prompt="{} was seen in", target_new="Oslo")
+    session.edit([new_fact])
     assert len(replayed(session)[-1]) == 3
     assert len(replay_of(session).buffer) == 4
 

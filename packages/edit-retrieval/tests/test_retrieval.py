@@ -36,8 +36,8 @@ def test_settings_say_how_many_statements_and_how_they_are_put() -> None:
     session = open_session(count=2, least_similarity=0, statement="<{}>", context=ikes)
     session.edit(FACTS)
     asked = session.model.asked(f"{FACTS[0].text} {FACTS[0].text} {FACTS[1].text}")
-    one, two = (f"<{fact.text} {fact.target_new}>" for fact in FACTS[:2])
-    assert asked.startswith(f"New Fact: {two} {one}\nPrompt: {FACTS[0].text}")
+    first, second = (f"<{fact.text} {fact.target_new}>" for fact in FACTS[:2])
+    assert asked.startswith(f"New Fact: {second} {first}\nPrompt: {FACTS[0].text}")
 
 
 def test_a_fact_that_is_edited_again_replaces_the_older_one_until_it_is_undone() -> None:
@@ -135,8 +135,8 @@ def test_an_embedding_model_chooses_instead_of_words(embedder: str, tmp_path: Pa
 
 def test_statements_of_two_embedders_are_refused(embedder: str) -> None:
     session, plain = open_session(embedder=embedder), open_session()
-    for one in (session, plain):
-        one.edit(FACTS[:1])
+    for opened in (session, plain):
+        opened.edit(FACTS[:1])
     with pytest.raises(ModelError, match="cannot be compared"):
         plain.edited.apply(session.ledger.entries[0].written)
 

@@ -37,11 +37,11 @@ def test_the_cosines_are_those_of_tf_idf_with_the_prompts_own_words(statements: 
 def test_a_question_about_somebody_else_is_less_similar_than_another_wording() -> None:
     born = [f"{name} was born in" for name in ("Marie Curie", "Isaac Newton", "Alan Turing", "Niels Bohr")]
     similar = ByTokens([f"{prompt} Rome" for prompt in born], "words")
-    other, *_ = similar("Emmy Noether was born in")
+    noether, *_ = similar("Emmy Noether was born in")
     reworded, *_ = similar("The birthplace of Marie Curie is")
-    asked, another, *_ = similar("Marie Curie was born in")
-    assert other < reworded < asked
-    assert another < asked
+    asked, newton, *_ = similar("Marie Curie was born in")
+    assert noether < reworded < asked
+    assert newton < asked
 
 
 @pytest.mark.parametrize("tokens", ["words", "characters"])

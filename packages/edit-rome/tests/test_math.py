@@ -50,8 +50,8 @@ class Oracle:
     def __init__(self, model: LanguageModel, corpus: Path, hparams: LocateThenEditHParams) -> None:
         [request] = BATCH.requests
         seen = [capture(model, [lookup_row(model, request, template=template)], [1])[1] for template in TEMPLATES]
-        self.keys = np.stack([one.inputs[0].numpy() for one in seen])  # [contexts, d_in]
-        self.outputs = np.stack([one.outputs[0].numpy() for one in seen])  # [contexts, d_out]
+        self.keys = np.stack([captured.inputs[0].numpy() for captured in seen])  # [contexts, d_in]
+        self.outputs = np.stack([captured.outputs[0].numpy() for captured in seen])  # [contexts, d_out]
         self.moment = context_for(model, corpus).statistics.moments([1])[1].numpy()
         targets = optimise_targets(
             model, [[fact] for fact in fact_rows(model, [request], TEMPLATES, hparams)], layer=1, hparams=hparams

@@ -18,7 +18,9 @@ ACTIVE = {FIRST.fact_key: Active(request=FIRST, batch=3)}
 def test_an_active_fact(request_: EditRequest, verb: str) -> None:
     said = f"{verb} '{FIRST.target_new}' ({FIRST.id}), active since batch 3"
     kept = settle([request_, SECOND], ACTIVE, on_conflict="keep")
-    assert {name: one.reason for name, one in kept.withdrawn.items()} == {request_.id: f"{said}; on_conflict is keep"}
+    assert {name: rejection.reason for name, rejection in kept.withdrawn.items()} == {
+        request_.id: f"{said}; on_conflict is keep"
+    }
     replaced = settle([request_, SECOND], ACTIVE, on_conflict="replace")
     assert (replaced.withdrawn, replaced.notes) == ({}, [f"'{request_.id}' replaces an active fact: it {said}"])
     with pytest.raises(RequestError, match=rf"trust: the request '{request_.id}' .* {verb} .* --set trust.on_conflict"):

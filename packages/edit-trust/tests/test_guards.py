@@ -48,7 +48,7 @@ def test_the_directions_are_those_of_spheres_definition(shape: tuple[int, int], 
         chosen.append(vectors[:, place])
     found = most_used_directions(weight, share=share)
     assert found.shape == (shape[1], len(chosen))
-    expected = sum((np.outer(one, one) for one in chosen), np.zeros_like(moment))
+    expected = sum((np.outer(direction, direction) for direction in chosen), np.zeros_like(moment))
     np.testing.assert_allclose((found @ found.T).numpy(), expected, atol=1e-12)
     if share == 0.9:
         assert 1 < len(chosen) < min(shape)
@@ -73,17 +73,17 @@ def test_a_projected_change_keeps_what_is_at_right_angles_and_the_share_of_the_r
 
 def test_a_long_change_is_scaled_to_the_limit_and_a_short_one_is_left() -> None:
     model = tiny_model(dtype=torch.float64)
-    name, other = model.layout.weight_name(0), model.layout.weight_name(1)
+    name, other_name = model.layout.weight_name(0), model.layout.weight_name(1)
     weight = model.weight(name).detach()
     length = float(weight.norm())
     left, right = random_matrix(weight.shape[0], 2), random_matrix(2, weight.shape[1])
     long = FactoredDelta(left, right * (0.4 * length / (left @ right).norm()))
     short = FactoredDelta(left, right * 1e-9)
-    found = guarded(model, {name: long, other: short}, TrustHParams(trust_max_change=0.1))
+    found = guarded(model, {name: long, other_name: short}, TrustHParams(trust_max_change=0.1))
     assert found is not None
     assert found.changes[name].norm() == pytest.approx(0.1 * length, rel=1e-9)
     torch.testing.assert_close(found.changes[name].dense(), long.dense() / 4, rtol=1e-9, atol=1e-12)
-    assert found.changes[other] is short
+    assert found.changes[other_name] is short
     assert found.diagnostics == {"guard_scale": pytest.approx(0.25)}
     [note] = found.notes
     assert note == f"The change of {name} is 0.4 times as long as the weight; trust_max_change scales it to 0.1."
@@ -94,8 +94,8 @@ def test_a_long_change_is_scaled_to_the_limit_and_a_short_one_is_left() -> None:
 def test_what_is_written_is_the_editors_change_after_both_guards(open_session: Open) -> None:
     plain, session = open_session(plugins=()), open_session(trust=GUARDS)
     weight = plain.model.weight(plain.model.layout.weight_name(1)).detach().double().clone()
-    for one in (plain, session):
-        one.edit(FACTS[:2])
+    for opened in (plain, session):
+        opened.edit(FACTS[:2])
     directions = most_used_directions(weight, share=0.5)
     expected = change_of(plain) - 0.5 * change_of(plain) @ directions @ directions.T
     expected *= 0.05 * weight.norm() / expected.norm()

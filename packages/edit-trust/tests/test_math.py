@@ -25,9 +25,9 @@ def evidence(probability: float | None = 1.0, fraction: float = 1.0, cost: float
 
 
 def score(
-    one: EditEvidence, *, scale: float = 1.0, weights: tuple[float, float] = (0.5, 0.5), reference: float = 1.0
+    fact: EditEvidence, *, scale: float = 1.0, weights: tuple[float, float] = (0.5, 0.5), reference: float = 1.0
 ) -> float:
-    found = score_facts([one], reference=reference, weights=weights, cost_ratio=10.0, scale=scale)
+    found = score_facts([fact], reference=reference, weights=weights, cost_ratio=10.0, scale=scale)
     return found["a"].score
 
 

@@ -109,8 +109,8 @@ def test_a_target_that_was_not_reached_scores_low(open_session: Open) -> None:
 def test_off_it_lets_everything_pass(open_session: Open) -> None:
     settings = {"trust_threshold": 1.0, "trust_max_kl": 1e-9}
     session, plain = open_session(trust={**settings, "trust_enable": False}), open_session(plugins=())
-    for one in (session, plain):
-        one.edit(FACTS[:4], batch_size=2)
+    for opened in (session, plain):
+        opened.edit(FACTS[:4], batch_size=2)
     assert same(bits(session), bits(plain))
     assert session.ledger.batches[0].verdicts == {}
 
@@ -136,8 +136,8 @@ def test_rollback_restores_the_bits(open_session: Open, limit: str, action: str,
 
 def test_judging_changes_no_bit_of_what_is_accepted(open_session: Open) -> None:
     session, plain = open_session(), open_session(plugins=())
-    for one in (session, plain):
-        one.edit(FACTS[:6], batch_size=3)
+    for opened in (session, plain):
+        opened.edit(FACTS[:6], batch_size=3)
     assert same(bits(session), bits(plain))
     for entry in session.ledger.batches:
         verdict = entry.verdicts["trust"]
@@ -199,7 +199,7 @@ def test_a_batch_is_scaled_once_and_kept_if_it_passes_then(open_session: Open) -
     assert (result.applied, session.ledger.batches[0].scale, len(result.rejected)) == (True, 0.5, 0)
     assert "scaled by 0.5, every limit is kept" in result.reason
     name = session.model.layout.weight_name(1)
-    half, whole = (one.ledger.batches[0].changes[name].dense() for one in (session, free))
+    half, whole = (opened.ledger.batches[0].changes[name].dense() for opened in (session, free))
     torch.testing.assert_close(half, 0.5 * whole)
 
 
@@ -230,7 +230,11 @@ def held(session: EditSession, requests: Sequence[EditRequest]) -> set[str]:
     prompts = [request.text for request in requests]
     new = score_targets(session.model, prompts, [request.target_new for request in requests])
     true = score_targets(session.model, prompts, [str(request.target_true) for request in requests])
-    return {request.id for request, one, other in zip(requests, new, true, strict=True) if one.nll < other.nll}
+    return {
+        request.id
+        for request, new_score, true_score in zip(requests, new, true, strict=True)
+        if new_score.nll < true_score.nll
+    }
 
 
 def test_a_text_of_records_without_neighbours_is_refused(open_session: Open, tmp_path: Path) -> None:
@@ -358,6 +362,6 @@ def test_a_resumed_run_judges_as_an_uninterrupted_one(open_session: Open, tmp_pa
     resumed.edit(FACTS[6:], batch_size=3, known=known)
     assert json.loads((tmp_path / "run" / RECORD_NAME).read_text()) == record
     assert same(bits(resumed), bits(whole))
-    for batch, other in zip(resumed.ledger.batches, whole.ledger.batches, strict=True):
-        assert (batch.verdicts, batch.rejected) == (other.verdicts, other.rejected)
+    for batch, expected in zip(resumed.ledger.batches, whole.ledger.batches, strict=True):
+        assert (batch.verdicts, batch.rejected) == (expected.verdicts, expected.rejected)
     assert list(rejected(resumed)) == [FACTS[9].id]

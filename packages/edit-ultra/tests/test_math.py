@@ -90,11 +90,11 @@ def test_two_batches_are_those_of_the_paper(family: str, module: str, address: s
 
 
 def test_a_second_pass_begins_where_the_first_ended() -> None:
-    [once] = (one := open_session()).edit(FACTS)
+    [once] = (session := open_session()).edit(FACTS)
     [twice] = open_session(passes=2).edit(FACTS)
     first, both = once.proposal.changes[UP], twice.proposal.changes[UP]
     more = both.dense() - first.dense()
-    tokens, _ = read_tokens(one.model, FACTS, [UP], minibatch=10)  # on the model with the first pass
+    tokens, _ = read_tokens(session.model, FACTS, [UP], minibatch=10)  # on the model with the first pass
     rows = torch.cat([tokens[UP].inputs, tokens[UP].gradients], dim=1)
     before, _ = read_tokens(tiny_model(dtype=torch.float64), FACTS, [UP], minibatch=10)
     moments = Moments.of(torch.cat([before[UP].inputs, before[UP].gradients], dim=1))

@@ -24,12 +24,12 @@ def test_each_round_goes_on_with_the_best_settings(family: str, inputs: list[str
     output = model.layout.projection.partition("{}.")[2]
     steps = search(model, (0,))
     rates = next(steps)
-    assert {one["learning_rate"] for one in rates} == {1e-6, 1e-5, 1e-4, 1e-3}
-    assert all(one["weights"] == ((output, (2,)),) for one in rates)
+    assert {settings["learning_rate"] for settings in rates} == {1e-6, 1e-5, 1e-4, 1e-3}
+    assert all(settings["weights"] == ((output, (2,)),) for settings in rates)
     found = rates[2]
     blocks = steps.send(found)
-    assert [one["weights"] for one in blocks] == [((output, (1,)),), ((output, (2,)),)]
-    assert all({**one, "weights": None} == {**found, "weights": None} for one in blocks)
+    assert [settings["weights"] for settings in blocks] == [((output, (1,)),), ((output, (2,)),)]
+    assert all({**settings, "weights": None} == {**found, "weights": None} for settings in blocks)
     assert mlp_inputs(model, 1) == inputs
     if not inputs:
         with pytest.raises(StopIteration):

@@ -182,8 +182,8 @@ def test_only_known_facts_are_traced_and_the_rest_is_counted(known: tuple[Langua
     assert tracing.clean > 0
     again = trace(model, [wrong, *facts], options=TracingOptions(num=2, draws=2, seed=3))
     assert all(np.array_equal(again.effects[kind], tracing.effects[kind], equal_nan=True) for kind in KINDS)
-    other = trace(model, [wrong, *facts], options=TracingOptions(num=2, draws=2, seed=4))
-    assert other.corrupted != tracing.corrupted
+    reseeded = trace(model, [wrong, *facts], options=TracingOptions(num=2, draws=2, seed=4))
+    assert reseeded.corrupted != tracing.corrupted
     rows = list(tracing.rows())
     assert len(rows) == 3 * 6 * 3
     assert rows[0] == {"kind": "hidden", "role": ROLES[0], "layer": 0, "effect": tracing.effects["hidden"][0, 0],

@@ -58,7 +58,7 @@ def strict(path: Path) -> Any:
 def observed(rows: pd.DataFrame) -> list[tuple[object, ...]]:
     """Rows of a table as tuples, all but the numbers."""
     columns = ["request_id", "evaluator", "metric", "kind", "prompt", "text"]
-    return [tuple(None if pd.isna(one) else one for one in row) for row in rows[columns].itertuples(index=False)]
+    return [tuple(None if pd.isna(value) else value for value in row) for row in rows[columns].itertuples(index=False)]
 
 
 def told(found: Measurement) -> list[tuple[object, ...]]:
@@ -177,7 +177,7 @@ def test_batches_and_steps_need_not_fit(editctl: Call, options: list[object], tm
     assert done.code == 0, done.err
     assert [entry.applied for entry in Ledger.read(out).batches] == [True, False, True]
     found = strict(out / "forgetting.json")["checkpoints"]
-    assert [(one["batch"], one["num_edits"]) for one in found] == [(1, 2), (2, 4)]
+    assert [(checkpoint["batch"], checkpoint["num_edits"]) for checkpoint in found] == [(1, 2), (2, 4)]
     frame = pd.read_parquet(out / "checkpoints.parquet")
     assert set(zip(frame["num_edits"], frame["batch"], frame["age"], strict=True)) == {(2, 0, 0), (4, 0, 2), (4, 2, 0)}
 
@@ -216,11 +216,11 @@ def test_a_text_that_is_too_short_is_refused(editctl: Call, options: list[object
 
 
 def test_runs_are_compared_in_a_table_and_a_picture(editctl: Call, watched: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    shutil.copytree(watched, other)
-    (other / "summary.json").unlink()  # as while it goes on
+    other_run = tmp_path / "other"
+    shutil.copytree(watched, other_run)
+    (other_run / "summary.json").unlink()  # as while it goes on
     picture, table = tmp_path / "both.png", tmp_path / "both.csv"
-    done = editctl("forgetting", watched, other, "--out", picture, "--csv", table)
+    done = editctl("forgetting", watched, other_run, "--out", picture, "--csv", table)
     assert done.code == 0, done.err
     found = strict(watched / "forgetting.json")
     keys = [metric["key"] for metric in found["metrics"] if metric["show"] == "always"]
@@ -281,7 +281,7 @@ def test_equal_prompts_of_several_records_are_run_once(watched: Path) -> None:
     ]
     read: list[int] = []
     handle = model.hf.get_input_embeddings().register_forward_hook(lambda _m, ids, _o: read.append(ids[0].numel()))
-    alone = [one for record in records for one in CounterFactEvaluator().evaluate(model, [record])]
+    alone = [observation for record in records for observation in CounterFactEvaluator().evaluate(model, [record])]
     tokens_alone = sum(read)
     read.clear()
     together = CounterFactEvaluator().evaluate(model, records)

@@ -110,7 +110,7 @@ def test_an_evaluator_of_a_package_measures_the_run(run_toy: Call, tmp_path: Pat
     assert done.code == 0, done.err
     summary = strict((tmp_path / "out" / "summary.json").read_text())
     # Its own two metrics are the run's, in every file and in the printed table, and no other is.
-    assert [(one["evaluator"], one["key"], one["unit"]) for one in summary["metrics"]] == [
+    assert [(metric["evaluator"], metric["key"], metric["unit"]) for metric in summary["metrics"]] == [
         ("rewrites", "won", "%"),
         ("rewrites", "length", "characters"),
     ]
@@ -126,10 +126,10 @@ def test_an_evaluator_of_a_package_measures_the_run(run_toy: Call, tmp_path: Pat
             "share": True,
             "within": "facts",
         }
-    assert [one["values"]["won"] for one in summary["checkpoints"]] == [100, 100]
+    assert [checkpoint["values"]["won"] for checkpoint in summary["checkpoints"]] == [100, 100]
     assert summary["checkpoints"][0]["values"]["length"] == pytest.approx(sum(lengths[:2]) / 2)
     assert summary["checkpoints"][0]["before"] == summary["checkpoints"][0]["values"]
-    assert all(one["values"].keys() == {"won", "length"} for one in summary["checkpoints"])
+    assert all(checkpoint["values"].keys() == {"won", "length"} for checkpoint in summary["checkpoints"])
     table = [row.split() for row in done.out.splitlines()]
     assert ["won", "length"] in table
     assert ["after", "100.0", f"{sum(lengths) / 4:.4g}"] in table
@@ -147,7 +147,7 @@ def test_two_evaluators_measure_a_run_side_by_side(run_toy: Call, tmp_path: Path
     done = run_toy("--evaluator", "rewrites", "--evaluator", "generation", "--edits", 4, "--set", "generation.sample=3")
     assert done.code == 0, done.err
     summary = strict((tmp_path / "out" / "summary.json").read_text())
-    assert list(dict.fromkeys(one["evaluator"] for one in summary["metrics"])) == ["rewrites", "generation"]
+    assert list(dict.fromkeys(metric["evaluator"] for metric in summary["metrics"])) == ["rewrites", "generation"]
     assert summary["averages"]["after"]["won"]["facts"] == 4
     assert summary["averages"]["after"]["facts_said"]["facts"] == 3
     [tally] = summary["tallies"]
@@ -177,7 +177,7 @@ def test_a_judge_is_recorded_and_its_key_is_not(run_toy: Call, tmp_path: Path, m
     assert done.code == 0, done.err
     assert set(court.keys) == {"Bearer a-secret-key"}
     summary = strict((tmp_path / "out" / "summary.json").read_text())
-    [metric] = [one for one in summary["metrics"] if one["key"] == "facts_judged"]
+    [metric] = [metric for metric in summary["metrics"] if metric["key"] == "facts_judged"]
     assert f"the judge court at {court.url} finds" in metric["meaning"]
     assert summary["before"]["facts_judged"] == summary["after"]["facts_judged"] == 100.0
     printed = " ".join(done.out.split())
@@ -235,11 +235,13 @@ def flawed(facts: Path, tmp_path: Path) -> Path:
     lines = facts.read_text(encoding="utf-8").splitlines()
     fields = json.loads(lines[1])["requested_rewrite"]
     prompt = fields["prompt"].replace("{}", fields["subject"])
-    other = {"subject": fields["subject"].upper(), "prompt": prompt, "target_new": fields["target_new"]["str"]}
-    lines[1] = json.dumps(other)
+    in_capitals = {"subject": fields["subject"].upper(), "prompt": prompt, "target_new": fields["target_new"]["str"]}
+    lines[1] = json.dumps(in_capitals)
     bad = [json.dumps({"prompt": "It rains in", "target_new": "spring"}), "{"]
     path = tmp_path / "flawed.jsonl"
-    path.write_text("\n".join([*bad, *lines[:3], json.dumps({**other, "subject": "Zorg"}), *lines[3:], "}"]), "utf-8")
+    path.write_text(
+        "\n".join([*bad, *lines[:3], json.dumps({**in_capitals, "subject": "Zorg"}), *lines[3:], "}"]), "utf-8"
+    )
     return path
 
 

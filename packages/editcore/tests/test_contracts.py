@@ -83,7 +83,7 @@ class Beside:
 
 class Shift:
     def install(self, model, attachments):
-        total = sum(one.tensors["shift"] for one in attachments)
+        total = sum(attachment.tensors["shift"] for attachment in attachments)
         head = model.hf.get_output_embeddings()
         self.handle = head.register_forward_hook(lambda _module, _inputs, logits: logits + total.to(logits))
 
@@ -362,7 +362,7 @@ class Deaf(Base):
     """Takes dense changes and does nothing with them."""
 
     def rebuild(self, active):
-        super().rebuild([{n: one for n, one in changes.items() if one.kind != "dense"} for changes in active])
+        super().rebuild([{n: change for n, change in changes.items() if change.kind != "dense"} for changes in active])
 
 
 class Baking(Base):

@@ -44,15 +44,22 @@ def test_drift_is_the_divergence_where_all_tokens_are_told_apart() -> None:
     found = measured(model, unedited, tokens=1_000_000)["next_token_kl"]
     assert len(found) == 4
     prompts = list(found)
-    expected = kl_divergences(*(next_token_log_probabilities(one, prompts) for one in (unedited, model))).tolist()
+    expected = kl_divergences(
+        *(next_token_log_probabilities(language_model, prompts) for language_model in (unedited, model))
+    ).tolist()
     assert min(expected) > 1e-6
     assert list(found.values()) == pytest.approx(expected, rel=1e-6, abs=1e-9)
     fewer = measured(model, unedited, tokens=5)["next_token_kl"]
     assert all(0 < fewer[prompt] <= found[prompt] + 1e-12 for prompt in prompts)
-    before, after = (next_token_log_probabilities(one, prompts).exp() for one in (unedited, model))
+    before, after = (
+        next_token_log_probabilities(language_model, prompts).exp() for language_model in (unedited, model)
+    )
     for row, prompt in enumerate(prompts):
         kept = before[row].topk(5).indices
-        p, q = (torch.cat([one[row][kept], 1 - one[row][kept].sum(dim=0, keepdim=True)]) for one in (before, after))
+        p, q = (
+            torch.cat([probabilities[row][kept], 1 - probabilities[row][kept].sum(dim=0, keepdim=True)])
+            for probabilities in (before, after)
+        )
         assert fewer[prompt] == pytest.approx(float((p * (p / q).log()).sum()), rel=1e-6)
 
 

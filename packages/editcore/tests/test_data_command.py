@@ -279,8 +279,8 @@ def test_pull_says_what_was_verified(
     assert (done.code, done.out) == (0, f"{path}\n"), done.err
     assert "Its size and SHA-256 are those that are recorded." in done.err
     assert "is already here" in editctl("data", "pull", "counterfact").err
-    other = editctl("data", "pull", "unke", "--out", tmp_path / "u.json", "--url", server.url)
+    unrecorded = editctl("data", "pull", "unke", "--out", tmp_path / "u.json", "--url", server.url)
     digest = hashlib.sha256(CONTENT).hexdigest()
-    assert f"Not verified: no size and SHA-256 are recorded for it. Its SHA-256 is {digest}." in other.err
+    assert f"Not verified: no size and SHA-256 are recorded for it. Its SHA-256 is {digest}." in unrecorded.err
     assert (tmp_path / "u.json").read_bytes() == CONTENT
     assert "Unknown published data set 'unkee'" in editctl("data", "pull", "unkee").err

@@ -380,7 +380,7 @@ def test_what_cannot_be_edited_is_left_out_counted_and_named(tmp_path: Path) -> 
     lines = [json.dumps(unlike(number)) for number in range(11)]
     path.write_text("\n".join([json.dumps(PLAIN), "{", "[1", *lines, json.dumps({**PLAIN, "id": "last"})]))
     notes: list[str] = []
-    assert [one.id for one in (record.request for record in load(path, notes=notes))][1:] == ["last"]
+    assert [request.id for request in (record.request for record in load(path, notes=notes))][1:] == ["last"]
     (note,) = notes
     assert note.startswith(f"{path}: 13 records cannot be used and are left out. Line 2: This is not JSON (")
     assert "line 4: The subject 'Rome' is not in the prompt 'City 0 is in'; write {}" in note
@@ -412,7 +412,7 @@ def test_nothing_behind_the_records_that_are_asked_for_is_looked_at(tmp_path: Pa
         rows = ["id,subject,prompt,target_new", "x,Rome,Paris is in,y", *(f"{n},Rome,Rome is in,x" for n in range(3))]
         path.write_bytes("\n".join(rows).encode() + b"\n\xff,1,2,3,4\n")
     else:
-        texts = [json.dumps(one) for one in ({**PLAIN, "prompt": "Paris is in"}, *good)]
+        texts = [json.dumps(record) for record in ({**PLAIN, "prompt": "Paris is in"}, *good)]
         text = "\n".join(texts) if suffix == ".jsonl" else f"[{','.join(texts)},"
         path.write_bytes(text.encode() + b'\n{"broken: \xff')
     notes: list[str] = []
@@ -524,17 +524,17 @@ def test_records_may_be_kept_in_a_set() -> None:
 
 
 def test_the_hash_is_of_what_the_records_hold_and_of_their_order() -> None:
-    other = FactRecord(request=EditRequest(prompt="It rains in", target_new="spring"))
+    rain = FactRecord(request=EditRequest(prompt="It rains in", target_new="spring"))
     changed = [
         [OF_A_RUN],
-        [other, OF_A_RUN],
-        [OF_A_RUN.model_copy(update={"extra": {"hops": [2]}}), other],
-        [OF_A_RUN.model_copy(update={"probes": ()}), other],
-        [OF_A_RUN.model_copy(update={"request": OF_A_RUN.request.model_copy(update={"id": "8"})}), other],
+        [rain, OF_A_RUN],
+        [OF_A_RUN.model_copy(update={"extra": {"hops": [2]}}), rain],
+        [OF_A_RUN.model_copy(update={"probes": ()}), rain],
+        [OF_A_RUN.model_copy(update={"request": OF_A_RUN.request.model_copy(update={"id": "8"})}), rain],
     ]
-    hashes = {content_hash(records) for records in ([OF_A_RUN, other], *changed)}
+    hashes = {content_hash(records) for records in ([OF_A_RUN, rain], *changed)}
     assert len(hashes) == 1 + len(changed)
-    assert all(re.fullmatch("[0-9a-f]{64}", one) for one in hashes)
+    assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in hashes)
     turned = {"none": None, "hops": [1, {"weight": 0.5}]}
     assert content_hash([OF_A_RUN.model_copy(update={"extra": turned})]) == content_hash([OF_A_RUN])
 
@@ -562,10 +562,10 @@ def test_every_kind_of_file(tmp_path: Path, suffix: str) -> None:
         text += 'Zürich,"{} is the capital of",France,\n'
     data = text.encode()
     path.write_bytes(gzip.compress(data, mtime=0) if suffix.endswith(".gz") else data)
-    first, other = load(str(path))
+    first, zurich = load(str(path))
     assert first == only(PLAIN)
-    assert other.request.subject == "Zürich"
-    assert other.request.target_true is None
+    assert zurich.request.subject == "Zürich"
+    assert zurich.request.target_true is None
 
 
 def test_worldfacts_by_name() -> None:
@@ -577,9 +577,9 @@ def test_worldfacts_by_name() -> None:
 
 
 def test_ids_are_unique(tmp_path: Path) -> None:
-    one = {**PLAIN, "case_id": 4}
+    numbered = {**PLAIN, "case_id": 4}
     records = load(
-        write(tmp_path / "f.jsonl", one, {**one, "target_new": "Spain"}, PLAIN, PLAIN, {**PLAIN, "id": "4-2"})
+        write(tmp_path / "f.jsonl", numbered, {**numbered, "target_new": "Spain"}, PLAIN, PLAIN, {**PLAIN, "id": "4-2"})
     )
     ids = [record.request.id for record in records]
     assert len(set(ids)) == 5
@@ -712,7 +712,7 @@ _PASTED = {
 def test_facts_are_pasted_as_they_come(pasted: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(pasted.encode())))
     found = [record.request for record in load(Path("-"))]
-    assert [(one.subject, one.prompt, one.target_new, one.target_true) for one in found] == [
+    assert [(request.subject, request.prompt, request.target_new, request.target_true) for request in found] == [
         ("Rome", "{} is in", "Italy", "France"),
         ("Oslo", "{} is in", "Norway", None),
     ]

@@ -218,10 +218,10 @@ def _step(edited: EditedModel, pool: list[Written], active: list[Written], what:
         edited.apply(pool[which])
         return [*active, pool[which]]
     if what == "rebuild":
-        edited.rebuild([pool[one] for one in which])
-        return [pool[one] for one in which]
+        edited.rebuild([pool[index] for index in which])
+        return [pool[index] for index in which]
     if what == "trials":
-        _nested(edited, [pool[one] for one in which])
+        _nested(edited, [pool[index] for index in which])
     elif what == "trial":
         with edited.trial(pool[which]):
             pass
@@ -388,7 +388,9 @@ def test_prompts_are_rewritten_where_the_model_is_asked(model: LanguageModel, pl
     edited.apply(Written(attachment=preface("Well, yes.")))
     asked = f"Well, yes. {TEXT}"
     assert model.generate([TEXT], max_new_tokens=6) == base.generate([asked], max_new_tokens=6)
-    [found], [expected] = (score_targets(one, [text], ["Paris"]) for one, text in ((model, TEXT), (base, asked)))
+    [found], [expected] = (
+        score_targets(language_model, [text], ["Paris"]) for language_model, text in ((model, TEXT), (base, asked))
+    )
     assert found == expected
     assert found != score_targets(base, [TEXT], ["Paris"])[0]
     there = next_token_log_probabilities(model, [TEXT])

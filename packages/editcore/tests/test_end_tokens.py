@@ -30,7 +30,7 @@ def model(*, bos: bool, eos: bool, chat: bool = False, family: str = "llama") ->
             [
                 processors.ByteLevel(trim_offsets=True),
                 processors.TemplateProcessing(
-                    single=f"{'<s> ' if bos else ''}$A </s>", special_tokens=[one for one in (start, end) if one]
+                    single=f"{'<s> ' if bos else ''}$A </s>", special_tokens=[token for token in (start, end) if token]
                 ),
             ]
         )
@@ -122,9 +122,12 @@ def test_values_are_optimised_on_the_same_rows(pair: Pair) -> None:
     hparams = LocateThenEditHParams(layers=(1,), v_num_grad_steps=3)
     found = [
         optimise_targets(
-            one, [[fact] for fact in fact_rows(one, [request], ("{}", "So. {}"), hparams)], layer=1, hparams=hparams
+            language_model,
+            [[fact] for fact in fact_rows(language_model, [request], ("{}", "So. {}"), hparams)],
+            layer=1,
+            hparams=hparams,
         )
-        for one in pair
+        for language_model in pair
     ]
     assert torch.equal(found[0].deltas, found[1].deltas)
 
@@ -134,7 +137,7 @@ def test_text_for_second_moments_and_perplexity_has_no_end_tokens(pair: Pair, tm
     file = tmp_path / "text.txt"
     file.write_text("The capital of France is a city. " * 20)
     for name in ("self", str(file)):
-        rows = [open_corpus(name, seed=1).sequences(one, 64, 16) for one in pair]
+        rows = [open_corpus(name, seed=1).sequences(language_model, 64, 16) for language_model in pair]
         assert torch.equal(rows[0], rows[1])
     assert perplexity(ends, file.read_text(), window=16) == perplexity(plain, file.read_text(), window=16)
 

@@ -75,7 +75,7 @@ def scored(case: str, kind: str, new: float, true: float | None, *, correct: boo
 
 def counterfact(*prompts: list[Observation]) -> Measurement:
     """A measurement of these prompts, each as :func:`scored` gives it."""
-    found = tuple(one for prompt in prompts for one in prompt)
+    found = tuple(observation for prompt in prompts for observation in prompt)
     return Measurement(measures=COUNTERFACT_MEASURES, observations={"counterfact": found})
 
 
@@ -136,7 +136,11 @@ def test_what_a_metrics_unit_says() -> None:
     share = MetricSpec(name="a", label="A")
     gap = MetricSpec(name="b", label="B", signed=True)
     nats = MetricSpec(name="c", label="C", unit="nats")
-    assert [(one.percent, one.share) for one in (share, gap, nats)] == [(True, True), (True, False), (False, False)]
+    assert [(metric.percent, metric.share) for metric in (share, gap, nats)] == [
+        (True, True),
+        (True, False),
+        (False, False),
+    ]
 
 
 def plain(name: str, **fields: Any) -> MetricSpec:
@@ -180,29 +184,33 @@ def spec(name: str, *metrics: MetricSpec, compares: bool = False) -> EvaluatorSp
 def test_a_metrics_key_is_its_name_unless_two_evaluators_have_one() -> None:
     both = [spec("one", plain("said"), plain("length")), spec("two", plain("said", unit="words"), plain("width"))]
     found = measures_of(both)
-    assert [(one.evaluator, one.name, one.key) for one in found] == [
+    assert [(metric.evaluator, metric.name, metric.key) for metric in found] == [
         ("one", "said", "one.said"),
         ("one", "length", "length"),
         ("two", "said", "two.said"),
         ("two", "width", "width"),
     ]
     assert found[2].unit == "words"
-    assert [one.key for one in measures_of(both[:1])] == ["said", "length"]
+    assert [metric.key for metric in measures_of(both[:1])] == ["said", "length"]
     assert measures_of([]) == ()
 
 
 def test_measures_have_everything_that_was_announced() -> None:
     found = measures_of([COUNTERFACT, GENERATION])
     announced = [*COUNTERFACT.metrics, *GENERATION.metrics]
-    assert [MetricSpec(**{n: getattr(one, n) for n in MetricSpec.__dataclass_fields__}) for one in found] == announced
-    assert [one.key for one in found] == [one.name for one in announced], "no name is both's"
+    assert [
+        MetricSpec(**{n: getattr(metric, n) for n in MetricSpec.__dataclass_fields__}) for metric in found
+    ] == announced
+    assert [metric.key for metric in found] == [metric.name for metric in announced], "no name is both's"
 
 
 def test_what_is_shown_tells_and_decides() -> None:
     found = measures_of([COUNTERFACT, GENERATION])
-    assert [one.key for one in shown(found) if one.evaluator == "counterfact"] == ["ES", "PS", "NS", "score"]
-    assert [one.key for one in objectives_of(found)] == ["score", "margin"], "of the first evaluator that has some"
-    [said] = [one for one in GENERATION.metrics if one.retention]
+    assert [metric.key for metric in shown(found) if metric.evaluator == "counterfact"] == ["ES", "PS", "NS", "score"]
+    assert [metric.key for metric in objectives_of(found)] == ["score", "margin"], (
+        "of the first evaluator that has some"
+    )
+    [said] = [metric for metric in GENERATION.metrics if metric.retention]
     first = retention_of(found, ["ES", said.name])
     assert first is not None
     assert first.key == "ES"
@@ -217,10 +225,10 @@ def test_what_is_shown_tells_and_decides() -> None:
 
 def test_a_metric_that_cannot_be_told_gives_its_place_to_what_can() -> None:
     found = measures_of([COUNTERFACT, GENERATION])
-    only = [one for one in found if one.evaluator == "counterfact"]
+    only = [metric for metric in found if metric.evaluator == "counterfact"]
 
     def keys(measures: Sequence[Measure]) -> list[str]:
-        return [one.key for one in measures]
+        return [metric.key for metric in measures]
 
     # Records without a true object and without neighbours: the accuracies are all that is known.
     accuracies = ["rewrite_acc", "paraphrase_acc"]
@@ -235,9 +243,9 @@ def test_a_metric_that_cannot_be_told_gives_its_place_to_what_can() -> None:
     assert keys(objectives_of(found, [*accuracies, "facts_said"])) == ["facts_said"]
     assert keys(objectives_of(only, [])) == ["score", "margin"]
     for observed, telling in ((accuracies, "rewrite_acc"), ([*accuracies, "facts_said"], "facts_said"), ([], "ES")):
-        one = retention_of(found, observed)
-        assert one is not None
-        assert one.key == telling
+        metric = retention_of(found, observed)
+        assert metric is not None
+        assert metric.key == telling
 
 
 def test_numbers_are_shown_in_their_unit() -> None:
@@ -259,8 +267,12 @@ def test_numbers_are_shown_in_their_unit() -> None:
 def test_evaluator_follows_the_definitions() -> None:
     model = tiny_model("llama")
     found = CounterFactEvaluator().evaluate(model, records())
-    assert {one.metric for one in found} <= {one.name for one in COUNTERFACT.metrics if not one.of}
-    prompts = list(dict.fromkeys((one.request_id, one.kind, one.prompt) for one in found))
+    assert {observation.metric for observation in found} <= {
+        metric.name for metric in COUNTERFACT.metrics if not metric.of
+    }
+    prompts = list(
+        dict.fromkeys((observation.request_id, observation.kind, observation.prompt) for observation in found)
+    )
     assert prompts == [
         ("a", "rewrite", "Marie Curie was born in"),
         ("a", "paraphrase", "The birthplace of Marie Curie is"),
@@ -271,7 +283,12 @@ def test_evaluator_follows_the_definitions() -> None:
         ("b", "paraphrase", "The job of Isaac Newton is"),
     ]
     of_prompt = {
-        key: {one.metric: one for one in found if (one.request_id, one.kind, one.prompt) == key} for key in prompts
+        key: {
+            observation.metric: observation
+            for observation in found
+            if (observation.request_id, observation.kind, observation.prompt) == key
+        }
+        for key in prompts
     }
     assert sum(map(len, of_prompt.values())) == len(found), "nothing is said twice"
     for (_, kind, prompt), seen in list(of_prompt.items())[:5]:
@@ -279,9 +296,9 @@ def test_evaluator_follows_the_definitions() -> None:
         new, true = score_targets(model, [prompt] * 2, ["Rome", "Paris"])
         assert list(seen) == list(NAMES[kind]), "the success first"
         assert [seen[nll_new].value, seen[nll_true].value] == pytest.approx([new.nll, true.nll], abs=1e-5)
-        wanted, other = (true, new) if kind == "neighborhood" else (new, true)
-        assert seen[success].value == (wanted.nll < other.nll)
-        assert seen[magnitude].value == pytest.approx(math.exp(-wanted.nll) - math.exp(-other.nll), abs=1e-5)
+        wanted, unwanted = (true, new) if kind == "neighborhood" else (new, true)
+        assert seen[success].value == (wanted.nll < unwanted.nll)
+        assert seen[magnitude].value == pytest.approx(math.exp(-wanted.nll) - math.exp(-unwanted.nll), abs=1e-5)
         assert seen[accuracy].value == wanted.correct
     for (_, kind, prompt), seen in list(of_prompt.items())[5:]:
         [new] = score_targets(model, [prompt], ["painter"])
@@ -289,14 +306,17 @@ def test_evaluator_follows_the_definitions() -> None:
         assert list(seen) == [accuracy, nll_new], "nothing to compare with"
         assert seen[nll_new].value == pytest.approx(new.nll, abs=1e-5)
         assert seen[accuracy].value == new.correct
-    assert all(one.text is None for one in found)
+    assert all(observation.text is None for observation in found)
 
 
 def test_a_tie_is_a_failure() -> None:
     same = EditRequest(subject="Marie Curie", prompt="{} was born in", target_new="Rome", target_true="Rome")
     record = FactRecord(request=same, probes=probes("neighborhood", "Bob was born in"))
     found = CounterFactEvaluator().evaluate(tiny_model("gpt2"), [record])
-    assert [(one.metric, one.value) for one in found if one.metric in ("ES", "NS")] == [("ES", 0.0), ("NS", 0.0)]
+    assert [(observation.metric, observation.value) for observation in found if observation.metric in ("ES", "NS")] == [
+        ("ES", 0.0),
+        ("NS", 0.0),
+    ]
 
 
 # What observations add up to
@@ -339,11 +359,11 @@ def test_an_average_over_prompts_takes_all_alike(found: list[tuple[str, float]])
     assert by_facts is not None
     assert by_prompts.mean == pytest.approx(100 * np.mean(values))
     assert by_prompts.std == pytest.approx(100 * np.std(values), abs=1e-6)
-    means = [np.mean([value for name, value in found if name == one]) for one in dict.fromkeys(ids)]
+    means = [np.mean([value for name, value in found if name == fact]) for fact in dict.fromkeys(ids)]
     assert by_facts.mean == pytest.approx(100 * np.mean(means))
     assert by_facts.std == pytest.approx(100 * np.std(means), abs=1e-6)
-    for one in (by_prompts, by_facts):
-        assert (one.facts, one.prompts) == (len(means), len(values))
+    for average in (by_prompts, by_facts):
+        assert (average.facts, average.prompts) == (len(means), len(values))
     unscaled = average_of(ids, values, within="prompts", percent=False, share=False)
     assert unscaled is not None
     assert (unscaled.mean, unscaled.share) == (pytest.approx(np.mean(values)), False)
@@ -383,7 +403,7 @@ def test_what_cannot_be_computed_is_absent() -> None:
         "rewrite_acc": 100.0, "paraphrase_acc": 0.0, "rewrite_nll_new": 1.0, "paraphrase_nll_new": 1.0,
     }  # fmt: skip
     written = json.loads(json.dumps(summary.as_json(), allow_nan=False))
-    assert list(written) == [one.key for one in COUNTERFACT_MEASURES]
+    assert list(written) == [metric.key for metric in COUNTERFACT_MEASURES]
     assert written["ES"] is None
     assert written["rewrite_acc"] == 100.0
     assert counterfact().summary.values() == {}
@@ -475,7 +495,7 @@ def measurements(draw: st.DrawFn) -> Measurement:
                     st.builds(
                         Observation,
                         request_id=st.sampled_from(["a", "b", "c d"]),
-                        metric=st.sampled_from([one.name for one in evaluator.metrics if not one.of]),
+                        metric=st.sampled_from([metric.name for metric in evaluator.metrics if not metric.of]),
                         value=st.floats(-1e6, 1e6),
                         kind=st.sampled_from(["rewrite", "paraphrase"]),
                         prompt=text,
@@ -517,12 +537,13 @@ def test_a_table_on_disk_is_the_measurement(tmp_path: Path) -> None:
     columns = ["request_id", "relation", "evaluator", "metric", "kind", "prompt", "value", "text"]
     assert list(frame.columns) == columns
     assert list(frame["request_id"] + "/" + frame["kind"] + "/" + frame["metric"]) == [
-        f"{one.request_id}/{one.kind}/{one.metric}" for one in found.observations["counterfact"]
+        f"{observation.request_id}/{observation.kind}/{observation.metric}"
+        for observation in found.observations["counterfact"]
     ]
     assert set(frame["evaluator"]) == {"counterfact"}
     assert frame["relation"].tolist() == ["born in"] * 15 + [pd.NA] * 2
     assert frame["text"].isna().all()
-    assert frame["value"].tolist() == [one.value for one in found.observations["counterfact"]]
+    assert frame["value"].tolist() == [observation.value for observation in found.observations["counterfact"]]
     assert [str(kind) for kind in frame.dtypes] == ["string"] * 6 + ["float64", "string"]
     frame.to_parquet(tmp_path / "results.parquet")
     read = pd.read_parquet(tmp_path / "results.parquet")
@@ -539,7 +560,7 @@ def test_a_table_has_keys_where_a_name_is_twos() -> None:
     found = Measurement(measures=measures_of(TWO), observations=observations)
     frame = found.frame({})
     assert frame["metric"].tolist() == ["one.said", "two.said"]
-    known = tuple(one for one in found.measures if one.evaluator == "two")
+    known = tuple(metric for metric in found.measures if metric.evaluator == "two")
     again = Measurement.from_frame(frame, known)
     assert again.observations == {"two": observations["two"]}, "rows of metrics that are not asked for are left out"
 
@@ -606,16 +627,16 @@ SEEN = Observation(request_id="a", metric="said", value=0.5, prompt="Rome is in"
 
 
 def test_every_evaluator_is_asked_and_told_its_own() -> None:
-    one, two = Observes([SEEN]), Observes([])
-    evaluators = [(TWO[0], one), (TWO[1], two)]
+    first, second = Observes([SEEN]), Observes([])
+    evaluators = [(TWO[0], first), (TWO[1], second)]
     model: Any = None
     found = measure(evaluators, model, records(), seed=7)
     assert found.observations == {"one": (SEEN,), "two": ()}
     assert found.measures == measures_of(TWO)
     measure(evaluators, model, records(), unedited={"one": [SEEN]})
-    assert [context.unedited for context in one.contexts] == [None, (SEEN,)]
-    assert [context.unedited for context in two.contexts] == [None, ()], "the unedited model was measured"
-    assert [context.seed for context in one.contexts] == [7, 0]
+    assert [context.unedited for context in first.contexts] == [None, (SEEN,)]
+    assert [context.unedited for context in second.contexts] == [None, ()], "the unedited model was measured"
+    assert [context.seed for context in first.contexts] == [7, 0]
 
 
 @pytest.mark.parametrize(
@@ -789,73 +810,87 @@ def speaker() -> LanguageModel:
 
 
 def by_metric(found: Sequence[Observation], metric: str) -> list[Observation]:
-    return [one for one in found if one.metric == metric]
+    return [observation for observation in found if observation.metric == metric]
 
 
 def test_what_the_model_says_is_what_it_generates(speaker: LanguageModel) -> None:
     """Prompt by prompt, cut where an answer ends; the object is looked for in that."""
     asked = asked_records(speaker)
     found = GenerationEvaluator(EVERYTHING).evaluate(speaker, asked, EvaluationContext())
-    assert {one.metric for one in found} == {one.name for one in GENERATION.metrics} - {"unchanged"}
+    announced = {metric.name for metric in GENERATION.metrics}
+    assert {observation.metric for observation in found} == announced - {"unchanged"}
     targets = {record.request.id: record.request.target_new for record in asked}
-    for one in found:
-        length = 30 if one.metric == "distinct_bigrams" else 10
-        [said] = speaker.generate([one.prompt], max_new_tokens=length)
-        if one.metric == "distinct_bigrams":
-            assert (one.text, one.value, one.kind) == (said, distinct_bigrams(said), "generation")
+    for observation in found:
+        length = 30 if observation.metric == "distinct_bigrams" else 10
+        [said] = speaker.generate([observation.prompt], max_new_tokens=length)
+        if observation.metric == "distinct_bigrams":
+            assert (observation.text, observation.value, observation.kind) == (
+                said,
+                distinct_bigrams(said),
+                "generation",
+            )
             continue
-        wanted = () if one.kind == "neighborhood" else (targets[one.request_id],)
-        if one.kind in ("portability", "multihop", "locality"):
-            record = next(record for record in asked if record.request.id == one.request_id)
+        wanted = () if observation.kind == "neighborhood" else (targets[observation.request_id],)
+        if observation.kind in ("portability", "multihop", "locality"):
+            record = next(record for record in asked if record.request.id == observation.request_id)
             [wanted] = [
-                probe.answers for probe in record.probes if (probe.kind, probe.prompt) == (one.kind, one.prompt)
+                probe.answers
+                for probe in record.probes
+                if (probe.kind, probe.prompt) == (observation.kind, observation.prompt)
             ]
-        assert one.text == answer_of(said, [".", "\n"], wanted)
-        if one.metric == "elsewhere_answered":
-            assert one.value == bool(one.text.strip())
+        assert observation.text == answer_of(said, [".", "\n"], wanted)
+        if observation.metric == "elsewhere_answered":
+            assert observation.value == bool(observation.text.strip())
         else:
-            assert one.value == is_said(wanted, one.text, first=one.metric.endswith("_first"))
+            assert observation.value == is_said(wanted, observation.text, first=observation.metric.endswith("_first"))
     said = by_metric(found, "facts_said")
-    assert [(one.request_id, one.kind, one.prompt) for one in said] == [
+    assert [(observation.request_id, observation.kind, observation.prompt) for observation in said] == [
         (record.request.id, "rewrite", record.request.text) for record in asked
     ]
-    assert [one.value for one in said] == [0.0, 1.0] * 4, "every second object was chosen for it"
-    counts = {one.name: len(by_metric(found, one.name)) for one in GENERATION.metrics}
+    assert [observation.value for observation in said] == [0.0, 1.0] * 4, "every second object was chosen for it"
+    counts = {metric.name: len(by_metric(found, metric.name)) for metric in GENERATION.metrics}
     assert counts == {
         "facts_said": 8, "facts_said_first": 8, "paraphrases_said": 16, "paraphrases_said_first": 16,
         "consequences_said": 16, "unchanged": 0, "elsewhere_answered": 24, "elsewhere_correct": 8,
         "distinct_bigrams": 2,
     }  # fmt: skip
     correct = by_metric(found, "elsewhere_correct")
-    assert [one.value for one in correct][:2] == [0.0, 1.0], "the second has an answer that the model gives"
+    assert [observation.value for observation in correct][:2] == [0.0, 1.0], (
+        "the second has an answer that the model gives"
+    )
     consequences = by_metric(found, "consequences_said")
-    assert [one.value for one in consequences if one.kind == "multihop"] == [1.0] * 8
-    assert [one.value for one in consequences if one.kind == "portability"] == [0.0] * 8
+    assert [observation.value for observation in consequences if observation.kind == "multihop"] == [1.0] * 8
+    assert [observation.value for observation in consequences if observation.kind == "portability"] == [0.0] * 8
 
 
 def test_elsewhere_is_unchanged_in_a_model_that_nobody_edited(speaker: LanguageModel) -> None:
     asked = asked_records(speaker)
     evaluators = [(GENERATION, GenerationEvaluator(EVERYTHING))]
     before = measure(evaluators, speaker, asked)
-    assert before.of(next(one for one in before.measures if one.key == "unchanged")) == []
+    assert before.of(next(metric for metric in before.measures if metric.key == "unchanged")) == []
     assert math.isnan(before.summary.value("unchanged"))
     again = measure(evaluators, speaker, asked, unedited=before.observations)
     assert again.summary.value("unchanged") == 100.0
     assert again.summary.averages["unchanged"].prompts == 24
-    assert {one.kind for one in by_metric(again.observations["generation"], "unchanged")} == {
+    assert {observation.kind for observation in by_metric(again.observations["generation"], "unchanged")} == {
         "neighborhood", "locality",
     }  # fmt: skip
-    rest = [one for one in again.observations["generation"] if one.metric != "unchanged"]
+    rest = [observation for observation in again.observations["generation"] if observation.metric != "unchanged"]
     assert tuple(rest) == before.observations["generation"]
 
-    other = tiny_model("llama", seed=1)
-    after = measure(evaluators, other, asked, unedited=before.observations).observations["generation"]
-    was = {(one.request_id, one.prompt): one.text for one in before.observations["generation"]}
+    other_model = tiny_model("llama", seed=1)
+    after = measure(evaluators, other_model, asked, unedited=before.observations).observations["generation"]
+    was = {
+        (observation.request_id, observation.prompt): observation.text
+        for observation in before.observations["generation"]
+    }
     compared = by_metric(after, "unchanged")
     assert len(compared) == 24
-    for one in compared:
-        assert one.value == (str(one.text).strip() == str(was[one.request_id, one.prompt]).strip())
-    assert [one.value for one in compared].count(1.0) < 3, "another model says other things"
+    for observation in compared:
+        assert observation.value == (
+            str(observation.text).strip() == str(was[observation.request_id, observation.prompt]).strip()
+        )
+    assert [observation.value for observation in compared].count(1.0) < 3, "another model says other things"
 
 
 def test_what_was_not_asked_before_is_not_compared(speaker: LanguageModel) -> None:
@@ -863,7 +898,7 @@ def test_what_was_not_asked_before_is_not_compared(speaker: LanguageModel) -> No
     evaluators = [(GENERATION, GenerationEvaluator(EVERYTHING))]
     before = measure(evaluators, speaker, asked[:3])
     again = measure(evaluators, speaker, asked, unedited=before.observations)
-    ids = {one.request_id for one in by_metric(again.observations["generation"], "unchanged")}
+    ids = {observation.request_id for observation in by_metric(again.observations["generation"], "unchanged")}
     assert ids == {record.request.id for record in asked[:3]}
     nothing = measure(evaluators, speaker, asked, unedited={})
     assert by_metric(nothing.observations["generation"], "unchanged") == []
@@ -875,16 +910,20 @@ def test_a_sample_is_the_same_before_and_after(speaker: LanguageModel) -> None:
 
     def questions(records: Sequence[FactRecord], seed: int, unedited: Sequence[Observation] | None = None) -> Any:
         found = evaluator.evaluate(speaker, records, EvaluationContext(seed=seed, unedited=unedited))
-        return [(one.request_id, one.kind, one.prompt) for one in found if one.metric != "unchanged"], found
+        return [
+            (observation.request_id, observation.kind, observation.prompt)
+            for observation in found
+            if observation.metric != "unchanged"
+        ], found
 
     first, before = questions(asked, 3)
     again, after = questions(asked, 3, before)
     assert again == first
     assert len(by_metric(after, "unchanged")) == len(by_metric(before, "elsewhere_answered")) == 2
-    sampled = [one.request_id for one in by_metric(before, "facts_said")]
+    sampled = [observation.request_id for observation in by_metric(before, "facts_said")]
     assert len(sampled) == 4
     assert sampled == [record.request.id for record in asked if record.request.id in sampled], "in their order"
-    further = {one.request_id for one in by_metric(before, "paraphrases_said")}
+    further = {observation.request_id for observation in by_metric(before, "paraphrases_said")}
     assert len(further) == 2
     assert further < set(sampled)
     assert len({tuple(questions(asked, seed)[0]) for seed in range(4)}) > 1, "the seed decides"
@@ -898,7 +937,7 @@ def test_a_fact_without_a_true_object_is_asked_too(speaker: LanguageModel) -> No
     bare = EditRequest(prompt="It rains in", target_new="spring", id="rain")
     assert bare.target_true is None
     found = GenerationEvaluator().evaluate(speaker, [FactRecord(request=bare)], EvaluationContext())
-    assert [(one.metric, one.prompt) for one in found] == [
+    assert [(observation.metric, observation.prompt) for observation in found] == [
         (name, "It rains in") for name in ("facts_said", "facts_said_first", "distinct_bigrams")
     ]
 
@@ -910,11 +949,13 @@ def test_probes_are_taken_evenly_and_no_more_than_asked_for(speaker: LanguageMod
     for count, places in ((0, []), (1, [4]), (2, [2, 6]), (3, [1, 4, 7]), (9, range(9)), (20, range(9))):
         hparams = GenerationHParams(paraphrases=count, continuations=0, answer_tokens=1)
         found = GenerationEvaluator(hparams).evaluate(speaker, [record], EvaluationContext())
-        assert [one.prompt for one in by_metric(found, "paraphrases_said")] == [names[place] for place in places]
+        assert [observation.prompt for observation in by_metric(found, "paraphrases_said")] == [
+            names[place] for place in places
+        ]
         assert by_metric(found, "distinct_bigrams") == []
     none = GenerationHParams(further=0, continuations=0)
     found = GenerationEvaluator(none).evaluate(speaker, [record], EvaluationContext())
-    assert {one.metric for one in found} == {"facts_said", "facts_said_first"}
+    assert {observation.metric for observation in found} == {"facts_said", "facts_said_first"}
 
 
 def test_answers_of_a_probe_and_openings_of_a_record_are_its_own(speaker: LanguageModel) -> None:
@@ -924,8 +965,8 @@ def test_answers_of_a_probe_and_openings_of_a_record_are_its_own(speaker: Langua
     opening = Probe(kind="generation", prompt="My name is")
     record = FactRecord(request=request, probes=(own, opening))
     found = GenerationEvaluator().evaluate(speaker, [record], EvaluationContext())
-    assert [one.value for one in by_metric(found, "paraphrases_said")] == [1.0]
-    assert [one.prompt for one in by_metric(found, "distinct_bigrams")] == ["My name is"]
+    assert [observation.value for observation in by_metric(found, "paraphrases_said")] == [1.0]
+    assert [observation.prompt for observation in by_metric(found, "distinct_bigrams")] == ["My name is"]
 
 
 @pytest.mark.parametrize("stop", [("a",), ("e", "n"), (" ",), ("an",)])
@@ -933,15 +974,15 @@ def test_answers_end_early_at_a_stop_only_where_it_is_one(speaker: LanguageModel
     """With objects that hold a stop and objects that hold none: as cut from the whole text afterwards."""
     asked = asked_records(speaker)
     hparams = EVERYTHING.model_copy(update={"stop": stop})
-    for one in GenerationEvaluator(hparams).evaluate(speaker, asked, EvaluationContext()):
-        if one.metric != "distinct_bigrams":
-            [said] = speaker.generate([one.prompt], max_new_tokens=10)
-            [record] = [record for record in asked if record.request.id == one.request_id]
+    for observation in GenerationEvaluator(hparams).evaluate(speaker, asked, EvaluationContext()):
+        if observation.metric != "distinct_bigrams":
+            [said] = speaker.generate([observation.prompt], max_new_tokens=10)
+            [record] = [record for record in asked if record.request.id == observation.request_id]
             known = {(probe.kind, probe.prompt): probe.answers for probe in record.probes}
-            wanted = known.get((str(one.kind), str(one.prompt)), ())
-            if not wanted and one.metric != "elsewhere_answered":
+            wanted = known.get((str(observation.kind), str(observation.prompt)), ())
+            if not wanted and observation.metric != "elsewhere_answered":
                 wanted = (record.request.target_new,)
-            assert one.text == answer_of(said, stop, wanted)
+            assert observation.text == answer_of(said, stop, wanted)
 
 
 def test_equal_prompts_are_continued_once(speaker: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -957,7 +998,7 @@ def test_equal_prompts_are_continued_once(speaker: LanguageModel, monkeypatch: p
     twins = [FactRecord(request=request.model_copy(update={"id": name})) for name in "ab"]
     found = GenerationEvaluator(GenerationHParams(continuations=0)).evaluate(speaker, twins, EvaluationContext())
     assert continued == [request.text]
-    assert [one.request_id for one in by_metric(found, "facts_said")] == ["a", "b"]
+    assert [observation.request_id for observation in by_metric(found, "facts_said")] == ["a", "b"]
 
 
 @pytest.mark.parametrize(

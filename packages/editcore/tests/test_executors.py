@@ -51,7 +51,7 @@ def test_the_cores_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "CUDA_VISIBLE_DEVICES" not in environments(100, False)[0]
     for workers, dealt in ((1, ["3,5"]), (2, ["3", "5"]), (3, ["3", "5", "3"])):
         shared = make_executor(plugins, "local", {"workers": workers})._environments  # type: ignore[attr-defined]
-        assert [one["CUDA_VISIBLE_DEVICES"] for one in shared(100, True)] == dealt
+        assert [environment["CUDA_VISIBLE_DEVICES"] for environment in shared(100, True)] == dealt
 
 
 @pytest.mark.parametrize(("settings", "message"), [({"workers": 0}, "workers"), ({"address": "x"}, "address")])

@@ -263,10 +263,10 @@ def test_runs_are_compared_on_common_axes() -> None:
 
 
 def test_runs_by_different_evaluators_are_compared_where_they_can_be() -> None:
-    other = tuple(checkpoint.model_copy(update={"values": {"won": 50.0}}) for checkpoint in checkpoints(0))
+    half_won = tuple(checkpoint.model_copy(update={"values": {"won": 50.0}}) for checkpoint in checkpoints(0))
     runs = {
         "x": watched(checkpoints(5), [("a", 0, True)]),
-        "y": watched(other, [("a", 0, True)], measures_of([OTHER])),
+        "y": watched(half_won, [("a", 0, True)], measures_of([OTHER])),
     }
     panels = figures.forgetting_runs_figure(runs, title="t").axes
     assert [axes.get_ylabel() for axes in panels][:6] == [
@@ -281,7 +281,7 @@ def test_runs_by_different_evaluators_are_compared_where_they_can_be() -> None:
 def test_a_curve_of_long_names_and_one_age_can_be_read() -> None:
     """A legend wider than the figure would press its panels together; one age alone has no scale of its own."""
     names = ("paraphrases_said_at_once", "consequences_said", "distinct_bigrams")
-    other = EvaluatorSpec(
+    long_names = EvaluatorSpec(
         "long", "m:Long", summary="Long names.",
         metrics=tuple(MetricSpec(name=name, label=name, keep=True, retention=name == names[0]) for name in names),
     )  # fmt: skip
@@ -289,7 +289,7 @@ def test_a_curve_of_long_names_and_one_age_can_be_read() -> None:
     seen = tuple(
         checkpoint.model_copy(update={"values": values, "before": values}) for checkpoint in checkpoints(0)[:1]
     )
-    found = watched(seen, [("a", 0, True)], measures_of([other]))
+    found = watched(seen, [("a", 0, True)], measures_of([long_names]))
     figure = figures.forgetting_figure(found, title="t")
     figure.canvas.draw()
     panel, *_, age = figure.axes

@@ -48,7 +48,7 @@ def test_the_monotone_curve_is_the_isotonic_regression(sightings: list[Sighting]
 @given(observed)
 def test_half_life_is_the_first_age_at_half_of_the_beginning(sightings: list[Sighting]) -> None:
     plain = means(sightings)
-    counts = [sum(age == one for _, one, _ in sightings) for age in plain]
+    counts = [sum(age == seen_age for _, seen_age, _ in sightings) for age in plain]
     curve = dict(zip(plain, smooth(list(plain.values()), counts), strict=True))
     expected = None
     if 0 in curve and curve[0] > 0:
@@ -81,21 +81,21 @@ def test_bins_hold_every_sighting_once_with_wilsons_interval(sightings: list[Sig
     assert len(bins) <= 11
     assert all(a.last < b.first for a, b in itertools.pairwise(bins))
     for _, age, _ in sightings:
-        assert sum(one.first <= age <= one.last for one in bins) == 1
-    for one in bins:
-        inside = [(name, kept) for name, age, kept in sightings if one.first <= age <= one.last]
+        assert sum(bin_.first <= age <= bin_.last for bin_ in bins) == 1
+    for bin_ in bins:
+        inside = [(name, kept) for name, age, kept in sightings if bin_.first <= age <= bin_.last]
         names = {name for name, _ in inside}
-        inner = [age for _, age, _ in sightings if one.first <= age <= one.last]
-        assert one.age == pytest.approx(sum(inner) / len(inner))
+        inner = [age for _, age, _ in sightings if bin_.first <= age <= bin_.last]
+        assert bin_.age == pytest.approx(sum(inner) / len(inner))
         shares = [Fraction(sum(k for n, k in inside if n == name), sum(n == name for n, _ in inside)) for name in names]
-        assert one.facts == len(names)
+        assert bin_.facts == len(names)
         p = float(sum(shares) / len(shares))
-        assert one.retention == pytest.approx(100 * p)
+        assert bin_.retention == pytest.approx(100 * p)
         if set(shares) <= {0, 1}:  # a plain binomial
             n, z = len(names), 1.959964
             centre = (p + z * z / 2 / n) / (1 + z * z / n)
             half = z * (p * (1 - p) / n + z * z / 4 / n / n) ** 0.5 / (1 + z * z / n)
-            assert one.interval == pytest.approx((100 * max(0, centre - half), 100 * min(1, centre + half)), abs=1e-6)
+            assert bin_.interval == pytest.approx((100 * max(0, centre - half), 100 * min(1, centre + half)), abs=1e-6)
     assert Forgetting.model_validate_json(found.model_dump_json()) == found
 
 
@@ -132,6 +132,6 @@ def test_a_sample_has_every_stretch_of_ages(total: int, count: int, seed: int) -
     assert len(found) == min(total, count)
     assert found == sorted(set(found))
     if count < total:
-        for number, one in enumerate(found):
-            assert number * total // count <= one < (number + 1) * total // count
+        for number, fact in enumerate(found):
+            assert number * total // count <= fact < (number + 1) * total // count
     assert sample_by_age(facts, None, seed="") == facts

@@ -115,8 +115,8 @@ def test_rippleedits_finds_subject_and_object_in_its_sentences() -> None:
         ("multihop.compositionality_i", ("Peru", "Perú")),
         ("locality.relation_specificity", ("Bob",)),
     ]
-    chain, other = record.extra["chains"]  # type: ignore[misc]
-    assert (chain["needs"], other["needs"]) == ("all", "any")  # type: ignore[index, call-overload]
+    chain, other_chain = record.extra["chains"]  # type: ignore[misc]
+    assert (chain["needs"], other_chain["needs"]) == ("all", "any")  # type: ignore[index, call-overload]
     assert chain["conditions"] == [  # type: ignore[index, call-overload]
         {"prompt": "The name of the country of citizenship of Eve Day is", "answers": ["Peru"]}
     ]

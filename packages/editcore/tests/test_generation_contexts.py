@@ -54,7 +54,7 @@ def observed(model: LanguageModel, unedited: Sequence[Observation] | None = None
 
 
 def by_metric(found: Sequence[Observation], metric: str) -> list[Observation]:
-    return [one for one in found if one.metric == metric]
+    return [observation for observation in found if observation.metric == metric]
 
 
 def test_the_bare_prompt_alone_is_asked_unless_more_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,9 +67,9 @@ def test_the_bare_prompt_alone_is_asked_unless_more_is_wanted(monkeypatch: pytes
 
     monkeypatch.setattr(LanguageModel, "generate", counting)
     found = observed(talker(), continuations=0)
-    assert set(asked) == {one.prompt for one in found}
+    assert set(asked) == {observation.prompt for observation in found}
     silent = {"unchanged", "distinct_bigrams", "consequences_said"}
-    assert {one.metric for one in found} == {one.name for one in GENERATION.metrics} - silent
+    assert {observation.metric for observation in found} == {metric.name for metric in GENERATION.metrics} - silent
     assert GenerationHParams().ways == (Way(),)
 
 
@@ -82,23 +82,27 @@ def test_a_context_has_the_answers_to_its_own_text(context: Any) -> None:
     form = {"chat": ("[user] ", "\n[assistant]\n"), "question": ("", ""), "instruction": ("Do: ", "!")}[context]
     targets = {record.request.id: record.request for record in records()}
     seen = 0
-    for one in found:
-        prompt = one.prompt.removeprefix("Do: ").removesuffix("!") if context == "instruction" else one.prompt
+    for observation in found:
+        prompt = (
+            observation.prompt.removeprefix("Do: ").removesuffix("!")
+            if context == "instruction"
+            else observation.prompt
+        )
         if context == "chat":
             ids = plain.tokenizer(f"{form[0]}{prompt}{form[1]}", add_special_tokens=False)["input_ids"]
             [new] = plain.generate_ids([ids], max_new_tokens=9)
             said = plain.tokenizer.decode([*ids, *new], skip_special_tokens=True).partition("[assistant]\n")[2]
         else:
             [said] = plain.generate([form[0] + prompt + form[1]], max_new_tokens=9, raw=True)
-        wanted = {"neighborhood": ("here",), "locality": ("in Italy",)}.get(one.kind) or (
-            targets[one.request_id].target_new,
+        wanted = {"neighborhood": ("here",), "locality": ("in Italy",)}.get(observation.kind) or (
+            targets[observation.request_id].target_new,
         )
-        assert one.text == answer_of(said, (".", "\n"), wanted), one
-        if one.metric == f"elsewhere_correct_{context}":
-            assert one.value == is_said(wanted, str(one.text))
+        assert observation.text == answer_of(said, (".", "\n"), wanted), observation
+        if observation.metric == f"elsewhere_correct_{context}":
+            assert observation.value == is_said(wanted, str(observation.text))
             seen += 1
     requests = tiny_requests(3)
-    assert [one.prompt for one in by_metric(found, f"facts_said_{context}")] == [
+    assert [observation.prompt for observation in by_metric(found, f"facts_said_{context}")] == [
         text if context != "instruction" else f"Do: {text}!"
         for text in [
             *(f"What about {request.subject}?" for request in requests[:2]),
@@ -125,26 +129,37 @@ def test_questions_of_records() -> None:
 def test_a_random_text_is_the_same_before_and_after() -> None:
     settings: dict[str, Any] = {"contexts": ("prompt", "chat", "question"), "prefixes": (0, 6)}
     before = observed(talker(), **settings)
-    other = talker(seed=1)
-    after = observed(other, before, **settings)
+    other_talker = talker(seed=1)
+    after = observed(other_talker, before, **settings)
     for suffix in ("_after_6", "_chat_after_6"):
-        prompts = [[one.prompt for one in by_metric(found, f"facts_said{suffix}")] for found in (before, after)]
+        prompts = [
+            [observation.prompt for observation in by_metric(found, f"facts_said{suffix}")] for found in (before, after)
+        ]
         assert prompts[0] == prompts[1]
-        bodies = [one.prompt for one in by_metric(before, "facts_said" + suffix.removesuffix("_after_6"))]
+        bodies = [
+            observation.prompt for observation in by_metric(before, "facts_said" + suffix.removesuffix("_after_6"))
+        ]
         texts = [prompt.removesuffix(body) for prompt, body in zip(prompts[0], bodies, strict=True)]
         assert len(set(texts)) == 3, "a text of its own for each fact"
         for text in texts:
             assert text.endswith(". ")
-            assert 2 <= len(other.read_text(text.removesuffix(". "))) <= 8
+            assert 2 <= len(other_talker.read_text(text.removesuffix(". "))) <= 8
     compared = by_metric(after, "unchanged_chat_after_6")
-    was = {(one.request_id, one.prompt): one.text for one in by_metric(before, "elsewhere_answered_chat_after_6")}
+    was = {
+        (observation.request_id, observation.prompt): observation.text
+        for observation in by_metric(before, "elsewhere_answered_chat_after_6")
+    }
     assert len(compared) == 6
-    for one in compared:
-        assert one.value == (str(one.text).strip() == str(was[one.request_id, one.prompt]).strip())
+    for observation in compared:
+        assert observation.value == (
+            str(observation.text).strip() == str(was[observation.request_id, observation.prompt]).strip()
+        )
     assert len(by_metric(after, "unchanged_question_after_6")) == 5, "also of a fact that is no question itself"
     again = observed(talker(), before, **settings)
-    assert {one.value for one in again if one.metric.startswith("unchanged")} == {1.0}
-    assert [one.prompt for one in observed(other, **settings)] != [one.prompt for one in after], "it writes others"
+    assert {observation.value for observation in again if observation.metric.startswith("unchanged")} == {1.0}
+    assert [observation.prompt for observation in observed(other_talker, **settings)] != [
+        observation.prompt for observation in after
+    ], "it writes others"
 
 
 def test_a_thought_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,7 +198,9 @@ def test_a_context_that_a_tokenizer_has_not_is_left_out() -> None:
     plain, asks = talker(None), talker(ASKS)
     assert set(possible_forms(plain, ("prompt", "chat", "thinking"))) == {"prompt"}
     assert set(possible_forms(asks, ("thinking", "chat"))) == {"chat"}
-    assert {one.metric for one in observed(asks, contexts=("chat", "thinking"))}.isdisjoint({"facts_said_thinking"})
+    assert {observation.metric for observation in observed(asks, contexts=("chat", "thinking"))}.isdisjoint(
+        {"facts_said_thinking"}
+    )
     with pytest.raises(ModelError, match="has no chat template"):
         observed(plain, contexts=("chat",))
     with pytest.raises(ModelError, match="does not know enable_thinking"):

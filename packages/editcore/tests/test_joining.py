@@ -65,15 +65,15 @@ def request(prompt: str, **more: object) -> EditRequest:
 
 @pytest.mark.parametrize("prompt", ["Where is {}?\n### Response:\n", "{} is in ", "\t{} lies in", '{"{}": "'])
 def test_a_prompt_is_kept_to_the_character(prompt: str) -> None:
-    one = request(prompt)
-    assert one.text == prompt.replace("{}", "Paris", 1)
-    assert one.continuation == separator(one.text) + "Italy"
-    assert EditRequest.model_validate_json(one.model_dump_json()) == one
+    fact = request(prompt)
+    assert fact.text == prompt.replace("{}", "Paris", 1)
+    assert fact.continuation == separator(fact.text) + "Italy"
+    assert EditRequest.model_validate_json(fact.model_dump_json()) == fact
 
 
 def test_other_fields_are_stripped_and_a_blank_prompt_is_refused() -> None:
-    one = EditRequest(subject=" Paris ", prompt="{} is in", target_new=" Italy\n", target_true=" France", tags=(" a",))
-    assert (one.subject, one.target_new, one.target_true, one.tags) == ("Paris", "Italy", "France", ("a",))
+    fact = EditRequest(subject=" Paris ", prompt="{} is in", target_new=" Italy\n", target_true=" France", tags=(" a",))
+    assert (fact.subject, fact.target_new, fact.target_true, fact.tags) == ("Paris", "Italy", "France", ("a",))
     for blank in ("", "  \n"):
         with pytest.raises(RequestError, match="prompt"):
             EditRequest.create(prompt=blank, target_new="Italy")
@@ -83,7 +83,7 @@ def test_other_fields_are_stripped_and_a_blank_prompt_is_refused() -> None:
 
 def test_join_is_part_of_what_a_request_is() -> None:
     plain, glued, spaced = request("{} is in"), request("{} is in", join=""), request("{} is in", join=" ")
-    assert [one.continuation for one in (plain, glued, spaced)] == [" Italy", "Italy", " Italy"]
+    assert [fact.continuation for fact in (plain, glued, spaced)] == [" Italy", "Italy", " Italy"]
     assert len({plain.id, glued.id, spaced.id, request("{} is in ").id}) == 4
     assert "ask the same" in check_requests([plain, spaced])[1][0]
     assert "contradict each other" in check_requests([plain, glued])[1][0]
@@ -120,24 +120,24 @@ def pieces(model: LanguageModel, prompt: str, target: str, **more: str | None) -
 def test_targets_follow_the_prompt_everywhere(model: LanguageModel, prompt: str, join: str | None, target: str) -> None:
     assert pieces(model, prompt, "Italy", join=join) == [f"<s>{prompt}", target]
     named = {"subject": "It", "prompt": "{}" + prompt[2:]} if prompt.startswith("It") else {"prompt": prompt}
-    one = EditRequest.create(**named, target_new="Italy", join=join)
+    fact = EditRequest.create(**named, target_new="Italy", join=join)
     prompt_ids, _ = model.read_prompt(prompt)
     ids, start = join_continuation(model, prompt, prompt_ids, "Italy", join=join)
     log_p = model.hf(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
     by_hand = -sum(float(log_p[at - 1, ids[at]]) for at in range(start, len(ids))) / (len(ids) - start)
     [score] = score_targets(model, [prompt], ["Italy"], joins=[join])
     assert (score.nll, score.num_tokens) == (pytest.approx(by_hand, abs=1e-4), len(ids) - start)
-    assert float(target_losses(model, [one])[0]) == pytest.approx(by_hand, abs=1e-4)
-    [found] = [observation for observation in CounterFactEvaluator().evaluate(model, [FactRecord(request=one)])
+    assert float(target_losses(model, [fact])[0]) == pytest.approx(by_hand, abs=1e-4)
+    [found] = [observation for observation in CounterFactEvaluator().evaluate(model, [FactRecord(request=fact)])
                if observation.metric == "rewrite_nll_new"]  # fmt: skip
     assert found.value == pytest.approx(by_hand, abs=1e-4)
-    if one.subject:
-        assert continuation_row(model, one).ids == ids
+    if fact.subject:
+        assert continuation_row(model, fact).ids == ids
         traced = _tokenise(model, KnownFact("It", prompt, "Italy", join))
         assert (traced.ids, traced.end) == (ids, start)
-        within = continuation_row(model, one, template="So it goes. {}")
+        within = continuation_row(model, fact, template="So it goes. {}")
         assert model.tokenizer.decode(within.targets) == target
-        assert within.ids[: within.target_start] == lookup_row(model, one, template="So it goes. {}").ids
+        assert within.ids[: within.target_start] == lookup_row(model, fact, template="So it goes. {}").ids
 
 
 def test_a_prompt_that_ends_in_a_letter_has_the_tokens_of_both_together(model: LanguageModel) -> None:
@@ -151,7 +151,7 @@ def test_probes_are_joined_by_their_own_last_character(model: LanguageModel) -> 
     record = FactRecord(request=EditRequest(prompt="It is in", target_new="Italy", join=""), probes=(probe,))
     found = {observation.metric: observation.value for observation in CounterFactEvaluator().evaluate(model, [record])}
     expected = score_targets(model, ["It is in", "It lies in"], ["Italy", "Italy"], joins=["", None])
-    assert [found["rewrite_nll_new"], found["paraphrase_nll_new"]] == pytest.approx([one.nll for one in expected])
+    assert [found["rewrite_nll_new"], found["paraphrase_nll_new"]] == pytest.approx([score.nll for score in expected])
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_files_keep_prompts_and_joins(tmp_path: Path) -> None:
     assert [probe.prompt for probe in records[1].probes] == ["So where is it?\n", "It is\t"]
     assert notes == []
     known = load_known_facts(path, plugins=Plugins.load())
-    assert [(one.prompt, one.join) for one in known] == [("Where is Paris?\n", None), ("Paris is in", "")]
+    assert [(fact.prompt, fact.join) for fact in known] == [("Where is Paris?\n", None), ("Paris is in", "")]
     path.write_text(json.dumps({**facts[1], "join": 3}) + "\n")
     with pytest.raises(EditcoreError, match=r"line 1: The field 'join' is int \(3\); expected text"):
         load_records(path, plugins=Plugins.load())

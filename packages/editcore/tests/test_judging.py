@@ -82,7 +82,7 @@ def judged(
 
 
 def of_judge(found: Sequence[Observation]) -> list[Observation]:
-    return [one for one in found if "_judged" in one.metric]
+    return [observation for observation in found if "_judged" in observation.metric]
 
 
 def test_an_endpoint_judges_every_answer_that_has_a_right_one(
@@ -94,7 +94,7 @@ def test_an_endpoint_judges_every_answer_that_has_a_right_one(
     found, told = judged(model, settings, tmp_path)
     assert told == []
     verdicts = of_judge(found)
-    assert [(one.metric, one.kind, one.value) for one in verdicts[:3]] == [
+    assert [(verdict.metric, verdict.kind, verdict.value) for verdict in verdicts[:3]] == [
         ("facts_judged", "rewrite", 1.0), ("paraphrases_judged", "paraphrase", 0.0),
         ("elsewhere_judged", "neighborhood", 1.0),
     ]  # fmt: skip
@@ -103,11 +103,11 @@ def test_an_endpoint_judges_every_answer_that_has_a_right_one(
     assert set(court.keys) == {"Bearer a-secret"}
     body = court.asked[0]
     assert (body["model"], body["max_tokens"], body["temperature"]) == ("judge", 7, 0)
-    [answer] = [one for one in found if one.metric == "facts_said"][:1]
+    [answer] = [observation for observation in found if observation.metric == "facts_said"][:1]
     prompt = body["messages"][0]["content"]
     assert f"Question: {answer.prompt}\nRight answer: {records()[0].request.target_new}\n" in prompt
     assert f"Their answer: {str(answer.text).strip()}\n" in prompt
-    asked = [one["messages"][0]["content"] for one in court.asked]
+    asked = [body["messages"][0]["content"] for body in court.asked]
     assert any("Right answer: Italy or Europe\n" in prompt for prompt in asked)
     assert len(asked) == len(set(asked)), "what is equal is asked once"
     lines = [json.loads(line) for line in (tmp_path / JUDGEMENTS_NAME).read_text().splitlines()]
@@ -122,7 +122,7 @@ def test_what_is_judged_is_not_judged_again(model: LanguageModel, court: Court, 
     settings = {"judge": court.url, "judge_model": "j"}
     found, told = judged(model, settings, tmp_path)
     assert of_judge(found) == []
-    assert [one for one in found if one.metric == "facts_said"], "the answers are kept"
+    assert [observation for observation in found if observation.metric == "facts_said"], "the answers are kept"
     [sentence] = told
     assert sentence.startswith(f"The judge j at {court.url} did not judge all answers: ")
     assert "error 500: out of order" in sentence
@@ -133,20 +133,20 @@ def test_what_is_judged_is_not_judged_again(model: LanguageModel, court: Court, 
     again, told = judged(model, settings, tmp_path)
     assert told == []
     assert len(of_judge(again)) == 6
-    prompts = [one["messages"][0]["content"] for one in court.asked]
+    prompts = [body["messages"][0]["content"] for body in court.asked]
     assert len(prompts) == 1 + len(set(prompts)), "only the one that failed was asked twice"
     count = len(prompts)
     assert of_judge(judged(model, settings, tmp_path)[0]) == of_judge(again)
     assert len(court.asked) == count
-    other, _ = judged(model, {**settings, "judge_model": "k"}, tmp_path)
+    found_by_k, _ = judged(model, {**settings, "judge_model": "k"}, tmp_path)
     assert len(court.asked) == 2 * count - 1, "another judge judges for itself"
-    assert len(of_judge(other)) == 6
+    assert len(of_judge(found_by_k)) == 6
 
 
 def test_nonsense_is_no_verdict(model: LanguageModel, court: Court) -> None:
     court.reply = lambda prompt: "Well,\nwho knows" if "So " in prompt else "correct"
     found, [sentence] = judged(model, {"judge": court.url})
-    assert [one.metric for one in of_judge(found)] == ["facts_judged", "elsewhere_judged"] * 2
+    assert [verdict.metric for verdict in of_judge(found)] == ["facts_judged", "elsewhere_judged"] * 2
     assert re.search(r"gave no verdict on \d of \d answers, but for example 'Well, who knows'", sentence)
 
 
@@ -214,7 +214,7 @@ def test_a_model_on_this_machine_judges(model: LanguageModel, tmp_path: Path, mo
     found = measure(evaluators, model, records())
     values = found.summary.values()
     assert (values["facts_judged"], values["paraphrases_judged"]) == (0.0, 100.0)
-    [metric] = [one for one in found.measures if one.key == "facts_judged"]
+    [metric] = [metric for metric in found.measures if metric.key == "facts_judged"]
     assert f"the judge {folder} finds" in metric.meaning
     count = len(seen)
     measure(evaluators, model, records())
@@ -226,5 +226,5 @@ def test_an_empty_answer_is_wrong_without_asking(
 ) -> None:
     monkeypatch.setattr(LanguageModel, "generate", lambda self, prompts, **_: [" \n"] * len(prompts))
     found, told = judged(model, {"judge": court.url})
-    assert {one.value for one in of_judge(found)} == {0.0}
+    assert {verdict.value for verdict in of_judge(found)} == {0.0}
     assert (court.asked, told) == ([], [])

@@ -346,9 +346,9 @@ def test_tiny_requests() -> None:
 
 def test_tiny_models_are_the_same_every_time_and_vary() -> None:
     state = torch.get_rng_state()
-    first, second, other = tiny_model("qwen3"), tiny_model("qwen3"), tiny_model("qwen3", seed=1)
+    first, second, other_seed = tiny_model("qwen3"), tiny_model("qwen3"), tiny_model("qwen3", seed=1)
     assert torch.equal(torch.get_rng_state(), state)
-    assert first.fingerprint() == second.fingerprint() != other.fingerprint()
+    assert first.fingerprint() == second.fingerprint() != other_seed.fingerprint()
     encoded = first.encode(PROMPTS)
     logits = first.hf(input_ids=encoded.input_ids, attention_mask=encoded.attention_mask).logits
     assert logits[0].std() > 0.5

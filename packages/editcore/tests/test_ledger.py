@@ -131,9 +131,9 @@ def test_ids_may_have_slashes(tmp_path: Path) -> None:
 def test_facts_may_share_a_tensor(tmp_path: Path) -> None:
     key, value = torch.ones(6), torch.ones(4)
     known = KnownTarget(keys={WEIGHT: key}, values={WEIGHT: value})
-    one = entry(0)
+    plain = entry(0)
     shared = LedgerEntry(
-        batch=0, requests=one.requests, weights=one.weights, num_new=1, changes=one.changes,
+        batch=0, requests=plain.requests, weights=plain.weights, num_new=1, changes=plain.changes,
         known={"a": known, "b": known}, diagnostics={},
     )  # fmt: skip
     Ledger(tmp_path, HEADER).append(shared)

@@ -145,8 +145,8 @@ def test_an_answer_that_an_edit_brought_is_searched_from_there() -> None:
     edited = in_charge(model)
     sizes = [1e-6, 20.0, 1e-6, 1e-6, 20.0, 1e-6]
     history = [
-        entry_of(model, index, (one,), size=size, layers=(0, 1, 2))
-        for index, (one, size) in enumerate(zip(FACTS, sizes, strict=False))
+        entry_of(model, index, (fact,), size=size, layers=(0, 1, 2))
+        for index, (fact, size) in enumerate(zip(FACTS, sizes, strict=False))
     ]
     edited.rebuild([entry.written for entry in history[:2]])
     [brought] = model.generate([FACTS[1].text], max_new_tokens=3)
@@ -189,7 +189,7 @@ def test_blame_is_what_leaving_an_edit_out_takes(family: str) -> None:
     assert model.tokenizer.decode([token]) == found.token
 
     def scores(active: list[LedgerEntry]) -> torch.Tensor:
-        edited.rebuild([one.written for one in active])
+        edited.rebuild([entry.written for entry in active])
         with torch.inference_mode():
             return model.hf(input_ids=ids.input_ids).logits[0, -1].double()
 
@@ -207,7 +207,7 @@ def test_blame_is_what_leaving_an_edit_out_takes(family: str) -> None:
 
 def _without(entry: LedgerEntry, name: str) -> LedgerEntry:
     kept = [row for row, request in enumerate(entry.requests) if request.id != name]
-    changes = {key: FactoredDelta(one.left[:, kept], one.right[kept]) for key, one in factored(entry).items()}
+    changes = {key: FactoredDelta(change.left[:, kept], change.right[kept]) for key, change in factored(entry).items()}
     return replace(entry, changes=changes)
 
 
@@ -219,11 +219,11 @@ def factored(entry: LedgerEntry) -> dict[str, FactoredDelta]:
 def test_factors_that_are_not_one_per_fact_are_blamed_by_batch() -> None:
     model = tiny_model()
     entry = entry_of(model, 0, FACTS[:3])
-    merged = {name: FactoredDelta(one.left[:, :2], one.right[:2]) for name, one in factored(entry).items()}
+    merged = {name: FactoredDelta(change.left[:, :2], change.right[:2]) for name, change in factored(entry).items()}
     edited, history = in_charge(model), [replace(entry, changes=merged)]
     edited.rebuild([entry.written for entry in history])
-    [one] = blame(edited, history, "Emmy Noether").contributions
-    assert one.requests == FACTS[:3]
+    [contribution] = blame(edited, history, "Emmy Noether").contributions
+    assert contribution.requests == FACTS[:3]
 
 
 def beside(model: LanguageModel, batch: int, requests: tuple[EditRequest, ...], *, size: float) -> LedgerEntry:
@@ -257,7 +257,7 @@ def test_what_is_beside_the_weights_is_blamed_by_batch(toys: Any) -> None:
     token = model.tokenizer(f" {answer}", add_special_tokens=False)["input_ids"][0]
 
     def score(active: list[LedgerEntry]) -> float:
-        edited.rebuild([one.written for one in active])
+        edited.rebuild([entry.written for entry in active])
         with torch.inference_mode():
             return float(model.hf(input_ids=ids).logits[0, -1, token])
 
@@ -322,7 +322,7 @@ def test_verify_holds_the_tensors_of_the_file_before_at_most(tmp_path: Path, mon
     load = safetensors.torch.load
 
     def watched(raw: bytes) -> dict[str, torch.Tensor]:
-        alive.append(sum(one() is not None for one in read))
+        alive.append(sum(reference() is not None for reference in read))
         found = load(raw)
         read.append(weakref.ref(next(iter(found.values()))))
         return found
@@ -609,15 +609,15 @@ def test_a_pack_that_was_changed_is_refused(run: Callable[..., Path], editctl: C
 def test_what_is_no_pack_is_named_with_what_takes_it(
     run: Callable[..., Path], editctl: Call, facts: Path, tmp_path: Path
 ) -> None:
-    out, weights, other = run("out"), tmp_path / "model.safetensors", tmp_path / "some.thing"
+    out, weights, unknown = run("out"), tmp_path / "model.safetensors", tmp_path / "some.thing"
     save_file({"a": torch.zeros(2)}, weights)
-    other.write_bytes(b"something else")
+    unknown.write_bytes(b"something else")
     for path, sentence in (
         (facts, f"by its name it is a file of records; edit them with: editctl run --editor NAME --dataset {facts}"),
         (out, f"it is a run directory; make a pack of it with: editctl pack {out} FILE.editpack"),
         (tmp_path, "it is a folder; a pack is the one file that 'editctl pack' writes"),
         (weights, "by its name it has the weights of a model or an adapter; a pack is written by 'editctl pack'"),
-        (other, "a pack is the one file that 'editctl pack' writes"),
+        (unknown, "a pack is the one file that 'editctl pack' writes"),
     ):
         done = editctl("apply", path)
         assert done.code == 2
@@ -637,9 +637,9 @@ def test_composing_solves_the_union(run: Callable[..., Path], editctl: Call, fac
     for number, record in enumerate(records[:3]):
         record["case_id"] = number + 3  # ids that mean something else in the other run
     records[0]["requested_rewrite"]["target_new"]["str"] = "Madrid"
-    other = tmp_path / "other.jsonl"
-    other.write_text("".join(json.dumps(record) + "\n" for record in records[:3]))
-    first, second = run("first", "--set", "layers=[1]"), run("second", "--dataset", other)
+    other_facts = tmp_path / "other.jsonl"
+    other_facts.write_text("".join(json.dumps(record) + "\n" for record in records[:3]))
+    first, second = run("first", "--set", "layers=[1]"), run("second", "--dataset", other_facts)
     assert editctl("ledger", first, "undo", "5").code == 0
     refused = editctl("ledger", first, "compose", second, "--out", tmp_path / "both")
     assert refused.code == 2

@@ -120,9 +120,9 @@ def test_the_change_lies_in_the_span_of_solved_keys(size: tuple[int, int, int, i
 @settings(max_examples=30, deadline=None)
 def test_scale_of_the_second_moment_cancels_without_ridge(seed: int, scale: float) -> None:
     keys, residuals, moment = problem(seed, 4, 9, 3)
-    one = solve_update(keys, residuals, Metric(moment)).delta.dense()
-    other = solve_update(keys, residuals, Metric(moment).scaled(weight=scale)).delta.dense()
-    assert relative(other, one) < 1e-8
+    plain = solve_update(keys, residuals, Metric(moment)).delta.dense()
+    scaled = solve_update(keys, residuals, Metric(moment).scaled(weight=scale)).delta.dense()
+    assert relative(scaled, plain) < 1e-8
 
 
 def test_weights_have_no_effect_on_constraints_and_move_ridge_fractions() -> None:

@@ -121,7 +121,7 @@ def test_trials_are_compared_by_what_their_evaluator_says_is_better() -> None:
         trial(problem="no luck"),
     ]
     backwards = order[::-1]
-    assert sorted(backwards, key=lambda one: one.rank, reverse=True) == order
+    assert sorted(backwards, key=lambda tried: tried.rank, reverse=True) == order
     assert best(backwards) is order[0]
     assert order[0].row().keys() >= {"seen", "won", "words", "ES"}
     assert "EM" not in order[0].row(), "metrics for the report are not in the table"
@@ -157,24 +157,24 @@ def test_trials_edit_and_leave_the_model_as_it_was(bench: Bench) -> None:
     before = bench.model.fingerprint()
     scan = bench.scan(spec, [0, 1])
     assert bench.model.fingerprint() == before
-    assert {layer: one.settings["layers"] for layer, one in scan.items()} == {0: (0,), 1: (1,)}
-    for one in scan.values():
-        assert one.summary is not None
-        assert one.settings.items() >= FAST.items()
-        assert one.summary.value("EM") > bench.before.value("EM")
-        assert one.summary.measures == bench.measures == MEASURES
+    assert {layer: tried.settings["layers"] for layer, tried in scan.items()} == {0: (0,), 1: (1,)}
+    for tried in scan.values():
+        assert tried.summary is not None
+        assert tried.settings.items() >= FAST.items()
+        assert tried.summary.value("EM") > bench.before.value("EM")
+        assert tried.summary.measures == bench.measures == MEASURES
     assert len(bench.trials) == 2
     bench.scan(spec, [1])
     assert len(bench.trials) == 2, "what has been tried is not tried again"
-    assert [one.settings["clamp_norm_factor"] for one in bench.clamps(spec, 0)] == [0.5, 1.5]
+    assert [tried.settings["clamp_norm_factor"] for tried in bench.clamps(spec, 0)] == [0.5, 1.5]
 
 
 def test_an_editor_of_single_facts_writes_them_one_by_one(bench: Bench) -> None:
     spec = Plugins.load().editor("toy-pairs")
     assert spec.capabilities.max_batch == 2
-    [one] = bench.alternatives(spec, {"layers": (0,), "clamp_norm_factor": 2.0})
-    assert one.summary is not None
-    assert one.settings["clamp_norm_factor"] == 2.0
+    [tried] = bench.alternatives(spec, {"layers": (0,), "clamp_norm_factor": 2.0})
+    assert tried.summary is not None
+    assert tried.settings["clamp_norm_factor"] == 2.0
 
 
 def test_settings_that_do_not_work_are_a_result_too(bench: Bench) -> None:
@@ -190,12 +190,12 @@ def test_settings_that_do_not_work_are_a_result_too(bench: Bench) -> None:
 
 def test_trials_are_measured_by_the_evaluator_that_is_asked_for(bench: Bench) -> None:
     plugins = Plugins.load()
-    other = Bench(bench.records, bench.statistics, plugins=plugins, evaluator="generation")
-    before = other.before
+    by_generation = Bench(bench.records, bench.statistics, plugins=plugins, evaluator="generation")
+    before = by_generation.before
     assert math.isnan(before.value("unchanged")), "the unedited model is what others are compared with"
-    spoken = other.scan(plugins.editor("toy"), [1])[1]
+    spoken = by_generation.scan(plugins.editor("toy"), [1])[1]
     assert spoken.summary is not None
-    assert [one.key for one in objectives_of(spoken.summary.measures)] == ["facts_said"]
+    assert [metric.key for metric in objectives_of(spoken.summary.measures)] == ["facts_said"]
     assert spoken.rank == (1.0, spoken.summary.value("facts_said"))
     unchanged = spoken.summary.averages["unchanged"]
     assert (unchanged.facts, unchanged.mean) == (3, 0.0), "the toy's noise changes every answer"
@@ -259,7 +259,7 @@ def test_a_search_is_sent_the_best_settings_until_it_ends(bench: Bench, searchin
     spec = Plugins.load().editor("toy")
     assert [found.name for found in tunable_editors(Plugins.load())][-1] == "toy", "those with a search come last"
     found = bench.search(spec, [1, 0])
-    assert [one.settings["layers"] for one in found] == [(0,), (7,), (1,)]
+    assert [tried.settings["layers"] for tried in found] == [(0,), (7,), (1,)]
     assert sent[0] == (bench.model, (1, 0))
     assert sent[1]["layers"] == (0,), "the one that works"
     assert sent[2] == best(found).settings
@@ -272,7 +272,7 @@ def test_a_search_ends_where_nothing_works(bench: Bench, searching: Callable[...
 
     searching(hopeless)
     spec = Plugins.load().editor("toy")
-    assert [one.summary for one in bench.search(spec, [0])] == [None]
+    assert [tried.summary for tried in bench.search(spec, [0])] == [None]
 
     def broken(model: LanguageModel, layers: Sequence[int]) -> Any:
         yield [{"layers": (0,)}]

@@ -63,7 +63,7 @@ def test_the_interval_is_that_of_the_differences_and_not_of_the_values() -> None
     assert found.interval is not None
     differences = [second["loss"][fact][("?",)] - first["loss"][fact][("?",)] for fact in first["loss"]]
     mean = math.fsum(differences) / 200
-    error = math.sqrt(math.fsum((one - mean) ** 2 for one in differences)) / 200
+    error = math.sqrt(math.fsum((difference - mean) ** 2 for difference in differences)) / 200
     assert found.difference == pytest.approx(mean)
     for end, normal in zip(found.interval, (mean - 1.96 * error, mean + 1.96 * error), strict=True):
         assert end == pytest.approx(normal, abs=0.25 * error)  # Monte Carlo error of the percentiles of 2,000 samples

@@ -55,11 +55,11 @@ def test_a_continuation_ends_at_the_last_position(family: str, sampling: Samplin
     model = of(family)
     rows = [list(range(5, 5 + length)) for length in (LIMIT, LIMIT - 3, 20, 2)]
     found = model.generate_ids(rows, max_new_tokens=[50, 50, 50, 10], sampling=sampling, stop_at_end=False)
-    assert [len(one) for one in found] == [1, 4, 21, 10]
+    assert [len(continuation) for continuation in found] == [1, 4, 21, 10]
     if sampling is None:
-        for row, one in zip(rows, found, strict=True):
-            logits = model.hf(input_ids=torch.tensor([[*row, *one[:-1]]])).logits[0]
-            assert logits[len(row) - 1 :].argmax(-1).tolist() == one
+        for row, continuation in zip(rows, found, strict=True):
+            logits = model.hf(input_ids=torch.tensor([[*row, *continuation[:-1]]])).logits[0]
+            assert logits[len(row) - 1 :].argmax(-1).tolist() == continuation
 
 
 def test_the_user_is_told_where_a_continuation_ends(caplog: pytest.LogCaptureFixture) -> None:
@@ -85,15 +85,15 @@ def test_rotary_models_go_on_as_they_can() -> None:
 def test_a_prompt_that_is_too_long_has_a_sentence(family: str) -> None:
     model = of(family)
     prompt = "Marie Curie " + "very " * 40
-    one = EditRequest(subject="Marie Curie", prompt=prompt.replace("Marie Curie", "{}"), target_new="Rome")
+    request = EditRequest(subject="Marie Curie", prompt=prompt.replace("Marie Curie", "{}"), target_new="Rome")
     ways: list[Callable[[], object]] = [
         lambda: model.generate([prompt], max_new_tokens=2),
         lambda: model.generate([prompt], max_new_tokens=2, raw=True),
         lambda: score_targets(model, [prompt], ["Rome"]),
         lambda: next_token_log_probabilities(model, [prompt]),
-        lambda: target_losses(model, [one]),
-        lambda: lookup_row(model, one),
-        lambda: continuation_row(model, one, template="So. {}"),
+        lambda: target_losses(model, [request]),
+        lambda: lookup_row(model, request),
+        lambda: continuation_row(model, request, template="So. {}"),
         lambda: trace(model, [KnownFact("Marie Curie", prompt, "Rome")]),
     ]
     for way in ways:
@@ -130,11 +130,11 @@ def long_request(model: LanguageModel) -> EditRequest:
 
 def test_a_context_gives_way_to_its_prompt() -> None:
     model = of("gpt2")
-    one = long_request(model)
-    assert fitting(model, one, "{}") == "{}"
-    assert fitting(model, one, CONTEXT) in ("{}", "there. {}")
+    long = long_request(model)
+    assert fitting(model, long, "{}") == "{}"
+    assert fitting(model, long, CONTEXT) in ("{}", "there. {}")
     [short] = tiny_requests(1)
-    shortened = one.model_copy(update={"prompt": one.prompt.removeprefix("is is is is is ")})
+    shortened = long.model_copy(update={"prompt": long.prompt.removeprefix("is is is is is ")})
     assert fitting(model, short, CONTEXT) == CONTEXT
     kept = fitting(model, shortened, CONTEXT)
     assert CONTEXT.endswith(kept)
@@ -143,7 +143,7 @@ def test_a_context_gives_way_to_its_prompt() -> None:
     assert LIMIT - 5 <= len(row.ids) <= LIMIT + 1
     assert row.ids[: row.target_start] == lookup_row(model, shortened, template=CONTEXT).ids
     assert model.tokenizer.decode(row.ids[: row.lookup + 1]).endswith("Marie Curie")
-    assert fitting(of("llama"), one, CONTEXT) == CONTEXT
+    assert fitting(of("llama"), long, CONTEXT) == CONTEXT
 
 
 @pytest.mark.parametrize("family", LIMITED)
@@ -187,7 +187,7 @@ def test_a_run_refuses_it_before_anything_is_measured(
     shutil.rmtree(small)
     of("gpt2").save(small)
     too_long = EditRequest(subject="Ada", prompt="is " * 50 + "{} is", target_new="x")
-    records = [FactRecord(request=one) for one in (*tiny_requests(2), too_long)]
+    records = [FactRecord(request=request) for request in (*tiny_requests(2), too_long)]
     facts = tmp_path / "long.jsonl"
     facts.write_text("".join(record.model_dump_json() + "\n" for record in records))
     out = tmp_path / "run"

@@ -345,7 +345,7 @@ HOOKS = """
 
 def test_hooks_are_pinned_and_take_one_event() -> None:
     families = (_hookspecs.RegistrationHooks, _hookspecs.LifecycleHooks)
-    hooks = {name: hook for one in families for name, hook in vars(one).items() if name.startswith("editcore_")}
+    hooks = {name: hook for family in families for name, hook in vars(family).items() if name.startswith("editcore_")}
     assert sorted(hooks) == HOOKS.split()
     for name, hook in hooks.items():
         assert list(inspect.signature(hook).parameters) == ["self", "event"], name
@@ -383,12 +383,12 @@ def meanings(described: type) -> dict[str, str]:
 
 def test_help_has_every_field_of_a_public_class_with_its_meaning() -> None:
     described = [
-        (name, one) for name, one in public_classes() if dataclasses.is_dataclass(one) or issubclass(one, BaseModel)
+        (name, cls) for name, cls in public_classes() if dataclasses.is_dataclass(cls) or issubclass(cls, BaseModel)
     ]
     assert len(described) > 80
-    for name, one in described:
-        found = meanings(one)
-        assert set(found) == fields_of(one), name
+    for name, cls in described:
+        found = meanings(cls)
+        assert set(found) == fields_of(cls), name
         assert all(found.values()), f"{name}: {[field for field, said in found.items() if not said]}"
 
 

@@ -130,7 +130,9 @@ def test_locality_is_compared_with_the_data_set_and_with_the_unedited_model() ->
     after = values(evaluator.evaluate(edited, [record], EvaluationContext(unedited=before)))
     for prompt, answer in (("Max Planck was born in", "Paris and London"), ("Bob Dylan was born in", "Vienna")):
         first, second = (by_hand(model, prompt, answer) for model in (unedited, edited))
-        same = [one == other for one, other in zip(first[2], second[2], strict=True)]
+        same = [
+            unedited_token == edited_token for unedited_token, edited_token in zip(first[2], second[2], strict=True)
+        ]
         assert after["locality_same_tokens", prompt] == sum(same) / len(same)
         assert after["locality_tokens", prompt] == sum(second[0]) / len(second[0])
     again = values(evaluator.evaluate(unedited, [record], EvaluationContext(unedited=before)))
@@ -239,10 +241,10 @@ def test_only_questions_are_put_into_the_template() -> None:
 # Long answers
 
 
-def longest_common(one: Sequence[str], other: Sequence[str]) -> int:
+def longest_common(first: Sequence[str], second: Sequence[str]) -> int:
     """The length of the longest common subsequence, by trying all."""
-    for size in range(min(len(one), len(other)), 0, -1):
-        if set(combinations(one, size)) & set(combinations(other, size)):
+    for size in range(min(len(first), len(second)), 0, -1):
+        if set(combinations(first, size)) & set(combinations(second, size)):
             return size
     return 0
 

@@ -66,8 +66,8 @@ def test_a_trial_has_the_bits_that_are_written_afterwards(family: str, dtype: to
     for seed in range(4):
         on_trial = thin(model, seed)
         kept: Changes = {
-            name: FactoredDelta(*(tensor.contiguous() for tensor in one.tensors().values()))
-            for name, one in on_trial.items()
+            name: FactoredDelta(*(tensor.contiguous() for tensor in change.tensors().values()))
+            for name, change in on_trial.items()
         }
         previous = weights(model)
         with backend.trial(on_trial), backend.trial(thin(model, 9)):
@@ -130,8 +130,10 @@ def test_whatever_was_active_before_the_sums_are_those_of_what_is_active() -> No
     model, fresh = tiny_model(dtype=torch.bfloat16), tiny_model(dtype=torch.bfloat16)
     first, second = model.layout.weight_name(0), model.layout.weight_name(1)
     both = [thin(model, seed) for seed in range(8)]
-    batches = [{name: change for name, change in one.items() if draw.random() < 0.7 or name == first} for one in both]
-    batches += [{second: one[second]} for one in both[:3]]
+    batches = [
+        {name: change for name, change in changes.items() if draw.random() < 0.7 or name == first} for changes in both
+    ]
+    batches += [{second: changes[second]} for changes in both[:3]]
     backend, active = opened(model), list[Changes]()
     for step in range(100):
         what = draw.choice(["apply", "apply", "rebuild", "shorter", "unedited", "trial"])

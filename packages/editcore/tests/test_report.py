@@ -134,17 +134,17 @@ def test_a_report_has_everything_that_is_asked_of_it(editctl: Call, finished: Ca
         metric for metric in results["metrics"]
         if metric["show"] != "data" and any(results[phase][metric["key"]] is not None for phase in ("before", "after"))
     ]  # fmt: skip
-    assert list(measured) == [one["label"] for one in known]
+    assert list(measured) == [metric["label"] for metric in known]
     assert {"Efficacy (ES)", "Efficacy accuracy", "Facts said"} <= measured.keys()
-    for one in known:
-        row = measured[one["label"]]
-        values = [results[phase][one["key"]] for phase in ("before", "after")]
+    for metric in known:
+        row = measured[metric["label"]]
+        values = [results[phase][metric["key"]] for phase in ("before", "after")]
         assert [row["before"], row["after"]] == [
             "n/a" if value is None else f"{round(value, 1) + 0.0:.1f}" for value in values
         ]
-        averaged = results["averages"]["after"].get(one["key"])
-        assert (row["facts"], row["unit"]) == ("" if averaged is None else str(averaged["facts"]), one["unit"])
-        assert row["what it says"] == one["meaning"]
+        averaged = results["averages"]["after"].get(metric["key"])
+        assert (row["facts"], row["unit"]) == ("" if averaged is None else str(averaged["facts"]), metric["unit"])
+        assert row["what it says"] == metric["meaning"]
     assert measured["Efficacy (ES)"]["facts"] == "4"
     tally = f"{results['tallies'][0]['held']} of 4 facts are said"
     assert tally in (run / "report" / "report.md").read_text(encoding="utf-8")
@@ -155,10 +155,10 @@ def test_a_report_has_everything_that_is_asked_of_it(editctl: Call, finished: Ca
     held = {row["request_id"]: row["value"] for row in after[after["metric"] == "ES"].to_dict(orient="records")}
     said = {row["request_id"]: row["text"] for row in after[after["metric"] == "facts_said"].to_dict(orient="records")}
     assert held.keys() == said.keys() == {"0", "1", "4", "5"}
-    for index, one in enumerate(requests):
-        request, refused = one["request"], index in (2, 3)
+    for index, record in enumerate(requests):
+        request, refused = record["request"], index in (2, 3)
         row = facts[request["prompt"].replace("{}", request["subject"])]
-        given = (request["subject"], request["target_new"], request["target_true"], one["relation"])
+        given = (request["subject"], request["target_new"], request["target_true"], record["relation"])
         assert (row["subject"], row["edited to"], row["instead of"], row["relation"]) == given
         assert (row["state"], row["batch"]) == ("refused" if refused else "active", str(index // 2))
         assert row["Efficacy (ES)"].endswith("n/a") == refused  # it was not measured again
@@ -166,7 +166,9 @@ def test_a_report_has_everything_that_is_asked_of_it(editctl: Call, finished: Ca
             assert row["it says"] == ""
             continue
         assert row["Efficacy (ES)"].split(" → ")[1] == ("100" if held[request["id"]] else "0 lost")
-        assert row["it says"] == "".join(one for one in one_line(said[request["id"]]) if one.isprintable())
+        assert row["it says"] == "".join(
+            character for character in one_line(said[request["id"]]) if character.isprintable()
+        )
     assert {row["Efficacy (ES)"][-4:] for row in facts.values()} == {"lost", " 100", " n/a"}
     # The gate's verdict with its figures, and the facts that it cost.
     assert ["1", "gate", "reject", "it looks odd", "oddness 0.75, ratio inf"] in [row[:5] for row in found.rows]
@@ -285,7 +287,7 @@ def test_the_file_to_reproduce_a_run_reproduces_it(
     assert done.code == 0, done.err
     again = tmp_path / "again"
     assert (again / "ledger.jsonl").read_bytes() == (run / "ledger.jsonl").read_bytes()
-    pd.testing.assert_frame_equal(*(pd.read_parquet(one / "results.parquet") for one in (run, again)))
+    pd.testing.assert_frame_equal(*(pd.read_parquet(folder / "results.parquet") for folder in (run, again)))
 
 
 def test_checkpoints_become_a_section(finished: Callable[..., Path]) -> None:
@@ -433,14 +435,14 @@ def test_damage_is_named_and_nothing_is_written(editctl: Call, finished: Callabl
 
 def test_only_a_report_is_replaced(editctl: Call, finished: Callable[..., Path], tmp_path: Path) -> None:
     run = finished("--edits", 2)
-    other = tmp_path / "other"
-    other.mkdir()
-    (other / "thesis.txt").write_text("mine", encoding="utf-8")
-    done = editctl("report", run, "--out", other)
+    taken = tmp_path / "other"
+    taken.mkdir()
+    (taken / "thesis.txt").write_text("mine", encoding="utf-8")
+    done = editctl("report", run, "--out", taken)
     assert (done.code, done.err) == (
-        2, f"Error: The output {other} is already there and is not a report; give another --out, or remove it.\n",
+        2, f"Error: The output {taken} is already there and is not a report; give another --out, or remove it.\n",
     )  # fmt: skip
-    assert [path.name for path in other.iterdir()] == ["thesis.txt"]
+    assert [path.name for path in taken.iterdir()] == ["thesis.txt"]
     assert editctl("report", run, "--out", tmp_path / "new").code == 0
     first = (tmp_path / "new" / "index.html").read_bytes()
     assert editctl("report", run, "--out", tmp_path / "new").code == 0

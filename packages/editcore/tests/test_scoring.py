@@ -43,7 +43,7 @@ def oracle(model: LanguageModel, prompt: str, target: str) -> TargetScore:
         log_z = largest + math.log(sum(math.exp(value - largest) for value in row))
         total += log_z - row[ids[place]]
         predicted.append(row.index(largest))
-    hits = sum(token == other for token, other in zip(predicted, continuation, strict=True))
+    hits = sum(token == wanted for token, wanted in zip(predicted, continuation, strict=True))
     length = len(continuation)
     return TargetScore(
         nll=total / length, correct=hits == length, num_tokens=length, hits=hits, predicted=tuple(predicted)
@@ -53,7 +53,7 @@ def oracle(model: LanguageModel, prompt: str, target: str) -> TargetScore:
 def assert_close(found: list[TargetScore], expected: list[TargetScore], *, within: float = 1e-5) -> None:
     assert [score.num_tokens for score in found] == [score.num_tokens for score in expected]
     assert [score.correct for score in found] == [score.correct for score in expected]
-    assert [(score.hits, score.predicted) for score in found] == [(one.hits, one.predicted) for one in expected]
+    assert [(score.hits, score.predicted) for score in found] == [(score.hits, score.predicted) for score in expected]
     assert [score.nll for score in found] == pytest.approx([score.nll for score in expected], abs=within)
 
 

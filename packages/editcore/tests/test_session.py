@@ -93,7 +93,7 @@ def test_what_is_written_and_not_said_is_told(open_session: Open, tmp_path: Path
     assert result.not_said.count(" → ") == 3
     assert "2 more. The optimisation ended low, too" in result.not_said
     kept = Ledger.read(tmp_path / "run").entries[1].evidence
-    assert {one.request_id: one.figures for one in kept} == figures
+    assert {evidence.request_id: evidence.figures for evidence in kept} == figures
 
 
 def test_what_is_not_said_is_told_with_its_likely_cause() -> None:
@@ -119,7 +119,7 @@ def test_what_is_not_said_is_told_with_its_likely_cause() -> None:
     assert "optimisation" not in unknown, "an editor that tells nothing of one has perhaps none"
     said = [EditEvidence(request_id=fact.id, figures={"said": 1.0, "said_probability": 0.9}) for fact in FACTS]
     assert not_said(FACTS, said) == ""
-    assert not_said(FACTS, [replace(one, replayed=True, figures={}) for one in said]) == ""
+    assert not_said(FACTS, [replace(evidence, replayed=True, figures={}) for evidence in said]) == ""
 
 
 def test_a_session_from_beginning_to_end(open_session: Open, tmp_path: Path) -> None:
@@ -265,7 +265,7 @@ def test_what_compares_is_handed_the_unedited_model(open_session: Open, monkeypa
     assert seen == [(False, ids, False)]
     prompts = [record.probes[0].prompt for record in records]
     was, now = session.generate_unedited(prompts, max_new_tokens=10), session.generate(prompts, max_new_tokens=10)
-    expected = [answer_of(one, ".\n") == answer_of(other, ".\n") for one, other in zip(was, now, strict=True)]
+    expected = [answer_of(earlier, ".\n") == answer_of(later, ".\n") for earlier, later in zip(was, now, strict=True)]
     found = [observation for observation in whole.observations["generation"] if observation.metric == "unchanged"]
     assert [(observation.request_id, observation.value) for observation in found] == list(
         zip(ids, expected, strict=True)
@@ -314,7 +314,7 @@ def test_evaluators_have_settings_and_extensions_are_told_everything(open_sessio
     assert event.scores["length"] == sum(len(fact.text) for fact in FACTS[:2]) / 2
     assert found.summary.facts == {"rewrites": 2, "generation": 1}
     session.evaluate_unedited(records)
-    assert [one.phase for one in told] == ["2", "before"]
+    assert [evaluation.phase for evaluation in told] == ["2", "before"]
     assert "unchanged" in event.scores
     assert "unchanged" not in told[1].scores
 
@@ -465,8 +465,8 @@ def test_dense_changes_are_kept_and_taken_back(open_session: Open, tmp_path: Pat
     session = open_session(editor="toy-any", toy={"spoils": "dense"}, directory=tmp_path / "run")
     thin = open_session()
     base = bits(session.model)
-    for one in (session, thin):
-        one.edit(FACTS[:4], batch_size=2)
+    for opened in (session, thin):
+        opened.edit(FACTS[:4], batch_size=2)
     name = session.model.layout.weight_name(1)
     torch.testing.assert_close(session.model.weight(name), thin.model.weight(name), rtol=1e-5, atol=1e-5)
     again = open_session(editor="toy-any", toy={"spoils": "dense"}, directory=tmp_path / "run")
@@ -671,11 +671,11 @@ def test_rejected_requests_leave_what_the_others_would_have_been_alone(open_sess
         == [  # type: ignore[attr-defined]
             sorted(fact.id for fact in FACTS[:4]),
             sorted(fact.id for fact in FACTS[:3]),
-            sorted(one.id for one in kept),
+            sorted(request.id for request in kept),
         ]
     )
     assert session.requests == kept
-    assert [figure.request_id for figure in result.proposal.evidence] == [one.id for one in kept]
+    assert [figure.request_id for figure in result.proposal.evidence] == [request.id for request in kept]
     assert min(optimisations(result)) > 0
     alone = open_session()
     alone.edit(kept)
@@ -696,7 +696,7 @@ def test_withdrawn_requests_cost_nothing(open_session: Open) -> None:
     session = open_session(plugins=["gate"], settings={"gate": {"batch": 9, "withdraws": [FACTS[1].id, FACTS[2].id]}})
     first, second = session.edit(FACTS[:4], batch_size=2)
     assert (first.batch.requests, second.batch.requests) == (FACTS[:1], FACTS[3:4])
-    assert [one.reason for one in (*first.rejected, *second.rejected)] == ["not today"] * 2
+    assert [rejection.reason for rejection in (*first.rejected, *second.rejected)] == ["not today"] * 2
     assert session.requests == (FACTS[0], FACTS[3])
 
 
@@ -720,12 +720,12 @@ def test_a_batch_that_loses_all_is_rejected(open_session: Open, tmp_path: Path, 
 
 
 def test_contradictions_of_a_batch_may_be_withdrawn(open_session: Open) -> None:
-    other = FACTS[0].model_copy(update={"target_new": "Vienna", "id": "other"})
+    contradiction = FACTS[0].model_copy(update={"target_new": "Vienna", "id": "other"})
     session = open_session(plugins=["gate"], settings={"gate": {"withdraws": ["other"]}})
-    [result] = session.edit([FACTS[0], other])
-    assert (result.batch.requests, [rejection.request for rejection in result.rejected]) == (FACTS[:1], [other])
+    [result] = session.edit([FACTS[0], contradiction])
+    assert (result.batch.requests, [rejection.request for rejection in result.rejected]) == (FACTS[:1], [contradiction])
     with pytest.raises(RequestError, match="contradict each other"):
-        open_session().edit([FACTS[0], other])
+        open_session().edit([FACTS[0], contradiction])
 
 
 @pytest.mark.parametrize("when", ["withdraws", "rejects"])
@@ -741,7 +741,7 @@ def test_a_rejected_batch_names_its_requests(open_session: Open) -> None:
     session = open_session(plugins=["first", "gate"], settings={"gate": {"batch": 0}})
     session.edit(FACTS[:2])
     found = session.ledger.batches[0].all_rejected
-    assert [(one.request, one.by, one.reason) for one in found] == [
+    assert [(rejection.request, rejection.by, rejection.reason) for rejection in found] == [
         (fact, "gate", "it looks odd") for fact in FACTS[:2]
     ]
     assert found[0].figures["oddness"] == 0.75

@@ -68,13 +68,13 @@ def test_a_second_store_reads_what_the_first_computed(corpus_file: Path) -> None
 
 
 def test_everything_that_changes_the_answer_changes_the_file(corpus_file: Path) -> None:
-    model, other = tiny_model("llama"), tiny_model("llama", seed=1)
+    model, other_model = tiny_model("llama"), tiny_model("llama", seed=1)
     text = corpus_file.with_name("other.txt")
     text.write_text(corpus_file.read_text() + "One more line.\n")
     paths = {
         store(model, corpus_file).path(0),
         store(model, corpus_file).path(1),
-        store(other, corpus_file).path(0),
+        store(other_model, corpus_file).path(0),
         store(model, text).path(0),
         store(model, corpus_file, tokens=700).path(0),
         store(model, corpus_file, name="self").path(0),
@@ -85,10 +85,10 @@ def test_everything_that_changes_the_answer_changes_the_file(corpus_file: Path) 
 
 def test_the_models_own_text_is_the_same_for_a_seed() -> None:
     model = tiny_model("llama")
-    one, two, other = (SelfCorpus(seed).sequences(model, 300, 32) for seed in (0, 0, 1))
-    assert one.shape == (10, 32)
-    assert torch.equal(one, two)
-    assert not torch.equal(one, other)
+    first, again, other_seed = (SelfCorpus(seed).sequences(model, 300, 32) for seed in (0, 0, 1))
+    assert first.shape == (10, 32)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other_seed)
 
 
 def test_more_layers_later_need_no_second_sample(corpus_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,7 +121,7 @@ def test_the_key_names_what_changes_the_result(plan: Callable[..., Plan], facts:
     assert list(plan(base="toy.v_weight_decay = 0.125").trials) == [first]
     facts.write_text(facts.read_text().replace("It is known", "It is said"))
     changed.append(plan())
-    keys = {first, *(key for one in changed for key in one.trials)}
+    keys = {first, *(key for changed_plan in changed for key in changed_plan.trials)}
     assert len(keys) == 1 + len(changed)
 
 

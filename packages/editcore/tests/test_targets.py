@@ -71,10 +71,12 @@ def test_settings_of_the_loss_and_of_adam_are_the_plain_loops(changes: dict[str,
     usual = optimised(model, requests, hparams())
     settings = hparams(**changes)
     found = optimised(model, requests, settings)
-    for request, delta, other in zip(requests, found.deltas, usual.deltas, strict=True):
+    for request, delta, usual_delta in zip(requests, found.deltas, usual.deltas, strict=True):
         expected = plainly(model, request, settings)
         assert (delta - expected).norm() <= 1e-4 * expected.norm()
-        assert (delta - other).norm() > 1e-3 * expected.norm(), "the setting should matter for this to mean something"
+        assert (delta - usual_delta).norm() > 1e-3 * expected.norm(), (
+            "the setting should matter for this to mean something"
+        )
 
 
 def test_the_rows_of_a_value_are_its_contexts_and_the_essence_prompt() -> None:
@@ -309,8 +311,8 @@ def test_the_losses_over_the_vocabulary_and_their_gradient(
 ) -> None:
     monkeypatch.setattr("editcore.locate_then_edit.value_loss._LOGITS_PER_CHUNK", at_a_time)
     generator = torch.Generator().manual_seed(0)
-    logits, other = (torch.randn(5, 7, generator=generator, dtype=torch.float64) * 3 for _ in range(2))
-    labels, log_q = torch.randint(7, (scored,), generator=generator), other[scored:].log_softmax(-1)
+    logits, other_logits = (torch.randn(5, 7, generator=generator, dtype=torch.float64) * 3 for _ in range(2))
+    labels, log_q = torch.randint(7, (scored,), generator=generator), other_logits[scored:].log_softmax(-1)
     nll, drift = VocabularyLosses.apply(logits, labels, list(log_q))
     assert torch.allclose(nll, functional.cross_entropy(logits[:scored], labels, reduction="none"))
     log_p = logits[scored:].log_softmax(-1)

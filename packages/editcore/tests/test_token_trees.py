@@ -51,7 +51,7 @@ def alone(model: LanguageModel, prompt: str, target: str) -> TargetScore:
     logs = model.hf(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)
     best = [int(logs[place - 1].argmax()) for place in range(start, len(ids))]
     losses = [-float(logs[place - 1, ids[place]]) for place in range(start, len(ids))]
-    hits = sum(token == other for token, other in zip(best, ids[start:], strict=True))
+    hits = sum(token == wanted for token, wanted in zip(best, ids[start:], strict=True))
     return TargetScore(sum(losses) / len(losses), hits == len(losses), len(losses), hits, tuple(best))
 
 
@@ -68,8 +68,8 @@ def test_scores_in_trees_are_those_of_one_text_at_a_time(family: str, monkeypatc
     monkeypatch.setattr(scoring, "run_trees", counting)
     found = score_targets(model, [prompt for prompt, _ in PAIRS], [target for _, target in PAIRS])
     expected = [alone(model, *pair) for pair in PAIRS]
-    assert [one.predicted for one in found] == [one.predicted for one in expected]
-    assert [one.nll for one in found] == pytest.approx([one.nll for one in expected], abs=1e-5)
+    assert [score.predicted for score in found] == [score.predicted for score in expected]
+    assert [score.nll for score in found] == pytest.approx([score.nll for score in expected], abs=1e-5)
     nodes, without = (sum(column) for column in zip(*tokens, strict=True))
     assert nodes < 0.5 * without
 
@@ -81,7 +81,7 @@ def test_long_rows_stand_alone_beside_trees(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(model.tokenizer(pairs[-1][0])["input_ids"]) > 100
     found = score_targets(model, [prompt for prompt, _ in pairs], [target for _, target in pairs])
     expected = [alone(model, *pair) for pair in pairs]
-    assert [one.nll for one in found] == pytest.approx([one.nll for one in expected], abs=1e-5)
+    assert [score.nll for score in found] == pytest.approx([score.nll for score in expected], abs=1e-5)
 
 
 @pytest.mark.parametrize(("family", "reads"), [("llama", True), ("bloom", False), ("mpt", False), ("gpt_neo", False)])

@@ -96,9 +96,11 @@ def test_a_captures_sees_what_a_pass_from_below_sees(family: str, keep: int) -> 
     for layer in (0, 1, 2):
         found = captures.capture(dict(rows), [layer, 2] if layer < 2 else [2])
         expected = capture(model, list(rows.values()), [layer, 2] if layer < 2 else [2])
-        for one in expected:
+        for captured_layer in expected:
             for name in ("inputs", "outputs", "block_outputs"):
-                assert torch.allclose(getattr(found[one], name), getattr(expected[one], name), atol=1e-4)
+                assert torch.allclose(
+                    getattr(found[captured_layer], name), getattr(expected[captured_layer], name), atol=1e-4
+                )
         with torch.no_grad():
             model.weight(model.layout.weight_name(layer)).mul_(1.5)
     handle = model.projection(0).register_forward_hook(count)

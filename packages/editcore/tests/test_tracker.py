@@ -54,7 +54,7 @@ def test_a_run_leaves_a_line_per_event(
     done = editctl("run", "--editor", "toy", "--plugin", "jsonl", "--plugin", "gate", *options, "--set", "gate.batch=1")
     assert done.code == 0, done.err
     found = read(tmp_path / "out" / "events.jsonl")
-    assert [(one["event"], one.get("batch", one.get("phase"))) for one in found] == [
+    assert [(line["event"], line.get("batch", line.get("phase"))) for line in found] == [
         ("before_run", None),
         ("after_evaluation", "before"),
         ("before_batch", 0),
@@ -85,10 +85,10 @@ def test_a_resumed_run_goes_on_behind_a_marker(open_session: Callable[..., EditS
     path.write_bytes(b"".join(kept) + last[:20])
     open_session(tmp_path / "run").edit(requests[4:], batch_size=2)
     found = read(path)
-    batches = [(one["event"], one["batch"]) for one in found if "batch" in one]
+    batches = [(line["event"], line["batch"]) for line in found if "batch" in line]
     assert batches == [(event, n) for n in range(3) for event in ("before_batch", "before_apply", "after_batch")]
-    places = {(one["event"], one.get("batch")): one for one in found}
-    marker = [number for number, one in enumerate(found) if one["event"] == "before_run"]
+    places = {(line["event"], line.get("batch")): line for line in found}
+    marker = [number for number, line in enumerate(found) if line["event"] == "before_run"]
     assert [found[number]["resumed"] for number in marker] == [False, True]
     assert found[marker[1]]["num_edits"] == 4
     assert found[marker[1] + 1] == places["after_batch", 1]
@@ -114,7 +114,7 @@ def test_a_session_in_which_nothing_happens_leaves_no_line(
 def test_two_runs_may_share_a_file(open_session: Callable[..., EditSession], tmp_path: Path) -> None:
     for name in ("a", "b"):
         open_session(tmp_path / name, path=str(tmp_path / "all.jsonl")).edit(tiny_requests(2))
-    found = [one["event"] for one in read(tmp_path / "all.jsonl")]
+    found = [line["event"] for line in read(tmp_path / "all.jsonl")]
     assert found == ["before_run", "before_batch", "before_apply", "after_batch"] * 2
     assert not (tmp_path / "a" / "events.jsonl").exists()
 

@@ -83,7 +83,8 @@ def test_the_plain_loop_defines_it(changes: dict[str, object], cache_prefixes: b
     check_with_plain_loop(model, settings, found)
     usual = optimised(model, hparams(**{name: value for name, value in changes.items() if name in FREE}))
     assert all(
-        (delta - other).norm() > 1e-3 * delta.norm() for delta, other in zip(found.deltas, usual.deltas, strict=True)
+        (delta - usual_delta).norm() > 1e-3 * delta.norm()
+        for delta, usual_delta in zip(found.deltas, usual.deltas, strict=True)
     ), "the setting should matter for this to mean something"
 
 
@@ -148,7 +149,7 @@ def test_the_spread_over_contexts_is_the_sum_over_pairs() -> None:
     parts = spread_parts(states, groups)
     for group in (2, 4, 9):
         rows = states[groups == group]
-        pairs = [(one - other).square().sum(-1).mean() / 5 for one, other in combinations(rows, 2)]
+        pairs = [(first - second).square().sum(-1).mean() / 5 for first, second in combinations(rows, 2)]
         expected = torch.stack(pairs).sum() if pairs else torch.zeros((), dtype=torch.float64)
         torch.testing.assert_close(parts[groups == group].sum(), expected, rtol=1e-12, atol=1e-12)
 
@@ -169,7 +170,9 @@ def test_weight_on_the_spread_makes_it_smaller() -> None:
         deltas, facts = optimised(model, settings).deltas, fact_rows(model, tiny_requests(3), TEMPLATES, settings)
         for fact, delta in zip(facts, deltas, strict=True):
             rows = [(outputs_of(model, row, delta).hidden_states[3][0], row.lookup) for row in fact.contexts]
-            spreads.append(sum((one[i] - other[j]).square().sum() for (one, i), (other, j) in combinations(rows, 2)))
+            spreads.append(
+                sum((first[i] - second[j]).square().sum() for (first, i), (second, j) in combinations(rows, 2))
+            )
     assert all(weighed < 0.8 * free for free, weighed in zip(spreads[:3], spreads[3:], strict=True))
 
 

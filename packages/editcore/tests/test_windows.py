@@ -167,7 +167,9 @@ def test_every_editor_writes_short_and_long_targets_together(
     session = open_session(editor, **own)
     before = {name: tensor.clone() for name, tensor in session.model.hf.state_dict().items()}
     session.edit([LONG, *SHORT])
-    figures = {one.request_id: one.figures for entry in session.ledger.history() for one in entry.evidence}
+    figures = {
+        evidence.request_id: evidence.figures for entry in session.ledger.history() for evidence in entry.evidence
+    }
     assert figures.keys() == {LONG.id, *(request.id for request in SHORT)}
     assert [name for name, found in figures.items() if "windows" in found] == [LONG.id]
     assert all(found["said_probability"] > 0 for found in figures.values())
@@ -262,13 +264,13 @@ def test_every_editor_writes_a_fact_without_a_subject_at_the_last_token(
     row = continuation_row(session.model, SUBJECTLESS, fact_token="last")
     start, _ = outputs(session.model, row.ids)
     session.edit([SUBJECTLESS, *SHORT])
-    other = EditRequest(subject="", prompt="The young painter lives in", target_new="Rome", id="other")
-    session.edit([other])
+    painter = EditRequest(subject="", prompt="The young painter lives in", target_new="Rome", id="other")
+    session.edit([painter])
     assert session.ledger.history()[-1].builds_on == (), "two facts without a subject have none in common"
     after, _ = outputs(session.model, row.ids)
     target = (row.target_start - 1, row.targets[0])
     assert after[target] > start[target] + 0.5
-    for request in (other, SUBJECTLESS, *SHORT):
+    for request in (painter, SUBJECTLESS, *SHORT):
         session.undo(request.id)
     assert all(torch.equal(tensor, before[name]) for name, tensor in session.model.hf.state_dict().items())
 

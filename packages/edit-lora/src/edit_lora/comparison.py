@@ -90,12 +90,15 @@ class Stage:
     def worst(self) -> Compared:
         """The prompt with the worst grade, and of these the one that deviates most."""
         order = ("equal", "close", "different")
-        return max(self.compared, key=lambda one: (order.index(one.grade), one.gap or 0.0, one.deviation or 0.0))
+        return max(
+            self.compared,
+            key=lambda compared: (order.index(compared.grade), compared.gap or 0.0, compared.deviation or 0.0),
+        )
 
     @property
     def usual(self) -> float | None:
         """The median deviation; ``None`` where the server gives no log-probabilities."""
-        told = [one.deviation for one in self.compared if one.deviation is not None]
+        told = [compared.deviation for compared in self.compared if compared.deviation is not None]
         return statistics.median(told) if told else None
 
 
@@ -182,13 +185,13 @@ def _gaps(
         if ours.tokens is None or theirs.tokens is None or ours.tokens == theirs.tokens:
             continue
         pairs = list(zip(ours.tokens, theirs.tokens, strict=False))
-        place = next((place for place, (one, other) in enumerate(pairs) if one != other), None)
+        place = next((place for place, (own, served) in enumerate(pairs) if own != served), None)
         if place is None:  # one of them ends where the other writes on
             gaps[index] = 0.0 if min(len(ours.tokens), len(theirs.tokens)) else float("inf")
             continue
         parted.append((index, (*rows[index], *ours.tokens[:place]), *pairs[place]))
     if parted:
         after = log_probabilities_after(model, [row for _, row, _, _ in parted])
-        for (index, _, own, other), values in zip(parted, after, strict=True):
-            gaps[index] = max(0.0, float(values[own] - values[other]))
+        for (index, _, own, served), values in zip(parted, after, strict=True):
+            gaps[index] = max(0.0, float(values[own] - values[served]))
     return gaps

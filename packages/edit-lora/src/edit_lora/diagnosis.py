@@ -46,15 +46,17 @@ def diagnose(
         changes: what the run's adapter changes, by weight.
         base: the stage without the edits.
     """
-    told = [one for one in stage.compared if one.deviation is not None]
-    told = sorted(told, key=lambda one: -(one.deviation or 0.0))[:_PROMPTS]
+    told = [compared for compared in stage.compared if compared.deviation is not None]
+    told = sorted(told, key=lambda compared: -(compared.deviation or 0.0))[:_PROMPTS]
     if not told:
         return None
     usual = _distance(edited, told)
     with edited.unedited():
-        asked = {one.prompt.row for one in told}
+        asked = {compared.prompt.row for compared in told}
         noise = (
-            _distance(edited, [one for one in base.compared if one.prompt.row in asked]) if base is not None else 0.0
+            _distance(edited, [compared for compared in base.compared if compared.prompt.row in asked])
+            if base is not None
+            else 0.0
         )
 
         def left(tried: Changes) -> float:
@@ -101,9 +103,9 @@ def _strength(changes: Mapping[str, FactoredDelta], left: Callable[[Changes], fl
 
 def _distance(edited: EditedModel, told: Sequence[Compared]) -> float:
     """The mean difference, in nats, of the log-probabilities that the server lists."""
-    ours = log_probabilities_after(edited.model, [one.prompt.row for one in told])
+    ours = log_probabilities_after(edited.model, [compared.prompt.row for compared in told])
     differences = []
-    for values, one in zip(ours, told, strict=True):
-        listed = one.found.likeliest or {}
+    for values, compared in zip(ours, told, strict=True):
+        listed = compared.found.likeliest or {}
         differences += [abs(float(values[token]) - value) for token, value in listed.items()]
     return float(torch.tensor(differences).mean())

@@ -206,15 +206,18 @@ def print_report(report: Report) -> None:
 def _rows(stage: Stage) -> list[tuple[str, ...]]:
     rows = []
     for kind in ("fact", "neighbour", "text"):
-        part = [one for one in stage.compared if one.prompt.kind == kind]
-        told = [one.deviation for one in part if one.deviation is not None]
+        part = [compared for compared in stage.compared if compared.prompt.kind == kind]
+        told = [compared.deviation for compared in part if compared.deviation is not None]
         if part:
             rows.append(
                 (
                     f"{kind}s {_state(stage)}",
                     str(len(part)),
-                    f"{sum(one.same_text for one in part) / len(part):.1%}",
-                    *(str(sum(one.grade == grade for one in part)) for grade in ("equal", "close", "different")),
+                    f"{sum(compared.same_text for compared in part) / len(part):.1%}",
+                    *(
+                        str(sum(compared.grade == grade for compared in part))
+                        for grade in ("equal", "close", "different")
+                    ),
                     f"{max(told):.2g}" if told else "-",
                 )
             )
@@ -225,10 +228,11 @@ def _state(stage: Stage) -> str:
     return "with the edits" if stage.edited else "without"
 
 
-def _case(one: Compared) -> str:
-    deviation = "" if one.deviation is None else f", log p differs by {one.deviation:.2g}"
-    undecided = "" if one.gap is None else f"; the run prefers its token by {one.gap:.2g} nats"
-    return f"'{one.prompt.text}' → '{one.found.text}', the run says '{one.expected.text}'{deviation}{undecided}"
+def _case(compared: Compared) -> str:
+    deviation = "" if compared.deviation is None else f", log p differs by {compared.deviation:.2g}"
+    undecided = "" if compared.gap is None else f"; the run prefers its token by {compared.gap:.2g} nats"
+    said = f"'{compared.prompt.text}' → '{compared.found.text}', the run says '{compared.expected.text}'"
+    return f"{said}{deviation}{undecided}"
 
 
 def _conclusion(report: Report) -> str:

@@ -90,7 +90,7 @@ class MemoryEditor(LocateThenEdit):
         """Keys ``[facts, d_in]``, values ``[facts, d_out]`` and rows in the batch ``[facts]`` of a layer, by name."""
         name = model.layout.weight_name(layer)
         ids = [request.id for request in batch.requests]
-        rows = [row for row, one in enumerate(ids) if one in known and name in known[one].keys]
+        rows = [row for row, request_id in enumerate(ids) if request_id in known and name in known[request_id].keys]
         targets = [known[ids[row]] for row in rows]
         keys = torch.stack([target.keys[name] for target in targets])  # [facts, d_in]
         values = torch.stack([target.values[name] for target in targets])  # [facts, d_out]

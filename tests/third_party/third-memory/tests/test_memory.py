@@ -22,5 +22,5 @@ def test_a_fact_that_is_edited_again_has_its_newest_target() -> None:
     assert evidence.figures["target_loss"] == pytest.approx(score.nll, abs=1e-4)
     assert evidence.figures["slot"] == len(FIRST)
     session.undo(AGAIN.id)
-    [other] = score_targets(session.model, [AGAIN.text], [FIRST[0].target_new])
-    assert session.ledger.entries[0].evidence[0].figures["target_loss"] == pytest.approx(other.nll, abs=1e-4)
+    [first_score] = score_targets(session.model, [AGAIN.text], [FIRST[0].target_new])
+    assert session.ledger.entries[0].evidence[0].figures["target_loss"] == pytest.approx(first_score.nll, abs=1e-4)

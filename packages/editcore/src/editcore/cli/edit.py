@@ -280,7 +280,10 @@ def _show_plan(planned: PlannedEdit, record: RunRecord, directory: Path, *, dry_
         print_table(
             ("new", "active"),
             [
-                (f"{new.text} → {new.target_new}", "; ".join(f"{one.text} → {one.target_new}" for one in others))
+                (
+                    f"{new.text} → {new.target_new}",
+                    "; ".join(f"{request.text} → {request.target_new}" for request in others),
+                )
                 for new, others in planned.same_subject[:_SHOWN]
             ],
             title="Active facts about the same subjects",

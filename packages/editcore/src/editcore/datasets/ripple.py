@@ -124,16 +124,16 @@ def _inner(prompt: str) -> list[str]:
     return _OPENING.sub("", prompt, count=1).removesuffix(" is").split()
 
 
-def _longest_common(one: Sequence[str], other: Sequence[str]) -> list[str]:
+def _longest_common(first: Sequence[str], second: Sequence[str]) -> list[str]:
     """The longest run of words that two texts share; the last one of several."""
     best: list[str] = []
-    for start in range(len(one)):
-        for begin in range(len(other)):
+    for start in range(len(first)):
+        for begin in range(len(second)):
             length = 0
-            while one[start + length : start + length + 1] == other[begin + length : begin + length + 1] != []:
+            while first[start + length : start + length + 1] == second[begin + length : begin + length + 1] != []:
                 length += 1
             if length >= len(best):
-                best = list(one[start : start + length])
+                best = list(first[start : start + length])
     return best
 
 

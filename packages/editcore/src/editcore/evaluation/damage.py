@@ -186,7 +186,9 @@ class DamageEvaluator:
 
     def _fluency(self, model: LanguageModel, records: Sequence[FactRecord]) -> Iterator[tuple[str, _Value]]:
         asked = records[: self.hparams.continuations]
-        openings = [next((probe.prompt for probe in one.of_kind("generation")), one.request.text) for one in asked]
+        openings = [
+            next((probe.prompt for probe in record.of_kind("generation")), record.request.text) for record in asked
+        ]
         texts = model.generate(openings, max_new_tokens=self.hparams.continuation_tokens)
         for record, prompt, text in zip(asked, openings, texts, strict=True):
             if (entropy := ngram_entropy(text)) is not None:
@@ -215,7 +217,7 @@ def _coarse_kl(tokens: Sequence[int], logs: Sequence[float], after: Tensor) -> f
     """
     q = after[list(tokens)].tolist()
     rest_p, rest_q = (max(0.0, 1 - math.fsum(map(math.exp, values))) for values in (logs, q))
-    known = math.fsum(math.exp(one) * (one - other) for one, other in zip(logs, q, strict=True))
+    known = math.fsum(math.exp(log_p) * (log_p - log_q) for log_p, log_q in zip(logs, q, strict=True))
     tiny = 1e-12  # below it, what is left of the mass is rounding
     rest = rest_p * math.log(rest_p / max(rest_q, tiny)) if rest_p > tiny else 0.0
     return max(0.0, known + rest)

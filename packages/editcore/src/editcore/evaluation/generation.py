@@ -155,7 +155,7 @@ class GenerationEvaluator:
         records = {question.record.request.id: question.record for question in put}
         missing = [record for name, record in records.items() if name not in known]
         prefixes = known | prefix_texts(model, missing, way.prefix, seed=context.seed)
-        return [replace(one, prompt=prefixes[one.record.request.id] + one.prompt) for one in put]
+        return [replace(question, prompt=prefixes[question.record.request.id] + question.prompt) for question in put]
 
     def _generated(
         self,
@@ -293,12 +293,14 @@ def _known_prefixes(questions: Sequence[_Question], way: Way, context: Evaluatio
         metric = (_SEEN if question.metric == _UNCHANGED else question.metric) + way.suffix
         bodies.setdefault((metric, question.record.request.id), []).append(question.prompt)
     found: dict[str, str] = {}
-    for one in context.unedited or ():
-        for body in bodies.get((one.metric, one.request_id), ()):
-            if one.prompt.endswith(body):
+    for observation in context.unedited or ():
+        for body in bodies.get((observation.metric, observation.request_id), ()):
+            if observation.prompt.endswith(body):
                 # The shortest: a question may be the end of another one.
-                found[one.request_id] = min(
-                    one.prompt.removesuffix(body), found.get(one.request_id, one.prompt), key=len
+                found[observation.request_id] = min(
+                    observation.prompt.removesuffix(body),
+                    found.get(observation.request_id, observation.prompt),
+                    key=len,
                 )
     return found
 

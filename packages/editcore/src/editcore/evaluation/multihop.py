@@ -274,7 +274,11 @@ class _Judged:
         """
         chain = self.chain
         right = (any if chain.needs == "any" else all)(map(self.is_right, chain.questions))
-        of_chain = (chain.kind, chain.questions[0].prompt, " | ".join(self._answers[one] for one in chain.questions))
+        of_chain = (
+            chain.kind,
+            chain.questions[0].prompt,
+            " | ".join(self._answers[question] for question in chain.questions),
+        )
         if chain.stays:
             if known:
                 yield (_KEPT, right, *of_chain)

@@ -107,7 +107,7 @@ def _paired(measure: Measure, first: Values, second: Values) -> _Pairs:
         if shared:
             units.append(unit)
             values.append(
-                [scale * math.fsum(found[unit][one] for one in shared) / len(shared) for found in (first, second)]
+                [scale * math.fsum(found[unit][key] for key in shared) / len(shared) for found in (first, second)]
             )
     return _Pairs(tuple(units), np.array(values, dtype=np.float64).reshape(-1, 2).T)
 

@@ -208,7 +208,7 @@ def _of_locality(
     """Compared with the data set, and with the tokens that the unedited model predicted."""
     yield _observed(question, _TRUE, scored.hits / scored.num_tokens, json.dumps(predicted))
     if earlier is not None:
-        same = [one == other for one, other in zip(predicted, json.loads(earlier), strict=True)]
+        same = [token == before for token, before in zip(predicted, json.loads(earlier), strict=True)]
         yield _observed(question, _SAME, sum(same) / len(same))
 
 

@@ -96,10 +96,10 @@ def trees_of(rows: Sequence[Ids]) -> list[list[int]]:
     return groups
 
 
-def _shared(one: Ids, other: Ids) -> int:
+def _shared(first: Ids, second: Ids) -> int:
     """How many tokens two rows share at their beginning."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((place for place, (ours, theirs) in pairs if ours != theirs), min(len(one), len(other)))
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((place for place, (ours, theirs) in pairs if ours != theirs), min(len(first), len(second)))
 
 
 def run_trees(model: LanguageModel, trees: Sequence[TokenTree], where: Tensor) -> Tensor:

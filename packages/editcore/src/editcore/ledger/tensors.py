@@ -73,15 +73,15 @@ class TensorNames:
             else:
                 sorted_names.setdefault(kind if kind in _BESIDE else "change", {})[rest] = None
 
-        def one(found: Iterable[str]) -> tuple[str, ...]:
+        def shared(found: Iterable[str]) -> tuple[str, ...]:
             made = tuple(found)
             return made if same is None else same.setdefault(made, made)
 
         return cls(
-            changes=one(sorted(sorted_names.get("change", ()))),
-            known={ids[row]: (row, one(keys), one(values)) for row, (keys, values) in sorted(known.items())},
-            attachment=one(sorted_names.get("attachment", ())),
-            memory=one(sorted_names.get("memory", ())),
+            changes=shared(sorted(sorted_names.get("change", ()))),
+            known={ids[row]: (row, shared(keys), shared(values)) for row, (keys, values) in sorted(known.items())},
+            attachment=shared(sorted_names.get("attachment", ())),
+            memory=shared(sorted_names.get("memory", ())),
         )
 
 

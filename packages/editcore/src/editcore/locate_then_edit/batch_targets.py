@@ -70,7 +70,9 @@ class BatchTargets:
         row: dict[str, int] = {}
         deltas: dict[str, Tensor] = {}
         for number in sorted(rounds):
-            rows = [fact_rows(model, one, prepared.templates, hparams, windows=windows) for one in rounds[number]]
+            rows = [
+                fact_rows(model, requests, prepared.templates, hparams, windows=windows) for requests in rounds[number]
+            ]
             if number:
                 rows = [
                     [

@@ -137,7 +137,7 @@ def _evaluate(model: LanguageModel, row: TokenRow, layer: int, delta: Tensor) ->
 
 def _spread(contexts: Sequence[Tensor], layers: int | None) -> Tensor:
     """Σ over pairs of contexts of ‖h_a − h_b‖² / d_model, averaged over the first ``layers`` blocks of each."""
-    pairs = [(one - other)[:layers].square().sum(1) for one, other in combinations(contexts, 2)]
+    pairs = [(first - second)[:layers].square().sum(1) for first, second in combinations(contexts, 2)]
     return torch.stack(pairs).sum(0).mean() / contexts[0].shape[1]
 
 

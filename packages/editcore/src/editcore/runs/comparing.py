@@ -225,7 +225,7 @@ def _notes(ours: _Results, theirs: _Results) -> Iterator[str]:
     if ours.dataset.hash != theirs.dataset.hash:
         yield f"The facts are not all the same: {ours.about} and {theirs.about}."
     for name in ours.settings.keys() & theirs.settings.keys():
-        one, other = ours.settings[name], theirs.settings[name]
-        for key in sorted(one.keys() | other.keys()):
-            if one.get(key) != other.get(key):
-                yield f"{name}.{key} was {one.get(key)} and {other.get(key)}; answers may differ by that."
+        our, their = ours.settings[name], theirs.settings[name]
+        for key in sorted(our.keys() | their.keys()):
+            if our.get(key) != their.get(key):
+                yield f"{name}.{key} was {our.get(key)} and {their.get(key)}; answers may differ by that."

@@ -48,7 +48,11 @@ class Observer:
             # What is about the model as a whole is entered under any fact, also under one that is not measured now.
             spec.name: list(itertools.chain.from_iterable(self._unedited[spec.name].values()))
             if spec.about_model
-            else [one for record in records for one in self._unedited[spec.name].get(record.request.id, ())]
+            else [
+                observation
+                for record in records
+                for observation in self._unedited[spec.name].get(record.request.id, ())
+            ]
             for spec, _ in self.evaluators
         }
         return self._observed(self.evaluators, records, unedited=unedited)

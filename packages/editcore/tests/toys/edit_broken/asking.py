@@ -22,8 +22,12 @@ class Honest:
         self.hparams = hparams
 
     def evaluate(self, model: LanguageModel, records: Sequence[FactRecord], context: EvaluationContext) -> Found:
-        costs = {(one.request_id, one.prompt): one.value for one in context.unedited or () if one.metric == "cost"}
-        return [one for record in records for one in self.of_record(model, record, costs)]
+        costs = {
+            (observation.request_id, observation.prompt): observation.value
+            for observation in context.unedited or ()
+            if observation.metric == "cost"
+        }
+        return [observation for record in records for observation in self.of_record(model, record, costs)]
 
     def of_record(
         self, model: LanguageModel, record: FactRecord, costs: dict[tuple[str, str], float]

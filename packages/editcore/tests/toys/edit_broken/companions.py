@@ -78,7 +78,7 @@ class Settling(Honest):
         for request in event.batch.requests:
             first.setdefault(request.fact_key, request)
         again = [request for request in event.batch.requests if first[request.fact_key] != request]
-        return BatchAddition(withdrawn={one.id: Rejection(reason="it repeats another") for one in again})
+        return BatchAddition(withdrawn={request.id: Rejection(reason="it repeats another") for request in again})
 
 
 class Unmarked(Honest):

@@ -190,7 +190,7 @@ class Gate:
         self.seen.append(sorted(present))
         if self.hparams.rejects:
             out = [name for name in self.hparams.rejects if name in present or name == "nobody"][:1]
-            rejected = {one: Rejection(reason="unwanted", figures={"harm": 2.0}) for one in out}
+            rejected = {name: Rejection(reason="unwanted", figures={"harm": 2.0}) for name in out}
             return Verdict(action="accept", reason="fine", rejected=rejected)
         if event.batch.index != self.hparams.batch:
             return None

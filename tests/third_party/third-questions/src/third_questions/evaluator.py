@@ -21,12 +21,20 @@ class Consequences:
     ) -> list[Observation]:
         """Records in order; ``consistent`` and ``unchanged`` need what was observed of the unedited model."""
         known = context.unedited or ()
-        costs = {(one.request_id, one.prompt): one.value for one in known if one.metric == "surprise"}
-        texts = {(one.request_id, one.prompt): one.text for one in known if one.text is not None}
+        costs = {
+            (observation.request_id, observation.prompt): observation.value
+            for observation in known
+            if observation.metric == "surprise"
+        }
+        texts = {
+            (observation.request_id, observation.prompt): observation.text
+            for observation in known
+            if observation.text is not None
+        }
         return [
-            one
+            observation
             for record in records
-            for one in (*self._follows(model, record, costs), *self._elsewhere(model, record, texts, context))
+            for observation in (*self._follows(model, record, costs), *self._elsewhere(model, record, texts, context))
         ]
 
     def _follows(

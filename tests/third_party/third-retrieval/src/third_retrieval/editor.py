@@ -42,10 +42,10 @@ class RetrievalEditor:
             ),
             evidence=tuple(
                 EditEvidence(
-                    request_id=one.id,
+                    request_id=request.id,
                     replayed=row >= batch.num_new,
                     figures={"words": len(statement.split())},
                 )
-                for row, (one, statement) in enumerate(zip(batch.requests, statements, strict=True))
+                for row, (request, statement) in enumerate(zip(batch.requests, statements, strict=True))
             ),
         )

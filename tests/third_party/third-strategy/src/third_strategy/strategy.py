@@ -19,4 +19,4 @@ def in_turn(records: Sequence[EditRecord], count: int, rng: Random) -> list[Edit
         records: in the order in which they were edited; at least ``count``.
         rng: not used.
     """
-    return sorted(records, key=lambda one: (one.access_count, one.order))[:count]
+    return sorted(records, key=lambda record: (record.access_count, record.order))[:count]
