@@ -48,7 +48,7 @@ def test_statistics_hold_every_earlier_fact_and_replay_none(open_session: Open) 
     ids = [request.id for request in REQUESTS]
     assert replayed(session) == [[], [], []]
     assert [sorted(names) for names in held(session)] == [[], sorted(ids[:3]), sorted(ids[:6])]
-    assert all(key.weight == 0.01 for entry in session.ledger.entries for key in entry.held)
+    assert all(key.weight == 0.002 for entry in session.ledger.entries for key in entry.held)
 
 
 def test_requests_hold_none(open_session: Open) -> None:

@@ -137,9 +137,9 @@ def _kept(model: LanguageModel, pairs: Sequence[_Pair]) -> dict[int, TargetScore
         return {}
     known = model.answers.known(_TARGET, [_question(pair) for pair in pairs])
     found = {
-        index: TargetScore(**{**score, "predicted": tuple(score["predicted"])})
-        for index, score in enumerate(known)
-        if score is not None
+        index: TargetScore(**{**answer, "predicted": tuple(answer["predicted"])})
+        for index, answer in enumerate(known)
+        if answer is not None
     }
     model.answers.count(asked=len(pairs) - len(found), found=len(found))
     return found

@@ -25,13 +25,13 @@ def unsaid_rows(model: LanguageModel, batch: EditBatch, solved: SolvedBatch, *, 
     optimised = {name for group in solved.groups for name in group.targets.row}
     rows = [row for row, request in enumerate(batch.requests) if request.id in optimised and request.id not in but]
     requests = [batch.requests[row] for row in rows]
-    scores = score_targets(
+    found = score_targets(
         model,
         [request.text for request in requests],
         [request.target_new for request in requests],
         joins=[request.join for request in requests],
     )
-    unsaid = {request.id for request, score in zip(requests, scores, strict=True) if not score.correct}
+    unsaid = {request.id for request, target in zip(requests, found, strict=True) if not target.correct}
     sharing = {name for group in solved.groups for name, facts in group.targets.facts_of_value.items() if facts > 1}
     subjects = {request.subject_key for request in requests if request.id in unsaid & sharing}
     return [
