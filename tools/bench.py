@@ -38,8 +38,8 @@ from torch import Tensor
 EDITOR = "emmet"
 EXACT = {
     "context_count": 5, "v_contexts_per_step": None, "v_num_grad_steps": 20, "v_stop_loss": 0.0,
-    "v_stop_probability": None, "v_optimizer": "adam", "v_beta1": 0.9, "emmet_lambda": 0.0, "mom2_update_weight": 1.0,
-    "solve_rounds": 1,
+    "v_stop_probability": None, "v_final_step": False, "v_optimizer": "adam", "v_beta1": 0.9, "emmet_lambda": 0.0,
+    "mom2_update_weight": 1.0, "solve_rounds": 1,
 }  # fmt: skip
 LADDER = (
     ("the preset's contexts", {"context_count", "v_contexts_per_step"}),
