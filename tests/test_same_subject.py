@@ -29,6 +29,7 @@ from editcore.evaluation import score_targets
 from editcore.ledger.verify import verify
 from editcore.locate_then_edit import fact_rows, optimise_plainly, optimise_targets
 from editcore.locate_then_edit.shared_keys import facts_by_key
+from editcore.locate_then_edit.side_by_side import KnownOfLayer
 from editcore.models import project
 from editcore.models.catalogue import DEFAULT_MODEL, local_path
 from editcore.plugins.extensions import lifecycle
@@ -123,7 +124,7 @@ def test_a_shared_value_stops_when_its_least_likely_fact_does(cache_prefixes: bo
     threshold = math.sqrt(min(start) * max(start))  # the likeliest one is there from the start
     hparams = EmmetHParams(layers=(0,), v_num_grad_steps=8, v_stop_probability=threshold, v_final_step=False)
     rows = fact_rows(model, asked, ("{}",), hparams)
-    found = optimise_targets(model, [rows], layer=0, hparams=hparams, cache_prefixes=cache_prefixes)
+    found = optimise_targets(model, [rows], layer=0, hparams=hparams, known=KnownOfLayer(cache_prefixes=cache_prefixes))
     expected = optimise_plainly(model, asked, layer=0, templates=("{}",), hparams=hparams)
     assert min(found.steps) > 0
     for delta in found.deltas:

@@ -12,6 +12,7 @@ from editcore.locate_then_edit import Targets, fact_rows, optimise_plainly, opti
 from editcore.locate_then_edit.cached_prefixes import CachedPrefixes, prefixes_fit
 from editcore.locate_then_edit.hparams import LocateThenEditHParams
 from editcore.locate_then_edit.prepared_rows import PreparedRows, logits_with_delta, whole_rows
+from editcore.locate_then_edit.side_by_side import KnownOfLayer
 from editcore.locate_then_edit.token_rows import ESSENCE, RowName
 from editcore.locate_then_edit.value_loss import VocabularyLosses
 from editcore.models.planning import PassBudget
@@ -45,7 +46,7 @@ def test_delta_equals_the_plain_loop(family: str, cache_prefixes: bool) -> None:
     model = tiny_model(family)
     requests = tiny_requests(3)
     settings = hparams(clamp_norm_factor=1.0)
-    found = optimised(model, requests, settings, cache_prefixes=cache_prefixes)
+    found = optimised(model, requests, settings, known=KnownOfLayer(cache_prefixes=cache_prefixes))
     for request, delta in zip(requests, found.deltas, strict=True):
         expected = plainly(model, request, settings)
         assert torch.cosine_similarity(delta, expected, dim=0) >= 0.99999
@@ -283,7 +284,7 @@ def test_a_loss_that_is_not_finite_stops_with_a_sentence() -> None:
         model.projection(2).weight.fill_(float("nan"))
     sentence = "tiny-llama gives NaN or Inf for 'Marie Curie was born in' before anything is changed; .* look for NaN"
     with pytest.raises(NumericalError, match=sentence) as caught:
-        optimised(model, requests, hparams(), cache_prefixes=False)
+        optimised(model, requests, hparams(), known=KnownOfLayer(cache_prefixes=False))
     assert "v_lr" not in str(caught.value)
     with pytest.raises(NumericalError, match=r"'Marie Curie was born in' met NaN or Inf after 1 steps; .* Lower v_lr"):
         optimised(tiny_model(), requests, hparams(v_lr=1e39))

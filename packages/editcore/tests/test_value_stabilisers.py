@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import nullcontext
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ import torch
 from editcore import EditContext, HParamsError, LanguageModel, Plugins
 from editcore.locate_then_edit import FactRows, Targets, fact_rows, optimise_plainly, optimise_targets
 from editcore.locate_then_edit.hparams import LocateThenEditHParams
+from editcore.locate_then_edit.preparation import prepare
+from editcore.locate_then_edit.side_by_side import KnownOfLayer
 from editcore.locate_then_edit.targets import anchored
 from editcore.locate_then_edit.value_loss import spread_parts
 from editcore.locate_then_edit.value_norms import measure_value_norms
@@ -79,7 +82,7 @@ def check_with_plain_loop(model: LanguageModel, settings: LocateThenEditHParams,
 )
 def test_the_plain_loop_defines_it(changes: dict[str, object], cache_prefixes: bool, dtype: torch.dtype) -> None:
     model, settings = tiny_model("llama", num_layers=4, dtype=dtype), hparams(**changes)
-    found = optimised(model, settings, cache_prefixes=cache_prefixes)
+    found = optimised(model, settings, known=KnownOfLayer(cache_prefixes=cache_prefixes))
     check_with_plain_loop(model, settings, found)
     usual = optimised(model, hparams(**{name: value for name, value in changes.items() if name in FREE}))
     assert all(
@@ -277,6 +280,64 @@ def test_where_log_odds_are_linear_one_step_reaches_the_aim_by_the_least_change(
     short = start.clone()
     LogOddsSteps(short, aim=aim, longest=longest * 0 + 1e-3).step(rows, losses.detach(), gradient)
     torch.testing.assert_close((short - start)[rows].norm(dim=1), torch.full((2,), 1e-3, dtype=torch.float64))
+
+
+@given(seed=st.integers(0, 2**16))
+@hypothesis_settings(max_examples=30)
+def test_in_a_metric_a_step_is_the_least_change_as_the_metric_measures_it(seed: int) -> None:
+    """min δᵀMδ under aᵀδ = g: the equations of its Lagrange function, solved as they stand."""
+    rng = torch.Generator().manual_seed(seed)
+    root = torch.randn(5, 5, generator=rng, dtype=torch.float64)
+    metric = root @ root.T + 0.1 * torch.eye(5, dtype=torch.float64)
+    slope = torch.randn(1, 5, generator=rng, dtype=torch.float64)
+    probability = torch.tensor([0.2], dtype=torch.float64)
+    # With −log p as the loss, ∇m = −∇loss / (1 − p).
+    losses, gradient = -probability.log(), -slope * (1 - probability)
+    values, longest = torch.zeros(1, 5, dtype=torch.float64), torch.full((1,), 1e9, dtype=torch.float64)
+    steps = LogOddsSteps(values, aim=2.0, longest=longest, inverse=torch.linalg.inv(metric))
+    steps.step(torch.tensor([0]), losses, gradient)
+    gain = 2.0 - math.log(0.2 / 0.8)
+    system = torch.zeros(6, 6, dtype=torch.float64)
+    system[:5, :5], system[:5, 5], system[5, :5] = 2 * metric, slope[0], slope[0]
+    expected = torch.linalg.solve(system, torch.tensor([0.0] * 5 + [gain], dtype=torch.float64))[:5]
+    torch.testing.assert_close(values[0], expected, rtol=1e-7, atol=1e-9)
+    short = torch.zeros(1, 5, dtype=torch.float64)
+    LogOddsSteps(short, aim=2.0, longest=longest * 0 + 1e-3, inverse=torch.linalg.inv(metric)).step(
+        torch.tensor([0]), losses, gradient
+    )
+    torch.testing.assert_close(short[0], expected * 1e-3 / expected.norm(), rtol=1e-7, atol=1e-12)
+
+
+@pytest.mark.parametrize("cache_prefixes", [True, False])
+def test_the_plain_loop_defines_steps_in_a_metric(cache_prefixes: bool) -> None:
+    model, settings = tiny_model("llama", dtype=torch.float64), hparams(**LOG_ODDS, v_longest_step=2.0)
+    root = torch.randn(32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    inverse = torch.linalg.inv(root @ root.T / 32 + 0.1 * torch.eye(32, dtype=torch.float64))
+    found = optimised(model, settings, known=KnownOfLayer(cache_prefixes=cache_prefixes, inverse_metric=inverse))
+    usual = optimised(model, settings)
+    for request, delta, plain in zip(tiny_requests(3), found.deltas, usual.deltas, strict=True):
+        expected = optimise_plainly(
+            model, [request], layer=1, templates=TEMPLATES, hparams=settings, inverse_metric=inverse
+        )
+        assert (delta - expected).norm() <= 1e-4 * expected.norm()
+        assert (delta - plain).norm() > 0.1 * plain.norm()
+
+
+def test_steps_avoid_what_the_text_depends_on(corpus_file: Path) -> None:
+    model, settings = tiny_model("llama", dtype=torch.float64), hparams(**LOG_ODDS, v_text_damping=0.3)
+    context = EditContext(
+        statistics=StatisticsStore(model, CorpusOptions(name=str(corpus_file), tokens=400)),
+        trial=lambda *_: nullcontext(),
+        plugins=Plugins.load(),
+    )
+    prepared = prepare(model, settings, context, owner="test")
+    moment = context.statistics.gradient_moment(1)
+    assert moment.trace() == pytest.approx(len(moment), rel=1e-6)
+    assert list(prepared.inverse_metrics) == [1], "a block where no value is optimised has none"
+    identity = prepared.inverse_metrics[1] @ (moment + 0.3 * torch.eye(len(moment), dtype=moment.dtype))
+    torch.testing.assert_close(identity, torch.eye(len(moment), dtype=moment.dtype))
+    with pytest.raises(ValueError, match='v_text_damping changes the steps of v_optimizer = "log_odds"'):
+        hparams(v_text_damping=0.3)
 
 
 def test_a_step_aims_half_way_from_the_stop_to_certainty() -> None:

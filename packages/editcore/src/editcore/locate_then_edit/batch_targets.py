@@ -15,6 +15,7 @@ from editcore.interfaces.values import EditBatch, EditRequest, KnownTarget
 from editcore.locate_then_edit.activations import LayerActivations
 from editcore.locate_then_edit.hparams import LocateThenEditHParams
 from editcore.locate_then_edit.preparation import Prepared
+from editcore.locate_then_edit.side_by_side import KnownOfLayer
 from editcore.locate_then_edit.targets import Targets, joined_parts, optimise_targets, prefixes_can_be_cached
 from editcore.locate_then_edit.token_rows import FactRows, fact_rows
 from editcore.locate_then_edit.windows import Window, Windows, planted
@@ -88,7 +89,10 @@ class BatchTargets:
                 rows,
                 layer=layer,
                 hparams=hparams,
-                cache_prefixes=prepared.cache_prefixes[layer],
+                known=KnownOfLayer(
+                    cache_prefixes=prepared.cache_prefixes[layer],
+                    inverse_metric=prepared.inverse_metrics.get(layer),
+                ),
                 progress=context.progress,
             )
             for place, request in enumerate(request for requests in rounds[number] for request in requests):

@@ -68,6 +68,12 @@ class LocateThenEditHParams(HParams):
     takes such steps in a classifier's input."""
     v_longest_step: Annotated[float, Field(gt=0)] = 0.3
     """Longest step of ``v_optimizer = "log_odds"``, in units of ‖h₀‖."""
+    v_text_damping: Annotated[float, Field(gt=0)] | None = None
+    """Damping d of steps that avoid what the text depends on: ``v_optimizer = "log_odds"`` then steps along
+    (F + d·I)⁻¹∇m instead of ∇m, with F the second moment of the directions of the text's gradients at the projection's
+    output, whose mean eigenvalue is 1 (:mod:`editcore.second_moments.output_gradients`). Without it, values share a few
+    directions on which all text depends, such as one by which later tokens attend to a token, and hundreds of facts add
+    up along them. Left out, steps go along ∇m; so do those of ``first_token_layers``. Not in the papers."""
     v_num_grad_steps: Annotated[int, Field(ge=1, le=1000)] = 20
     """Evaluations of the value loss for a fact, and as many for each of several facts that share a value; one fewer
     steps are taken, unless ``v_final_step``. ROME, appendix E.5."""
@@ -180,6 +186,10 @@ class LocateThenEditHParams(HParams):
             )
         if self.v_optimizer == "log_odds" and self.v_stop_probability is None:
             raise ValueError('v_optimizer = "log_odds" needs a v_stop_probability to aim at, such as 0.85')
+        if self.v_text_damping is not None and self.v_optimizer != "log_odds":
+            raise ValueError(
+                f'v_text_damping changes the steps of v_optimizer = "log_odds", but v_optimizer is "{self.v_optimizer}"'
+            )
         templates = self.context_templates
         if self.v_context_factor and (self.context_count == 0 if templates is None else len(templates) == 1):
             raise ValueError("v_context_factor compares contexts, but there is only the bare prompt (context_count)")

@@ -35,8 +35,13 @@ def optimise_plainly(
     layer: int,
     templates: Sequence[str],
     hparams: LocateThenEditHParams,
+    inverse_metric: Tensor | None = None,
 ) -> Tensor:
-    """The δ of one request, or of several that share a key, ``[d_out]``: ROME (arXiv 2202.05262), eq. 4."""
+    """The δ of one request, or of several that share a key, ``[d_out]``: ROME (arXiv 2202.05262), eq. 4.
+
+    Args:
+        inverse_metric: M⁻¹ of the steps along the log-odds, ``[d_out, d_out]``; left out, the identity.
+    """
     facts = fact_rows(model, requests, templates, hparams)
     rows = facts[0]
     base = _base(model, rows.contexts[0], layer, stream=hparams.clamp_norm == "stream")  # h₀
@@ -95,8 +100,10 @@ def optimise_plainly(
             slope = -delta.grad / (1 - p)  # of the log-odds m = log(p / (1 − p))
             gain = max(log_odds_aim(hparams.v_stop_probability) - float((p / (1 - p)).log()), LEAST_GAIN)
             longest = hparams.v_longest_step * float(base.norm()) / added
+            direction = slope if inverse_metric is None else inverse_metric.to(slope) @ slope
+            direction = direction / direction.norm()
             with torch.no_grad():
-                delta.add_(slope / slope.norm() * min(gain / float(slope.norm()), longest))
+                delta.add_(direction * min(gain / float(slope @ direction), longest))
         with torch.no_grad():
             length, limit = added * delta.norm(), hparams.clamp_norm_factor * base.norm()
             if length > limit:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,8 @@ class Prepared:
     first_token: tuple[int, ...] = ()
     """Layers for facts whose lookup token is the first of all tokens; empty if such facts are treated like all
     others."""
+    inverse_metrics: Mapping[int, Tensor] = field(default_factory=dict)
+    """By layer, (F + d·I)⁻¹ of ``v_text_damping``, ``[d_out, d_out]``; empty without it."""
     cache_prefixes: dict[int, bool] = field(default_factory=dict)
     """By layer, whether the value optimisation may cache prefixes, which is tested with the first batch."""
 
@@ -95,7 +97,8 @@ def prepare(model: LanguageModel, hparams: LocateThenEditHParams, context: EditC
         )
     if first_token and min(layers) <= max(first_token):
         first_token = ()
-    return Prepared(templates, _metrics(model, layers, hparams, context), layers, first_token)
+    metrics = _metrics(model, layers, hparams, context)
+    return Prepared(templates, metrics, layers, first_token, _inverse_metrics(model, layers, hparams, context))
 
 
 def _metrics(
@@ -105,6 +108,20 @@ def _metrics(
         return context.statistics.metrics(layers)
     # C = I needs no text.
     return {layer: Metric.identity(model.layout.d_ff, device=model.place(layer)) for layer in layers}
+
+
+def _inverse_metrics(
+    model: LanguageModel, layers: Sequence[int], hparams: LocateThenEditHParams, context: EditContext
+) -> dict[int, Tensor]:
+    """(F + d·I)⁻¹ of each layer at which a value may be optimised; see ``v_text_damping``."""
+    if hparams.v_text_damping is None:
+        return {}
+    found = {}
+    for layer in sorted(set(hparams.value_layers).intersection(layers)):
+        moment = context.statistics.gradient_moment(layer)
+        damped = moment + hparams.v_text_damping * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+        found[layer] = torch.linalg.inv(damped)
+    return found
 
 
 def first_token_metric(

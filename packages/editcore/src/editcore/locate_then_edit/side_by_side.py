@@ -63,13 +63,23 @@ class OptimisedValue:
     """exp(−NLL) of the fact's target averaged over the contexts, at the last δ evaluated."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownOfLayer:
+    """What is known of the layer at which values are optimised."""
+
+    cache_prefixes: bool | None = None
+    """Whether the model's family allows :class:`CachedPrefixes`; otherwise whole rows are run. ``None``: not known."""
+    inverse_metric: Tensor | None = None
+    """M⁻¹ of the steps along the log-odds, ``[d_out, d_out]`` (:class:`LogOddsSteps`); ``None``: the identity."""
+
+
 class ValueOptimiser:
     """Optimises the values of one call, side by side.
 
     Args:
         facts: the token rows of each fact. Of the facts that share a value, the first alone has an essence row.
         values: for each value, the numbers of its facts.
-        cache_prefixes: whether the model's family allows :class:`CachedPrefixes`; otherwise whole rows are run.
+        known: of the layer; without an entry ``cache_prefixes``, whole rows are run.
     """
 
     def __init__(
@@ -80,10 +90,11 @@ class ValueOptimiser:
         *,
         layer: int,
         hparams: LocateThenEditHParams,
-        cache_prefixes: bool,
+        known: KnownOfLayer,
     ) -> None:
         self.model, self.facts, self.values, self.layer, self.hparams = model, facts, values, layer, hparams
-        self.prefixes = CachedPrefixes(model, rows_by_context(facts), layer=layer) if cache_prefixes else None
+        self.known = known
+        self.prefixes = CachedPrefixes(model, rows_by_context(facts), layer=layer) if known.cache_prefixes else None
         # h₀ comes from the bare prompt alone, of the first of a value's facts.
         seen = capture(model, [facts[members[0]].model_input(0) for members in values], [layer])[layer]
         stream = hparams.clamp_norm == "stream"
@@ -116,7 +127,7 @@ class ValueOptimiser:
         """By number of the value, log p at δ = 0 where the essence term reads it, ``[vocab]``."""
         self.budget = PassBudget.backward(model, layer)
         # For a token before the lookup token, a block keeps a key and a value, repeated for every query head.
-        self.past_share = 2 * model.layout.d_model / numbers_per_token(model) if cache_prefixes else 0.0
+        self.past_share = 2 * model.layout.d_model / numbers_per_token(model) if known.cache_prefixes else 0.0
         # Sorted by length, so that neighbours in the queue need little padding.
         self.queue = deque(sorted(range(len(values)), key=lambda value: (max(self._lengths(value)), value)))
         self.active: list[int] = []
@@ -295,7 +306,8 @@ class ValueOptimiser:
             return AdamSteps(self.deltas, lr=hparams.v_lr, betas=(hparams.v_beta1, 0.999))
         assert hparams.v_stop_probability is not None
         longest = hparams.v_longest_step * self.base.norm(dim=1) / self.added
-        return LogOddsSteps(self.deltas, aim=log_odds_aim(hparams.v_stop_probability), longest=longest)
+        aim = log_odds_aim(hparams.v_stop_probability)
+        return LogOddsSteps(self.deltas, aim=aim, longest=longest, inverse=self.known.inverse_metric)
 
     def _move(self, values: Tensor, losses: Tensor, gradient: Tensor) -> None:
         """A step, and the projection to ‖δ‖ ≤ clamp_norm_factor · ‖h₀‖."""

@@ -61,7 +61,7 @@ from editcore._util.words import counted, cut
 from editcore.interfaces.documented import documented
 from editcore.interfaces.progress import Progress, silent
 from editcore.locate_then_edit.cached_prefixes import prefixes_fit
-from editcore.locate_then_edit.side_by_side import ValueOptimiser, rows_by_context
+from editcore.locate_then_edit.side_by_side import KnownOfLayer, ValueOptimiser, rows_by_context
 from editcore.locate_then_edit.token_rows import ESSENCE, FactRows
 from editcore.locate_then_edit.windows import PlantedRow
 from editcore.models.verdicts import kept_verdict
@@ -116,13 +116,16 @@ class Targets:
         )
 
 
+_NOTHING_KNOWN = KnownOfLayer()
+
+
 def optimise_targets(
     model: LanguageModel,
     values: Sequence[Sequence[FactRows]],
     *,
     layer: int,
     hparams: LocateThenEditHParams,
-    cache_prefixes: bool | None = None,
+    known: KnownOfLayer = _NOTHING_KNOWN,
     progress: Progress = silent,
 ) -> Targets:
     """The δ of every value, at the projection of block ``layer``.
@@ -130,8 +133,8 @@ def optimise_targets(
     Args:
         values: of each value, the token rows of its facts (:func:`fact_rows`): of one fact, or of several that share a
             key. The results are in the order of the facts, one value after the other.
-        cache_prefixes: whether to cache prefixes and compute only what δ can change. If ``False``, whole rows are run,
-            and ``notes`` says so. If ``None``, :func:`prefixes_can_be_cached` decides.
+        known: of the layer. If prefixes cannot be cached, whole rows are run, and ``notes`` says so. If that is not
+            known, :func:`prefixes_can_be_cached` decides.
 
     Raises:
         NumericalError: the loss becomes NaN or Inf.
@@ -143,7 +146,9 @@ def optimise_targets(
     numbers = iter(range(len(facts)))
     members = [[next(numbers) for _ in value] for value in values]
     notes = list(_notes_on_shortened(model, facts))
-    cached = prefixes_can_be_cached(model, facts[0], layer=layer) if cache_prefixes is None else cache_prefixes
+    cached = known.cache_prefixes
+    if cached is None:
+        cached = prefixes_can_be_cached(model, facts[0], layer=layer)
     if any(isinstance(row, PlantedRow) for fact in facts for row in fact.contexts):
         cached = False  # the cached tokens would have to be run anew for every value before them
     elif cached and model.positions is not None:
@@ -155,7 +160,9 @@ def optimise_targets(
             f"{type(model.hf).__name__}: the value optimisation ran whole rows, because a prefix cache "
             "does not reproduce this model's logits."
         )
-    optimiser = ValueOptimiser(model, facts, members, layer=layer, hparams=hparams, cache_prefixes=cached)
+    optimiser = ValueOptimiser(
+        model, facts, members, layer=layer, hparams=hparams, known=replace(known, cache_prefixes=cached)
+    )
     with progress.task("optimising targets", len(facts)) as advance:
         done = optimiser.run(advance)
     del optimiser

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from editcore.interfaces.protocols import EditContext
 from editcore.interfaces.values import EditRequest
 from editcore.locate_then_edit.preparation import prepare
+from editcore.locate_then_edit.side_by_side import KnownOfLayer
 from editcore.locate_then_edit.targets import optimise_targets
 from editcore.locate_then_edit.token_rows import fact_rows
 from editcore.models.tokens import lookup_row
@@ -57,7 +58,14 @@ def measure_value_norms(
     rows = [[fact] for fact in fact_rows(model, usual, prepared.templates, hparams)]
     return {
         layer: trimmed_mean(
-            optimise_targets(model, rows, layer=layer, hparams=hparams, progress=context.progress).norms
+            optimise_targets(
+                model,
+                rows,
+                layer=layer,
+                hparams=hparams,
+                known=KnownOfLayer(inverse_metric=prepared.inverse_metrics.get(layer)),
+                progress=context.progress,
+            ).norms
         )
         for layer in hparams.value_layers
     }

@@ -45,10 +45,16 @@ class LogOddsSteps:
 
     A step has the length that m needs to reach ``aim``, if m is linear in δ: (aim − m) ∇m / ‖∇m‖². Its length is at
     most the row's entry of ``longest [n]``. DeepFool (arXiv 1511.04599) finds small changes of a classifier's input so.
+
+    With a metric M the step goes along M⁻¹∇m: of all steps that bring a linear m to the aim, it has the least δᵀMδ.
+
+    Args:
+        inverse: M⁻¹, ``[d, d]``, positive definite; left out, the identity.
     """
 
-    def __init__(self, values: Tensor, *, aim: float, longest: Tensor) -> None:
+    def __init__(self, values: Tensor, *, aim: float, longest: Tensor, inverse: Tensor | None = None) -> None:
         self.values, self.aim, self.longest = values, aim, longest
+        self.inverse = None if inverse is None else inverse.to(values)
         self.steps = torch.zeros(len(values), dtype=torch.long, device=values.device)
 
     @torch.no_grad()
@@ -59,8 +65,10 @@ class LogOddsSteps:
         missed = -torch.expm1(-losses)  # 1 − p
         slope = -gradient / missed[:, None]  # ∇m
         gain = (self.aim + losses + missed.log()).clamp_min(LEAST_GAIN)
-        norm = slope.norm(dim=1).clamp_min(1e-30)
-        self.values[rows] += (torch.minimum(gain / norm, self.longest[rows]) / norm)[:, None] * slope
+        direction = slope if self.inverse is None else slope @ self.inverse
+        direction = direction / direction.norm(dim=1, keepdim=True).clamp_min(1e-30)
+        per_length = (slope * direction).sum(1).clamp_min(1e-30)  # what m gains on a step of length 1
+        self.values[rows] += torch.minimum(gain / per_length, self.longest[rows])[:, None] * direction
 
 
 def log_odds_aim(stop_probability: float) -> float:

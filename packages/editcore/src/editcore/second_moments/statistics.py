@@ -34,6 +34,7 @@ from editcore.models.passes import stop_before
 from editcore.models.planning import PassBudget
 from editcore.second_moments.corpora import Corpus, open_corpus
 from editcore.second_moments.linalg import Metric
+from editcore.second_moments.output_gradients import gradient_moments
 
 if TYPE_CHECKING:
     from editcore.models import LanguageModel
@@ -52,6 +53,9 @@ _LONG = 10.0
 TOKENS_PER_WIDTH = 10
 """Default number of tokens per input unit. It is the smallest that works (FastMEMIT, arXiv 2506.04226); 40 works
 better."""
+
+GRADIENTS_PER_WIDTH = 6
+"""Tokens per output unit in a moment of gradients. A damped inverse needs few: F has no large eigenvalues."""
 
 
 @documented
@@ -249,6 +253,24 @@ class StatisticsStore:
             raise StatisticsError(f"'{name}' is the name of the moment's own factor; give derived tensors another.")
         place = self.model.place(layer)
         return {key: tensor.to(place) for key, tensor in self._derived(layer, name, compute).items()}
+
+    def gradient_moment(self, layer: int) -> Tensor:
+        """F of a layer (:mod:`editcore.second_moments.output_gradients`) over the beginning of the text, six tokens per
+        output unit: ``[d_out, d_out]`` float64 on the layer's device. It is kept beside the second moment of the keys.
+
+        Ask for it before the model is edited.
+
+        Raises:
+            StatisticsError: as :meth:`moments`.
+        """
+
+        def compute(_metric: Metric) -> dict[str, Tensor]:
+            length = self._sequence_length
+            text = self.corpus.sequences(self.model, self.tokens, length, progress=self.progress)
+            rows = -(-GRADIENTS_PER_WIDTH * self.model.layout.d_model // length)
+            return {"moment": gradient_moments(self.model, text[:rows], [layer], progress=self.progress)[layer]}
+
+        return self.derived(layer, f"output-gradients-{GRADIENTS_PER_WIDTH}", compute)["moment"]
 
     def _derived(
         self, layer: int, name: str, compute: Callable[[Metric], Mapping[str, Tensor]]
