@@ -12,6 +12,7 @@ import pytest
 import torch
 from editcore import EditContext, HParamsError, LanguageModel, Plugins
 from editcore.locate_then_edit import FactRows, Targets, fact_rows, optimise_plainly, optimise_targets
+from editcore.locate_then_edit.batch_targets import BatchTargets
 from editcore.locate_then_edit.hparams import LocateThenEditHParams
 from editcore.locate_then_edit.preparation import prepare
 from editcore.locate_then_edit.side_by_side import KnownOfLayer
@@ -19,6 +20,7 @@ from editcore.locate_then_edit.targets import anchored
 from editcore.locate_then_edit.value_loss import spread_parts
 from editcore.locate_then_edit.value_norms import measure_value_norms
 from editcore.locate_then_edit.value_steps import LEAST_GAIN, LogOddsSteps, log_odds_aim
+from editcore.locate_then_edit.windows import Windows
 from editcore.models.capture import capture
 from editcore.models.planning import PassBudget
 from editcore.models.tokens import TokenRow, lookup_row
@@ -336,6 +338,29 @@ def test_steps_avoid_what_the_text_depends_on(corpus_file: Path) -> None:
     assert list(prepared.inverse_metrics) == [1], "a block where no value is optimised has none"
     identity = prepared.inverse_metrics[1] @ (moment + 0.3 * torch.eye(len(moment), dtype=moment.dtype))
     torch.testing.assert_close(identity, torch.eye(len(moment), dtype=moment.dtype))
+    [request] = tiny_requests(1)
+    found = BatchTargets.of(model, [[request]], 1, settings, prepared, context, windows=Windows()).optimised
+    expected = optimise_plainly(
+        model,
+        [request],
+        layer=1,
+        templates=prepared.templates,
+        hparams=settings,
+        inverse_metric=prepared.inverse_metrics[1],
+    )
+    assert found is not None
+    assert (found.deltas[0] - expected).norm() <= 1e-4 * expected.norm()
+    without = BatchTargets.of(
+        model,
+        [[request]],
+        1,
+        hparams(**LOG_ODDS),
+        prepare(model, hparams(**LOG_ODDS), context, owner="test"),
+        context,
+        windows=Windows(),
+    ).optimised
+    assert without is not None
+    assert (without.deltas[0] - expected).norm() > 1e-2 * expected.norm(), "the setting should matter"
     with pytest.raises(ValueError, match='v_text_damping changes the steps of v_optimizer = "log_odds"'):
         hparams(v_text_damping=0.3)
 
