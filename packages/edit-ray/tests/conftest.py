@@ -22,6 +22,7 @@ def cluster() -> Iterator[str]:
         ray.init(
             num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR", _temp_dir=folder,
             object_store_memory=100_000_000,
+            _system_config={"worker_niceness": 0},  # at Ray's 15 they stand still beside the other tests
         )  # fmt: skip
         yield ray.get_runtime_context().gcs_address
     finally:
