@@ -24,7 +24,6 @@ from editcore.interfaces.history import LedgerEntry
 from editcore.ledger.ledger import Ledger
 from editcore.ledger.lines import HeaderLine
 from editcore.ledger.verify import verify
-from editcore.runs.record import RunRecord
 from editcore.runs.running_sums import keep_sums
 
 __all__ = ["main"]
@@ -42,8 +41,10 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as name:
         directory = given.into or Path(name)
-        fingerprint = "0" * 64 if given.into is None else RunRecord.read(directory).model.fingerprint
-        ledger = Ledger(directory, HeaderLine(model="smollm2-135m", fingerprint=fingerprint, editor="emmet"))
+        if given.into is None:
+            ledger = Ledger(directory, HeaderLine(model="smollm2-135m", fingerprint="0" * 64, editor="emmet"))
+        else:
+            ledger = Ledger.read(directory)
         with _timed(f"written: {given.edits} edits in batches of {given.batch_size}"):
             _build(ledger, given.edits, given.batch_size, held=given.held)
         size = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from editcore import LanguageModel
+from editcore import LanguageModel, LoadOptions, ModelError
 from editcore.models.verdicts import kept_verdict
 from editcore.testing import tiny_model
 
@@ -63,8 +63,40 @@ def test_a_model_in_memory_is_asked_every_time(load: Callable[[], LanguageModel]
 @pytest.mark.parametrize("damaged", ["", "{}", '{"about": {}, "holds": true}', "[1]"])
 def test_a_damaged_file_is_found_again(load: Callable[[], LanguageModel], tmp_path: Path, damaged: str) -> None:
     find = Asked(False)
-    kept_verdict(load(), "fits", find)
-    [path] = (tmp_path / "cache" / "verdicts").iterdir()
+    model = load()
+    others = set((tmp_path / "cache" / "verdicts").iterdir())
+    kept_verdict(model, "fits", find)
+    [path] = set((tmp_path / "cache" / "verdicts").iterdir()) - others
     path.write_text(damaged)
     assert [kept_verdict(load(), "fits", find) for _ in range(2)] == [False, False]
     assert find.times == 2
+
+
+def test_the_layout_is_checked_once_for_the_same_files(
+    load: Callable[[], LanguageModel], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    checked = []
+    monkeypatch.setattr("editcore.models.language_model.check_layout", lambda hf, layout: checked.append(layout))
+    for _ in range(3):
+        load()
+    assert len(checked) == 1
+    config = tmp_path / "tiny" / "config.json"
+    config.write_text(config.read_text().replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05'))
+    load()
+    assert len(checked) == 2
+    LanguageModel.load(tmp_path / "tiny", LoadOptions(trust_remote_code=True))
+    assert len(checked) == 3
+
+
+def test_a_layout_that_fails_is_checked_again(
+    load: Callable[[], LanguageModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_hf: object, _layout: object) -> None:
+        raise ModelError("it does not fit")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("editcore.models.language_model.check_layout", fails)
+        for _ in range(2):
+            with pytest.raises(ModelError, match="does not fit"):
+                load()
+    load()

@@ -46,6 +46,7 @@ from editcore.models.prompt_form import PLAIN, chat_form
 from editcore.models.prompt_reading import PromptReader
 from editcore.models.saving import write_folder
 from editcore.models.sources import HubModel, check_layer, hub_model, refuse_quantised
+from editcore.models.verdicts import kept_verdict
 from editcore.models.weights import Weights
 
 __all__ = ["LanguageModel"]
@@ -122,10 +123,10 @@ class LanguageModel(PromptReader):
         )
         if device is not None:
             hf = put_on(hf, device, name=name)
-        model = cls.wrap(hf, tokenizer, name=name, families=families, check=not slow)
+        model = cls.wrap(hf, tokenizer, name=name, families=families, check=False)
         if slow:
             model.compute_in_float32()
-            check_layout(hf, model.layout)
+        model._check_layout_once(own_code=options.trust_remote_code)
         model.prompt_form = form
         model._base_config = config
         model.hub = hub_model(name, getattr(hf.config, "_commit_hash", None))
@@ -161,6 +162,25 @@ class LanguageModel(PromptReader):
         if check:
             check_layout(hf, layout)
         return cls(hf, tokenizer, layout, name=name)
+
+    def _check_layout_once(self, *, own_code: bool) -> None:
+        """Check the layout, unless a model of the same weights, configuration and code has passed the check before.
+
+        Args:
+            own_code: the model's code comes with its files, and has no version.
+
+        Raises:
+            ModelError: as :func:`check_layout`.
+        """
+
+        def passes() -> bool:
+            check_layout(self.hf, self.layout)
+            return True
+
+        if own_code:
+            passes()
+        else:
+            kept_verdict(self, f"{self.layout} of {self.hf.config.to_json_string()}", passes)
 
     @property
     def cache_argument(self) -> str:
