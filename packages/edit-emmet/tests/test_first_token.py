@@ -32,13 +32,17 @@ def open_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Open:
     corpus.write_text(" ".join(request.text for request in tiny_requests(80)) * 4, encoding="utf-8")
 
     def _open(
-        *, bos: bool = False, plugins: tuple[str, ...] = (), directory: Path | None = None, **emmet: Any
+        *, bos: bool = False, replay: dict[str, Any] | None = None, directory: Path | None = None, **emmet: Any
     ) -> EditSession:
         settings = {"layers": [1], "context_templates": ["{}", "So it was. {}"], "v_num_grad_steps": 4, **emmet}
         return EditSession.open(
             tiny_model(dtype=torch.float64, tokenizer=tiny_tokenizer(bos=bos)),
             SessionConfig(
-                editor="emmet", plugins=plugins, settings={"emmet": settings}, corpus=str(corpus), corpus_tokens=2000
+                editor="emmet",
+                plugins=("replay",) if replay else (),
+                settings={"emmet": settings, "replay": replay} if replay else {"emmet": settings},
+                corpus=str(corpus),
+                corpus_tokens=2000,
             ),
             directory=directory,
         )
@@ -173,7 +177,7 @@ def test_an_undo_after_reopening_is_priced_as_the_batch_was(open_session: Open, 
 
 
 def test_replayed_facts_keep_to_their_layers_and_are_looked_up_on_what_is_below(open_session: Open) -> None:
-    session = open_session(plugins=("replay",), context_templates=["{}"])
+    session = open_session(replay={"replay_rate": 0.5}, context_templates=["{}"])
     session.edit([FIRST[0], PLAIN[0]])
     session.edit([PLAIN[1]])
     session.edit([FIRST[1]])

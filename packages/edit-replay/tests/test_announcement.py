@@ -50,6 +50,24 @@ def test_every_setting_says_what_it_means() -> None:
     assert all(setting.meaning and not setting.required for setting in settings)
 
 
+@pytest.mark.parametrize(
+    ("settings", "with_held_keys", "without"),
+    [
+        ({}, 0.0, 0.5),
+        ({"replay_rate": 0.25}, 0.25, 0.25),
+        ({"replay_rate": 0}, 0.0, 0.0),
+        ({"replay_mode": "requests"}, 0.5, 0.5),
+        ({"replay_adaptive": True}, 0.5, 0.5),
+    ],
+)
+def test_the_rate_follows_what_the_editor_can_do(
+    settings: dict[str, object], with_held_keys: float, without: float
+) -> None:
+    made = ReplayHParams.model_validate(settings)
+    assert made.rate(keys_are_held=True) == with_held_keys
+    assert made.rate(keys_are_held=False) == without
+
+
 def test_settings_survive_json() -> None:
     made = ReplayHParams(replay_rate=0.25, replay_strategy="recent", replay_importance={"capital": 2.0})
     assert ReplayHParams.model_validate_json(json.dumps(made.model_dump(mode="json"))) == made

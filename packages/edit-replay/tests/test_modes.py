@@ -11,7 +11,7 @@ import pytest
 import torch
 from edit_replay.buffer import EditRecord
 from edit_replay.extension import ReplayExtension
-from editcore import EditRequest, EditSession, NumericalError
+from editcore import EditorSpec, EditRequest, EditSession, NumericalError, Plugins
 from editcore.evaluation import score_targets
 from editcore.testing import tiny_requests
 
@@ -65,6 +65,30 @@ def test_both_hold_what_they_do_not_replay(open_session: Open) -> None:
         assert len(ours) == (2 if number else 0)
         assert not set(ours) & set(theirs)
         assert set(ours) | set(theirs) == {request.id for request in REQUESTS[: 4 * number]} & ids
+
+
+def test_left_out_the_rate_is_zero_where_all_keys_are_held(open_session: Open) -> None:
+    session = open_session(replay={"replay_mode": "both"})
+    session.edit(REQUESTS[:6], batch_size=3)
+    assert replayed(session) == [[], []]
+    assert [len(names) for names in held(session)] == [0, 3]
+
+
+def test_an_editor_that_cannot_hold_keys_gets_facts_instead(
+    open_session: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    specs = Plugins.editor
+
+    def without(plugins: Plugins, name: str) -> EditorSpec:
+        spec = specs(plugins, name)
+        return replace(spec, capabilities=replace(spec.capabilities, uses_held=False))
+
+    monkeypatch.setattr(Plugins, "editor", without)
+    session = open_session(replay={"replay_mode": "both"})
+    session.edit(REQUESTS[:6], batch_size=3)
+    assert [len(names) for names in replayed(session)] == [0, 2]
+    assert held(session) == [[], []]
+    assert "held keys" not in caplog.text
 
 
 def test_statistics_change_old_facts_less_than_no_replay(open_session: Open) -> None:

@@ -60,6 +60,11 @@ class ReplayExtension:
         self.hparams = hparams
         self.context = context
         self._strategy: Strategy = resolve(context.plugins.component(STRATEGY_KIND, hparams.replay_strategy).target)
+        keys_are_held = context.capabilities.uses_held
+        self._rate = hparams.rate(keys_are_held=keys_are_held)
+        self._holds = hparams.replay_statistics_weight > 0 and (
+            hparams.replay_mode == "statistics" or (hparams.replay_mode == "both" and keys_are_held)
+        )
         self.buffer = self._empty_buffer()
 
     @hookimpl
@@ -77,7 +82,7 @@ class ReplayExtension:
             self._choose(candidates, batch.index, batch.num_new) if self.hparams.replay_mode != "statistics" else []
         )
         held = []
-        if self.hparams.replay_mode != "requests" and self.hparams.replay_statistics_weight > 0:
+        if self._holds:
             solved_for = {record.order for record in chosen}
             held = [key for record in candidates if record.order not in solved_for for key in self._held_keys(record)]
         if not chosen and not held:
@@ -133,7 +138,7 @@ class ReplayExtension:
         return chosen
 
     def _wanted(self, num_new: int, kept: int) -> int:
-        rate = Decimal(str(self.hparams.replay_rate))  # exact; in floating point 0.55 · 100 is 55.00000000000001
+        rate = Decimal(str(self._rate))  # exact; in floating point 0.55 · 100 is 55.00000000000001
         if not self.hparams.replay_adaptive:
             return math.ceil(rate * num_new)
         wanted = math.ceil(rate * Decimal(num_new * kept).sqrt())

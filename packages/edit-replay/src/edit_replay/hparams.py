@@ -18,10 +18,11 @@ class ReplayHParams(HParams):
     replay_mode: Literal["requests", "statistics", "both"] = "both"
     """``requests``: earlier facts join the batch and are solved for again. ``statistics``: keys of earlier facts are
     added to the second moment, C + μ Σ kkᵀ, so that the update changes little at them. ``both``: a sample is solved for
-    again, and the keys of the other facts are added."""
-    replay_rate: Annotated[float, Field(ge=0)] = 0.5
+    again, and the keys of the other facts are added, if the editor can leave them alone."""
+    replay_rate: Annotated[float, Field(ge=0)] | None = None
     """Replayed facts per new fact of a batch, rounded up: 0.3 adds 3 to a batch of 10, 2 adds 20, 0 adds none. The
-    buffer size is the limit."""
+    buffer size is the limit. Left out, it is 0 in the mode ``both`` if the editor can leave the keys of earlier facts
+    alone, and 0.5 otherwise."""
     replay_adaptive: bool = False
     """Adaptive merging: the number of replayed facts also grows with the buffer. It is replay_rate · √(new facts · kept
     facts), rounded up, within ``adaptive_min`` and ``adaptive_max``: at 0.5, 5 of 10 kept facts join a batch of 10, and
@@ -58,6 +59,16 @@ class ReplayHParams(HParams):
     """A replayed fact whose value has not drifted is optimised again if its target's probability has fallen below this
     share of the probability at the end of its optimisation. 0 turns this off; above 0, replayed prompts are scored
     first."""
+
+    def rate(self, *, keys_are_held: bool) -> float:
+        """Replayed facts per new fact.
+
+        Args:
+            keys_are_held: whether the editor leaves the keys of earlier facts alone.
+        """
+        if self.replay_rate is not None:
+            return self.replay_rate
+        return 0.0 if keys_are_held and self.replay_mode == "both" and not self.replay_adaptive else 0.5
 
     @model_validator(mode="after")
     def _bounds(self) -> ReplayHParams:

@@ -12,6 +12,7 @@ from editcore.interfaces.changes import Attachment, Changes, Written
 from editcore.interfaces.documented import documented
 from editcore.interfaces.metrics import EvaluationContext, Observation
 from editcore.interfaces.progress import Progress, silent
+from editcore.interfaces.specs import Capabilities
 from editcore.interfaces.values import EditBatch, FactRecord, Proposal
 
 if TYPE_CHECKING:
@@ -92,6 +93,8 @@ class ExtensionContext:
     """Seed of everything random in the run."""
     progress: Progress = silent
     """Shows how far long work is."""
+    capabilities: Capabilities = field(default_factory=Capabilities)
+    """What the run's editor can do."""
 
 
 @documented

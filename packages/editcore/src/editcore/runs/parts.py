@@ -38,7 +38,9 @@ def make_parts(resolved: Resolved, registry: Plugins, *, seed: int, progress: Pr
         PluginError: a plugin's own code failed.
     """
     settings = resolved.settings
-    context = ExtensionContext(plugins=registry, seed=seed, progress=progress)
+    context = ExtensionContext(
+        plugins=registry, seed=seed, progress=progress, capabilities=resolved.editor.capabilities
+    )
     editor: Editor = make_target("editor", resolved.editor, settings[resolved.editor.name])
     return Parts(
         resolved=resolved,
