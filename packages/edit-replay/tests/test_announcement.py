@@ -58,14 +58,15 @@ def test_every_setting_says_what_it_means() -> None:
         ({"replay_rate": 0}, 0.0, 0.0),
         ({"replay_mode": "requests"}, 0.5, 0.5),
         ({"replay_adaptive": True}, 0.5, 0.5),
+        ({"replay_statistics_weight": 0}, 0.5, 0.5),
     ],
 )
 def test_the_rate_follows_what_the_editor_can_do(
     settings: dict[str, object], with_held_keys: float, without: float
 ) -> None:
     made = ReplayHParams.model_validate(settings)
-    assert made.rate(keys_are_held=True) == with_held_keys
-    assert made.rate(keys_are_held=False) == without
+    assert made.rate(editor_can=True) == with_held_keys
+    assert made.rate(editor_can=False) == without
 
 
 def test_settings_survive_json() -> None:

@@ -60,11 +60,9 @@ class ReplayExtension:
         self.hparams = hparams
         self.context = context
         self._strategy: Strategy = resolve(context.plugins.component(STRATEGY_KIND, hparams.replay_strategy).target)
-        keys_are_held = context.capabilities.uses_held
-        self._rate = hparams.rate(keys_are_held=keys_are_held)
-        self._holds = hparams.replay_statistics_weight > 0 and (
-            hparams.replay_mode == "statistics" or (hparams.replay_mode == "both" and keys_are_held)
-        )
+        editor_can = context.capabilities.uses_held
+        self._rate = hparams.rate(editor_can=editor_can)
+        self._holds = hparams.holds_keys(editor_can=editor_can)
         self.buffer = self._empty_buffer()
 
     @hookimpl

@@ -60,15 +60,26 @@ class ReplayHParams(HParams):
     share of the probability at the end of its optimisation. 0 turns this off; above 0, replayed prompts are scored
     first."""
 
-    def rate(self, *, keys_are_held: bool) -> float:
+    def holds_keys(self, *, editor_can: bool) -> bool:
+        """Whether the keys of earlier facts are added to the second moment.
+
+        Args:
+            editor_can: whether the editor can leave keys alone. In the mode ``statistics`` it is told of them anyway,
+                so that the run says what is ignored.
+        """
+        asked = self.replay_mode == "statistics" or (self.replay_mode == "both" and editor_can)
+        return asked and self.replay_statistics_weight > 0
+
+    def rate(self, *, editor_can: bool) -> float:
         """Replayed facts per new fact.
 
         Args:
-            keys_are_held: whether the editor leaves the keys of earlier facts alone.
+            editor_can: as above.
         """
         if self.replay_rate is not None:
             return self.replay_rate
-        return 0.0 if keys_are_held and self.replay_mode == "both" and not self.replay_adaptive else 0.5
+        held = self.replay_mode == "both" and self.holds_keys(editor_can=editor_can)
+        return 0.0 if held and not self.replay_adaptive else 0.5
 
     @model_validator(mode="after")
     def _bounds(self) -> ReplayHParams:

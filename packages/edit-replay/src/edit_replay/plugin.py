@@ -11,7 +11,7 @@ def editcore_extensions() -> list[ExtensionSpec]:
             "replay",
             "edit_replay.extension:ReplayExtension",
             hparams="edit_replay.hparams:ReplayHParams",
-            summary="Solve for earlier facts again in every batch, and keep new updates away from their keys.",
+            summary="Keep updates away from the keys of earlier facts, or solve for earlier facts again.",
         )
     ]
 
