@@ -50,8 +50,8 @@ def open_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, corpus: str) -
                 **(emmet or {}),
                 **(hparams or {}),
             },
-            # A tiny model says nothing with confidence, so that every replayed fact would be optimised anew.
-            "replay": {"replay_mode": "requests", "replay_refresh": 0.0, **(replay or {})},
+            # A tiny model says nothing with confidence, so that every replayed or asked fact would be optimised anew.
+            "replay": {"replay_mode": "requests", "replay_refresh": 0.0, "replay_asked": 0.0, **(replay or {})},
         }
         model = tiny_model(dtype=torch.float64)
         return EditSession.open(

@@ -33,6 +33,7 @@ def test_every_setting_says_what_it_means() -> None:
     assert [setting.name for setting in settings] == [
         "replay_mode",
         "replay_rate",
+        "replay_asked",
         "replay_adaptive",
         "adaptive_min",
         "adaptive_max",

@@ -38,6 +38,7 @@ from edit_replay.strategies import Strategy
 
 if TYPE_CHECKING:
     from editcore import LanguageModel, LedgerEntry
+    from editcore.evaluation import TargetScore
     from torch import Tensor
 
 __all__ = ["STRATEGY_KIND", "ReplayExtension"]
@@ -79,13 +80,15 @@ class ReplayExtension:
         chosen = (
             self._choose(candidates, batch.index, batch.num_new) if self.hparams.replay_mode != "statistics" else []
         )
+        lost = self._lost(event.model, candidates, but=chosen, batch=batch.index, num_new=batch.num_new)
+        stale = self._stale(event.model, chosen) | {record.order for record in lost}
+        chosen = [*chosen, *lost]
         held = []
         if self._holds:
             solved_for = {record.order for record in chosen}
             held = [key for record in candidates if record.order not in solved_for for key in self._held_keys(record)]
         if not chosen and not held:
             return None
-        stale = self._stale(event.model, chosen)
         return BatchAddition(
             requests=tuple(record.request for record in chosen),
             weights=(self.hparams.replay_weight,) * len(chosen),
@@ -161,6 +164,25 @@ class ReplayExtension:
             for record, success in zip(held, successes, strict=True)
             if success < self.hparams.replay_refresh * (1.0 if record.reached is None else record.reached)
         }
+
+    def _lost(
+        self,
+        model: LanguageModel,
+        candidates: Sequence[EditRecord],
+        *,
+        but: Sequence[EditRecord],
+        batch: int,
+        num_new: int,
+    ) -> list[EditRecord]:
+        """Those of the asked facts that the model does not say. Every fact is asked in turn."""
+        count = self.hparams.asked(num_new)
+        if self.hparams.replay_mode == "statistics" or count == 0 or not candidates:
+            return []
+        turns = math.ceil(len(candidates) / count)
+        chosen = {record.order for record in but}
+        asked = [record for record in candidates[batch % turns :: turns] if record.order not in chosen]
+        scores = _scores(model, asked)
+        return [record for record, score in zip(asked, scores, strict=True) if not score.correct]
 
     def _held_keys(self, record: EditRecord) -> list[HeldKey]:
         """A held key for each batch that has keys of the fact. There are several only if layers are drawn at random."""
@@ -260,14 +282,17 @@ def _strengths(model: LanguageModel, name: str, records: Sequence[EditRecord]) -
 
 def _successes(model: LanguageModel, records: Sequence[EditRecord]) -> list[float]:
     """Probability per target token, exp(−NLL), that the model gives the target of each record."""
+    return [math.exp(-score.nll) for score in _scores(model, records)]
+
+
+def _scores(model: LanguageModel, records: Sequence[EditRecord]) -> list[TargetScore]:
     requests = [record.request for record in records]
-    scores = score_targets(
+    return score_targets(
         model,
         [request.text for request in requests],
         [request.target_new for request in requests],
         joins=[request.join for request in requests],
     )
-    return [math.exp(-score.nll) for score in scores]
 
 
 def _refuse_foreign(chosen: Sequence[EditRecord], candidates: Sequence[EditRecord], count: int, name: str) -> None:

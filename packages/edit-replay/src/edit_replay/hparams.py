@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Annotated, Literal
 
 from editcore import HParams
@@ -23,6 +25,9 @@ class ReplayHParams(HParams):
     """Replayed facts per new fact of a batch, rounded up: 0.3 adds 3 to a batch of 10, 2 adds 20, 0 adds none. The
     buffer size is the limit. Left out, it is 0 in the mode ``both`` if the editor can leave the keys of earlier facts
     alone, and no setting says which facts are replayed or how much they count; and 0.5 otherwise."""
+    replay_asked: Annotated[float, Field(ge=0)] = 5.0
+    """Earlier facts that the model is asked before a batch, per new fact, rounded up: 50 before a batch of 10. Those
+    that it no longer says are optimised again and join the batch. All facts are asked in turn. 0 asks none."""
     replay_adaptive: bool = False
     """Adaptive merging: the number of replayed facts also grows with the buffer. It is replay_rate · √(new facts · kept
     facts), rounded up, within ``adaptive_min`` and ``adaptive_max``: at 0.5, 5 of 10 kept facts join a batch of 10, and
@@ -59,6 +64,10 @@ class ReplayHParams(HParams):
     """A replayed fact whose value has not drifted is optimised again if its target's probability has fallen below this
     share of the probability at the end of its optimisation. 0 turns this off; above 0, replayed prompts are scored
     first."""
+
+    def asked(self, num_new: int) -> int:
+        """Earlier facts that are asked before a batch of ``num_new`` facts."""
+        return math.ceil(Decimal(str(self.replay_asked)) * num_new)
 
     def holds_keys(self, *, editor_can: bool) -> bool:
         """Whether the keys of earlier facts are added to the second moment.
