@@ -99,6 +99,11 @@ def test_settings(refused: Callable[..., str], value: str, sentence: str) -> Non
     assert refused("--set", value).startswith(sentence)
 
 
+def test_a_setting_of_another_part_names_that_part(refused: Callable[..., str]) -> None:
+    sentence = refused("--plugin", "replay", "--set", "replay_rate=1")
+    assert sentence == "emmet has no setting 'replay_rate', but replay has: name it 'replay.replay_rate'."
+
+
 def test_a_misspelt_setting_is_guessed(refused: Callable[..., str]) -> None:
     assert refused("--set", "v_lrate=1").endswith("Did you mean 'v_lr'?")
     assert "(it has 3 blocks, 0 to 2)" in refused("--set", "layers=[3]")

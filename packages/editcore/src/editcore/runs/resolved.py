@@ -30,6 +30,8 @@ __all__ = [
     "with_metrics",
 ]
 
+_Companion = BackendSpec | ExtensionSpec | EvaluatorSpec
+
 _log = logging.getLogger(__name__)
 
 
@@ -79,8 +81,9 @@ def resolve_session(
     else:
         of_dataset = resolve_dataset(registry, dataset, config.settings, part_names=names)
     own = config.settings.get(editor.name, {})
+    companions: list[_Companion] = [backend, *extensions, *evaluators]
+    _refuse_misplaced(editor, own, companions)
     settings = {editor.name: _editor_settings(editor, config.preset, own, model_name, note)}
-    companions: list[BackendSpec | ExtensionSpec | EvaluatorSpec] = [backend, *extensions, *evaluators]
     for spec in companions:
         hparams = hparams_of(spec, config.settings.get(spec.name, {}))
         if hparams is not None:
@@ -172,7 +175,21 @@ def _refuse_unknown_sections(settings: Mapping[str, Mapping[str, Any]], named: C
             raise UnknownNameError("settings section", owner, named, hint="A section is named after what it sets.")
 
 
-def hparams_of(spec: BackendSpec | ExtensionSpec | EvaluatorSpec, given: Mapping[str, Any]) -> HParams | None:
+def _refuse_misplaced(editor: EditorSpec, own: Mapping[str, Any], companions: Sequence[_Companion]) -> None:
+    """A setting without a part's name is the editor's: say so where another part of the run has it."""
+    unknown = own.keys() - _names_of(editor)
+    for spec in companions if unknown else ():
+        for name in sorted(unknown & _names_of(spec)):
+            raise HParamsError(
+                f"{editor.name} has no setting '{name}', but {spec.name} has: name it '{spec.name}.{name}'."
+            )
+
+
+def _names_of(spec: EditorSpec | _Companion) -> set[str]:
+    return set() if spec.hparams is None else {setting.name for setting in describe(resolve(spec.hparams))}
+
+
+def hparams_of(spec: _Companion, given: Mapping[str, Any]) -> HParams | None:
     """The hyperparameters of a part; ``None`` if it has none.
 
     Raises:
