@@ -78,20 +78,30 @@ def _belongs(path: Path, home: Path) -> bool:
     return path.parent == home.parent and (path.stem == home.stem or path.stem.startswith(f"{home.stem}_"))
 
 
+@cache
+def method_in(text: str, *, is_string: bool) -> str | None:
+    spellings = {spelling for word in methods() for spelling in (word, word.upper())}
+    if not is_string:
+        return text if text in spellings else None
+    found = re.search(_WORD.format(f"(?:{'|'.join(map(re.escape, sorted(spellings)))})"), text)
+    return found[0] if found else None
+
+
+@cache
+def metrics_in(text: str, *, is_string: bool) -> list[str]:
+    return [word for word in metrics() if names(text, word, is_string=is_string)]
+
+
 def offences(path: Path, tree: ast.Module) -> list[str]:
     found = []
     for line, text, is_string in said(tree):
-        for word in methods():
-            spelt = [word, word.upper()]
-            hit = any(
-                re.search(_WORD.format(re.escape(spelling)), text) if is_string else text == spelling
-                for spelling in spelt
-            )
-            if hit:
-                found.append(f"{path}:{line} names the method {word}: {text!r:.80}")
-        for word, home in metrics().items():
-            if not _belongs(path, home) and names(text, word, is_string=is_string):
-                found.append(f"{path}:{line} names the metric {word}: {text!r:.80}")
+        if method := method_in(text, is_string=is_string):
+            found.append(f"{path}:{line} names the method {method}: {text!r:.80}")
+        found += [
+            f"{path}:{line} names the metric {metric}: {text!r:.80}"
+            for metric in metrics_in(text, is_string=is_string)
+            if not _belongs(path, metrics()[metric])
+        ]
     return found
 
 

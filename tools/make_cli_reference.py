@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
+import io
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -28,6 +29,7 @@ A bug shows its traceback.
 
 def reference() -> str:
     """The page: one section per command, in the order in which help lists them."""
+    _our_packages_alone()
     pages = [_HEAD]
     waiting: list[tuple[str, ...]] = [()]
     while waiting:
@@ -38,29 +40,29 @@ def reference() -> str:
     return "\n".join(pages)
 
 
-def _help(command: tuple[str, ...]) -> str:
-    """What ``editctl COMMAND --help`` prints with the packages of this repository alone."""
+def _our_packages_alone() -> None:
+    """Sets this process's environment: help of the packages of this repository, as wide as the page."""
     ours = {path.parent.name for path in ROOT.glob("packages/*/pyproject.toml")}
     entries = importlib.metadata.entry_points(group="editcore")
     foreign = [entry.name for entry in entries if entry.dist is None or entry.dist.name not in ours]
-    environment = {
-        **os.environ,
-        "COLUMNS": str(WIDTH),
-        "NO_COLOR": "1",
-        "EDITCORE_DISABLE_PLUGINS": ",".join(foreign),
-    }
-    code = "from editcore.cli import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", code, *command, "--help"],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        env=environment,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise SystemExit(f"editctl {' '.join(command)} --help failed:\n{done.stderr}")
-    return "".join(f"{line.rstrip()}\n" for line in done.stdout.strip().splitlines())
+    os.environ.update(COLUMNS=str(WIDTH), NO_COLOR="1", EDITCORE_DISABLE_PLUGINS=",".join(foreign))
+
+
+def _help(command: tuple[str, ...]) -> str:
+    """What ``editctl COMMAND --help`` prints."""
+    from editcore.cli import main as editctl
+
+    given, sys.argv = sys.argv, ["editctl", *command, "--help"]
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            editctl()
+    except SystemExit as end:
+        if end.code:
+            raise SystemExit(f"editctl {' '.join(command)} --help failed") from end
+    finally:
+        sys.argv = given
+    return "".join(f"{line.rstrip()}\n" for line in printed.getvalue().strip().splitlines())
 
 
 def _subcommands(text: str) -> list[str]:
