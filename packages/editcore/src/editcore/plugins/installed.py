@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import Distribution, EntryPoint
+from importlib.metadata import EntryPoint, PackageMetadata
 from typing import Literal, TypeVar, cast
 
 import pluggy
@@ -64,14 +64,16 @@ class InstalledPlugin:
 
     def __init__(self, entry_point: EntryPoint, *, editcore_version: str, blocked: bool) -> None:
         self.name = entry_point.name
-        self.distribution = entry_point.dist.name if entry_point.dist else "unknown"
-        self.version = entry_point.dist.version if entry_point.dist else ""
+        # Read once: a distribution reads and parses its file at each of name, version and requires.
+        metadata = entry_point.dist.metadata if entry_point.dist else None
+        self.distribution = metadata["Name"] if metadata is not None else "unknown"
+        self.version = metadata["Version"] if metadata is not None else ""
         self._problems: list[str] = []
         self._offers: dict[str, tuple[Spec, ...]] = {}
         self._not_imported: tuple[Status, str] | None = None
         if blocked:
             self._not_imported = ("blocked", f"named in {DISABLE_VARIABLE}")
-        elif reason := _incompatibility(entry_point.dist, editcore_version):
+        elif reason := _incompatibility(metadata, editcore_version):
             self._not_imported = ("incompatible", reason)
         self._hooks = None if self._not_imported else self._import(entry_point)
 
@@ -121,7 +123,7 @@ class InstalledPlugin:
             self._problems.append(prefix + str(error))
 
 
-def _incompatibility(distribution: Distribution | None, version: str) -> str:
+def _incompatibility(metadata: PackageMetadata | None, version: str) -> str:
     """Why a distribution does not fit this editcore, and what would work; empty if it may be used.
 
     The requirement is the one that installers read (``Requires-Dist``). pip leaves a plugin in place when editcore is
@@ -129,7 +131,7 @@ def _incompatibility(distribution: Distribution | None, version: str) -> str:
     """
     from packaging.requirements import InvalidRequirement, Requirement
 
-    lines = (distribution.requires or []) if distribution else []
+    lines = (metadata.get_all("Requires-Dist") or []) if metadata is not None else []
     for line in filter(_REQUIRES_EDITCORE.match, lines):
         try:
             requirement = Requirement(line)
