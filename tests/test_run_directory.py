@@ -37,7 +37,7 @@ def command(tiny_folder: Path, tiny_facts: Path, tiny_corpus: Path) -> list[obje
         "run", "--editor", "emmet", "--plugin", "replay", "--model", tiny_folder, "--dataset", tiny_facts,
         "--corpus", tiny_corpus, "--corpus-tokens", 2000, "--batch-size", BATCH, "--seed", 3,
         "--set", "layers=[1]", "--set", "v_num_grad_steps=3", "--set", "context_count=2",
-        "--set", "context_length=3", "--set", "replay.replay_rate=0.5",
+        "--set", "context_length=3", "--set", "replay.replay_rate=0.5", "--set", "replay.replay_asked=0",
     ]  # fmt: skip
 
 

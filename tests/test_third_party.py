@@ -602,7 +602,7 @@ def test_lora_leaves_attachments_beside_the_model(world: World, case: Case, tmp_
 # A strategy of theirs for somebody else's extension
 
 
-IN_TURN = ("--plugin", "replay", "--set", "replay.replay_strategy=in-turn")
+IN_TURN = ("--plugin", "replay", "--set", "replay.replay_asked=0", "--set", "replay.replay_strategy=in-turn")
 
 
 @pytest.fixture(scope="module")

@@ -84,7 +84,7 @@ def open_session(
         if "trust" in plugins:
             settings["trust"] = {**loose, **(trust or {})}
         if "replay" in plugins:
-            settings["replay"] = {"replay_rate": 0.5}
+            settings["replay"] = {"replay_rate": 0.5, "replay_asked": 0}
         return EditSession.open(
             copy.deepcopy(base),
             SessionConfig(

@@ -32,7 +32,7 @@ def open_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Open:
                 plugins=["replay"],
                 settings={
                     "emmet": {"layers": [1], "context_templates": ["{}"], "v_num_grad_steps": 2},
-                    "replay": {"replay_strategy": "in-turn"},
+                    "replay": {"replay_strategy": "in-turn", "replay_asked": 0},
                 },
                 corpus=str(corpus),
                 corpus_tokens=1024,
